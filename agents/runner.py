@@ -1,0 +1,106 @@
+"""What runs in an agent's process: find its program, run it, report its end.
+
+init has this module loaded before it forks, so an agent starts without loading anything.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from aios.syscalls.errors import AiosError, KernelGone, NoProgram
+
+from .agent import Agent
+from .sdk import Aios, connect
+
+REGISTRY = "aios.examples"  # a bare name is a module in here
+
+
+def registered() -> dict[str, str]:
+    """The names that `resolve` knows without a path, and one line about each."""
+    spec = importlib.util.find_spec(REGISTRY)
+    found = {}
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for path in sorted(Path(folder).glob("[a-z]*.py")):
+            first = path.read_text().partition("\n")[0]
+            found[path.stem] = first.strip('"').strip()
+    return found
+
+
+def resolve(program: str) -> str:
+    """The path of a program: a registered name, a .py file, or an executable.
+
+    Raises:
+        NoProgram: there is no such thing, or it cannot be run.
+    """
+    if "/" not in program and not program.endswith(".py"):
+        names = registered()
+        if program not in names:
+            raise NoProgram(f"no agent is registered as {program!r}", "known: " + ", ".join(names))
+        spec = importlib.util.find_spec(f"{REGISTRY}.{program}")
+        if spec is None or spec.origin is None:
+            raise NoProgram(f"the agent {program!r} has no file")
+        return spec.origin
+    path = Path(program)
+    if not path.is_absolute():
+        raise NoProgram(f"{program} is a relative path", "give the absolute path")
+    if not path.is_file():
+        raise NoProgram(f"there is no file {program}")
+    if path.suffix != ".py" and not os.access(path, os.X_OK):
+        raise NoProgram(f"{program} is neither a .py file nor executable")
+    return program
+
+
+def load(path: str) -> type[Agent]:
+    """The one Agent subclass that the file at `path` defines.
+
+    Raises:
+        NoProgram: it defines none, or several.
+    """
+    spec = importlib.util.spec_from_file_location("aios_agent", path)
+    if spec is None or spec.loader is None:
+        raise NoProgram(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Agent) and value.__module__ == spec.name
+    ]
+    if len(found) != 1:
+        raise NoProgram(
+            f"{path} defines {len(found)} agents, not one", "subclass aios.agents.Agent"
+        )
+    return found[0]
+
+
+def main() -> int:
+    """Run the program that the kernel names in its welcome; its exit code."""
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    aios = connect()
+    code, result = _run(aios)
+    try:
+        aios.exit(code, result)
+    except KernelGone:
+        print("the kernel went away before the agent's end", file=sys.stderr)
+    except AiosError as error:  # the result is too big, or is nothing that msgpack has
+        print(f"the result cannot be reported: {error}", file=sys.stderr)
+        code = 1
+        aios.exit(code, {"error": str(error)})
+    return code
+
+
+def _run(aios: Aios) -> tuple[int, Any]:
+    try:
+        agent = load(resolve(aios.welcome.program))(aios)
+        return 0, agent.run(aios.welcome.task)
+    except SystemExit as leave:
+        return (leave.code if isinstance(leave.code, int) else int(leave.code is not None)), None
+    except BaseException as error:  # noqa: BLE001 (whatever it is, its parent gets to know)
+        traceback.print_exc()
+        return 1, {"error": f"{type(error).__name__}: {error}"}

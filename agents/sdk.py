@@ -1,0 +1,265 @@
+"""The SDK: every system call as a typed method.
+
+from aios.agents import connect
+
+with connect() as aios:
+    for piece in aios.generate("Why is the sky blue?", max_tokens=64, seed=1):
+        print(piece, end="", flush=True)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+import msgspec
+
+from aios.syscalls import table as t
+from aios.syscalls.errors import AiosError, KernelGone
+
+from .client import Connection, Pending, say_hello
+
+R = TypeVar("R")
+Prompt = str | Sequence[dict[str, str]] | Sequence[int]
+
+
+def connect(home: Path | None = None, name: str | None = None) -> Aios:
+    """Open a connection to the kernel of `home` (AIOS_HOME, or the user's own).
+
+    In an agent this speaks for the agent; elsewhere for a person, listed as `name`.
+
+    Raises:
+        KernelGone: no kernel answers there.
+    """
+    connection, welcome = say_hello(home, name)
+    return Aios(connection, msgspec.convert(welcome, t.Welcome))
+
+
+class Generation:
+    """An answer in the making. Iterate it for pieces of text; the rest waits for its end.
+
+    Raises, from either: LimitReached, ContextFull, CoreFailed and other AiosErrors.
+    """
+
+    def __init__(self, aios: Aios, pending: Pending) -> None:
+        self._aios = aios
+        self._pending = pending
+        self._result: t.Result | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        for piece in self.pieces():
+            if piece.text:
+                yield piece.text
+
+    def pieces(self) -> Iterator[t.Piece]:
+        """Token by token, with ids and log probabilities."""
+        for body in self._pending:
+            yield msgspec.convert(body, t.Piece)
+        self.result()
+
+    def result(self) -> t.Result:
+        if self._result is None:
+            self._result = msgspec.convert(self._pending.wait(), t.Result)
+        return self._result
+
+    def cancel(self) -> None:
+        """Stop at the next token; the result then holds what there is."""
+        self._aios.cancel(self._pending.id)
+
+    @property
+    def text(self) -> str:
+        return self.result().text
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.result().tokens
+
+    @property
+    def finish(self) -> t.Finish:
+        return self.result().finish
+
+    @property
+    def usage(self) -> t.Usage:
+        return self.result().usage
+
+    @property
+    def timings(self) -> t.Timings:
+        return self.result().timings
+
+    @property
+    def digest(self) -> str | None:
+        return self.result().digest
+
+
+class Context:
+    """An open context: what enters it stays, until it is closed."""
+
+    def __init__(self, aios: Aios, ctx: int) -> None:
+        self._aios = aios
+        self.id = ctx
+
+    def append(self, prompt: Prompt, *, raw: bool = False) -> t.Appended:
+        return self._aios.append(self.id, prompt, raw=raw)
+
+    def generate(
+        self, prompt: Prompt | None = None, *, raw: bool = False, **options: Any
+    ) -> Generation:
+        """Append `prompt`, if any, and generate; `options` are the fields of llm.generate."""
+        return self._aios.generate(prompt, ctx=self.id, raw=raw, **options)
+
+    def close(self) -> None:
+        self._aios.close_context(self.id)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Aios:
+    """One connection to the kernel; not for several threads at once."""
+
+    def __init__(self, connection: Connection, welcome: t.Welcome) -> None:
+        self.connection = connection
+        self.welcome = welcome
+        self.pid = welcome.pid
+
+    def start(self, name: str, /, **args: Any) -> Pending:
+        """Any system call by its name, without waiting for it."""
+        return self.connection.start(name, {k: v for k, v in args.items() if v is not None})
+
+    def _call(self, reply: type[R], call: str, /, **args: Any) -> R:
+        return msgspec.convert(self.start(call, **args).wait(), reply)
+
+    # --- process --------------------------------------------------------------------------------
+
+    def spawn(
+        self, program: str, task: Any = None, *, args: Sequence[str] = (), name: str | None = None,
+        limits: dict[str, Any] | None = None, nice: int | None = None, cwd: str | None = None,
+    ) -> int:  # fmt: skip
+        """Start an agent; its pid."""
+        spawned = self._call(
+            t.Spawned, "proc.spawn", program=program, task=task, args=list(args), name=name,
+            limits=limits, nice=nice, cwd=cwd,
+        )  # fmt: skip
+        return spawned.pid
+
+    def exit(self, code: int = 0, result: Any = None) -> None:
+        self._call(t.Done, "proc.exit", code=code, result=result)
+
+    def wait(self, pid: int | None = None, timeout: float | None = None) -> t.Exited:
+        return self._call(t.Exited, "proc.wait", pid=pid, timeout=timeout)
+
+    def kill(self, pid: int, signal: t.Signal = "TERM") -> None:
+        self._call(t.Done, "proc.kill", pid=pid, signal=signal)
+
+    def nice(self, nice: int, pid: int | None = None) -> int:
+        return self._call(t.NiceReply, "proc.nice", nice=nice, pid=pid).nice
+
+    def limits(self, pid: int | None = None, limits: dict[str, Any] | None = None) -> t.Limits:
+        return self._call(t.Limits, "proc.limits", pid=pid, limits=limits)
+
+    def ps(self, *, all: bool = False) -> list[t.ProcessInfo]:
+        return self._call(list[t.ProcessInfo], "proc.ps", all=all)
+
+    def whoami(self) -> t.ProcessInfo:
+        return self._call(t.ProcessInfo, "proc.whoami")
+
+    def log(self, pid: int, offset: int = 0, wait: float = 0.0) -> t.LogPart:
+        return self._call(t.LogPart, "proc.log", pid=pid, offset=offset, wait=wait)
+
+    # --- llm ------------------------------------------------------------------------------------
+
+    def open(self, system: str | None = None) -> Context:
+        return Context(self, self._call(t.Opened, "llm.open", system=system).ctx)
+
+    def append(self, ctx: int, prompt: Prompt, *, raw: bool = False) -> t.Appended:
+        return self._call(t.Appended, "llm.append", ctx=ctx, **as_input(prompt, raw))
+
+    def generate(
+        self,
+        prompt: Prompt | None = None,
+        *,
+        ctx: int | None = None,
+        raw: bool = False,
+        **options: Any,
+    ) -> Generation:
+        """Generate an answer to `prompt`: a user's message, a list of messages or of token ids.
+
+        With `raw`, a string is text to go on from, outside the chat template. `options` are the
+        fields of llm.generate: max_tokens, temperature, seed, stop, digest, ...
+        """
+        given = {} if prompt is None else as_input(prompt, raw)
+        return Generation(self, self.start("llm.generate", ctx=ctx, **given, **options))
+
+    def cancel(self, call: int) -> bool:
+        return self._call(t.Cancelled, "call.cancel", call=call).found
+
+    def tokenize(self, prompt: str | Sequence[dict[str, str]], *, raw: bool = True) -> list[int]:
+        return self._call(t.Tokens, "llm.tokenize", **as_input(prompt, raw)).tokens
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        return self._call(t.Text, "llm.detokenize", tokens=list(tokens)).text
+
+    def close_context(self, ctx: int) -> None:
+        self._call(t.Done, "llm.close", ctx=ctx)
+
+    # --- messages -------------------------------------------------------------------------------
+
+    def send(self, to: int | str, body: Any) -> None:
+        self._call(t.Done, "msg.send", to=to, body=body)
+
+    def recv(self, sender: int | None = None, timeout: float | None = None) -> t.Mail:
+        return self._call(t.Mail, "msg.recv", sender=sender, timeout=timeout)
+
+    # --- kernel ---------------------------------------------------------------------------------
+
+    def status(self) -> t.Status:
+        return self._call(t.Status, "kernel.status")
+
+    def stats(self) -> t.Stats:
+        return self._call(t.Stats, "kernel.stats")
+
+    def events(
+        self, *kinds: Literal["process", "generation", "core", "policy"]
+    ) -> Iterator[t.Event]:
+        """What happens, as it happens."""
+        for body in self.start("kernel.events", kinds=list(kinds)):
+            yield msgspec.convert(body, t.Event)
+
+    def policy(self, policy: str | None = None, quantum: int | None = None) -> t.Policy:
+        return self._call(t.Policy, "kernel.policy", policy=policy, quantum=quantum)
+
+    def check(self) -> list[str]:
+        return self._call(t.CheckReport, "kernel.check").problems
+
+    def stop(self) -> None:
+        self._call(t.Done, "kernel.stop")
+
+    def close(self) -> None:
+        """End the connection; a client's process row ends with it."""
+        self.connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        if self.welcome.kind == "client" and not isinstance(error, KernelGone):
+            self.start("proc.exit")
+        self.close()
+
+
+def as_input(prompt: Prompt, raw: bool) -> dict[str, Any]:
+    """The fields of llm.append that hold `prompt`."""
+    if isinstance(prompt, str):
+        return {"text": prompt} if raw else {"messages": [{"role": "user", "content": prompt}]}
+    items = list(prompt)
+    return {"tokens": items} if items and isinstance(items[0], int) else {"messages": items}
+
+
+__all__ = ["Aios", "AiosError", "Context", "Generation", "connect"]

@@ -1,0 +1,32 @@
+"""The kernel process: `python -m aios.kernel CONFIG`, started by init with its link at fd 3."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+import msgspec
+
+from aios.syscalls.errors import AiosError
+
+from .boot import Kernel
+from .config import Config
+from .init import FATAL, TOKEN_FD
+
+
+def main() -> int:
+    # Ctrl-C and TERM are init's: it tells the kernel to wind up.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    config = msgspec.json.decode(sys.argv[1], type=Config)
+    try:
+        kernel = Kernel(config, TOKEN_FD)
+    except AiosError as error:
+        print(f"kernel: {error}", file=sys.stderr)
+        return FATAL
+    kernel.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""Builds the kernel, one line a part, and ties the parts to the loop."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable
+
+from aios.syscalls.errors import Cancelled
+
+from .config import Config
+from .context import ContextManager
+from .core.protocol import Drop
+from .core_link import CORE_KEY, CoreLink, core_endpoint
+from .generation import Generations
+from .handlers import handlers
+from .init_protocol import Gone, Paused, Started, StartFailed, ToKernel, WindUp
+from .lifecycle import Lifecycle
+from .loop import Loop
+from .message import Mailroom
+from .process import ProcessTable
+from .prompt import Prompts
+from .scheduler import Scheduler
+from .stats import EventLog, Statistics
+from .trap import Trap
+
+SWEEP = 0.1  # seconds between two looks at limits, figures and logs
+
+
+class Kernel:
+    """All parts of the kernel. Raises HomeBusy where another kernel listens already."""
+
+    def __init__(self, config: Config, init_fd: int) -> None:
+        self.config = config
+        self.boot = secrets.token_hex(8)
+        self.os_pid = os.getpid()
+        self.began = time.monotonic()
+        self.loop = loop = Loop(config.endpoint, core_endpoint(config), init_fd)
+        self.stats = Statistics()
+        self.events = EventLog()
+        self.table = ProcessTable(config.agents, config.clients, config.dead)
+        self.contexts = ContextManager(lambda ctx: loop.send_core(Drop(ctx)))
+        self.scheduler = Scheduler(config.policy, config.quantum)
+        self.prompts = Prompts(self.contexts, loop.ask_core)
+        self.generations = Generations(
+            self.scheduler, self.contexts, self.prompts, self.stats, self.events, loop.send_core
+        )
+        self.core = CoreLink(config, loop, self.generations, self.events, loop.send_init)
+        self.lifecycle = Lifecycle(
+            config, self.boot, self.table, self.contexts, self.generations, self.events,
+            loop.send_init, loop.after,
+        )  # fmt: skip
+        self.mailroom = Mailroom(loop.after)
+        self.trap = Trap(self.table, handlers(self), loop.send, self.lifecycle.hello)
+        self.lifecycle.trap = self.trap
+        loop.on_call = self.trap.receive
+        loop.on_lost = self._lost
+        loop.on_init = self._from_init
+        loop.on_report = self.core.report
+        loop.on_encoded = self.prompts.answered
+        loop.on_text_ready = self.prompts.ask_again
+
+    def run(self) -> None:
+        """Serve until the system is stopped."""
+        self.core.start()
+        self.loop.every(SWEEP, self.lifecycle.sweep)
+        self.loop.run()
+        self.loop.close()
+
+    def _lost(self, route: bytes, why: str) -> None:
+        session = self.trap.sessions.get(route)
+        if session is not None:
+            self.lifecycle.lost(session, why)
+
+    def _from_init(self, frame: ToKernel) -> None:
+        match frame:
+            case Started(key) if key == CORE_KEY:
+                self.core.started(frame)
+            case Started():
+                self.lifecycle.started(frame)
+            case StartFailed():
+                self.lifecycle.start_failed(frame)
+            case Gone(os_pid) if os_pid == self.loop.core_pid:
+                self.core.gone(frame)
+            case Gone():
+                self.lifecycle.gone(frame)
+            case Paused():
+                self.lifecycle.paused(frame)
+            case WindUp():
+                self.wind_up(lambda: None)
+
+    def wind_up(self, then: Callable[[], None]) -> None:
+        """End every agent; then answer whoever asked for it, and end."""
+
+        def empty() -> None:
+            self.lifecycle.on_empty = None
+            then()
+            for process in list(self.table.live()):
+                self.trap.end_calls(process, Cancelled("the system stops"))
+            self.loop.running = False
+
+        if self.lifecycle.on_empty is not None:
+            return
+        self.lifecycle.on_empty = empty
+        for process in self.lifecycle.agents_alive():
+            self.lifecycle.terminate(process, "system stops")
+        if not self.lifecycle.agents_alive():
+            empty()
+
+    def check(self) -> list[str]:
+        """Every invariant that is broken now, in words; none when all is well."""
+        live = list(self.table.live())
+        return [
+            *self.table.check(),
+            *self.contexts.check(live),
+            *self.generations.check(),
+            *self.lifecycle.check(),
+            *self.trap.check(),
+        ]

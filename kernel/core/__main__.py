@@ -1,0 +1,99 @@
+"""The process of an LLM core: two sockets to the kernel, one for work and one for text.
+
+    python -m aios.kernel.core CONFIG    (a CoreConfig as JSON)
+
+Work: commands in, a report after each step. Text: tokenizing runs in a thread of its own, since
+llama_decode lets go of the interpreter; so it waits for no step.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import zmq
+
+from aios.syscalls.errors import AiosError
+from aios.syscalls.table import ModelInfo
+
+from .batcher import Batcher
+from .certify import certify
+from .llama import Engine
+from .protocol import Drop, Failed, Halt, Ready, Run, decode_command, decode_question, encode
+from .text import answer
+
+
+class CoreConfig(msgspec.Struct, frozen=True):
+    endpoint: str
+    model: str
+    slots: int
+    window: int
+    threads: int
+    exact: bool
+    snapshot_bytes: int
+
+
+def main() -> int:
+    config = msgspec.json.decode(sys.argv[1], type=CoreConfig)
+    context: zmq.Context[Any] = zmq.Context()
+    work = context.socket(zmq.DEALER)
+    work.connect(config.endpoint)
+    try:
+        engine = Engine(
+            Path(config.model), slots=config.slots, window=config.window, threads=config.threads
+        )
+    except AiosError as error:
+        work.send(encode(Failed(error.to_wire())))
+        context.term()  # lingers until the kernel has it
+        return 1
+    certified, cost = certify(engine)
+    work.send(encode(Ready(_model_info(engine, certified, cost))))
+    text = context.socket(zmq.DEALER)
+    text.connect(config.endpoint)
+    text.send(b"")  # the kernel learns where questions go
+    threading.Thread(target=serve_text, args=(text, engine), daemon=True).start()
+    serve(work, Batcher(engine, certified if config.exact else 0, config.snapshot_bytes))
+    return 0
+
+
+def _model_info(engine: Engine, certified: int, cost: float | None) -> ModelInfo:
+    return ModelInfo(
+        path=str(engine.path),
+        description=engine.description(),
+        params=engine.params,
+        size=engine.size,
+        vocab=engine.n_vocab,
+        window=engine.window,
+        certified=certified,
+        exact_cost=cost,
+        cache_bytes=engine.cache_bytes,
+        engine="llama.cpp",
+    )
+
+
+def serve(work: zmq.Socket[bytes], batcher: Batcher) -> None:
+    """Take every command that is there, move every context on by a step, report."""
+    while True:
+        while batcher.running == {} or work.poll(0):
+            command = decode_command(work.recv())
+            if isinstance(command, Run):
+                batcher.run(command)
+            elif isinstance(command, Halt):
+                batcher.halt(command)
+            elif isinstance(command, Drop):
+                batcher.drop(command.ctx)
+            if batcher.running == {} and batcher.halted:
+                break
+        work.send(encode(batcher.step()))
+
+
+def serve_text(text: zmq.Socket[bytes], engine: Engine) -> None:
+    while True:
+        text.send(encode(answer(engine, decode_question(text.recv()))))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

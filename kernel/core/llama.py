@@ -1,0 +1,342 @@
+"""The engine: one llama.cpp model and context. The only file that imports llama_cpp.
+
+A slot is a llama.cpp sequence with a KV stream of its own (`kv_unified=False`): what one sequence
+computes then depends neither on its slot nor on its neighbours, as long as three rules hold, and
+this file keeps them (ARCHITECTURE.md, "Exactness", has the measurements):
+
+- a prefill chunk is decoded alone, one `llama_decode` for one chunk;
+- a decode batch holds one token a sequence, of at most `certified` sequences;
+- llama.cpp computes only neighbouring streams together, and ggml's flash attention takes another
+  path for a stream that is alone and spans 512 cells or more (it splits the KV between threads).
+  So a sequence of over ALONE tokens without a neighbour in the batch gets company: one token in
+  the stream beside it, taken back at once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+from typing import Any
+
+import llama_cpp as ll
+import numpy as np
+import psutil
+from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+from numpy.typing import NDArray
+
+from aios.syscalls.errors import BadInput, Internal, ModelError, NoRoom
+from aios.syscalls.table import Sampling
+
+CHUNK = 64  # tokens of a prefill chunk; chunks end at its multiples, so they never depend on others
+ALONE = 256  # llama.cpp pads the span of a KV stream to 256 cells: one more token and it is 512
+COMPANY = 0  # the token that keeps a lone sequence company
+
+
+class _Log:
+    """What llama.cpp complained about last, for the error that follows."""
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+        self.callback = ll.llama_log_callback(self._take)  # ctypes: must outlive the library's use
+
+    def _take(self, level: int, text: bytes, _user: Any) -> None:
+        if level >= 3 and level != 5:
+            self.errors = [*self.errors[-4:], text.decode(errors="replace").strip()]
+
+
+_log = _Log()
+ll.llama_log_set(_log.callback, ctypes.c_void_p(0))
+
+
+def _load(path: Path) -> Any:
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise ModelError(
+            f"cannot read the model {path}: {error.strerror}", "name a GGUF file with --model"
+        ) from error
+    if magic != b"GGUF":
+        raise ModelError(f"{path} is not a GGUF file", "name a GGUF file with --model")
+    params = ll.llama_model_default_params()
+    params.n_gpu_layers = 0
+    model = ll.llama_model_load_from_file(os.fsencode(path), params)
+    if not model:
+        raise ModelError(
+            f"llama.cpp cannot load {path}: {'; '.join(_log.errors) or 'no reason given'}",
+            "the file may be truncated: compare its size with its source",
+        )
+    return model
+
+
+class Engine:
+    """`slots` sequences of up to `window` tokens each over one model; window 0 is the model's own,
+    at most 2,048. `unified` is for tests: one KV stream for all is not exact.
+
+    Raises:
+        ModelError: the file is missing, truncated or not a GGUF.
+        NoRoom: there is no memory for the KV cache.
+    """
+
+    def __init__(
+        self, path: Path, *, slots: int, window: int, threads: int, unified: bool = False
+    ) -> None:
+        ll.llama_backend_init()
+        self.path = path
+        self.slots = slots
+        self.model = _load(path)
+        self.vocab = ll.llama_model_get_vocab(self.model)
+        self.n_vocab = ll.llama_vocab_n_tokens(self.vocab)
+        self.window = window or min(ll.llama_model_n_ctx_train(self.model), 2048)
+        self.streams = max(slots, 2)
+        self.cells = self.window // 256 * 256 + 256  # at least one more than the window: company
+        self.cache_bytes = self._cache_bytes()
+        available = psutil.virtual_memory().available
+        if self.cache_bytes > available:
+            raise NoRoom(
+                f"{slots} slots of {self.window} tokens need {self.cache_bytes >> 20} MiB "
+                f"for the KV cache, {available >> 20} MiB are free",
+                "start with fewer --slots or a smaller --ctx",
+            )
+        params = ll.llama_context_default_params()
+        params.n_ctx = self.cells * self.streams
+        params.n_seq_max = self.streams
+        params.n_batch = params.n_ubatch = max(CHUNK, self.streams)
+        params.n_threads = params.n_threads_batch = threads
+        params.flash_attn_type = ll.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        params.kv_unified = unified
+        params.no_perf = True
+        self.ctx = ll.llama_init_from_model(self.model, params)
+        if not self.ctx:
+            raise NoRoom(
+                f"llama.cpp cannot make the context: {'; '.join(_log.errors)}",
+                "start with fewer --slots or a smaller --ctx",
+            )
+        self.memory = ll.llama_get_memory(self.ctx)
+        self.batch = ll.llama_batch_init(int(params.n_batch), 0, 1)
+        self.index: list[int] = []
+        self.pieces: dict[int, bytes] = {}
+        self._template: Jinja2ChatFormatter | None = None
+
+    def close(self) -> None:
+        ll.llama_batch_free(self.batch)
+        ll.llama_free(self.ctx)
+        ll.llama_model_free(self.model)
+
+    def _cache_bytes(self) -> int:
+        heads, layers = ll.llama_model_n_head(self.model), ll.llama_model_n_layer(self.model)
+        width = ll.llama_model_n_embd(self.model) // max(heads, 1)
+        per_token = 2 * 2 * width * ll.llama_model_n_head_kv(self.model) * layers  # f16 K and V
+        return int(per_token) * self.cells * self.streams
+
+    def description(self) -> str:
+        buffer = ctypes.create_string_buffer(256)
+        ll.llama_model_desc(self.model, buffer, 256)
+        return buffer.value.decode(errors="replace")
+
+    @property
+    def params(self) -> int:
+        return int(ll.llama_model_n_params(self.model))
+
+    @property
+    def size(self) -> int:
+        return int(ll.llama_model_size(self.model))
+
+    # --- vocabulary: touches no context, so another thread may call these -------------------
+
+    def tokenize(self, text: str, *, start: bool) -> list[int]:
+        """Token ids of `text`, special tokens parsed; at the `start` of a context with BOS, if the
+        model wants one and the text does not bring it."""
+        bos = self._text_of(ll.llama_vocab_bos)
+        start = start and not (bos and text.startswith(bos))
+        data = text.encode()
+        room = len(data) + 8
+        buffer = (ll.llama_token * room)()
+        count = ll.llama_tokenize(self.vocab, data, len(data), buffer, room, start, True)
+        if count < 0:
+            raise Internal(f"llama_tokenize needs {-count} places for {len(data)} bytes")
+        return list(buffer[:count])
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of one token; control tokens have none."""
+        known = self.pieces.get(token)
+        if known is None:
+            size = 64
+            while True:
+                buffer = ctypes.create_string_buffer(size)
+                count = ll.llama_token_to_piece(self.vocab, token, buffer, size, 0, False)
+                if count >= 0:
+                    break
+                size = -count
+            known = self.pieces[token] = buffer.raw[:count]
+        return known
+
+    def is_end(self, token: int) -> bool:
+        return bool(ll.llama_vocab_is_eog(self.vocab, token))
+
+    def render(self, messages: list[dict[str, str]], *, reply: bool) -> str:
+        """The chat template that the GGUF carries, over `messages`; `reply` opens an answer.
+
+        Raises:
+            BadInput: the model carries no template, or the template refuses the messages.
+        """
+        if self._template is None:
+            raw = ll.llama_model_chat_template(self.model, None)
+            if not raw:
+                raise BadInput("this model carries no chat template", "send text, not messages")
+            self._template = Jinja2ChatFormatter(
+                raw.decode(), self._text_of(ll.llama_vocab_eos), self._text_of(ll.llama_vocab_bos)
+            )
+        try:
+            text: str = self._template._environment.render(
+                messages=messages,
+                eos_token=self._template.eos_token,
+                bos_token=self._template.bos_token,
+                add_generation_prompt=reply,
+                raise_exception=_refuse,
+                strftime_now=self._template.strftime_now,
+            )
+            return text
+        except BadInput:
+            raise
+        except Exception as error:
+            raise BadInput(f"the model's chat template failed: {error}") from error
+
+    def _text_of(self, which: Any) -> str:
+        token = which(self.vocab)
+        if token < 0:
+            return ""
+        text: bytes = ll.llama_vocab_get_text(self.vocab, token)
+        return text.decode(errors="replace")
+
+    # --- context ------------------------------------------------------------------------------
+
+    def prefill(self, slot: int, tokens: tuple[int, ...], pos: int) -> None:
+        """Enter one chunk; the logits of its last token are then at index len(tokens) - 1."""
+        for i, token in enumerate(tokens):
+            self._put(i, token, pos + i, slot, i == len(tokens) - 1)
+        self._decode(len(tokens))
+
+    def decode(self, rows: list[tuple[int, int, int]]) -> None:
+        """Enter one token each for (slot, token, pos) rows; logits of row i are at index
+        `self.index[i]`. Rows of neighbouring slots in rising order are computed together."""
+        slots = {row[0] for row in rows}
+        long = (slot for slot, _, pos in rows if pos >= ALONE)
+        company = [_beside(s, self.streams) for s in long if not {s - 1, s + 1} & slots]
+        lone = [(s, COMPANY, self.length(s)) for s in dict.fromkeys(company)]
+        order = sorted([*((*row, i) for i, row in enumerate(rows)), *((*row, -1) for row in lone)])
+        self.index = [0] * len(rows)
+        for at, (slot, token, pos, i) in enumerate(order):
+            self._put(at, token, pos, slot, i >= 0)
+            if i >= 0:
+                self.index[i] = at
+        self._decode(len(order))
+        for slot, _, pos in lone:
+            self.clear(slot, pos)
+
+    def length(self, slot: int) -> int:
+        return int(ll.llama_memory_seq_pos_max(self.memory, slot)) + 1
+
+    def _put(self, i: int, token: int, pos: int, slot: int, logits: bool) -> None:
+        batch = self.batch
+        batch.token[i] = token
+        batch.pos[i] = pos
+        batch.n_seq_id[i] = 1
+        batch.seq_id[i][0] = slot
+        batch.logits[i] = logits
+
+    def _decode(self, count: int) -> None:
+        self.batch.n_tokens = count
+        code = ll.llama_decode(self.ctx, self.batch)
+        if code != 0:
+            raise Internal(f"llama_decode failed with {code}: {'; '.join(_log.errors)}")
+
+    def logits(self, index: int) -> NDArray[np.float32]:
+        """A view, shape (vocab,), valid until the next prefill or decode."""
+        pointer = ll.llama_get_logits_ith(self.ctx, index)
+        return np.ctypeslib.as_array(pointer, shape=(self.n_vocab,))
+
+    def save(self, slot: int) -> NDArray[np.uint8]:
+        """The KV bytes of a sequence: the context snapshot (paper, section 3.4)."""
+        size = ll.llama_state_seq_get_size(self.ctx, slot)
+        snapshot = np.empty(size, np.uint8)
+        data = snapshot.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        if ll.llama_state_seq_get_data(self.ctx, data, size, slot) != size:
+            raise Internal(f"llama_state_seq_get_data wrote less than {size} bytes")
+        return snapshot
+
+    def restore(self, slot: int, snapshot: NDArray[np.uint8]) -> None:
+        data = snapshot.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        if not ll.llama_state_seq_set_data(self.ctx, data, snapshot.size, slot):
+            raise Internal("llama_state_seq_set_data refused a snapshot")
+
+    def clear(self, slot: int, since: int = 0) -> None:
+        """Drop what a slot holds from position `since` on."""
+        ll.llama_memory_seq_rm(self.memory, slot, since, -1)
+
+    def sampler(self, params: Sampling, past: list[int]) -> Sampler:
+        return Sampler(self, params, past)
+
+
+def _beside(slot: int, streams: int) -> int:
+    return slot + 1 if slot + 1 < streams else slot - 1
+
+
+def _refuse(message: str) -> None:
+    raise BadInput(f"the model's chat template refuses: {message}")
+
+
+def _mix(seed: int, position: int) -> int:
+    """SplitMix64 over (seed, position), cut to the 32 bits that llama.cpp's seeds have."""
+    mask = 2**64 - 1
+    z = (seed * 0x9E3779B97F4A7C15 + position + 0x632BE59BD9B4E019) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return (z ^ (z >> 31)) & 0xFFFFFFFE  # never LLAMA_DEFAULT_SEED, which means random
+
+
+class Sampler:
+    """Draws tokens with llama.cpp's samplers; no state but what `past` tokens rebuild.
+
+    The generator is seeded anew for each draw from (seed, position), so a context that moves
+    between slots, cores and machines has no generator to carry along.
+    """
+
+    def __init__(self, engine: Engine, params: Sampling, past: list[int]) -> None:
+        self.engine = engine
+        self.params = params
+        self.chain = ll.llama_sampler_chain_init(ll.llama_sampler_chain_default_params())
+        add = self._add
+        penalties = params.repeat_penalty, params.frequency_penalty, params.presence_penalty
+        if penalties != (1.0, 0.0, 0.0) and params.penalty_last:
+            last = params.penalty_last
+            add(ll.llama_sampler_init_penalties(engine.n_vocab, last, *penalties))
+            for token in past[-last:]:
+                ll.llama_sampler_accept(self.chain, token)
+        if params.temperature == 0:
+            add(ll.llama_sampler_init_greedy())
+            return
+        if params.top_k:
+            add(ll.llama_sampler_init_top_k(params.top_k))
+        if params.top_p < 1:
+            add(ll.llama_sampler_init_top_p(params.top_p, 1))
+        if params.min_p > 0:
+            add(ll.llama_sampler_init_min_p(params.min_p, 1))
+        add(ll.llama_sampler_init_temp(params.temperature))
+
+    def _add(self, sampler: Any) -> None:
+        ll.llama_sampler_chain_add(self.chain, sampler)
+
+    def draw(self, index: int, position: int) -> int:
+        """The token that follows, from the logits at `index` of the last batch."""
+        if self.params.temperature == 0:
+            return int(ll.llama_sampler_sample(self.chain, self.engine.ctx, index))
+        last = ll.llama_sampler_chain_n(self.chain)
+        self._add(ll.llama_sampler_init_dist(_mix(self.params.seed, position)))
+        token = int(ll.llama_sampler_sample(self.chain, self.engine.ctx, index))
+        ll.llama_sampler_free(ll.llama_sampler_chain_remove(self.chain, last))
+        return token
+
+    def close(self) -> None:
+        ll.llama_sampler_free(self.chain)

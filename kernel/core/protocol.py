@@ -1,0 +1,134 @@
+"""What the kernel and an LLM core say to each other: msgpack, one tagged struct a message.
+
+The kernel names a context by its id and always sends its whole history; the core finds out by
+itself how much of it the KV cache still holds. So a core has nothing that must not be lost.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+from msgspec import Struct
+
+from aios.syscalls.table import Decoding, Logprob, ModelInfo
+
+Prefilled: Final = "p"
+Decoded: Final = "d"
+Segment = tuple[Literal["p", "d"], list[int]]  # how tokens entered is part of the context
+Why = Literal["stop", "length", "context_full", "preempted", "cancelled", "failed"]
+
+
+class Frame(Struct, tag_field="t"):
+    """Base of all that travels between kernel and core."""
+
+
+class Run(Frame):
+    """Give `ctx` a slot and generate; `generated` of the history's last tokens are its answer."""
+
+    ctx: int
+    history: list[Segment]
+    generated: int
+    decoding: Decoding
+    digest: bytes  # the chained hash so far; 32 bytes, or none to start
+
+
+class Halt(Frame):
+    """Stop `ctx` at the next token; it stays in its slot until that is needed."""
+
+    ctx: int
+    why: Literal["preempted", "cancelled"]
+
+
+class Drop(Frame):
+    """Forget `ctx`: its slot and its snapshot."""
+
+    ctx: int
+
+
+class Encode(Frame):
+    """Turn what is to enter a context into tokens; answered by Encoded.
+
+    With `messages`, `turns` are those already in the context: what the chat template adds behind
+    them is encoded. An assistant's turn that was generated has None for content.
+    """
+
+    req: int
+    text: str | None = None
+    messages: list[tuple[str, str]] = []
+    turns: list[tuple[str, str | None]] = []
+    reply: bool = False  # open the assistant's answer
+    start: bool = True  # at the beginning of a context
+
+
+class Decode(Frame):
+    """Turn tokens into text; answered by Encoded."""
+
+    req: int
+    tokens: list[int]
+
+
+Command = Run | Halt | Drop
+Question = Encode | Decode
+
+
+class Ready(Frame):
+    model: ModelInfo
+
+
+class Failed(Frame):
+    """The core cannot start; `error` is an AiosError on the wire."""
+
+    error: dict[str, str]
+
+
+class Encoded(Frame):
+    req: int
+    tokens: list[int] = []
+    text: str = ""
+    error: dict[str, str] | None = None
+
+
+class Out(Frame):
+    """One context's share of a step: `fed` tokens of its history computed, one token drawn."""
+
+    ctx: int
+    fed: int
+    token: int | None = None
+    text: str = ""
+    logprob: Logprob | None = None
+    digest: bytes = b""
+
+
+class Halted(Frame):
+    """A run ended; `text` is what was held back of it."""
+
+    ctx: int
+    why: Why
+    text: str = ""
+    error: str = ""
+
+
+class Counters(Frame):
+    """Since the core's start."""
+
+    steps: int = 0
+    saves: int = 0
+    restores: int = 0
+    replayed: int = 0
+    snapshot_bytes: int = 0
+
+
+class Step(Frame):
+    outs: list[Out]
+    halted: list[Halted]
+    counters: Counters
+
+
+Report = Ready | Failed | Step
+
+encode = msgspec.msgpack.Encoder().encode
+decode_command = msgspec.msgpack.Decoder(Command).decode
+decode_question = msgspec.msgpack.Decoder(Question).decode
+decode_report = msgspec.msgpack.Decoder(Report).decode
+decode_encoded = msgspec.msgpack.Decoder(Encoded).decode

@@ -1,0 +1,100 @@
+"""The kernel's side of an LLM core: started by init, started again when it dies."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Literal
+
+import msgspec
+
+from aios.syscalls.errors import AiosError, CoreFailed, from_wire
+from aios.syscalls.table import ModelInfo
+
+from .config import Config
+from .core.protocol import Failed, Ready, Report, Step
+from .generation import Generations
+from .init_protocol import Gone, StartCore, Started, ToInit
+from .loop import Loop
+from .stats import EventLog
+
+CORE_KEY = 0  # agents have their pid for key
+BACKOFF, LONGEST_BACKOFF = 0.05, 5.0  # seconds
+LOADS = 3  # deaths in a row while loading, after which the core is given up
+
+
+class CoreLink:
+    def __init__(
+        self, config: Config, loop: Loop, generations: Generations, events: EventLog,
+        to_init: Callable[[ToInit], None],
+    ) -> None:  # fmt: skip
+        self.config, self.loop, self.generations, self.events = config, loop, generations, events
+        self.to_init = to_init
+        self.state: Literal["loading", "ready", "failed"] = "loading"
+        self.model: ModelInfo | None = None
+        self.error: AiosError | None = None
+        self.restarts = 0
+        self.deaths = 0  # in a row, while loading
+        self.backoff = BACKOFF
+
+    def start(self) -> None:
+        config = self.config
+        try:
+            model = str(config.model_path)
+        except AiosError as error:
+            self._give_up(error)
+            return
+        settings = {
+            "endpoint": core_endpoint(config),
+            "model": model,
+            "slots": config.slots,
+            "window": config.ctx,
+            "threads": config.threads or os.cpu_count() or 1,
+            "exact": config.exact,
+            "snapshot_bytes": config.snapshot_bytes,
+        }
+        argv = [sys.executable, "-m", "aios.kernel.core", msgspec.json.encode(settings).decode()]
+        self.to_init(StartCore(CORE_KEY, argv, str(config.path / "log" / "core.log")))
+
+    def started(self, frame: Started) -> None:
+        self.loop.core_pid = frame.os_pid
+
+    def report(self, report: Report) -> None:
+        match report:
+            case Step():
+                self.backoff = BACKOFF
+                self.generations.step(report)
+            case Ready():
+                self.state, self.model, self.deaths = "ready", report.model, 0
+                self.generations.core_ready(report.model, self.config.slots)
+                self.events.publish("core", "ready")
+            case Failed():
+                self._give_up(from_wire(report.error))
+
+    def gone(self, frame: Gone) -> None:
+        self.loop.core_pid = 0
+        self.loop.work_route = self.loop.text_route = None
+        if self.state == "failed":
+            return
+        self.restarts += 1
+        self.deaths += self.state == "loading"
+        how = f"signal {frame.signal}" if frame.signal else f"exit code {frame.code}"
+        if self.deaths >= LOADS:
+            why = f"the LLM core died {self.deaths} times while loading ({how})"
+            self._give_up(CoreFailed(why, "see log/core.log in the AIOS home"))
+            return
+        self.state = "loading"
+        self.events.publish("core", "died", how=how)
+        self.generations.core_gone(None)
+        self.loop.after(self.backoff, self.start)
+        self.backoff = min(self.backoff * 2, LONGEST_BACKOFF)
+
+    def _give_up(self, error: AiosError) -> None:
+        self.state, self.error = "failed", error
+        self.events.publish("core", "failed", error=error.to_wire())
+        self.generations.core_gone(error)
+
+
+def core_endpoint(config: Config) -> str:
+    return config.endpoint.replace("kernel.sock", "core.sock")

@@ -1,0 +1,204 @@
+"""One function a system call: it unpacks, and delegates to the manager whose call it is.
+
+A handler returns the body of the final reply, or DEFERRED when the reply comes later.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from aios.syscalls import VERSION, wire
+from aios.syscalls import table as t
+from aios.syscalls.errors import BadInput
+
+from .core.protocol import Encode
+from .process import Process
+from .scheduler import POLICIES
+from .trap import DEFERRED, Call, Handler
+
+if TYPE_CHECKING:
+    from .boot import Kernel
+
+
+def handlers(kernel: Kernel) -> dict[str, Handler]:
+    """The handlers by the name of their call, bound to `kernel`."""
+    return {name: partial(handle, kernel) for name, handle in HANDLERS.items()}
+
+
+def _target(k: Kernel, call: Call, pid: int | None) -> Process:
+    return call.process if pid is None else k.table.get(pid)
+
+
+def call_cancel(k: Kernel, call: Call, args: t.Cancel) -> t.Cancelled:
+    other = call.session.calls.get(args.call)
+    if other is None or other is call:
+        return t.Cancelled(found=False)
+    other.cancel()
+    return t.Cancelled(found=True)
+
+
+def proc_spawn(k: Kernel, call: Call, args: t.Spawn) -> Any:
+    k.lifecycle.spawn(call, args)
+    return DEFERRED
+
+
+def proc_exit(k: Kernel, call: Call, args: t.Exit) -> t.Done:
+    call.process.code, call.process.result = args.code, args.result
+    call.process.reported = True
+    k.lifecycle.leave(call)
+    return t.Done()
+
+
+def proc_wait(k: Kernel, call: Call, args: t.Wait) -> Any:
+    return k.lifecycle.wait(call, args.pid, args.timeout) or DEFERRED
+
+
+def proc_kill(k: Kernel, call: Call, args: t.Kill) -> t.Done:
+    k.lifecycle.signal(k.table.get(args.pid), args.signal)
+    return t.Done()
+
+
+def proc_nice(k: Kernel, call: Call, args: t.SetNice) -> t.NiceReply:
+    process = _target(k, call, args.pid)
+    process.nice = args.nice
+    k.scheduler.renice(process.contexts, args.nice)
+    return t.NiceReply(nice=args.nice)
+
+
+def proc_limits(k: Kernel, call: Call, args: t.SetLimits) -> t.Limits:
+    process = _target(k, call, args.pid)
+    if args.limits is not None:
+        k.lifecycle.set_limits(call.process, process, args.limits)
+    return process.limits
+
+
+def proc_ps(k: Kernel, call: Call, args: t.Ps) -> list[t.ProcessInfo]:
+    now = time.monotonic()
+    shown = (p for p in k.table.rows.values() if args.all or (p.alive and p.kind == "agent"))
+    return [process.info(now) for process in shown]
+
+
+def proc_whoami(k: Kernel, call: Call, args: t.Empty) -> t.ProcessInfo:
+    return call.process.info(time.monotonic())
+
+
+def proc_log(k: Kernel, call: Call, args: t.Log) -> Any:
+    return k.lifecycle.read_log(call, args.pid, args.offset, args.wait) or DEFERRED
+
+
+def llm_open(k: Kernel, call: Call, args: t.Open) -> t.Opened:
+    context = k.contexts.open(call.process, args.system)
+    return t.Opened(ctx=context.id, window=k.contexts.window)
+
+
+def llm_append(k: Kernel, call: Call, args: t.Append) -> Any:
+    k.generations.append(call, args)
+    return DEFERRED
+
+
+def llm_generate(k: Kernel, call: Call, args: t.Generate) -> Any:
+    k.generations.start(call, args)
+    return DEFERRED
+
+
+def llm_tokenize(k: Kernel, call: Call, args: t.Tokenize) -> Any:
+    if (args.text is None) == (args.messages is None):
+        raise BadInput("give text or messages, one of them")
+    messages = [(message.role, message.content) for message in args.messages or []]
+    k.prompts.question(
+        call,
+        lambda req: Encode(req, args.text, messages),
+        lambda encoded: call.done(t.Tokens(tokens=encoded.tokens)),
+    )
+    return DEFERRED
+
+
+def llm_detokenize(k: Kernel, call: Call, args: t.Detokenize) -> Any:
+    k.prompts.detokenize(call, args.tokens, lambda encoded: call.done(t.Text(text=encoded.text)))
+    return DEFERRED
+
+
+def llm_close(k: Kernel, call: Call, args: t.Close) -> t.Done:
+    k.contexts.close(k.contexts.get(call.process, args.ctx))
+    return t.Done()
+
+
+def msg_send(k: Kernel, call: Call, args: t.Send) -> t.Done:
+    k.mailroom.send(call.process, k.table.find(args.to), args.body)
+    return t.Done()
+
+
+def msg_recv(k: Kernel, call: Call, args: t.Recv) -> Any:
+    return k.mailroom.receive(call, args.sender, args.timeout) or DEFERRED
+
+
+def kernel_status(k: Kernel, call: Call, args: t.Empty) -> t.Status:
+    return t.Status(
+        version=VERSION,
+        abi=wire.ABI_VERSION,
+        boot=k.boot,
+        home=k.config.home,
+        os_pid=k.os_pid,
+        uptime=time.monotonic() - k.began,
+        core=k.core.state,
+        core_error=k.core.error.to_wire() if k.core.error else None,
+        core_restarts=k.core.restarts,
+        model=k.core.model,
+        slots=k.config.slots,
+        policy=k.scheduler.policy_name,
+        quantum=k.scheduler.quantum,
+        policies=sorted(POLICIES),
+        agents=len(k.lifecycle.agents_alive()),
+        contexts=len(k.contexts.contexts),
+        running=len(k.scheduler.in_state("running")),
+        ready=len(k.scheduler.in_state("ready")),
+    )
+
+
+def kernel_stats(k: Kernel, call: Call, args: t.Empty) -> t.Stats:
+    s = k.stats
+    return t.Stats(
+        calls=dict(k.trap.calls),
+        errors=dict(k.trap.errors),
+        generations=s.generations,
+        prompt_tokens=s.prompt_tokens,
+        completion_tokens=s.completion_tokens,
+        switches=s.switches,
+        saves=s.core.saves,
+        restores=s.core.restores,
+        replayed=s.core.replayed,
+        snapshot_bytes=s.core.snapshot_bytes,
+        steps=s.core.steps,
+        waiting=s.waiting.summary(),
+        turnaround=s.turnaround.summary(),
+        ttft=s.ttft.summary(),
+    )
+
+
+def kernel_events(k: Kernel, call: Call, args: t.Events) -> Any:
+    k.events.follow(call, list(args.kinds))
+    return DEFERRED
+
+
+def kernel_policy(k: Kernel, call: Call, args: t.SetPolicy) -> t.Policy:
+    if args.policy is not None or args.quantum is not None:
+        name, quantum = args.policy or k.scheduler.policy_name, args.quantum or k.scheduler.quantum
+        k.generations.apply(k.scheduler.set_policy(name, quantum, time.monotonic()))
+        k.events.publish("policy", name, call.process.pid, quantum=quantum)
+    return t.Policy(policy=k.scheduler.policy_name, quantum=k.scheduler.quantum)
+
+
+def kernel_check(k: Kernel, call: Call, args: t.Empty) -> t.CheckReport:
+    return t.CheckReport(problems=k.check())
+
+
+def kernel_stop(k: Kernel, call: Call, args: t.Empty) -> Any:
+    k.wind_up(lambda: call.done(t.Done()))
+    return DEFERRED
+
+
+HANDLERS: dict[str, Any] = {
+    row.name: globals()[row.name.replace(".", "_")] for row in t.ROWS if row.name != "hello"
+}

@@ -1,0 +1,321 @@
+"""init: the parent of all. Starts, reaps and restarts; holds no other state than who is alive.
+
+    python -m aios.kernel.init HOME SETTINGS
+
+Agents are forked from here, out of an interpreter that has the SDK loaded already, so init never
+has a thread or a ZeroMQ socket. When init dies, every child gets SIGKILL from Linux.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import gc
+import importlib
+import json
+import os
+import random
+import resource
+import selectors
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+
+from aios.syscalls.errors import AiosError, HomeBusy
+from aios.syscalls.home import endpoint
+
+from .config import Config, load
+from .init_protocol import (
+    FRAME_BYTES,
+    Gone,
+    Paused,
+    SignalChild,
+    StartAgent,
+    StartCore,
+    Started,
+    StartFailed,
+    ToKernel,
+    WindUp,
+    decode_to_init,
+    encode,
+)
+
+RUNNER = "aios.agents.runner"  # by name: the kernel knows the SDK only as a program to run
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+BACKOFF, LONGEST_BACKOFF, HEALTHY = 0.05, 5.0, 10.0  # seconds
+TOKEN_FD = 3  # where a child finds what is its own: a kernel its link, an agent its token
+FATAL = 78  # the kernel's exit code when starting it again would not help (EX_CONFIG)
+_libc = ctypes.CDLL(None)
+
+
+class Init:
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.kernel = 0
+        self.kernel_started = 0.0
+        self.backoff = BACKOFF
+        self.children: set[int] = set()  # agents and cores
+        self.link: socket.socket | None = None
+        self.ending = False
+        os.environ["AIOS_HOME"] = config.home  # how a child finds the kernel
+        self.runner = importlib.import_module(RUNNER)
+        self.selector = selectors.DefaultSelector()
+        self.wake, wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: None)
+        _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+    # --- the loop -------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Until the kernel ends by itself; its exit code."""
+        gc.freeze()  # a fork then shares these pages with its parent
+        self.selector.register(self.wake, selectors.EVENT_READ)
+        self.start_kernel()
+        while True:
+            for key, _ in self.selector.select():
+                if key.fileobj == self.wake:
+                    signals = os.read(self.wake, 4096)
+                    if {signal.SIGTERM, signal.SIGINT, signal.SIGHUP} & set(signals):
+                        self.wind_up()
+                else:
+                    self.from_kernel()
+            code = self.reap()
+            if code is not None:
+                return code
+
+    def from_kernel(self) -> None:
+        assert self.link is not None
+        try:
+            data = self.link.recv(FRAME_BYTES)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            data = b""
+        if not data:  # it is dying: reap() will tell
+            self.selector.unregister(self.link)
+            return
+        frame = decode_to_init(data)
+        match frame:
+            case StartAgent():
+                self.start(frame.key, lambda: self.start_agent(frame))
+            case StartCore():
+                self.start(frame.key, lambda: self.fork(exec_argv(frame.argv), frame.log))
+            case SignalChild() if frame.os_pid in self.children:
+                signal_group(frame.os_pid, frame.signal)
+
+    def tell(self, frame: ToKernel) -> None:
+        """The kernel may be gone: reap() deals with that."""
+        if self.link is not None:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                self.link.send(encode(frame))
+
+    def wind_up(self) -> None:
+        if self.ending:  # told twice: no more patience
+            signal_group(self.kernel, signal.SIGKILL)
+        self.ending = True
+        self.tell(WindUp())
+
+    # --- children -------------------------------------------------------------------------------
+
+    def start_kernel(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        settings = msgspec.json.encode(self.config).decode()
+        argv = [sys.executable, "-m", "aios.kernel", settings]
+        self.kernel = self.fork(exec_argv(argv), self.log("kernel"), keep=theirs.fileno())
+        theirs.close()
+        ours.setblocking(True)
+        self.link = ours
+        self.kernel_started = time.monotonic()
+        self.selector.register(ours, selectors.EVENT_READ)
+
+    def start(self, key: int, fork: Callable[[], int]) -> None:
+        try:
+            os_pid = fork()
+        except AiosError as error:
+            self.tell(StartFailed(key, error.to_wire()))
+            return
+        self.children.add(os_pid)
+        self.tell(Started(key, os_pid))
+
+    def start_agent(self, frame: StartAgent) -> int:
+        program: str = self.runner.resolve(frame.program)
+        reader, writer = os.pipe()
+        os.write(writer, frame.token)
+        os.close(writer)
+        is_agent = program.endswith(".py")
+        main = self.runner.main if is_agent else exec_argv([program, *frame.args])
+        try:
+            return self.fork(main, frame.log, keep=reader, cwd=frame.cwd)
+        finally:
+            os.close(reader)
+
+    def fork(
+        self, main: Callable[[], object], log: str, *, keep: int = -1, cwd: str | None = None
+    ) -> int:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os_pid = os.fork()
+        if os_pid == 0:
+            become_child(main, log, keep, cwd)
+        return os_pid
+
+    def reap(self) -> int | None:
+        """Take note of each child that ended or paused; the exit code once the kernel is done."""
+        while True:
+            try:
+                os_pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
+            except ChildProcessError:
+                os_pid = 0
+            if os_pid == 0:
+                return None
+            if os.WIFSTOPPED(status) or os.WIFCONTINUED(status):
+                self.tell(Paused(os_pid, os.WIFSTOPPED(status)))
+                continue
+            number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+            code = 128 + number if number else os.WEXITSTATUS(status)
+            if os_pid == self.kernel:
+                if self.kernel_gone(code, number):
+                    return code
+            elif os_pid in self.children:
+                self.children.remove(os_pid)
+                signal_group(os_pid, signal.SIGKILL)  # what it left behind in its group
+                self.kill_strays()
+                name = signal.Signals(number).name.removeprefix("SIG") if number else ""
+                self.tell(Gone(os_pid, code, name))
+
+    def kill_strays(self) -> None:
+        """Whoever was orphaned to init and is none of ours outlived the agent that started it."""
+        listed = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+        for os_pid in {int(word) for word in listed.split()} - self.children - {self.kernel}:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(os_pid, signal.SIGKILL)
+
+    def kernel_gone(self, code: int, number: int) -> bool:
+        """End with it if it ended by itself; else start another. Its agents and cores go with it:
+        what it knew of them was in its memory."""
+        assert self.link is not None
+        with contextlib.suppress(KeyError):
+            self.selector.unregister(self.link)
+        self.link.close()
+        self.link = None
+        self.kill_all()
+        if self.ending or code in (0, FATAL):
+            return True
+        lived = time.monotonic() - self.kernel_started
+        self.backoff = BACKOFF if lived > HEALTHY else min(self.backoff * 2, LONGEST_BACKOFF)
+        how = f"died of {signal.Signals(number).name}" if number else f"failed with {code}"
+        print(
+            f"init: the kernel {how} after {lived:.1f} s; another in {self.backoff:.2f} s",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+        time.sleep(self.backoff)
+        self.start_kernel()
+        return False
+
+    def kill_all(self) -> None:
+        for os_pid in self.children:
+            signal_group(os_pid, signal.SIGKILL)
+        while self.children:
+            os_pid, _ = os.waitpid(-1, 0)
+            self.children.discard(os_pid)
+
+    def log(self, name: str) -> str:
+        return str(self.config.path / "log" / f"{name}.log")
+
+
+def signal_group(os_pid: int, number: int) -> None:
+    """A child is the leader of its group; until it has made it, and after it is gone, try both."""
+    for send in (os.killpg, os.kill):
+        with contextlib.suppress(ProcessLookupError):
+            send(os_pid, number)
+            return
+
+
+def exec_argv(argv: list[str]) -> Callable[[], object]:
+    def main() -> NoReturn:
+        os.execvp(argv[0], argv)
+
+    return main
+
+
+def become_child(main: Callable[[], object], log: str, keep: int, cwd: str | None) -> NoReturn:
+    """The forked child: a session, streams, descriptors and signals of its own; then `main`."""
+    code = 1
+    try:
+        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        os.setsid()
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        if keep >= 0:
+            os.dup2(keep, TOKEN_FD)
+        os.closerange(TOKEN_FD + (keep >= 0), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        os.environ["AIOS_FD"] = str(TOKEN_FD)
+        if cwd is not None:
+            os.chdir(cwd)
+        random.seed()
+        result = main()
+        code = result if isinstance(result, int) else 0
+    except BaseException:  # noqa: BLE001 (nothing of init may run on in the child)
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def lock_home(home: Path) -> Any:
+    """One system a home: held until init ends.
+
+    Raises:
+        HomeBusy: another init holds it.
+    """
+    for folder in (home, home / "log"):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = (home / "init.lock").open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.seek(0)
+        raise HomeBusy(
+            f"an AIOS runs in {home} (init {lock.read().strip() or '?'})",
+            "stop it with `aios stop`, or set AIOS_HOME to another folder",
+        ) from error
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    return lock
+
+
+def main() -> int:
+    """Runs a system in the home argv[1], with the settings of argv[2] (JSON) above config.toml.
+
+    What keeps it from starting goes to stderr as the JSON of an AiosError.
+    """
+    try:
+        config = load(Path(sys.argv[1]), json.loads(sys.argv[2]))
+        endpoint(config.path)  # refuses a home whose path is too long
+        _lock = lock_home(config.path)
+    except AiosError as error:
+        print(json.dumps(error.to_wire()), file=sys.stderr)
+        return FATAL
+    return Init(config).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

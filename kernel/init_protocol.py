@@ -1,0 +1,70 @@
+"""What init and the kernel say to each other: msgpack over an inherited SEQPACKET socket."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Struct
+
+
+class Frame(Struct, tag_field="t"):
+    """Base of all that travels between init and kernel."""
+
+
+class StartAgent(Frame):
+    """Fork a child that runs `program` with an SDK, or exec it when it has a slash and no .py."""
+
+    key: int
+    program: str
+    args: list[str]
+    token: bytes
+    cwd: str
+    log: str
+
+
+class StartCore(Frame):
+    key: int
+    argv: list[str]
+    log: str
+
+
+class SignalChild(Frame):
+    """To the child's whole process group."""
+
+    os_pid: int
+    signal: int
+
+
+class Started(Frame):
+    key: int
+    os_pid: int
+
+
+class StartFailed(Frame):
+    key: int
+    error: dict[str, str]
+
+
+class Gone(Frame):
+    """A child has ended: its exit code, or 128 + the signal that ended it."""
+
+    os_pid: int
+    code: int
+    signal: str  # "" or a name like "KILL"
+
+
+class Paused(Frame):
+    os_pid: int
+    paused: bool  # False: it goes on
+
+
+class WindUp(Frame):
+    """init was told to end: the kernel shall end its agents, then itself."""
+
+
+ToInit = StartAgent | StartCore | SignalChild
+ToKernel = Started | StartFailed | Gone | Paused | WindUp
+
+encode = msgspec.msgpack.Encoder().encode
+decode_to_init = msgspec.msgpack.Decoder(ToInit).decode
+decode_to_kernel = msgspec.msgpack.Decoder(ToKernel).decode
+FRAME_BYTES = 128 * 1024

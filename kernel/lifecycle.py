@@ -1,0 +1,397 @@
+"""The life of processes: spawned by init, signalled, limited, reaped; and what falls with them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from aios.syscalls import wire
+from aios.syscalls.errors import (
+    AiosError,
+    BadToken,
+    BadVersion,
+    Denied,
+    LimitReached,
+    ProcessGone,
+    TimedOut,
+    from_wire,
+)
+from aios.syscalls.table import Exited, Hello, Limits, LogPart, Spawn, Spawned, Welcome
+
+from . import access
+from .config import Config
+from .context import ContextManager
+from .generation import Generations
+from .init_protocol import Gone, Paused, SignalChild, StartAgent, Started, StartFailed, ToInit
+from .process import Process, ProcessTable
+from .stats import EventLog
+from .trap import Call, Session, Trap
+
+LOG_PART = 32 * 1024  # bytes of a log in one reply
+SLICE = 25  # processes whose figures are read in one sweep
+
+
+@dataclass
+class Birth:
+    """A process between spawn and hello."""
+
+    process: Process
+    token: bytes
+    spawn: Spawn
+    call: Call
+
+
+class Lifecycle:
+    def __init__(
+        self, config: Config, boot: str, table: ProcessTable, contexts: ContextManager,
+        generations: Generations, events: EventLog,
+        to_init: Callable[[ToInit], None], after: Callable[[float, Callable[[], None]], Any],
+    ) -> None:  # fmt: skip
+        self.config, self.boot = config, boot
+        self.table, self.contexts, self.generations = table, contexts, generations
+        self.events = events
+        self.to_init, self.after = to_init, after
+        self.trap: Trap  # set by the boot: the two know each other
+        self.init_pid = os.getppid()
+        self.births: dict[int, Birth] = {}  # by pid
+        self.waiters: list[tuple[int | None, Call]] = []
+        self.log_readers: list[tuple[int, int, Call]] = []
+        self.figures: dict[int, psutil.Process] = {}
+        self.turn = 0
+        self.on_empty: Callable[[], None] | None = None  # set while the system winds up
+
+    # --- birth ----------------------------------------------------------------------------------
+
+    def spawn(self, call: Call, args: Spawn) -> None:
+        if self.on_empty is not None:
+            raise Denied("the system is stopping: nothing new is started")
+        name = args.name or Path(args.program).stem[:64] or "agent"
+        agent_above = call.process.kind == "agent"
+        parent = call.process.pid if agent_above else 0
+        limits = args.limits or (call.process.limits if agent_above else self.config.limits)
+        if agent_above:
+            limits = tightened(call.process.limits, limits)
+        nice = call.process.nice if args.nice is None else args.nice
+        process = self.table.add("agent", name, parent, nice, limits, time.monotonic())
+        token = secrets.token_bytes(32)
+        self.births[process.pid] = Birth(process, token, args, call)
+        cwd = args.cwd or self.config.home
+        self.to_init(
+            StartAgent(
+                process.pid, args.program, args.args, token, cwd, str(self.log_path(process))
+            )
+        )
+
+    def started(self, frame: Started) -> None:
+        birth = self.births.get(frame.key)
+        if birth is None or not birth.process.alive:
+            return
+        self.table.bind(birth.process, frame.os_pid)
+        birth.call.done(Spawned(pid=frame.key))
+        self.events.publish("process", "started", frame.key, os_pid=frame.os_pid)
+        if birth.process.state == "ending":  # told to end while it was being born
+            self.signal(birth.process, "KILL")
+        self.after(self.config.hello, lambda: self._check_hello(frame.key))
+
+    def start_failed(self, frame: StartFailed) -> None:
+        birth = self.births.pop(frame.key)
+        birth.call.fail(from_wire(frame.error))
+        self.table.end(birth.process, 127, "not started", time.monotonic())
+        self.table.forget(birth.process)
+
+    def _check_hello(self, pid: int) -> None:
+        birth = self.births.pop(pid, None)
+        if birth is not None and birth.process.state in ("starting", "stopped"):
+            self.terminate(birth.process, "no hello")
+
+    def hello(self, session: Session, args: Hello) -> Welcome:
+        """Make `session` speak for a process: the token's, or a new client's."""
+        if args.version != wire.ABI_VERSION:
+            raise BadVersion(
+                f"the caller speaks ABI version {args.version}, this kernel {wire.ABI_VERSION}",
+                "use the SDK that came with this kernel",
+            )
+        if args.token is not None:
+            process, spawn = self._redeem(session, args.token)
+        else:
+            process, spawn = self._client(session, args.name), None
+        self.trap.bind(session, process)
+        return Welcome(
+            pid=process.pid,
+            name=process.name,
+            kind=process.kind,
+            version=wire.ABI_VERSION,
+            boot=self.boot,
+            program=spawn.program if spawn else "",
+            task=spawn.task if spawn else None,
+        )
+
+    def _redeem(self, session: Session, token: bytes) -> tuple[Process, Spawn]:
+        for birth in self.births.values():
+            process = birth.process
+            if secrets.compare_digest(birth.token, token):
+                # init's word of the OS pid may come later than the agent's first message
+                if process.os_pid not in (0, session.os_pid):
+                    break
+                if process.os_pid == 0:
+                    self.table.bind(process, session.os_pid)
+                    birth.call.done(Spawned(pid=process.pid))
+                del self.births[process.pid]
+                if process.state != "ending":
+                    process.move("running")
+                return process, birth.spawn
+        raise BadToken(
+            "the token is wrong, used up, or another process's", "an agent says hello once"
+        )
+
+    def _client(self, session: Session, name: str | None) -> Process:
+        if not access.may_be_client(session.os_pid, self.init_pid):
+            raise Denied(
+                "this process was started by an agent, and has no token of its own",
+                "start agents with proc.spawn",
+            )
+        free = Limits(contexts=None, queue=1024)
+        now = time.monotonic()
+        return self.table.add("client", name or "client", 0, 0, free, now, session.os_pid)
+
+    # --- death ----------------------------------------------------------------------------------
+
+    def gone(self, frame: Gone) -> None:
+        process = self.table.by_os_pid.get(frame.os_pid)
+        if process is not None:
+            reason = f"signal {frame.signal}" if frame.signal else "exit"
+            self._end(process, frame.code, reason)
+
+    def lost(self, session: Session, why: str) -> None:
+        """Its connection does not take what is sent."""
+        self.trap.close(session)
+        process = session.process
+        if process is None or not process.alive:
+            return
+        if process.kind == "client":
+            self._end(process, 0, why)
+        elif process.state != "ending":
+            self.terminate(process, why)
+
+    def leave(self, call: Call) -> None:
+        """proc.exit: an agent is to be gone within the grace; a client is gone now."""
+        process = call.process
+        if process.kind == "client":
+            self.after(0, lambda: self.lost(call.session, "exit"))
+        elif process.state != "ending":
+            process.move("ending")
+            self.after(self.config.grace, lambda: self._kill_if_alive(process))
+
+    def _end(self, process: Process, code: int, reason: str) -> None:
+        """What falls with a process: calls, contexts, messages, children."""
+        session = self.trap.by_pid.get(process.pid)
+        if session is not None:
+            self.trap.close(session)
+        for ctx in list(process.contexts):
+            self.contexts.close(self.contexts.contexts[ctx])
+        self.births.pop(process.pid, None)
+        self.figures.pop(process.pid, None)
+        children = self.table.end(process, code, reason, time.monotonic())
+        self.events.publish(
+            "process", "ended", process.pid, code=process.code, reason=process.reason
+        )
+        for child in children:
+            self.terminate(child, "parent gone")
+        for wanted, call in list(self.waiters):
+            if wanted == process.pid or (wanted is None and call.process.pid == process.parent):
+                process.waited = True
+                call.done(exited(process))
+        self._read_logs()
+        if self.on_empty is not None and not self.agents_alive():
+            self.on_empty()
+
+    def agents_alive(self) -> list[Process]:
+        return [process for process in self.table.live() if process.kind == "agent"]
+
+    # --- signals and limits ---------------------------------------------------------------------
+
+    def signal(self, process: Process, name: str) -> None:
+        """Raises ProcessGone when there is nobody to send it to."""
+        if process.kind != "agent" or not process.alive:
+            raise ProcessGone(
+                f"process {process.pid} is not an agent that is alive", "see `aios ps`"
+            )
+        if process.os_pid:
+            self.to_init(SignalChild(process.os_pid, signal.Signals["SIG" + name]))
+
+    def terminate(self, process: Process, reason: str) -> None:
+        """TERM now, KILL after the grace; `reason` is what its parent will read."""
+        if process.state == "ending" or not process.alive:
+            return
+        process.reason = reason
+        stopped = process.state == "stopped"
+        process.move("ending")
+        self.signal(process, "TERM")
+        if stopped:
+            self.signal(process, "CONT")
+        self.after(self.config.grace, lambda: self._kill_if_alive(process))
+
+    def _kill_if_alive(self, process: Process) -> None:
+        if process.alive:
+            self.signal(process, "KILL")
+
+    def paused(self, frame: Paused) -> None:
+        process = self.table.by_os_pid.get(frame.os_pid)
+        if process is None or process.state == "ending":
+            return
+        if frame.paused and process.state != "stopped":
+            process.move("stopped")
+        elif not frame.paused and process.state == "stopped":
+            process.move("starting" if process.pid in self.births else "running")
+        self.generations.suspend(process, frame.paused)
+        self.events.publish("process", process.state, process.pid)
+
+    def sweep(self) -> None:
+        """Read some processes' figures, enforce limits, find clients that left without a word."""
+        live = list(self.table.live())
+        now = time.monotonic()
+        for process in live:
+            wall = process.limits.wall
+            if wall is not None and now - process.started > wall:
+                self._over(process, "wall", f"{wall:g} s have passed")
+        for process in live[self.turn : self.turn + SLICE]:
+            self._measure(process)
+        self.turn = self.turn + SLICE if self.turn + SLICE < len(live) else 0
+        self._read_logs()
+
+    def _measure(self, process: Process) -> None:
+        if not process.alive or not process.os_pid:
+            return
+        try:
+            figures = self.figures.setdefault(process.pid, psutil.Process(process.os_pid))
+            with figures.oneshot():
+                times, process.memory = figures.cpu_times(), figures.memory_info().rss
+            process.cpu = times.user + times.system
+        except psutil.NoSuchProcess:
+            session = self.trap.by_pid.get(process.pid)
+            if process.kind == "client" and session is not None:
+                self.lost(session, "gone")
+            return  # an agent's end is init's to tell
+        limit = process.limits.memory
+        if limit is not None and process.memory > limit:
+            self._over(process, "memory", f"it holds {process.memory} bytes, {limit} are allowed")
+
+    def _over(self, process: Process, which: str, what: str) -> None:
+        error = LimitReached(f"process {process.pid} is ended by its limit on {which}: {what}")
+        self.trap.end_calls(process, error)
+        if process.kind == "agent":
+            self.terminate(process, f"limit {which}")
+
+    def set_limits(self, caller: Process, process: Process, limits: Limits) -> None:
+        process.limits = tightened(process.limits, limits) if caller is process else limits
+
+    # --- waiting, and reading logs ----------------------------------------------------------------
+
+    def wait(self, call: Call, pid: int | None, timeout: float | None) -> Exited | None:
+        """The end of `pid` or of any child, if one is there; None: the call waits for it."""
+        if pid is not None:
+            process = self.table.get(pid)
+            if call.process.kind == "agent" and process.parent != call.process.pid:
+                raise Denied(f"process {pid} is not a child of {call.process.pid}")
+            if not process.alive:
+                return exited(process)
+        else:
+            children = [self.table.rows[child] for child in sorted(call.process.children)]
+            for child in children:
+                if not child.alive and not child.waited:
+                    child.waited = True
+                    return exited(child)
+            if not any(child.alive for child in children):
+                raise ProcessGone("there is no child to wait for")
+        entry = (pid, call)
+        self.waiters.append(entry)
+        timer = None
+        if timeout is not None:
+            error = TimedOut(f"it has not ended within {timeout:g} s")
+            timer = self.after(timeout, lambda: call.fail(error))
+
+        def stop() -> None:
+            self.waiters.remove(entry)
+            if timer is not None:
+                timer.cancel()
+
+        call.on_end = stop
+        return None
+
+    def log_path(self, process: Process) -> Path:
+        return self.config.path / "log" / f"agent-{process.pid}.log"
+
+    def read_log(self, call: Call, pid: int, offset: int, wait: float) -> LogPart | None:
+        """A part of a log; None: there is nothing to read yet, and the call waits for it."""
+        part = self._log_part(pid, offset)
+        if part.data or part.ended or wait == 0:
+            return part
+        entry = (pid, part.offset, call)
+        self.log_readers.append(entry)
+        timer = self.after(wait, lambda: call.done(self._log_part(pid, part.offset)))
+
+        def stop() -> None:
+            self.log_readers.remove(entry)
+            timer.cancel()
+
+        call.on_end = stop
+        return None
+
+    def _read_logs(self) -> None:
+        for pid, offset, call in list(self.log_readers):
+            try:
+                part = self._log_part(pid, offset)
+            except AiosError as error:
+                call.fail(error)
+                continue
+            if part.data or part.ended:
+                call.done(part)
+
+    def _log_part(self, pid: int, offset: int) -> LogPart:
+        process = self.table.get(pid)
+        ended = not process.alive
+        with contextlib.suppress(FileNotFoundError), self.log_path(process).open("rb") as log:
+            size = log.seek(0, os.SEEK_END)
+            offset = log.seek(max(0, size + offset) if offset < 0 else offset)
+            data = log.read(LOG_PART)
+            end = offset + len(data)
+            return LogPart(data=data, offset=end, ended=ended and end >= size)
+        return LogPart(data=b"", offset=max(0, offset), ended=ended)
+
+    def check(self) -> list[str]:
+        problems = [
+            f"a birth of process {pid} is kept, which is {birth.process.state}"
+            for pid, birth in self.births.items()
+            if not birth.process.alive
+        ]
+        problems += [f"a wait of call {c.id} is kept" for _, c in self.waiters if c.ended]
+        problems += [f"a log read of call {c.id} is kept" for *_, c in self.log_readers if c.ended]
+        return problems
+
+
+def tightened(above: Limits, wanted: Limits) -> Limits:
+    """`wanted`, nowhere looser than `above`."""
+    fields = {}
+    for name in Limits.__struct_fields__:
+        bounds = [b for b in (getattr(above, name), getattr(wanted, name)) if b is not None]
+        fields[name] = min(bounds) if bounds else None
+    return Limits(**fields)
+
+
+def exited(process: Process) -> Exited:
+    return Exited(
+        pid=process.pid,
+        name=process.name,
+        code=process.code if process.code is not None else -1,
+        reason=process.reason,
+        result=process.result,
+    )

@@ -1,0 +1,210 @@
+"""The kernel's loop: all of its ZeroMQ, its link to init, and its timers. Nothing here blocks."""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import math
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from aios.syscalls.errors import HomeBusy
+
+from .core import protocol as core
+from .init_protocol import FRAME_BYTES, ToInit, ToKernel, decode_to_kernel
+from .init_protocol import encode as encode_to_init
+
+MAX_FRAME = 1 << 20  # a longer one is cut off by libzmq; over 64 KiB the trap answers TooBig
+UNREAD = 4096  # replies that a peer may leave unread before it counts as gone
+BURST = 64  # messages taken from one socket before the others get a turn
+
+
+class Timer:
+    def __init__(self, at: float, run: Callable[[], None]) -> None:
+        self.at, self.run = at, run
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Loop:
+    """What arrives is handed to the `on_...` callbacks, which the boot sets."""
+
+    on_call: Callable[[bytes, int, list[bytes]], None]  # route, OS pid of the sender, frames
+    on_lost: Callable[[bytes, str], None]  # route, why
+    on_init: Callable[[ToKernel], None]
+    on_report: Callable[[core.Report], None]
+    on_encoded: Callable[[core.Encoded], None]
+    on_text_ready: Callable[[], None]
+
+    def __init__(self, endpoint: str, core_endpoint: str, init_fd: int) -> None:
+        self.context: zmq.Context[Any] = zmq.Context()
+        self.calls = self._bind(endpoint, UNREAD)
+        self.calls.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME)
+        self.cores = self._bind(core_endpoint, 0)
+        self.init = socket.socket(fileno=init_fd)
+        self.init.setblocking(False)
+        self.to_init: deque[bytes] = deque()
+        self.core_pid = 0  # who may speak on the core's socket
+        self.work_route: bytes | None = None
+        self.text_route: bytes | None = None
+        self.lost: dict[bytes, str] = {}
+        self.timers: list[tuple[float, int, Timer]] = []
+        self.count = itertools.count()
+        self.running = True
+
+    def _bind(self, endpoint: str, unread: int) -> zmq.Socket[bytes]:
+        bound: zmq.Socket[bytes] = self.context.socket(zmq.ROUTER)
+        bound.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        bound.setsockopt(zmq.SNDHWM, unread)
+        bound.setsockopt(zmq.LINGER, 500)
+        path = Path(endpoint.removeprefix("ipc://"))
+        if path.exists():
+            if _answers(path):
+                raise HomeBusy(f"another kernel listens at {path}", "stop it first")
+            path.unlink()
+        bound.bind(endpoint)
+        path.chmod(0o600)
+        return bound
+
+    # --- out ------------------------------------------------------------------------------------
+
+    def send(self, route: bytes, data: bytes) -> None:
+        """To a caller. One that is gone or does not read is lost, which on_lost hears later."""
+        try:
+            self.calls.send_multipart([route, data], zmq.NOBLOCK)
+        except zmq.Again:
+            self.lost[route] = "does not read its replies"
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            self.lost[route] = "closed its connection"
+
+    def send_core(self, command: core.Command) -> None:
+        if self.work_route is not None:
+            self._send_core(self.work_route, core.encode(command))
+
+    def ask_core(self, question: core.Question) -> None:
+        if self.text_route is not None:
+            self._send_core(self.text_route, core.encode(question))
+
+    def _send_core(self, route: bytes, data: bytes) -> None:
+        # A core that is gone is noticed by init; all that was sent to it is sent again then.
+        with contextlib.suppress(zmq.ZMQError):
+            self.cores.send_multipart([route, data], zmq.NOBLOCK)
+
+    def send_init(self, frame: ToInit) -> None:
+        self.to_init.append(encode_to_init(frame))
+        self._flush_init()
+
+    def _flush_init(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while self.to_init:
+                self.init.send(self.to_init[0])
+                self.to_init.popleft()
+
+    # --- timers ---------------------------------------------------------------------------------
+
+    def after(self, seconds: float, run: Callable[[], None]) -> Timer:
+        timer = Timer(time.monotonic() + seconds, run)
+        heapq.heappush(self.timers, (timer.at, next(self.count), timer))
+        return timer
+
+    def every(self, seconds: float, run: Callable[[], None]) -> None:
+        def again() -> None:
+            run()
+            self.after(seconds, again)
+
+        self.after(seconds, again)
+
+    def _run_timers(self) -> None:
+        now = time.monotonic()
+        while self.timers and self.timers[0][0] <= now:
+            _, _, timer = heapq.heappop(self.timers)
+            if not timer.cancelled:
+                timer.run()
+
+    # --- in -------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self.calls, zmq.POLLIN)
+        poller.register(self.cores, zmq.POLLIN)
+        while self.running:
+            events = zmq.POLLIN | (zmq.POLLOUT if self.to_init else 0)
+            poller.register(self.init.fileno(), events)
+            wait = max(0.0, self.timers[0][0] - time.monotonic()) if self.timers else 1.0
+            ready = dict(poller.poll(math.ceil(wait * 1000)))
+            if self.init.fileno() in ready:
+                self._flush_init()
+                self._from_init()
+            if self.cores in ready:
+                self._from_cores()
+            if self.calls in ready:
+                self._from_callers()
+            self._run_timers()
+            while self.lost:
+                self.on_lost(*self.lost.popitem())
+
+    def _from_callers(self) -> None:
+        for _ in range(BURST):
+            try:
+                route, *frames = self.calls.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            sender = _os_pid(frames[0]) if frames else 0
+            self.on_call(route.bytes, sender, [frame.bytes for frame in frames])
+
+    def _from_cores(self) -> None:
+        for _ in range(BURST):
+            try:
+                route, frame = self.cores.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            if _os_pid(frame) != self.core_pid:
+                continue  # not our core, or one that was given up
+            if not frame.bytes:
+                self.text_route = route.bytes
+                self.on_text_ready()
+            elif route.bytes == self.text_route:
+                self.on_encoded(core.decode_encoded(frame.bytes))
+            else:
+                self.work_route = route.bytes
+                self.on_report(core.decode_report(frame.bytes))
+
+    def _from_init(self) -> None:
+        for _ in range(BURST):
+            try:
+                data = self.init.recv(FRAME_BYTES)
+            except BlockingIOError:
+                return
+            if not data:  # init is gone: Linux is about to kill us all
+                self.running = False
+                return
+            self.on_init(decode_to_kernel(data))
+
+    def close(self) -> None:
+        self.calls.close()
+        self.cores.close(linger=0)
+        self.context.term()
+
+
+def _os_pid(frame: zmq.Frame) -> int:
+    """Who sent it, as Linux says (SO_PEERCRED), in libzmq's form `host:uid:gid:pid`."""
+    return int(str(frame.get("Peer-Address")).rpartition(":")[2])
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+        probe.connect(os.fspath(path))
+        return True
+    return False

@@ -1,0 +1,67 @@
+"""Messages between agents: one bounded mailbox a process."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from aios.syscalls.errors import LimitReached, TimedOut
+from aios.syscalls.table import Mail
+
+from .process import Process
+from .trap import Call
+
+
+class Mailroom:
+    """Hands messages to those who wait, keeps them for those who don't.
+
+    `after(seconds, run)` starts a timer that can be cancelled.
+    """
+
+    def __init__(self, after: Callable[[float, Callable[[], None]], Any]) -> None:
+        self.after = after
+        self.waiting: dict[int, deque[tuple[int | None, Call]]] = {}  # pid: (sender, recv call)
+
+    def send(self, sender: Process, receiver: Process, body: Any) -> None:
+        """Raises LimitReached when the receiver's mailbox is full: try again later."""
+        mail = Mail(sender=sender.pid, name=sender.name, body=body)
+        for wanted, call in self.waiting.get(receiver.pid, ()):
+            if wanted in (None, sender.pid):
+                call.done(mail)
+                return
+        limit = receiver.limits.queue
+        if limit is not None and len(receiver.mailbox) >= limit:
+            raise LimitReached(
+                f"the mailbox of process {receiver.pid} is full: {limit} messages",
+                "send again when it has read some",
+            )
+        receiver.mailbox.append(mail)
+
+    def receive(self, call: Call, sender: int | None, timeout: float | None) -> Mail | None:
+        """The oldest message that fits; None: the call waits, and ends by message or timeout."""
+        mailbox = call.process.mailbox
+        for mail in mailbox:
+            if sender in (None, mail.sender):
+                mailbox.remove(mail)
+                return mail
+        waiting = self.waiting.setdefault(call.process.pid, deque())
+        entry = (sender, call)
+        waiting.append(entry)
+        timer = (
+            None if timeout is None else self.after(timeout, lambda: call.fail(_timeout(timeout)))
+        )
+
+        def stop() -> None:
+            waiting.remove(entry)
+            if not waiting:
+                self.waiting.pop(call.process.pid, None)
+            if timer is not None:
+                timer.cancel()
+
+        call.on_end = stop
+        return None
+
+
+def _timeout(seconds: float) -> TimedOut:
+    return TimedOut(f"no message within {seconds:g} s")

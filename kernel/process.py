@@ -1,0 +1,204 @@
+"""The process table: who runs, in which state, whose child, under which limits. Pure: no sockets,
+no signals; the time is passed in.
+
+    starting -> running <-> stopped          a client is running from the start
+    starting, running, stopped -> ending     told to end, not gone yet
+    any of them -> zombie                    gone; kept until its parent is gone too, or there are
+                                             too many of them
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from aios.syscalls.errors import LimitReached, NotFound
+from aios.syscalls.table import Limits, Mail, ProcessInfo, ProcessState
+
+MOVES: dict[ProcessState, frozenset[ProcessState]] = {
+    "starting": frozenset({"running", "stopped", "ending", "zombie"}),
+    "running": frozenset({"stopped", "ending", "zombie"}),
+    "stopped": frozenset({"starting", "running", "ending", "zombie"}),
+    "ending": frozenset({"zombie"}),
+    "zombie": frozenset(),
+}
+
+
+class IllegalMove(AssertionError):
+    """A defect of the kernel: a process was to change state against MOVES."""
+
+
+@dataclass
+class Process:
+    pid: int
+    parent: int
+    name: str
+    kind: Literal["agent", "client"]
+    os_pid: int
+    nice: int
+    limits: Limits
+    started: float
+    state: ProcessState
+    path: list[ProcessState] = field(default_factory=list)  # the states it was in
+    code: int | None = None
+    reason: str = ""
+    result: Any = None
+    reported: bool = False  # proc.exit told code and result
+    waited: bool = False  # a wait for any child has had it
+    cpu: float = 0.0
+    memory: int = 0
+    tokens: int = 0
+    calls: int = 0
+    generations: int = 0
+    waiting: float = 0.0
+    switches: int = 0
+    contexts: set[int] = field(default_factory=set)
+    mailbox: deque[Mail] = field(default_factory=deque)
+    children: set[int] = field(default_factory=set)
+    ended: float = 0.0
+
+    @property
+    def alive(self) -> bool:
+        return self.state != "zombie"
+
+    def move(self, state: ProcessState) -> None:
+        if state not in MOVES[self.state]:
+            raise IllegalMove(f"process {self.pid}: {' '.join(self.path)} {self.state} to {state}")
+        self.path.append(self.state)
+        self.state = state
+
+    def info(self, now: float) -> ProcessInfo:
+        return ProcessInfo(
+            pid=self.pid,
+            parent=self.parent,
+            name=self.name,
+            kind=self.kind,
+            state=self.state,
+            os_pid=self.os_pid,
+            nice=self.nice,
+            age=(now if self.alive else self.ended) - self.started,
+            cpu=self.cpu,
+            memory=self.memory,
+            contexts=len(self.contexts),
+            queue=len(self.mailbox),
+            tokens=self.tokens,
+            calls=self.calls,
+            generations=self.generations,
+            waiting=self.waiting,
+            switches=self.switches,
+            code=self.code,
+            reason=self.reason,
+        )
+
+
+class ProcessTable:
+    """All processes by pid. Pid 0 is init: no row, the parent of what clients leave behind."""
+
+    def __init__(self, max_agents: int, max_clients: int, max_dead: int) -> None:
+        self.max = {"agent": max_agents, "client": max_clients}
+        self.max_dead = max_dead
+        self.rows: dict[int, Process] = {}
+        self.by_os_pid: dict[int, Process] = {}
+        self.last = 0
+
+    def add(
+        self, kind: Literal["agent", "client"], name: str, parent: int, nice: int, limits: Limits,
+        now: float, os_pid: int = 0,
+    ) -> Process:  # fmt: skip
+        """A new row: an agent `starting`, a client `running`.
+
+        Raises:
+            LimitReached: too many of its kind are alive, or its parent has its full of children.
+        """
+        if sum(p.kind == kind for p in self.live()) >= self.max[kind]:
+            raise LimitReached(f"{self.max[kind]} {kind}s are alive: no more", "see config.toml")
+        above = self.rows.get(parent)
+        if above is not None and above.limits.children is not None:
+            alive = sum(self.rows[child].alive for child in above.children)
+            if alive >= above.limits.children:
+                raise LimitReached(f"process {parent} has {alive} children: its limit")
+        self.last += 1
+        state: ProcessState = "starting" if kind == "agent" else "running"
+        process = Process(self.last, parent, name, kind, os_pid, nice, limits, now, state)
+        self.rows[process.pid] = process
+        if above is not None:
+            above.children.add(process.pid)
+        return process
+
+    def bind(self, process: Process, os_pid: int) -> None:
+        process.os_pid = os_pid
+        self.by_os_pid[os_pid] = process
+
+    def live(self) -> Iterator[Process]:
+        return (process for process in self.rows.values() if process.alive)
+
+    def get(self, pid: int) -> Process:
+        """Raises NotFound for a pid that is not in the table."""
+        if pid not in self.rows:
+            raise NotFound(f"no process {pid}", "`aios ps --all` lists them")
+        return self.rows[pid]
+
+    def find(self, who: int | str) -> Process:
+        """A live process by pid, or the oldest by name. Raises NotFound."""
+        for process in self.live():
+            if who in (process.pid, process.name):
+                return process
+        raise NotFound(f"no live process {who!r}", "`aios ps` lists them")
+
+    def is_above(self, pid: int, process: Process) -> bool:
+        """Whether `pid` is an ancestor of `process`."""
+        at = process.parent
+        while at:
+            if at == pid:
+                return True
+            above = self.rows.get(at)
+            at = above.parent if above is not None else 0
+        return False
+
+    def end(self, process: Process, code: int, reason: str, now: float) -> list[Process]:
+        """`process` is gone. Its dead children are forgotten; returned are those still alive."""
+        if not process.reported:
+            process.code = code
+        process.reason = process.reason or reason
+        process.ended = now
+        process.move("zombie")
+        process.mailbox.clear()
+        self.by_os_pid.pop(process.os_pid, None)
+        left = [self.rows[child] for child in process.children]
+        for child in left:
+            if not child.alive:
+                self.forget(child)
+        if process.kind == "client":
+            self.forget(process)
+        self._trim()
+        return [child for child in left if child.alive]
+
+    def forget(self, process: Process) -> None:
+        """The row goes."""
+        del self.rows[process.pid]
+        above = self.rows.get(process.parent)
+        if above is not None:
+            above.children.discard(process.pid)
+
+    def _trim(self) -> None:
+        dead = [process for process in self.rows.values() if not process.alive]
+        for process in dead[: max(0, len(dead) - self.max_dead)]:
+            self.forget(process)
+
+    def check(self) -> list[str]:
+        """What is wrong with the table, if anything."""
+        problems = []
+        for pid, process in self.rows.items():
+            if process.pid != pid:
+                problems.append(f"row {pid} holds process {process.pid}")
+            if not process.alive and (process.mailbox or process.contexts):
+                problems.append(f"dead process {pid} holds messages or contexts")
+            bound = process.os_pid and process.alive and process.kind == "agent"
+            if bound and self.by_os_pid.get(process.os_pid) is not process:
+                problems.append(f"process {pid} is not found by its OS pid {process.os_pid}")
+            for child in process.children:
+                if child not in self.rows or self.rows[child].parent != pid:
+                    problems.append(f"process {pid} lists {child}, not a child of it")
+        return problems

@@ -1,0 +1,113 @@
+"""What enters a context: text and messages become tokens at the core's vocabulary, then history."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from aios.syscalls.errors import AiosError, BadInput, LimitReached, from_wire
+from aios.syscalls.table import Append, Generate
+
+from .context import Context, ContextManager
+from .core.protocol import Decode, Encode, Encoded, Question
+from .process import Process
+from .trap import Call
+
+
+class Prompts:
+    """Questions to the core's vocabulary; those on their way when a core dies are asked again."""
+
+    def __init__(self, contexts: ContextManager, ask: Callable[[Question], None]) -> None:
+        self.contexts = contexts
+        self.ask = ask
+        self.questions: dict[int, tuple[Question, Callable[[Encoded], None]]] = {}
+        self.last = 0
+        self.core_error: AiosError | None = None  # there is no core, and will be none
+
+    def question(
+        self, call: Call, make: Callable[[int], Question], then: Callable[[Encoded], None]
+    ) -> None:
+        """Ask; `then` gets the answer, unless the call has ended by then."""
+        self._check_core()
+        self.last += 1
+        question = make(self.last)
+
+        def answered(encoded: Encoded) -> None:
+            if call.ended:
+                return
+            try:
+                if encoded.error is not None:
+                    raise from_wire(encoded.error)
+                then(encoded)
+            except AiosError as error:
+                call.fail(error)
+
+        self.questions[question.req] = question, answered
+        self.ask(question)
+
+    def answered(self, encoded: Encoded) -> None:
+        if encoded.req in self.questions:  # or it was asked twice, around the death of a core
+            _, answered = self.questions.pop(encoded.req)
+            answered(encoded)
+
+    def ask_again(self) -> None:
+        for question, _ in list(self.questions.values()):
+            self.ask(question)
+
+    def give_up(self, error: AiosError) -> None:
+        self.core_error = error
+        for req in list(self.questions):
+            self.answered(Encoded(req, error=error.to_wire()))
+
+    def enter(
+        self, call: Call, context: Context, args: Append | Generate, then: Callable[[int], None]
+    ) -> None:
+        """Append what `args` hold to `context`; `then` gets the number of tokens that it was."""
+        given = [part for part in (args.messages, args.text, args.tokens) if part is not None]
+        if len(given) > 1:
+            raise BadInput("messages, text and tokens exclude each other", "send one of them")
+        messages = [(message.role, message.content) for message in args.messages or []]
+        if messages or not given:
+            messages = context.prelude + messages
+
+        def entered(tokens: list[int]) -> None:
+            self.check_limit(call.process, len(tokens))
+            self.contexts.append(context, tokens)
+            call.process.tokens += len(tokens)
+            if messages:
+                context.prelude = []
+                context.turns += messages
+            then(len(tokens))
+
+        reply = isinstance(args, Generate)
+        answer_is_open = not context.turns or context.turns[-1][1] is None
+        if args.tokens is not None and self.contexts.window:
+            self._check_core()
+            entered(args.tokens)
+        elif not given and not messages and (answer_is_open or not reply):
+            entered([])
+        else:
+            text = args.text if args.tokens is None else ""  # just to wait for the first core
+            start, turns = context.used == 0, list(context.turns)
+            self.question(
+                call,
+                lambda req: Encode(req, text, messages, turns, reply, start),
+                lambda encoded: entered(args.tokens or encoded.tokens),
+            )
+
+    def check_limit(self, process: Process, tokens: int) -> None:
+        """Raises LimitReached where `process` may not use as many `tokens` more."""
+        limit = process.limits.tokens
+        if limit is not None and process.tokens + tokens > limit:
+            raise LimitReached(
+                f"process {process.pid} has used {process.tokens} of {limit} tokens",
+                "see proc.limits",
+            )
+
+    def detokenize(self, call: Call, tokens: list[int], then: Callable[[Encoded], None]) -> None:
+        if self.contexts.vocab and any(token >= self.contexts.vocab for token in tokens):
+            raise BadInput(f"a token id is out of the vocabulary of {self.contexts.vocab}")
+        self.question(call, lambda req: Decode(req, tokens), then)
+
+    def _check_core(self) -> None:
+        if self.core_error is not None:
+            raise self.core_error

@@ -1,0 +1,67 @@
+"""Counters and timings since boot, and those who follow events as they happen."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any
+
+from aios.syscalls.table import Event, Summary
+
+from .core.protocol import Counters
+from .trap import Call
+
+KEPT = 10_000  # generations whose timings are summed up
+
+
+class Series:
+    def __init__(self) -> None:
+        self.values: deque[float] = deque(maxlen=KEPT)
+        self.count = 0
+
+    def add(self, value: float) -> None:
+        self.values.append(value)
+        self.count += 1
+
+    def summary(self) -> Summary:
+        """Over the last KEPT values; zeros when there are none."""
+        ranked = sorted(self.values)
+        if not ranked:
+            return Summary(count=0, mean=0.0, p50=0.0, p99=0.0, max=0.0)
+        return Summary(
+            count=self.count,
+            mean=sum(ranked) / len(ranked),
+            p50=ranked[len(ranked) // 2],
+            p99=ranked[len(ranked) * 99 // 100],
+            max=ranked[-1],
+        )
+
+
+class Statistics:
+    def __init__(self) -> None:
+        self.generations = 0
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
+        self.switches = 0
+        self.core = Counters()
+        self.waiting, self.turnaround, self.ttft = Series(), Series(), Series()
+
+
+class EventLog:
+    """Publishes events to the calls that follow them; nothing is kept."""
+
+    def __init__(self) -> None:
+        self.followers: list[tuple[frozenset[str], Call]] = []
+
+    def follow(self, call: Call, kinds: list[str]) -> None:
+        entry = (frozenset(kinds), call)
+        self.followers.append(entry)
+        call.on_end = lambda: self.followers.remove(entry)
+
+    def publish(self, kind: str, what: str, pid: int = 0, **detail: Any) -> None:
+        if not self.followers:
+            return
+        event = Event(time=time.time(), kind=kind, what=what, pid=pid, detail=detail)
+        for kinds, call in list(self.followers):
+            if not kinds or kind in kinds:
+                call.piece(event)

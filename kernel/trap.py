@@ -1,0 +1,246 @@
+"""Where a system call enters: decode, identify, authorize, dispatch. The kernel's only catch-all.
+
+Whatever comes in, each call gets exactly one final reply.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from aios.syscalls import wire
+from aios.syscalls.errors import (
+    AiosError,
+    Cancelled,
+    Internal,
+    LimitReached,
+    Malformed,
+    OutOfOrder,
+    ProcessGone,
+    TooBig,
+    UnknownCall,
+)
+from aios.syscalls.table import TABLE, Message, Row
+
+from . import access
+from .process import Process, ProcessTable
+
+DEFERRED = object()  # a handler's word that the final reply comes later
+MAX_DEPTH = 32  # of what agents pass on to each other
+
+_encode = msgspec.msgpack.Encoder().encode
+_envelope = msgspec.msgpack.Decoder(tuple[int, str, msgspec.Raw]).decode
+
+
+def _no_extensions(code: int, _data: memoryview) -> Any:
+    raise ValueError(f"extension type {code} is not part of the ABI")
+
+
+_decoders = {
+    row.name: msgspec.msgpack.Decoder(row.args, ext_hook=_no_extensions).decode
+    for row in TABLE.values()
+}
+
+
+@dataclass
+class Session:
+    """One connection: its peer as Linux names it; after hello, the process it speaks for."""
+
+    route: bytes
+    os_pid: int
+    process: Process | None = None
+    calls: dict[int, Call] = field(default_factory=dict)
+    closed: bool = False
+
+
+@dataclass
+class Call:
+    """A system call on its way. `on_end` runs once, whichever way it ends."""
+
+    trap: Trap
+    session: Session
+    process: Process
+    id: int
+    row: Row
+    on_cancel: Callable[[], None] | None = None  # instead of ending with the error Cancelled
+    on_end: Callable[[], None] | None = None
+    ended: bool = False
+
+    def piece(self, body: Any) -> None:
+        if not self.ended:
+            self.trap.reply(self.session, self.id, wire.PIECE, body)
+
+    def done(self, body: Any) -> None:
+        self._end(wire.DONE, body)
+
+    def fail(self, error: AiosError) -> None:
+        if not self.ended:
+            self.trap.errors[error.code] += 1
+        self._end(wire.FAILED, error.to_wire())
+
+    def _end(self, kind: int, body: Any) -> None:
+        """The one final reply; a call that has ended already takes no other."""
+        if self.ended:
+            return
+        self.ended = True
+        self.session.calls.pop(self.id, None)
+        self.trap.reply(self.session, self.id, kind, body)
+        if self.on_end is not None:
+            self.on_end()
+
+    def cancel(self) -> None:
+        if self.on_cancel is not None:
+            self.on_cancel()
+        else:
+            self.fail(Cancelled(f"{self.row.name} was cancelled"))
+
+
+Handler = Callable[[Call, Any], Any]
+
+
+class Trap:
+    """`hello` makes a Process out of a session; `handlers` has one function a row of the table."""
+
+    def __init__(
+        self,
+        table: ProcessTable,
+        handlers: dict[str, Handler],
+        send: Callable[[bytes, bytes], None],
+        hello: Callable[[Session, Any], Any],
+    ) -> None:
+        self.table = table
+        self.handlers = handlers
+        self.send = send
+        self.hello = hello
+        self.sessions: dict[bytes, Session] = {}
+        self.by_pid: dict[int, Session] = {}
+        self.calls: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()
+
+    def receive(self, route: bytes, os_pid: int, frames: list[bytes]) -> None:
+        session = self.sessions.get(route) or Session(route, os_pid)  # kept from hello on
+        if session.os_pid != os_pid:  # another process under a connection id that is taken
+            return
+        call_id = 0
+        try:
+            if len(frames) != 1:
+                raise Malformed(f"a system call has 1 frame, not {len(frames)}")
+            call_id, name, raw = _open(frames[0])
+            if call_id in session.calls:
+                taken, call_id = call_id, 0  # an answer with that id would end the other call
+                raise OutOfOrder(f"call id {taken} is in use", "choose another")
+            self._dispatch(session, call_id, name, raw)
+        except AiosError as error:
+            self._refuse(session, call_id, error)
+        except Exception:  # noqa: BLE001 (the one place where a defect of the kernel ends up)
+            traceback.print_exc(file=sys.stderr)
+            self._refuse(session, call_id, Internal("the kernel failed to serve this call"))
+
+    def _dispatch(self, session: Session, call_id: int, name: str, raw: msgspec.Raw) -> None:
+        row = TABLE.get(name)
+        if row is None:
+            raise UnknownCall(f"no system call {name[:64]!r}", "see docs/abi.md")
+        if (session.process is None) != (name == "hello"):
+            raise OutOfOrder("hello comes first, and once", "see docs/abi.md")
+        args = _arguments(row, raw)
+        self.calls[name] += 1
+        if session.process is None:
+            body = self.hello(session, args)
+            self.reply(session, call_id, wire.DONE, body)
+            return
+        process = session.process
+        process.calls += 1
+        access.check(self.table, process, row, args)
+        limit = process.limits.queue
+        if limit is not None and len(session.calls) >= limit and name != "call.cancel":
+            raise LimitReached(f"{limit} calls are waiting: the limit of process {process.pid}")
+        call = Call(self, session, process, call_id, row)
+        session.calls[call_id] = call
+        body = self.handlers[name](call, args)
+        if body is not DEFERRED:
+            call.done(body)
+
+    def _refuse(self, session: Session, call_id: int, error: AiosError) -> None:
+        call = session.calls.get(call_id)
+        if call is not None:
+            call.fail(error)
+        else:
+            self.errors[error.code] += 1
+            self.reply(session, call_id, wire.FAILED, error.to_wire())
+
+    def reply(self, session: Session, call_id: int, kind: int, body: Any) -> None:
+        if not session.closed:
+            self.send(session.route, _encode((call_id, kind, body)))
+
+    def bind(self, session: Session, process: Process) -> None:
+        session.process = process
+        self.sessions[session.route] = session
+        self.by_pid[process.pid] = session
+
+    def end_calls(self, process: Process, error: AiosError) -> None:
+        """End all that a process waits for."""
+        session = self.by_pid.get(process.pid)
+        for call in list(session.calls.values()) if session else []:
+            call.fail(error)
+
+    def close(self, session: Session) -> None:
+        """The connection is gone: its calls end, unheard."""
+        session.closed = True
+        self.sessions.pop(session.route, None)
+        if session.process is not None:
+            self.by_pid.pop(session.process.pid, None)
+        for call in list(session.calls.values()):
+            call.fail(ProcessGone("the caller is gone"))
+
+    def check(self) -> list[str]:
+        problems = []
+        for session in self.sessions.values():
+            if session.process is not None and not session.process.alive:
+                problems.append(f"the connection of dead process {session.process.pid} is open")
+            problems += [
+                f"call {i} has ended and is kept" for i, c in session.calls.items() if c.ended
+            ]
+        return problems
+
+
+def _open(data: bytes) -> tuple[int, str, msgspec.Raw]:
+    try:
+        call_id, name, raw = _envelope(data)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise Malformed(f"not a system call: {error}", "send msgpack [id, name, args]") from error
+    if not 0 < call_id < 2**63:
+        raise Malformed("a call id is an integer above 0")
+    return call_id, name, raw
+
+
+def _arguments(row: Row, raw: msgspec.Raw) -> Message:
+    size = len(memoryview(raw))
+    if size > wire.MAX_CALL_BYTES:
+        raise TooBig(f"{row.name}: {size} bytes, a system call holds {wire.MAX_CALL_BYTES}")
+    try:
+        args: Message = _decoders[row.name](raw)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise Malformed(f"{row.name}: {error}", "see docs/abi.md") from error
+    for name in ("body", "task", "result"):
+        _check_plain(row, getattr(args, name, None), MAX_DEPTH)
+    return args
+
+
+def _check_plain(row: Row, value: Any, depth: int) -> None:
+    """Whatever agents pass on must be something that any msgpack library can take apart."""
+    if depth == 0:
+        raise Malformed(f"{row.name}: nested deeper than {MAX_DEPTH}")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str | int):
+                raise Malformed(f"{row.name}: a map's keys are strings or integers")
+            _check_plain(row, item, depth - 1)
+    elif isinstance(value, list):
+        for item in value:
+            _check_plain(row, item, depth - 1)

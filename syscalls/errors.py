@@ -1,0 +1,171 @@
+"""The error tree, the same on both sides of the wire.
+
+An error travels as `{"code", "message", "hint"}`. `code` is stable: programs may match on it.
+`hint` says what to do next, for a person.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class AiosError(Exception):
+    """Any error that a system call can end with."""
+
+    code: ClassVar[str] = "error"
+    default_hint: ClassVar[str] = ""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint or self.default_hint
+
+    def to_wire(self) -> dict[str, str]:
+        return {"code": self.code, "message": self.message, "hint": self.hint}
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class Internal(AiosError):
+    """The kernel failed to serve the call: a defect of AIOS, recorded in the kernel's log."""
+
+    code = "internal"
+    default_hint = "see kernel.log in the AIOS home"
+
+
+class Malformed(AiosError):
+    """The message is not a system call: bad msgpack, wrong shape, a field missing or unknown."""
+
+    code = "call.malformed"
+
+
+class TooBig(AiosError):
+    """The message passes the size of a system call, 64 KiB."""
+
+    code = "call.too_big"
+
+
+class UnknownCall(AiosError):
+    code = "call.unknown"
+
+
+class OutOfOrder(AiosError):
+    """The call does not fit the connection's state: before hello, after exit, an id in use."""
+
+    code = "call.out_of_order"
+
+
+class Cancelled(AiosError):
+    """The call ended because its caller, or the end of its context, asked for it."""
+
+    code = "call.cancelled"
+
+
+class TimedOut(AiosError):
+    code = "call.timed_out"
+
+
+class BadVersion(AiosError):
+    code = "hello.version"
+
+
+class BadToken(AiosError):
+    """The one-time token is wrong, used up, or presented by another process."""
+
+    code = "hello.token"
+
+
+class Denied(AiosError):
+    """The access manager refused the call."""
+
+    code = "access.denied"
+
+
+class NotFound(AiosError):
+    code = "not_found"
+
+
+class LimitReached(AiosError):
+    """A limit of the agent, or of the kernel, would be passed."""
+
+    code = "limit"
+
+
+class NoProgram(AiosError):
+    """What was to be spawned cannot be started."""
+
+    code = "process.no_program"
+
+
+class ProcessGone(AiosError):
+    """The process that the call depends on has ended."""
+
+    code = "process.gone"
+
+
+class ContextFull(AiosError):
+    """The context's window has no room for what was to be appended."""
+
+    code = "context.full"
+
+
+class ContextBusy(AiosError):
+    """The context already runs a generation."""
+
+    code = "context.busy"
+
+
+class BadInput(AiosError):
+    """Well-formed, but not usable: an unknown policy, a token out of the vocabulary, no text."""
+
+    code = "bad_input"
+
+
+class ModelError(AiosError):
+    """The model's file is missing, truncated, or not a GGUF that llama.cpp can load."""
+
+    code = "model.invalid"
+
+
+class NoRoom(AiosError):
+    """There is no memory for the KV cache that was asked for."""
+
+    code = "model.no_room"
+
+
+class CoreFailed(AiosError):
+    """The LLM core died too often under this call."""
+
+    code = "core.failed"
+
+
+class KernelGone(AiosError):
+    """No kernel answers: raised on the caller's side only."""
+
+    code = "kernel.gone"
+    default_hint = "start one with `aios start --detach`"
+
+
+class HomeBusy(AiosError):
+    """Another AIOS runs in this home: raised on the starter's side only."""
+
+    code = "home.busy"
+
+
+def _tree(cls: type[AiosError]) -> dict[str, type[AiosError]]:
+    found = {cls.code: cls}
+    for sub in cls.__subclasses__():
+        found |= _tree(sub)
+    return found
+
+
+BY_CODE: dict[str, type[AiosError]] = _tree(AiosError)
+
+
+def from_wire(body: object) -> AiosError:
+    """The typed error of a final error reply; unknown codes keep their text as `AiosError`."""
+    if not isinstance(body, dict):
+        return Malformed(f"an error reply without a body: {body!r}")
+    cls = BY_CODE.get(str(body.get("code")), AiosError)
+    return cls(str(body.get("message", "")), str(body.get("hint", "")))

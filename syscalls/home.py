@@ -1,0 +1,30 @@
+"""Where a system lives, and so where its kernel listens."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+from .errors import BadInput
+
+LONGEST = 100  # bytes of a Unix socket's path, with some to spare
+
+
+def default_home() -> Path:
+    """AIOS_HOME, or this user's XDG state directory."""
+    given = os.environ.get("AIOS_HOME")
+    return Path(given).absolute() if given else Path(platformdirs.user_state_dir("aios"))
+
+
+def endpoint(home: Path) -> str:
+    """The ZeroMQ address of the kernel of `home`.
+
+    Raises:
+        BadInput: the path is too long for a Unix socket.
+    """
+    path = str(home / "kernel.sock")
+    if len(path.encode()) > LONGEST:
+        raise BadInput(f"{path} is too long for a socket", "set AIOS_HOME to a shorter path")
+    return "ipc://" + path
