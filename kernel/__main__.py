@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import sys
 
@@ -18,6 +19,9 @@ def main() -> int:
     # Ctrl-C and TERM are init's: it tells the kernel to wind up.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # One descriptor an agent, and libzmq aborts the process when accept() finds none.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     config = msgspec.json.decode(sys.argv[1], type=Config)
     try:
         kernel = Kernel(config, TOKEN_FD)

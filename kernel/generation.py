@@ -51,6 +51,7 @@ CRASHES = 3  # deaths of the core in a row, without a step done, that a generati
 
 @dataclass
 class Generation:
+    run: int  # what the core still reports of an earlier run in this context has another
     call: Call
     context: Context
     decoding: Decoding
@@ -97,6 +98,7 @@ class Generations:
         self.events = events
         self.send = send
         self.active: dict[int, Generation] = {}
+        self.last_run = 0
         self.crashes = 0
 
     # --- calls ----------------------------------------------------------------------------------
@@ -117,9 +119,7 @@ class Generations:
         else:
             context = self.contexts.get(call.process, args.ctx)
         self._occupy(call, context, own=args.ctx is None)
-        self.prompts.enter(
-            call, context, args, lambda added: self._queue(call, context, args, added)
-        )
+        self.prompts.enter(call, context, args, partial(self._queue, call, context, args))
 
     def _occupy(self, call: Call, context: Context, *, own: bool = False) -> None:
         """`context` is the call's until it ends, whichever way it ends."""
@@ -159,7 +159,10 @@ class Generations:
         decisions = self.scheduler.add(context.id, call.process.nice, now, suspended=suspended)
         task = self.scheduler.tasks[context.id]
         decoding = msgspec.convert(args, Decoding, from_attributes=True)
-        self.active[context.id] = Generation(call, context, decoding, args.stream, added, now, task)
+        self.last_run += 1
+        self.active[context.id] = Generation(
+            self.last_run, call, context, decoding, args.stream, added, now, task
+        )
         call.on_cancel = lambda: self.cancel(context)
         self.events.publish("generation", "queued", call.process.pid, ctx=context.id, prompt=added)
         self.apply(decisions)
@@ -184,25 +187,17 @@ class Generations:
         now = time.monotonic()
         for decision in decisions:
             gen = self.active[decision.task]
+            context = gen.context
             if isinstance(decision, Dispatch):
                 gen.turn = now
+                generated = len(gen.tokens)
                 self.send(
-                    Run(
-                        gen.context.id,
-                        gen.context.history,
-                        len(gen.tokens),
-                        gen.decoding,
-                        gen.digest,
-                    )
+                    Run(context.id, gen.run, context.history, generated, gen.decoding, gen.digest)
                 )
             else:
-                self.send(Halt(gen.context.id, "preempted"))
-            self.events.publish(
-                "generation",
-                type(decision).__name__.lower(),
-                gen.call.process.pid,
-                ctx=gen.context.id,
-            )
+                self.send(Halt(context.id, "preempted"))
+            what = type(decision).__name__.lower()
+            self.events.publish("generation", what, gen.call.process.pid, ctx=context.id)
 
     # --- what the core reports ------------------------------------------------------------------
 
@@ -234,11 +229,11 @@ class Generations:
         self.crashes = 0 if step.outs else self.crashes
         for out in step.outs:
             gen = self.active.get(out.ctx)
-            if gen is not None:
+            if gen is not None and gen.run == out.run:
                 self._out(gen, out)
         for halted in step.halted:
             gen = self.active.get(halted.ctx)
-            if gen is not None:
+            if gen is not None and gen.run == halted.run:
                 self._halted(gen, halted)
 
     def _out(self, gen: Generation, out: Out) -> None:

@@ -48,9 +48,8 @@ class Loop:
 
     def __init__(self, endpoint: str, core_endpoint: str, init_fd: int) -> None:
         self.context: zmq.Context[Any] = zmq.Context()
-        self.calls = self._bind(endpoint, UNREAD)
-        self.calls.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME)
-        self.cores = self._bind(core_endpoint, 0)
+        self.calls = self._bind(endpoint, UNREAD, MAX_FRAME)
+        self.cores = self._bind(core_endpoint, 0, -1)
         self.init = socket.socket(fileno=init_fd)
         self.init.setblocking(False)
         self.to_init: deque[bytes] = deque()
@@ -62,10 +61,11 @@ class Loop:
         self.count = itertools.count()
         self.running = True
 
-    def _bind(self, endpoint: str, unread: int) -> zmq.Socket[bytes]:
+    def _bind(self, endpoint: str, unread: int, longest: int) -> zmq.Socket[bytes]:
         bound: zmq.Socket[bytes] = self.context.socket(zmq.ROUTER)
         bound.setsockopt(zmq.ROUTER_MANDATORY, 1)
         bound.setsockopt(zmq.SNDHWM, unread)
+        bound.setsockopt(zmq.MAXMSGSIZE, longest)
         bound.setsockopt(zmq.LINGER, 500)
         path = Path(endpoint.removeprefix("ipc://"))
         if path.exists():

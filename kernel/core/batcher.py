@@ -55,6 +55,7 @@ class Generation:
     def __init__(self, engine: Engine, context: Context, run: Run) -> None:
         tokens = [token for _, segment in run.history for token in segment]
         self.context = context
+        self.run = run.run
         self.decoding = run.decoding
         self.generated = run.generated
         self.length = len(tokens)
@@ -97,7 +98,7 @@ class Batcher:
         slot = self._slot_for(context)
         if slot in self.running:
             self.halted.append(
-                Halted(run.ctx, "failed", error="every slot runs, or it runs already")
+                Halted(run.ctx, run.run, "failed", error="every slot runs, or it runs already")
             )
             return
         self._seat(context, slot)
@@ -162,7 +163,7 @@ class Batcher:
         gen.context.used = self.clock
         gen.context.reached = max(gen.context.reached, op[1] + len(op[2]))
         if gen.todo:
-            self.outs.append(Out(gen.context.ctx, len(op[2])))
+            self.outs.append(Out(gen.context.ctx, gen.run, len(op[2])))
         else:
             self.outs.append(self._draw(gen, index, len(op[2])))
 
@@ -173,7 +174,7 @@ class Batcher:
         token = gen.sampler.draw(index, gen.length)
         if self.engine.is_end(token) and not gen.decoding.ignore_eos:
             gen.ended = "stop"
-            return Out(gen.context.ctx, fed, digest=gen.digest)
+            return Out(gen.context.ctx, gen.run, fed, digest=gen.digest)
         text = gen.text.feed(self.engine.piece(token))
         gen.todo.append((Decoded, gen.length, (token,)))
         gen.length += 1
@@ -185,14 +186,14 @@ class Batcher:
         elif gen.length >= self.engine.window:
             gen.ended = "context_full"
         logprob = _logprob(logits, token, gen.decoding)
-        return Out(gen.context.ctx, fed, token, text, logprob, gen.digest)
+        return Out(gen.context.ctx, gen.run, fed, token, text, logprob, gen.digest)
 
     def _sweep(self) -> None:
         """Take what has ended out of the run set; its context stays where it is."""
         for slot, gen in list(self.running.items()):
             if gen.ended is not None:
                 text = "" if gen.ended == "preempted" else gen.text.flush()
-                self.halted.append(Halted(gen.context.ctx, gen.ended, text))
+                self.halted.append(Halted(gen.context.ctx, gen.run, gen.ended, text))
                 gen.sampler.close()
                 del self.running[slot]
 

@@ -24,9 +24,13 @@ class Frame(Struct, tag_field="t"):
 
 
 class Run(Frame):
-    """Give `ctx` a slot and generate; `generated` of the history's last tokens are its answer."""
+    """Give `ctx` a slot and generate; `generated` of the history's last tokens are its answer.
+
+    What comes of it carries `run`.
+    """
 
     ctx: int
+    run: int
     history: list[Segment]
     generated: int
     decoding: Decoding
@@ -93,6 +97,7 @@ class Out(Frame):
     """One context's share of a step: `fed` tokens of its history computed, one token drawn."""
 
     ctx: int
+    run: int
     fed: int
     token: int | None = None
     text: str = ""
@@ -104,6 +109,7 @@ class Halted(Frame):
     """A run ended; `text` is what was held back of it."""
 
     ctx: int
+    run: int
     why: Why
     text: str = ""
     error: str = ""
