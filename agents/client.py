@@ -64,13 +64,25 @@ class Pending:
         return self.body
 
 
+SocketFile = tuple[int, int]  # inode, and when it was made
+
+
+def _socket_file(endpoint: str) -> SocketFile | None:
+    try:
+        found = os.stat(endpoint.removeprefix("ipc://"))  # noqa: PTH116 (1 us, before each call)
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
 class Connection:
     """Raises KernelGone where no kernel listens."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
         self.endpoint = endpoint(home)
-        if not self._kernel_listens():
+        self.kernel = self._listener()
+        if self.kernel is None:
             raise KernelGone(f"no kernel answers at {self.endpoint}")
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 500)
@@ -80,7 +92,14 @@ class Connection:
         self.last = 0
 
     def start(self, name: str, args: dict[str, Any]) -> Pending:
-        """Send a call. Raises TooBig if it does not fit into one message."""
+        """Send a call.
+
+        Raises:
+            TooBig: it does not fit into one message.
+            KernelGone: the kernel that said welcome is not there any more.
+        """
+        if _socket_file(self.endpoint) != self.kernel:
+            raise KernelGone("the kernel went away")
         self.last += 1
         data = wire.pack_call(self.last, name, args)
         call = self.pending[self.last] = Pending(self, self.last)
@@ -100,7 +119,7 @@ class Connection:
                 break
             if limit is not None and time.monotonic() >= limit:
                 raise TimedOut("no reply in time")
-            if not self._kernel_listens():
+            if self._listener() != self.kernel:
                 raise KernelGone("the kernel went away during a call")
         while self.socket.poll(0):
             call_id, kind, body = wire.unpack_reply(self.socket.recv())
@@ -111,13 +130,15 @@ class Connection:
             if call.ended:
                 del self.pending[call_id]
 
-    def _kernel_listens(self) -> bool:
+    def _listener(self) -> SocketFile | None:
+        """The socket of the kernel that listens now. libzmq would go on with the next one in
+        silence, and that knows nothing of our calls."""
         with socket.socket(socket.AF_UNIX) as probe:
             try:
                 probe.connect(self.endpoint.removeprefix("ipc://"))
             except OSError:
-                return False
-        return True
+                return None
+        return _socket_file(self.endpoint)
 
     def close(self) -> None:
         self.socket.close()

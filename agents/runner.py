@@ -100,7 +100,10 @@ def _run(aios: Aios) -> tuple[int, Any]:
         agent = load(resolve(aios.welcome.program))(aios)
         return 0, agent.run(aios.welcome.task)
     except SystemExit as leave:
-        return (leave.code if isinstance(leave.code, int) else int(leave.code is not None)), None
+        if isinstance(leave.code, int | None):
+            return (leave.code or 0) & 0xFF, None  # as Linux cuts it
+        print(leave.code, file=sys.stderr)
+        return 1, {"error": str(leave.code)}
     except BaseException as error:  # noqa: BLE001 (whatever it is, its parent gets to know)
         traceback.print_exc()
         return 1, {"error": f"{type(error).__name__}: {error}"}

@@ -9,9 +9,9 @@ with connect() as aios:
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 import msgspec
@@ -64,9 +64,20 @@ class Generation:
             self._result = msgspec.convert(self._pending.wait(), t.Result)
         return self._result
 
+    @property
+    def ended(self) -> bool:
+        return self._pending.ended
+
     def cancel(self) -> None:
         """Stop at the next token; the result then holds what there is."""
         self._aios.cancel(self._pending.id)
+
+    def abandon(self) -> None:
+        """Cancel it unless it has ended, and wait for its end."""
+        if not self.ended:
+            self.cancel()
+            for _ in self._pending:
+                pass
 
     @property
     def text(self) -> str:
@@ -99,6 +110,7 @@ class Context:
     def __init__(self, aios: Aios, ctx: int) -> None:
         self._aios = aios
         self.id = ctx
+        self._calls: list[Generation] = []
 
     def append(self, prompt: Prompt, *, raw: bool = False) -> t.Appended:
         return self._aios.append(self.id, prompt, raw=raw)
@@ -107,9 +119,14 @@ class Context:
         self, prompt: Prompt | None = None, *, raw: bool = False, **options: Any
     ) -> Generation:
         """Append `prompt`, if any, and generate; `options` are the fields of llm.generate."""
-        return self._aios.generate(prompt, ctx=self.id, raw=raw, **options)
+        answer = self._aios.generate(prompt, ctx=self.id, raw=raw, **options)
+        self._calls = [call for call in self._calls if not call.ended] + [answer]
+        return answer
 
     def close(self) -> None:
+        """Close it; what it still generates, whoever left off reading that, is cancelled."""
+        for call in self._calls:
+            call.abandon()
         self._aios.close_context(self.id)
 
     def __enter__(self) -> Self:
@@ -210,7 +227,7 @@ class Aios:
     # --- messages -------------------------------------------------------------------------------
 
     def send(self, to: int | str, body: Any) -> None:
-        self._call(t.Done, "msg.send", to=to, body=body)
+        self.connection.start("msg.send", {"to": to, "body": body}).wait()  # None is a body as well
 
     def recv(self, sender: int | None = None, timeout: float | None = None) -> t.Mail:
         return self._call(t.Mail, "msg.recv", sender=sender, timeout=timeout)
@@ -226,9 +243,15 @@ class Aios:
     def events(
         self, *kinds: Literal["process", "generation", "core", "policy"]
     ) -> Iterator[t.Event]:
-        """What happens, as it happens."""
-        for body in self.start("kernel.events", kinds=list(kinds)):
-            yield msgspec.convert(body, t.Event)
+        """What happens, as it happens, from the first `next` on."""
+        call = self.start("kernel.events", kinds=list(kinds))
+        try:
+            for body in call:
+                yield msgspec.convert(body, t.Event)
+        finally:
+            if not self.connection.socket.closed:
+                with contextlib.suppress(KernelGone):
+                    self.start("call.cancel", call=call.id)
 
     def policy(self, policy: str | None = None, quantum: int | None = None) -> t.Policy:
         return self._call(t.Policy, "kernel.policy", policy=policy, quantum=quantum)
@@ -241,16 +264,15 @@ class Aios:
 
     def close(self) -> None:
         """End the connection; a client's process row ends with it."""
+        if self.welcome.kind == "client" and not self.connection.socket.closed:
+            with contextlib.suppress(KernelGone):
+                self.start("proc.exit")
         self.connection.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
-        if self.welcome.kind == "client" and not isinstance(error, KernelGone):
-            self.start("proc.exit")
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

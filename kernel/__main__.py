@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import signal
 import sys
@@ -26,7 +27,7 @@ def main() -> int:
     try:
         kernel = Kernel(config, TOKEN_FD)
     except AiosError as error:
-        print(f"kernel: {error}", file=sys.stderr)
+        print(json.dumps(error.to_wire()), file=sys.stderr)  # as init does: the starter reads it
         return FATAL
     kernel.run()
     return 0

@@ -38,6 +38,14 @@ def _check_above(table: ProcessTable, process: Process, row: Row, pid: int) -> N
         raise Denied(f"{row.name}: process {pid} is neither the caller nor started by it")
 
 
+def is_child(os_pid: int, init_pid: int) -> bool:
+    """Whether init itself started this process: an agent's child may have the agent's token."""
+    try:
+        return psutil.Process(os_pid).ppid() == init_pid
+    except psutil.NoSuchProcess:
+        return False
+
+
 def may_be_client(os_pid: int, init_pid: int) -> bool:
     """Whether a connection without a token is a person's: its process does not descend from init.
 

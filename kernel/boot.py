@@ -17,6 +17,7 @@ from .generation import Generations
 from .handlers import handlers
 from .init_protocol import Gone, Paused, Started, StartFailed, ToKernel, WindUp
 from .lifecycle import Lifecycle
+from .logs import Logs
 from .loop import Loop
 from .message import Mailroom
 from .process import ProcessTable
@@ -47,8 +48,9 @@ class Kernel:
             self.scheduler, self.contexts, self.prompts, self.stats, self.events, loop.send_core
         )
         self.core = CoreLink(config, loop, self.generations, self.events, loop.send_init)
+        self.logs = Logs(config.path / "log", self.table, loop.after)
         self.lifecycle = Lifecycle(
-            config, self.boot, self.table, self.contexts, self.generations, self.events,
+            config, self.boot, self.table, self.contexts, self.generations, self.events, self.logs,
             loop.send_init, loop.after,
         )  # fmt: skip
         self.mailroom = Mailroom(loop.after)
@@ -116,5 +118,6 @@ class Kernel:
             *self.contexts.check(live),
             *self.generations.check(),
             *self.lifecycle.check(),
+            *self.logs.check(),
             *self.trap.check(),
         ]

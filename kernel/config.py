@@ -32,7 +32,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     snapshot_bytes: Annotated[int, Meta(ge=0)] = 2 << 30  # KV bytes kept in RAM
     agents: Annotated[int, Meta(ge=1)] = 4096  # alive at once
     clients: Annotated[int, Meta(ge=1)] = 256  # connected at once
-    dead: Annotated[int, Meta(ge=0)] = 1024  # ended processes that are remembered
+    dead: Annotated[int, Meta(ge=1)] = 1024  # ended processes that are remembered
     grace: Annotated[float, Meta(ge=0)] = 2.0  # seconds between TERM and KILL
     hello: Annotated[float, Meta(ge=0)] = 10.0  # seconds a spawned agent has to say hello
     limits: Limits = field(default_factory=Limits)  # of an agent, unless its parent says otherwise
@@ -70,7 +70,7 @@ def load(home: Path, overrides: dict[str, Any]) -> Config:
         from_file = tomllib.loads(path.read_text()) if path.exists() else {}
         config = msgspec.convert({**from_file, **overrides, "home": str(home)}, Config)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: {error}") from error
+        raise BadInput(f"{path}: {error}", "correct it: it is TOML, in UTF-8") from error
     except msgspec.ValidationError as error:
         raise BadInput(f"settings: {error}", f"see {path} and the options given") from error
     if config.policy not in POLICIES:

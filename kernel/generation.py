@@ -46,7 +46,7 @@ from .scheduler import Decision, Dispatch, Scheduler, Task
 from .stats import EventLog, Statistics
 from .trap import Call
 
-CRASHES = 3  # deaths of the core in a row, without a step done, that a generation survives
+DEATHS = 3  # of the core in a row under a generation, without a token of it, and it fails
 
 
 @dataclass
@@ -68,6 +68,7 @@ class Generation:
     logprobs: list[Logprob] = field(default_factory=list)
     digest: bytes = b""
     cancelled: bool = False
+    deaths: int = 0  # of the core while it had a slot, since its last token
 
     def stop_clock(self, now: float) -> None:
         """Account for the time of this turn."""
@@ -99,7 +100,6 @@ class Generations:
         self.send = send
         self.active: dict[int, Generation] = {}
         self.last_run = 0
-        self.crashes = 0
 
     # --- calls ----------------------------------------------------------------------------------
 
@@ -207,26 +207,25 @@ class Generations:
 
     def core_gone(self, error: AiosError | None) -> None:
         """All that ran goes back to the ready queue; with an `error` there is no other core."""
-        self.crashes += 1
         now = time.monotonic()
-        ran = [gen for gen in self.active.values() if gen.task.state != "ready"]
-        for gen in ran:
-            gen.stop_clock(now)
+        for gen in self.active.values():
+            if gen.task.state != "ready":
+                gen.stop_clock(now)
+                gen.deaths += 1
         self.scheduler.set_slots(0, now)
-        guilty = CoreFailed(f"the LLM core died {self.crashes} times in a row under this call")
         for gen in list(self.active.values()):
             if error is not None:
                 gen.call.fail(error)
             elif gen.cancelled:
                 self._finish(gen, "cancelled", "")
-            elif gen in ran and self.crashes >= CRASHES:
-                gen.call.fail(guilty)
+            elif gen.deaths >= DEATHS:
+                why = f"the LLM core died {gen.deaths} times in a row under this call"
+                gen.call.fail(CoreFailed(why, "see log/core.log in the AIOS home"))
         if error is not None:
             self.prompts.give_up(error)
 
     def step(self, step: Step) -> None:
         self.stats.core = step.counters
-        self.crashes = 0 if step.outs else self.crashes
         for out in step.outs:
             gen = self.active.get(out.ctx)
             if gen is not None and gen.run == out.run:
@@ -245,6 +244,7 @@ class Generations:
                 self._first_token(gen, now)
             gen.context.draw(out.token)
             gen.tokens.append(out.token)
+            gen.deaths = 0
             gen.text.append(out.text)
             if out.logprob is not None:
                 gen.logprobs.append(out.logprob)

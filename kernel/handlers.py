@@ -85,7 +85,7 @@ def proc_whoami(k: Kernel, call: Call, args: t.Empty) -> t.ProcessInfo:
 
 
 def proc_log(k: Kernel, call: Call, args: t.Log) -> Any:
-    return k.lifecycle.read_log(call, args.pid, args.offset, args.wait) or DEFERRED
+    return k.logs.read(call, args.pid, args.offset, args.wait) or DEFERRED
 
 
 def llm_open(k: Kernel, call: Call, args: t.Open) -> t.Opened:

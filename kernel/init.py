@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from aios.syscalls.errors import AiosError, HomeBusy
+from aios.syscalls.errors import AiosError, BadInput, HomeBusy, NoProgram
 from aios.syscalls.home import endpoint
 
 from .config import Config, load
@@ -53,6 +53,7 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 BACKOFF, LONGEST_BACKOFF, HEALTHY = 0.05, 5.0, 10.0  # seconds
 TOKEN_FD = 3  # where a child finds what is its own: a kernel its link, an agent its token
 FATAL = 78  # the kernel's exit code when starting it again would not help (EX_CONFIG)
+CAUGHT = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _libc = ctypes.CDLL(None)
 
 
@@ -70,7 +71,7 @@ class Init:
         self.selector = selectors.DefaultSelector()
         self.wake, wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in CAUGHT:
             signal.signal(number, lambda *_: None)
         _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
@@ -80,6 +81,8 @@ class Init:
         """Until the kernel ends by itself; its exit code."""
         gc.freeze()  # a fork then shares these pages with its parent
         self.selector.register(self.wake, selectors.EVENT_READ)
+        for name in ("kernel", "core"):  # of an earlier system; those that follow append
+            Path(self.log(name)).unlink(missing_ok=True)
         self.start_kernel()
         while True:
             for key, _ in self.selector.select():
@@ -144,11 +147,15 @@ class Init:
         except AiosError as error:
             self.tell(StartFailed(key, error.to_wire()))
             return
+        except OSError as error:  # no such file after all, no more descriptors, no more processes
+            self.tell(StartFailed(key, NoProgram(f"it cannot be started: {error}").to_wire()))
+            return
         self.children.add(os_pid)
         self.tell(Started(key, os_pid))
 
     def start_agent(self, frame: StartAgent) -> int:
         program: str = self.runner.resolve(frame.program)
+        Path(frame.log).unlink(missing_ok=True)  # of an earlier boot
         reader, writer = os.pipe()
         os.write(writer, frame.token)
         os.close(writer)
@@ -164,9 +171,14 @@ class Init:
     ) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
-        os_pid = os.fork()
-        if os_pid == 0:
-            become_child(main, log, keep, cwd)
+        # Until it has handlers of its own, what is sent to the child would wake init up.
+        signal.pthread_sigmask(signal.SIG_BLOCK, CAUGHT)
+        try:
+            os_pid = os.fork()
+            if os_pid == 0:
+                become_child(main, log, keep, cwd)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, CAUGHT)
         return os_pid
 
     def reap(self) -> int | None:
@@ -189,12 +201,13 @@ class Init:
             elif os_pid in self.children:
                 self.children.remove(os_pid)
                 signal_group(os_pid, signal.SIGKILL)  # what it left behind in its group
-                self.kill_strays()
                 name = signal.Signals(number).name.removeprefix("SIG") if number else ""
                 self.tell(Gone(os_pid, code, name))
+            self.kill_strays()
 
     def kill_strays(self) -> None:
-        """Whoever was orphaned to init and is none of ours outlived the agent that started it."""
+        """Whoever was orphaned to init and is none of ours outlived the agent that started it; so
+        may have what it started itself, and that comes up when it is reaped."""
         listed = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
         for os_pid in {int(word) for word in listed.split()} - self.children - {self.kernel}:
             with contextlib.suppress(ProcessLookupError):
@@ -210,6 +223,9 @@ class Init:
         self.link = None
         self.kill_all()
         if self.ending or code in (0, FATAL):
+            if number:  # killed: it has left its sockets behind
+                for name in ("kernel.sock", "core.sock"):
+                    (self.config.path / name).unlink(missing_ok=True)
             return True
         lived = time.monotonic() - self.kernel_started
         self.backoff = BACKOFF if lived > HEALTHY else min(self.backoff * 2, LONGEST_BACKOFF)
@@ -225,9 +241,11 @@ class Init:
     def kill_all(self) -> None:
         for os_pid in self.children:
             signal_group(os_pid, signal.SIGKILL)
-        while self.children:
-            os_pid, _ = os.waitpid(-1, 0)
-            self.children.discard(os_pid)
+        self.children.clear()
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                self.kill_strays()
+                os.waitpid(-1, 0)
 
     def log(self, name: str) -> str:
         return str(self.config.path / "log" / f"{name}.log")
@@ -253,11 +271,13 @@ def become_child(main: Callable[[], object], log: str, keep: int, cwd: str | Non
     code = 1
     try:
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # its orphans are its own while it lives
         os.setsid()
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in CAUGHT:
             signal.signal(number, signal.SIG_DFL)
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, CAUGHT)
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(output, 1)
         os.dup2(output, 2)
@@ -313,6 +333,10 @@ def main() -> int:
         _lock = lock_home(config.path)
     except AiosError as error:
         print(json.dumps(error.to_wire()), file=sys.stderr)
+        return FATAL
+    except OSError as error:
+        refused = BadInput(f"the home cannot be used: {error}", "set AIOS_HOME to another folder")
+        print(json.dumps(refused.to_wire()), file=sys.stderr)
         return FATAL
     return Init(config).run()
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import psutil
 from aios.syscalls import wire
 from aios.syscalls.errors import (
     AiosError,
+    BadInput,
     BadToken,
     BadVersion,
     Denied,
@@ -25,18 +25,18 @@ from aios.syscalls.errors import (
     TimedOut,
     from_wire,
 )
-from aios.syscalls.table import Exited, Hello, Limits, LogPart, Spawn, Spawned, Welcome
+from aios.syscalls.table import Exited, Hello, Limits, Spawn, Spawned, Welcome
 
 from . import access
 from .config import Config
 from .context import ContextManager
 from .generation import Generations
 from .init_protocol import Gone, Paused, SignalChild, StartAgent, Started, StartFailed, ToInit
+from .logs import Logs
 from .process import Process, ProcessTable
 from .stats import EventLog
 from .trap import Call, Session, Trap
 
-LOG_PART = 32 * 1024  # bytes of a log in one reply
 SLICE = 25  # processes whose figures are read in one sweep
 
 
@@ -48,23 +48,23 @@ class Birth:
     token: bytes
     spawn: Spawn
     call: Call
+    signals: list[str] = field(default_factory=list)  # sent before it has an OS pid
 
 
 class Lifecycle:
     def __init__(
         self, config: Config, boot: str, table: ProcessTable, contexts: ContextManager,
-        generations: Generations, events: EventLog,
+        generations: Generations, events: EventLog, logs: Logs,
         to_init: Callable[[ToInit], None], after: Callable[[float, Callable[[], None]], Any],
     ) -> None:  # fmt: skip
         self.config, self.boot = config, boot
         self.table, self.contexts, self.generations = table, contexts, generations
-        self.events = events
+        self.events, self.logs = events, logs
         self.to_init, self.after = to_init, after
         self.trap: Trap  # set by the boot: the two know each other
         self.init_pid = os.getppid()
         self.births: dict[int, Birth] = {}  # by pid
         self.waiters: list[tuple[int | None, Call]] = []
-        self.log_readers: list[tuple[int, int, Call]] = []
         self.figures: dict[int, psutil.Process] = {}
         self.turn = 0
         self.on_empty: Callable[[], None] | None = None  # set while the system winds up
@@ -87,7 +87,7 @@ class Lifecycle:
         cwd = args.cwd or self.config.home
         self.to_init(
             StartAgent(
-                process.pid, args.program, args.args, token, cwd, str(self.log_path(process))
+                process.pid, args.program, args.args, token, cwd, str(self.logs.path(process.pid))
             )
         )
 
@@ -95,18 +95,23 @@ class Lifecycle:
         birth = self.births.get(frame.key)
         if birth is None or not birth.process.alive:
             return
-        self.table.bind(birth.process, frame.os_pid)
-        birth.call.done(Spawned(pid=frame.key))
-        self.events.publish("process", "started", frame.key, os_pid=frame.os_pid)
-        if birth.process.state == "ending":  # told to end while it was being born
-            self.signal(birth.process, "KILL")
+        self._born(birth, frame.os_pid)
         self.after(self.config.hello, lambda: self._check_hello(frame.key))
+
+    def _born(self, birth: Birth, os_pid: int) -> None:
+        process = birth.process
+        self.table.bind(process, os_pid)
+        birth.call.done(Spawned(pid=process.pid))
+        self.events.publish("process", "started", process.pid, os_pid=os_pid)
+        for name in birth.signals:
+            self.signal(process, name)
 
     def start_failed(self, frame: StartFailed) -> None:
         birth = self.births.pop(frame.key)
         birth.call.fail(from_wire(frame.error))
         self.table.end(birth.process, 127, "not started", time.monotonic())
         self.table.forget(birth.process)
+        self._ended()
 
     def _check_hello(self, pid: int) -> None:
         birth = self.births.pop(pid, None)
@@ -142,9 +147,10 @@ class Lifecycle:
                 # init's word of the OS pid may come later than the agent's first message
                 if process.os_pid not in (0, session.os_pid):
                     break
+                if not access.is_child(session.os_pid, self.init_pid):
+                    break
                 if process.os_pid == 0:
-                    self.table.bind(process, session.os_pid)
-                    birth.call.done(Spawned(pid=process.pid))
+                    self._born(birth, session.os_pid)
                 del self.births[process.pid]
                 if process.state != "ending":
                     process.move("running")
@@ -206,11 +212,12 @@ class Lifecycle:
         )
         for child in children:
             self.terminate(child, "parent gone")
-        for wanted, call in list(self.waiters):
-            if wanted == process.pid or (wanted is None and call.process.pid == process.parent):
-                process.waited = True
-                call.done(exited(process))
-        self._read_logs()
+        self._ended()
+
+    def _ended(self) -> None:
+        """Tell those who wait for an end."""
+        self._tell_waiters()
+        self.logs.look()
         if self.on_empty is not None and not self.agents_alive():
             self.on_empty()
 
@@ -227,6 +234,8 @@ class Lifecycle:
             )
         if process.os_pid:
             self.to_init(SignalChild(process.os_pid, signal.Signals["SIG" + name]))
+        else:
+            self.births[process.pid].signals.append(name)
 
     def terminate(self, process: Process, reason: str) -> None:
         """TERM now, KILL after the grace; `reason` is what its parent will read."""
@@ -266,7 +275,7 @@ class Lifecycle:
         for process in live[self.turn : self.turn + SLICE]:
             self._measure(process)
         self.turn = self.turn + SLICE if self.turn + SLICE < len(live) else 0
-        self._read_logs()
+        self.logs.look()
 
     def _measure(self, process: Process) -> None:
         if not process.alive or not process.os_pid:
@@ -274,6 +283,8 @@ class Lifecycle:
         try:
             figures = self.figures.setdefault(process.pid, psutil.Process(process.os_pid))
             with figures.oneshot():
+                if figures.status() == psutil.STATUS_ZOMBIE:  # a client whose parent is slow
+                    raise psutil.ZombieProcess(process.os_pid)
                 times, process.memory = figures.cpu_times(), figures.memory_info().rss
             process.cpu = times.user + times.system
         except psutil.NoSuchProcess:
@@ -292,26 +303,16 @@ class Lifecycle:
             self.terminate(process, f"limit {which}")
 
     def set_limits(self, caller: Process, process: Process, limits: Limits) -> None:
-        process.limits = tightened(process.limits, limits) if caller is process else limits
+        is_agent = caller.kind == "agent"
+        process.limits = tightened(caller.limits, limits) if is_agent else limits
 
-    # --- waiting, and reading logs ----------------------------------------------------------------
+    # --- waiting ----------------------------------------------------------------------------------
 
     def wait(self, call: Call, pid: int | None, timeout: float | None) -> Exited | None:
         """The end of `pid` or of any child, if one is there; None: the call waits for it."""
-        if pid is not None:
-            process = self.table.get(pid)
-            if call.process.kind == "agent" and process.parent != call.process.pid:
-                raise Denied(f"process {pid} is not a child of {call.process.pid}")
-            if not process.alive:
-                return exited(process)
-        else:
-            children = [self.table.rows[child] for child in sorted(call.process.children)]
-            for child in children:
-                if not child.alive and not child.waited:
-                    child.waited = True
-                    return exited(child)
-            if not any(child.alive for child in children):
-                raise ProcessGone("there is no child to wait for")
+        end = self._end_for(call.process, pid)
+        if end is not None:
+            return end
         entry = (pid, call)
         self.waiters.append(entry)
         timer = None
@@ -327,45 +328,34 @@ class Lifecycle:
         call.on_end = stop
         return None
 
-    def log_path(self, process: Process) -> Path:
-        return self.config.path / "log" / f"agent-{process.pid}.log"
+    def _end_for(self, caller: Process, pid: int | None) -> Exited | None:
+        """What a wait of `caller` gets now. Waiting for any child hands out each child once."""
+        if pid is not None:
+            child = self.table.get(pid)
+            if child.kind == "client":
+                raise BadInput(f"process {pid} is a client: only agents are waited for")
+            if caller.kind == "agent" and child.parent != caller.pid:
+                raise Denied(f"process {pid} is not a child of {caller.pid}")
+            ended = [] if child.alive else [child]
+        else:
+            children = [self.table.rows[child] for child in sorted(caller.children)]
+            ended = [child for child in children if not child.alive and not child.waited]
+            if not ended and not any(child.alive for child in children):
+                raise ProcessGone("there is no child to wait for")
+        if not ended:
+            return None
+        ended[0].waited |= ended[0].parent == caller.pid
+        return exited(ended[0])
 
-    def read_log(self, call: Call, pid: int, offset: int, wait: float) -> LogPart | None:
-        """A part of a log; None: there is nothing to read yet, and the call waits for it."""
-        part = self._log_part(pid, offset)
-        if part.data or part.ended or wait == 0:
-            return part
-        entry = (pid, part.offset, call)
-        self.log_readers.append(entry)
-        timer = self.after(wait, lambda: call.done(self._log_part(pid, part.offset)))
-
-        def stop() -> None:
-            self.log_readers.remove(entry)
-            timer.cancel()
-
-        call.on_end = stop
-        return None
-
-    def _read_logs(self) -> None:
-        for pid, offset, call in list(self.log_readers):
+    def _tell_waiters(self) -> None:
+        for pid, call in list(self.waiters):
             try:
-                part = self._log_part(pid, offset)
+                end = self._end_for(call.process, pid)
             except AiosError as error:
                 call.fail(error)
-                continue
-            if part.data or part.ended:
-                call.done(part)
-
-    def _log_part(self, pid: int, offset: int) -> LogPart:
-        process = self.table.get(pid)
-        ended = not process.alive
-        with contextlib.suppress(FileNotFoundError), self.log_path(process).open("rb") as log:
-            size = log.seek(0, os.SEEK_END)
-            offset = log.seek(max(0, size + offset) if offset < 0 else offset)
-            data = log.read(LOG_PART)
-            end = offset + len(data)
-            return LogPart(data=data, offset=end, ended=ended and end >= size)
-        return LogPart(data=b"", offset=max(0, offset), ended=ended)
+            else:
+                if end is not None:
+                    call.done(end)
 
     def check(self) -> list[str]:
         problems = [
@@ -374,7 +364,6 @@ class Lifecycle:
             if not birth.process.alive
         ]
         problems += [f"a wait of call {c.id} is kept" for _, c in self.waiters if c.ended]
-        problems += [f"a log read of call {c.id} is kept" for *_, c in self.log_readers if c.ended]
         return problems
 
 

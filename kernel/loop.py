@@ -48,6 +48,7 @@ class Loop:
 
     def __init__(self, endpoint: str, core_endpoint: str, init_fd: int) -> None:
         self.context: zmq.Context[Any] = zmq.Context()
+        self.paths: list[Path] = []
         self.calls = self._bind(endpoint, UNREAD, MAX_FRAME)
         self.cores = self._bind(core_endpoint, 0, -1)
         self.init = socket.socket(fileno=init_fd)
@@ -74,6 +75,7 @@ class Loop:
             path.unlink()
         bound.bind(endpoint)
         path.chmod(0o600)
+        self.paths.append(path)
         return bound
 
     # --- out ------------------------------------------------------------------------------------
@@ -196,6 +198,8 @@ class Loop:
         self.calls.close()
         self.cores.close(linger=0)
         self.context.term()
+        for path in self.paths:  # libzmq leaves them
+            path.unlink(missing_ok=True)
 
 
 def _os_pid(frame: zmq.Frame) -> int:

@@ -184,6 +184,7 @@ class ProcessTable:
 
     def _trim(self) -> None:
         dead = [process for process in self.rows.values() if not process.alive]
+        dead.sort(key=lambda process: process.ended)
         for process in dead[: max(0, len(dead) - self.max_dead)]:
             self.forget(process)
 

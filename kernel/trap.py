@@ -5,6 +5,7 @@ Whatever comes in, each call gets exactly one final reply.
 
 from __future__ import annotations
 
+import math
 import sys
 import traceback
 from collections import Counter
@@ -32,6 +33,7 @@ from . import access
 from .process import Process, ProcessTable
 
 DEFERRED = object()  # a handler's word that the final reply comes later
+UNLIMITED = ("call.cancel", "proc.exit")  # whoever waits for too much can still make an end
 MAX_DEPTH = 32  # of what agents pass on to each other
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -155,10 +157,12 @@ class Trap:
             self.reply(session, call_id, wire.DONE, body)
             return
         process = session.process
+        if process.reported:
+            raise OutOfOrder("the process has made its exit")
         process.calls += 1
         access.check(self.table, process, row, args)
         limit = process.limits.queue
-        if limit is not None and len(session.calls) >= limit and name != "call.cancel":
+        if limit is not None and len(session.calls) >= limit and name not in UNLIMITED:
             raise LimitReached(f"{limit} calls are waiting: the limit of process {process.pid}")
         call = Call(self, session, process, call_id, row)
         session.calls[call_id] = call
@@ -232,6 +236,10 @@ def _arguments(row: Row, raw: msgspec.Raw) -> Message:
     return args
 
 
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
 def _check_plain(row: Row, value: Any, depth: int) -> None:
     """Whatever agents pass on must be something that any msgpack library can take apart."""
     if depth == 0:
@@ -244,3 +252,5 @@ def _check_plain(row: Row, value: Any, depth: int) -> None:
     elif isinstance(value, list):
         for item in value:
             _check_plain(row, item, depth - 1)
+    elif not isinstance(value, str | int | float | bytes | None) or _is_nan(value):
+        raise Malformed(f"{row.name}: holds what is not plain: {str(value)[:64]}")

@@ -47,6 +47,8 @@ class TooBig(AiosError):
 
 
 class UnknownCall(AiosError):
+    """The table has no call of this name."""
+
     code = "call.unknown"
 
 
@@ -63,10 +65,14 @@ class Cancelled(AiosError):
 
 
 class TimedOut(AiosError):
+    """What was waited for did not come in the time given."""
+
     code = "call.timed_out"
 
 
 class BadVersion(AiosError):
+    """The caller speaks another version of the ABI than the kernel."""
+
     code = "hello.version"
 
 
@@ -83,6 +89,8 @@ class Denied(AiosError):
 
 
 class NotFound(AiosError):
+    """There is no process or context of that name for this caller."""
+
     code = "not_found"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgpack
 
-from .errors import TooBig
+from .errors import Malformed, TooBig
 
 ABI_VERSION = 1
 MAX_CALL_BYTES = 64 * 1024
@@ -26,8 +26,12 @@ def pack_call(call_id: int, name: str, args: dict[str, Any]) -> bytes:
 
     Raises:
         TooBig: the call would pass MAX_CALL_BYTES.
+        Malformed: it holds what is not plain: a set, an object, an integer above 64 bits.
     """
-    data: bytes = msgpack.packb([call_id, name, args])
+    try:
+        data: bytes = msgpack.packb([call_id, name, args])
+    except (TypeError, ValueError, OverflowError) as error:
+        raise Malformed(f"{name}: {error}", "send numbers, strings, bytes, lists, dicts") from error
     if len(data) > MAX_CALL_BYTES:
         raise TooBig(
             f"{name}: {len(data)} bytes, a system call holds {MAX_CALL_BYTES}",

@@ -85,7 +85,7 @@ def serve(work: zmq.Socket[bytes], batcher: Batcher) -> None:
                 batcher.halt(command)
             elif isinstance(command, Drop):
                 batcher.drop(command.ctx)
-            if batcher.running == {} and batcher.halted:
+            if batcher.running == {}:
                 break
         work.send(encode(batcher.step()))
 

@@ -148,13 +148,22 @@ class Batcher:
 
     def _decode(self) -> None:
         ready = [(slot, gen) for slot, gen in self.running.items() if gen.next_is(Decoded)]
-        ready.sort(key=lambda at: at[0])
-        for at in range(0, len(ready), self.batch):
-            part = ready[at : at + self.batch]
+        for part in self._batches(sorted(ready, key=lambda at: at[0])):
             self.engine.decode([(slot, gen.todo[0][2][0], gen.todo[0][1]) for slot, gen in part])
             self.steps += 1
             for row, (_, gen) in enumerate(part):
                 self._entered(gen, self.engine.index[row])
+
+    def _batches(self, ready: list[tuple[int, Generation]]) -> list[list[tuple[int, Generation]]]:
+        """Cut into batches that are exact. Where not all sizes are, a batch has no gaps either:
+        the company that the engine puts into gaps would make it larger."""
+        parts: list[list[tuple[int, Generation]]] = []
+        for slot, gen in ready:
+            gap = self.batch < len(self.slots) and parts and parts[-1][-1][0] != slot - 1
+            if not parts or gap or len(parts[-1]) == self.batch:
+                parts.append([])
+            parts[-1].append((slot, gen))
+        return parts
 
     def _entered(self, gen: Generation, index: int) -> None:
         """The first operation of `gen` is in the KV cache; its logits are at `index`."""
@@ -217,24 +226,33 @@ class Batcher:
         """Put `context` into `slot`; whoever was there is saved to RAM."""
         if self.slots[slot] is context:
             return
-        if context in self.slots:
-            self._evict(self.slots.index(context))
+        snapshot = self._take(context)
         if self.slots[slot] is not None:
             self._evict(slot)
         self.slots[slot] = context
-        if context.snapshot is not None:
-            self.engine.restore(slot, context.snapshot)
+        if snapshot is not None:
+            self.engine.restore(slot, snapshot)
             self.restores += 1
+
+    def _take(self, context: Context) -> NDArray[np.uint8] | None:
+        """The KV bytes of `context`, out of its slot or out of RAM, if there are any."""
+        if context not in self.slots:
+            snapshot = context.snapshot
             self._forget_snapshot(context)
+            return snapshot
+        slot = self.slots.index(context)
+        self.slots[slot] = None
+        snapshot = self.engine.save(slot)
+        self.saves += 1
+        self.engine.clear(slot)
+        return snapshot
 
     def _evict(self, slot: int) -> None:
         context = self.slots[slot]
         assert context is not None
-        context.snapshot = self.engine.save(slot)
+        context.snapshot = self._take(context)
+        assert context.snapshot is not None
         self.held += context.snapshot.nbytes
-        self.saves += 1
-        self.engine.clear(slot)
-        self.slots[slot] = None
         self._trim()
 
     def _trim(self) -> None:

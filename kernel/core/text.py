@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import secrets
 from typing import Protocol
 
 from aios.syscalls.errors import AiosError
 
 from .protocol import Decode, Encode, Encoded
-
-ANSWER = "\N{OBJECT REPLACEMENT CHARACTER}aios-answer\N{OBJECT REPLACEMENT CHARACTER}"
 
 
 class Vocabulary(Protocol):
@@ -58,15 +57,18 @@ def _overlap(text: str, stop: str) -> int:
 
 def render_behind(vocab: Vocabulary, question: Encode) -> str:
     """What the chat template puts behind the turns that are already in the context."""
-    turns = [(role, ANSWER if content is None else content) for role, content in question.turns]
-    as_dicts = [{"role": role, "content": content} for role, content in turns]
+    mark = secrets.token_hex(16)  # stands for each generated answer; nobody's text can hold it
+    turns = [
+        {"role": role, "content": mark if content is None else content}
+        for role, content in question.turns
+    ]
     new = [{"role": role, "content": content} for role, content in question.messages]
-    text = vocab.render([*as_dicts, *new], reply=question.reply)
+    text = vocab.render([*turns, *new], reply=question.reply)
     if not turns:
         return text
     if question.turns[-1][1] is None:
-        return text.rpartition(ANSWER)[2]
-    return text[len(vocab.render(as_dicts, reply=False)) :]
+        return text.rpartition(mark)[2]
+    return text[len(vocab.render(turns, reply=False)) :]
 
 
 def answer(vocab: Vocabulary, question: Encode | Decode) -> Encoded:
