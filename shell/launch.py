@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -12,74 +14,120 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from aios.agents import Aios, connect
-from aios.syscalls.errors import AiosError, KernelGone, TimedOut, from_wire
+from aios.syscalls.errors import AiosError, BadInput, KernelGone, TimedOut, from_wire
 from aios.syscalls.table import Status
 
 LOOK = 0.05  # seconds between two looks at a system that is starting
 PATIENCE = 300.0  # seconds for a model to load
+AGAIN = 0.2  # seconds between two TERMs
+PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
+
+Progress = Callable[[str], None]
+
+
+def init_of(status: Status) -> psutil.Process:
+    """The init above a running kernel. Raises psutil.NoSuchProcess when that kernel is gone."""
+    return psutil.Process(psutil.Process(status.os_pid).ppid())
 
 
 class System:
     """An init that this process started; `process` is its handle.
 
-    `settings` are those of config.toml (docs/settings.md).
+    `settings` are those of config.toml (docs/settings.md). Without `detach` the system ends with
+    the thread that made it. Either way it has its own session: a Ctrl-C in the terminal reaches
+    the starter alone, which is to call `end`.
     """
 
     def __init__(self, home: Path, settings: dict[str, Any], *, detach: bool) -> None:
         self.home = home
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.log = home / "init.log"
-        with self.log.open("wb") as log:
+        try:
+            home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            log = self.log.open("ab")  # it may be the log of a system that runs
+        except OSError as error:
+            raise BadInput(
+                f"{home} cannot be used as a home: {error.strerror}",
+                "set AIOS_HOME to a folder that can be written to",
+            ) from error
+        with log:
+            self.log_start = log.tell()
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "aios.kernel.init", str(home), json.dumps(settings)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/",
-                start_new_session=detach, env=os.environ | {"AIOS_HOME": str(home)},
+                start_new_session=True, env=os.environ | {"AIOS_HOME": str(home)},
+                preexec_fn=None if detach else _end_with_parent,  # noqa: PLW1509 (one system call)
             )  # fmt: skip
 
-    def ready(self, progress: Callable[[str], None] = lambda _: None) -> Status:
+    def ready(self, progress: Progress = lambda _: None) -> Status:
         """Wait until the model is loaded; `progress` is told what is waited for.
 
         Raises:
             AiosError: what kept the system from starting; it has ended then.
         """
+        try:
+            return self._ready(progress)
+        except BaseException:
+            self.end()
+            raise
+
+    def _ready(self, progress: Progress) -> Status:
         limit = time.monotonic() + PATIENCE
         while time.monotonic() < limit:
-            progress("starting the kernel")
             if self.process.poll() is not None:
                 raise self._why()
-            try:
-                with connect(self.home, "aios-start") as aios:
+            progress("starting the kernel")
+            # not there yet, or just gone: then init has another soon
+            with (
+                contextlib.suppress(KernelGone, psutil.NoSuchProcess),
+                connect(self.home, "aios-start") as aios,
+            ):
+                if self._is_ours(aios.status()):
                     return self._core_ready(aios, limit, progress)
-            except KernelGone:
-                time.sleep(LOOK)
-        self.end()
+            time.sleep(LOOK)
         raise TimedOut(f"the system was not ready after {PATIENCE:g} s", f"see {self.log}")
 
-    def _core_ready(self, aios: Aios, limit: float, progress: Callable[[str], None]) -> Status:
+    def _is_ours(self, status: Status) -> bool:
+        """In a busy home it is another init's kernel that answers."""
+        return init_of(status).pid == self.process.pid
+
+    def _core_ready(self, aios: Aios, limit: float, progress: Progress) -> Status:
         while time.monotonic() < limit:
             status = aios.status()
             if status.core == "ready":
                 return status
             if status.core_error is not None:
-                aios.stop()
-                self.process.wait()
                 raise from_wire(status.core_error)
             progress("loading the model, and testing that it is exact")
             time.sleep(LOOK)
-        raise TimedOut("the model is still loading")
+        raise TimedOut("the model is still loading", f"see the logs in {self.home / 'log'}")
 
     def _why(self) -> AiosError:
-        text = self.log.read_text(errors="replace").strip()
-        try:
-            return from_wire(json.loads(text.splitlines()[-1]))
-        except (ValueError, IndexError):
-            kernel = self.home / "log" / "kernel.log"
-            tail = kernel.read_text(errors="replace").strip() if kernel.exists() else text
-            return AiosError(f"init ended with code {self.process.returncode}: {tail[-500:]}")
+        """The error that init left as its last line, or else the kernel."""
+        kernel = self.home / "log" / "kernel.log"
+        texts = [self.log.read_bytes()[self.log_start :]]
+        texts += [kernel.read_bytes()] if kernel.exists() else []
+        for text in texts:
+            with contextlib.suppress(ValueError, IndexError):
+                return from_wire(json.loads(text.splitlines()[-1]))
+        tail = texts[-1].decode(errors="replace").strip()[-500:]
+        return AiosError(f"init ended with code {self.process.returncode}: {tail}")
 
     def end(self) -> int:
         """TERM, and wait for the end of all its processes; its exit code."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+        self.process.terminate()
         return self.process.wait()
+
+    def end_now(self) -> None:
+        """TERM again and again: init, told twice, gives nobody time to end by himself."""
+        while self.process.poll() is None:
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(AGAIN)
+
+
+def _end_with_parent() -> None:
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)

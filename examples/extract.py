@@ -1,0 +1,54 @@
+"""Extract fields from a text: name, date, place, or whatever the task asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from aios.agents import Agent
+
+ALICE = Path(__file__).with_name("alice.txt")
+FIELDS = ["name", "animal", "color of its eyes", "date"]
+SHOTS = """\
+Text: The treaty was signed in Vienna on 9 June 1815 by Prince Metternich.
+name: Prince Metternich
+date: 9 June 1815
+place: Vienna
+email: none
+
+Text: Please send the invoice for 40 chairs to Ms. Okoro, okoro@example.org.
+name: Ms. Okoro
+date: none
+email: okoro@example.org
+object: 40 chairs
+
+Text: """
+
+
+class Extract(Agent):
+    """Its task is {"text": ..., "fields": [...]}; its result {"fields": {field: value}}.
+
+    A value is a string of the text itself, or "" where the model finds none: what the model says
+    that the text does not is left out.
+    """
+
+    name = "extract"
+
+    def run(self, task: Any) -> dict[str, Any]:
+        task = task or {}
+        text = _plain(task.get("text") or "\n\n".join(ALICE.read_text().split("\n\n")[:3]))
+        found = {}
+        with self.aios.open() as context:  # one for all fields: the text is prefilled once
+            context.append(f"{SHOTS}{text}\n", raw=True)
+            for field in task.get("fields", FIELDS):
+                answer = context.generate(f"{field}:", raw=True, max_tokens=24, stop=["\n"])
+                if answer.finish == "length":  # else the stop string is in the context already
+                    context.append("\n", raw=True)
+                value = _plain(answer.text)
+                found[field] = value if value.casefold() in text.casefold() else ""
+                print(f"{field}: {found[field]}")
+        return {"fields": found}
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,85 @@
+"""Index cards of a text: paragraphs go through stages that pass them on as messages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from aios.agents import Agent
+from aios.examples.summarize_piece import INSTRUCTION
+from aios.syscalls.errors import TimedOut
+
+ALICE = Path(__file__).with_name("alice.txt")
+AHEAD = 8  # items on their way at once: mailboxes are bounded
+LOOK = 1.0  # seconds without a card until a look at whether all stages live
+
+WRECK = "The ship went down in the storm, and only two sailors reached the shore."
+DOOR = "Nobody in the village knew who had painted the church door red."
+TRAIN = "He ran for the last train, but its lights were already far away."
+GIST = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": "{}"}]
+TITLE = (
+    f"Text: {WRECK}\nTitle: Two Sailors\n\nText: {DOOR}\nTitle: The Red Door\n\n"
+    f"Text: {TRAIN}\nTitle: Too Late\n\nText: {{}}\nTitle:"
+)
+MOOD = (
+    f"Text: {WRECK}\nMood: sad\n\nText: {DOOR}\nMood: puzzled\n\n"
+    f"Text: {TRAIN}\nMood: worried\n\nText: {{}}\nMood:"
+)
+STAGES: list[dict[str, Any]] = [
+    {"reads": "text", "writes": "gist", "prompt": GIST, "max_tokens": 56},
+    {"reads": "gist", "writes": "title", "prompt": TITLE, "max_tokens": 12},
+    {"reads": "gist", "writes": "mood", "prompt": MOOD, "max_tokens": 6},
+]
+
+
+class Pipeline(Agent):
+    """Its task is {"items": [text, ...], "stages": [...]}; paragraphs of Alice if it is None.
+
+    Its result is {"cards": [...], "stages": [pid, ...]}: of each item, in order, a card with its
+    text and what each stage wrote.
+    """
+
+    name = "pipeline"
+
+    def run(self, task: Any) -> dict[str, Any]:
+        task = task or {}
+        items = task.get("items") or paragraphs(ALICE.read_text())
+        stages: list[int] = []
+        to = self.aios.pid
+        for stage in reversed(task.get("stages", STAGES)):
+            to = self.aios.spawn("pipeline_stage", {**stage, "to": to}, name=stage["writes"])
+            stages.insert(0, to)
+        cards: list[dict[str, Any]] = []
+        for number, text in enumerate(items):
+            if number >= AHEAD:
+                cards.append(self.card(stages))
+            self.aios.send(stages[0], {"number": number, "text": text})
+        while len(cards) < len(items):
+            cards.append(self.card(stages))
+        self.aios.send(stages[0], {})
+        for pid in stages:
+            self.aios.wait(pid)
+        return {"cards": cards, "stages": stages}
+
+    def card(self, stages: list[int]) -> dict[str, Any]:
+        """The next card of the last stage. Raises RuntimeError if a stage ends before it comes."""
+        while True:
+            try:
+                card: dict[str, Any] = self.aios.recv(stages[-1], timeout=LOOK).body
+                print({field: card[field] for field in card if field != "text"})
+                return card
+            except TimedOut:
+                self.look(stages)
+
+    def look(self, stages: list[int]) -> None:
+        alive = {process.pid for process in self.aios.ps()}
+        for pid in reversed(stages):  # one that ends takes those before it along
+            if pid not in alive:
+                end = self.aios.wait(pid)
+                raise RuntimeError(f"stage {end.name} ended ({end.reason}): {end.result}")
+
+
+def paragraphs(text: str, count: int = 6) -> list[str]:
+    """The first `count` that are neither a line of speech nor longer than the model grasps."""
+    found = [" ".join(part.split()) for part in text.split("\n\n")]
+    return [part for part in found if 300 < len(part) < 1000][:count]

@@ -1,0 +1,31 @@
+"""One worker of `summarize`: the text that is its task, shorter."""
+
+from __future__ import annotations
+
+import re
+
+from aios.agents import Agent, Aios
+
+# Of the wordings tried, the one that a 135M model follows without inventing a story of its own.
+INSTRUCTION = (
+    "You're an AI assistant for text re-writing. Rewrite the input text to make it more concise "
+    "while preserving its core meaning."
+)
+WHOLE = re.compile(r".*[.!?]['\"]?(?=\s|$)", re.DOTALL)  # up to the end of the last sentence
+
+
+def shorten(aios: Aios, text: str, max_tokens: int = 64) -> str:
+    """`text` in the model's shorter words; a sentence that max_tokens cut off is left out."""
+    prompt = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": text}]
+    answer = aios.generate(prompt, max_tokens=max_tokens, stop=["\n"]).text.strip()
+    whole = WHOLE.match(answer)
+    return whole.group() if whole else answer
+
+
+class SummarizePiece(Agent):
+    name = "summarize_piece"
+
+    def run(self, task: str) -> str:
+        summary = shorten(self.aios, task)
+        print(summary)
+        return summary

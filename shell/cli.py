@@ -1,0 +1,107 @@
+"""The command `aios`: the group, its exit codes, and the one place where errors are printed."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from aios.syscalls import VERSION
+from aios.syscalls.errors import AiosError, BadInput, HomeBusy, KernelGone, ModelError, NoRoom
+from aios.syscalls.home import default_home
+
+from . import bench, demo, generate, processes, system
+from .output import as_json_text
+
+EXIT_CODES: dict[type[AiosError], int] = {
+    KernelGone: 3,
+    HomeBusy: 75,
+    BadInput: 78,
+    ModelError: 78,
+    NoRoom: 78,
+}
+INTERRUPTED = 130
+
+EPILOG = """\b
+Examples:
+  aios start --detach && aios run summarize notes.txt && aios stop
+  aios                             the interactive shell
+  echo 'ps --json' | aios          commands from stdin, one a line
+
+\b
+Exit codes:
+  0    done                        75   another system runs in this home
+  1    failed, or as `run` says    78   a setting, the model, or a value
+  2    wrong usage                      given cannot be used
+  3    no kernel answers           130  interrupted
+
+Completion in bash: eval "$(_AIOS_COMPLETE=bash_source aios)"; zsh and fish likewise.
+"""
+
+
+@click.group(
+    invoke_without_command=True, epilog=EPILOG, context_settings={"max_content_width": 100}
+)
+@click.option(
+    "--home", type=click.Path(path_type=Path, file_okay=False), default=default_home,
+    show_default="AIOS_HOME, or this user's state directory",
+    help="Where the system lives; several live side by side, each in its own.",
+)  # fmt: skip
+@click.version_option(VERSION, prog_name="aios", message="%(prog)s %(version)s")
+@click.pass_context
+def cli(ctx: click.Context, home: Path) -> int:
+    """An operating system for LLM agents: start it, run agents on it, watch them share a model.
+
+    Without a command: the interactive shell, or commands from stdin when that is no terminal.
+    """
+    ctx.obj = home.absolute()
+    if ctx.invoked_subcommand is not None:
+        return 0
+    from .repl import Shell  # noqa: PLC0415 (half of the time that a short command takes)
+
+    shell = Shell(ctx.obj, cli, execute)
+    return shell.interactive() if sys.stdin.isatty() else shell.batch(sys.stdin)
+
+
+for commands in (system, processes, generate, demo, bench):
+    for command in commands.COMMANDS:
+        cli.add_command(command)
+
+
+def execute(args: Sequence[str]) -> int:
+    """Run one command line in this process; its exit code. Errors are printed to stderr."""
+    as_json = "--json" in (args[: args.index("--")] if "--" in args else args)
+    try:
+        code = cli.main(args, prog_name="aios", standalone_mode=False)
+    except click.Abort:
+        return INTERRUPTED
+    except click.ClickException as error:
+        if as_json:
+            click.echo(as_json_text({"code": "usage", "message": error.format_message()}), err=True)
+        else:
+            error.show()
+        return error.exit_code
+    except AiosError as error:
+        complain(error, as_json)
+        return EXIT_CODES.get(type(error), 1)
+    return code if isinstance(code, int) else 0
+
+
+def complain(error: AiosError, as_json: bool) -> None:
+    if as_json:
+        click.echo(as_json_text(error.to_wire()), err=True)
+        return
+    click.echo(f"aios: {error.message}", err=True)
+    if error.hint:
+        click.echo(f"hint: {error.hint}", err=True)
+
+
+def main() -> NoReturn:
+    for number in (signal.SIGTERM, signal.SIGHUP):  # to end as Ctrl-C does, cleaning up
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
+    sys.exit(execute(sys.argv[1:]))

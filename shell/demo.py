@@ -1,0 +1,161 @@
+"""`aios demo`: more agents than slots, on a system of its own; then each of them alone.
+
+The proof is that the two outputs of each agent have the same token ids and the same chained hash
+of all logits, however often the agent was preempted in between.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+from rich.live import Live
+
+from aios.agents import Aios, connect
+from aios.syscalls.errors import AiosError, TimedOut
+from aios.syscalls.table import Event, Exited, Result, Status
+
+from . import demo_view, render
+from .demo_jobs import DemoJob, pick
+from .demo_view import Report, Runner
+from .launch import System
+from .output import progress, show
+
+REFRESH = 0.1  # seconds between two looks at the agents
+TAIL = 160  # bytes of an agent's log that are looked at
+Draw = Callable[[Sequence[Runner]], None]
+
+
+@click.command()
+@click.option("--agents", type=click.IntRange(1, 256), default=8, show_default=True)
+@click.option("--slots", type=int, default=3, show_default=True)
+@click.option("--max-tokens", type=int, default=72, show_default=True, help="Of each agent.")
+@click.option("--policy", default="rr", show_default=True)
+@click.option("--quantum", type=int, default=16, show_default=True, help="Tokens of a turn.")
+@click.option("--model", type=click.Path(path_type=Path), help="A GGUF file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def demo(agents: int, max_tokens: int, model: Path | None, as_json: bool, **settings: Any) -> int:
+    """Watch more agents than slots share a model.
+
+    Runs on a system of its own, in a temporary home. Every agent runs once beside the others and
+    once alone. Exit code 0 only if both outputs of every agent are identical, bit for bit.
+
+    \b
+    Examples:
+      aios demo
+      aios demo --agents 16 --slots 4 --quantum 8
+      aios demo --json | jq .identical
+    """
+    if model is not None:
+        settings["model"] = str(model.absolute())
+    report = measure(pick(agents, max_tokens), {"ctx": 1024, **settings})
+    show(report.summary(), as_json, demo_view.summary(report))
+    return int(report.identical < len(report.runners))
+
+
+def measure(jobs: Sequence[DemoJob], settings: dict[str, Any]) -> Report:
+    """Run all jobs at once, then each alone."""
+    with temporary_system(settings) as (home, status), connect(home, "demo") as aios:
+        began = time.monotonic()
+        with display(status) as draw:
+            runners = play(aios, jobs, draw)
+        together = time.monotonic() - began
+        began = time.monotonic()
+        with progress(plain=True) as tell:
+            for number, runner in enumerate(runners, start=1):
+                tell(f"alone: agent {number} of {len(runners)}, {runner.job.name}")
+                runner.solo = play(aios, [runner.job], lambda _: None)[0].result
+        alone = time.monotonic() - began
+    return Report(status, runners, together, alone)
+
+
+@contextmanager
+def temporary_system(settings: dict[str, Any]) -> Iterator[tuple[Path, Status]]:
+    """A system that ends with the block, and of which nothing is left."""
+    with tempfile.TemporaryDirectory(prefix="aios-demo-") as folder:
+        system = System(Path(folder), settings, detach=False)
+        try:
+            with progress(plain=True) as tell:
+                status = system.ready(tell)
+            yield system.home, status
+        finally:
+            system.end()
+
+
+def play(aios: Aios, jobs: Sequence[DemoJob], draw: Draw) -> list[Runner]:
+    """Run one agent a job, all at once, showing how they get on.
+
+    Raises:
+        AiosError: an agent failed.
+    """
+    events = aios.start("kernel.events", kinds=["generation"])
+    pids = [aios.spawn("demo_worker", job._asdict(), name=job.name) for job in jobs]
+    runners = {pid: Runner(job, pid) for pid, job in zip(pids, jobs, strict=True)}
+    ends = [aios.start("proc.wait", pid=pid) for pid in pids]
+    while waited := [end for end in ends if not end.ended]:
+        try:
+            waited[0].wait(REFRESH)
+        except TimedOut:
+            observe(aios, runners, events.pieces)
+            draw(list(runners.values()))
+    observe(aios, runners, events.pieces)
+    aios.cancel(events.id)
+    for end in ends:
+        exited = msgspec.convert(end.wait(), Exited)
+        runners[exited.pid].result = result_of(aios, exited)
+    draw(list(runners.values()))
+    return list(runners.values())
+
+
+def observe(aios: Aios, runners: dict[int, Runner], events: Any) -> None:
+    """Bring the figures of all runners up to date."""
+    for row in aios.ps(all=True):
+        if row.pid in runners:
+            runners[row.pid].row = row
+    while events:
+        event = msgspec.convert(events.popleft(), Event)
+        if event.pid in runners:
+            runners[event.pid].take(event)
+    for pid, runner in runners.items():
+        runner.tail = aios.log(pid, -TAIL).data.decode(errors="ignore")
+
+
+def result_of(aios: Aios, end: Exited) -> Result:
+    if end.code:
+        said = aios.log(end.pid, -2000).data.decode(errors="replace")
+        raise AiosError(render.ending(end), said)
+    return msgspec.convert(end.result, Result)
+
+
+@contextmanager
+def display(status: Status) -> Iterator[Draw]:
+    """A live table on stderr in a terminal; else a line for each agent that is done."""
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        shown: set[int] = set()
+
+        def lines(runners: Sequence[Runner]) -> None:
+            for runner in runners:
+                if runner.done and runner.pid not in shown:
+                    shown.add(runner.pid)
+                    click.echo(f"done: {runner.line()}", err=True)
+
+        click.echo(demo_view.heading(status), err=True)
+        yield lines
+        return
+    with Live(console=console, auto_refresh=False) as live:
+
+        def table(runners: Sequence[Runner]) -> None:
+            live.update(demo_view.live(status, runners, time.time()), refresh=True)
+
+        yield table
+
+
+COMMANDS = (demo,)

@@ -1,0 +1,148 @@
+"""What the demo shows: the agents as they run, and the summary with the proof. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Group
+from rich.text import Text
+
+from aios.syscalls.table import Event, ProcessInfo, Result, Status
+
+from . import render
+from .demo_jobs import DemoJob
+
+WORDS = 44  # characters of the last words of an agent
+RIGHT = ("pid", "context", "tokens", "waiting", "turnaround", "ttft", "switches")
+
+
+@dataclass
+class Runner:
+    """One agent of the demo, and what is known of it."""
+
+    job: DemoJob
+    pid: int
+    row: ProcessInfo | None = None
+    tail: str = ""
+    state: str = "starting"
+    prompt: int = 0  # tokens
+    switches: int = 0
+    waiting: float = 0.0  # seconds until `since`
+    since: float | None = None  # Unix time since when it waits for a slot
+    result: Result | None = None
+    solo: Result | None = None
+
+    def take(self, event: Event) -> None:
+        """Note what happened to its generation."""
+        if self.since is not None:
+            self.waiting += event.time - self.since
+            self.since = None
+        match event.what:
+            case "queued":
+                self.prompt = event.detail["prompt"]
+                self.state, self.since = "waiting", event.time
+            case "preempt":
+                self.switches += 1
+                self.state, self.since = "waiting", event.time
+            case "dispatch":
+                self.state = "in a slot"
+            case _:
+                self.state = "done"
+
+    @property
+    def done(self) -> bool:
+        return self.state == "done"
+
+    @property
+    def tokens(self) -> int:
+        """Generated so far."""
+        return max(0, self.row.tokens - self.prompt) if self.row is not None else 0
+
+    @property
+    def identical(self) -> bool:
+        """Whether its output beside the others is bit for bit what it is alone."""
+        if self.result is None or self.solo is None or self.result.digest is None:
+            return False
+        return (self.result.tokens, self.result.digest) == (self.solo.tokens, self.solo.digest)
+
+    def waited(self, now: float) -> float:
+        return self.waiting + (now - self.since if self.since is not None else 0.0)
+
+    def line(self) -> str:
+        return f"agent {self.pid} {self.job.name}: {self.tokens} tokens, {self.switches} switches"
+
+
+@dataclass
+class Report:
+    status: Status
+    runners: list[Runner]
+    together: float  # seconds, all at once
+    alone: float  # seconds, one after another
+
+    @property
+    def identical(self) -> int:
+        return sum(runner.identical for runner in self.runners)
+
+    def summary(self) -> dict[str, Any]:
+        """What `--json` prints; times in seconds."""
+        results = [runner.result for runner in self.runners if runner.result is not None]
+        tokens = sum(result.usage.completion for result in results)
+        return {
+            "agents": len(self.runners),
+            "slots": self.status.slots,
+            "policy": self.status.policy,
+            "quantum": self.status.quantum,
+            "model": self.status.model.description if self.status.model else "",
+            "identical": self.identical,
+            "switches": sum(result.timings.switches for result in results),
+            "tokens": tokens,
+            "seconds": self.together,
+            "tokens_per_second": tokens / self.together,
+            "solo_seconds": self.alone,
+            "speedup": self.alone / self.together,
+            "runs": [
+                {"pid": runner.pid, "name": runner.job.name, "identical": runner.identical,
+                 "result": runner.result, "solo_digest": runner.solo and runner.solo.digest}
+                for runner in self.runners
+            ],
+        }  # fmt: skip
+
+
+def heading(status: Status) -> str:
+    return f"agents on {status.slots} slots, {status.policy} with quantum {status.quantum}"
+
+
+def live(status: Status, runners: Sequence[Runner], now: float) -> Group:
+    titles = ["pid", "agent", "state", "context", "tokens", "waiting", "switches", "last words"]
+    rows = [
+        [r.pid, r.job.name, r.state, r.row.tokens if r.row else 0, r.tokens,
+         f"{r.waited(now):.1f} s", r.switches, " ".join(r.tail.split())[-WORDS:]]
+        for r in runners
+    ]  # fmt: skip
+    head = Text(f"{len(runners)} {heading(status)}", style="bold")
+    return Group(head, render.columns(titles, rows, right=RIGHT))
+
+
+def summary(report: Report) -> Group:
+    titles = ["pid", "agent", "tokens", "waiting", "turnaround", "ttft", "switches", "as alone"]
+    rows = [
+        [r.pid, r.job.name, len(r.result.tokens), *(render.seconds(value) for value in (
+            r.result.timings.waiting, r.result.timings.turnaround, r.result.timings.ttft)),
+         r.result.timings.switches, "identical" if r.identical else "DIFFERS"]
+        for r in report.runners if r.result is not None
+    ]  # fmt: skip
+    figures = report.summary()
+    return Group(
+        render.columns(titles, rows, right=RIGHT),
+        Text(
+            f"\n{figures['tokens']} tokens in {report.together:.1f} s, "
+            f"{figures['tokens_per_second']:.0f} tokens/s; one after another {report.alone:.1f} s, "
+            f"{figures['speedup']:.1f} times as long (times in seconds)"
+        ),
+        Text(
+            f"{report.identical} of {len(report.runners)} agents: output identical to a solo run "
+            "(token ids and logits digest)", style="bold",
+        ),
+    )  # fmt: skip

@@ -1,0 +1,72 @@
+"""The commands about a model alone: generate, without an agent around it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from aios.agents import Generation, connect
+
+from .output import json_option, show
+
+
+@click.command()
+@click.argument("prompt")
+@click.option("--system", help="What the model is told first about its part.")
+@click.option("--raw", is_flag=True, help="PROMPT is text to go on from, not a user's message.")
+@click.option("--max-tokens", type=int, help="[default: 256]")
+@click.option("--temperature", type=float, help="0: the likeliest token each time. [default: 0]")
+@click.option("--top-k", type=int)
+@click.option("--top-p", type=float)
+@click.option("--min-p", type=float)
+@click.option("--repeat-penalty", type=float)
+@click.option("--seed", type=int, help="The same seed, the same answer. [default: 0]")
+@click.option("--stop", multiple=True, help="End before this text; may be repeated.")
+@click.option("--logprobs", type=int, help="With --json: so many alternatives of each token.")
+@click.option("--digest", is_flag=True, help="With --json: a chained hash of the logits.")
+@json_option
+@click.pass_obj
+def generate(
+    home: Path, /, prompt: str, system: str | None, raw: bool, stop: tuple[str, ...], as_json: bool,
+    **given: Any,
+) -> None:  # fmt: skip
+    """Have the model answer a prompt.
+
+    The words are printed as they come. PROMPT - is read from stdin. Ctrl-C cancels at the next
+    token.
+
+    \b
+    Examples:
+      aios generate "Why is the sky blue?" --max-tokens 80
+      aios generate "Once upon a time" --raw --temperature 0.8 --seed 7
+      aios generate - --json < question.txt
+    """
+    text = sys.stdin.read() if prompt == "-" else prompt
+    options = {"stop": list(stop)} | {k: v for k, v in given.items() if v is not None}
+    with connect(home, "aios-generate") as aios:
+        if system is None:
+            follow(aios.generate(text, raw=raw, **options), as_json)
+            return
+        with aios.open(system) as context:
+            follow(context.generate(text, raw=raw, **options), as_json)
+
+
+def follow(answer: Generation, as_json: bool) -> None:
+    """Print an answer as it comes. Raises Abort, after all there is of it, when cancelled."""
+    interrupted = False
+    try:
+        for piece in answer:
+            if not as_json:
+                click.echo(piece, nl=False)
+    except KeyboardInterrupt:
+        interrupted = True
+        answer.cancel()
+    show(answer.result(), as_json, "")
+    if interrupted:
+        raise click.Abort
+
+
+COMMANDS = (generate,)

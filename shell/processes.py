@@ -1,0 +1,315 @@
+"""The commands about agents: start them, list them, signal them, wait for them, read their logs."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from aios.agents import Aios, connect
+from aios.agents.runner import registered
+from aios.syscalls.errors import NotFound, ProcessGone, TimedOut
+from aios.syscalls.table import Exited, Limits
+
+from . import render
+from .completion import live_pids, log_names, programs
+from .output import json_option, show
+
+GRACE = 2.0  # seconds that an agent has between TERM and KILL
+LOG_WAIT = 30.0  # seconds that one call waits for more of a log
+LOOK = 0.2  # seconds between two looks at a log file
+LOG_FILES = {"kernel": "log/kernel.log", "core": "log/core.log", "init": "init.log"}
+
+
+def parse_limits(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, Any]:
+    """`tokens=1000` and the like, checked against the ABI's table."""
+    wanted = {name: value for name, _, value in (item.partition("=") for item in given)}
+    try:
+        limits = msgspec.convert(wanted, Limits, strict=False)
+    except msgspec.ValidationError as error:
+        names = ", ".join(Limits.__struct_fields__)
+        raise click.BadParameter(f"{error}; NAME=NUMBER, of {names}") from error
+    return {name: getattr(limits, name) for name in wanted}
+
+
+def spawn_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What `run` and `spawn` share."""
+    for decorate in (
+        click.option("--limit", "limits", multiple=True, callback=parse_limits,
+                     metavar="NAME=NUMBER", help="A limit, as tokens=1000; may be repeated."),
+        click.option("--nice", type=int, help="-20 to 19; a smaller one gets longer turns."),
+        click.option("--name", help="What to list it as."),
+        click.option("--task-json", metavar="JSON", help="The task, when it is not a string."),
+        click.argument("task", nargs=-1),
+        click.argument("program", shell_complete=programs),
+    ):  # fmt: skip
+        command = decorate(command)
+    return command
+
+
+def as_request(
+    program: str, task: tuple[str, ...], task_json: str | None, limits: dict[str, Any], **rest: Any
+) -> dict[str, Any]:
+    """The arguments of Aios.spawn. An agent takes one task, an executable any arguments."""
+    is_path = "/" in program or program.endswith(".py")
+    request = rest | {
+        "program": str(Path(program).absolute()) if is_path else program,
+        "limits": limits or None,
+        "cwd": str(Path.cwd()),
+    }
+    if is_path and not program.endswith(".py"):
+        return request | {"args": task}
+    if len(task) + (task_json is not None) > 1:
+        raise click.UsageError("an agent takes one TASK, or --task-json: quote it")
+    if task_json is None:
+        return request | {"task": task[0] if task else None}
+    try:
+        return request | {"task": msgspec.json.decode(task_json)}
+    except msgspec.DecodeError as error:
+        raise click.BadParameter(str(error), param_hint="--task-json") from error
+
+
+@click.command()
+@spawn_options
+@json_option
+@click.pass_obj
+def run(home: Path, /, as_json: bool, **given: Any) -> int:
+    """Run an agent, and exit with its code.
+
+    Its log is printed as it comes, then its result.
+
+    PROGRAM is a registered name (see `aios agents`), a .py file that defines an Agent, or an
+    executable. Ctrl-C ends the agent. With --json the log goes to stderr.
+
+    \b
+    Examples:
+      aios run summarize notes.txt --limit tokens=20000
+      aios run ./my_agent.py --task-json '{"depth": 2}' --json
+      aios run ./tool -- --an-option-of-the-tool
+    """
+    with connect(home, "aios-run") as aios:
+        pid = aios.spawn(**as_request(**given))
+        try:
+            copy(agent_log(aios, pid, follow=True), err=as_json)
+            end = aios.wait(pid)
+        except KeyboardInterrupt:
+            finish_off(aios, pid)
+            raise
+    report(end, as_json)
+    return end.code
+
+
+def copy(parts: Iterator[bytes], *, err: bool) -> None:
+    """Print a log, and end its last line if the agent did not."""
+    last = b"\n"
+    for part in parts:
+        click.echo(part, nl=False, err=err)
+        last = part[-1:] or last
+    if last != b"\n":
+        click.echo(err=err)
+
+
+def report(end: Exited, as_json: bool) -> None:
+    if as_json or end.result is not None:
+        show(end, as_json, render.value(end.result))
+    if end.code and not as_json:
+        click.echo(f"aios: {render.ending(end)}", err=True)
+
+
+def finish_off(aios: Aios, pid: int) -> None:
+    """TERM; KILL if that does not help in time, or at another Ctrl-C."""
+    with contextlib.suppress(ProcessGone):
+        aios.kill(pid, "TERM")
+        try:
+            aios.wait(pid, timeout=GRACE)
+        except (TimedOut, KeyboardInterrupt):
+            aios.kill(pid, "KILL")
+            aios.wait(pid)
+
+
+@click.command()
+@spawn_options
+@json_option
+@click.pass_obj
+def spawn(home: Path, /, as_json: bool, **given: Any) -> None:
+    """Start an agent and print its PID.
+
+    It runs on by itself. The arguments are those of `aios run`.
+
+    \b
+    Example:
+      aios spawn chat --name helper
+    """
+    with connect(home, "aios-spawn") as aios:
+        pid = aios.spawn(**as_request(**given))
+    show({"pid": pid}, as_json, str(pid))
+
+
+@click.command()
+@click.option("--all", "-a", "everything", is_flag=True, help="Clients and the dead as well.")
+@json_option
+@click.pass_obj
+def ps(home: Path, everything: bool, as_json: bool) -> None:
+    """List the agents that are alive.
+
+    \b
+    Examples:
+      aios ps
+      aios ps --all --json
+    """
+    with connect(home, "aios-ps") as aios:
+        rows = aios.ps(all=everything)
+    show(rows, as_json, render.processes(rows, everything=everything))
+
+
+@click.command()
+@click.option(
+    "--signal", "-s", type=click.Choice(["TERM", "KILL", "STOP", "CONT"], case_sensitive=False),
+    default="TERM", show_default=True,
+)  # fmt: skip
+@click.argument(
+    "pids", nargs=-1, required=True, type=int, metavar="PID...", shell_complete=live_pids
+)
+@click.pass_obj
+def kill(home: Path, signal: Any, pids: tuple[int, ...]) -> None:
+    """Send a signal to agents. STOP halts an agent and its generation; CONT lets them go on.
+
+    \b
+    Examples:
+      aios kill 12
+      aios kill -s STOP 12 13
+    """
+    with connect(home, "aios-kill") as aios:
+        for pid in pids:
+            aios.kill(pid, signal)
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("value", type=int)
+@click.argument("pid", type=int, shell_complete=live_pids)
+@json_option
+@click.pass_obj
+def nice(home: Path, value: int, pid: int, as_json: bool) -> None:
+    """Set how much of the model an agent gets.
+
+    VALUE is -20 (the longest turns) to 19 (the shortest).
+
+    \b
+    Example:
+      aios nice -5 12
+    """
+    with connect(home, "aios-nice") as aios:
+        now = aios.nice(value, pid)
+    show({"pid": pid, "nice": now}, as_json, f"process {pid} has the nice value {now}")
+
+
+@click.command()
+@click.argument(
+    "pids", nargs=-1, required=True, type=int, metavar="PID...", shell_complete=live_pids
+)
+@click.option("--timeout", type=float, help="Seconds to wait at most.")
+@json_option
+@click.pass_obj
+def wait(home: Path, pids: tuple[int, ...], timeout: float | None, as_json: bool) -> int:
+    """Wait for agents to end.
+
+    The exit code is that of the last one named.
+
+    \b
+    Examples:
+      aios wait 12
+      aios wait 12 13 --timeout 60 --json
+    """
+    with connect(home, "aios-wait") as aios:
+        calls = [aios.start("proc.wait", pid=pid, timeout=timeout) for pid in pids]
+        ends = [msgspec.convert(call.wait(), Exited) for call in calls]
+    show(ends, as_json, "\n".join(render.ending(end) for end in ends))
+    return ends[-1].code
+
+
+@click.command()
+@click.argument("who", metavar="PID|kernel|core|init", shell_complete=log_names)
+@click.option("--follow", "-f", is_flag=True, help="Go on with what comes, until it ends.")
+@click.option("--lines", "-n", type=click.IntRange(min=0), help="Begin with the last so many.")
+@json_option
+@click.pass_obj
+def logs(home: Path, who: str, follow: bool, lines: int | None, as_json: bool) -> None:
+    """Print the log of an agent, or of the system.
+
+    That of an agent is what it wrote to stdout and stderr.
+
+    \b
+    Examples:
+      aios logs -f 12
+      aios logs -n 20 kernel
+    """
+    if as_json and follow:
+        raise click.UsageError("--json prints one document: not with --follow")
+    if who in LOG_FILES:
+        print_log(who, file_log(home / LOG_FILES[who], follow=follow), lines, as_json)
+    elif who.isdigit():
+        with connect(home, "aios-logs") as aios:
+            print_log(who, agent_log(aios, int(who), follow=follow), lines, as_json)
+    else:
+        raise click.UsageError(f"{who!r} is neither a PID nor one of {', '.join(LOG_FILES)}")
+
+
+def print_log(who: str, parts: Iterator[bytes], lines: int | None, as_json: bool) -> None:
+    written = next(parts)
+    if lines is not None:
+        written = b"".join(deque(written.splitlines(keepends=True), maxlen=lines))
+    if as_json:
+        show({"of": who, "text": written.decode(errors="replace")}, True, "")
+        return
+    for part in itertools.chain([written], parts):
+        click.echo(part, nl=False)
+
+
+def agent_log(aios: Aios, pid: int, *, follow: bool) -> Iterator[bytes]:
+    """First all that is there, then, with `follow`, what comes, until the agent's end."""
+    written, part = b"", aios.log(pid)
+    while part.data and not part.ended:
+        written += part.data
+        part = aios.log(pid, part.offset)
+    yield written + part.data
+    while follow and not part.ended:
+        part = aios.log(pid, part.offset, LOG_WAIT)
+        yield part.data
+
+
+def file_log(path: Path, *, follow: bool) -> Iterator[bytes]:
+    """As `agent_log`, of a file that may be emptied at any time, and has no end."""
+    if not path.exists():
+        raise NotFound(f"there is no log {path}", "has a system run in this home?")
+    with path.open("rb") as log:
+        yield log.read()
+        while follow:
+            time.sleep(LOOK)
+            if log.tell() > path.stat().st_size:
+                log.seek(0)
+            yield log.read()
+
+
+@click.command()
+@json_option
+def agents(as_json: bool) -> None:
+    """List the agents that come with AIOS.
+
+    Their names are programs for `run` and `spawn`.
+
+    \b
+    Example:
+      aios agents
+    """
+    names = registered()
+    show(names, as_json, render.columns(["name", "what it does"], list(names.items())))
+
+
+COMMANDS = (run, spawn, ps, kill, nice, wait, logs, agents)

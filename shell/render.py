@@ -1,0 +1,154 @@
+"""Tables and lines out of what the kernel answers. Pure: nothing is read or printed here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+from aios.syscalls.table import Event, Exited, ProcessInfo, Stats, Status, Summary
+
+
+def columns(
+    titles: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()
+) -> Table:
+    """A table without lines. Cells are shown as they are: an agent's text is no markup."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in titles:
+        table.add_column(title.upper(), justify="right" if title in right else "left")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    return table
+
+
+def pairs(rows: Iterable[tuple[str, object]]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for name, cell in rows:
+        table.add_row(name, Text(str(cell)))
+    return table
+
+
+def seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def processes(rows: Sequence[ProcessInfo], *, everything: bool = False) -> Table:
+    titles = ["pid", "parent", "name", "state", "nice", "age", "cpu", "memory", "ctx", "mail",
+              "tokens", "waiting", "switches"]  # fmt: skip
+    cells: list[list[object]] = [
+        [p.pid, p.parent, p.name, p.state, p.nice, f"{p.age:.0f} s", f"{p.cpu:.2f} s",
+         decimal(p.memory), p.contexts, p.queue, p.tokens, f"{p.waiting:.2f} s", p.switches]
+        for p in rows
+    ]  # fmt: skip
+    right = [title for title in titles if title not in ("name", "state")]
+    if everything:
+        titles += ["kind", "code", "reason"]
+        for row, p in zip(cells, rows, strict=True):
+            row += [p.kind, "" if p.code is None else p.code, p.reason]
+    return columns(titles, cells, right=right)
+
+
+def ready_line(answer: Status) -> str:
+    assert answer.model is not None, "a system that is ready has a model"
+    return (
+        f"ready: {answer.model.description}, {answer.slots} slots of {answer.model.window} tokens,"
+        f" {answer.policy} with quantum {answer.quantum}, {exactness(answer)}; home {answer.home}"
+    )
+
+
+def exactness(answer: Status) -> str:
+    if answer.model is None:
+        return "not known yet"
+    if answer.model.certified == 0:
+        return "not exact"
+    cost = answer.model.exact_cost
+    at = f" (at {cost:.2f} times the time of a full batch)" if cost is not None else ""
+    return f"exact up to {answer.model.certified} at once{at}"
+
+
+def status(answer: Status) -> Table:
+    core = answer.core if answer.core_error is None else answer.core_error["message"]
+    rows: list[tuple[str, object]] = [
+        ("aios", f"{answer.version}, ABI {answer.abi}, boot {answer.boot}"),
+        ("home", answer.home),
+        ("kernel", f"process {answer.os_pid}, up {answer.uptime:.0f} s"),
+        ("core", f"{core}, restarted {answer.core_restarts} times"),
+    ]
+    if answer.model is not None:
+        model = answer.model
+        rows += [
+            ("model", model.path),
+            ("", f"{model.description}, {model.params / 1e6:.0f} M parameters, {model.engine}"),
+            ("context", f"{answer.slots} slots of {model.window} tokens, "
+                        f"{decimal(model.cache_bytes)} of KV cache"),
+            ("exactness", exactness(answer)),
+        ]  # fmt: skip
+    rows += [
+        ("policy", f"{answer.policy}, quantum {answer.quantum} tokens"
+                   f" (of {', '.join(answer.policies)})"),
+        ("agents", f"{answer.agents}, with {answer.contexts} contexts"),
+        ("generations", f"{answer.running} running, {answer.ready} waiting for a slot"),
+    ]  # fmt: skip
+    return pairs(rows)
+
+
+def stats(answer: Stats) -> Table:
+    counters = [
+        ("generations", answer.generations),
+        ("tokens", f"{answer.prompt_tokens} prefilled, {answer.completion_tokens} generated, "
+                   f"in {answer.steps} decode steps"),
+        ("switches", f"{answer.switches}: {answer.saves} saved, {answer.restores} restored, "
+                     f"{answer.replayed} tokens replayed, "
+                     f"{decimal(answer.snapshot_bytes)} of snapshots"),
+    ]  # fmt: skip
+    timings = [
+        (name, summary(value))
+        for name, value in (
+            ("waiting", answer.waiting), ("turnaround", answer.turnaround), ("ttft", answer.ttft),
+        )
+    ]  # fmt: skip
+    return pairs(
+        [*counters, *timings, ("calls", counts(answer.calls)), ("errors", counts(answer.errors))]
+    )
+
+
+def summary(value: Summary) -> str:
+    return (
+        f"mean {value.mean:.3f} s, median {value.p50:.3f}, p99 {value.p99:.3f}, max {value.max:.3f}"
+    )
+
+
+def counts(numbers: dict[str, int]) -> str:
+    return ", ".join(f"{name} {numbers[name]}" for name in sorted(numbers)) or "none"
+
+
+def event(what: Event) -> str:
+    at = datetime.fromtimestamp(what.time).strftime("%H:%M:%S.%f")[:-3]
+    detail = " ".join(f"{name}={value}" for name, value in what.detail.items())
+    return f"{at} {what.kind} {what.what} {what.pid or ''} {detail}".rstrip()
+
+
+def ending(end: Exited) -> str:
+    return f"process {end.pid} ({end.name}) ended with code {end.code}: {end.reason}"
+
+
+def value(result: Any) -> str:
+    """What an agent returned: text as it is, anything else as JSON."""
+    if isinstance(result, str):
+        return result
+    return msgspec.json.format(msgspec.json.encode(result), indent=2).decode()
+
+
+def bench(measured: dict[str, Any]) -> Table:
+    """One row for each figure that either side has."""
+    ours, peer = measured["ours"], measured["peer"]
+    rows = [(name, ours.get(name, "-"), peer.get(name, "-")) for name in {**ours, **peer}]
+    rows.append(("ratio", measured["ratio"], f"target {measured['target']}"))
+    return columns([measured["bench"], "ours", "peer"], rows)

@@ -1,0 +1,202 @@
+"""The interactive shell: the commands of `aios`, with history, completion and background jobs."""
+
+from __future__ import annotations
+
+import shlex
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+from click.shell_completion import ShellComplete
+from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
+from prompt_toolkit.document import Document
+from prompt_toolkit.history import FileHistory
+from prompt_toolkit.patch_stdout import patch_stdout
+
+from .jobs import Job
+
+BUILTINS = {
+    "jobs": "list what runs in the background",
+    "fg": "wait for a job; Ctrl-C ends it",
+    "help": "show help on a command",
+    "exit": "end the shell, and its jobs",
+    "quit": "the same",
+}
+HELP = (
+    "\nIn this shell:\n"
+    + "\n".join(f"  {k:6}{v}" for k, v in BUILTINS.items())
+    + """
+  A line that ends in & runs in the background; # begins a comment."""
+)
+
+
+class Line(NamedTuple):
+    args: list[str]
+    background: bool
+
+
+def parse(text: str) -> Line:
+    """Words as a POSIX shell splits them; a & at the end is for the background.
+
+    Raises:
+        ValueError: a quote is not closed.
+    """
+    args = shlex.split(text, comments=True)
+    if not (args and args[-1].endswith("&") and text.rstrip().endswith("&")):
+        return Line(args, False)
+    last = args.pop()[:-1]
+    return Line([*args, last] if last else args, True)
+
+
+def split_at_cursor(text: str) -> tuple[list[str], str]:
+    """The whole words before the cursor, and the one that it is in."""
+    try:
+        words = shlex.split(text)
+    except ValueError:  # in a quoted word: there is nothing to complete
+        return [], ""
+    if not words or text[-1].isspace():
+        return words, ""
+    return words[:-1], words[-1]
+
+
+class CommandCompleter(Completer):
+    """Completes as `aios` does in bash, through click, and the shell's own commands."""
+
+    def __init__(self, home: Path, cli: click.Command, jobs: Callable[[], Iterable[Job]]) -> None:
+        self.home, self.jobs = home, jobs
+        self.click = ShellComplete(cli, {}, "aios", "_AIOS_COMPLETE")
+
+    def get_completions(self, document: Document, event: CompleteEvent) -> Iterator[Completion]:
+        words, word = split_at_cursor(document.text_before_cursor)
+        if words == ["fg"]:
+            found = [(str(job.number), job.command) for job in self.jobs() if job.running]
+        else:
+            found = list(BUILTINS.items()) if words in ([], ["help"]) else []
+            args = ["--home", str(self.home), *([] if words == ["help"] else words)]
+            for item in self.click.get_completions(args, word):
+                if item.type == "plain":
+                    found.append((str(item.value), item.help or ""))
+                else:
+                    yield from PathCompleter(expanduser=True).get_completions(Document(word), event)
+        for text, meta in found:
+            if text.startswith(word):
+                yield Completion(text, -len(word), display_meta=meta)
+
+
+class Shell:
+    """`execute` runs one command line of `cli` in this process; its exit code."""
+
+    def __init__(
+        self, home: Path, cli: click.Command, execute: Callable[[Sequence[str]], int]
+    ) -> None:
+        self.home, self.cli, self.execute = home, cli, execute
+        self.jobs: list[Job] = []
+        self.printing = threading.Lock()  # jobs print while the prompt comes and goes
+
+    def interactive(self) -> int:
+        """Until `exit` or Ctrl-D; the exit code of the last command."""
+        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        session: PromptSession[str] = PromptSession(
+            history=FileHistory(self.home / "shell_history"),
+            completer=CommandCompleter(self.home, self.cli, lambda: self.jobs),
+            complete_while_typing=False, complete_in_thread=True,
+        )  # fmt: skip
+        code = 0
+        try:
+            while True:
+                try:
+                    code = self.run(self._prompt(session))
+                except KeyboardInterrupt:
+                    continue
+        except EOFError:
+            return code
+        finally:
+            self._end_jobs()
+
+    def batch(self, lines: Iterable[str]) -> int:
+        """Run every line, then wait for the jobs; the exit code of the last line."""
+        code = 0
+        try:
+            for line in lines:
+                code = self.run(line)
+            for job in self.jobs:
+                job.wait()
+        except EOFError:
+            return code
+        finally:
+            self._end_jobs()
+        return code
+
+    def _prompt(self, session: PromptSession[str]) -> str:
+        patched = patch_stdout()  # what jobs print meanwhile goes above the prompt
+        with self.printing:
+            patched.__enter__()
+        try:
+            return session.prompt("aios> ")
+        finally:
+            with self.printing:
+                patched.__exit__(None, None, None)
+
+    def _emit(self, line: str) -> None:
+        with self.printing:
+            print(line, flush=True)
+
+    def run(self, text: str) -> int:
+        """Run one line; its exit code. Raises EOFError for `exit`."""
+        try:
+            line = parse(text)
+        except ValueError as error:
+            click.echo(f"aios: {error}", err=True)
+            return 2
+        if not line.args:
+            return 0
+        if line.background:
+            return self._start_job(line.args)
+        name, *args = line.args
+        if name in BUILTINS:
+            code: int = getattr(self, f"_do_{name}")(args)
+            return code
+        return self.execute(["--home", str(self.home), *line.args])
+
+    def _start_job(self, args: Sequence[str]) -> int:
+        job = Job(len(self.jobs) + 1, self.home, args, self._emit)
+        self.jobs.append(job)
+        click.echo(f"[{job.number}] started: {job.command}")
+        return 0
+
+    def _do_jobs(self, _: list[str]) -> int:
+        for job in self.jobs:
+            state = "running" if job.running else f"ended with {job.wait()}"
+            click.echo(f"[{job.number}] {state}: {job.command}")
+        return 0
+
+    def _do_fg(self, args: list[str]) -> int:
+        job = next((job for job in self.jobs if [str(job.number)] == args), None)
+        if job is None:
+            click.echo("aios: no such job\nhint: `fg N`; `jobs` lists them", err=True)
+            return 1
+        try:
+            click.echo(f"[{job.number}] in the foreground: {job.command}")
+            return job.wait()
+        except KeyboardInterrupt:
+            return job.end()
+
+    def _do_help(self, args: list[str]) -> int:
+        code = self.execute([*args, "--help"])
+        if not args:
+            click.echo(HELP)
+        return code
+
+    def _do_exit(self, _: list[str]) -> int:
+        raise EOFError
+
+    _do_quit = _do_exit
+
+    def _end_jobs(self) -> None:
+        for job in self.jobs:
+            if job.running:
+                click.echo(f"[{job.number}] ending: {job.command}")
+                job.end()

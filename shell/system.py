@@ -1,0 +1,186 @@
+"""The commands about a system as a whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import click
+import psutil
+
+from aios.agents import connect
+from aios.syscalls.errors import TimedOut
+from aios.syscalls.table import Events, Status
+
+from . import render
+from .completion import policies
+from .launch import System, init_of
+from .output import as_json_text, json_option, progress, show
+
+STOPPING = 30.0  # seconds for agents, core, kernel and init to end
+KINDS = get_args(get_args(get_type_hints(Events)["kinds"])[0])
+
+
+@click.command()
+@click.option(
+    "--model", type=click.Path(path_type=Path), help="A GGUF file; default: SmolLM2-135M."
+)
+@click.option("--slots", type=int, help="Contexts that the model works on at once.")
+@click.option("--ctx", type=int, help="Tokens that a context can hold.")
+@click.option("--threads", type=int, help="Threads of the LLM core; 0: one a processor.")
+@click.option("--policy", shell_complete=policies, help="Scheduling policy: fifo, rr.")
+@click.option("--quantum", type=int, help="Tokens of a turn.")
+@click.option(
+    "--exact/--no-exact", default=None,
+    help="Keep decode batches within what the self-test certifies as exact. [default: exact]",
+)  # fmt: skip
+@click.option("--detach", "-d", is_flag=True, help="Return when the system is ready.")
+@json_option
+@click.pass_obj
+def start(home: Path, /, detach: bool, as_json: bool, **given: Any) -> int:
+    """Start a system.
+
+    Stays with it until Ctrl-C or, with --detach, returns when it is ready. What is not given
+    comes from config.toml in the home, or is the default.
+
+    \b
+    Examples:
+      aios start --detach
+      aios --home /tmp/second start --model model.gguf --slots 8 --policy fifo
+    """
+    settings = {name: value for name, value in given.items() if value is not None}
+    if "model" in settings:
+        settings["model"] = str(settings["model"].absolute())
+    launched = System(home, settings, detach=detach)
+    with progress() as tell:
+        status = launched.ready(tell)
+    try:
+        show(status, as_json, render.ready_line(status))
+        return 0 if detach else launched.process.wait()
+    except KeyboardInterrupt:
+        launched.process.terminate()
+    return wind_up(launched)
+
+
+def wind_up(launched: System) -> int:
+    """Wait for its end. Another Ctrl-C has it end at once: then raises Abort."""
+    try:
+        click.echo("stopping", err=True)
+        return launched.process.wait()
+    except KeyboardInterrupt:
+        launched.end_now()
+        raise click.Abort from None
+
+
+@click.command()
+@click.pass_obj
+def stop(home: Path) -> None:
+    """End every agent, then the system.
+
+    Returns when all of it is gone.
+
+    \b
+    Example:
+      aios stop
+    """
+    with connect(home, "aios-stop") as aios:
+        init = init_of(aios.status())
+        aios.stop()
+    try:
+        init.wait(STOPPING)
+    except psutil.TimeoutExpired as error:
+        raise TimedOut(
+            f"init, process {init.pid}, is still there after {STOPPING:g} s",
+            f"see {home / 'init.log'}, or end it with `kill -KILL {init.pid}`",
+        ) from error
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def status(home: Path, as_json: bool) -> None:
+    """Show what runs: model, slots, policy, load.
+
+    \b
+    Examples:
+      aios status
+      aios status --json | jq .model.certified
+    """
+    with connect(home, "aios-status") as aios:
+        answer: Status = aios.status()
+    show(answer, as_json, render.status(answer))
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def stats(home: Path, as_json: bool) -> None:
+    """Counters and timings since the kernel started.
+
+    \b
+    Example:
+      aios stats
+    """
+    with connect(home, "aios-stats") as aios:
+        answer = aios.stats()
+    show(answer, as_json, render.stats(answer))
+
+
+@click.command()
+@click.argument("name", required=False, shell_complete=policies)
+@click.option("--quantum", type=int, help="Tokens of a turn.")
+@json_option
+@click.pass_obj
+def policy(home: Path, name: str | None, quantum: int | None, as_json: bool) -> None:
+    """Show the scheduling policy, or set it.
+
+    \b
+    Examples:
+      aios policy
+      aios policy rr --quantum 16
+    """
+    with connect(home, "aios-policy") as aios:
+        answer = aios.policy(name, quantum)
+    show(answer, as_json, f"{answer.policy}, quantum {answer.quantum} tokens")
+
+
+@click.command()
+@click.argument("kinds", nargs=-1, type=click.Choice(KINDS))
+@click.option("--count", "-n", type=click.IntRange(min=1), help="End after so many.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+@click.pass_obj
+def events(home: Path, kinds: tuple[Any, ...], count: int | None, as_json: bool) -> None:
+    """Follow what happens, as it happens, until Ctrl-C.
+
+    \b
+    Examples:
+      aios events
+      aios events process -n 1 --json
+    """
+    with connect(home, "aios-events") as aios:
+        for number, event in enumerate(aios.events(*kinds), start=1):
+            click.echo(as_json_text(event, indent=-1) if as_json else render.event(event))
+            if number == count:
+                return
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def check(home: Path, as_json: bool) -> int:
+    """Have the kernel test its invariants.
+
+    Exit code 1 if one is broken.
+
+    \b
+    Example:
+      aios check
+    """
+    with connect(home, "aios-check") as aios:
+        problems = aios.check()
+    text = "\n".join(problems) or "every invariant of the kernel holds"
+    show({"problems": problems}, as_json, text)
+    return int(bool(problems))
+
+
+COMMANDS = (start, stop, status, stats, policy, events, check)

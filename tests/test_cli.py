@@ -1,0 +1,342 @@
+"""The command `aios`: what each command prints, its exit codes, and what Ctrl-C does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from commands import LIMIT, answer, line_of, run, started
+from conftest import eventually
+
+from aios.agents import Aios, connect
+from aios.shell.cli import cli, execute
+from aios.shell.launch import System
+
+Program = Callable[[str], str]
+UNTIL_TOLD = "print('up', flush=True)\nprint(aios.recv().body)"
+
+
+@pytest.mark.parametrize("name", sorted(cli.commands))
+def test_help_has_an_example(name: str) -> None:
+    shown = CliRunner().invoke(cli, [name, "--help"])
+    assert shown.exit_code == 0
+    assert f"aios {name}" in shown.output.partition("Example")[2]
+
+
+def test_version(tmp_path: Path) -> None:
+    done = run(tmp_path, "--version")
+    assert (done.returncode, done.stdout) == (0, "aios 0.1.0\n")
+
+
+# --- errors ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "args",
+    ["status", "stats", "ps", "policy", "check", "run demo_worker", "spawn demo_worker", "kill 1",
+     "nice 1 1", "wait 1", "logs 1", "generate hi", "events", "stop"],
+)  # fmt: skip
+def test_without_a_kernel(args: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(["--home", str(tmp_path), *args.split()]) == 3
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("aios: no kernel answers at ")
+    assert shown.err.endswith("hint: start one with `aios start --detach`\n")
+
+
+def test_errors_as_json_go_to_stderr(tmp_path: Path) -> None:
+    done = run(tmp_path, "ps", "--json")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert json.loads(done.stderr)["code"] == "kernel.gone"
+    done = run(tmp_path, "ps", "--json", "--nonsense")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--nonsense" in json.loads(done.stderr)["message"]
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["nonsense"], "No such command"),
+        (["run", "demo_worker", "two", "tasks"], "one TASK"),
+        (["run", "demo_worker", "--task-json", "{"], "--task-json"),
+        (["run", "demo_worker", "--limit", "tokens=many"], "NAME=NUMBER"),
+        (["run", "demo_worker", "--limit", "nonsense=1"], "NAME=NUMBER"),
+        (["kill", "-s", "HUP", "1"], "'HUP'"),
+        (["logs", "nobody"], "neither a PID nor one of kernel, core, init"),
+        (["logs", "1", "--json", "-f"], "not with --follow"),
+        (["bench", "nonsense"], "'nonsense'"),
+    ],
+)
+def test_wrong_usage(
+    args: list[str], says: str, system: System, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert execute(["--home", str(system.home), *args]) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (["run", "nobody"], 1, "no agent is registered as 'nobody'"),
+        (["run", "./nothing.py"], 1, "there is no file"),
+        (["logs", "999999"], 1, "no process 999999"),
+        (["kill", "999999"], 1, "no process 999999"),
+        (["nice", "-5", "999999"], 1, "no process 999999"),
+        (["policy", "nonsense"], 78, "one of fifo, rr"),
+        (["generate", "hi", "--top-p", "0"], 1, "top_p"),
+        (["generate", "hi " * 2000], 1, "do not fit"),
+    ],
+)
+def test_what_the_kernel_refuses(
+    args: list[str], code: int, says: str, system: System, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert execute(["--home", str(system.home), *args]) == code
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("aios: ")
+    assert says in shown.err
+
+
+# --- what is printed -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "keys"),
+    [
+        (["status"], {"core", "model", "slots", "policy"}),
+        (["stats"], {"calls", "generations", "ttft"}),
+        (["policy"], {"policy", "quantum"}),
+        (["check"], {"problems"}),
+        (["agents"], {"demo_worker"}),
+        (["logs", "kernel"], {"of", "text"}),
+        (["logs", "init"], {"of", "text"}),
+    ],
+)
+def test_json_and_text(args: list[str], keys: set[str], system: System) -> None:
+    assert keys <= answer(system.home, *args).keys()
+    plain = run(system.home, *args)
+    assert (plain.returncode, plain.stderr) == (0, "")
+    assert "\x1b" not in plain.stdout
+
+
+def test_ps_kill_nice_and_wait(system: System, program: Program) -> None:
+    path = program(UNTIL_TOLD)
+    pid = answer(system.home, "spawn", path, "--name", "waiter")["pid"]
+    other = int(run(system.home, "spawn", path).stdout)
+    rows = {row["pid"]: row for row in answer(system.home, "ps")}
+    assert rows.keys() == {pid, other}
+    assert rows[pid]["name"] == "waiter"
+    assert "waiter" in run(system.home, "ps", "--all").stdout
+    assert answer(system.home, "nice", "5", str(pid)) == {"pid": pid, "nice": 5}
+
+    def state() -> Any:
+        return {row["pid"]: row["state"] for row in answer(system.home, "ps")}[pid]
+
+    assert run(system.home, "kill", "-s", "stop", str(pid)).returncode == 0
+    eventually(lambda: state() == "stopped")
+    late = run(system.home, "wait", str(pid), "--timeout", "0.1", "--json")
+    assert (late.returncode, json.loads(late.stderr)["code"]) == (1, "call.timed_out")
+    assert run(system.home, "kill", "-s", "CONT", str(pid)).returncode == 0
+    eventually(lambda: state() == "running")
+    assert run(system.home, "kill", str(pid), str(other)).returncode == 0
+    done = run(system.home, "wait", str(pid), str(other), "--json")
+    assert done.returncode == 143
+    assert [end["reason"] for end in json.loads(done.stdout)] == ["signal TERM"] * 2
+
+
+def test_policy_is_set(system: System) -> None:
+    before = answer(system.home, "policy")
+    try:
+        assert run(system.home, "policy", "fifo", "--quantum", "7").stdout == (
+            "fifo, quantum 7 tokens\n"
+        )
+        assert answer(system.home, "policy") == {"policy": "fifo", "quantum": 7}
+    finally:
+        run(system.home, "policy", before["policy"], "--quantum", str(before["quantum"]))
+    assert answer(system.home, "policy") == before
+
+
+def test_events_are_followed(system: System, aios: Aios) -> None:
+    with started(system.home, "events", "process", "-n", "2", "--json") as follower:
+        eventually(lambda: any(p.name == "aios-events" and p.calls for p in aios.ps(all=True)))
+        pid = aios.spawn("/bin/true")
+        aios.wait(pid)
+        lines = follower.communicate(timeout=LIMIT)[0].splitlines()
+        assert [(e["what"], e["pid"]) for e in map(json.loads, lines)] == [
+            ("started", pid), ("ended", pid)
+        ]  # fmt: skip
+        assert follower.returncode == 0
+
+
+# --- run and logs ----------------------------------------------------------------------------
+
+
+def test_run_prints_the_log_and_the_result(system: System, program: Program) -> None:
+    path = Path(
+        program("print('working', end='')\nprint('!', file=sys.stderr, end='')\nreturn task")
+    )
+    done = run(system.home, "run", f"./{path.name}", "a task", cwd=path.parent)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "working!\na task\n", "")
+    given = json.dumps({"depth": [1, 2]})
+    done = run(system.home, "run", str(path), "--task-json", given, "--json")
+    end = json.loads(done.stdout)
+    assert (end["code"], end["reason"], end["result"]) == (0, "exit", {"depth": [1, 2]})
+    assert done.stderr == "working!\n"
+
+
+def test_run_exits_with_the_code_of_the_agent(system: System, program: Program) -> None:
+    done = run(system.home, "run", program("sys.exit(7)"))
+    assert done.returncode == 7
+    assert done.stderr.startswith("aios: process ")
+    assert done.stderr.endswith("ended with code 7: exit\n")
+
+
+def test_run_an_executable_with_arguments(system: System) -> None:
+    done = run(system.home, "run", "/bin/echo", "--", "-e", "two words", "--json")
+    assert (done.returncode, done.stdout) == (0, "two words --json\n")
+
+
+def test_run_under_a_limit(system: System, program: Program) -> None:
+    path = program("return aios.generate('Hi', max_tokens=64, ignore_eos=True).text")
+    done = run(system.home, "run", path, "--limit", "tokens=40", "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["result"]["error"].startswith("LimitReached: ")
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+def test_ctrl_c_ends_the_agent(deaf: bool, system: System, aios: Aios, program: Program) -> None:
+    ignore = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" if deaf else ""
+    with started(system.home, "run", program(ignore + UNTIL_TOLD)) as runner:
+        assert line_of(runner) == "up\n"
+        (row,) = aios.ps()
+        runner.send_signal(signal.SIGINT)
+        runner.communicate(timeout=LIMIT)
+        assert runner.returncode == 130
+        assert aios.wait(row.pid).reason == ("signal KILL" if deaf else "signal TERM")
+
+
+def test_logs_are_followed_to_the_end(system: System, aios: Aios, program: Program) -> None:
+    pid = aios.spawn(program("print('before')\n" + UNTIL_TOLD))
+    with started(system.home, "logs", "-f", str(pid)) as follower:
+        assert [line_of(follower), line_of(follower)] == ["before\n", "up\n"]
+        aios.send(pid, "told")
+        assert follower.communicate(timeout=LIMIT) == ("told\n", "")
+        assert follower.returncode == 0
+        assert run(system.home, "logs", "-n", "2", str(pid)).stdout == "up\ntold\n"
+        assert answer(system.home, "logs", "-n", "0", str(pid)) == {"of": str(pid), "text": ""}
+
+
+def test_a_log_file_is_followed(system: System, tmp_path: Path) -> None:
+    log = tmp_path / "init.log"
+    log.write_text("one\ntwo\n")
+    with started(tmp_path, "logs", "-f", "-n", "1", "init") as follower:
+        assert line_of(follower) == "two\n"
+        with log.open("a") as more:
+            more.write("three\n")
+        assert line_of(follower) == "three\n"
+        log.write_text("anew\n")
+        assert line_of(follower) == "anew\n"
+        follower.send_signal(signal.SIGINT)
+        follower.communicate(timeout=LIMIT)
+        assert follower.returncode == 130
+        missing = run(tmp_path, "logs", "core")
+        assert (missing.returncode, missing.stdout) == (1, "")
+
+
+# --- generate --------------------------------------------------------------------------------
+
+
+def test_generate_answers_as_the_sdk_does(system: System, aios: Aios) -> None:
+    told = aios.generate("Name a color.", max_tokens=12, temperature=0.8, seed=3, digest=True)
+    options = ["--max-tokens", "12", "--temperature", "0.8", "--seed", "3"]
+    assert run(system.home, "generate", "Name a color.", *options).stdout == told.text + "\n"
+    done = run(system.home, "generate", "-", *options, "--digest", "--json", stdin="Name a color.")
+    result = json.loads(done.stdout)
+    assert (result["tokens"], result["digest"]) == (told.tokens, told.digest)
+
+
+def test_generate_with_a_system_text_and_a_stop_string(system: System) -> None:
+    plain = answer(system.home, "generate", "Count.", "--max-tokens", "24")
+    other = answer(system.home, "generate", "Count.", "--max-tokens", "24", "--system", "Be terse.")
+    assert other["usage"]["prompt"] != plain["usage"]["prompt"]
+    word = plain["text"].split()[1]
+    cut = answer(system.home, "generate", "Count.", "--max-tokens", "24", "--stop", word)
+    assert (cut["finish"], cut["text"]) == ("stop", plain["text"].partition(word)[0])
+
+
+def test_ctrl_c_cancels_a_generation(system: System, aios: Aios) -> None:
+    before = aios.stats().completion_tokens
+    text = "Once upon a time"
+    with started(system.home, "generate", text, "--raw", "--max-tokens", "900") as command:
+        assert command.stdout is not None
+        first = os.read(command.stdout.fileno(), 1)  # it streams: this is long before the end
+        assert len(first) == 1
+        command.send_signal(signal.SIGINT)
+        command.communicate(timeout=LIMIT)
+        assert command.returncode == 130
+        assert 0 < aios.stats().completion_tokens - before < 900
+
+
+# --- bench and completion --------------------------------------------------------------------
+
+
+def test_bench_prints_what_was_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured = {"bench": "switch", "ratio": 0.004, "target": 0.01,
+                "ours": {"seconds": 0.01}, "peer": {"seconds": 2.5}}  # fmt: skip
+
+    def fake(progress: Callable[[str], None]) -> dict[str, Any]:
+        progress("measuring")
+        return measured
+
+    module = types.ModuleType("aios.bench.switch")
+    module.__dict__["run"] = fake
+    monkeypatch.setitem(sys.modules, "aios.bench.switch", module)
+    assert execute(["bench", "switch", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert (json.loads(shown.out), shown.err) == (measured, "")
+    assert execute(["bench", "switch"]) == 0
+    shown = capsys.readouterr()
+    assert "target 0.01" in shown.out
+    assert shown.err == "measuring\n"
+
+
+def test_bench_without_its_packages(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "aios.bench.throughput", None)
+    assert execute(["bench", "throughput"]) == 1
+    assert "pip install 'aios[bench]'" in capsys.readouterr().err
+
+
+def test_completion_in_bash(system: System, aios: Aios, program: Program) -> None:
+    pid = aios.spawn(program(UNTIL_TOLD), name="sleeper")
+
+    def complete(words: str, at: int) -> list[str]:
+        done = run(
+            system.home, _AIOS_COMPLETE="bash_complete", COMP_WORDS=words, COMP_CWORD=str(at)
+        )
+        return [line.partition(",")[2] for line in done.stdout.splitlines()]
+
+    assert complete("aios sta", 1) == ["start", "stats", "status"]
+    assert complete("aios kill ", 2) == [str(pid)]
+    assert complete("aios logs k", 2) == ["kernel"]
+    assert complete("aios policy ", 2) == ["fifo", "rr"]
+    assert complete("aios run demo_", 2)[0] == "demo_worker"
+    aios.kill(pid)
+    aios.wait(pid)
+
+
+def test_home_option_comes_before_the_environment(system: System, tmp_path: Path) -> None:
+    done = run(tmp_path, "--home", str(system.home), "status", "--json")
+    with connect(system.home) as aios:
+        assert json.loads(done.stdout)["boot"] == aios.status().boot

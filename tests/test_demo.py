@@ -1,0 +1,132 @@
+"""`aios demo`: the proof that it prints, and that it can fail."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pexpect
+import pytest
+from commands import AIOS, LIMIT, environment, run
+from conftest import left_of
+from rich.console import Console
+
+from aios.agents import Aios, AiosError
+from aios.shell.demo import play
+from aios.shell.demo_jobs import JOBS, DemoJob, pick
+from aios.shell.demo_view import Report, Runner, live, summary
+from aios.syscalls.table import Event, Result, Status, Timings, Usage
+
+STATUS = Status(
+    version="0", abi=1, boot="", home="", os_pid=1, uptime=0.0, core="ready", core_error=None,
+    core_restarts=0, model=None, slots=2, policy="rr", quantum=4, policies=["rr"], agents=0,
+    contexts=0, running=0, ready=0,
+)  # fmt: skip
+RESULT = Result(
+    text="a b", tokens=[1, 2], finish="length", digest="00",
+    usage=Usage(prompt=3, completion=2, context=5),
+    timings=Timings(
+        waiting=0.1, prefill=0.2, decode=0.3, ttft=0.2, turnaround=0.6, switches=1
+    ),
+)  # fmt: skip
+
+
+def printed(what: Any) -> str:
+    console = Console(width=200)
+    with console.capture() as text:
+        console.print(what)
+    return text.get()
+
+
+def event(what: str, time: float, **detail: Any) -> Event:
+    return Event(time=time, kind="generation", what=what, pid=1, detail=detail)
+
+
+def test_more_agents_on_fewer_slots_are_identical(homes: Path) -> None:
+    done = run(
+        homes, "demo", "--json", "--agents", "4", "--slots", "2", "--max-tokens", "12",
+        "--quantum", "4", TMPDIR=str(homes),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["agents"], report["slots"], report["identical"]) == (4, 2, 4)
+    assert report["switches"] > 0
+    for each in report["runs"]:
+        assert each["identical"] is True
+        assert each["result"]["digest"] == each["solo_digest"] is not None
+        assert 0 < len(each["result"]["tokens"]) <= 12
+    assert done.stderr.count("done: agent") == 4
+    assert left_of(homes / "aios-demo-") == []
+    assert list(homes.glob("aios-demo-*")) == []
+
+
+def test_a_live_table_that_ctrl_c_ends(homes: Path) -> None:
+    env = environment(homes) | {"TMPDIR": str(homes), "TERM": "xterm"}
+    demo = pexpect.spawn(
+        AIOS[0], [*AIOS[1:], "demo", "--agents", "4", "--slots", "2", "--max-tokens", "200"],
+        env=env, timeout=LIMIT, encoding="utf-8", dimensions=(40, 140),
+    )  # fmt: skip
+    demo.expect_exact("4 agents on 2 slots, rr with quantum 16")
+    demo.expect_exact("in a slot")
+    demo.sendcontrol("c")
+    demo.expect(pexpect.EOF)
+    demo.close()
+    assert demo.exitstatus == 130
+    assert left_of(homes / "aios-demo-") == []
+    assert list(homes.glob("aios-demo-*")) == []
+
+
+def test_a_failing_agent_fails_the_demo(aios: Aios) -> None:
+    jobs = [DemoJob("fine", "Hi", {"max_tokens": 2}), DemoJob("bad", "Hi", {"max_tokens": 0})]
+    with pytest.raises(AiosError, match=r"\(bad\) ended with code 1") as error:
+        play(aios, jobs, lambda _: None)
+    assert "max_tokens" in error.value.hint
+
+
+def test_a_bad_setting_leaves_nothing_behind(homes: Path) -> None:
+    done = run(homes, "demo", "--agents", "1", "--slots", "0", TMPDIR=str(homes))
+    assert (done.returncode, done.stdout) == (78, "")
+    assert "slots" in done.stderr
+    assert list(homes.glob("aios-demo-*")) == []
+
+
+@pytest.mark.parametrize(
+    "change", [{"tokens": [1, 3]}, {"digest": "01"}, {"digest": None}], ids=str
+)
+def test_one_difference_is_seen(change: dict[str, Any]) -> None:
+    same = Runner(JOBS[0], 1, result=RESULT, solo=RESULT)
+    solo = msgspec.structs.replace(RESULT, **change)
+    other = Runner(JOBS[1], 2, result=RESULT, solo=solo)
+    report = Report(STATUS, [same, other], together=1.0, alone=2.0)
+    assert report.summary()["identical"] == 1
+    text = printed(summary(report))
+    assert "DIFFERS" in text
+    assert "1 of 2 agents: output identical to a solo run" in text
+
+
+def test_a_result_without_a_digest_proves_nothing() -> None:
+    bare = msgspec.structs.replace(RESULT, digest=None)
+    assert not Runner(JOBS[0], 1, result=bare, solo=bare).identical
+
+
+def test_what_a_row_shows_while_it_runs() -> None:
+    runner = Runner(JOBS[0], 1, tail="two\nlines")
+    runner.take(event("queued", 10.0, prompt=7))
+    assert runner.waited(11.0) == 1.0
+    runner.take(event("dispatch", 12.0))
+    runner.take(event("preempt", 13.0))
+    assert (runner.state, runner.switches, runner.waited(13.5)) == ("waiting", 1, 2.5)
+    text = printed(live(STATUS, [runner], 13.5))
+    assert "1 agents on 2 slots, rr with quantum 4" in text
+    assert "two lines" in text
+    runner.take(event("length", 14.0))
+    assert (runner.done, runner.waited(99.0)) == (True, 3.0)
+
+
+def test_every_job_has_its_own_name_and_draw() -> None:
+    jobs = pick(3 * len(JOBS), max_tokens=5)
+    assert len({job.name for job in jobs}) == len(jobs)
+    assert len({(job.prompt, repr(sorted(job.options.items()))) for job in jobs}) == len(jobs)
+    assert all(job.options["max_tokens"] == 5 for job in jobs)

