@@ -1,0 +1,101 @@
+"""The peer of the throughput bench: llama-server, as the package xllamacpp carries it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+
+import xllamacpp
+
+from aios.kernel.config import embedded_model
+
+from .common import Progress, threads
+from .load import AGENTS, WINDOW, Round, Spans
+
+
+@contextmanager
+def peer_server(progress: Progress) -> Iterator[Round]:
+    """A llama-server in a process of its own.
+
+    OpenMP waits as in our core: on a busy machine, threads that spin make either side 40 times
+    slower.
+    """
+    progress("starting the peer")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when the child loads the library
+    spawn = multiprocessing.get_context("spawn")
+    here, there = spawn.Pipe()
+    settings = (str(embedded_model()), AGENTS, WINDOW, threads())
+    process = spawn.Process(target=serve_peer, args=(there, *settings), daemon=True)
+    process.start()
+    there.close()
+    try:
+        address = here.recv()
+        yield lambda prompts, new: peer_round(address, prompts, new)
+    finally:
+        process.kill()
+        process.join()
+
+
+def serve_peer(pipe: Connection, model: str, slots: int, window: int, n_threads: int) -> None:
+    """Run the server until killed; its address goes into `pipe`.
+
+    What is not set here is llama-server's default, and that was the quickest: continuous batching,
+    flash attention, a KV stream a slot, batches of 2,048 in parts of 512. One KV cache for all
+    (kv_unified) took 1 to 3% more processor time on this load, batches of 64 took 3%.
+    """
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
+    params = xllamacpp.CommonParams()
+    params.model.path = model
+    params.n_gpu_layers = 0
+    params.n_parallel = slots
+    params.n_ctx = slots * window
+    params.fit_params = False  # take these settings as they are
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = n_threads
+    params.port = 0
+    server = xllamacpp.Server(params)
+    pipe.send(server.listening_address)
+    threading.Event().wait()
+
+
+def peer_round(address: str, prompts: list[list[int]], new: int) -> Spans:
+    spans: Spans = []
+    start = threading.Barrier(len(prompts))
+
+    def client(tokens: list[int]) -> None:
+        start.wait()
+        spans.append(complete(address, tokens, new))
+
+    clients = [threading.Thread(target=client, args=(tokens,)) for tokens in prompts]
+    for thread in clients:
+        thread.start()
+    for thread in clients:
+        thread.join()
+    return spans
+
+
+def complete(address: str, tokens: list[int], new: int) -> tuple[float, float, int]:
+    """One streamed completion: when it began, when it ended, its tokens."""
+    began = time.monotonic()
+    connection = http.client.HTTPConnection(address.removeprefix("http://"))
+    request = {
+        "prompt": tokens, "n_predict": new, "ignore_eos": True, "stream": True,
+        "cache_prompt": False,  # each round is to prefill, as ours does
+        "temperature": 0, "samplers": ["temperature"],  # greedy without the default chain's cost
+    }  # fmt: skip
+    connection.request("POST", "/completion", json.dumps(request))
+    pieces = [
+        json.loads(line.removeprefix(b"data: "))
+        for line in connection.getresponse()
+        if line.startswith(b"data: ")
+    ]
+    connection.close()
+    return began, time.monotonic(), int(pieces[-1]["tokens_predicted"])

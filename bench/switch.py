@@ -1,0 +1,90 @@
+"""Context switch: save and restore 1,000 tokens, against computing them again.
+
+Once on the engine alone; once through the system, where two contexts share one slot: how much
+longer the next token takes when the other context has it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+from aios.agents import Aios, connect
+from aios.kernel.config import embedded_model
+from aios.kernel.core.llama import CHUNK, Engine
+
+from .common import Progress, system, text, threads
+
+NAME, TARGET = "switch", 0.01
+ROUNDS, TOKENS, QUANTUM = 3, 1000, 8
+NEW = 128  # tokens that each of the two contexts generates
+
+
+def run(progress: Progress, tokens: int = TOKENS, new: int = NEW) -> dict[str, Any]:
+    progress("save, restore and prefill on the engine")
+    moved, prefilled, size = on_engine(tokens)
+    shared = through_system(progress, tokens, new)
+    return {
+        "bench": NAME,
+        "ratio": moved / prefilled,
+        "target": TARGET,
+        "ours": {"tokens": tokens, "save_and_restore": moved, "bytes": size, "system": shared},
+        "peer": {"prefill": prefilled},
+    }
+
+
+def on_engine(tokens: int) -> tuple[float, float, int]:
+    """Seconds for save + restore, seconds for the prefill, bytes of the snapshot."""
+    engine = Engine(embedded_model(), slots=2, window=tokens + CHUNK, threads=threads())
+    prompt = tuple(engine.tokenize(text(), start=True)[:tokens])
+    moved, prefilled = [], []
+    for _ in range(ROUNDS + 2):
+        begin = time.perf_counter()
+        for pos in range(0, tokens, CHUNK):
+            engine.prefill(0, prompt[pos : pos + CHUNK], pos)
+        middle = time.perf_counter()
+        snapshot = engine.save(0)
+        engine.clear(0)
+        engine.restore(1, snapshot)
+        moved.append(time.perf_counter() - middle)
+        prefilled.append(middle - begin)
+        engine.clear(1)
+    engine.close()
+    return median(moved), median(prefilled), snapshot.nbytes
+
+
+def through_system(progress: Progress, tokens: int, new: int) -> dict[str, float]:
+    """Seconds to the next token: of the same context (step), of the other one (switch)."""
+    with (
+        system(progress, slots=1, ctx=tokens + new + CHUNK, policy="rr", quantum=QUANTUM) as home,
+        connect(home, "first") as first,
+        connect(home, "second") as second,
+    ):
+        prompts = [first.tokenize(text())[at : at + tokens] for at in (0, tokens)]
+        came: list[tuple[float, int]] = []
+        progress("two contexts on one slot")
+        readers = [
+            threading.Thread(target=_read, args=(aios, number, prompts[number], new, came))
+            for number, aios in enumerate((first, second))
+        ]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+        stats = first.stats()
+    came.sort()
+    gaps = [(b - a, whose == other) for (a, whose), (b, other) in pairwise(came)]
+    step = median(gap for gap, same in gaps if same)
+    switch = median(gap for gap, same in gaps if not same)
+    return {"step": step, "switch": switch, "costs": switch - step, "restores": stats.restores}
+
+
+def _read(
+    aios: Aios, number: int, prompt: list[int], new: int, came: list[tuple[float, int]]
+) -> None:
+    """Note when each token came."""
+    for _ in aios.generate(prompt, max_tokens=new, ignore_eos=True).pieces():
+        came.append((time.perf_counter(), number))

@@ -1,0 +1,67 @@
+"""Each bench in a short form: the shape of its report, and that broken exactness shows.
+
+Nothing here asserts a speed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from aios.bench import exact, switch, syscall
+from aios.bench.load import AGENTS, make_prompts, our_system, tokens_per_second
+
+PROMPTS = (5, 20, 33, 64, 70, 280)  # tokens; the last makes attention cross 512 cells
+
+
+def quiet(_said: str) -> None:
+    pass
+
+
+def check_shape(report: dict[str, Any], name: str) -> None:
+    assert report.keys() == {"bench", "ratio", "target", "ours", "peer"}
+    assert report["bench"] == name
+    assert isinstance(report["ratio"], float)
+    assert isinstance(report["target"], float)
+
+
+def test_syscall_measures_both_sides() -> None:
+    report = syscall.run(quiet, calls=20, pipelined=200)
+    check_shape(report, "syscall")
+    for side in ("ours", "peer"):
+        assert report[side]["round_trip"] > 0
+        assert report[side]["pipelined_per_second"] > 0
+
+
+def test_switch_measures_the_engine_and_the_system() -> None:
+    report = switch.run(quiet, tokens=150, new=20)
+    check_shape(report, "switch")
+    assert report["ours"]["bytes"] > 150 * 20_000  # 23 KB of KV a token, and no logits
+    assert report["ours"]["system"]["restores"] >= 2
+
+
+def test_our_side_of_throughput_generates_every_token() -> None:
+    with our_system(quiet) as (aios, play):
+        spans = play(make_prompts(aios)[:3] + [[1, 2, 3]] * (AGENTS - 3), 4)
+    assert [tokens for _, _, tokens in spans] == [4] * AGENTS
+    assert tokens_per_second(spans) > 0
+
+
+def test_random_schedules_are_exact() -> None:
+    report = exact.run(quiet, steps=20, prompts=PROMPTS)
+    check_shape(report, "exact")
+    ours = report["ours"]
+    assert ours["differing"] == ours["kernel"]["differing"] == report["ratio"] == 0
+    assert ours["steps"] >= 20
+    assert ours["compared"] == ours["schedules"] * report["peer"]["solo_steps"]
+    assert ours["restores"] > 0  # or nothing was put to the test
+    assert ours["replayed"] > 0
+    assert ours["kernel"]["switches"] > 0
+
+
+@pytest.mark.parametrize("sabotage", ["unified", "lost-token"])
+def test_what_breaks_exactness_is_seen(sabotage: exact.Sabotage) -> None:
+    report = exact.run(quiet, steps=20, prompts=PROMPTS, sabotage=sabotage)
+    assert report["ours"]["restores"] > 0
+    assert report["ratio"] > 0
