@@ -1,0 +1,147 @@
+"""Every test that needs a system gets a real one: init, kernel, core, agents, the real model.
+
+`system` is shared by the whole run; `boot` starts another, with settings of its own. After each
+test the shared kernel must find nothing wrong with itself, and after each system nothing may be
+left: no process, no socket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from aios.agents import Aios, connect
+from aios.shell.launch import System
+
+Boot = Callable[..., System]
+
+
+def eventually(check: Callable[[], Any], seconds: float = 10.0) -> Any:
+    """The first true value of `check`; a failed assertion if there is none in time."""
+    limit = time.monotonic() + seconds
+    while not (value := check()):
+        assert time.monotonic() < limit, f"not within {seconds} s"
+        time.sleep(0.02)
+    return value
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--faults", action="store_true", help="fault campaigns at full length")
+
+
+@pytest.fixture
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether a fault campaign runs at full length; `make test` runs a short share."""
+    return bool(request.config.getoption("--faults"))
+
+
+def left_of(home: Path) -> list[psutil.Process]:
+    """The processes of systems in `home`, or started by their agents."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            mine = process.environ().get("AIOS_HOME", "").startswith(str(home))
+            if process.status() != psutil.STATUS_ZOMBIE and mine:
+                found.append(process)
+    return found
+
+
+def of_core(system: System) -> psutil.Process:
+    """The process of the LLM core, waiting for it if it is just being started."""
+    init = psutil.Process(system.process.pid)
+    return eventually(lambda: [p for p in init.children() if "aios.kernel.core" in p.cmdline()])[0]
+
+
+@pytest.fixture(scope="session")
+def homes() -> Iterator[Path]:
+    """A short path: a Unix socket's name holds 107 bytes."""
+    folder = Path(tempfile.mkdtemp(prefix="aios-"))
+    yield folder
+    assert left_of(folder) == []
+    assert list(folder.rglob("*.sock")) == []
+    shutil.rmtree(folder)
+
+
+def run_system(home: Path, settings: dict[str, Any]) -> Iterator[System]:
+    system = System(home, settings, detach=True)
+    try:
+        system.ready()
+        yield system
+    finally:
+        below = (
+            psutil.Process(system.process.pid).children(recursive=True)
+            if system.process.poll() is None
+            else []
+        )
+        system.end()
+        gone, alive = psutil.wait_procs(below, timeout=10)
+        for process in alive:
+            process.kill()
+    assert not alive, f"left behind: {alive}"
+
+
+@pytest.fixture(scope="session")
+def shared(homes: Path) -> Iterator[System]:
+    yield from run_system(homes / "shared", {"slots": 4, "ctx": 1024, "grace": 0.5})
+
+
+@pytest.fixture
+def system(shared: System) -> Iterator[System]:
+    """The shared system; whatever a test does to it must leave it whole."""
+    yield shared
+    with connect(shared.home) as aios:
+        try:
+            eventually(lambda: not aios.ps())
+            eventually(lambda: aios.status().contexts == 0)
+            assert aios.check() == []
+        finally:
+            for row in aios.ps():  # or the next test would be blamed as well
+                aios.kill(row.pid, "KILL")
+
+
+@pytest.fixture
+def aios(system: System) -> Iterator[Aios]:
+    with connect(system.home, "test") as aios:
+        yield aios
+
+
+@pytest.fixture
+def boot(homes: Path, request: pytest.FixtureRequest) -> Iterator[Boot]:
+    """Start a system of its own for this test: boot(slots=2, policy="fifo", ...)."""
+    running: list[Iterator[System]] = []
+
+    def start(**settings: Any) -> System:
+        home = homes / f"{os.getpid()}-{abs(hash(request.node.nodeid)) % 10**8}-{len(running)}"
+        steps = run_system(home, {"slots": 2, "ctx": 1024, "grace": 0.5, **settings})
+        system = next(steps)
+        running.append(steps)
+        return system
+
+    yield start
+    for steps in running:
+        assert next(steps, None) is None
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Callable[[str], str]:
+    """The path of an agent's program with this body of `run(self, task)`."""
+
+    def write(body: str) -> str:
+        path = tmp_path / f"agent{len(list(tmp_path.iterdir()))}.py"
+        lines = "\n".join("        " + line for line in body.strip().splitlines())
+        path.write_text(
+            "import os, sys, time, signal\nfrom aios.agents import Agent, AiosError\n\n\n"
+            f"class Test(Agent):\n    def run(self, task):\n        aios = self.aios\n{lines}\n"
+        )
+        return str(path)
+
+    return write

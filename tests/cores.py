@@ -1,0 +1,118 @@
+"""A small kernel for a Batcher under test: it dispatches, preempts, and keeps the histories."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aios.kernel.context import Context
+from aios.kernel.core.batcher import Batcher, Generation
+from aios.kernel.core.llama import Engine
+from aios.kernel.core.protocol import Halt, Halted, Out, Run
+from aios.kernel.process import Process
+from aios.syscalls.table import Decoding, Limits, Logprob
+
+PLENTY = 1 << 30  # bytes for snapshots
+OWNER = Process(1, 0, "x", "agent", 0, 0, Limits(), 0.0, "running")
+
+
+class Watched(Batcher):
+    """A Batcher that makes sure of where it runs what, and keeps the logits it drew from."""
+
+    def __init__(self, engine: Engine, certified: int, snapshot_bytes: int) -> None:
+        super().__init__(engine, certified, snapshot_bytes)
+        self.logits: list[NDArray[np.float32]] = []
+
+    def _prefill(self) -> None:
+        assert sorted(self.running) == list(range(len(self.running)))
+        super()._prefill()
+
+    def _draw(self, gen: Generation, index: int, fed: int) -> Out:
+        self.logits.append(self.engine.logits(index).copy())
+        return super()._draw(gen, index, fed)
+
+
+@dataclass
+class Job:
+    """One generation: what it starts from, and what came of it."""
+
+    ctx: int
+    prompt: list[int]
+    decoding: Decoding
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    digests: list[bytes] = field(default_factory=list)
+    logprobs: list[Logprob] = field(default_factory=list)
+    why: str = ""
+
+    def __post_init__(self) -> None:
+        self.context = Context(self.ctx, OWNER)
+        self.context.append(self.prompt, 10**6)
+        self.context.seal()
+
+    def run(self) -> Run:
+        digest = self.digests[-1] if self.digests else b""
+        history = [(how, list(tokens)) for how, tokens in self.context.history]
+        return Run(self.ctx, 0, history, len(self.tokens), self.decoding, digest)
+
+    def take(self, out: Out) -> None:
+        if out.digest:
+            self.digests.append(out.digest)
+        if out.token is not None:
+            self.context.draw(out.token)
+            self.tokens.append(out.token)
+            self.text += out.text
+        if out.logprob is not None:
+            self.logprobs.append(out.logprob)
+
+    def end(self, halted: Halted) -> None:
+        self.text += halted.text
+        self.why = halted.why
+
+    @property
+    def result(self) -> tuple[list[int], str, list[bytes], str]:
+        return self.tokens, self.text, self.digests, self.why
+
+
+def report(batcher: Batcher, jobs: dict[int, Job]) -> list[Halted]:
+    """One step; its tokens go to their jobs."""
+    step = batcher.step()
+    for out in step.outs:
+        jobs[out.ctx].take(out)
+    for halted in step.halted:
+        jobs[halted.ctx].end(halted)
+    return step.halted
+
+
+def finish(batcher: Batcher, *jobs: Job) -> None:
+    """Run these at once, to their end."""
+    for job in jobs:
+        batcher.run(job.run())
+    while batcher.running:
+        report(batcher, {job.ctx: job for job in jobs})
+
+
+def alone(engine: Engine, prompt: list[int], decoding: Decoding) -> Job:
+    """The job as it is with nobody else about: what every schedule must come to."""
+    batcher = Watched(engine, engine.slots, PLENTY)
+    job = Job(10**6, prompt, decoding)
+    finish(batcher, job)
+    batcher.drop(job.ctx)
+    return job
+
+
+def at_random(batcher: Batcher, jobs: list[Job], seed: int) -> None:
+    """Run all with dispatches and preemptions at random moments."""
+    dice = random.Random(seed)
+    by_ctx = {job.ctx: job for job in jobs}
+    waiting = sorted(by_ctx)
+    while waiting or batcher.running:
+        while waiting and len(batcher.running) < batcher.engine.slots and dice.random() < 0.7:
+            batcher.run(by_ctx[waiting.pop(dice.randrange(len(waiting)))].run())
+        if batcher.running and dice.random() < 0.25:
+            ctx = dice.choice([gen.context.ctx for gen in batcher.running.values()])
+            batcher.halt(Halt(ctx, "preempted"))
+        waiting += [halted.ctx for halted in report(batcher, by_ctx) if halted.why == "preempted"]

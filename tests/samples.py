@@ -1,0 +1,68 @@
+"""Valid arguments of every system call, and what is wrong in their place."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import msgpack
+
+from aios.syscalls.wire import ABI_VERSION
+
+NOWHERE = 2**31  # a pid and a context that no process has
+
+SAMPLES: dict[str, list[dict[str, Any]]] = {
+    "hello": [{"version": ABI_VERSION}, {"version": ABI_VERSION, "token": b"x", "name": "me"}],
+    "call.cancel": [{"call": 1}],
+    "proc.spawn": [
+        {"program": "/nowhere/agent.py", "args": ["a"], "task": {"a": [1]}, "name": "child"},
+        {"program": "nobody", "limits": {"tokens": 5, "wall": 1.5}, "nice": 3, "cwd": "/"},
+    ],
+    "proc.exit": [{"code": 3, "result": [None]}],
+    "proc.wait": [{"pid": NOWHERE, "timeout": 0.0}, {}],
+    "proc.kill": [{"pid": NOWHERE, "signal": "STOP"}],
+    "proc.nice": [{"nice": 5}, {"nice": 5, "pid": NOWHERE}],
+    "proc.limits": [{}, {"pid": NOWHERE, "limits": {"queue": 5}}],
+    "proc.ps": [{}, {"all": True}],
+    "proc.whoami": [{}],
+    "proc.log": [{"pid": NOWHERE, "offset": -5, "wait": 0.01}],
+    "llm.open": [{}, {"system": "You are terse."}],
+    "llm.append": [
+        {"ctx": NOWHERE, "text": "a"},
+        {"ctx": NOWHERE, "messages": [{"role": "user", "content": "Hi"}]},
+        {"ctx": NOWHERE, "tokens": [5, 6]},
+    ],
+    "llm.generate": [
+        {"text": "One, two,", "max_tokens": 2, "temperature": 0.7, "top_k": 5, "seed": 7},
+        {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1, "stop": ["a"]},
+        {"tokens": [5, 6, 7], "max_tokens": 2, "logprobs": 2, "digest": True, "stream": False},
+    ],
+    "llm.tokenize": [{"text": "a b"}, {"messages": [{"role": "user", "content": "Hi"}]}],
+    "llm.detokenize": [{"tokens": [5, 6]}],
+    "llm.close": [{"ctx": NOWHERE}],
+    "msg.send": [{"to": NOWHERE, "body": {"a": [1, 2.5, None, b"x"]}}, {"to": "no", "body": 1}],
+    "msg.recv": [{"sender": NOWHERE, "timeout": 0.01}, {"timeout": 0.0}],
+    "kernel.status": [{}],
+    "kernel.stats": [{}],
+    "kernel.events": [{"kinds": ["core"]}],
+    "kernel.policy": [{}, {"policy": "rr", "quantum": 32}],
+    "kernel.check": [{}],
+    "kernel.stop": [{}],
+}
+
+_deep: Any = 1
+for _ in range(200):
+    _deep = [_deep]
+
+# What no field takes, or hardly one.
+JUNK: list[Any] = [
+    None, True, -1, 0, 1, 2**31, 2**63, -(2**63), 0.5, -0.0, 1e308, float("nan"), float("inf"),
+    "", "a", "\0", "\N{REPLACEMENT CHARACTER}" * 99, "/" + "n" * 300, "x" * 5000, b"", b"\xff" * 40,
+    [], [0], [[]], ["a"] * 300, list(range(3000)), {}, {"a": 1}, {1: 2}, _deep,
+    msgpack.ExtType(5, b"ext"), msgpack.Timestamp(0), datetime.datetime.fromtimestamp(0, datetime.UTC),
+]  # fmt: skip
+
+
+def pack(call_id: Any, name: Any, args: Any) -> bytes:
+    data: bytes = msgpack.packb([call_id, name, args], datetime=True)
+    return data

@@ -1,0 +1,101 @@
+"""What the documents show is true: commands run, snippets work, named places exist."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from aios.kernel.config import Config
+from aios.shell.launch import System
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, check=False, capture_output=True, text=True, **options)
+
+
+@pytest.mark.parametrize("number", range(len(blocks(README, "console"))))
+def test_the_readme_s_commands_run(number: int, homes: Path, tmp_path: Path) -> None:
+    agent = next(block for block in blocks(README, "python") if "(Agent)" in block)
+    (tmp_path / "haiku.py").write_text(agent)
+    home = homes / f"readme{number}"
+    env = os.environ | {"AIOS_HOME": str(home)}
+    for line in blocks(README, "console")[number].strip().splitlines():
+        program, *args = shlex.split(line.removeprefix("$ "))
+        assert program == "aios"
+        command = [sys.executable, "-m", "aios.shell", *args]
+        done = run(command, env=env, cwd=tmp_path)
+        assert done.returncode == 0, (line, done.stdout, done.stderr)
+
+
+def test_the_readme_s_script_runs(system: System) -> None:
+    script = next(block for block in blocks(README, "python") if "with connect()" in block)
+    env = os.environ | {"AIOS_HOME": str(system.home)}
+    done = run([sys.executable, "-c", script], env=env)
+    assert done.returncode == 0, done.stderr
+    assert "Usage(prompt=" in done.stdout
+
+
+@pytest.mark.parametrize("target", ["install", "run", "test", "lint", "bench", "faults"])
+def test_the_makefile_has_what_the_readme_promises(target: str) -> None:
+    done = run(["make", "-n", target], cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *(ROOT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+            assert link.startswith("https://") or (page.parent / link).exists(), (page, link)
+
+
+def test_the_settings_shown_are_the_defaults() -> None:
+    shown = tomllib.loads(blocks((ROOT / "docs" / "settings.md").read_text(), "toml")[0])
+    default = msgspec.to_builtins(Config(home="/home"))
+    assert shown.pop("model") != default.pop("model")
+    limits = {name: value for name, value in default.pop("limits").items() if value is not None}
+    assert shown.pop("limits") == limits
+    assert shown == {name: value for name, value in default.items() if name != "home"}
+
+
+def places(section: str) -> list[tuple[str, str]]:
+    """The `file`: `name` pairs of a path in ARCHITECTURE.md."""
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    text = text.partition(f"## {section}\n")[2].partition("\n## ")[0]
+    stops = re.findall(r"^\d+\. ", text, re.MULTILINE)
+    assert 1 < len(stops) <= 8
+    files = re.split(r"`(\w+/[\w/]+\.py)`: ", text)
+    return [
+        (file, name)
+        for file, rest in zip(files[1::2], files[2::2], strict=True)
+        for name in re.findall(r"`([\w.]+)`", rest)
+        if not name.endswith(".py")
+    ]
+
+
+@pytest.mark.parametrize("section", ["Path of a system call", "Path of a token"])
+def test_a_newcomer_finds_the_stops_of_a_path(section: str) -> None:
+    for file, name in places(section):
+        tree = ast.parse((ROOT / file).read_text())
+        defined = {
+            f"{scope.name}.{inner.name}" if isinstance(scope, ast.ClassDef) else inner.name
+            for scope in [tree, *(n for n in tree.body if isinstance(n, ast.ClassDef))]
+            for inner in scope.body
+            if isinstance(inner, ast.FunctionDef | ast.ClassDef)
+        }
+        assert name in defined, (file, name)

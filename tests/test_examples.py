@@ -1,0 +1,210 @@
+"""The agents that ship, run as anybody runs them: real processes, the real model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import eventually
+
+from aios.agents import Aios, connect
+from aios.agents.runner import load, registered, resolve
+from aios.examples.summarize import WORKERS
+from aios.shell.launch import System
+from aios.syscalls.table import Event, Exited
+
+SHIPPED = ["chat", "extract", "pipeline", "pipeline_stage", "summarize", "summarize_piece"]
+ADA = "Ada Lovelace was born in London on 10 December 1815. Her mother was Annabella Milbanke."
+TALES = [
+    "The farmer lost his best cow in the storm, and looked for her for three days.",
+    "Mary found an old letter under the floor, and read it to her brother.",
+    "The ship came home at last, but nobody on it remembered where it had been.",
+]
+
+
+def run(aios: Aios, program: str, task: Any = None) -> Exited:
+    return aios.wait(aios.spawn(program, task), timeout=120)
+
+
+@pytest.fixture
+def watched(system: System) -> Iterator[Any]:
+    """What happened so far, as a function that returns all events since the test's start."""
+    with connect(system.home, "watcher") as watcher:
+        call = watcher.start("kernel.events")
+
+        def events() -> list[Event]:
+            watcher.status()  # one connection keeps its order: all earlier events are here then
+            return [Event(**body) for body in call.pieces]
+
+        yield events
+
+
+def alice() -> list[str]:
+    return Path(resolve("summarize")).with_name("alice.txt").read_text().split("\n\n")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_each_is_registered_by_its_own_name(name: str) -> None:
+    assert registered()[name].endswith(".")
+    assert load(resolve(name)).name == name
+
+
+# --- chat --------------------------------------------------------------------------------------
+
+
+def test_chat_remembers_the_turn_before_and_repeats_itself_exactly(aios: Aios) -> None:
+    task = {"turns": ["What is the capital of France?", "And of Italy?"], "max_tokens": 12}
+    first, second = run(aios, "chat", task), run(aios, "chat", task)
+    assert first.code == 0
+    transcript = first.result["transcript"]
+    assert [turn["user"] for turn in transcript] == task["turns"]
+    assert "Paris" in transcript[0]["assistant"]
+    assert "Rom" in transcript[1]["assistant"]  # Rome, or Roma
+    assert first.result == second.result
+    log = aios.log(first.pid).data.decode()
+    for turn in transcript:
+        assert f"> {turn['user']}\n{turn['assistant']}" in log
+
+
+def test_chat_answers_whoever_sends_it_a_message(aios: Aios) -> None:
+    pid = aios.spawn("chat")
+    aios.send(pid, "What is the capital of France?")
+    answer = aios.recv(pid, timeout=60).body
+    assert "Paris" in answer
+    aios.send(pid, "")
+    end = aios.wait(pid, timeout=30)
+    assert end.code == 0
+    assert [turn["assistant"] for turn in end.result["transcript"]] == [answer]
+
+
+def test_chat_goes_on_when_its_context_is_full(aios: Aios) -> None:
+    window = aios.status().model.window  # type: ignore[union-attr]
+    long = "so " * (window * 6 // 10)
+    end = run(aios, "chat", {"turns": [long, long], "max_tokens": 4})
+    assert (end.code, len(end.result["transcript"])) == (0, 2)
+    assert aios.log(end.pid, -4096).data.decode().count("(the context is full") == 1
+
+
+# --- summarize ---------------------------------------------------------------------------------
+
+
+def test_summarize_gives_each_piece_a_worker_and_merges(
+    aios: Aios, tmp_path: Path, watched: Any
+) -> None:
+    path = tmp_path / "tales.txt"
+    path.write_text("\n\n".join(TALES))
+    end = run(aios, "summarize", {"path": str(path), "pieces": 3})
+    assert end.code == 0
+    assert end.result["summary"]
+    pieces = end.result["pieces"]
+    names = ["farmer", "Mary", "ship"]
+    for piece, word in zip(pieces, names, strict=True):
+        assert word in piece["summary"]
+    ended = {event.pid: event.detail["code"] for event in watched() if event.what == "ended"}
+    assert ended == {end.pid: 0} | {piece["pid"]: 0 for piece in pieces}
+    assert (
+        run(aios, "summarize", {"path": str(path), "pieces": 3}).result["summary"]
+        == (end.result["summary"])
+    )
+
+
+def test_summarize_bounds_the_workers_alive_at_once(aios: Aios, watched: Any) -> None:
+    count = WORKERS + 2
+    end = run(aios, "summarize", {"text": "Tom fed the cat. " * count, "pieces": count})
+    assert len(end.result["pieces"]) == count
+    most = alive = 0
+    for event in watched():
+        if event.kind == "process" and event.pid != end.pid:
+            alive += {"started": 1, "ended": -1}.get(event.what, 0)
+            most = max(most, alive)
+    assert (most, alive) == (WORKERS, 0)
+
+
+@pytest.mark.parametrize(
+    ("task", "error"),
+    [
+        ({"path": "/nowhere/book.txt"}, "No such file or directory: '/nowhere/book.txt'"),
+        (" \n", "ValueError: the text is empty"),
+        ({"text": "Tom fed the cat.", "pieces": 0}, "ValueError: 0 pieces: give 1 or more"),
+    ],
+)
+def test_summarize_says_what_is_wrong_with_its_task(aios: Aios, task: Any, error: str) -> None:
+    end = run(aios, "summarize", task)
+    assert end.code == 1
+    assert error in end.result["error"]
+
+
+def test_summarize_names_an_empty_file(aios: Aios, tmp_path: Path) -> None:
+    path = tmp_path / "empty.txt"
+    path.touch()
+    end = run(aios, "summarize", {"path": str(path)})
+    assert (end.code, end.result) == (1, {"error": f"ValueError: {path} is empty"})
+
+
+def test_summarize_fails_when_a_worker_does(aios: Aios) -> None:
+    window = aios.status().model.window  # type: ignore[union-attr]
+    end = run(aios, "summarize", {"text": "Tom fed the cat. " * window, "pieces": 2})
+    assert end.code == 1
+    assert "piece-" in end.result["error"]
+    assert "do not fit" in end.result["error"]
+
+
+# --- extract -----------------------------------------------------------------------------------
+
+
+def test_extract_finds_what_the_text_says_and_leaves_the_rest_empty(aios: Aios) -> None:
+    task = {"text": ADA, "fields": ["name", "place", "mother", "email"]}
+    end = run(aios, "extract", task)
+    assert end.code == 0
+    assert end.result == {
+        "fields": {
+            "name": "Ada Lovelace",
+            "place": "London",
+            "mother": "Annabella Milbanke",
+            "email": "",
+        }
+    }
+    assert run(aios, "extract", task).result == end.result
+
+
+def test_extract_reads_alice_by_default(aios: Aios) -> None:
+    fields = run(aios, "extract").result["fields"]
+    assert list(fields) == ["name", "animal", "color of its eyes", "date"]
+    assert fields["name"] == "Alice"
+    assert fields["date"] == ""  # the model makes one up, which the text does not have
+    text = " ".join(" ".join(alice()).split())
+    assert all(value.casefold() in text.casefold() for value in fields.values())
+
+
+# --- pipeline ----------------------------------------------------------------------------------
+
+
+def test_pipeline_keeps_the_order_while_its_stages_work_at_once(aios: Aios, watched: Any) -> None:
+    end = run(aios, "pipeline", {"items": TALES})
+    assert end.code == 0
+    cards, stages = end.result["cards"], end.result["stages"]
+    assert [(card["number"], card["text"]) for card in cards] == list(enumerate(TALES))
+    assert all(card[field] for card in cards for field in ("gist", "title", "mood"))
+    ended = {event.pid: event.detail["code"] for event in watched() if event.what == "ended"}
+    assert ended == dict.fromkeys([end.pid, *stages], 0)
+    queued = [event.pid for event in watched() if event.what == "queued"]
+    assert queued.index(stages[1]) < len(queued) - 1 - queued[::-1].index(stages[0])
+    assert run(aios, "pipeline", {"items": TALES}).result["cards"] == cards
+
+
+def test_pipeline_takes_more_items_than_are_on_their_way_at_once(aios: Aios) -> None:
+    shout = {"reads": "text", "writes": "echo", "prompt": "{}", "max_tokens": 1}
+    items = [f"Item number {number} is" for number in range(20)]
+    end = run(aios, "pipeline", {"items": items, "stages": [shout]})
+    assert [card["text"] for card in end.result["cards"]] == items
+
+
+def test_pipeline_ends_when_a_stage_dies(aios: Aios) -> None:
+    pid = aios.spawn("pipeline", {"items": TALES * 2})
+    eventually(lambda: any(process.name == "gist" for process in aios.ps()))
+    aios.kill(next(process.pid for process in aios.ps() if process.name == "title"), "KILL")
+    end = aios.wait(pid, timeout=60)
+    assert end.code == 1
+    assert end.result == {"error": "RuntimeError: stage title ended (signal KILL): None"}

@@ -1,0 +1,82 @@
+"""Imports point one way, and each foreign library has one place."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ALLOWED = {
+    "syscalls": {"syscalls"},
+    "kernel": {"kernel", "syscalls"},
+    "agents": {"agents", "syscalls"},
+    "shell": {"shell", "agents", "syscalls"},
+    "examples": {"examples", "agents", "syscalls"},
+}
+HOMES = {
+    "llama_cpp": {"kernel/core/llama.py"},
+    "zmq": {
+        "kernel/loop.py",
+        "kernel/core/__main__.py",
+        "agents/client.py",
+        "bench/syscall.py",  # the raw echo that system calls are compared with
+    },
+}
+PURE = ("kernel/scheduler.py", "kernel/process.py", "kernel/context.py")
+IMPURE = {"zmq", "time", "threading", "socket", "asyncio", "random", "os", "subprocess"}
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The absolute names of the modules that a file imports anywhere, also inside functions."""
+    package = ["aios", *path.relative_to(ROOT).parent.parts]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def importers(library: str) -> set[str]:
+    return {
+        path.relative_to(ROOT).as_posix()
+        for package in (*ALLOWED, "bench")
+        for path in sources(package)
+        if library in {name.partition(".")[0] for name in imports(path)}
+    }
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_imports_point_one_way(package: str) -> None:
+    assert sources(package)
+    for path in sources(package):
+        names = [name.split(".") for name in imports(path) if name.startswith("aios.")]
+        used = {name[1] for name in names}
+        assert used <= ALLOWED[package], f"{path} imports {used - ALLOWED[package]}"
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_a_foreign_library_has_one_place(library: str) -> None:
+    assert importers(library) <= HOMES[library]
+
+
+@pytest.mark.parametrize("file", PURE)
+def test_the_pure_parts_touch_no_clock_and_no_socket(file: str) -> None:
+    used = {name.partition(".")[0] for name in imports(ROOT / file)}
+    assert not used & IMPURE
+
+
+def test_the_reader_of_imports_reads_all_kinds(tmp_path: Path) -> None:
+    """What the tests above rest on."""
+    assert set(imports(ROOT / "kernel/core/certify.py")) >= {"time", "aios.kernel.core.llama"}
+    assert "aios.kernel.process" in set(imports(ROOT / "kernel/message.py"))
+    assert importers("llama_cpp") == HOMES["llama_cpp"]

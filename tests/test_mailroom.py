@@ -1,0 +1,187 @@
+"""Messages between agents: order, bounds, who is served first, and timeouts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgpack
+import pytest
+
+from aios.kernel.message import Mailroom
+from aios.kernel.process import Process, ProcessTable
+from aios.kernel.trap import Call, Session, Trap
+from aios.syscalls import wire
+from aios.syscalls.errors import Cancelled, LimitReached
+from aios.syscalls.table import TABLE, Limits
+
+
+@dataclass
+class Timer:
+    seconds: float
+    run: Callable[[], None]
+    cancelled: bool = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+@dataclass
+class Office:
+    """A mailroom with the kernel's real calls around it; `replies` is what went out."""
+
+    queue: int | None = 3
+    timers: list[Timer] = field(default_factory=list)
+    replies: dict[int, tuple[int, Any]] = field(default_factory=dict)
+    last: int = 0
+
+    def __post_init__(self) -> None:
+        self.table = ProcessTable(9, 9, 9)
+        self.trap = Trap(self.table, {}, self.sent, lambda _session, _args: None)
+        self.mailroom = Mailroom(self.after)
+
+    def after(self, seconds: float, run: Callable[[], None]) -> Timer:
+        self.timers.append(Timer(seconds, run))
+        return self.timers[-1]
+
+    def sent(self, _route: bytes, data: bytes) -> None:
+        call_id, kind, body = msgpack.unpackb(data)
+        assert call_id not in self.replies
+        self.replies[call_id] = kind, body
+
+    def process(self, name: str) -> Process:
+        return self.table.add("agent", name, 0, 0, Limits(queue=self.queue), 0.0)
+
+    def receive(
+        self, process: Process, sender: int | None = None, timeout: float | None = None
+    ) -> Call:
+        """A msg.recv; its reply, if there is one already, is in `replies`."""
+        self.last += 1
+        session = Session(b"%d" % process.pid, process.pid, process)
+        call = Call(self.trap, session, process, self.last, TABLE["msg.recv"])
+        mail = self.mailroom.receive(call, sender, timeout)
+        if mail is not None:
+            call.done(mail)
+        return call
+
+    def body(self, call: Call) -> Any:
+        kind, body = self.replies[call.id]
+        assert kind == wire.DONE
+        return body["body"]
+
+
+@pytest.fixture
+def office() -> Office:
+    return Office()
+
+
+def test_messages_come_in_the_order_in_which_they_were_sent(office: Office) -> None:
+    ann, bob = office.process("ann"), office.process("bob")
+    for body in ("one", "two", "three"):
+        office.mailroom.send(ann, bob, body)
+    assert [office.body(office.receive(bob)) for _ in range(3)] == ["one", "two", "three"]
+
+
+def test_mail_says_who_sent_it(office: Office) -> None:
+    ann, bob = office.process("ann"), office.process("bob")
+    office.mailroom.send(ann, bob, {"x": [1]})
+    call = office.receive(bob)
+    assert office.replies[call.id] == (
+        wire.DONE,
+        {"sender": ann.pid, "name": "ann", "body": {"x": [1]}},
+    )
+
+
+def test_a_full_mailbox_refuses_and_keeps_what_it_has(office: Office) -> None:
+    ann, bob = office.process("ann"), office.process("bob")
+    for body in range(3):
+        office.mailroom.send(ann, bob, body)
+    with pytest.raises(LimitReached, match="mailbox of process 2 is full: 3 messages"):
+        office.mailroom.send(ann, bob, 3)
+    assert office.body(office.receive(bob)) == 0
+    office.mailroom.send(ann, bob, 4)
+    assert [office.body(office.receive(bob)) for _ in range(3)] == [1, 2, 4]
+
+
+def test_no_limit_is_no_limit() -> None:
+    office = Office(queue=None)
+    ann = office.process("ann")
+    for body in range(1000):
+        office.mailroom.send(ann, ann, body)
+    assert len(ann.mailbox) == 1000
+
+
+def test_a_receiver_may_pick_a_sender(office: Office) -> None:
+    ann, bob, cat = (office.process(name) for name in ("ann", "bob", "cat"))
+    for sender, body in ((ann, "a1"), (bob, "b1"), (ann, "a2")):
+        office.mailroom.send(sender, cat, body)
+    assert office.body(office.receive(cat, sender=bob.pid)) == "b1"
+    assert office.receive(cat, sender=bob.pid).id not in office.replies
+    assert [office.body(office.receive(cat)) for _ in range(2)] == ["a1", "a2"]
+
+
+def test_who_waits_gets_it_at_once_and_first_come_first_served(office: Office) -> None:
+    ann, bob, cat = (office.process(name) for name in ("ann", "bob", "cat"))
+    picky = office.receive(cat, sender=bob.pid)
+    first, second = office.receive(cat), office.receive(cat)
+    assert office.replies == {}
+    office.mailroom.send(ann, cat, "a")
+    assert list(office.replies) == [first.id]
+    assert office.body(first) == "a"
+    office.mailroom.send(bob, cat, "b")
+    assert office.body(picky) == "b"
+    office.mailroom.send(bob, cat, "c")
+    assert office.body(second) == "c"
+    assert office.mailroom.waiting == {}
+    assert not cat.mailbox
+
+
+def test_who_waits_takes_no_room_in_the_mailbox() -> None:
+    office = Office(queue=0)
+    ann = office.process("ann")
+    with pytest.raises(LimitReached):
+        office.mailroom.send(ann, ann, "nobody waits")
+    call = office.receive(ann)
+    office.mailroom.send(ann, ann, "now")
+    assert office.body(call) == "now"
+
+
+def test_a_timeout_ends_the_wait_and_later_mail_is_kept(office: Office) -> None:
+    ann = office.process("ann")
+    call = office.receive(ann, timeout=2.5)
+    [timer] = office.timers
+    assert timer.seconds == 2.5
+    timer.run()
+    kind, error = office.replies[call.id]
+    assert (kind, error["code"]) == (wire.FAILED, "call.timed_out")
+    assert error["message"] == "no message within 2.5 s"
+    assert office.mailroom.waiting == {}
+    office.mailroom.send(ann, ann, "late")
+    assert office.body(office.receive(ann)) == "late"
+
+
+def test_a_message_stops_the_clock(office: Office) -> None:
+    ann = office.process("ann")
+    call = office.receive(ann, timeout=9.0)
+    office.mailroom.send(ann, ann, "in time")
+    [timer] = office.timers
+    assert timer.cancelled
+    timer.run()  # even if it was on its way already
+    assert office.body(call) == "in time"
+
+
+def test_a_wait_that_is_cancelled_takes_no_mail(office: Office) -> None:
+    ann = office.process("ann")
+    call = office.receive(ann, timeout=9.0)
+    call.fail(Cancelled("asked to"))
+    assert office.timers[0].cancelled
+    office.mailroom.send(ann, ann, "for the next")
+    assert office.body(office.receive(ann)) == "for the next"
+
+
+def test_mail_that_is_there_is_had_even_with_no_time_to_wait(office: Office) -> None:
+    ann = office.process("ann")
+    office.mailroom.send(ann, ann, "there")
+    assert office.body(office.receive(ann, timeout=0.0)) == "there"
+    assert office.timers == []

@@ -1,0 +1,170 @@
+"""Deaths at the top: of the core, of the kernel, of init."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pytest
+from conftest import Boot, eventually, left_of, of_core
+
+from aios.agents import Aios, Generation, connect
+from aios.shell.launch import System
+from aios.syscalls.errors import CoreFailed, KernelGone
+from aios.syscalls.table import Piece
+
+OPTIONS: dict[str, Any] = {
+    "max_tokens": 60, "temperature": 0.8, "seed": 3, "ignore_eos": True, "digest": True,
+    "repeat_penalty": 1.2,
+}  # fmt: skip
+PROMPTS = [f"Tell a story about {what}." for what in ("a fox", "the sea", "a lamp")]
+
+
+def kill_core(system: System) -> None:
+    """And wait until nothing of it is left."""
+    core = of_core(system)
+    core.kill()
+    core.wait(timeout=10)
+
+
+def answers(aios: Aios) -> list[Generation]:
+    return [aios.generate(prompt, **OPTIONS) for prompt in PROMPTS]
+
+
+def test_generations_survive_the_core_without_a_trace(boot: Boot) -> None:
+    system = boot(slots=2, quantum=16)
+    with connect(system.home) as aios:
+        alone = [generation.result() for generation in answers(aios)]
+        calls = answers(aios)
+        pieces: list[list[Piece]] = [[], [], []]
+        for count in (5, 40):
+            pieces[0] += itertools.islice(calls[0].pieces(), count - len(pieces[0]))
+            kill_core(system)
+        for call, seen in zip(calls, pieces, strict=True):
+            seen += call.pieces()
+        results = [call.result() for call in calls]
+        assert [result.tokens for result in results] == [result.tokens for result in alone]
+        assert [result.digest for result in results] == [result.digest for result in alone]
+        assert [result.text for result in results] == [result.text for result in alone]
+        for result, seen in zip(results, pieces, strict=True):
+            assert [token for piece in seen for token in piece.tokens] == result.tokens
+            assert "".join(piece.text for piece in seen) == result.text
+        assert aios.status().core_restarts == 2
+        assert aios.check() == []
+
+
+def test_calls_to_a_core_that_is_gone_wait_for_the_next(boot: Boot) -> None:
+    system = boot(slots=2)
+    with connect(system.home) as aios:
+        tokens = aios.tokenize("one two three")
+        context = aios.open("You are terse.")
+        context.append("Remember 42.")
+        kill_core(system)
+        waiting = [
+            aios.start("llm.tokenize", text="one two three"),
+            aios.start("llm.detokenize", tokens=tokens),
+            aios.start("llm.append", ctx=context.id, text="and 43"),
+            aios.start("llm.generate", text="one", max_tokens=2),
+        ]
+        assert aios.status().core == "loading"
+        bodies = [call.wait(60) for call in waiting]
+        assert bodies[0]["tokens"] == tokens
+        assert bodies[1]["text"] == "one two three"
+        assert context.generate(max_tokens=3).result().usage.completion == 3
+
+
+def test_a_call_under_which_the_core_keeps_dying_fails_and_the_rest_goes_on(boot: Boot) -> None:
+    system = boot(slots=2)
+    with connect(system.home) as aios:
+        follow = aios.start("kernel.events", kinds=["core"])
+        call = aios.generate([7] * 900, max_tokens=100, ignore_eos=True)
+        eventually(lambda: aios.status().running == 1)
+        for death in range(3):
+            kill_core(system)
+            for event in follow:
+                if event["what"] == "ready":
+                    break
+            if death < 2:
+                assert aios.status().running == 1
+        with pytest.raises(CoreFailed, match="3 times"):
+            call.result()
+        assert aios.generate("Hi", max_tokens=3).result().usage.completion >= 1
+        # three deaths that were nobody's fault are not held against the next
+        call = aios.generate([7] * 500, max_tokens=2, ignore_eos=True)
+        eventually(lambda: aios.status().running == 1)
+        kill_core(system)
+        assert call.result().usage.completion == 2
+        status = aios.status()
+        assert (status.core, status.contexts, status.core_restarts) == ("ready", 0, 4)
+        assert aios.check() == []
+
+
+def test_a_dead_kernel_is_followed_by_another(boot: Boot, program: Callable[[str], str]) -> None:
+    system = boot(slots=2)
+    with connect(system.home) as aios:
+        before = aios.status()
+        agent = psutil.Process(aios.whoami().os_pid)
+        aios.spawn(
+            program("import subprocess\nsubprocess.Popen(['setsid', 'sleep', '1006'])\naios.recv()")
+        )
+        strays = eventually(lambda: [p for p in left_of(system.home) if p.name() == "sleep"])
+        agents = [psutil.Process(row.os_pid) for row in aios.ps()]
+        assert agents
+        generation = aios.generate(PROMPTS[0], max_tokens=900, ignore_eos=True)
+        next(generation.pieces())
+        waiting = aios.start("msg.recv")
+        os.kill(before.os_pid, signal.SIGKILL)
+        for pending in (generation.result, waiting.wait, aios.status):
+            with pytest.raises(KernelGone):
+                pending()
+        assert agent.is_running()
+    assert psutil.wait_procs([*agents, *strays], timeout=10)[1] == []
+    after = system.ready()
+    assert after.boot != before.boot
+    assert after.agents == 0
+    with connect(system.home) as aios:
+        assert (
+            aios.wait(aios.spawn(program("return aios.generate('Hi', max_tokens=2).tokens"))).code
+            == 0
+        )
+        assert aios.check() == []
+    assert "SIGKILL" in (system.home / "init.log").read_text()
+    assert len(psutil.Process(system.process.pid).children()) == 2
+
+
+@pytest.mark.parametrize("how", ["KILL", "TERM", "INT"])
+def test_with_init_everything_ends(boot: Boot, program: Callable[[str], str], how: str) -> None:
+    system = boot(slots=1, grace=0.3)
+    deaf = program("signal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('up')\ntime.sleep(60)")
+    with connect(system.home) as aios:
+        pids = [aios.spawn(deaf), aios.spawn(program("aios.recv()"))]
+        assert aios.log(pids[0], wait=20).data
+        generation = aios.generate(PROMPTS[0], max_tokens=900, ignore_eos=True)
+        next(generation.pieces())
+        assert len(left_of(system.home)) == 5  # init, kernel, core, two agents
+        os.kill(system.process.pid, signal.Signals[f"SIG{how}"])
+        code = system.process.wait(timeout=20)
+    eventually(lambda: not left_of(system.home), 5)
+    assert code == (-signal.SIGKILL if how == "KILL" else 0)
+    sockets = sorted(path.name for path in system.home.glob("*.sock"))
+    assert sockets == (["core.sock", "kernel.sock"] if how == "KILL" else [])
+    for path in system.home.glob("*.sock"):  # the next start replaces them (test_bad_input)
+        path.unlink()
+
+
+def test_stop_ends_agents_first_and_is_answered(boot: Boot, program: Callable[[str], str]) -> None:
+    system = boot(slots=1)
+    with connect(system.home) as aios:
+        pid = aios.spawn(
+            program("signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))\naios.recv()")
+        )
+        eventually(lambda: aios.whoami() and aios.ps()[0].state == "running")
+        follow = aios.start("kernel.events", kinds=["process"])
+        aios.stop()
+        ended = [event for event in follow.pieces if event["what"] == "ended"]
+        assert [(event["pid"], event["detail"]["code"]) for event in ended] == [(pid, 5)]
+    assert system.process.wait(timeout=10) == 0
