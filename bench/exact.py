@@ -109,6 +109,7 @@ class Schedule:
         self.records: list[Record] = [[] for _ in jobs]
         self.waiting = set(range(len(jobs)))
         self.running: set[int] = set()
+        self.drew: set[int] = set()  # since they were dispatched
 
     def alone(self) -> Record:
         """The record of the first job, undisturbed."""
@@ -118,12 +119,15 @@ class Schedule:
         self.batcher.drop(0)
         return self.records[0]
 
-    def random(self) -> list[Record]:
+    def random(self, *, at_any_time: bool) -> list[Record]:
+        """The records of all jobs. Preempt `at_any_time`, or only a context that drew a token in
+        this turn: else one that must be replayed each turn would never get on."""
         while self.waiting or self.running:
             while self.waiting and len(self.running) < SLOTS and self.chance.random() < START:
                 self.dispatch(self.chance.choice(sorted(self.waiting)))
-            if self.running and self.chance.random() < PREEMPT:
-                self.batcher.halt(Halt(self.chance.choice(sorted(self.running)), "preempted"))
+            victims = sorted(self.running if at_any_time else self.running & self.drew)
+            if victims and self.chance.random() < PREEMPT:
+                self.batcher.halt(Halt(self.chance.choice(victims), "preempted"))
             if self.running:
                 self.step()
         for ctx in range(len(self.jobs)):
@@ -133,6 +137,7 @@ class Schedule:
     def dispatch(self, ctx: int) -> None:
         self.waiting.remove(ctx)
         self.running.add(ctx)
+        self.drew.discard(ctx)
         tokens, decoding = self.jobs[ctx]
         drawn = [token for token, _ in self.records[ctx]]
         history: list[Segment] = [(Prefilled, tokens)]
@@ -146,6 +151,7 @@ class Schedule:
         for out in step.outs:
             if out.token is not None:
                 self.records[out.ctx].append((out.token, out.digest))
+                self.drew.add(out.ctx)
         for halted in step.halted:
             self.running.remove(halted.ctx)
             if halted.why == "preempted":
@@ -163,13 +169,13 @@ def scheduled(
         ("schedules", "steps", "compared", "differing", "saves", "restores", "replayed"), 0
     )
     token_bytes = engine.cache_bytes // (engine.cells * engine.streams)
-    tight = sum(len(tokens) for tokens, _ in jobs) // 3 * token_bytes
+    tight = sum(len(tokens) + decoding.max_tokens for tokens, decoding in jobs) // 2 * token_bytes
     while totals["steps"] < steps or totals["schedules"] < 2:
         progress(f"{totals['steps']} of {steps} random steps, {totals['differing']} differ")
-        budget = tight if totals["schedules"] % 2 else ROOMY
-        batcher = Batcher(engine, certified, budget)
+        roomy = totals["schedules"] % 2 == 0
+        batcher = Batcher(engine, certified, ROOMY if roomy else tight)
         chance = random.Random(f"{seed} {totals['schedules']}")
-        records = Schedule(batcher, jobs, chance).random()
+        records = Schedule(batcher, jobs, chance).random(at_any_time=roomy)
         totals["schedules"] += 1
         for mine, theirs in zip(records, solo, strict=True):
             totals["compared"] += len(theirs)

@@ -49,11 +49,11 @@ class Kernel:
         )
         self.core = CoreLink(config, loop, self.generations, self.events, loop.send_init)
         self.logs = Logs(config.path / "log", self.table, loop.after)
+        self.mailroom = Mailroom(loop.after, self.table.is_alive)
         self.lifecycle = Lifecycle(
-            config, self.boot, self.table, self.contexts, self.generations, self.events, self.logs,
-            loop.send_init, loop.after,
+            config, self.boot, self.table, self.contexts, self.generations, self.mailroom,
+            self.events, self.logs, loop.send_init, loop.after,
         )  # fmt: skip
-        self.mailroom = Mailroom(loop.after)
         self.trap = Trap(self.table, handlers(self), loop.send, self.lifecycle.hello)
         self.lifecycle.trap = self.trap
         loop.on_call = self.trap.receive

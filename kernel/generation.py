@@ -41,12 +41,11 @@ from .core.protocol import (
     Step,
 )
 from .process import Process
-from .prompt import Prompts
+from .prompt import DEATHS, Prompts
 from .scheduler import Decision, Dispatch, Scheduler, Task
 from .stats import EventLog, Statistics
 from .trap import Call
 
-DEATHS = 3  # of the core in a row under a generation, without a token of it, and it fails
 
 
 @dataclass
@@ -223,6 +222,8 @@ class Generations:
                 gen.call.fail(CoreFailed(why, "see log/core.log in the AIOS home"))
         if error is not None:
             self.prompts.give_up(error)
+        else:
+            self.prompts.core_gone()
 
     def step(self, step: Step) -> None:
         self.stats.core = step.counters

@@ -33,6 +33,7 @@ from .context import ContextManager
 from .generation import Generations
 from .init_protocol import Gone, Paused, SignalChild, StartAgent, Started, StartFailed, ToInit
 from .logs import Logs
+from .message import Mailroom
 from .process import Process, ProcessTable
 from .stats import EventLog
 from .trap import Call, Session, Trap
@@ -54,12 +55,12 @@ class Birth:
 class Lifecycle:
     def __init__(
         self, config: Config, boot: str, table: ProcessTable, contexts: ContextManager,
-        generations: Generations, events: EventLog, logs: Logs,
+        generations: Generations, mailroom: Mailroom, events: EventLog, logs: Logs,
         to_init: Callable[[ToInit], None], after: Callable[[float, Callable[[], None]], Any],
     ) -> None:  # fmt: skip
         self.config, self.boot = config, boot
         self.table, self.contexts, self.generations = table, contexts, generations
-        self.events, self.logs = events, logs
+        self.mailroom, self.events, self.logs = mailroom, events, logs
         self.to_init, self.after = to_init, after
         self.trap: Trap  # set by the boot: the two know each other
         self.init_pid = os.getppid()
@@ -210,6 +211,7 @@ class Lifecycle:
         self.events.publish(
             "process", "ended", process.pid, code=process.code, reason=process.reason
         )
+        self.mailroom.sender_ended(process.pid)
         for child in children:
             self.terminate(child, "parent gone")
         self._ended()

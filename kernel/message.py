@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from aios.syscalls.errors import LimitReached, TimedOut
+from aios.syscalls.errors import LimitReached, ProcessGone, TimedOut
 from aios.syscalls.table import Mail
 
 from .process import Process
@@ -16,11 +16,14 @@ from .trap import Call
 class Mailroom:
     """Hands messages to those who wait, keeps them for those who don't.
 
-    `after(seconds, run)` starts a timer that can be cancelled.
+    `after(seconds, run)` starts a timer that can be cancelled; `is_alive` knows processes by pid.
     """
 
-    def __init__(self, after: Callable[[float, Callable[[], None]], Any]) -> None:
+    def __init__(
+        self, after: Callable[[float, Callable[[], None]], Any], is_alive: Callable[[int], bool]
+    ) -> None:
         self.after = after
+        self.is_alive = is_alive
         self.waiting: dict[int, deque[tuple[int | None, Call]]] = {}  # pid: (sender, recv call)
 
     def send(self, sender: Process, receiver: Process, body: Any) -> None:
@@ -39,12 +42,17 @@ class Mailroom:
         receiver.mailbox.append(mail)
 
     def receive(self, call: Call, sender: int | None, timeout: float | None) -> Mail | None:
-        """The oldest message that fits; None: the call waits, and ends by message or timeout."""
+        """The oldest message that fits; None: the call waits, and ends by message or timeout.
+
+        Raises ProcessGone when it can only come from a process that is not alive.
+        """
         mailbox = call.process.mailbox
         for mail in mailbox:
             if sender in (None, mail.sender):
                 mailbox.remove(mail)
                 return mail
+        if sender is not None and not self.is_alive(sender):
+            raise _gone(sender)
         waiting = self.waiting.setdefault(call.process.pid, deque())
         entry = (sender, call)
         waiting.append(entry)
@@ -61,6 +69,18 @@ class Mailroom:
 
         call.on_end = stop
         return None
+
+
+    def sender_ended(self, pid: int) -> None:
+        """Whoever waits for a message of `pid` waits in vain."""
+        for waiting in list(self.waiting.values()):
+            for wanted, call in list(waiting):
+                if wanted == pid:
+                    call.fail(_gone(pid))
+
+
+def _gone(pid: int) -> ProcessGone:
+    return ProcessGone(f"process {pid} has ended: no message will come from it")
 
 
 def _timeout(seconds: float) -> TimedOut:

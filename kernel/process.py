@@ -147,6 +147,9 @@ class ProcessTable:
                 return process
         raise NotFound(f"no live process {who!r}", "`aios ps` lists them")
 
+    def is_alive(self, pid: int) -> bool:
+        return pid in self.rows and self.rows[pid].alive
+
     def is_above(self, pid: int, process: Process) -> bool:
         """Whether `pid` is an ancestor of `process`."""
         at = process.parent

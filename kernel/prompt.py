@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from aios.syscalls.errors import AiosError, BadInput, LimitReached, from_wire
+from aios.syscalls.errors import AiosError, BadInput, CoreFailed, LimitReached, from_wire
 from aios.syscalls.table import Append, Generate
 
 from .context import Context, ContextManager
@@ -13,13 +14,23 @@ from .process import Process
 from .trap import Call
 
 
+DEATHS = 3  # of the core, after which a question or a generation is given up
+
+
+@dataclass
+class Asked:
+    question: Question
+    answered: Callable[[Encoded], None]
+    deaths: int = 0
+
+
 class Prompts:
     """Questions to the core's vocabulary; those on their way when a core dies are asked again."""
 
     def __init__(self, contexts: ContextManager, ask: Callable[[Question], None]) -> None:
         self.contexts = contexts
         self.ask = ask
-        self.questions: dict[int, tuple[Question, Callable[[Encoded], None]]] = {}
+        self.questions: dict[int, Asked] = {}
         self.last = 0
         self.core_error: AiosError | None = None  # there is no core, and will be none
 
@@ -41,17 +52,24 @@ class Prompts:
             except AiosError as error:
                 call.fail(error)
 
-        self.questions[question.req] = question, answered
+        self.questions[question.req] = Asked(question, answered)
         self.ask(question)
 
     def answered(self, encoded: Encoded) -> None:
         if encoded.req in self.questions:  # or it was asked twice, around the death of a core
-            _, answered = self.questions.pop(encoded.req)
-            answered(encoded)
+            self.questions.pop(encoded.req).answered(encoded)
 
     def ask_again(self) -> None:
-        for question, _ in list(self.questions.values()):
-            self.ask(question)
+        for asked in self.questions.values():
+            self.ask(asked.question)
+
+    def core_gone(self) -> None:
+        """A question may be what the core dies of."""
+        for req, asked in list(self.questions.items()):
+            asked.deaths += 1
+            if asked.deaths >= DEATHS:
+                error = CoreFailed(f"the LLM core died {asked.deaths} times under this call")
+                self.answered(Encoded(req, error=error.to_wire()))
 
     def give_up(self, error: AiosError) -> None:
         self.core_error = error
@@ -104,8 +122,6 @@ class Prompts:
             )
 
     def detokenize(self, call: Call, tokens: list[int], then: Callable[[Encoded], None]) -> None:
-        if self.contexts.vocab and any(token >= self.contexts.vocab for token in tokens):
-            raise BadInput(f"a token id is out of the vocabulary of {self.contexts.vocab}")
         self.question(call, lambda req: Decode(req, tokens), then)
 
     def _check_core(self) -> None:

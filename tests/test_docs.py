@@ -91,11 +91,11 @@ def places(section: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("section", ["Path of a system call", "Path of a token"])
 def test_a_newcomer_finds_the_stops_of_a_path(section: str) -> None:
     for file, name in places(section):
-        tree = ast.parse((ROOT / file).read_text())
-        defined = {
-            f"{scope.name}.{inner.name}" if isinstance(scope, ast.ClassDef) else inner.name
-            for scope in [tree, *(n for n in tree.body if isinstance(n, ast.ClassDef))]
-            for inner in scope.body
-            if isinstance(inner, ast.FunctionDef | ast.ClassDef)
-        }
+        defined = set()
+        for node in ast.parse((ROOT / file).read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                defined.add(node.name)
+            if isinstance(node, ast.ClassDef):
+                inner = (n for n in node.body if isinstance(n, ast.FunctionDef))
+                defined |= {f"{node.name}.{method.name}" for method in inner}
         assert name in defined, (file, name)

@@ -13,7 +13,7 @@ from aios.kernel.message import Mailroom
 from aios.kernel.process import Process, ProcessTable
 from aios.kernel.trap import Call, Session, Trap
 from aios.syscalls import wire
-from aios.syscalls.errors import Cancelled, LimitReached
+from aios.syscalls.errors import Cancelled, LimitReached, ProcessGone
 from aios.syscalls.table import TABLE, Limits
 
 
@@ -39,7 +39,7 @@ class Office:
     def __post_init__(self) -> None:
         self.table = ProcessTable(9, 9, 9)
         self.trap = Trap(self.table, {}, self.sent, lambda _session, _args: None)
-        self.mailroom = Mailroom(self.after)
+        self.mailroom = Mailroom(self.after, self.table.is_alive)
 
     def after(self, seconds: float, run: Callable[[], None]) -> Timer:
         self.timers.append(Timer(seconds, run))
@@ -185,3 +185,17 @@ def test_mail_that_is_there_is_had_even_with_no_time_to_wait(office: Office) -> 
     office.mailroom.send(ann, ann, "there")
     assert office.body(office.receive(ann, timeout=0.0)) == "there"
     assert office.timers == []
+
+
+def test_nobody_waits_for_a_process_that_has_ended(office: Office) -> None:
+    reader, writer, other = (office.process(name) for name in ("reader", "writer", "other"))
+    before = office.receive(reader, sender=writer.pid)
+    anyone = office.receive(reader)
+    office.table.end(writer, 0, "exit", 0.0)
+    office.mailroom.sender_ended(writer.pid)
+    assert (before.ended, anyone.ended) == (True, False)
+    assert office.replies[before.id][1]["code"] == "process.gone"
+    with pytest.raises(ProcessGone):
+        office.receive(reader, sender=writer.pid)
+    office.mailroom.send(other, reader, "still")
+    assert office.replies[anyone.id][1]["body"] == "still"

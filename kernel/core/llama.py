@@ -159,7 +159,13 @@ class Engine:
         return list(buffer[:count])
 
     def piece(self, token: int) -> bytes:
-        """The bytes of one token; control tokens have none."""
+        """The bytes of one token; control tokens have none.
+
+        Raises:
+            BadInput: there is no such token (llama.cpp would end the process).
+        """
+        if token >= self.n_vocab:
+            raise BadInput(f"token {token} is out of the model's vocabulary of {self.n_vocab}")
         known = self.pieces.get(token)
         if known is None:
             size = 64

@@ -1,0 +1,51 @@
+"""What the SDK does beyond passing calls on: contexts that clean up, ends that say why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from aios.agents import Aios
+
+
+def test_leaving_a_context_cancels_what_runs_in_it(aios: Aios) -> None:
+    with aios.open() as context:
+        answer = context.generate("Tell me a story.", max_tokens=500, ignore_eos=True)
+        next(iter(answer))
+    assert answer.finish == "cancelled"
+    assert aios.status().contexts == 0
+
+
+def test_leaving_a_context_lets_an_error_of_the_block_through(aios: Aios) -> None:
+    with pytest.raises(KeyboardInterrupt), aios.open() as context:
+        for _ in context.generate("Tell me a story.", max_tokens=500, ignore_eos=True):
+            raise KeyboardInterrupt
+    assert aios.status().contexts == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "result"),
+    [
+        ("sys.exit()", 0, None),
+        ("sys.exit(300)", 300 & 0xFF, None),
+        ("sys.exit('no input')", 1, {"error": "no input"}),
+    ],
+)
+def test_sys_exit_ends_an_agent_as_it_ends_any_program(
+    aios: Aios, program: Callable[[str], str], body: str, code: int, result: Any
+) -> None:
+    end = aios.wait(aios.spawn(program(body)), timeout=30)
+    assert (end.code, end.result) == (code, result)
+    assert aios.log(end.pid).data.decode() == ("no input\n" if result else "")
+
+
+@pytest.mark.parametrize("value", ["{1, 2}", "object()", "2**70", "{1.5: 2}", "'a' * 70000"])
+def test_a_result_that_cannot_be_passed_on_is_an_error_of_the_agent(
+    aios: Aios, program: Callable[[str], str], value: str
+) -> None:
+    end = aios.wait(aios.spawn(program(f"return {value}")), timeout=30)
+    assert end.code == 1
+    assert end.result["error"].startswith("proc.exit: ")
+    assert "the result cannot be reported" in aios.log(end.pid).data.decode()
