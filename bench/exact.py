@@ -50,9 +50,12 @@ class Forgetful(Engine):
 
 def run(
     progress: Progress, steps: int = 2000, seed: int = 1, sabotage: Sabotage | None = None,
-    prompts: tuple[int, ...] = PROMPTS,
+    prompts: tuple[int, ...] = PROMPTS, room: float = 0.5,
 ) -> dict[str, Any]:  # fmt: skip
-    """Schedule at least `steps` decode batches; with a `sabotage`, some of them must differ."""
+    """Schedule at least `steps` decode batches; with a `sabotage`, some of them must differ.
+
+    Every second schedule has snapshots for `room` of all tokens: what is not kept is replayed.
+    """
     kind = Forgetful if sabotage == "lost-token" else Engine
     engine = kind(
         embedded_model(), slots=SLOTS, window=WINDOW, threads=threads(),
@@ -64,7 +67,7 @@ def run(
     for number, job in enumerate(jobs):
         progress(f"solo run {number + 1} of {len(jobs)}")
         solo.append(Schedule(Batcher(engine, certified, ROOMY), [job], random.Random()).alone())
-    found = scheduled(progress, engine, certified, jobs, solo, steps, seed)
+    found = scheduled(progress, engine, certified, jobs, solo, steps, seed, room)
     ours: dict[str, Any] = {"seed": seed, "certified": certified, **found}
     if sabotage is None:
         ours["cost"] = exact_cost(progress, engine, certified, min(24, steps))
@@ -162,14 +165,15 @@ class Schedule:
 
 def scheduled(
     progress: Progress, engine: Engine, certified: int, jobs: list[Job], solo: list[Record],
-    steps: int, seed: int,
+    steps: int, seed: int, room: float,
 ) -> dict[str, int]:  # fmt: skip
     """Random schedules, every second one with little room for snapshots, until `steps` are done."""
     totals = dict.fromkeys(
         ("schedules", "steps", "compared", "differing", "saves", "restores", "replayed"), 0
     )
     token_bytes = engine.cache_bytes // (engine.cells * engine.streams)
-    tight = sum(len(tokens) + decoding.max_tokens for tokens, decoding in jobs) // 2 * token_bytes
+    tokens = sum(len(prompt) + decoding.max_tokens for prompt, decoding in jobs)
+    tight = int(room * tokens) * token_bytes
     while totals["steps"] < steps or totals["schedules"] < 2:
         progress(f"{totals['steps']} of {steps} random steps, {totals['differing']} differ")
         roomy = totals["schedules"] % 2 == 0

@@ -47,7 +47,6 @@ from .stats import EventLog, Statistics
 from .trap import Call
 
 
-
 @dataclass
 class Generation:
     run: int  # what the core still reports of an earlier run in this context has another
@@ -66,6 +65,7 @@ class Generation:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[Logprob] = field(default_factory=list)
     digest: bytes = b""
+    held: str = ""  # text that the core held back, while preempted
     cancelled: bool = False
     deaths: int = 0  # of the core while it had a slot, since its last token
 
@@ -138,7 +138,7 @@ class Generations:
         gen = self.active[context.id]
         gen.cancelled = True
         if gen.task.state == "ready":
-            self._finish(gen, "cancelled", "")
+            self._finish(gen, "cancelled", gen.held)
         else:
             self.send(Halt(context.id, "cancelled"))
 
@@ -188,7 +188,7 @@ class Generations:
             gen = self.active[decision.task]
             context = gen.context
             if isinstance(decision, Dispatch):
-                gen.turn = now
+                gen.turn, gen.held = now, ""
                 generated = len(gen.tokens)
                 self.send(
                     Run(context.id, gen.run, context.history, generated, gen.decoding, gen.digest)
@@ -273,6 +273,7 @@ class Generations:
         if halted.why == "failed":
             gen.call.fail(Internal(f"the core refused the context: {halted.error}"))
         elif halted.why == "preempted" and not gen.cancelled:
+            gen.held = halted.text
             self.apply(self.scheduler.halted(halted.ctx, now))
         else:
             why: Finish = "cancelled" if halted.why == "preempted" else halted.why

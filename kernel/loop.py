@@ -24,6 +24,7 @@ from .init_protocol import encode as encode_to_init
 
 MAX_FRAME = 1 << 20  # a longer one is cut off by libzmq; over 64 KiB the trap answers TooBig
 UNREAD = 4096  # replies that a peer may leave unread before it counts as gone
+CROWDED = 1024  # timers that are kept before the cancelled ones are thrown out
 BURST = 64  # messages taken from one socket before the others get a turn
 
 
@@ -59,6 +60,7 @@ class Loop:
         self.text_route: bytes | None = None
         self.lost: dict[bytes, str] = {}
         self.timers: list[tuple[float, int, Timer]] = []
+        self.crowded = CROWDED
         self.count = itertools.count()
         self.running = True
 
@@ -117,6 +119,10 @@ class Loop:
     # --- timers ---------------------------------------------------------------------------------
 
     def after(self, seconds: float, run: Callable[[], None]) -> Timer:
+        if len(self.timers) >= self.crowded:  # cancelled ones, maybe far from their time
+            self.timers = [entry for entry in self.timers if not entry[2].cancelled]
+            heapq.heapify(self.timers)
+            self.crowded = max(CROWDED, 2 * len(self.timers))
         timer = Timer(time.monotonic() + seconds, run)
         heapq.heappush(self.timers, (timer.at, next(self.count), timer))
         return timer

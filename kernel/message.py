@@ -70,7 +70,6 @@ class Mailroom:
         call.on_end = stop
         return None
 
-
     def sender_ended(self, pid: int) -> None:
         """Whoever waits for a message of `pid` waits in vain."""
         for waiting in list(self.waiting.values()):

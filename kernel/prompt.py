@@ -13,7 +13,6 @@ from .core.protocol import Decode, Encode, Encoded, Question
 from .process import Process
 from .trap import Call
 
-
 DEATHS = 3  # of the core, after which a question or a generation is given up
 
 

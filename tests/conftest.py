@@ -58,7 +58,10 @@ def left_of(home: Path) -> list[psutil.Process]:
 def of_core(system: System) -> psutil.Process:
     """The process of the LLM core, waiting for it if it is just being started."""
     init = psutil.Process(system.process.pid)
-    return eventually(lambda: [p for p in init.children() if "aios.kernel.core" in p.cmdline()])[0]
+    found: list[psutil.Process] = eventually(
+        lambda: [child for child in init.children() if "aios.kernel.core" in child.cmdline()]
+    )
+    return found[0]
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +86,7 @@ def run_system(home: Path, settings: dict[str, Any]) -> Iterator[System]:
             else []
         )
         system.end()
-        gone, alive = psutil.wait_procs(below, timeout=10)
+        _, alive = psutil.wait_procs(below, timeout=10)
         for process in alive:
             process.kill()
     assert not alive, f"left behind: {alive}"

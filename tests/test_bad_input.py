@@ -1,8 +1,8 @@
-"""What is wrong from the start, and who misbehaves: one clear error, nothing left, nobody disturbed."""
+"""What cannot work, and who misbehaves: one clear error, nothing left, nobody disturbed."""
 
 from __future__ import annotations
 
-import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -101,9 +101,7 @@ def test_a_home_in_use_is_refused_and_undisturbed(aios: Aios, system: System) ->
     assert aios.status().core == "ready"
 
 
-def test_another_kernels_live_socket_is_not_taken(
-    aios: Aios, system: System, homes: Path
-) -> None:
+def test_another_kernels_live_socket_is_not_taken(aios: Aios, system: System, homes: Path) -> None:
     home = homes / "taken"
     home.mkdir()
     (home / "kernel.sock").symlink_to(system.home / "kernel.sock")
@@ -114,17 +112,17 @@ def test_another_kernels_live_socket_is_not_taken(
     assert aios.status().core == "ready"
 
 
-def test_a_dead_kernels_socket_is_replaced(homes: Path, boot: Boot) -> None:
-    first = boot(slots=1)
-    first.process.send_signal(signal.SIGKILL)
-    first.process.wait()
-    eventually(lambda: not left_of(first.home))
-    assert (first.home / "kernel.sock").exists()
-    again = System(first.home, {"slots": 1, "ctx": 256}, detach=True)
+def test_a_dead_kernels_socket_is_replaced(homes: Path) -> None:
+    home = homes / "stale"
+    home.mkdir()
+    for name in ("kernel.sock", "core.sock"):
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(home / name))
+    system = System(home, {"slots": 1, "ctx": 256}, detach=True)
     try:
-        assert again.ready().core == "ready"
+        assert system.ready().core == "ready"
     finally:
-        again.end()
+        system.end()
 
 
 def test_a_home_with_a_path_too_long_for_a_socket_is_refused(homes: Path) -> None:
@@ -278,8 +276,22 @@ def test_an_agent_that_closes_its_socket_mid_stream_is_ended(
     assert aios.status().contexts == 0
 
 
-def test_an_agent_that_never_reads_is_ended(aios: Aios, program: Callable[[str], str]) -> None:
-    path = program("while True:\n    aios.start('kernel.stats')")
-    exited = aios.wait(aios.spawn(path, limits={"memory": 1 << 30}), timeout=60)
-    assert exited.reason == "does not read its replies"
+NEVER_READS = f"""#!{sys.executable}
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from raw import Raw
+raw = Raw(Path(sys.argv[1]), hello=False, unread=1)
+raw.done("hello", version=1, token=open(3, "rb").read())
+while True:
+    raw.start("kernel.stats")
+"""
+
+
+def test_an_agent_that_never_reads_is_ended(aios: Aios, system: System, tmp_path: Path) -> None:
+    path = tmp_path / "never_reads"
+    path.write_text(NEVER_READS)
+    path.chmod(0o700)
+    exited = aios.wait(aios.spawn(str(path), args=[str(system.home)]), timeout=60)
+    assert (exited.code, exited.reason) == (143, "does not read its replies")
     assert aios.check() == []

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import psutil
 import pytest
-from conftest import Boot, eventually, of_core
+from conftest import eventually
+from helpers import SAMPLED, STORY, first_piece, run
 
 from aios.agents import Aios, connect
-from aios.agents.sdk import Generation
 from aios.syscalls.errors import (
     BadInput,
     Cancelled,
@@ -19,20 +18,6 @@ from aios.syscalls.errors import (
     LimitReached,
     NotFound,
 )
-from aios.syscalls.table import Result
-
-STORY = "Tell me a short story about a fox."
-SAMPLED: dict[str, Any] = {"temperature": 0.9, "seed": 11, "ignore_eos": True}
-
-
-def run(aios: Aios, prompt: Any = STORY, **options: Any) -> Result:
-    return aios.generate(prompt, **{"max_tokens": 12, **options}).result()
-
-
-def first_piece(generation: Generation) -> None:
-    """Wait until it has begun to answer."""
-    assert next(generation.pieces()).tokens
-
 
 # --- options -----------------------------------------------------------------------------------
 
@@ -239,7 +224,11 @@ def test_a_busy_context_takes_nothing_else(aios: Aios) -> None:
     context = aios.open()
     generation = context.generate(STORY, max_tokens=900, ignore_eos=True)
     first_piece(generation)
-    for act in (lambda: context.append("a"), context.close, context.generate("b").result):
+    for act in (
+        lambda: context.append("a"),
+        lambda: aios.close_context(context.id),
+        lambda: aios.generate("b", ctx=context.id).result(),
+    ):
         with pytest.raises(ContextBusy):
             act()
     generation.cancel()
@@ -308,91 +297,6 @@ def test_a_client_that_leaves_ends_its_generations(aios: Aios, system: Any) -> N
         assert aios.status().contexts == 6
     eventually(lambda: aios.status().contexts == 0, 5)
     assert aios.check() == []
-
-
-# --- more contexts than slots ------------------------------------------------------------------
-
-
-def prompts(count: int) -> list[str]:
-    return [f"{STORY} It has {i} legs." for i in range(count)]
-
-
-def test_round_robin_switches_and_nobody_can_tell(aios: Aios) -> None:
-    options = {"max_tokens": 60, "digest": True, **SAMPLED}
-    alone = [run(aios, prompt, **options) for prompt in prompts(7)]
-    assert all(result.timings.switches == 0 for result in alone)
-    together = [aios.generate(prompt, **options) for prompt in prompts(7)]
-    results = [generation.result() for generation in together]
-    assert sum(result.timings.switches for result in results) >= 7
-    assert [result.tokens for result in results] == [result.tokens for result in alone]
-    assert [result.digest for result in results] == [result.digest for result in alone]
-    assert any(result.timings.waiting > 0 for result in results)
-    stats = aios.stats()
-    assert stats.restores > 0
-    assert stats.replayed == 0
-
-
-def test_the_policy_changes_while_it_runs(aios: Aios) -> None:
-    before = aios.policy()
-    try:
-        assert aios.policy("fifo").policy == "fifo"
-        calls = [aios.generate(p, max_tokens=60, ignore_eos=True) for p in prompts(6)]
-        first_piece(calls[0])
-        assert aios.status().ready == 2
-        calls[3].result()
-        assert [call.result().timings.switches for call in calls] == [0] * 6
-        calls = [aios.generate(p, max_tokens=90, ignore_eos=True) for p in prompts(6)]
-        first_piece(calls[0])
-        assert aios.policy("rr", 5).quantum == 5
-        assert sum(call.result().timings.switches for call in calls) > 6
-        with pytest.raises(BadInput, match="fifo, rr"):
-            aios.policy("none")
-    finally:
-        aios.policy(before.policy, before.quantum)
-
-
-def test_a_long_prompt_delays_others_by_a_chunk_at_a_time(aios: Aios) -> None:
-    """While it is prefilled in n chunks, whoever decodes gets about n tokens."""
-    other = aios.generate(STORY, max_tokens=100, ignore_eos=True)
-    pieces = other.pieces()
-    next(pieces)
-    long = aios.start("llm.generate", tokens=[7] * 900, max_tokens=1)
-    seen = 0
-    while not long.ended:
-        next(pieces)
-        seen += 1
-    assert seen >= 900 // 64 - 2
-    assert long.wait()["usage"]["prompt"] == 900
-    other.cancel()
-
-
-def test_two_hundred_agents_on_eight_slots(boot: Boot, program: Callable[[str], str]) -> None:
-    path = program(
-        "aios.recv()\n"
-        "result = aios.generate(task, raw=True, max_tokens=3, ignore_eos=True).result()\n"
-        "return len(result.tokens)"
-    )
-    system = boot(slots=8, ctx=512)
-    kernel = psutil.Process(system.ready().os_pid)
-    with connect(system.home) as aios:
-        run(aios, max_tokens=2)
-        core = of_core(system)
-        before = kernel.memory_info().rss, core.memory_info().rss, kernel.num_fds()
-        pids = [aios.spawn(path, f"Say {i}.") for i in range(200)]
-        eventually(lambda: sum(row.state == "running" for row in aios.ps()) == 200, 60)
-        for pid in pids:
-            aios.send(pid, "go")
-        ends = [aios.wait(pid, timeout=120) for pid in pids]
-        assert [end.result for end in ends] == [3] * 200
-        status = aios.status()
-        assert (status.agents, status.contexts, status.ready, status.running) == (0, 0, 0, 0)
-        assert aios.stats().generations == 201
-        assert aios.stats().snapshot_bytes == 0
-        eventually(lambda: kernel.num_fds() <= before[2] + 1)
-        after = kernel.memory_info().rss, core.memory_info().rss
-        assert after[0] - before[0] < 40 << 20
-        assert after[1] - before[1] < 100 << 20
-        assert aios.check() == []
 
 
 def test_the_limit_of_a_client_is_its_queue(aios: Aios) -> None:

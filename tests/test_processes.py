@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,50 +12,23 @@ from typing import Any
 import psutil
 import pytest
 from conftest import Boot, eventually
-from raw import Raw
+from helpers import end, row, running, script
 
 from aios.agents import Aios, connect
 from aios.shell.launch import System
 from aios.syscalls.errors import (
-    BadToken,
-    Denied,
-    LimitReached,
     NoProgram,
     NotFound,
     ProcessGone,
     TimedOut,
 )
-from aios.syscalls.table import ProcessInfo
-from aios.syscalls.wire import ABI_VERSION
 
 Program = Callable[[str], str]
 IDLE = "aios.recv()"
 
 
-def row(aios: Aios, pid: int) -> ProcessInfo:
-    return next(row for row in aios.ps(all=True) if row.pid == pid)
-
-
 def agents(aios: Aios) -> set[int]:
     return {row.pid for row in aios.ps(all=True) if row.kind == "agent"}
-
-
-def running(aios: Aios, pid: int) -> ProcessInfo:
-    """Its row, once it has said hello."""
-    eventually(lambda: row(aios, pid).state == "running")
-    return row(aios, pid)
-
-
-def end(aios: Aios, pid: int) -> None:
-    aios.kill(pid, "KILL")
-    aios.wait(pid, timeout=10)
-
-
-def script(tmp_path: Path, text: str) -> str:
-    path = tmp_path / "script"
-    path.write_text(text)
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    return str(path)
 
 
 # --- birth, end, and what is told of it --------------------------------------------------------
@@ -85,7 +57,9 @@ def test_an_end_has_a_code_a_reason_and_a_result(
 
 
 def test_the_welcome_and_the_table_tell_the_same(aios: Aios, program: Program) -> None:
-    path = program("me = aios.whoami()\nreturn [me.pid, me.name, me.nice, me.os_pid, task, me.kind]")
+    path = program(
+        "me = aios.whoami()\nreturn [me.pid, me.name, me.nice, me.os_pid, task, me.kind]"
+    )
     pid = aios.spawn(path, {"t": [1]}, name="worker", nice=3)
     exited = aios.wait(pid, timeout=30)
     assert exited.name == "worker"
@@ -115,7 +89,7 @@ def test_a_log_is_followed_to_its_end(aios: Aios, program: Program) -> None:
     assert aios.log(pid, offset=2**60).data == b""
 
 
-@pytest.mark.parametrize("name", ["nobody", "no/path.py", "/nowhere/agent.py", "/", "/" + "n" * 300])
+@pytest.mark.parametrize("name", ["nobody", "no/path.py", "/nowhere/a.py", "/", "/" + "n" * 300])
 def test_what_cannot_be_started_is_refused_and_leaves_no_row(aios: Aios, name: str) -> None:
     before = agents(aios)
     with pytest.raises(NoProgram) as caught:
@@ -154,7 +128,8 @@ def test_waiting_for_any_child_hands_out_each_once(aios: Aios, program: Program)
         "pids = [aios.spawn(task, n) for n in range(3)]\n"
         "first = aios.wait(pids[1])\n"
         "rest = sorted(aios.wait().result for _ in range(2))\n"
-        "try:\n    aios.wait()\nexcept AiosError as error:\n    return [first.result, rest, error.code]"
+        "try:\n    aios.wait()\n"
+        "except AiosError as error:\n    return [first.result, rest, error.code]"
     )
     assert aios.wait(aios.spawn(parent, child), timeout=60).result == [1, [0, 2], "process.gone"]
 
@@ -174,7 +149,8 @@ def test_two_waits_for_any_child_get_two_children(aios: Aios, program: Program) 
         "for n in range(2):\n    aios.spawn(task, n)\n"
         "calls = [aios.start('proc.wait') for _ in range(3)]\n"
         "found = [call.wait()['result'] for call in calls[:2]]\n"
-        "try:\n    calls[2].wait()\nexcept AiosError as error:\n    return [sorted(found), error.code]"
+        "try:\n    calls[2].wait()\n"
+        "except AiosError as error:\n    return [sorted(found), error.code]"
     )
     child = program("return task")
     assert aios.wait(aios.spawn(parent, child), timeout=60).result == [[0, 1], "process.gone"]
@@ -328,156 +304,3 @@ def test_a_stopped_agent_can_be_killed(aios: Aios, program: Program) -> None:
     eventually(lambda: row(aios, pid).state == "stopped")
     aios.kill(pid, "KILL")
     assert aios.wait(pid, timeout=5).reason == "signal KILL"
-
-
-# --- limits ------------------------------------------------------------------------------------
-
-TRY = "try:\n    {}\nexcept AiosError as error:\n    return error.code"
-
-
-@pytest.mark.parametrize(
-    ("limits", "act"),
-    [
-        ({"tokens": 40}, "aios.generate('Hi', max_tokens=200, ignore_eos=True).result()"),
-        ({"tokens": 5}, "aios.open().append('a long text that is more than five tokens')"),
-        ({"contexts": 2}, "[aios.open() for _ in range(3)]"),
-        ({"contexts": 0}, "aios.generate('Hi', max_tokens=1).result()"),
-        ({"children": 1}, "[aios.spawn(task) for _ in range(2)]"),
-        ({"queue": 3}, "[aios.start('msg.recv') for _ in range(4)][-1].wait()"),
-        ({"queue": 3}, "[aios.send(aios.pid, n) for n in range(4)]"),
-    ],
-)
-def test_going_past_a_limit_is_a_typed_error_and_the_agent_goes_on(
-    aios: Aios, program: Program, limits: dict[str, Any], act: str
-) -> None:
-    pid = aios.spawn(program(TRY.format(act)), program(IDLE), limits=limits)
-    exited = aios.wait(pid, timeout=60)
-    assert (exited.code, exited.result) == (0, "limit"), aios.log(pid).data
-
-
-@pytest.mark.parametrize(
-    ("limits", "act"),
-    [
-        ({"wall": 0.5}, "pass"),
-        ({"memory": 150 << 20}, "hoard = [b'x' * (1 << 20) for _ in range(160)]"),
-    ],
-)
-def test_past_its_wall_time_or_memory_an_agent_is_told_and_ended(
-    aios: Aios, program: Program, limits: dict[str, Any], act: str
-) -> None:
-    body = (
-        "signal.signal(signal.SIGTERM, lambda *_: print('TERM'))\n"
-        f"call = aios.start('msg.recv')\n{act}\n"
-        "try:\n    call.wait()\nexcept AiosError as error:\n    print(error.code)\ntime.sleep(60)"
-    )
-    pid = aios.spawn(program(body), limits=limits)
-    exited = aios.wait(pid, timeout=30)
-    assert (exited.code, exited.reason) == (137, f"limit {next(iter(limits))}")
-    assert sorted(aios.log(pid).data.split()) == [b"TERM", b"limit"]
-
-
-def test_a_full_mailbox_refuses_and_loses_nothing(aios: Aios, program: Program) -> None:
-    pid = aios.spawn(program("time.sleep(1e6)"), limits={"queue": 2})
-    aios.send(pid, 1)
-    aios.send(pid, 2)
-    with pytest.raises(LimitReached):
-        aios.send(pid, 3)
-    assert row(aios, pid).queue == 2
-    end(aios, pid)
-
-
-# --- rights and identity -----------------------------------------------------------------------
-
-STRANGE = ["kill(task, 'KILL')", "log(task)", "nice(5, task)", "limits(task)", "wait(task)"]
-
-
-@pytest.mark.parametrize("act", [*STRANGE, "stop()", "policy('fifo')", "nice(-1)", "policy()"])
-def test_an_agent_is_denied_what_is_not_its_own(aios: Aios, program: Program, act: str) -> None:
-    stranger = aios.spawn(program(IDLE))
-    pid = aios.spawn(program(TRY.format(f"aios.{act}")), stranger, nice=2)
-    assert aios.wait(pid, timeout=30).result == "access.denied", aios.log(pid).data
-    assert row(aios, stranger).state in ("starting", "running")
-    end(aios, stranger)
-
-
-def test_an_agent_loosens_no_limit_of_its_own_or_its_children(aios: Aios, program: Program) -> None:
-    path = program(
-        "aios.limits(limits={'tokens': 50, 'contexts': None})\n"
-        "child = aios.spawn(task, limits={'tokens': 90, 'wall': 5.0})\n"
-        "aios.limits(child, {})\n"
-        "return [[l.tokens, l.wall, l.contexts] for l in (aios.limits(), aios.limits(child))]"
-    )
-    pid = aios.spawn(path, program(IDLE), limits={"tokens": 60, "wall": 100.0, "contexts": 3})
-    assert aios.wait(pid, timeout=30).result == [[50, 100.0, 3], [50, 100.0, 3]]
-
-
-def test_an_agent_controls_what_it_started(aios: Aios, program: Program) -> None:
-    path = program(
-        "child = aios.spawn(task)\ndata = aios.log(child, wait=20).data\naios.nice(7, child)\n"
-        "aios.kill(child, 'KILL')\nreturn [data.decode(), aios.wait(child).reason]"
-    )
-    pid = aios.spawn(path, program("print('up')\naios.recv()"))
-    assert aios.wait(pid, timeout=30).result == ["up\n", "signal KILL"]
-
-
-def test_a_token_is_nowhere_to_be_read_after_hello(aios: Aios, program: Program) -> None:
-    pid = aios.spawn(program(IDLE))
-    process = psutil.Process(running(aios, pid).os_pid)
-    assert "AIOS_FD" not in process.environ()
-    kinds = {os.readlink(fd).partition(":")[0] for fd in Path(f"/proc/{process.pid}/fd").iterdir()}
-    assert "pipe" not in kinds
-    end(aios, pid)
-
-
-THIEF = """
-import subprocess
-token = open(3, "rb").read()
-code = {raw!r}
-ran = subprocess.run([sys.executable, "-c", code, token.hex()], capture_output=True, text=True)
-print(ran.stdout, ran.stderr)
-"""
-
-
-def test_a_token_serves_its_process_alone_and_once(
-    aios: Aios, system: System, tmp_path: Path
-) -> None:
-    """The agent hands its token to a child, which is refused; then uses it; then again."""
-    code = f"""#!{os.sys.executable}
-import subprocess, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from pathlib import Path
-from raw import Raw
-token = bytes.fromhex(sys.argv[2]) if sys.argv[2:] else open(3, "rb").read()
-def hello(**args):
-    with Raw(Path({str(system.home)!r}), hello=False) as raw:
-        kind, body = raw.final(raw.start("hello", version={ABI_VERSION}, **args))
-        print(kind, body.get("code", "served"), flush=True)
-if sys.argv[2:]:
-    hello(token=token)
-    hello()
-else:
-    hello(token=b"wrong" * 6)
-    subprocess.run([sys.argv[0], "child", token.hex()])
-    hello(token=token)
-    hello(token=token)
-"""
-    pid = aios.spawn(script(tmp_path, code))
-    assert aios.wait(pid, timeout=60).code == 0, aios.log(pid).data
-    heard = aios.log(pid).data.decode().splitlines()
-    refused = f"1 {BadToken.code}"
-    assert heard == [refused, refused, f"1 {Denied.code}", "0 served", refused]
-
-
-def test_an_agents_child_that_connects_is_no_client(
-    aios: Aios, system: System, program: Program
-) -> None:
-    path = program(
-        "import subprocess\n"
-        "code = 'from aios.agents import connect; connect()'\n"
-        "ran = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)\n"
-        "return ran.stderr.splitlines()[-1]"
-    )
-    exited = aios.wait(aios.spawn(path), timeout=60)
-    assert "Denied" in exited.result
-    with Raw(system.home) as raw:
-        assert raw.done("proc.whoami")["kind"] == "client"

@@ -201,8 +201,8 @@ class Batcher:
         """Take what has ended out of the run set; its context stays where it is."""
         for slot, gen in list(self.running.items()):
             if gen.ended is not None:
-                text = "" if gen.ended == "preempted" else gen.text.flush()
-                self.halted.append(Halted(gen.context.ctx, gen.run, gen.ended, text))
+                held = gen.text.flush()
+                self.halted.append(Halted(gen.context.ctx, gen.run, gen.ended, held))
                 gen.sampler.close()
                 del self.running[slot]
 

@@ -106,7 +106,7 @@ class Out(Frame):
 
 
 class Halted(Frame):
-    """A run ended; `text` is what was held back of it."""
+    """A run ended; `text` is what was held back of it, to be shown if it does not go on."""
 
     ctx: int
     run: int

@@ -20,7 +20,8 @@ BODIES = {
     "        context.generate('More.', max_tokens=8).result()",
     "receives": "while True:\n    try:\n        aios.recv(timeout=0.01)\n"
     "    except AiosError:\n        pass",
-    "spawns": "while True:\n    try:\n        aios.spawn(task)\n    except AiosError:\n        pass",
+    "spawns": "while True:\n    try:\n        aios.spawn(task)\n"
+    "    except AiosError:\n        pass",
     "waits": "while True:\n    aios.wait(aios.spawn(task))",
     "follows": "for event in aios.events():\n    pass",
     "stops": "os.kill(os.getpid(), signal.SIGSTOP)",
