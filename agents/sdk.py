@@ -16,7 +16,7 @@ from typing import Any, Literal, Self, TypeVar
 
 import msgspec
 
-from aios.syscalls import table as t
+from aios.syscalls import messages as t
 from aios.syscalls.errors import AiosError, KernelGone
 
 from .client import Connection, Pending, say_hello

@@ -24,7 +24,7 @@ from aios.kernel.core.batcher import Batcher
 from aios.kernel.core.certify import certify
 from aios.kernel.core.llama import COMPANY, Engine
 from aios.kernel.core.protocol import Decoded, Halt, Prefilled, Run, Segment
-from aios.syscalls.table import Decoding
+from aios.syscalls.messages import Decoding
 
 from .common import Progress, system, text, threads
 

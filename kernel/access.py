@@ -11,7 +11,8 @@ import os
 import psutil
 
 from aios.syscalls.errors import Denied
-from aios.syscalls.table import Kill, Log, Message, Row, SetLimits, SetNice, Spawn
+from aios.syscalls.messages import Kill, Log, Message, SetLimits, SetNice, Spawn
+from aios.syscalls.table import Row
 
 from .process import Process, ProcessTable
 

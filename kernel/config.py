@@ -15,7 +15,7 @@ from msgspec import Meta, Struct, field
 
 from aios.syscalls.errors import BadInput, ModelError
 from aios.syscalls.home import endpoint
-from aios.syscalls.table import Limits
+from aios.syscalls.messages import Limits
 
 from .scheduler import POLICIES
 

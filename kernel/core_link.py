@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from aios.syscalls.errors import AiosError, CoreFailed, from_wire
-from aios.syscalls.table import ModelInfo
+from aios.syscalls.messages import ModelInfo
 
 from .config import Config
 from .core.protocol import Failed, Ready, Report, Step

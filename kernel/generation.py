@@ -17,7 +17,7 @@ from aios.syscalls.errors import (
     Internal,
     LimitReached,
 )
-from aios.syscalls.table import (
+from aios.syscalls.messages import (
     Append,
     Appended,
     Decoding,

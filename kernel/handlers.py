@@ -10,8 +10,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from aios.syscalls import VERSION, wire
-from aios.syscalls import table as t
+from aios.syscalls import messages as t
 from aios.syscalls.errors import BadInput
+from aios.syscalls.table import ROWS
 
 from .core.protocol import Encode
 from .process import Process
@@ -200,5 +201,5 @@ def kernel_stop(k: Kernel, call: Call, args: t.Empty) -> Any:
 
 
 HANDLERS: dict[str, Any] = {
-    row.name: globals()[row.name.replace(".", "_")] for row in t.ROWS if row.name != "hello"
+    row.name: globals()[row.name.replace(".", "_")] for row in ROWS if row.name != "hello"
 }

@@ -25,7 +25,7 @@ from aios.syscalls.errors import (
     TimedOut,
     from_wire,
 )
-from aios.syscalls.table import Exited, Hello, Limits, Spawn, Spawned, Welcome
+from aios.syscalls.messages import Exited, Hello, Limits, Spawn, Spawned, Welcome
 
 from . import access
 from .config import Config

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aios.syscalls.errors import AiosError
-from aios.syscalls.table import LogPart
+from aios.syscalls.messages import LogPart
 
 from .process import ProcessTable
 from .trap import Call

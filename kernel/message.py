@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from aios.syscalls.errors import LimitReached, ProcessGone, TimedOut
-from aios.syscalls.table import Mail
+from aios.syscalls.messages import Mail
 
 from .process import Process
 from .trap import Call

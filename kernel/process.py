@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from aios.syscalls.errors import LimitReached, NotFound
-from aios.syscalls.table import Limits, Mail, ProcessInfo, ProcessState
+from aios.syscalls.messages import Limits, Mail, ProcessInfo, ProcessState
 
 MOVES: dict[ProcessState, frozenset[ProcessState]] = {
     "starting": frozenset({"running", "stopped", "ending", "zombie"}),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from aios.syscalls.errors import AiosError, BadInput, CoreFailed, LimitReached, from_wire
-from aios.syscalls.table import Append, Generate
+from aios.syscalls.messages import Append, Generate
 
 from .context import Context, ContextManager
 from .core.protocol import Decode, Encode, Encoded, Question

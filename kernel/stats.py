@@ -6,7 +6,7 @@ import time
 from collections import deque
 from typing import Any
 
-from aios.syscalls.table import Event, Summary
+from aios.syscalls.messages import Event, Summary
 
 from .core.protocol import Counters
 from .trap import Call

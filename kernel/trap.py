@@ -27,7 +27,8 @@ from aios.syscalls.errors import (
     TooBig,
     UnknownCall,
 )
-from aios.syscalls.table import TABLE, Message, Row
+from aios.syscalls.messages import Message
+from aios.syscalls.table import TABLE, Row
 
 from . import access
 from .process import Process, ProcessTable

@@ -20,7 +20,7 @@ from rich.live import Live
 
 from aios.agents import Aios, connect
 from aios.syscalls.errors import AiosError, TimedOut
-from aios.syscalls.table import Event, Exited, Result, Status
+from aios.syscalls.messages import Event, Exited, Result, Status
 
 from . import demo_view, render
 from .demo_jobs import DemoJob, pick

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
-from aios.syscalls.table import Event, ProcessInfo, Result, Status
+from aios.syscalls.messages import Event, ProcessInfo, Result, Status
 
 from . import render
 from .demo_jobs import DemoJob

@@ -18,7 +18,7 @@ import psutil
 
 from aios.agents import Aios, connect
 from aios.syscalls.errors import AiosError, BadInput, KernelGone, TimedOut, from_wire
-from aios.syscalls.table import Status
+from aios.syscalls.messages import Status
 
 LOOK = 0.05  # seconds between two looks at a system that is starting
 PATIENCE = 300.0  # seconds for a model to load

@@ -16,7 +16,7 @@ import msgspec
 from aios.agents import Aios, connect
 from aios.agents.runner import registered
 from aios.syscalls.errors import NotFound, ProcessGone, TimedOut
-from aios.syscalls.table import Exited, Limits
+from aios.syscalls.messages import Exited, Limits
 
 from . import render
 from .completion import live_pids, log_names, programs

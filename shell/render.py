@@ -11,7 +11,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from aios.syscalls.table import Event, Exited, ProcessInfo, Stats, Status, Summary
+from aios.syscalls.messages import Event, Exited, ProcessInfo, Stats, Status, Summary
 
 
 def columns(

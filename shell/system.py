@@ -10,7 +10,7 @@ import psutil
 
 from aios.agents import connect
 from aios.syscalls.errors import TimedOut
-from aios.syscalls.table import Events, Status
+from aios.syscalls.messages import Events, Status
 
 from . import render
 from .completion import policies

@@ -122,7 +122,7 @@ def _fields(struct: mi.StructType) -> Iterator[str]:
 
 
 def _comments(cls: type) -> dict[str, str]:
-    """The comment behind each field, as the table's source has it."""
+    """The comment behind each field, as the source has it."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if base.__module__ == Row.__module__:

@@ -1,460 +1,50 @@
 """The one table that is the ABI: every system call, its message, the right it needs, its reply.
 
 Handlers (kernel), stubs (agents) and docs/abi.md are checked against this table by tests.
-Units: times in seconds, memory in bytes, everything about the model in tokens.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from msgspec import UNSET, Meta, Struct, UnsetType
-
-Pid = Annotated[int, Meta(ge=0, le=2**31)]
-CtxId = Annotated[int, Meta(ge=1, le=2**31)]
-Nice = Annotated[int, Meta(ge=-20, le=19)]
-Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[\w.+-]+$")]
-Seconds = Annotated[float, Meta(ge=0, le=1e9)]
-Token = Annotated[int, Meta(ge=0, le=2**31 - 1)]
-Signal = Literal["TERM", "KILL", "STOP", "CONT"]
-ProcessState = Literal["starting", "running", "stopped", "ending", "zombie"]
-Finish = Literal["stop", "length", "context_full", "cancelled"]
-
-
-class Message(Struct, forbid_unknown_fields=True):
-    """Base of every call's arguments: a field that the table does not know is an error."""
-
-
-class Reply(Struct, kw_only=True):
-    """Base of every reply's body."""
-
-
-class Empty(Message):
-    pass
-
-
-class Done(Reply):
-    pass
-
-
-# --- process ---------------------------------------------------------------------------------
-
-
-class Limits(Message):
-    """What one agent may use; None is no limit. Going past one ends in the error `limit`."""
-
-    tokens: Annotated[int, Meta(ge=0)] | None = None  # prefilled plus decoded, all calls
-    wall: Seconds | None = None  # since the start of the process
-    memory: Annotated[int, Meta(ge=0)] | None = None  # resident set
-    contexts: Annotated[int, Meta(ge=0)] | None = 64  # open at once
-    queue: Annotated[int, Meta(ge=0)] | None = 256  # messages waiting, and calls waiting
-    children: Annotated[int, Meta(ge=0)] | None = 512  # alive at once
-
-
-class Hello(Message):
-    version: int
-    token: bytes | None = None  # the one-time token of a spawned agent
-    name: Name | None = None  # how a client wants to be listed; an agent's name is given at spawn
-
-
-class Welcome(Reply):
-    pid: Pid
-    name: str
-    kind: Literal["agent", "client"]
-    version: int
-    boot: str  # changes with each start of the kernel
-    program: str  # what was spawned, and its task; empty for a client
-    task: Any
-
-
-class Spawn(Message):
-    """Start `program`: a registered name, a path to a .py file that has an Agent, or an executable.
-
-    An executable gets `args`; an agent gets `task` as the argument of `run`.
-    """
-
-    program: Annotated[str, Meta(min_length=1, max_length=4096)]
-    args: Annotated[list[str], Meta(max_length=256)] = []
-    task: Any = None
-    name: Name | None = None
-    limits: Limits | None = None
-    nice: Nice | None = None  # the parent's unless given
-    cwd: str | None = None  # the kernel's home unless given
-
-
-class Spawned(Reply):
-    pid: Pid
-
-
-class Exit(Message):
-    code: Annotated[int, Meta(ge=0, le=255)] = 0
-    result: Any = None
-
-
-class Wait(Message):
-    pid: Pid | None = None  # None: any child
-    timeout: Seconds | None = None
-
-
-class Exited(Reply):
-    pid: Pid
-    name: str
-    code: int  # as a shell gives it: 128 + signal for a death by signal
-    reason: str  # "exit", "signal KILL", "limit wall", "parent gone", "not reading", ...
-    result: Any = None
-
-
-class Kill(Message):
-    pid: Pid
-    signal: Signal = "TERM"
-
-
-class SetNice(Message):
-    nice: Nice
-    pid: Pid | None = None
-
-
-class NiceReply(Reply):
-    nice: int
-
-
-class SetLimits(Message):
-    """Read limits; with `limits`, replace them. An agent can only tighten its own."""
-
-    pid: Pid | None = None
-    limits: Limits | None = None
-
-
-class Ps(Message):
-    all: bool = False  # clients and the dead as well
-
-
-class ProcessInfo(Reply):
-    pid: Pid
-    parent: Pid
-    name: str
-    kind: Literal["agent", "client"]
-    state: ProcessState
-    os_pid: int
-    nice: int
-    age: float
-    cpu: float  # user + system
-    memory: int  # resident set
-    contexts: int
-    queue: int  # messages waiting
-    tokens: int  # prefilled plus decoded
-    calls: int  # system calls made
-    generations: int  # finished
-    waiting: float  # total of all generations
-    switches: int
-    code: int | None
-    reason: str
-
-
-class Log(Message):
-    """Read what an agent wrote to stdout and stderr, from `offset` (negative: from the end)."""
-
-    pid: Pid
-    offset: int = 0
-    wait: Seconds = 0.0  # for more to come, when there is nothing to read
-
-
-class LogPart(Reply):
-    data: bytes
-    offset: int  # where to read on
-    ended: bool  # the process has ended and all is read
-
-
-# --- llm -------------------------------------------------------------------------------------
-
-
-class ChatMessage(Message):
-    role: Annotated[str, Meta(min_length=1, max_length=32)]
-    content: str
-
-
-Messages = Annotated[list[ChatMessage], Meta(min_length=1)]
-TokenIds = Annotated[list[Token], Meta(min_length=1)]
-
-
-class Open(Message):
-    system: str | None = None
-
-
-class Opened(Reply):
-    ctx: CtxId
-    window: int
-
-
-class Append(Message):
-    """What enters a context is exactly one of chat messages, raw text, token ids."""
-
-    ctx: CtxId
-    messages: Messages | None = None
-    text: str | None = None
-    tokens: TokenIds | None = None
-
-
-class Appended(Reply):
-    added: int
-    used: int
-    window: int
-
-
-class Sampling(Message):
-    """How the next token is drawn from the logits; the draw depends on (seed, position) alone."""
-
-    temperature: Annotated[float, Meta(ge=0, le=10)] = 0.0  # 0: greedy
-    top_k: Annotated[int, Meta(ge=0, le=2**20)] = 0  # 0: off
-    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
-    min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
-    repeat_penalty: Annotated[float, Meta(gt=0, le=10)] = 1.0
-    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
-    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
-    penalty_last: Annotated[int, Meta(ge=0, le=4096)] = 64  # tokens that the penalties look back
-    seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 0
-
-
-class Decoding(Sampling):
-    """Sampling, and when to stop, and what to report of each token."""
-
-    max_tokens: Annotated[int, Meta(ge=1, le=2**20)] = 256
-    stop: Annotated[
-        list[Annotated[str, Meta(min_length=1, max_length=256)]], Meta(max_length=16)
-    ] = []
-    ignore_eos: bool = False
-    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None  # alternatives listed per token
-    digest: bool = False  # chain a hash of each step's raw logits
-
-
-class Generate(Decoding):
-    """Generate in context `ctx`, or in one that lives for this call only.
-
-    What `messages`, `text` or `tokens` hold is appended first, as by llm.append.
-    """
-
-    ctx: CtxId | None = None
-    messages: Messages | None = None
-    text: str | None = None
-    tokens: TokenIds | None = None
-    stream: bool = True
-
-
-class Logprob(Reply):
-    token: int
-    logprob: float
-    top: list[tuple[int, float]]
-
-
-class Piece(Reply):
-    text: str  # complete UTF-8, never part of a stop string
-    tokens: list[int]
-    logprobs: list[Logprob] | UnsetType = UNSET
-
-
-class Usage(Reply):
-    prompt: int  # tokens that this call appended
-    completion: int
-    context: int  # tokens in the context at the end
-
-
-class Timings(Reply):
-    waiting: float  # ready to run, but not in a slot's turn
-    prefill: float
-    decode: float
-    ttft: float | None  # from the call to its first token
-    turnaround: float  # from the call to its end
-    switches: int  # times the context was preempted
-
-
-class Result(Reply):
-    text: str
-    tokens: list[int]
-    finish: Finish
-    usage: Usage
-    timings: Timings
-    digest: str | None = None  # hex of the 32-byte chained hash
-    logprobs: list[Logprob] | UnsetType = UNSET
-
-
-class Tokenize(Message):
-    text: str | None = None
-    messages: list[ChatMessage] | None = None  # as the model's chat template renders them
-
-
-class Tokens(Reply):
-    tokens: list[int]
-
-
-class Detokenize(Message):
-    tokens: list[Token]
-
-
-class Text(Reply):
-    text: str
-
-
-class Close(Message):
-    ctx: CtxId
-
-
-class Cancel(Message):
-    call: Annotated[int, Meta(ge=1)]
-
-
-class Cancelled(Reply):
-    found: bool  # False: the call had ended already
-
-
-# --- messages between agents -----------------------------------------------------------------
-
-
-class Send(Message):
-    to: Pid | Name  # a name means the oldest live process that has it
-    body: Any
-
-
-class Recv(Message):
-    sender: Pid | None = None  # None: anyone's
-    timeout: Seconds | None = None
-
-
-class Mail(Reply):
-    sender: Pid
-    name: str
-    body: Any
-
-
-# --- kernel ----------------------------------------------------------------------------------
-
-
-class ModelInfo(Reply):
-    path: str
-    description: str
-    params: int
-    size: int
-    vocab: int
-    window: int  # tokens a context can hold
-    certified: int  # exact for batches of 1 to this many sequences; 0: not exact at all
-    exact_cost: float | None  # time of a full batch cut to `certified`, over the same uncut
-    cache_bytes: int  # of the KV cache, all slots
-    engine: str
-
-
-class Status(Reply):
-    version: str
-    abi: int
-    boot: str
-    home: str
-    os_pid: int
-    uptime: float
-    core: Literal["loading", "ready", "failed"]
-    core_error: dict[str, str] | None
-    core_restarts: int
-    model: ModelInfo | None
-    slots: int
-    policy: str
-    quantum: int
-    policies: list[str]
-    agents: int
-    contexts: int
-    running: int  # generations that have a slot
-    ready: int  # generations that wait for one
-
-
-class Summary(Reply):
-    """Of one quantity over all finished generations of this boot."""
-
-    count: int
-    mean: float
-    p50: float
-    p99: float
-    max: float
-
-
-class Stats(Reply):
-    calls: dict[str, int]  # by name, served or failed
-    errors: dict[str, int]  # by code
-    generations: int
-    prompt_tokens: int
-    completion_tokens: int
-    switches: int
-    saves: int  # snapshots taken
-    restores: int
-    replayed: int  # tokens computed again for want of a snapshot
-    snapshot_bytes: int
-    steps: int  # llama_decode calls of the core's decode batches
-    waiting: Summary
-    turnaround: Summary
-    ttft: Summary
-
-
-class SetPolicy(Message):
-    policy: Name | None = None
-    quantum: Annotated[int, Meta(ge=1, le=2**20)] | None = None
-
-
-class Policy(Reply):
-    policy: str
-    quantum: int
-
-
-class Events(Message):
-    """Follow what happens: one piece per event until cancelled."""
-
-    kinds: list[Literal["process", "generation", "core", "policy"]] = []  # empty: all
-
-
-class Event(Reply):
-    time: float  # Unix time
-    kind: str
-    what: str
-    pid: int
-    detail: dict[str, Any]
-
-
-class CheckReport(Reply):
-    problems: list[str]  # empty: every invariant of the kernel holds
-
-
-# --- the table -------------------------------------------------------------------------------
+from . import messages as m
 
 
 class Row(NamedTuple):
     name: str
-    args: type[Message]
+    args: type[m.Message]
     right: str  # what the access manager asks for
     reply: Any  # the type of the final reply's body
     doc: str
-    piece: type[Reply] | None = None  # the type of the replies before it
+    piece: type[m.Reply] | None = None  # the type of the replies before it
 
 
 ROWS: tuple[Row, ...] = (
-    Row("hello", Hello, "none", Welcome, "Open the connection: version, and the token if spawned."),
-    Row("call.cancel", Cancel, "none", Cancelled, "End another call of this connection."),
-    Row("proc.spawn", Spawn, "proc.spawn", Spawned, "Start an agent as a child process."),
-    Row("proc.exit", Exit, "proc.self", Done, "Report exit code and result; then end the process."),
-    Row("proc.wait", Wait, "proc.self", Exited, "Wait for a child's end."),
-    Row("proc.kill", Kill, "proc.control", Done, "Send a signal."),
-    Row("proc.nice", SetNice, "proc.control", NiceReply, "Set how much of the model it gets."),
-    Row("proc.limits", SetLimits, "proc.control", Limits, "Read or set limits."),
-    Row("proc.ps", Ps, "proc.list", list[ProcessInfo], "List processes."),
-    Row("proc.whoami", Empty, "proc.self", ProcessInfo, "The caller's own row."),
-    Row("proc.log", Log, "proc.log", LogPart, "Read what an agent printed."),
-    Row("llm.open", Open, "llm", Opened, "Open a context."),
-    Row("llm.append", Append, "llm", Appended, "Append messages, text or tokens to a context."),
-    Row("llm.generate", Generate, "llm", Result, "Generate, in a context or at once.", Piece),
-    Row("llm.tokenize", Tokenize, "llm", Tokens, "Text or messages to token ids."),
-    Row("llm.detokenize", Detokenize, "llm", Text, "Token ids to text."),
-    Row("llm.close", Close, "llm", Done, "Close a context and free what it holds."),
-    Row("msg.send", Send, "msg", Done, "Put a message into a process's mailbox."),
-    Row("msg.recv", Recv, "msg", Mail, "Take the oldest message, waiting for one if need be."),
-    Row("kernel.status", Empty, "kernel.read", Status, "What runs: model, core, slots, policy."),
-    Row("kernel.stats", Empty, "kernel.read", Stats, "Counters and timings since boot."),
-    Row("kernel.events", Events, "kernel.read", Done, "Follow what happens.", Event),
-    Row("kernel.policy", SetPolicy, "kernel.control", Policy, "Read or set the scheduling policy."),
-    Row("kernel.check", Empty, "kernel.read", CheckReport, "Test the kernel's invariants."),
-    Row("kernel.stop", Empty, "kernel.control", Done, "End every agent, then the system."),
+    Row("hello", m.Hello, "none", m.Welcome, "Open the connection."),
+    Row("call.cancel", m.Cancel, "none", m.Cancelled, "End another call of this connection."),
+    Row("proc.spawn", m.Spawn, "proc.spawn", m.Spawned, "Start an agent as a child process."),
+    Row("proc.exit", m.Exit, "proc.self", m.Done, "Report code and result; the process then ends."),
+    Row("proc.wait", m.Wait, "proc.self", m.Exited, "Wait for a child's end."),
+    Row("proc.kill", m.Kill, "proc.control", m.Done, "Send a signal."),
+    Row("proc.nice", m.SetNice, "proc.control", m.NiceReply, "Set its share of the model."),
+    Row("proc.limits", m.SetLimits, "proc.control", m.Limits, "Read or set limits."),
+    Row("proc.ps", m.Ps, "proc.list", list[m.ProcessInfo], "List processes."),
+    Row("proc.whoami", m.Empty, "proc.self", m.ProcessInfo, "The caller's own row."),
+    Row("proc.log", m.Log, "proc.log", m.LogPart, "Read what an agent printed."),
+    Row("llm.open", m.Open, "llm", m.Opened, "Open a context."),
+    Row("llm.append", m.Append, "llm", m.Appended, "Append to a context."),
+    Row("llm.generate", m.Generate, "llm", m.Result, "Generate, in a context or at once.", m.Piece),
+    Row("llm.tokenize", m.Tokenize, "llm", m.Tokens, "Text or messages to token ids."),
+    Row("llm.detokenize", m.Detokenize, "llm", m.Text, "Token ids to text."),
+    Row("llm.close", m.Close, "llm", m.Done, "Close a context and free what it holds."),
+    Row("msg.send", m.Send, "msg", m.Done, "Put a message into a process's mailbox."),
+    Row("msg.recv", m.Recv, "msg", m.Mail, "Take the oldest message, or wait for one."),
+    Row("kernel.status", m.Empty, "kernel.read", m.Status, "What runs: model, slots, policy."),
+    Row("kernel.stats", m.Empty, "kernel.read", m.Stats, "Counters and timings since boot."),
+    Row("kernel.events", m.Events, "kernel.read", m.Done, "Follow what happens.", m.Event),
+    Row("kernel.policy", m.SetPolicy, "kernel.control", m.Policy, "Read or set the policy."),
+    Row("kernel.check", m.Empty, "kernel.read", m.CheckReport, "Test the kernel's invariants."),
+    Row("kernel.stop", m.Empty, "kernel.control", m.Done, "End every agent, then the system."),
 )
 
 TABLE: dict[str, Row] = {row.name: row for row in ROWS}

@@ -13,7 +13,7 @@ from aios.kernel.core.batcher import Batcher, Generation
 from aios.kernel.core.llama import Engine
 from aios.kernel.core.protocol import Halt, Halted, Out, Run
 from aios.kernel.process import Process
-from aios.syscalls.table import Decoding, Limits, Logprob
+from aios.syscalls.messages import Decoding, Limits, Logprob
 
 PLENTY = 1 << 30  # bytes for snapshots
 OWNER = Process(1, 0, "x", "agent", 0, 0, Limits(), 0.0, "running")

@@ -9,7 +9,7 @@ from typing import Any
 from conftest import eventually
 
 from aios.agents import Aios, Generation
-from aios.syscalls.table import ProcessInfo, Result
+from aios.syscalls.messages import ProcessInfo, Result
 
 STORY = "Tell me a short story about a fox."
 SAMPLED: dict[str, Any] = {"temperature": 0.9, "seed": 11, "ignore_eos": True}

@@ -13,7 +13,7 @@ from cores import PLENTY, Job, Watched, alone, at_random, finish, report
 from aios.kernel.config import embedded_model
 from aios.kernel.core.llama import CHUNK, Engine
 from aios.kernel.core.protocol import Halt
-from aios.syscalls.table import Decoding
+from aios.syscalls.messages import Decoding
 
 WINDOW = 320
 TEXT = (

@@ -14,7 +14,7 @@ from cores import PLENTY, Job, Watched, alone, finish, report
 from aios.kernel.config import embedded_model
 from aios.kernel.core.certify import certify
 from aios.kernel.core.llama import ALONE, Engine
-from aios.syscalls.table import Decoding
+from aios.syscalls.messages import Decoding
 
 SLOTS, WINDOW = 6, 320
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind. "

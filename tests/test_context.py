@@ -15,7 +15,7 @@ from aios.kernel.core.llama import CHUNK
 from aios.kernel.core.protocol import Decoded, Prefilled
 from aios.kernel.process import Process
 from aios.syscalls.errors import BadInput, ContextBusy, ContextFull, LimitReached, NotFound
-from aios.syscalls.table import Limits
+from aios.syscalls.messages import Limits
 
 WINDOW = 400
 

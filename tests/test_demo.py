@@ -17,7 +17,7 @@ from aios.agents import Aios, AiosError
 from aios.shell.demo import play
 from aios.shell.demo_jobs import JOBS, DemoJob, pick
 from aios.shell.demo_view import Report, Runner, live, summary
-from aios.syscalls.table import Event, Result, Status, Timings, Usage
+from aios.syscalls.messages import Event, Result, Status, Timings, Usage
 
 STATUS = Status(
     version="0", abi=1, boot="", home="", os_pid=1, uptime=0.0, core="ready", core_error=None,

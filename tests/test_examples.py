@@ -13,7 +13,7 @@ from aios.agents import Aios, connect
 from aios.agents.runner import load, registered, resolve
 from aios.examples.summarize import WORKERS
 from aios.shell.launch import System
-from aios.syscalls.table import Event, Exited
+from aios.syscalls.messages import Event, Exited
 
 SHIPPED = ["chat", "extract", "pipeline", "pipeline_stage", "summarize", "summarize_piece"]
 ADA = "Ada Lovelace was born in London on 10 December 1815. Her mother was Annabella Milbanke."

@@ -14,7 +14,8 @@ from aios.kernel.process import Process, ProcessTable
 from aios.kernel.trap import Call, Session, Trap
 from aios.syscalls import wire
 from aios.syscalls.errors import Cancelled, LimitReached, ProcessGone
-from aios.syscalls.table import TABLE, Limits
+from aios.syscalls.messages import Limits
+from aios.syscalls.table import TABLE
 
 
 @dataclass

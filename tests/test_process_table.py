@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from aios.kernel.process import MOVES, IllegalMove, Process, ProcessTable
 from aios.syscalls.errors import LimitReached, NotFound
-from aios.syscalls.table import Limits, Mail, ProcessState
+from aios.syscalls.messages import Limits, Mail, ProcessState
 
 STATES: tuple[ProcessState, ...] = get_args(ProcessState)
 MAX_AGENTS, MAX_CLIENTS, MAX_DEAD, MAX_CHILDREN = 7, 2, 3, 2

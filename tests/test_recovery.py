@@ -19,7 +19,7 @@ from aios.kernel.core.protocol import Decode, Encoded, Question
 from aios.kernel.prompt import Asked, Prompts
 from aios.shell.launch import System
 from aios.syscalls.errors import BadInput, CoreFailed, KernelGone
-from aios.syscalls.table import Piece
+from aios.syscalls.messages import Piece
 
 OPTIONS: dict[str, Any] = {
     "max_tokens": 60, "temperature": 0.8, "seed": 3, "ignore_eos": True, "digest": True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import psutil
 import pytest
@@ -30,6 +31,17 @@ def test_round_robin_switches_and_nobody_can_tell(aios: Aios) -> None:
     stats = aios.stats()
     assert stats.restores > 0
     assert stats.replayed == 0
+
+
+def test_turns_get_on_where_no_snapshot_is_kept(boot: Boot) -> None:
+    """Each turn replays all that was there: it must still come to something new."""
+    system = boot(slots=1, quantum=8, snapshot_bytes=0)
+    with connect(system.home) as aios:
+        options: dict[str, Any] = {"max_tokens": 24, "ignore_eos": True, "digest": True}
+        alone = [run(aios, prompt, **options) for prompt in prompts(2)]
+        together = [aios.generate(prompt, **options) for prompt in prompts(2)]
+        assert [call.result().digest for call in together] == [end.digest for end in alone]
+        assert aios.stats().replayed > 0
 
 
 def test_the_policy_changes_while_it_runs(aios: Aios) -> None:

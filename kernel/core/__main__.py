@@ -17,7 +17,7 @@ import msgspec
 import zmq
 
 from aios.syscalls.errors import AiosError
-from aios.syscalls.table import ModelInfo
+from aios.syscalls.messages import ModelInfo
 
 from .batcher import Batcher
 from .certify import certify

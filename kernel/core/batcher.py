@@ -15,7 +15,7 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from aios.syscalls.table import Decoding, Logprob
+from aios.syscalls.messages import Decoding, Logprob
 
 from .llama import CHUNK, Engine
 from .protocol import Counters, Decoded, Halt, Halted, Out, Prefilled, Run, Segment, Step, Why
@@ -170,11 +170,12 @@ class Batcher:
         op = gen.todo.pop(0)
         gen.context.entered.append(op)
         gen.context.used = self.clock
-        gen.context.reached = max(gen.context.reached, op[1] + len(op[2]))
+        reached = max(gen.context.reached, op[1] + len(op[2]))
+        fed, gen.context.reached = reached - gen.context.reached, reached
         if gen.todo:
-            self.outs.append(Out(gen.context.ctx, gen.run, len(op[2])))
+            self.outs.append(Out(gen.context.ctx, gen.run, fed))
         else:
-            self.outs.append(self._draw(gen, index, len(op[2])))
+            self.outs.append(self._draw(gen, index, fed))
 
     def _draw(self, gen: Generation, index: int, fed: int) -> Out:
         logits = self.engine.logits(index)

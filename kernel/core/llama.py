@@ -26,7 +26,7 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 from numpy.typing import NDArray
 
 from aios.syscalls.errors import BadInput, Internal, ModelError, NoRoom
-from aios.syscalls.table import Sampling
+from aios.syscalls.messages import Sampling
 
 CHUNK = 64  # tokens of a prefill chunk; chunks end at its multiples, so they never depend on others
 ALONE = 256  # llama.cpp pads the span of a KV stream to 256 cells: one more token and it is 512

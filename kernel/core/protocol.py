@@ -11,7 +11,7 @@ from typing import Final, Literal
 import msgspec
 from msgspec import Struct
 
-from aios.syscalls.table import Decoding, Logprob, ModelInfo
+from aios.syscalls.messages import Decoding, Logprob, ModelInfo
 
 Prefilled: Final = "p"
 Decoded: Final = "d"
@@ -94,7 +94,10 @@ class Encoded(Frame):
 
 
 class Out(Frame):
-    """One context's share of a step: `fed` tokens of its history computed, one token drawn."""
+    """One context's share of a step: `fed` tokens computed for the first time, one token drawn.
+
+    What is replayed does not count: a turn must not be used up before the context has caught up.
+    """
 
     ctx: int
     run: int
