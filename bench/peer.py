@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 
 import xllamacpp
 
+import aios.kernel.core  # noqa: F401 (its environment: what the child's libgomp reads)
 from aios.kernel.config import embedded_model
 
 from .common import Progress, threads
@@ -24,11 +25,10 @@ from .load import AGENTS, WINDOW, Round, Spans
 def peer_server(progress: Progress) -> Iterator[Round]:
     """A llama-server in a process of its own.
 
-    OpenMP waits as in our core (aios.kernel.core says why), on both sides alike; OMP_WAIT_POLICY
-    in the environment changes both.
+    Its threads wait at barriers as those of our core do (aios.kernel.core says why): with libgomp's
+    defaults a round of it took minutes here.
     """
     progress("starting the peer")
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when the child loads the library
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
     settings = (str(embedded_model()), AGENTS, WINDOW, threads())
