@@ -30,6 +30,7 @@ from aios.syscalls.messages import Sampling
 
 CHUNK = 64  # tokens of a prefill chunk; chunks end at its multiples, so they never depend on others
 ALONE = 256  # llama.cpp pads the span of a KV stream to 256 cells: one more token and it is 512
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # mallopt(3)
 COMPANY = 0  # the token that keeps a lone sequence company
 
 
@@ -45,6 +46,15 @@ class _Log:
             self.errors = [*self.errors[-4:], text.decode(errors="replace").strip()]
 
 
+def _reuse_memory() -> None:
+    """Have glibc keep what is freed, up to 1 GiB: to touch 23 MB of fresh pages for a snapshot took
+    45 ms, to write them into used ones 1 ms."""
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_MAX, 0)
+    libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
+
+
+_reuse_memory()
 _log = _Log()
 ll.llama_log_set(_log.callback, ctypes.c_void_p(0))
 
