@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,9 @@ from aios.agents import Aios, connect
 from aios.shell.launch import System
 
 Boot = Callable[..., System]
+
+# A run in the background of a script has SIGINT ignored, and all that it starts would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def eventually(check: Callable[[], Any], seconds: float = 10.0) -> Any:
