@@ -266,6 +266,8 @@ class Generations:
             gen.turn = now
         gen.ttft = now - gen.began
         self.stats.ttft.add(gen.ttft)
+        gen.call.process.ttft_total += gen.ttft
+        gen.call.process.first_tokens += 1
 
     def _halted(self, gen: Generation, halted: Halted) -> None:
         now = time.monotonic()
@@ -288,6 +290,7 @@ class Generations:
         turnaround, waiting = now - gen.began, gen.task.waited(now)
         self.stats.waiting.add(waiting)
         self.stats.turnaround.add(turnaround)
+        gen.call.process.turnaround += turnaround
         self.stats.prompt_tokens += gen.prompt
         self.stats.completion_tokens += len(gen.tokens)
         usage = Usage(prompt=gen.prompt, completion=len(gen.tokens), context=gen.context.used)

@@ -53,6 +53,9 @@ class Process:
     calls: int = 0
     generations: int = 0
     waiting: float = 0.0
+    turnaround: float = 0.0
+    ttft_total: float = 0.0
+    first_tokens: int = 0  # generations that drew one
     switches: int = 0
     contexts: set[int] = field(default_factory=set)
     mailbox: deque[Mail] = field(default_factory=deque)
@@ -87,6 +90,8 @@ class Process:
             calls=self.calls,
             generations=self.generations,
             waiting=self.waiting,
+            turnaround=self.turnaround,
+            ttft=self.ttft_total / self.first_tokens if self.first_tokens else None,
             switches=self.switches,
             code=self.code,
             reason=self.reason,

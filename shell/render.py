@@ -41,10 +41,11 @@ def seconds(value: float | None) -> str:
 
 def processes(rows: Sequence[ProcessInfo], *, everything: bool = False) -> Table:
     titles = ["pid", "parent", "name", "state", "nice", "age", "cpu", "memory", "ctx", "mail",
-              "tokens", "waiting", "switches"]  # fmt: skip
+              "tokens", "waiting", "turnaround", "ttft", "switches"]  # fmt: skip
     cells: list[list[object]] = [
         [p.pid, p.parent, p.name, p.state, p.nice, f"{p.age:.0f} s", f"{p.cpu:.2f} s",
-         decimal(p.memory), p.contexts, p.queue, p.tokens, f"{p.waiting:.2f} s", p.switches]
+         decimal(p.memory), p.contexts, p.queue, p.tokens, f"{p.waiting:.2f} s",
+         f"{p.turnaround:.2f} s", "" if p.ttft is None else f"{p.ttft:.2f} s", p.switches]
         for p in rows
     ]  # fmt: skip
     right = [title for title in titles if title not in ("name", "state")]

@@ -148,6 +148,8 @@ class ProcessInfo(Reply):
     switches: int
     code: int | None
     reason: str
+    turnaround: float = 0.0  # total of the generations that came to their end
+    ttft: float | None = None  # mean over the generations that drew a token
 
 
 class Log(Message):

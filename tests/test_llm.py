@@ -128,6 +128,16 @@ def test_usage_and_timings_add_up(aios: Aios) -> None:
     assert 0 < times.ttft <= times.turnaround
 
 
+def test_a_process_sums_up_its_generations(aios: Aios) -> None:
+    assert aios.whoami().ttft is None
+    times = [aios.generate(STORY, max_tokens=5).timings for _ in range(2)]
+    row = aios.whoami()
+    assert row.generations == 2
+    assert row.turnaround == pytest.approx(sum(time.turnaround for time in times))
+    assert row.ttft == pytest.approx(sum(time.ttft or 0.0 for time in times) / 2)
+    assert row.waiting == pytest.approx(sum(time.waiting for time in times))
+
+
 # --- text, tokens, contexts --------------------------------------------------------------------
 
 
