@@ -29,7 +29,7 @@ faults: install
 	$(BIN)/python -m pytest --faults tests/faults
 
 .venv/linters: .venv/installed
-	$(PIP) install --quiet --constraint constraints.txt '.[lint]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[lint]'
 	mkdir -p .venv/typing/aios
 	for part in syscalls kernel agents shell bench examples; do \
 		ln -sfn ../../../$$part .venv/typing/aios/$$part; done
