@@ -21,7 +21,9 @@ from aios.shell.repl import Line, parse, split_at_cursor
 
 Open = Callable[[Path], Any]
 UNTIL_TOLD = "print('up', flush=True)\nprint(aios.recv().body)"
-PROMPT = "aios>"
+# Sent once a prompt has the terminal in raw mode. "aios>" is no sign of that: the line just entered
+# is drawn again with it, and a Ctrl-D typed before the next prompt is lost.
+PROMPT = "\x1b[?2004h"
 
 
 @pytest.mark.parametrize(
