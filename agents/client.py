@@ -1,7 +1,13 @@
-"""A connection to the kernel: system calls out, replies in. One thread at a time may use it."""
+"""A connection to the kernel: system calls out, replies in. One thread at a time may use it.
+
+It outlives the kernel: when that dies and init starts another, the connection says who it was and
+sends again what it has no final reply to. Whoever waits notices nothing but the time.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import socket
 import time
@@ -11,35 +17,48 @@ from pathlib import Path
 from typing import Any
 
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 from aios.syscalls import wire
-from aios.syscalls.errors import AiosError, KernelGone, TimedOut, from_wire
-from aios.syscalls.home import default_home, endpoint
+from aios.syscalls.errors import AiosError, BadToken, KernelGone, TimedOut, from_wire
+from aios.syscalls.home import default_home, endpoint, init_runs
+from aios.syscalls.table import EFFECTS
 
 HELLO = 30.0  # seconds a kernel has to answer the first call
-ALIVE = 1.0  # seconds between two looks at whether the kernel is there
+LOOK, LONGEST_LOOK = 0.01, 0.25  # seconds between two looks for the next kernel
 
 
 class Pending:
     """A system call on its way: iterate its pieces, then `wait` for its final reply."""
 
-    def __init__(self, connection: Connection, call_id: int) -> None:
+    def __init__(self, connection: Connection, call_id: int, data: bytes, *, effect: bool) -> None:
         self.connection = connection
         self.id = call_id
+        self.data = data
+        self.effect = effect
         self.pieces: deque[Any] = deque()
+        self.had = 0  # pieces, of those that the kernel that is there now has sent
+        self.skip = 0  # of those that it will send again
         self.ended = False
         self.body: Any = None
         self.error: AiosError | None = None
 
     def take(self, kind: int, body: Any) -> None:
         if kind == wire.PIECE:
-            self.pieces.append(body)
+            self.had += 1
+            if self.skip < self.had:
+                self.pieces.append(body)
             return
         self.ended = True
         if kind == wire.FAILED:
             self.error = from_wire(body)
         else:
             self.body = body
+
+    def again(self) -> None:
+        """It is sent to another kernel: of a call with an effect, that sends all pieces again."""
+        self.skip = max(self.skip, self.had) if self.effect else 0
+        self.had = 0
 
     def __iter__(self) -> Iterator[Any]:
         while True:
@@ -64,63 +83,54 @@ class Pending:
         return self.body
 
 
-SocketFile = tuple[int, int]  # inode, and when it was made
-
-
-def _socket_file(endpoint: str) -> SocketFile | None:
-    try:
-        found = os.stat(endpoint.removeprefix("ipc://"))  # noqa: PTH116 (1 us, before each call)
-    except FileNotFoundError:
-        return None
-    return found.st_ino, found.st_mtime_ns
-
-
 class Connection:
-    """Raises KernelGone where no kernel listens."""
+    """Says hello: as the agent that `token` was made for, or as a client listed as `name`.
 
-    def __init__(self, home: Path) -> None:
+    Raises:
+        KernelGone: no kernel answers.
+    """
+
+    def __init__(self, home: Path, token: bytes | None, name: str | None) -> None:
         self.home = home
         self.endpoint = endpoint(home)
-        self.kernel = self._listener()
-        if self.kernel is None:
-            raise KernelGone(f"no kernel answers at {self.endpoint}")
-        self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
-        self.socket.setsockopt(zmq.LINGER, 500)
-        self.socket.setsockopt(zmq.RCVHWM, 0)
-        self.socket.connect(self.endpoint)
         self.pending: dict[int, Pending] = {}
         self.last = 0
+        self.lost = False  # the kernel that was there is not any more
+        self.welcome = self._connect({"token": token, "name": name})
 
     def start(self, name: str, args: dict[str, Any]) -> Pending:
         """Send a call.
 
         Raises:
             TooBig: it does not fit into one message.
-            KernelGone: the kernel that said welcome is not there any more.
+            KernelGone: the system has stopped.
         """
-        if _socket_file(self.endpoint) != self.kernel:
-            raise KernelGone("the kernel went away")
+        self._look()
+        if self.lost:
+            self._come_back()
         self.last += 1
-        data = wire.pack_call(self.last, name, args)
-        call = self.pending[self.last] = Pending(self, self.last)
-        self.socket.send(data)
+        heard = next(iter(self.pending), self.last) - 1
+        data = wire.pack_call(self.last, name, args, heard)
+        call = Pending(self, self.last, data, effect=name in EFFECTS)
+        self.pending[self.last] = call
+        self._send(call)
         return call
 
     def pump(self, limit: float | None = None) -> None:
         """Take the replies that are there, waiting for the first, until `limit` (monotonic).
 
         Raises:
-            KernelGone: the kernel is not there any more.
+            KernelGone: the system has stopped.
             TimedOut: nothing came.
         """
-        while True:
-            wait = ALIVE if limit is None else min(ALIVE, max(0.0, limit - time.monotonic()))
-            if self.socket.poll(int(wait * 1000)):
-                break
-            if limit is not None and time.monotonic() >= limit:
-                raise TimedOut("no reply in time")
-            if self._listener() != self.kernel:
-                raise KernelGone("the kernel went away during a call")
+        if self.lost:
+            self._come_back()
+        if not self._poll(limit):
+            raise TimedOut("no reply in time")
+        self._take_all()
+        self._look()
+
+    def _take_all(self) -> None:
         while self.socket.poll(0):
             call_id, kind, body = wire.unpack_reply(self.socket.recv())
             call = self.pending.get(call_id)
@@ -130,18 +140,105 @@ class Connection:
             if call.ended:
                 del self.pending[call_id]
 
-    def _listener(self) -> SocketFile | None:
-        """The socket of the kernel that listens now. libzmq would go on with the next one in
-        silence, and that knows nothing of our calls."""
+    def close(self, linger: int | None = None) -> None:
+        if self.socket.closed:
+            return
+        self.socket.disable_monitor()
+        self.monitor.close()
+        self.socket.close(linger)
+
+    # --- the kernel's death ---------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """Notice that the connection is lost, and take what had been sent before."""
+        while self.monitor.poll(0):
+            recv_monitor_message(self.monitor)
+            self.lost = True
+        if self.lost:
+            self._take_all()
+
+    def _come_back(self) -> None:
+        """To the kernel that follows."""
+        self.close(0)
+        try:
+            welcome = self._connect(
+                {"back": {"pid": self.welcome["pid"], "secret": self.welcome["secret"]}}
+            )
+        except BadToken as error:
+            raise KernelGone("the system was started anew") from error
+        self.welcome["boot"] = welcome["boot"]
+        self.lost = False
+        for call in self.pending.values():
+            call.again()
+            self._send(call)
+
+    def _send(self, call: Pending) -> None:
+        with contextlib.suppress(zmq.Again):  # connection lost: the monitor is about to say so
+            self.socket.send(call.data, zmq.NOBLOCK)
+
+    def _connect(self, who: dict[str, Any]) -> dict[str, Any]:
+        """Say hello to the kernel that is there, or to the next one; its welcome."""
+        wait = LOOK
+        while True:
+            if self._listens():
+                self._open()
+                try:
+                    welcome = self._hello(who)
+                except BaseException:
+                    self.close()
+                    raise
+                if welcome is not None:
+                    return welcome
+                self.close(0)
+            elif not init_runs(self.home):
+                what = "the kernel went away" if self.lost else "no kernel answers"
+                raise KernelGone(f"{what}: {self.endpoint}")
+            else:
+                time.sleep(wait)
+                wait = min(wait * 1.2, LONGEST_LOOK)
+
+    def _open(self) -> None:
+        self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.LINGER, 500)
+        self.socket.setsockopt(zmq.RCVHWM, 0)
+        self.socket.setsockopt(zmq.RECONNECT_IVL, -1)  # another kernel must hear who we are first
+        lost = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_CONNECT_RETRIED
+        self.monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(lost)
+        self.poller = zmq.Poller()
+        self.poller.register(self.socket, zmq.POLLIN)
+        self.poller.register(self.monitor, zmq.POLLIN)
+        self.socket.connect(self.endpoint)
+
+    def _poll(self, limit: float | None) -> dict[Any, int]:
+        left = None if limit is None else max(0, math.ceil((limit - time.monotonic()) * 1000))
+        return dict(self.poller.poll(left))
+
+    def _hello(self, who: dict[str, Any]) -> dict[str, Any] | None:
+        """The welcome; None: the kernel died of late."""
+        self.last += 1
+        args = {"version": wire.ABI_VERSION, **who}
+        try:
+            self.socket.send(wire.pack_call(self.last, "hello", args), zmq.NOBLOCK)
+        except zmq.Again:
+            return None
+        ready = self._poll(time.monotonic() + HELLO)
+        if not ready:
+            raise KernelGone(f"the kernel at {self.endpoint} does not answer")
+        if self.socket not in ready:
+            return None
+        _, kind, body = wire.unpack_reply(self.socket.recv())
+        if kind == wire.FAILED:
+            raise from_wire(body)
+        welcome: dict[str, Any] = body
+        return welcome
+
+    def _listens(self) -> bool:
         with socket.socket(socket.AF_UNIX) as probe:
             try:
                 probe.connect(self.endpoint.removeprefix("ipc://"))
             except OSError:
-                return None
-        return _socket_file(self.endpoint)
-
-    def close(self) -> None:
-        self.socket.close()
+                return False
+        return True
 
 
 def inherited_token() -> bytes | None:
@@ -153,13 +250,6 @@ def inherited_token() -> bytes | None:
         return pipe.read() or None
 
 
-def say_hello(home: Path | None, name: str | None) -> tuple[Connection, dict[str, Any]]:
+def say_hello(home: Path | None, name: str | None) -> Connection:
     """A connection that the kernel knows: as the agent that init started, or as a client."""
-    connection = Connection(home or default_home())
-    args = {"version": wire.ABI_VERSION, "token": inherited_token(), "name": name}
-    try:
-        welcome = connection.start("hello", args).wait(HELLO)
-    except BaseException:
-        connection.close()
-        raise
-    return connection, welcome
+    return Connection(home or default_home(), inherited_token(), name)

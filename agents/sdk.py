@@ -33,8 +33,8 @@ def connect(home: Path | None = None, name: str | None = None) -> Aios:
     Raises:
         KernelGone: no kernel answers there.
     """
-    connection, welcome = say_hello(home, name)
-    return Aios(connection, msgspec.convert(welcome, t.Welcome))
+    connection = say_hello(home, name)
+    return Aios(connection, msgspec.convert(connection.welcome, t.Welcome))
 
 
 class Generation:
@@ -115,6 +115,18 @@ class Context:
     def append(self, prompt: Prompt, *, raw: bool = False) -> t.Appended:
         return self._aios.append(self.id, prompt, raw=raw)
 
+    def fork(self, name: str | None = None) -> Context:
+        """A copy that goes on by itself; what both have in common is computed once."""
+        return self._aios.fork(self.id, name)
+
+    def checkpoint(self, name: str) -> t.Used:
+        """Remember its state as `name`."""
+        return self._aios.checkpoint(self.id, name)
+
+    def rollback(self, name: str) -> t.Used:
+        """Go back to the checkpoint `name`. Raises NotFound where there is none."""
+        return self._aios.rollback(self.id, name)
+
     def generate(
         self, prompt: Prompt | None = None, *, raw: bool = False, **options: Any
     ) -> Generation:
@@ -123,11 +135,12 @@ class Context:
         self._calls = [call for call in self._calls if not call.ended] + [answer]
         return answer
 
-    def close(self) -> None:
-        """Close it; what it still generates, whoever left off reading that, is cancelled."""
+    def close(self, *, forget: bool = False) -> None:
+        """Close it; what it still generates, whoever left off reading that, is cancelled. One with
+        a name sleeps until it is opened again, unless it is to be forgotten."""
         for call in self._calls:
             call.abandon()
-        self._aios.close_context(self.id)
+        self._aios.close_context(self.id, forget=forget)
 
     def __enter__(self) -> Self:
         return self
@@ -156,11 +169,12 @@ class Aios:
     def spawn(
         self, program: str, task: Any = None, *, args: Sequence[str] = (), name: str | None = None,
         limits: dict[str, Any] | None = None, nice: int | None = None, cwd: str | None = None,
+        contexts: Sequence[Context] = (),
     ) -> int:  # fmt: skip
-        """Start an agent; its pid."""
+        """Start an agent; its pid. It gets forks of `contexts`: Aios.inherited."""
         spawned = self._call(
             t.Spawned, "proc.spawn", program=program, task=task, args=list(args), name=name,
-            limits=limits, nice=nice, cwd=cwd,
+            limits=limits, nice=nice, cwd=cwd, contexts=[context.id for context in contexts],
         )  # fmt: skip
         return spawned.pid
 
@@ -190,8 +204,27 @@ class Aios:
 
     # --- llm ------------------------------------------------------------------------------------
 
-    def open(self, system: str | None = None) -> Context:
-        return Context(self, self._call(t.Opened, "llm.open", system=system).ctx)
+    def open(self, system: str | None = None, *, name: str | None = None) -> Context:
+        """Open a context. One with a `name` outlives its process, and the machine's power: it is
+        opened again, with all that is in it, by a process of the same name."""
+        return Context(self, self._call(t.Opened, "llm.open", system=system, name=name).ctx)
+
+    def inherited(self) -> list[Context]:
+        """The contexts that this agent was spawned with."""
+        return [Context(self, ctx) for ctx in self.welcome.contexts]
+
+    def contexts(self) -> list[t.ContextInfo]:
+        """All that this process may see, those asleep as well."""
+        return self._call(list[t.ContextInfo], "llm.contexts")
+
+    def fork(self, ctx: int, name: str | None = None) -> Context:
+        return Context(self, self._call(t.Opened, "llm.fork", ctx=ctx, name=name).ctx)
+
+    def checkpoint(self, ctx: int, name: str) -> t.Used:
+        return self._call(t.Used, "llm.checkpoint", ctx=ctx, name=name)
+
+    def rollback(self, ctx: int, name: str) -> t.Used:
+        return self._call(t.Used, "llm.rollback", ctx=ctx, name=name)
 
     def append(self, ctx: int, prompt: Prompt, *, raw: bool = False) -> t.Appended:
         return self._call(t.Appended, "llm.append", ctx=ctx, **as_input(prompt, raw))
@@ -221,8 +254,8 @@ class Aios:
     def detokenize(self, tokens: Sequence[int]) -> str:
         return self._call(t.Text, "llm.detokenize", tokens=list(tokens)).text
 
-    def close_context(self, ctx: int) -> None:
-        self._call(t.Done, "llm.close", ctx=ctx)
+    def close_context(self, ctx: int, *, forget: bool = False) -> None:
+        self._call(t.Done, "llm.close", ctx=ctx, forget=forget)
 
     # --- messages -------------------------------------------------------------------------------
 

@@ -1,21 +1,25 @@
-"""Builds the kernel, one line a part, and ties the parts to the loop."""
+"""Builds the kernel, one line a part, ties the parts to the loop, and has the ledger take up what
+another kernel left."""
 
 from __future__ import annotations
 
 import os
 import secrets
+import sys
 import time
 from collections.abc import Callable
 
-from aios.syscalls.errors import Cancelled
+from aios.syscalls.errors import Cancelled, DiskFull
 
 from .config import Config
 from .context import ContextManager
 from .core.protocol import Drop
-from .core_link import CORE_KEY, CoreLink, core_endpoint
+from .core_link import CORE_KEY, CoreLink
 from .generation import Generations
 from .handlers import handlers
 from .init_protocol import Gone, Paused, Started, StartFailed, ToKernel, WindUp
+from .journal import Journal
+from .ledger import Ledger
 from .lifecycle import Lifecycle
 from .logs import Logs
 from .loop import Loop
@@ -30,14 +34,21 @@ SWEEP = 0.1  # seconds between two looks at limits, figures and logs
 
 
 class Kernel:
-    """All parts of the kernel. Raises HomeBusy where another kernel listens already."""
+    """All parts of the kernel.
+
+    Raises:
+        HomeBusy: another kernel listens already.
+        DiskFull: there is no room for a journal.
+    """
 
     def __init__(self, config: Config, init_fd: int) -> None:
         self.config = config
         self.boot = secrets.token_hex(8)
         self.os_pid = os.getpid()
         self.began = time.monotonic()
-        self.loop = loop = Loop(config.endpoint, core_endpoint(config), init_fd)
+        self.loop = loop = Loop(config.path, init_fd)
+        census = loop.first_word()
+        self.ledger = ledger = Ledger(self._journal(patient=bool(census.children)), loop.send_now)
         self.stats = Statistics()
         self.events = EventLog()
         self.table = ProcessTable(config.agents, config.clients, config.dead)
@@ -45,30 +56,56 @@ class Kernel:
         self.scheduler = Scheduler(config.policy, config.quantum)
         self.prompts = Prompts(self.contexts, loop.ask_core)
         self.generations = Generations(
-            self.scheduler, self.contexts, self.prompts, self.stats, self.events, loop.send_core
-        )
+            self.scheduler, self.contexts, self.prompts, self.stats, self.events, loop.send_core,
+            ledger.note_work,
+        )  # fmt: skip
         self.core = CoreLink(config, loop, self.generations, self.events, loop.send_init)
+        self.prompts.ask = self.core.ask
         self.logs = Logs(config.path / "log", self.table, loop.after)
-        self.mailroom = Mailroom(loop.after, self.table.is_alive)
+        self.mailroom = Mailroom(loop.after, self.table.is_alive, ledger.note_mail)
         self.lifecycle = Lifecycle(
             config, self.boot, self.table, self.contexts, self.generations, self.mailroom,
             self.events, self.logs, loop.send_init, loop.after,
         )  # fmt: skip
-        self.trap = Trap(self.table, handlers(self), loop.send, self.lifecycle.hello)
+        self.trap = Trap(
+            self.table, handlers(self), loop.send, self.lifecycle.hello, ledger,
+            self.lifecycle.settle,
+        )  # fmt: skip
         self.lifecycle.trap = self.trap
+        ledger.table, ledger.contexts, ledger.generations = (
+            self.table, self.contexts, self.generations,
+        )  # fmt: skip
+        ledger.lifecycle, ledger.mailroom = self.lifecycle, self.mailroom
+        loop.on_turn = ledger.end_turn
+        loop.on_core_here = self.core.here
         loop.on_call = self.trap.receive
         loop.on_lost = self._lost
         loop.on_init = self._from_init
         loop.on_report = self.core.report
         loop.on_encoded = self.prompts.answered
-        loop.on_text_ready = self.prompts.ask_again
+        loop.on_text_ready = self.core.ask_again
+        loop.listen(config.endpoint)
+        ledger.recover(census.system)
+        self.lifecycle.recover(census)
+        self.core.recover(census)
+
+    def _journal(self, *, patient: bool) -> Journal:
+        """Where agents wait for this kernel, a full disk is waited for as well."""
+        while True:
+            try:
+                return Journal(self.config.path / "journal", self.loop.post)
+            except DiskFull as error:
+                if not patient:
+                    raise
+                print(f"waiting: {error}", file=sys.stderr, flush=True)
+                time.sleep(1)
 
     def run(self) -> None:
         """Serve until the system is stopped."""
-        self.core.start()
         self.loop.every(SWEEP, self.lifecycle.sweep)
         self.loop.run()
         self.loop.close()
+        self.ledger.journal.close()
 
     def _lost(self, route: bytes, why: str) -> None:
         session = self.trap.sessions.get(route)
@@ -83,7 +120,7 @@ class Kernel:
                 self.lifecycle.started(frame)
             case StartFailed():
                 self.lifecycle.start_failed(frame)
-            case Gone(os_pid) if os_pid == self.loop.core_pid:
+            case Gone(key) if key == CORE_KEY:
                 self.core.gone(frame)
             case Gone():
                 self.lifecycle.gone(frame)

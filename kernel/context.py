@@ -4,29 +4,49 @@ History is the truth, KV is a cache of it. A context is a list of segments, pref
 How a token entered is part of the context, since it decides the bits of its KV. The last token of
 a generation was drawn, but never decoded: it joins the next prefill, or is decoded when the
 generation goes on.
+
+A fork, a checkpoint and a rollback copy histories; the core finds out what they have in common. A
+context with a name outlives its process: it sleeps until a process of the same name opens it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+
+import msgspec
+from msgspec import Struct
 
 from aios.syscalls.errors import BadInput, ContextBusy, ContextFull, LimitReached, NotFound
+from aios.syscalls.messages import ContextInfo
 
 from .core.protocol import Decoded, Prefilled, Segment
 from .process import Process
 
+CHECKPOINTS = 64  # that one context may have
 
-@dataclass
-class Context:
-    id: int
-    owner: Process
-    history: list[Segment] = field(default_factory=list)
-    turns: list[tuple[str, str | None]] = field(default_factory=list)  # None: was generated
-    prelude: list[tuple[str, str]] = field(default_factory=list)  # system text, not entered yet
+
+class Past(Struct, kw_only=True):
+    """What a context holds; what a checkpoint remembers and a fork begins with."""
+
+    history: list[Segment] = []
+    turns: list[tuple[str, str | None]] = []  # None: was generated
+    prelude: list[tuple[str, str]] = []  # system text, not entered yet
     used: int = 0
     sealed: bool = True  # the last segment has been computed with: it grows no more
-    busy: bool = False  # a call works on it
+
+    def past(self) -> Past:
+        """A copy."""
+        return Past(
+            history=[(how, list(tokens)) for how, tokens in self.history],
+            turns=list(self.turns),
+            prelude=list(self.prelude),
+            used=self.used,
+            sealed=self.sealed,
+        )
+
+    def become(self, past: Past) -> None:
+        for name, value in msgspec.structs.asdict(past.past()).items():
+            setattr(self, name, value)
 
     def append(self, tokens: list[int], window: int) -> None:
         """Raises ContextFull where `tokens` do not fit, and changes nothing then."""
@@ -63,27 +83,95 @@ class Context:
             self.history[-1][1].append(token)
         self.used += 1
 
+    def answered(self) -> None:
+        """What was generated is a turn of the conversation, if there is one."""
+        if self.turns and self.turns[-1][1] is not None:
+            self.turns.append(("assistant", None))
+
+
+class Context(Past, kw_only=True):
+    id: int
+    owner: Process | None  # None: asleep
+    owner_name: str
+    name: str | None = None
+    checkpoints: dict[str, Past] = {}
+    busy: bool = False  # a call works on it
+    own: bool = False  # it lives for one call
+
+    def info(self) -> ContextInfo:
+        return ContextInfo(
+            ctx=self.id,
+            owner=self.owner_name,
+            pid=self.owner.pid if self.owner else 0,
+            name=self.name,
+            used=self.used,
+            state="asleep" if self.owner is None else "busy" if self.busy else "idle",
+            checkpoints=sorted(self.checkpoints),
+        )
+
 
 class ContextManager:
-    """All open contexts. `drop` tells the core to forget one."""
+    """All contexts. `drop` tells the core to forget one; `changed` is for the ledger."""
 
     def __init__(self, drop: Callable[[int], None]) -> None:
         self.drop = drop
         self.contexts: dict[int, Context] = {}
+        self.changed: set[int] = set()
         self.window = 0  # tokens; known when the core is ready
         self.vocab = 0
         self.last = 0
 
-    def open(self, owner: Process, system: str | None) -> Context:
+    def open(
+        self, owner: Process, system: str | None, name: str | None = None, *, own: bool = False
+    ) -> Context:
+        """A new context, or the one of that name, awake again.
+
+        Raises:
+            ContextBusy: the one of that name is open.
+            LimitReached: `owner` has all that it may have.
+        """
+        self._check_limit(owner)
+        context = self._named(owner.name, name)
+        if context is None:
+            prelude = [] if system is None else [("system", system)]
+            return self._add(owner, Past(prelude=prelude), name, own=own)
+        if context.owner is not None:
+            raise ContextBusy(
+                f"context {name!r} is open in process {context.owner.pid}", "close it there first"
+            )
+        context.owner = owner
+        owner.contexts.add(context.id)
+        self.changed.add(context.id)
+        return context
+
+    def fork(self, context: Context, owner: Process, name: str | None = None) -> Context:
+        """A copy of it for `owner`.
+
+        Raises:
+            ContextBusy: there is a context of that name.
+            LimitReached: `owner` has all that it may have.
+        """
+        self._check_limit(owner)
+        if self._named(owner.name, name) is not None:
+            raise ContextBusy(f"there is a context {name!r}", "choose another name, or close that")
+        return self._add(owner, context.past(), name)
+
+    def _named(self, owner_name: str, name: str | None) -> Context | None:
+        found = (c for c in self.contexts.values() if (c.owner_name, c.name) == (owner_name, name))
+        return None if name is None else next(found, None)
+
+    def _check_limit(self, owner: Process) -> None:
         limit = owner.limits.contexts
         if limit is not None and len(owner.contexts) >= limit:
             raise LimitReached(f"{limit} contexts are open: the limit of process {owner.pid}")
+
+    def _add(self, owner: Process, past: Past, name: str | None, *, own: bool = False) -> Context:
         self.last += 1
-        context = Context(self.last, owner)
-        if system is not None:
-            context.prelude.append(("system", system))
+        context = Context(id=self.last, owner=owner, owner_name=owner.name, name=name, own=own)
+        context.become(past)
         self.contexts[context.id] = context
         owner.contexts.add(context.id)
+        self.changed.add(context.id)
         return context
 
     def get(self, owner: Process, ctx: int) -> Context:
@@ -104,19 +192,57 @@ class ContextManager:
         if any(token >= self.vocab for token in tokens):
             raise BadInput(f"a token id is out of the model's vocabulary of {self.vocab}")
         context.append(tokens, self.window)
+        self.changed.add(context.id)
 
-    def close(self, context: Context) -> None:
+    def checkpoint(self, context: Context, name: str) -> None:
+        """Raises LimitReached for one too many."""
+        if name not in context.checkpoints and len(context.checkpoints) >= CHECKPOINTS:
+            raise LimitReached(f"context {context.id} has {CHECKPOINTS} checkpoints: no more")
+        context.checkpoints[name] = context.past()
+        self.changed.add(context.id)
+
+    def rollback(self, context: Context, name: str) -> None:
+        """Raises NotFound for a checkpoint that is not there."""
+        if name not in context.checkpoints:
+            known = ", ".join(sorted(context.checkpoints)) or "none"
+            raise NotFound(f"context {context.id} has no checkpoint {name!r}", f"it has: {known}")
+        context.become(context.checkpoints[name])
+        self.changed.add(context.id)
+
+    def visible(self, process: Process) -> list[Context]:
+        """A person sees all; an agent its own, and those asleep that it could open."""
+        return [
+            context
+            for context in self.contexts.values()
+            if process.kind == "client"
+            or context.owner is process
+            or (context.owner is None and context.owner_name == process.name)
+        ]
+
+    def close(self, context: Context, *, forget: bool = False) -> None:
+        """It is gone; one with a name falls asleep, unless it is to be forgotten."""
+        if context.owner is not None:
+            context.owner.contexts.discard(context.id)
+        self.changed.add(context.id)
+        if context.name is not None and not forget:
+            context.owner = None
+            return
         del self.contexts[context.id]
-        context.owner.contexts.discard(context.id)
         self.drop(context.id)
+
+    def open_count(self) -> int:
+        return sum(context.owner is not None for context in self.contexts.values())
 
     def check(self, processes: Collection[Process]) -> list[str]:
         problems = []
         owned = {ctx for process in processes for ctx in process.contexts}
-        for ctx in owned ^ self.contexts.keys():
+        awake = {ctx for ctx, context in self.contexts.items() if context.owner is not None}
+        for ctx in owned ^ awake:
             problems.append(f"context {ctx} is owned or open, not both")
         for ctx, context in self.contexts.items():
             length = sum(len(tokens) for _, tokens in context.history)
             if length != context.used:
                 problems.append(f"context {ctx} has {length} tokens, counts {context.used}")
+            if context.busy and context.owner is None:
+                problems.append(f"context {ctx} is asleep and busy")
         return problems

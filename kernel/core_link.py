@@ -13,9 +13,9 @@ from aios.syscalls.errors import AiosError, CoreFailed, from_wire
 from aios.syscalls.messages import ModelInfo
 
 from .config import Config
-from .core.protocol import Failed, Ready, Report, Step
+from .core.protocol import Failed, Question, Ready, Report, Reset, Step
 from .generation import Generations
-from .init_protocol import Gone, StartCore, Started, ToInit
+from .init_protocol import Census, Gone, Heard, StartCore, Started, ToInit
 from .loop import Loop
 from .stats import EventLog
 
@@ -46,7 +46,7 @@ class CoreLink:
             self._give_up(error)
             return
         settings = {
-            "endpoint": core_endpoint(config),
+            "home": config.home,
             "model": model,
             "slots": config.slots,
             "window": config.ctx,
@@ -57,22 +57,53 @@ class CoreLink:
         argv = [sys.executable, "-m", "aios.kernel.core", msgspec.json.encode(settings).decode()]
         self.to_init(StartCore(CORE_KEY, argv, str(config.path / "log" / "core.log")))
 
+    def recover(self, census: Census) -> None:
+        """Take over the core of the kernel before, or start one."""
+        running = [os_pid for os_pid, key in census.children.items() if key == CORE_KEY]
+        for frame in census.gone:
+            if frame.key == CORE_KEY:
+                self.to_init(Heard(frame.os_pid))
+        if running:
+            self.loop.core_pid = running[0]
+        else:
+            self.start()
+
     def started(self, frame: Started) -> None:
         self.loop.core_pid = frame.os_pid
 
+    def here(self) -> None:
+        """It has just connected, to this kernel or to this one as well: it starts afresh."""
+        if self.state == "ready":  # the connection was lost, not the core
+            self.generations.core_gone(None)
+        self.state = "loading"
+        self.loop.send_core(Reset(list(self.generations.contexts.contexts)))
+
+    def ask(self, question: Question) -> None:
+        """Asked again when it is ready, if it is not."""
+        if self.state == "ready":
+            self.loop.ask_core(question)
+
+    def ask_again(self) -> None:
+        for question in self.generations.prompts.waiting():
+            self.ask(question)
+
     def report(self, report: Report) -> None:
         match report:
+            case Step() if self.state != "ready":
+                pass  # it is still of what another kernel sent
             case Step():
                 self.backoff = BACKOFF
                 self.generations.step(report)
             case Ready():
                 self.state, self.model, self.deaths = "ready", report.model, 0
                 self.generations.core_ready(report.model, self.config.slots)
+                self.ask_again()
                 self.events.publish("core", "ready")
             case Failed():
                 self._give_up(from_wire(report.error))
 
     def gone(self, frame: Gone) -> None:
+        self.to_init(Heard(frame.os_pid))
         self.loop.core_pid = 0
         self.loop.work_route = self.loop.text_route = None
         if self.state == "failed":
@@ -94,7 +125,3 @@ class CoreLink:
         self.state, self.error = "failed", error
         self.events.publish("core", "failed", error=error.to_wire())
         self.generations.core_gone(error)
-
-
-def core_endpoint(config: Config) -> str:
-    return config.endpoint.replace("kernel.sock", "core.sock")

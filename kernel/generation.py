@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, Struct
 
 from aios.syscalls.errors import (
     AiosError,
@@ -47,40 +47,59 @@ from .stats import EventLog, Statistics
 from .trap import Call
 
 
+class Work(Struct, kw_only=True):
+    """What a generation is and has done so far: what it goes on from after the kernel's death."""
+
+    call: int  # its id
+    decoding: Decoding
+    stream: bool
+    prompt: int  # tokens that the call appended
+    began: float  # monotonic
+    prefill: float = 0.0
+    decode: float = 0.0
+    waiting: float = 0.0
+    ttft: float | None = None
+    switches: int = 0
+    pieces: list[Piece] = []  # one a token
+    digest: bytes = b""
+    held: str = ""  # text that the core held back, while preempted
+    cancelled: bool = False
+
+    def take(self, out: Out) -> Piece | None:
+        """What one step of the core brought."""
+        if out.digest:
+            self.digest = out.digest
+        if out.token is None:
+            return None
+        some = UNSET if out.logprob is None else [out.logprob]
+        piece = Piece(text=out.text, tokens=[out.token], logprobs=some)
+        self.pieces.append(piece)
+        return piece
+
+
 @dataclass
 class Generation:
     run: int  # what the core still reports of an earlier run in this context has another
     call: Call
     context: Context
-    decoding: Decoding
-    stream: bool
-    prompt: int  # tokens that the call appended
-    began: float
+    work: Work
     task: Task
     turn: float | None = None  # when its turn began, while it has one
-    prefill: float = 0.0
-    decode: float = 0.0
-    ttft: float | None = None
-    text: list[str] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[Logprob] = field(default_factory=list)
-    digest: bytes = b""
-    held: str = ""  # text that the core held back, while preempted
-    cancelled: bool = False
     deaths: int = 0  # of the core while it had a slot, since its last token
 
     def stop_clock(self, now: float) -> None:
         """Account for the time of this turn."""
         if self.turn is not None:
-            if self.ttft is None:
-                self.prefill += now - self.turn
+            if self.work.ttft is None:
+                self.work.prefill += now - self.turn
             else:
-                self.decode += now - self.turn
+                self.work.decode += now - self.turn
         self.turn = None
 
 
 class Generations:
-    """All generations, by context id. `send` takes commands to the core."""
+    """All generations, by context id. `send` takes commands to the core; `note` journals what came
+    from it, before anyone is shown it."""
 
     def __init__(
         self,
@@ -90,7 +109,9 @@ class Generations:
         stats: Statistics,
         events: EventLog,
         send: Callable[[Command], None],
+        note: Callable[[int, Out | Halted], None],
     ) -> None:
+        self.note = note
         self.scheduler = scheduler
         self.contexts = contexts
         self.prompts = prompts
@@ -98,7 +119,7 @@ class Generations:
         self.events = events
         self.send = send
         self.active: dict[int, Generation] = {}
-        self.last_run = 0
+        self.last_run = time.monotonic_ns()  # a core may still run what another kernel sent
 
     # --- calls ----------------------------------------------------------------------------------
 
@@ -114,20 +135,21 @@ class Generations:
     def start(self, call: Call, args: Generate) -> None:
         """A generation in the context that the call names, or in one that ends with the call."""
         if args.ctx is None:
-            context = self.contexts.open(call.process, None)
+            context = self.contexts.open(call.process, None, own=True)
         else:
             context = self.contexts.get(call.process, args.ctx)
-        self._occupy(call, context, own=args.ctx is None)
+        self._occupy(call, context)
         self.prompts.enter(call, context, args, partial(self._queue, call, context, args))
 
-    def _occupy(self, call: Call, context: Context, *, own: bool = False) -> None:
+    def _occupy(self, call: Call, context: Context) -> None:
         """`context` is the call's until it ends, whichever way it ends."""
         context.busy = True
+        call.durable = context.name is not None
 
         def release() -> None:
             context.busy = False
             decisions = self._leave(context) if context.id in self.active else []
-            if own:
+            if context.own:
                 self.contexts.close(context)
             self.apply(decisions)
 
@@ -136,9 +158,10 @@ class Generations:
     def cancel(self, context: Context) -> None:
         """End it at the next token, with what it has."""
         gen = self.active[context.id]
-        gen.cancelled = True
+        gen.work.cancelled = True
+        self.contexts.changed.add(context.id)
         if gen.task.state == "ready":
-            self._finish(gen, "cancelled", gen.held)
+            self._finish(gen, "cancelled", gen.work.held)
         else:
             self.send(Halt(context.id, "cancelled"))
 
@@ -153,18 +176,33 @@ class Generations:
             raise BadInput("there is nothing to generate from", "send messages, text or tokens")
         context.append([], self.contexts.window - 1)  # room for one token, or ContextFull
         context.seal()
-        now = time.monotonic()
+        self.contexts.changed.add(context.id)
+        decoding = msgspec.convert(args, Decoding, from_attributes=True)
+        work = Work(
+            call=call.id, decoding=decoding, stream=args.stream, prompt=added,
+            began=time.monotonic(),
+        )  # fmt: skip
+        self.events.publish("generation", "queued", call.process.pid, ctx=context.id, prompt=added)
+        self.apply(self._add(call, context, work))
+
+    def _add(self, call: Call, context: Context, work: Work) -> list[Decision]:
         suspended = call.process.state == "stopped"
+        now = time.monotonic()
         decisions = self.scheduler.add(context.id, call.process.nice, now, suspended=suspended)
         task = self.scheduler.tasks[context.id]
-        decoding = msgspec.convert(args, Decoding, from_attributes=True)
+        task.waiting, task.switches = work.waiting, work.switches
         self.last_run += 1
-        self.active[context.id] = Generation(
-            self.last_run, call, context, decoding, args.stream, added, now, task
-        )
+        self.active[context.id] = Generation(self.last_run, call, context, work, task)
         call.on_cancel = lambda: self.cancel(context)
-        self.events.publish("generation", "queued", call.process.pid, ctx=context.id, prompt=added)
-        self.apply(decisions)
+        return decisions
+
+    def recover(self, call: Call, context: Context, work: Work) -> None:
+        """Go on with what another kernel began, once there is a core."""
+        self._occupy(call, context)
+        call.pieces = list(work.pieces) if work.stream else []
+        self._add(call, context, work)
+        if work.cancelled:
+            self._finish(self.active[context.id], "cancelled", work.held)
 
     def _leave(self, context: Context) -> list[Decision]:
         """The call has ended, with its result or without: nothing of it is left behind."""
@@ -176,8 +214,9 @@ class Generations:
         process.generations += 1
         process.waiting += gen.task.waiting
         process.switches += gen.task.switches
-        if context.turns and context.turns[-1][1] is not None:
-            context.turns.append(("assistant", None))
+        process.touch()
+        context.answered()
+        self.contexts.changed.add(context.id)
         self.stats.generations += 1
         self.stats.switches += gen.task.switches
         return decisions
@@ -188,10 +227,10 @@ class Generations:
             gen = self.active[decision.task]
             context = gen.context
             if isinstance(decision, Dispatch):
-                gen.turn, gen.held = now, ""
-                generated = len(gen.tokens)
+                gen.turn, work = now, gen.work
+                generated = len(work.pieces)
                 self.send(
-                    Run(context.id, gen.run, context.history, generated, gen.decoding, gen.digest)
+                    Run(context.id, gen.run, context.history, generated, work.decoding, work.digest)
                 )
             else:
                 self.send(Halt(context.id, "preempted"))
@@ -215,7 +254,7 @@ class Generations:
         for gen in list(self.active.values()):
             if error is not None:
                 gen.call.fail(error)
-            elif gen.cancelled:
+            elif gen.work.cancelled:
                 self._finish(gen, "cancelled", "")
             elif gen.deaths >= DEATHS:
                 why = f"the LLM core died {gen.deaths} times in a row under this call"
@@ -238,35 +277,31 @@ class Generations:
 
     def _out(self, gen: Generation, out: Out) -> None:
         now = time.monotonic()
-        if out.digest:
-            gen.digest = out.digest
-        if out.token is not None:
-            if gen.ttft is None:
+        piece = gen.work.take(out)
+        if piece is not None or out.digest:
+            self.note(out.ctx, out)
+        if out.token is not None and piece is not None:
+            if gen.work.ttft is None:
                 self._first_token(gen, now)
             gen.context.draw(out.token)
-            gen.tokens.append(out.token)
             gen.deaths = 0
-            gen.text.append(out.text)
-            if out.logprob is not None:
-                gen.logprobs.append(out.logprob)
             try:
                 self.prompts.check_limit(gen.call.process, 1)
             except LimitReached as error:
                 gen.call.fail(error)
                 return
-            gen.call.process.tokens += 1
-            if gen.stream:
-                some = UNSET if out.logprob is None else [out.logprob]
-                gen.call.piece(Piece(text=out.text, tokens=[out.token], logprobs=some))
+            gen.call.process.spend(1)
+            if gen.work.stream:
+                gen.call.piece(piece)
         self.apply(self.scheduler.served(out.ctx, out.fed, now))
 
     def _first_token(self, gen: Generation, now: float) -> None:
         if gen.turn is not None:
-            gen.prefill += now - gen.turn
+            gen.work.prefill += now - gen.turn
             gen.turn = now
-        gen.ttft = now - gen.began
-        self.stats.ttft.add(gen.ttft)
-        gen.call.process.ttft_total += gen.ttft
+        gen.work.ttft = ttft = now - gen.work.began
+        self.stats.ttft.add(ttft)
+        gen.call.process.ttft_total += ttft
         gen.call.process.first_tokens += 1
 
     def _halted(self, gen: Generation, halted: Halted) -> None:
@@ -274,8 +309,9 @@ class Generations:
         gen.stop_clock(now)
         if halted.why == "failed":
             gen.call.fail(Internal(f"the core refused the context: {halted.error}"))
-        elif halted.why == "preempted" and not gen.cancelled:
-            gen.held = halted.text
+        elif halted.why == "preempted" and not gen.work.cancelled:
+            gen.work.held = halted.text
+            self.note(halted.ctx, halted)
             self.apply(self.scheduler.halted(halted.ctx, now))
         else:
             why: Finish = "cancelled" if halted.why == "preempted" else halted.why
@@ -283,33 +319,32 @@ class Generations:
 
     def _finish(self, gen: Generation, finish: Finish, text: str) -> None:
         now = time.monotonic()
-        if text:
-            gen.text.append(text)
-            if gen.stream:
-                gen.call.piece(Piece(text=text, tokens=[]))
-        turnaround, waiting = now - gen.began, gen.task.waited(now)
+        work, tokens = gen.work, [token for piece in gen.work.pieces for token in piece.tokens]
+        if text and work.stream:
+            gen.call.piece(Piece(text=text, tokens=[]))
+        turnaround, waiting = now - work.began, gen.task.waited(now)
         self.stats.waiting.add(waiting)
         self.stats.turnaround.add(turnaround)
         gen.call.process.turnaround += turnaround
-        self.stats.prompt_tokens += gen.prompt
-        self.stats.completion_tokens += len(gen.tokens)
-        usage = Usage(prompt=gen.prompt, completion=len(gen.tokens), context=gen.context.used)
+        self.stats.prompt_tokens += work.prompt
+        self.stats.completion_tokens += len(tokens)
+        usage = Usage(prompt=work.prompt, completion=len(tokens), context=gen.context.used)
         timings = Timings(
             waiting=waiting,
-            prefill=gen.prefill,
-            decode=gen.decode,
-            ttft=gen.ttft,
+            prefill=work.prefill,
+            decode=work.decode,
+            ttft=work.ttft,
             turnaround=turnaround,
             switches=gen.task.switches,
         )
         result = Result(
-            text="".join(gen.text),
-            tokens=gen.tokens,
+            text="".join(piece.text for piece in work.pieces) + text,
+            tokens=tokens,
             finish=finish,
             usage=usage,
             timings=timings,
-            digest=gen.digest.hex() or None,
-            logprobs=gen.logprobs if gen.decoding.logprobs is not None else UNSET,
+            digest=work.digest.hex() or None,
+            logprobs=UNSET if work.decoding.logprobs is None else _logprobs(work),
         )
         self.events.publish("generation", finish, gen.call.process.pid, ctx=gen.context.id)
         gen.call.done(result)
@@ -328,3 +363,7 @@ class Generations:
             if not gen.context.busy:
                 problems.append(f"context {ctx} generates and is not busy")
         return problems
+
+
+def _logprobs(work: Work) -> list[Logprob]:
+    return [each for piece in work.pieces for each in piece.logprobs or []]

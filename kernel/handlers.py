@@ -14,6 +14,7 @@ from aios.syscalls import messages as t
 from aios.syscalls.errors import BadInput
 from aios.syscalls.table import ROWS
 
+from .context import Context
 from .core.protocol import Encode
 from .process import Process
 from .scheduler import POLICIES
@@ -48,6 +49,7 @@ def proc_spawn(k: Kernel, call: Call, args: t.Spawn) -> Any:
 def proc_exit(k: Kernel, call: Call, args: t.Exit) -> t.Done:
     call.process.code, call.process.result = args.code, args.result
     call.process.reported = True
+    call.process.touch()
     k.lifecycle.leave(call)
     return t.Done()
 
@@ -64,6 +66,7 @@ def proc_kill(k: Kernel, call: Call, args: t.Kill) -> t.Done:
 def proc_nice(k: Kernel, call: Call, args: t.SetNice) -> t.NiceReply:
     process = _target(k, call, args.pid)
     process.nice = args.nice
+    process.touch()
     k.scheduler.renice(process.contexts, args.nice)
     return t.NiceReply(nice=args.nice)
 
@@ -90,8 +93,38 @@ def proc_log(k: Kernel, call: Call, args: t.Log) -> Any:
 
 
 def llm_open(k: Kernel, call: Call, args: t.Open) -> t.Opened:
-    context = k.contexts.open(call.process, args.system)
-    return t.Opened(ctx=context.id, window=k.contexts.window)
+    return _opened(k, call, k.contexts.open(call.process, args.system, args.name))
+
+
+def _opened(k: Kernel, call: Call, context: Context) -> t.Opened:
+    call.durable = context.name is not None
+    return t.Opened(ctx=context.id, window=k.contexts.window, used=context.used)
+
+
+def llm_fork(k: Kernel, call: Call, args: t.Fork) -> t.Opened:
+    context = k.contexts.get(call.process, args.ctx)
+    return _opened(k, call, k.contexts.fork(context, call.process, args.name))
+
+
+def llm_checkpoint(k: Kernel, call: Call, args: t.Checkpoint) -> t.Used:
+    context = k.contexts.get(call.process, args.ctx)
+    k.contexts.checkpoint(context, args.name)
+    return _used(k, call, context)
+
+
+def llm_rollback(k: Kernel, call: Call, args: t.Rollback) -> t.Used:
+    context = k.contexts.get(call.process, args.ctx)
+    k.contexts.rollback(context, args.name)
+    return _used(k, call, context)
+
+
+def _used(k: Kernel, call: Call, context: Context) -> t.Used:
+    call.durable = context.name is not None
+    return t.Used(used=context.used, window=k.contexts.window)
+
+
+def llm_contexts(k: Kernel, call: Call, args: t.Empty) -> list[t.ContextInfo]:
+    return [context.info() for context in k.contexts.visible(call.process)]
 
 
 def llm_append(k: Kernel, call: Call, args: t.Append) -> Any:
@@ -122,7 +155,9 @@ def llm_detokenize(k: Kernel, call: Call, args: t.Detokenize) -> Any:
 
 
 def llm_close(k: Kernel, call: Call, args: t.Close) -> t.Done:
-    k.contexts.close(k.contexts.get(call.process, args.ctx))
+    context = k.contexts.get(call.process, args.ctx)
+    call.durable = context.name is not None
+    k.contexts.close(context, forget=args.forget)
     return t.Done()
 
 
@@ -152,7 +187,7 @@ def kernel_status(k: Kernel, call: Call, args: t.Empty) -> t.Status:
         quantum=k.scheduler.quantum,
         policies=sorted(POLICIES),
         agents=len(k.lifecycle.agents_alive()),
-        contexts=len(k.contexts.contexts),
+        contexts=k.contexts.open_count(),
         running=len(k.scheduler.in_state("running")),
         ready=len(k.scheduler.in_state("ready")),
     )

@@ -1,4 +1,5 @@
-"""init: the parent of all. Starts, reaps and restarts; holds no other state than who is alive.
+"""init: the parent of all. Starts, reaps and restarts; holds no other state than who is alive, and
+which ends no kernel has taken note of.
 
     python -m aios.kernel.init HOME SETTINGS
 
@@ -17,6 +18,7 @@ import json
 import os
 import random
 import resource
+import secrets
 import selectors
 import signal
 import socket
@@ -35,7 +37,9 @@ from aios.syscalls.home import endpoint
 from .config import Config, load
 from .init_protocol import (
     FRAME_BYTES,
+    Census,
     Gone,
+    Heard,
     Paused,
     SignalChild,
     StartAgent,
@@ -51,6 +55,7 @@ from .init_protocol import (
 RUNNER = "aios.agents.runner"  # by name: the kernel knows the SDK only as a program to run
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 BACKOFF, LONGEST_BACKOFF, HEALTHY = 0.05, 5.0, 10.0  # seconds
+CRASHES = 3  # of a kernel by itself, one soon after the other, until its journal is set aside
 TOKEN_FD = 3  # where a child finds what is its own: a kernel its link, an agent its token
 FATAL = 78  # the kernel's exit code when starting it again would not help (EX_CONFIG)
 CAUGHT = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -63,7 +68,11 @@ class Init:
         self.kernel = 0
         self.kernel_started = 0.0
         self.backoff = BACKOFF
-        self.children: set[int] = set()  # agents and cores
+        self.crashes = 0  # in a row
+        self.system = secrets.token_hex(8)
+        self.children: dict[int, int] = {}  # agents and cores by OS pid: the kernel's key
+        self.paused: set[int] = set()
+        self.ended: dict[int, Gone] = {}  # no kernel has taken note of them yet
         self.link: socket.socket | None = None
         self.ending = False
         os.environ["AIOS_HOME"] = config.home  # how a child finds the kernel
@@ -96,17 +105,19 @@ class Init:
             if code is not None:
                 return code
 
-    def from_kernel(self) -> None:
+    def from_kernel(self) -> bool:
+        """Do one thing that the kernel asks for. False: it is dying; reap() will tell."""
         assert self.link is not None
         try:
             data = self.link.recv(FRAME_BYTES)
         except BlockingIOError:
-            return
+            return True
         except ConnectionResetError:
             data = b""
-        if not data:  # it is dying: reap() will tell
-            self.selector.unregister(self.link)
-            return
+        if not data:
+            with contextlib.suppress(KeyError):
+                self.selector.unregister(self.link)
+            return False
         frame = decode_to_init(data)
         match frame:
             case StartAgent():
@@ -115,6 +126,9 @@ class Init:
                 self.start(frame.key, lambda: self.fork(exec_argv(frame.argv), frame.log))
             case SignalChild() if frame.os_pid in self.children:
                 signal_group(frame.os_pid, frame.signal)
+            case Heard():
+                self.ended.pop(frame.os_pid, None)
+        return True
 
     def tell(self, frame: ToKernel) -> None:
         """The kernel may be gone: reap() deals with that."""
@@ -140,6 +154,8 @@ class Init:
         self.link = ours
         self.kernel_started = time.monotonic()
         self.selector.register(ours, selectors.EVENT_READ)
+        gone = list(self.ended.values())
+        self.tell(Census(self.system, self.children, list(self.paused), gone))
 
     def start(self, key: int, fork: Callable[[], int]) -> None:
         try:
@@ -150,7 +166,7 @@ class Init:
         except OSError as error:  # no such file after all, no more descriptors, no more processes
             self.tell(StartFailed(key, NoProgram(f"it cannot be started: {error}").to_wire()))
             return
-        self.children.add(os_pid)
+        self.children[os_pid] = key
         self.tell(Started(key, os_pid))
 
     def start_agent(self, frame: StartAgent) -> int:
@@ -191,45 +207,48 @@ class Init:
             if os_pid == 0:
                 return None
             if os.WIFSTOPPED(status) or os.WIFCONTINUED(status):
+                (self.paused.add if os.WIFSTOPPED(status) else self.paused.discard)(os_pid)
                 self.tell(Paused(os_pid, os.WIFSTOPPED(status)))
                 continue
+            self.paused.discard(os_pid)
             number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
             code = 128 + number if number else os.WEXITSTATUS(status)
             if os_pid == self.kernel:
                 if self.kernel_gone(code, number):
                     return code
             elif os_pid in self.children:
-                self.children.remove(os_pid)
+                key = self.children.pop(os_pid)
                 signal_group(os_pid, signal.SIGKILL)  # what it left behind in its group
                 name = signal.Signals(number).name.removeprefix("SIG") if number else ""
-                self.tell(Gone(os_pid, code, name))
+                self.ended[os_pid] = Gone(key, os_pid, code, name)
+                self.tell(self.ended[os_pid])
             self.kill_strays()
 
     def kill_strays(self) -> None:
         """Whoever was orphaned to init and is none of ours outlived the agent that started it; so
         may have what it started itself, and that comes up when it is reaped."""
         listed = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
-        for os_pid in {int(word) for word in listed.split()} - self.children - {self.kernel}:
+        ours = {*self.children, self.kernel}
+        for os_pid in {int(word) for word in listed.split()} - ours:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(os_pid, signal.SIGKILL)
 
     def kernel_gone(self, code: int, number: int) -> bool:
-        """End with it if it ended by itself; else start another. Its agents and cores go with it:
-        what it knew of them was in its memory."""
+        """End with it if it ended by itself; else start another, which takes over from it."""
         assert self.link is not None
-        with contextlib.suppress(KeyError):
-            self.selector.unregister(self.link)
+        while self.from_kernel():  # what it still asked for
+            pass
         self.link.close()
         self.link = None
-        self.kill_all()
         if self.ending or code in (0, FATAL):
+            self.kill_all()
             if number:  # killed: it has left its sockets behind
-                for name in ("kernel.sock", "core.sock"):
+                for name in ("kernel.sock", "core.sock", "text.sock"):
                     (self.config.path / name).unlink(missing_ok=True)
             return True
-        lived = time.monotonic() - self.kernel_started
-        self.backoff = BACKOFF if lived > HEALTHY else min(self.backoff * 2, LONGEST_BACKOFF)
+        self._back_off(number)
         how = f"died of {signal.Signals(number).name}" if number else f"failed with {code}"
+        lived = time.monotonic() - self.kernel_started
         print(
             f"init: the kernel {how} after {lived:.1f} s; another in {self.backoff:.2f} s",
             file=sys.stderr, flush=True,
@@ -237,6 +256,24 @@ class Init:
         time.sleep(self.backoff)
         self.start_kernel()
         return False
+
+    def _back_off(self, number: int) -> None:
+        """Whoever kills a kernel is not waited for; one that fails over and over may fail of what
+        is in its journal, and is started without it."""
+        soon = time.monotonic() - self.kernel_started < HEALTHY
+        if number == signal.SIGKILL or not soon:
+            self.backoff, self.crashes = BACKOFF, 0
+            return
+        self.backoff = min(self.backoff * 2, LONGEST_BACKOFF)
+        self.crashes += 1
+        if self.crashes == CRASHES:
+            journal = self.config.path / "journal"
+            aside = self.config.path / f"journal-{time.time():.0f}"
+            journal.rename(aside)
+            print(f"init: set its journal aside, as {aside}", file=sys.stderr, flush=True)
+            self.kill_all()
+            self.ended.clear()
+            self.crashes = 0
 
     def kill_all(self) -> None:
         for os_pid in self.children:

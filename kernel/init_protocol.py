@@ -34,6 +34,21 @@ class SignalChild(Frame):
     signal: int
 
 
+class Heard(Frame):
+    """The kernel knows that a child has ended, and will not forget it."""
+
+    os_pid: int
+
+
+class Census(Frame):
+    """The first word to a kernel: what there is to take over from the one before it."""
+
+    system: str  # another for each init
+    children: dict[int, int]  # OS pid: key
+    paused: list[int]  # OS pids
+    gone: list[Gone]  # not heard of yet
+
+
 class Started(Frame):
     key: int
     os_pid: int
@@ -47,6 +62,7 @@ class StartFailed(Frame):
 class Gone(Frame):
     """A child has ended: its exit code, or 128 + the signal that ended it."""
 
+    key: int
     os_pid: int
     code: int
     signal: str  # "" or a name like "KILL"
@@ -61,8 +77,8 @@ class WindUp(Frame):
     """init was told to end: the kernel shall end its agents, then itself."""
 
 
-ToInit = StartAgent | StartCore | SignalChild
-ToKernel = Started | StartFailed | Gone | Paused | WindUp
+ToInit = StartAgent | StartCore | SignalChild | Heard
+ToKernel = Census | Started | StartFailed | Gone | Paused | WindUp
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_init = msgspec.msgpack.Decoder(ToInit).decode

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,17 @@ from . import access
 from .config import Config
 from .context import ContextManager
 from .generation import Generations
-from .init_protocol import Gone, Paused, SignalChild, StartAgent, Started, StartFailed, ToInit
+from .init_protocol import (
+    Census,
+    Gone,
+    Heard,
+    Paused,
+    SignalChild,
+    StartAgent,
+    Started,
+    StartFailed,
+    ToInit,
+)
 from .logs import Logs
 from .message import Mailroom
 from .process import Process, ProcessTable
@@ -43,13 +54,15 @@ SLICE = 25  # processes whose figures are read in one sweep
 
 @dataclass
 class Birth:
-    """A process between spawn and hello."""
+    """A process between spawn and its first call. Until then it may say hello again, should the
+    kernel die before the welcome was heard."""
 
     process: Process
     token: bytes
     spawn: Spawn
-    call: Call
+    call: Call | None  # None: its caller has had the reply, or is gone
     signals: list[str] = field(default_factory=list)  # sent before it has an OS pid
+    greeted: bool = False
 
 
 class Lifecycle:
@@ -82,15 +95,20 @@ class Lifecycle:
         if agent_above:
             limits = tightened(call.process.limits, limits)
         nice = call.process.nice if args.nice is None else args.nice
+        lent = [self.contexts.get(call.process, ctx) for ctx in args.contexts]
+        if limits.contexts is not None and len(lent) > limits.contexts:
+            raise LimitReached(f"{len(lent)} contexts are more than its limit, {limits.contexts}")
         process = self.table.add("agent", name, parent, nice, limits, time.monotonic())
-        token = secrets.token_bytes(32)
-        self.births[process.pid] = Birth(process, token, args, call)
-        cwd = args.cwd or self.config.home
-        self.to_init(
-            StartAgent(
-                process.pid, args.program, args.args, token, cwd, str(self.logs.path(process.pid))
-            )
-        )
+        for context in lent:
+            self.contexts.fork(context, process)
+        birth = Birth(process, secrets.token_bytes(32), args, call)
+        self.births[process.pid] = birth
+        self._start(birth)
+
+    def _start(self, birth: Birth) -> None:
+        pid, spawn = birth.process.pid, birth.spawn
+        cwd, log = spawn.cwd or self.config.home, str(self.logs.path(pid))
+        self.to_init(StartAgent(pid, spawn.program, spawn.args, birth.token, cwd, log))
 
     def started(self, frame: Started) -> None:
         birth = self.births.get(frame.key)
@@ -102,21 +120,24 @@ class Lifecycle:
     def _born(self, birth: Birth, os_pid: int) -> None:
         process = birth.process
         self.table.bind(process, os_pid)
-        birth.call.done(Spawned(pid=process.pid))
+        if birth.call is not None:
+            birth.call.done(Spawned(pid=process.pid))
         self.events.publish("process", "started", process.pid, os_pid=os_pid)
         for name in birth.signals:
             self.signal(process, name)
 
     def start_failed(self, frame: StartFailed) -> None:
         birth = self.births.pop(frame.key)
-        birth.call.fail(from_wire(frame.error))
+        if birth.call is not None:
+            birth.call.fail(from_wire(frame.error))
+        self._close_contexts(birth.process)
         self.table.end(birth.process, 127, "not started", time.monotonic())
         self.table.forget(birth.process)
         self._ended()
 
     def _check_hello(self, pid: int) -> None:
-        birth = self.births.pop(pid, None)
-        if birth is not None and birth.process.state in ("starting", "stopped"):
+        birth = self.births.get(pid)
+        if birth is not None and not birth.greeted:
             self.terminate(birth.process, "no hello")
 
     def hello(self, session: Session, args: Hello) -> Welcome:
@@ -126,11 +147,15 @@ class Lifecycle:
                 f"the caller speaks ABI version {args.version}, this kernel {wire.ABI_VERSION}",
                 "use the SDK that came with this kernel",
             )
-        if args.token is not None:
+        spawn = None
+        if args.back is not None:
+            process = self.trap.back(session, args.back)
+        elif args.token is not None:
             process, spawn = self._redeem(session, args.token)
         else:
-            process, spawn = self._client(session, args.name), None
-        self.trap.bind(session, process)
+            process = self._client(session, args.name)
+        if args.back is None:
+            self.trap.bind(session, process)
         return Welcome(
             pid=process.pid,
             name=process.name,
@@ -139,6 +164,8 @@ class Lifecycle:
             boot=self.boot,
             program=spawn.program if spawn else "",
             task=spawn.task if spawn else None,
+            contexts=sorted(process.contexts),
+            secret=process.secret,
         )
 
     def _redeem(self, session: Session, token: bytes) -> tuple[Process, Spawn]:
@@ -152,13 +179,18 @@ class Lifecycle:
                     break
                 if process.os_pid == 0:
                     self._born(birth, session.os_pid)
-                del self.births[process.pid]
-                if process.state != "ending":
+                if process.state != "ending" and not birth.greeted:
                     process.move("running")
+                birth.greeted = True
                 return process, birth.spawn
         raise BadToken(
             "the token is wrong, used up, or another process's", "an agent says hello once"
         )
+
+    def settle(self, process: Process) -> None:
+        """Its first call: it has heard its welcome, and the token is used up."""
+        if self.births.pop(process.pid, None) is not None:
+            process.touch()
 
     def _client(self, session: Session, name: str | None) -> Process:
         if not access.may_be_client(session.os_pid, self.init_pid):
@@ -173,10 +205,39 @@ class Lifecycle:
     # --- death ----------------------------------------------------------------------------------
 
     def gone(self, frame: Gone) -> None:
-        process = self.table.by_os_pid.get(frame.os_pid)
-        if process is not None:
+        process = self.table.rows.get(frame.key)
+        if process is not None and process.alive:
             reason = f"signal {frame.signal}" if frame.signal else "exit"
             self._end(process, frame.code, reason)
+        self.to_init(Heard(frame.os_pid))
+
+    # --- after the kernel's death ---------------------------------------------------------------
+
+    def recover(self, census: Census) -> None:
+        """What became of the processes meanwhile, as init knows it."""
+        keys = {key: os_pid for os_pid, key in census.children.items()}
+        ended = {frame.key for frame in census.gone}
+        for process in self.agents_alive():
+            birth = self.births.get(process.pid)
+            if process.pid in keys and not process.os_pid and birth is not None:
+                self._born(birth, keys[process.pid])
+            elif process.pid not in keys and process.pid not in ended and birth is not None:
+                self._start(birth)  # init never heard of it
+                continue
+            paused = keys.get(process.pid) in census.paused
+            if process.alive and paused != (process.state == "stopped"):
+                self.paused(Paused(process.os_pid, paused))
+            if process.state == "ending":
+                self._end_soon(process)
+            elif birth is not None and not birth.greeted:
+                self.after(self.config.hello, partial(self._check_hello, process.pid))
+        for frame in census.gone:
+            self.gone(frame)
+
+    def _end_soon(self, process: Process) -> None:
+        if not process.reported:
+            self.signal(process, "TERM")
+        self.after(self.config.grace, lambda: self._kill_if_alive(process))
 
     def lost(self, session: Session, why: str) -> None:
         """Its connection does not take what is sent."""
@@ -203,18 +264,21 @@ class Lifecycle:
         session = self.trap.by_pid.get(process.pid)
         if session is not None:
             self.trap.close(session)
-        for ctx in list(process.contexts):
-            self.contexts.close(self.contexts.contexts[ctx])
+        self._close_contexts(process)
         self.births.pop(process.pid, None)
         self.figures.pop(process.pid, None)
+        self.mailroom.ended(process)
         children = self.table.end(process, code, reason, time.monotonic())
         self.events.publish(
             "process", "ended", process.pid, code=process.code, reason=process.reason
         )
-        self.mailroom.sender_ended(process.pid)
         for child in children:
             self.terminate(child, "parent gone")
         self._ended()
+
+    def _close_contexts(self, process: Process) -> None:
+        for ctx in list(process.contexts):
+            self.contexts.close(self.contexts.contexts[ctx])
 
     def _ended(self) -> None:
         """Tell those who wait for an end."""
@@ -238,6 +302,7 @@ class Lifecycle:
             self.to_init(SignalChild(process.os_pid, signal.Signals["SIG" + name]))
         else:
             self.births[process.pid].signals.append(name)
+            process.touch()
 
     def terminate(self, process: Process, reason: str) -> None:
         """TERM now, KILL after the grace; `reason` is what its parent will read."""
@@ -246,10 +311,9 @@ class Lifecycle:
         process.reason = reason
         stopped = process.state == "stopped"
         process.move("ending")
-        self.signal(process, "TERM")
+        self._end_soon(process)
         if stopped:
             self.signal(process, "CONT")
-        self.after(self.config.grace, lambda: self._kill_if_alive(process))
 
     def _kill_if_alive(self, process: Process) -> None:
         if process.alive:
@@ -262,7 +326,8 @@ class Lifecycle:
         if frame.paused and process.state != "stopped":
             process.move("stopped")
         elif not frame.paused and process.state == "stopped":
-            process.move("starting" if process.pid in self.births else "running")
+            birth = self.births.get(process.pid)
+            process.move("running" if birth is None or birth.greeted else "starting")
         self.generations.suspend(process, frame.paused)
         self.events.publish("process", process.state, process.pid)
 
@@ -307,6 +372,7 @@ class Lifecycle:
     def set_limits(self, caller: Process, process: Process, limits: Limits) -> None:
         is_agent = caller.kind == "agent"
         process.limits = tightened(caller.limits, limits) if is_agent else limits
+        process.touch()
 
     # --- waiting ----------------------------------------------------------------------------------
 
@@ -347,6 +413,7 @@ class Lifecycle:
         if not ended:
             return None
         ended[0].waited |= ended[0].parent == caller.pid
+        ended[0].touch()
         return exited(ended[0])
 
     def _tell_waiters(self) -> None:

@@ -1,4 +1,8 @@
-"""The kernel's loop: all of its ZeroMQ, its link to init, and its timers. Nothing here blocks."""
+"""The kernel's loop: all of its ZeroMQ, its link to init, and its timers. Nothing here blocks.
+
+What goes out to callers and to init waits for the end of the turn, when the journal has taken note
+of what it follows from.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +23,13 @@ import zmq
 from aios.syscalls.errors import HomeBusy
 
 from .core import protocol as core
-from .init_protocol import FRAME_BYTES, ToInit, ToKernel, decode_to_kernel
+from .init_protocol import FRAME_BYTES, Census, ToInit, ToKernel, decode_to_kernel
 from .init_protocol import encode as encode_to_init
 
 MAX_FRAME = 1 << 20  # a longer one is cut off by libzmq; over 64 KiB the trap answers TooBig
 UNREAD = 4096  # replies that a peer may leave unread before it counts as gone
 CROWDED = 1024  # timers that are kept before the cancelled ones are thrown out
+RETRY = 0.1  # seconds until a commit is tried again, when the disk is full
 BURST = 64  # messages taken from one socket before the others get a turn
 
 
@@ -46,16 +51,21 @@ class Loop:
     on_report: Callable[[core.Report], None]
     on_encoded: Callable[[core.Encoded], None]
     on_text_ready: Callable[[], None]
+    on_core_here: Callable[[], None]  # it is connected, and listens
+    on_turn: Callable[[], bool]  # all of a turn is done; True: it is committed
 
-    def __init__(self, endpoint: str, core_endpoint: str, init_fd: int) -> None:
+    def __init__(self, home: Path, init_fd: int) -> None:
         self.context: zmq.Context[Any] = zmq.Context()
         self.paths: list[Path] = []
-        self.calls = self._bind(endpoint, UNREAD, MAX_FRAME)
-        self.cores = self._bind(core_endpoint, 0, -1)
+        self.work = self._bind(home / "core.sock", 0, -1)
+        self.text = self._bind(home / "text.sock", 0, -1)
         self.init = socket.socket(fileno=init_fd)
         self.init.setblocking(False)
         self.to_init: deque[bytes] = deque()
-        self.core_pid = 0  # who may speak on the core's socket
+        self.to_callers: list[tuple[bytes, bytes]] = []
+        self.posted: deque[Callable[[], None]] = deque()
+        self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.core_pid = 0  # who may speak on the core's sockets
         self.work_route: bytes | None = None
         self.text_route: bytes | None = None
         self.lost: dict[bytes, str] = {}
@@ -64,18 +74,21 @@ class Loop:
         self.count = itertools.count()
         self.running = True
 
-    def _bind(self, endpoint: str, unread: int, longest: int) -> zmq.Socket[bytes]:
+    def listen(self, endpoint: str) -> None:
+        """From now on callers are heard."""
+        self.calls = self._bind(Path(endpoint.removeprefix("ipc://")), UNREAD, MAX_FRAME)
+
+    def _bind(self, path: Path, unread: int, longest: int) -> zmq.Socket[bytes]:
         bound: zmq.Socket[bytes] = self.context.socket(zmq.ROUTER)
         bound.setsockopt(zmq.ROUTER_MANDATORY, 1)
         bound.setsockopt(zmq.SNDHWM, unread)
         bound.setsockopt(zmq.MAXMSGSIZE, longest)
         bound.setsockopt(zmq.LINGER, 500)
-        path = Path(endpoint.removeprefix("ipc://"))
         if path.exists():
             if _answers(path):
                 raise HomeBusy(f"another kernel listens at {path}", "stop it first")
             path.unlink()
-        bound.bind(endpoint)
+        bound.bind(f"ipc://{path}")
         path.chmod(0o600)
         self.paths.append(path)
         return bound
@@ -83,7 +96,25 @@ class Loop:
     # --- out ------------------------------------------------------------------------------------
 
     def send(self, route: bytes, data: bytes) -> None:
-        """To a caller. One that is gone or does not read is lost, which on_lost hears later."""
+        """To a caller, at the end of this turn."""
+        self.to_callers.append((route, data))
+
+    def post(self, run: Callable[[], None]) -> None:
+        """Run it in the loop; may be called from another thread."""
+        self.posted.append(run)
+        os.eventfd_write(self.wake, 1)
+
+    def _end_turn(self) -> None:
+        if not self.on_turn():
+            self.after(RETRY, lambda: None)  # nothing is shown until the journal has it
+            return
+        self._flush_init()
+        ready, self.to_callers = self.to_callers, []
+        for route, data in ready:
+            self.send_now(route, data)
+
+    def send_now(self, route: bytes, data: bytes) -> None:
+        """One that is gone or does not read is lost, which on_lost hears later."""
         try:
             self.calls.send_multipart([route, data], zmq.NOBLOCK)
         except zmq.Again:
@@ -94,21 +125,20 @@ class Loop:
             self.lost[route] = "closed its connection"
 
     def send_core(self, command: core.Command) -> None:
-        if self.work_route is not None:
-            self._send_core(self.work_route, core.encode(command))
+        self._send_core(self.work, self.work_route, core.encode(command))
 
     def ask_core(self, question: core.Question) -> None:
-        if self.text_route is not None:
-            self._send_core(self.text_route, core.encode(question))
+        self._send_core(self.text, self.text_route, core.encode(question))
 
-    def _send_core(self, route: bytes, data: bytes) -> None:
+    def _send_core(self, bound: zmq.Socket[bytes], route: bytes | None, data: bytes) -> None:
         # A core that is gone is noticed by init; all that was sent to it is sent again then.
-        with contextlib.suppress(zmq.ZMQError):
-            self.cores.send_multipart([route, data], zmq.NOBLOCK)
+        if route is not None:
+            with contextlib.suppress(zmq.ZMQError):
+                bound.send_multipart([route, data], zmq.NOBLOCK)
 
     def send_init(self, frame: ToInit) -> None:
+        """At the end of this turn."""
         self.to_init.append(encode_to_init(frame))
-        self._flush_init()
 
     def _flush_init(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -145,23 +175,31 @@ class Loop:
 
     def run(self) -> None:
         poller = zmq.Poller()
-        poller.register(self.calls, zmq.POLLIN)
-        poller.register(self.cores, zmq.POLLIN)
+        for bound in (self.calls, self.work, self.text, self.wake):
+            poller.register(bound, zmq.POLLIN)
         while self.running:
+            self._end_turn()
             events = zmq.POLLIN | (zmq.POLLOUT if self.to_init else 0)
             poller.register(self.init.fileno(), events)
             wait = max(0.0, self.timers[0][0] - time.monotonic()) if self.timers else 1.0
+            wait = 0.0 if self.lost else wait
             ready = dict(poller.poll(math.ceil(wait * 1000)))
             if self.init.fileno() in ready:
-                self._flush_init()
                 self._from_init()
-            if self.cores in ready:
-                self._from_cores()
+            if self.wake in ready:
+                os.eventfd_read(self.wake)
+                while self.posted:
+                    self.posted.popleft()()
+            if self.work in ready:
+                self._from_core(self.work, self._from_work)
+            if self.text in ready:
+                self._from_core(self.text, self._from_text)
             if self.calls in ready:
                 self._from_callers()
             self._run_timers()
             while self.lost:
                 self.on_lost(*self.lost.popitem())
+        self._end_turn()
 
     def _from_callers(self) -> None:
         for _ in range(BURST):
@@ -172,22 +210,28 @@ class Loop:
             sender = _os_pid(frames[0]) if frames else 0
             self.on_call(route.bytes, sender, [frame.bytes for frame in frames])
 
-    def _from_cores(self) -> None:
+    def _from_core(self, bound: zmq.Socket[bytes], take: Callable[[bytes, bytes], None]) -> None:
         for _ in range(BURST):
             try:
-                route, frame = self.cores.recv_multipart(zmq.NOBLOCK, copy=False)
+                route, frame = bound.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            if _os_pid(frame) != self.core_pid:
-                continue  # not our core, or one that was given up
-            if not frame.bytes:
-                self.text_route = route.bytes
-                self.on_text_ready()
-            elif route.bytes == self.text_route:
-                self.on_encoded(core.decode_encoded(frame.bytes))
-            else:
-                self.work_route = route.bytes
-                self.on_report(core.decode_report(frame.bytes))
+            if _os_pid(frame) == self.core_pid:  # or it is not our core, or one that was given up
+                take(route.bytes, frame.bytes)
+
+    def _from_work(self, route: bytes, data: bytes) -> None:
+        if not data:  # ZMQ_PROBE_ROUTER: it has just connected
+            self.work_route = route
+            self.on_core_here()
+        else:
+            self.on_report(core.decode_report(data))
+
+    def _from_text(self, route: bytes, data: bytes) -> None:
+        if not data:
+            self.text_route = route
+            self.on_text_ready()
+        else:
+            self.on_encoded(core.decode_encoded(data))
 
     def _from_init(self) -> None:
         for _ in range(BURST):
@@ -200,9 +244,18 @@ class Loop:
                 return
             self.on_init(decode_to_kernel(data))
 
+    def first_word(self) -> Census:
+        """What init says to a kernel before anything else."""
+        self.init.setblocking(True)
+        frame = decode_to_kernel(self.init.recv(FRAME_BYTES))
+        self.init.setblocking(False)
+        assert isinstance(frame, Census)
+        return frame
+
     def close(self) -> None:
         self.calls.close()
-        self.cores.close(linger=0)
+        self.work.close(linger=0)
+        self.text.close(linger=0)
         self.context.term()
         for path in self.paths:  # libzmq leaves them
             path.unlink(missing_ok=True)

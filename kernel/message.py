@@ -16,14 +16,18 @@ from .trap import Call
 class Mailroom:
     """Hands messages to those who wait, keeps them for those who don't.
 
-    `after(seconds, run)` starts a timer that can be cancelled; `is_alive` knows processes by pid.
+    `after(seconds, run)` starts a timer that can be cancelled; `is_alive` knows processes by pid;
+    `note(pid, number, mail)` journals what lies in a mailbox, or with None that it does no more.
     """
 
     def __init__(
-        self, after: Callable[[float, Callable[[], None]], Any], is_alive: Callable[[int], bool]
-    ) -> None:
+        self, after: Callable[[float, Callable[[], None]], Any], is_alive: Callable[[int], bool],
+        note: Callable[[int, int, Mail | None], None],
+    ) -> None:  # fmt: skip
         self.after = after
         self.is_alive = is_alive
+        self.note = note
+        self.last = 0
         self.waiting: dict[int, deque[tuple[int | None, Call]]] = {}  # pid: (sender, recv call)
 
     def send(self, sender: Process, receiver: Process, body: Any) -> None:
@@ -39,7 +43,9 @@ class Mailroom:
                 f"the mailbox of process {receiver.pid} is full: {limit} messages",
                 "send again when it has read some",
             )
-        receiver.mailbox.append(mail)
+        self.last += 1
+        receiver.mailbox[self.last] = mail
+        self.note(receiver.pid, self.last, mail)
 
     def receive(self, call: Call, sender: int | None, timeout: float | None) -> Mail | None:
         """The oldest message that fits; None: the call waits, and ends by message or timeout.
@@ -47,9 +53,9 @@ class Mailroom:
         Raises ProcessGone when it can only come from a process that is not alive.
         """
         mailbox = call.process.mailbox
-        for mail in mailbox:
+        for number, mail in mailbox.items():
             if sender in (None, mail.sender):
-                mailbox.remove(mail)
+                self._remove(call.process, number)
                 return mail
         if sender is not None and not self.is_alive(sender):
             raise _gone(sender)
@@ -70,8 +76,15 @@ class Mailroom:
         call.on_end = stop
         return None
 
-    def sender_ended(self, pid: int) -> None:
-        """Whoever waits for a message of `pid` waits in vain."""
+    def _remove(self, process: Process, number: int) -> None:
+        del process.mailbox[number]
+        self.note(process.pid, number, None)
+
+    def ended(self, process: Process) -> None:
+        """Its mailbox is emptied, and whoever waits for a message of it waits in vain."""
+        for number in list(process.mailbox):
+            self._remove(process, number)
+        pid = process.pid
         for waiting in list(self.waiting.values()):
             for wanted, call in list(waiting):
                 if wanted == pid:

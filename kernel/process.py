@@ -9,7 +9,7 @@ no signals; the time is passed in.
 
 from __future__ import annotations
 
-from collections import deque
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -58,9 +58,12 @@ class Process:
     first_tokens: int = 0  # generations that drew one
     switches: int = 0
     contexts: set[int] = field(default_factory=set)
-    mailbox: deque[Mail] = field(default_factory=deque)
+    mailbox: dict[int, Mail] = field(default_factory=dict)  # by number, the oldest first
     children: set[int] = field(default_factory=set)
     ended: float = 0.0
+    secret: bytes = b""  # to come back with after the kernel's death
+    changed: set[int] = field(default_factory=set)  # the table's: what is to be journaled
+    spent: set[int] = field(default_factory=set)  # likewise, of the tokens alone
 
     @property
     def alive(self) -> bool:
@@ -71,6 +74,15 @@ class Process:
             raise IllegalMove(f"process {self.pid}: {' '.join(self.path)} {self.state} to {state}")
         self.path.append(self.state)
         self.state = state
+        self.touch()
+
+    def touch(self) -> None:
+        """What must outlive the kernel has changed."""
+        self.changed.add(self.pid)
+
+    def spend(self, tokens: int) -> None:
+        self.tokens += tokens
+        self.spent.add(self.pid)
 
     def info(self, now: float) -> ProcessInfo:
         return ProcessInfo(
@@ -105,6 +117,8 @@ class ProcessTable:
         self.max = {"agent": max_agents, "client": max_clients}
         self.max_dead = max_dead
         self.rows: dict[int, Process] = {}
+        self.changed: set[int] = set()
+        self.spent: set[int] = set()
         self.by_os_pid: dict[int, Process] = {}
         self.last = 0
 
@@ -127,14 +141,26 @@ class ProcessTable:
         self.last += 1
         state: ProcessState = "starting" if kind == "agent" else "running"
         process = Process(self.last, parent, name, kind, os_pid, nice, limits, now, state)
+        process.secret = secrets.token_bytes(16)
+        self.insert(process)
+        return process
+
+    def insert(self, process: Process) -> None:
+        """A row, new or out of the journal."""
+        self.last = max(self.last, process.pid)
+        process.changed, process.spent = self.changed, self.spent
+        process.touch()
         self.rows[process.pid] = process
+        above = self.rows.get(process.parent)
         if above is not None:
             above.children.add(process.pid)
-        return process
+        if process.kind == "agent" and process.os_pid and process.alive:
+            self.by_os_pid[process.os_pid] = process
 
     def bind(self, process: Process, os_pid: int) -> None:
         process.os_pid = os_pid
         self.by_os_pid[os_pid] = process
+        process.touch()
 
     def live(self) -> Iterator[Process]:
         return (process for process in self.rows.values() if process.alive)
@@ -186,6 +212,7 @@ class ProcessTable:
     def forget(self, process: Process) -> None:
         """The row goes."""
         del self.rows[process.pid]
+        process.touch()
         above = self.rows.get(process.parent)
         if above is not None:
             above.children.discard(process.pid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -30,7 +31,7 @@ class Prompts:
         self.contexts = contexts
         self.ask = ask
         self.questions: dict[int, Asked] = {}
-        self.last = 0
+        self.last = time.monotonic_ns()  # a core may still answer what another kernel asked
         self.core_error: AiosError | None = None  # there is no core, and will be none
 
     def question(
@@ -58,9 +59,8 @@ class Prompts:
         if encoded.req in self.questions:  # or it was asked twice, around the death of a core
             self.questions.pop(encoded.req).answered(encoded)
 
-    def ask_again(self) -> None:
-        for asked in self.questions.values():
-            self.ask(asked.question)
+    def waiting(self) -> list[Question]:
+        return [asked.question for asked in self.questions.values()]
 
     def core_gone(self) -> None:
         """A question may be what the core dies of."""
@@ -89,10 +89,11 @@ class Prompts:
         def entered(tokens: list[int]) -> None:
             self.check_limit(call.process, len(tokens))
             self.contexts.append(context, tokens)
-            call.process.tokens += len(tokens)
+            call.process.spend(len(tokens))
             if messages:
                 context.prelude = []
                 context.turns += messages
+                self.contexts.changed.add(context.id)
             then(len(tokens))
 
         reply = isinstance(args, Generate)

@@ -1,23 +1,27 @@
 """Where a system call enters: decode, identify, authorize, dispatch. The kernel's only catch-all.
 
-Whatever comes in, each call gets exactly one final reply.
+Whatever comes in, each call gets exactly one final reply, and what has an effect has it once: a
+caller that comes back after the kernel's death sends again what it has no final reply to. Such a
+call is then still on its way (detached), or has ended (its reply is kept), or had no effect yet.
 """
 
 from __future__ import annotations
 
 import math
+import secrets
 import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
 from aios.syscalls import wire
 from aios.syscalls.errors import (
     AiosError,
+    BadToken,
     Cancelled,
     Internal,
     LimitReached,
@@ -27,24 +31,43 @@ from aios.syscalls.errors import (
     TooBig,
     UnknownCall,
 )
-from aios.syscalls.messages import Message
+from aios.syscalls.messages import Message, Return
 from aios.syscalls.table import TABLE, Row
 
 from . import access
 from .process import Process, ProcessTable
 
 DEFERRED = object()  # a handler's word that the final reply comes later
+KEPT = 1024  # replies that are kept for one caller; one that says what it heard has far fewer
 UNLIMITED = ("call.cancel", "proc.exit")  # whoever waits for too much can still make an end
 MAX_DEPTH = 32  # of what agents pass on to each other
 
 _encode = msgspec.msgpack.Encoder().encode
-_envelope = msgspec.msgpack.Decoder(tuple[int, str, msgspec.Raw]).decode
+
+
+class Envelope(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    id: int
+    name: str
+    args: msgspec.Raw
+    heard: int = 0
+
+
+class Kept(msgspec.Struct, array_like=True):
+    """The replies to a call that had an effect."""
+
+    kind: int
+    body: msgspec.Raw
+    pieces: list[msgspec.Raw]
+
+
+_envelope = msgspec.msgpack.Decoder(Envelope).decode
 
 
 def _no_extensions(code: int, _data: memoryview) -> Any:
     raise ValueError(f"extension type {code} is not part of the ABI")
 
 
+_kept = msgspec.msgpack.Decoder(Kept).decode
 _decoders = {
     row.name: msgspec.msgpack.Decoder(row.args, ext_hook=_no_extensions).decode
     for row in TABLE.values()
@@ -59,6 +82,7 @@ class Session:
     os_pid: int
     process: Process | None = None
     calls: dict[int, Call] = field(default_factory=dict)
+    kept: dict[int, Kept] = field(default_factory=dict)
     closed: bool = False
 
 
@@ -73,10 +97,23 @@ class Call:
     row: Row
     on_cancel: Callable[[], None] | None = None  # instead of ending with the error Cancelled
     on_end: Callable[[], None] | None = None
+    pieces: list[Any] = field(default_factory=list)  # sent so far, of a call that has an effect
+    detached: bool = False  # its caller has to send it again to hear of it
+    durable: bool = False  # the final reply waits until its effect would survive a power cut
     ended: bool = False
 
     def piece(self, body: Any) -> None:
-        if not self.ended:
+        if self.ended:
+            return
+        if self.row.effect:
+            self.pieces.append(body)
+        if not self.detached:
+            self.trap.reply(self.session, self.id, wire.PIECE, body)
+
+    def attach(self) -> None:
+        """Its caller is back: it hears all pieces again, and knows how many it has had."""
+        self.detached = False
+        for body in self.pieces:
             self.trap.reply(self.session, self.id, wire.PIECE, body)
 
     def done(self, body: Any) -> None:
@@ -93,7 +130,10 @@ class Call:
             return
         self.ended = True
         self.session.calls.pop(self.id, None)
-        self.trap.reply(self.session, self.id, kind, body)
+        if self.row.effect:
+            self.trap.keep(self, kind, body)
+        if not self.detached:
+            self.trap.reply(self.session, self.id, kind, body, durable=self.durable)
         if self.on_end is not None:
             self.on_end()
 
@@ -107,6 +147,18 @@ class Call:
 Handler = Callable[[Call, Any], Any]
 
 
+class Ledger(Protocol):
+    """What the trap asks of the kernel's ledger."""
+
+    def check_room(self) -> None:
+        """Raises DiskFull where nothing that has an effect may begin."""
+
+    def keep_reply(self, pid: int, call_id: int, data: bytes | None) -> None:
+        """With None, it was heard."""
+
+    def send_synced(self, route: bytes, data: bytes) -> None: ...
+
+
 class Trap:
     """`hello` makes a Process out of a session; `handlers` has one function a row of the table."""
 
@@ -116,7 +168,11 @@ class Trap:
         handlers: dict[str, Handler],
         send: Callable[[bytes, bytes], None],
         hello: Callable[[Session, Any], Any],
+        ledger: Ledger,
+        settle: Callable[[Process], None] = lambda _: None,
     ) -> None:
+        self.ledger = ledger
+        self.settle = settle
         self.table = table
         self.handlers = handlers
         self.send = send
@@ -134,8 +190,16 @@ class Trap:
         try:
             if len(frames) != 1:
                 raise Malformed(f"a system call has 1 frame, not {len(frames)}")
-            call_id, name, raw = _open(frames[0])
-            if call_id in session.calls:
+            call_id, name, raw, heard = _open(frames[0])
+            self._forget_heard(session, heard)
+            if call_id in session.kept:
+                self._say_again(session, call_id)
+                return
+            known = session.calls.get(call_id)
+            if known is not None and known.detached:
+                known.attach()
+                return
+            if known is not None:
                 taken, call_id = call_id, 0  # an answer with that id would end the other call
                 raise OutOfOrder(f"call id {taken} is in use", "choose another")
             self._dispatch(session, call_id, name, raw)
@@ -161,7 +225,11 @@ class Trap:
         if process.reported:
             raise OutOfOrder("the process has made its exit")
         process.calls += 1
+        if process.calls == 1:
+            self.settle(process)
         access.check(self.table, process, row, args)
+        if row.effect:
+            self.ledger.check_room()
         limit = process.limits.queue
         if limit is not None and len(session.calls) >= limit and name not in UNLIMITED:
             raise LimitReached(f"{limit} calls are waiting: the limit of process {process.pid}")
@@ -179,11 +247,83 @@ class Trap:
             self.errors[error.code] += 1
             self.reply(session, call_id, wire.FAILED, error.to_wire())
 
-    def reply(self, session: Session, call_id: int, kind: int, body: Any) -> None:
+    def reply(
+        self, session: Session, call_id: int, kind: int, body: Any, *, durable: bool = False
+    ) -> None:
         if not session.closed:
-            self.send(session.route, _encode((call_id, kind, body)))
+            send = self.ledger.send_synced if durable else self.send
+            send(session.route, _encode((call_id, kind, body)))
+
+    # --- coming back ----------------------------------------------------------------------------
+
+    def keep(self, call: Call, kind: int, body: Any) -> None:
+        """Its reply, until it was heard."""
+        kept, pid = call.session.kept, call.process.pid
+        data = _encode((kind, body, call.pieces))
+        kept[call.id] = _kept(data)
+        self.ledger.keep_reply(pid, call.id, data)
+        if len(kept) > KEPT:
+            self._forget(call.session, next(iter(kept)))
+
+    def _forget_heard(self, session: Session, heard: int) -> None:
+        while session.kept and (first := next(iter(session.kept))) <= heard:
+            self._forget(session, first)
+
+    def _forget(self, session: Session, call_id: int) -> None:
+        assert session.process is not None
+        del session.kept[call_id]
+        self.ledger.keep_reply(session.process.pid, call_id, None)
+
+    def _say_again(self, session: Session, call_id: int) -> None:
+        kept = session.kept[call_id]
+        for piece in kept.pieces:
+            self.reply(session, call_id, wire.PIECE, piece)
+        self.reply(session, call_id, kept.kind, kept.body, durable=True)
+
+    def expect(self, process: Process) -> Session:
+        """A session for a process that is to come back."""
+        session = self.by_pid[process.pid] = Session(b"", process.os_pid, process, closed=True)
+        return session
+
+    def take_reply(self, pid: int, call_id: int, data: bytes) -> None:
+        self.by_pid[pid].kept[call_id] = _kept(data)
+
+    def detached(self, pid: int, call_id: int, name: str) -> Call:
+        """A call that was on its way when the kernel died."""
+        session = self.by_pid[pid]
+        assert session.process is not None
+        call = Call(self, session, session.process, call_id, TABLE[name], detached=True)
+        session.calls[call_id] = call
+        return call
+
+    def back(self, session: Session, back: Return) -> Process:
+        """Whoever speaks in `session` goes on as the process it was.
+
+        Raises:
+            BadToken: it is not that process.
+        """
+        known = self.by_pid.get(back.pid)
+        if (
+            known is None
+            or known.process is None
+            or known.os_pid != session.os_pid
+            or not secrets.compare_digest(known.process.secret, back.secret)
+        ):
+            raise BadToken("no process of that number and secret is expected back")
+        self.sessions.pop(known.route, None)
+        known.closed = True
+        for call in list(known.calls.values()):
+            call.detached = True
+            if not call.row.effect:  # it will be sent again, and is another call then
+                call.fail(Cancelled("its caller came back"))
+        known.route, known.closed = session.route, False
+        self.sessions[known.route] = known
+        return known.process
 
     def bind(self, session: Session, process: Process) -> None:
+        before = self.by_pid.get(process.pid)
+        if before is not None:  # an agent that says hello again
+            self.sessions.pop(before.route, None)
         session.process = process
         self.sessions[session.route] = session
         self.by_pid[process.pid] = session
@@ -202,6 +342,8 @@ class Trap:
             self.by_pid.pop(session.process.pid, None)
         for call in list(session.calls.values()):
             call.fail(ProcessGone("the caller is gone"))
+        for call_id in list(session.kept):
+            self._forget(session, call_id)
 
     def check(self) -> list[str]:
         problems = []
@@ -214,14 +356,14 @@ class Trap:
         return problems
 
 
-def _open(data: bytes) -> tuple[int, str, msgspec.Raw]:
+def _open(data: bytes) -> tuple[int, str, msgspec.Raw, int]:
     try:
-        call_id, name, raw = _envelope(data)
+        call = _envelope(data)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise Malformed(f"not a system call: {error}", "send msgpack [id, name, args]") from error
-    if not 0 < call_id < 2**63:
+    if not 0 < call.id < 2**63:
         raise Malformed("a call id is an integer above 0")
-    return call_id, name, raw
+    return call.id, call.name, call.args, call.heard
 
 
 def _arguments(row: Row, raw: msgspec.Raw) -> Message:

@@ -65,6 +65,8 @@ def _call(row: Row) -> Iterator[str]:
         yield "No fields."
     if row.piece is not None:
         yield f"\nPieces: {_type(mi.type_info(row.piece))}."
+    if row.effect:
+        yield "\nHas an effect: done once, whatever happens to the kernel."
     yield f"\nReply: {_type(mi.type_info(row.reply))}."
 
 

@@ -142,6 +142,13 @@ class NoRoom(AiosError):
     code = "model.no_room"
 
 
+class DiskFull(AiosError):
+    """The kernel's journal cannot grow: what has an effect is refused until there is room."""
+
+    code = "disk.full"
+    default_hint = "make room on the disk of the AIOS home"
+
+
 class CoreFailed(AiosError):
     """The LLM core died too often under this call."""
 

@@ -18,6 +18,16 @@ def default_home() -> Path:
     return Path(given).absolute() if given else Path(platformdirs.user_state_dir("aios"))
 
 
+def init_runs(home: Path) -> bool:
+    """Whether an init holds this home: then a kernel that died is followed by another."""
+    try:
+        os_pid = int((home / "init.lock").read_text())
+        os.kill(os_pid, 0)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def endpoint(home: Path) -> str:
     """The ZeroMQ address of the kernel of `home`.
 

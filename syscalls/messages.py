@@ -50,10 +50,18 @@ class Limits(Message):
     children: Annotated[int, Meta(ge=0)] | None = 512  # alive at once
 
 
+class Return(Message):
+    """Who comes back, after the kernel has died and another has taken its place."""
+
+    pid: Pid
+    secret: bytes  # of the welcome
+
+
 class Hello(Message):
     version: int
     token: bytes | None = None  # the one-time token of a spawned agent
     name: Name | None = None  # how a client wants to be listed; an agent's name is given at spawn
+    back: Return | None = None
 
 
 class Welcome(Reply):
@@ -64,6 +72,8 @@ class Welcome(Reply):
     boot: str  # changes with each start of the kernel
     program: str  # what was spawned, and its task; empty for a client
     task: Any
+    contexts: list[CtxId]  # the forks that it was spawned with
+    secret: bytes  # to come back with, should the kernel die
 
 
 class Spawn(Message):
@@ -79,6 +89,7 @@ class Spawn(Message):
     limits: Limits | None = None
     nice: Nice | None = None  # the parent's unless given
     cwd: str | None = None  # the kernel's home unless given
+    contexts: Annotated[list[CtxId], Meta(max_length=64)] = []  # of the caller: it gets forks
 
 
 class Spawned(Reply):
@@ -179,12 +190,52 @@ TokenIds = Annotated[list[Token], Meta(min_length=1)]
 
 
 class Open(Message):
-    system: str | None = None
+    """Open a context; one with a `name` outlives its process, and is opened again by that name."""
+
+    system: str | None = None  # enters a new context only
+    name: Name | None = None
 
 
 class Opened(Reply):
     ctx: CtxId
     window: int
+    used: int = 0  # tokens that are in it
+
+
+class Fork(Message):
+    """A copy that goes on by itself; what both have in common is computed once."""
+
+    ctx: CtxId
+    name: Name | None = None
+
+
+class Checkpoint(Message):
+    """Remember the state of a context as `name`, in place of an earlier one."""
+
+    ctx: CtxId
+    name: Name
+
+
+class Rollback(Message):
+    """Go back to a checkpoint, which is kept."""
+
+    ctx: CtxId
+    name: Name
+
+
+class Used(Reply):
+    used: int
+    window: int
+
+
+class ContextInfo(Reply):
+    ctx: CtxId
+    owner: str  # the name of the process that has it open, or had
+    pid: Pid  # 0: nobody has it open
+    name: str | None
+    used: int
+    state: Literal["idle", "busy", "asleep"]
+    checkpoints: list[str]
 
 
 class Append(Message):
@@ -297,6 +348,7 @@ class Text(Reply):
 
 class Close(Message):
     ctx: CtxId
+    forget: bool = False  # else a context with a name is kept, asleep
 
 
 class Cancel(Message):

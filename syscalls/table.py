@@ -18,6 +18,12 @@ class Row(NamedTuple):
     doc: str
     piece: type[m.Reply] | None = None  # the type of the replies before it
 
+    @property
+    def effect(self) -> bool:
+        """Whether it is done once, should the kernel die, and its reply kept until it was heard.
+        What has none is done again."""
+        return self.name in EFFECTS
+
 
 ROWS: tuple[Row, ...] = (
     Row("hello", m.Hello, "none", m.Welcome, "Open the connection."),
@@ -36,6 +42,10 @@ ROWS: tuple[Row, ...] = (
     Row("llm.generate", m.Generate, "llm", m.Result, "Generate, in a context or at once.", m.Piece),
     Row("llm.tokenize", m.Tokenize, "llm", m.Tokens, "Text or messages to token ids."),
     Row("llm.detokenize", m.Detokenize, "llm", m.Text, "Token ids to text."),
+    Row("llm.fork", m.Fork, "llm", m.Opened, "Copy a context."),
+    Row("llm.checkpoint", m.Checkpoint, "llm", m.Used, "Remember a context's state."),
+    Row("llm.rollback", m.Rollback, "llm", m.Used, "Go back to a checkpoint."),
+    Row("llm.contexts", m.Empty, "llm", list[m.ContextInfo], "List contexts, those asleep too."),
     Row("llm.close", m.Close, "llm", m.Done, "Close a context and free what it holds."),
     Row("msg.send", m.Send, "msg", m.Done, "Put a message into a process's mailbox."),
     Row("msg.recv", m.Recv, "msg", m.Mail, "Take the oldest message, or wait for one."),
@@ -46,5 +56,11 @@ ROWS: tuple[Row, ...] = (
     Row("kernel.check", m.Empty, "kernel.read", m.CheckReport, "Test the kernel's invariants."),
     Row("kernel.stop", m.Empty, "kernel.control", m.Done, "End every agent, then the system."),
 )
+
+EFFECTS = frozenset(
+    {"proc.spawn", "proc.exit", "proc.wait", "proc.nice", "proc.limits", "llm.open", "llm.append",
+     "llm.generate", "llm.fork", "llm.checkpoint", "llm.rollback", "llm.close", "msg.send",
+     "msg.recv"}
+)  # fmt: skip
 
 TABLE: dict[str, Row] = {row.name: row for row in ROWS}

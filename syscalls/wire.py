@@ -1,6 +1,8 @@
 """The frames of the ABI, as msgpack bytes.
 
-    call   [id, name, args]       caller to kernel; id > 0, chosen by the caller, not in use
+    call   [id, name, args, heard]
+                                  caller to kernel; id > 0 and rising. All calls with an id up to
+                                  `heard` have had their final reply; left out, it is 0
     reply  [id, kind, body]       kernel to caller; kind is one of PIECE, DONE, FAILED
 
 Each call gets any number of PIECE replies and exactly one DONE or FAILED. A message whose id
@@ -21,7 +23,7 @@ MAX_CALL_BYTES = 64 * 1024
 DONE, FAILED, PIECE = 0, 1, 2
 
 
-def pack_call(call_id: int, name: str, args: dict[str, Any]) -> bytes:
+def pack_call(call_id: int, name: str, args: dict[str, Any], heard: int = 0) -> bytes:
     """The bytes of one system call.
 
     Raises:
@@ -29,7 +31,7 @@ def pack_call(call_id: int, name: str, args: dict[str, Any]) -> bytes:
         Malformed: it holds what is not plain: a set, an object, an integer above 64 bits.
     """
     try:
-        data: bytes = msgpack.packb([call_id, name, args])
+        data: bytes = msgpack.packb([call_id, name, args, heard])
     except (TypeError, ValueError, OverflowError) as error:
         raise Malformed(f"{name}: {error}", "send numbers, strings, bytes, lists, dicts") from error
     if len(data) > MAX_CALL_BYTES:

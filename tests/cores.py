@@ -8,15 +8,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from aios.kernel.context import Context
+from aios.kernel.context import Past
 from aios.kernel.core.batcher import Batcher, Generation
 from aios.kernel.core.llama import Engine
 from aios.kernel.core.protocol import Halt, Halted, Out, Run
-from aios.kernel.process import Process
-from aios.syscalls.messages import Decoding, Limits, Logprob
+from aios.syscalls.messages import Decoding, Logprob
 
 PLENTY = 1 << 30  # bytes for snapshots
-OWNER = Process(1, 0, "x", "agent", 0, 0, Limits(), 0.0, "running")
 
 
 class Watched(Batcher):
@@ -49,7 +47,7 @@ class Job:
     why: str = ""
 
     def __post_init__(self) -> None:
-        self.context = Context(self.ctx, OWNER)
+        self.context = Past()
         self.context.append(self.prompt, 10**6)
         self.context.seal()
 

@@ -11,10 +11,20 @@ from aios.syscalls.wire import ABI_VERSION
 NOWHERE = 2**31  # a pid and a context that no process has
 
 SAMPLES: dict[str, list[dict[str, Any]]] = {
-    "hello": [{"version": ABI_VERSION}, {"version": ABI_VERSION, "token": b"x", "name": "me"}],
+    "hello": [
+        {"version": ABI_VERSION},
+        {"version": ABI_VERSION, "token": b"x", "name": "me"},
+        {"version": ABI_VERSION, "back": {"pid": NOWHERE, "secret": b"x"}},
+    ],
     "call.cancel": [{"call": 1}],
     "proc.spawn": [
-        {"program": "/nowhere/agent.py", "args": ["a"], "task": {"a": [1]}, "name": "child"},
+        {
+            "program": "/nowhere/agent.py",
+            "args": ["a"],
+            "task": {"a": [1]},
+            "name": "child",
+            "contexts": [NOWHERE],
+        },
         {"program": "nobody", "limits": {"tokens": 5, "wall": 1.5}, "nice": 3, "cwd": "/"},
     ],
     "proc.exit": [{"code": 3, "result": [None]}],
@@ -25,7 +35,7 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {
     "proc.ps": [{}, {"all": True}],
     "proc.whoami": [{}],
     "proc.log": [{"pid": NOWHERE, "offset": -5, "wait": 0.01}],
-    "llm.open": [{}, {"system": "You are terse."}],
+    "llm.open": [{}, {"system": "You are terse."}, {"name": "kept"}],
     "llm.append": [
         {"ctx": NOWHERE, "text": "a"},
         {"ctx": NOWHERE, "messages": [{"role": "user", "content": "Hi"}]},
@@ -38,7 +48,11 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {
     ],
     "llm.tokenize": [{"text": "a b"}, {"messages": [{"role": "user", "content": "Hi"}]}],
     "llm.detokenize": [{"tokens": [5, 6]}],
-    "llm.close": [{"ctx": NOWHERE}],
+    "llm.fork": [{"ctx": NOWHERE}, {"ctx": NOWHERE, "name": "other"}],
+    "llm.checkpoint": [{"ctx": NOWHERE, "name": "here"}],
+    "llm.rollback": [{"ctx": NOWHERE, "name": "here"}],
+    "llm.contexts": [{}],
+    "llm.close": [{"ctx": NOWHERE}, {"ctx": NOWHERE, "forget": True}],
     "msg.send": [{"to": NOWHERE, "body": {"a": [1, 2.5, None, b"x"]}}, {"to": "no", "body": 1}],
     "msg.recv": [{"sender": NOWHERE, "timeout": 0.01}, {"timeout": 0.0}],
     "kernel.status": [{}],

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aios.kernel.context import Context, ContextManager
+from aios.kernel.context import ContextManager, Past
 from aios.kernel.core.batcher import Op, plan
 from aios.kernel.core.llama import CHUNK
 from aios.kernel.core.protocol import Decoded, Prefilled
@@ -35,7 +35,7 @@ def manager() -> tuple[ContextManager, list[int]]:
 
 
 def test_what_is_appended_before_a_generation_is_one_prefill() -> None:
-    context = Context(1, process())
+    context = Past()
     context.append([1, 2], WINDOW)
     context.append([], WINDOW)
     context.append([3], WINDOW)
@@ -43,7 +43,7 @@ def test_what_is_appended_before_a_generation_is_one_prefill() -> None:
 
 
 def test_the_last_token_drawn_joins_the_next_prefill() -> None:
-    context = Context(1, process())
+    context = Past()
     context.append([1, 2], WINDOW)
     context.seal()
     for token in (7, 8, 9):
@@ -54,7 +54,7 @@ def test_the_last_token_drawn_joins_the_next_prefill() -> None:
 
 
 def test_an_only_token_drawn_leaves_no_empty_segment() -> None:
-    context = Context(1, process())
+    context = Past()
     context.append([1, 2], WINDOW)
     context.seal()
     context.draw(7)
@@ -63,7 +63,7 @@ def test_an_only_token_drawn_leaves_no_empty_segment() -> None:
 
 
 def test_a_generation_that_goes_on_goes_on_decoding() -> None:
-    context = Context(1, process())
+    context = Past()
     context.append([1], WINDOW)
     context.seal()
     context.draw(7)
@@ -75,7 +75,7 @@ def test_a_generation_that_goes_on_goes_on_decoding() -> None:
 
 def test_a_sealed_prefill_grows_no_more() -> None:
     """A generation that drew nothing has computed with it all the same."""
-    context = Context(1, process())
+    context = Past()
     context.append([1, 2], WINDOW)
     context.seal()
     context.append([3], WINDOW)
@@ -83,7 +83,7 @@ def test_a_sealed_prefill_grows_no_more() -> None:
 
 
 def test_what_does_not_fit_changes_nothing() -> None:
-    context = Context(1, process())
+    context = Past()
     context.append([1] * (WINDOW - 1), WINDOW)
     context.seal()
     context.draw(7)
@@ -182,7 +182,7 @@ TURNS = st.lists(
 def plans_of(turns: list[Turn], *, whole: bool = False) -> list[list[Op]]:
     """The operations wherever a generation may be dispatched: at its start, and behind each token
     but its last. With `whole`, what is appended comes in one part."""
-    context = Context(1, process())
+    context = Past()
     plans = []
     token = 0
     for parts, drawn in turns:

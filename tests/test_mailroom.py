@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgpack
 import pytest
 
+from aios.kernel.journal import Journal
+from aios.kernel.ledger import Ledger
 from aios.kernel.message import Mailroom
 from aios.kernel.process import Process, ProcessTable
 from aios.kernel.trap import Call, Session, Trap
@@ -32,6 +35,7 @@ class Timer:
 class Office:
     """A mailroom with the kernel's real calls around it; `replies` is what went out."""
 
+    folder: Path  # of its journal
     queue: int | None = 3
     timers: list[Timer] = field(default_factory=list)
     replies: dict[int, tuple[int, Any]] = field(default_factory=dict)
@@ -39,8 +43,9 @@ class Office:
 
     def __post_init__(self) -> None:
         self.table = ProcessTable(9, 9, 9)
-        self.trap = Trap(self.table, {}, self.sent, lambda _session, _args: None)
-        self.mailroom = Mailroom(self.after, self.table.is_alive)
+        self.ledger = Ledger(Journal(self.folder, lambda run: run()), self.sent)
+        self.trap = Trap(self.table, {}, self.sent, lambda _session, _args: None, self.ledger)
+        self.mailroom = Mailroom(self.after, self.table.is_alive, self.ledger.note_mail)
 
     def after(self, seconds: float, run: Callable[[], None]) -> Timer:
         self.timers.append(Timer(seconds, run))
@@ -73,8 +78,8 @@ class Office:
 
 
 @pytest.fixture
-def office() -> Office:
-    return Office()
+def office(tmp_path: Path) -> Office:
+    return Office(tmp_path)
 
 
 def test_messages_come_in_the_order_in_which_they_were_sent(office: Office) -> None:
@@ -105,8 +110,8 @@ def test_a_full_mailbox_refuses_and_keeps_what_it_has(office: Office) -> None:
     assert [office.body(office.receive(bob)) for _ in range(3)] == [1, 2, 4]
 
 
-def test_no_limit_is_no_limit() -> None:
-    office = Office(queue=None)
+def test_no_limit_is_no_limit(tmp_path: Path) -> None:
+    office = Office(tmp_path, queue=None)
     ann = office.process("ann")
     for body in range(1000):
         office.mailroom.send(ann, ann, body)
@@ -138,8 +143,8 @@ def test_who_waits_gets_it_at_once_and_first_come_first_served(office: Office) -
     assert not cat.mailbox
 
 
-def test_who_waits_takes_no_room_in_the_mailbox() -> None:
-    office = Office(queue=0)
+def test_who_waits_takes_no_room_in_the_mailbox(tmp_path: Path) -> None:
+    office = Office(tmp_path, queue=0)
     ann = office.process("ann")
     with pytest.raises(LimitReached):
         office.mailroom.send(ann, ann, "nobody waits")
@@ -193,7 +198,7 @@ def test_nobody_waits_for_a_process_that_has_ended(office: Office) -> None:
     before = office.receive(reader, sender=writer.pid)
     anyone = office.receive(reader)
     office.table.end(writer, 0, "exit", 0.0)
-    office.mailroom.sender_ended(writer.pid)
+    office.mailroom.ended(writer)
     assert (before.ended, anyone.ended) == (True, False)
     assert office.replies[before.id][1]["code"] == "process.gone"
     with pytest.raises(ProcessGone):

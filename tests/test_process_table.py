@@ -74,7 +74,7 @@ def test_ending_frees_the_mailbox_and_the_os_pid() -> None:
     table = new_table()
     process = add(table)
     table.bind(process, 4242)
-    process.mailbox.append(Mail(sender=1, name="x", body=None))
+    process.mailbox[1] = Mail(sender=1, name="x", body=None)
     table.end(process, 0, "exit", 1.0)
     assert not process.mailbox
     assert 4242 not in table.by_os_pid

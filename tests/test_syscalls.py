@@ -22,7 +22,7 @@ from aios.shell.launch import System
 from aios.syscalls.errors import BY_CODE
 from aios.syscalls.home import endpoint
 from aios.syscalls.table import TABLE
-from aios.syscalls.wire import ABI_VERSION, FAILED, MAX_CALL_BYTES, PIECE
+from aios.syscalls.wire import ABI_VERSION, DONE, FAILED, MAX_CALL_BYTES, PIECE
 
 
 @pytest.fixture
@@ -204,8 +204,26 @@ def test_an_id_in_use_is_refused_on_id_0_and_the_first_call_is_unharmed(raw: Raw
     assert "9" in error["message"]
     raw.start("msg.send", to=raw.pid, body="for the first")
     assert raw.final(9)[1]["body"] == "for the first"
-    raw.send(pack(9, "proc.whoami", {}))
-    assert raw.final(9)[1]["pid"] == raw.pid
+
+
+def test_what_had_an_effect_and_is_sent_again_is_answered_again_until_it_was_heard(
+    raw: Raw,
+) -> None:
+    raw.send(pack(50, "msg.send", {"to": raw.pid, "body": "once"}))
+    assert raw.final(50)[0] == DONE
+    raw.send(pack(50, "msg.send", {"to": raw.pid, "body": "once"}))
+    assert raw.final(50)[0] == DONE
+    raw.send(pack(51, "llm.generate", {"text": "One, two,", "max_tokens": 3}))
+    first = [raw.reply() for _ in range(4)]
+    raw.send(pack(51, "llm.generate", {"text": "One, two,", "max_tokens": 3}))
+    assert [raw.reply() for _ in range(4)] == first
+    assert raw.done("msg.recv", timeout=0)["body"] == "once"
+    assert raw.error("msg.recv", timeout=0)["code"] == "call.timed_out"
+    raw.send(msgpack.packb([60, "proc.whoami", {}, 59]))
+    raw.final(60)
+    raw.send(pack(50, "msg.send", {"to": raw.pid, "body": "anew"}))
+    raw.final(50)
+    assert raw.done("msg.recv", timeout=0)["body"] == "anew"
 
 
 def test_a_cancelled_call_ends_with_an_error_and_cancelling_it_again_finds_nothing(

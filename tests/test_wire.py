@@ -36,9 +36,9 @@ def test_a_reply_comes_out_as_it_went_in(call_id: int, kind: int, body: Any) -> 
     assert wire.unpack_reply(wire.pack_reply(call_id, kind, body)) == (call_id, kind, body)
 
 
-def test_a_call_is_an_array_of_id_name_and_a_map() -> None:
-    data = wire.pack_call(7, "proc.kill", {"pid": 3, "signal": "STOP"})
-    assert msgpack.unpackb(data) == [7, "proc.kill", {"pid": 3, "signal": "STOP"}]
+def test_a_call_is_an_array_of_id_name_a_map_and_what_was_heard() -> None:
+    data = wire.pack_call(7, "proc.kill", {"pid": 3, "signal": "STOP"}, 5)
+    assert msgpack.unpackb(data) == [7, "proc.kill", {"pid": 3, "signal": "STOP"}, 5]
 
 
 def test_a_call_holds_64_kib_and_not_a_byte_more() -> None:

@@ -4,6 +4,9 @@
 
 Work: commands in, a report after each step. Text: tokenizing runs in a thread of its own, since
 llama_decode lets go of the interpreter; so it waits for no step.
+
+A core outlives its kernel: the sockets connect to the next one, announce themselves to it
+(ZMQ_PROBE_ROUTER), and what was under way to the old one is dropped (ZMQ_IMMEDIATE).
 """
 
 from __future__ import annotations
@@ -22,12 +25,22 @@ from aios.syscalls.messages import ModelInfo
 from .batcher import Batcher
 from .certify import certify
 from .llama import Engine
-from .protocol import Drop, Failed, Halt, Ready, Run, decode_command, decode_question, encode
+from .protocol import (
+    Drop,
+    Failed,
+    Halt,
+    Ready,
+    Reset,
+    Run,
+    decode_command,
+    decode_question,
+    encode,
+)
 from .text import answer
 
 
 class CoreConfig(msgspec.Struct, frozen=True):
-    endpoint: str
+    home: str
     model: str
     slots: int
     window: int
@@ -39,24 +52,29 @@ class CoreConfig(msgspec.Struct, frozen=True):
 def main() -> int:
     config = msgspec.json.decode(sys.argv[1], type=CoreConfig)
     context: zmq.Context[Any] = zmq.Context()
-    work = context.socket(zmq.DEALER)
-    work.connect(config.endpoint)
     try:
         engine = Engine(
             Path(config.model), slots=config.slots, window=config.window, threads=config.threads
         )
     except AiosError as error:
-        work.send(encode(Failed(error.to_wire())))
+        _connect(context, config, "core").send(encode(Failed(error.to_wire())))
         context.term()  # lingers until the kernel has it
         return 1
     certified, cost = certify(engine)
-    work.send(encode(Ready(_model_info(engine, certified, cost))))
-    text = context.socket(zmq.DEALER)
-    text.connect(config.endpoint)
-    text.send(b"")  # the kernel learns where questions go
+    text = _connect(context, config, "text")
     threading.Thread(target=serve_text, args=(text, engine), daemon=True).start()
-    serve(work, Batcher(engine, certified if config.exact else 0, config.snapshot_bytes))
+    batcher = Batcher(engine, certified if config.exact else 0, config.snapshot_bytes)
+    serve(_connect(context, config, "core"), batcher, _model_info(engine, certified, cost))
     return 0
+
+
+def _connect(context: zmq.Context[Any], config: CoreConfig, name: str) -> zmq.Socket[bytes]:
+    connected: zmq.Socket[bytes] = context.socket(zmq.DEALER)
+    connected.setsockopt(zmq.PROBE_ROUTER, 1)
+    connected.setsockopt(zmq.IMMEDIATE, 1)
+    connected.setsockopt(zmq.RECONNECT_IVL, 10)  # ms
+    connected.connect(f"ipc://{config.home}/{name}.sock")
+    return connected
 
 
 def _model_info(engine: Engine, certified: int, cost: float | None) -> ModelInfo:
@@ -74,7 +92,7 @@ def _model_info(engine: Engine, certified: int, cost: float | None) -> ModelInfo
     )
 
 
-def serve(work: zmq.Socket[bytes], batcher: Batcher) -> None:
+def serve(work: zmq.Socket[bytes], batcher: Batcher, model: ModelInfo) -> None:
     """Take every command that is there, move every context on by a step, report."""
     while True:
         while batcher.running == {} or work.poll(0):
@@ -85,6 +103,9 @@ def serve(work: zmq.Socket[bytes], batcher: Batcher) -> None:
                 batcher.halt(command)
             elif isinstance(command, Drop):
                 batcher.drop(command.ctx)
+            elif isinstance(command, Reset):
+                batcher.reset(command.contexts)
+                work.send(encode(Ready(model)))
             if batcher.running == {}:
                 break
         work.send(encode(batcher.step()))

@@ -123,6 +123,15 @@ class Batcher:
             self.engine.clear(slot)
             self.slots[slot] = None
 
+    def reset(self, contexts: list[int]) -> None:
+        """Another kernel: nothing runs, and of what is here these contexts are kept."""
+        for generation in self.running.values():
+            generation.sampler.close()
+        self.running.clear()
+        self.outs, self.halted = [], []
+        for ctx in self.contexts.keys() - set(contexts):
+            self.drop(ctx)
+
     # --- the step -------------------------------------------------------------------------------
 
     def step(self) -> Step:

@@ -50,6 +50,13 @@ class Drop(Frame):
     ctx: int
 
 
+class Reset(Frame):
+    """The first word of a kernel: stop all that runs, forget all contexts but these. Answered by
+    Ready."""
+
+    contexts: list[int]
+
+
 class Encode(Frame):
     """Turn what is to enter a context into tokens; answered by Encoded.
 
@@ -72,7 +79,7 @@ class Decode(Frame):
     tokens: list[int]
 
 
-Command = Run | Halt | Drop
+Command = Run | Halt | Drop | Reset
 Question = Encode | Decode
 
 

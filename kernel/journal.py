@@ -1,0 +1,264 @@
+"""The journal: what the kernel must not forget, written before anyone sees what follows from it.
+
+Rows of items by key. `put` makes a row anew, `add` appends an item to it, `delete` drops it; what
+was said between two commits is one write, which counts as a whole or not at all. The kernel's
+death loses nothing that was committed; the machine's loses nothing that was synced.
+
+A folder holds a base, all rows at one time, and the logs written since. Logs are made ahead, full
+of zeros, so a commit cannot run out of disk and a sync has no metadata to write; a log that is
+full is folded into the next base by the journal's own thread.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import struct
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from aios.syscalls.errors import DiskFull
+
+LOG_BYTES = 8 << 20
+RESERVE = (
+    1 << 20
+)  # bytes of the last log that are kept for what runs already, when the disk is full
+FRAME = struct.Struct("<II")  # length, CRC-32 of what follows
+PUT, ADD, DELETE = 0, 1, 2
+Change = tuple[int, str, bytes]
+Rows = dict[str, list[bytes]]
+
+_encode = msgspec.msgpack.Encoder().encode
+_changes = msgspec.msgpack.Decoder(list[Change]).decode
+
+
+class Journal:
+    """Opens the journal in `folder`; `rows` holds what it found there. `post` runs a function in
+    the kernel's loop, called from the journal's thread.
+
+    Raises:
+        DiskFull: there is no room for a log.
+    """
+
+    def __init__(
+        self, folder: Path, post: Callable[[Callable[[], None]], None], log_bytes: int = LOG_BYTES
+    ) -> None:
+        self.folder, self.post, self.log_bytes = folder, post, log_bytes
+        self.changes: list[Change] = []
+        self.next: int | None = None  # the descriptor of the log that follows, made ahead
+        self.asked = False
+        folder.mkdir(mode=0o700, exist_ok=True)
+        self.rows, self.number = read(folder)
+        try:
+            _write_base(folder, self.number + 1, self.rows)
+            self.number += 2
+            self.log = _make_log(folder, self.number, log_bytes)
+        except OSError as error:
+            raise DiskFull(f"no journal in {folder}: {error.strerror}") from error
+        _remove_before(folder, self.number - 1)
+        self.at = 0
+        self.size = log_bytes
+        self.jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        threading.Thread(target=self._work, daemon=True).start()
+
+    # --- changes --------------------------------------------------------------------------------
+
+    def put(self, key: str, item: bytes) -> None:
+        self.changes.append((PUT, key, item))
+
+    def add(self, key: str, item: bytes) -> None:
+        self.changes.append((ADD, key, item))
+
+    def delete(self, key: str) -> None:
+        self.changes.append((DELETE, key, b""))
+
+    def check_room(self) -> None:
+        """Raises DiskFull where nothing new may begin."""
+        if self.next is None and self.size - self.at < RESERVE:
+            self._make_ahead()
+            raise DiskFull("the disk of the AIOS home is full")
+
+    def commit(self) -> bool:
+        """Write what was changed. False: there is no room for it now; call again."""
+        if self.changes:
+            body = _encode(self.changes)
+            data = FRAME.pack(len(body), zlib.crc32(body)) + body
+            if self.at + len(data) > self.size and not self._turn_over(len(data)):
+                return False
+            os.pwrite(self.log, data, self.at)
+            self.at += len(data)
+            self.changes = []
+            if self.next is None and self.at > self.size // 2:
+                self._make_ahead()
+        return True
+
+    def sync(self, then: Callable[[], None]) -> None:
+        """Run `then` in the loop once all that is committed now would survive a power cut."""
+        log = self.log
+
+        def job() -> None:
+            os.fdatasync(log)
+            self.post(then)
+
+        self.jobs.put(job)
+
+    def close(self) -> None:
+        """Wait for the thread to finish what it was asked for."""
+        done = threading.Event()
+        self.jobs.put(done.set)
+        done.wait()
+        os.close(self.log)
+        if self.next is not None:
+            os.close(self.next)
+
+    # --- logs -----------------------------------------------------------------------------------
+
+    def _make_ahead(self) -> None:
+        if not self.asked:
+            self.asked = True
+            number = self.number + 1
+            self.jobs.put(lambda: self._make_next(number))
+
+    def _make_next(self, number: int) -> None:
+        made = None
+        try:
+            made = _make_log(self.folder, number, self.log_bytes)
+        except OSError as error:  # asked for again by who finds too little room
+            print(f"journal: no room for another log: {error.strerror}", flush=True)
+
+        def tell() -> None:
+            self.next, self.asked = made, False
+
+        self.post(tell)
+
+    def _turn_over(self, needed: int) -> bool:
+        """Go on in the next log."""
+        if self.next is None or needed > self.log_bytes:
+            if self.asked:
+                return False  # it is being made
+            try:
+                room = max(self.log_bytes, needed)
+                made = _make_log(self.folder, self.number + 1, room)
+            except OSError:
+                return False
+            if self.next is not None:
+                os.close(self.next)
+            self.next, self.size = made, room
+        else:
+            self.size = self.log_bytes
+        full, last = self.log, self.number
+        self.log, self.next, self.at = self.next, None, 0
+        self.number += 1
+
+        def fold() -> None:
+            os.fdatasync(full)
+            os.close(full)
+            rows, _ = read(self.folder, last)
+            try:
+                _write_base(self.folder, last, rows)
+            except OSError as error:  # the logs stay, and are folded with the next
+                print(f"journal: not folded: {error.strerror}", flush=True)
+            else:
+                _remove_before(self.folder, last)
+
+        self.jobs.put(fold)
+        return True
+
+    def _work(self) -> None:
+        while True:
+            try:
+                self.jobs.get()()
+            except (
+                OSError
+            ) as error:  # a sync that failed: what is on the disk is not known any more
+                self.post(lambda error=error: _stop(error))  # type: ignore[misc]
+
+
+def _stop(error: OSError) -> None:
+    raise error
+
+
+# --- files -------------------------------------------------------------------------------------
+
+
+def read(folder: Path, last: int | None = None) -> tuple[Rows, int]:
+    """All rows, of the newest base and the logs behind it, up to `last`; the last number used."""
+    bases = sorted(int(path.name[5:]) for path in folder.glob("base-*") if path.name[5:].isdigit())
+    logs = sorted(int(path.name[4:]) for path in folder.glob("log-*") if path.name[4:].isdigit())
+    rows: Rows = {}
+    base = max((n for n in bases if last is None or n <= last), default=0)
+    files = [folder / f"base-{base}"] if base else []
+    # A base of number n holds log n as well.
+    files += [folder / f"log-{n}" for n in logs if n > base and (last is None or n <= last)]
+    for path in files:
+        for change, key, item in _frames(path):
+            if change == PUT:
+                rows[key] = [item]
+            elif change == ADD:
+                rows.setdefault(key, []).append(item)
+            else:
+                rows.pop(key, None)
+    return rows, max([0, *bases, *logs])
+
+
+def _frames(path: Path) -> Iterator[Change]:
+    """Every change up to the first frame that is not whole: zeros, or what was being written."""
+    data = path.read_bytes()
+    at = 0
+    while at + FRAME.size <= len(data):
+        length, crc = FRAME.unpack_from(data, at)
+        body = data[at + FRAME.size : at + FRAME.size + length]
+        if length == 0 or len(body) < length or zlib.crc32(body) != crc:
+            return
+        yield from _changes(body)
+        at += FRAME.size + length
+
+
+def _write_base(folder: Path, number: int, rows: Rows) -> None:
+    temp = folder / "base-new"
+    with temp.open("wb") as file:
+        for key, (first, *rest) in rows.items():
+            body = _encode([(PUT, key, first), *((ADD, key, item) for item in rest)])
+            file.write(FRAME.pack(len(body), zlib.crc32(body)) + body)
+        file.flush()
+        os.fsync(file.fileno())
+    temp.rename(folder / f"base-{number}")
+    _sync_folder(folder)
+
+
+def _make_log(folder: Path, number: int, size: int) -> int:
+    """A log of zeros, on disk: its descriptor."""
+    path = folder / f"log-{number}"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        zeros = bytes(1 << 20)
+        for at in range(0, size, len(zeros)):
+            if os.pwrite(fd, zeros[: size - at], at) < min(len(zeros), size - at):
+                raise OSError(28, "No space left on device")
+        os.fdatasync(fd)
+    except OSError:
+        os.close(fd)
+        path.unlink()
+        raise
+    _sync_folder(folder)
+    return fd
+
+
+def _remove_before(folder: Path, number: int) -> None:
+    """What the base of this number holds."""
+    for path in folder.iterdir():
+        kind, _, n = path.name.partition("-")
+        if n.isdigit() and (int(n) < number or (kind == "log" and int(n) == number)):
+            path.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,241 @@
+"""The ledger: what of the kernel's state is journaled, as which rows, and back again.
+
+    system             the system that the processes belong to: the journal outlives it
+    next               the last pid and the last context that were given out
+    process/PID        its row of the table; tokens/PID, what it has used
+    birth/PID          a process that has not said hello
+    mail/PID/N         a message in its mailbox
+    reply/PID/ID       the final reply to a call that had an effect, until it was heard
+    context/ID         a context, and the work on it; then what the core reported since
+
+Objects that have changed in a turn of the loop are written at its end, in one commit; only then
+does anything leave the kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import msgspec
+
+from aios.syscalls.messages import Limits, Mail, Spawn
+
+from .context import Context, ContextManager, Past
+from .core.protocol import Halted, Out
+from .generation import Generations, Work
+from .journal import Journal
+from .lifecycle import Birth, Lifecycle
+from .message import Mailroom
+from .process import Process, ProcessTable
+
+PASSING = {"mailbox", "contexts", "children", "cpu", "memory", "calls", "changed", "spent"}
+FIELDS = [field.name for field in fields(Process) if field.name not in PASSING]
+
+_encode = msgspec.msgpack.Encoder().encode
+_note = msgspec.msgpack.Decoder(Out | Halted).decode
+
+
+class BirthRow(msgspec.Struct):
+    token: bytes
+    spawn: Spawn
+    caller: int
+    call: int
+    signals: list[str]
+    greeted: bool
+
+
+class ContextRow(Past, kw_only=True):
+    owner: int  # 0: asleep
+    owner_name: str
+    name: str | None
+    checkpoints: dict[str, Past]
+    own: bool
+    work: Work | None
+
+
+class Ledger:
+    """`send` sends to a caller at once."""
+
+    def __init__(self, journal: Journal, send: Callable[[bytes, bytes], None]) -> None:
+        self.journal = journal
+        self.send = send
+        self.synced: list[tuple[bytes, bytes]] = []
+        self.numbers = (0, 0)
+        self.table: ProcessTable  # these are set by the boot: they write here
+        self.contexts: ContextManager
+        self.generations: Generations
+        self.lifecycle: Lifecycle
+        self.mailroom: Mailroom
+
+    # --- what the parts write -------------------------------------------------------------------
+
+    def check_room(self) -> None:
+        self.journal.check_room()
+
+    def keep_reply(self, pid: int, call_id: int, data: bytes | None) -> None:
+        self._set(f"reply/{pid}/{call_id}", data)
+
+    def note_mail(self, pid: int, number: int, mail: Mail | None) -> None:
+        self._set(f"mail/{pid}/{number}", None if mail is None else _encode(mail))
+
+    def note_work(self, ctx: int, what: Out | Halted) -> None:
+        self.journal.add(f"context/{ctx}", _encode(what))
+
+    def send_synced(self, route: bytes, data: bytes) -> None:
+        """Once what it follows from would survive a power cut."""
+        self.synced.append((route, data))
+
+    def _set(self, key: str, item: bytes | None) -> None:
+        if item is None:
+            self.journal.delete(key)
+        else:
+            self.journal.put(key, item)
+
+    # --- the end of a turn ----------------------------------------------------------------------
+
+    def end_turn(self) -> bool:
+        """Commit what has changed. False: there is no room for it now."""
+        for pid in self.table.changed | self.table.spent:
+            self._put_process(pid)
+        self.table.changed.clear()
+        self.table.spent.clear()
+        for ctx in self.contexts.changed:
+            context = self.contexts.contexts.get(ctx)
+            self._set(f"context/{ctx}", None if context is None else self._context_row(context))
+        self.contexts.changed.clear()
+        numbers = (self.table.last, self.contexts.last)
+        if numbers != self.numbers:
+            self.journal.put("next", _encode(numbers))
+            self.numbers = numbers
+        if not self.journal.commit():
+            return False
+        if self.synced:
+            ready, self.synced = self.synced, []
+            self.journal.sync(lambda: self._send(ready))
+        return True
+
+    def _send(self, ready: list[tuple[bytes, bytes]]) -> None:
+        for route, data in ready:
+            self.send(route, data)
+
+    def _put_process(self, pid: int) -> None:
+        process = self.table.rows.get(pid)
+        if pid in self.table.changed:
+            birth = self.lifecycle.births.get(pid)
+            self._set(f"process/{pid}", None if process is None else _process_row(process))
+            self._set(f"birth/{pid}", None if birth is None else _birth_row(birth))
+        self._set(f"tokens/{pid}", None if process is None else _encode(process.tokens))
+
+    def _context_row(self, context: Context) -> bytes:
+        gen = self.generations.active.get(context.id)
+        if gen is not None:
+            gen.work.waiting, gen.work.switches = gen.task.waiting, gen.task.switches
+        past = {name: getattr(context, name) for name in Past.__struct_fields__}
+        return _encode(
+            ContextRow(
+                **past,
+                owner=context.owner.pid if context.owner else 0,
+                owner_name=context.owner_name,
+                name=context.name,
+                checkpoints=context.checkpoints,
+                own=context.own,
+                work=gen.work if gen is not None else None,
+            )
+        )
+
+    # --- after the kernel's death ---------------------------------------------------------------
+
+    def recover(self, system: str) -> None:
+        """Take up all that was journaled; of another system's only the contexts with a name."""
+        rows = self.journal.rows
+        self.journal.rows = {}
+        numbers = rows.pop("next", None)
+        if numbers is not None:
+            self.numbers = msgspec.msgpack.decode(numbers[-1], type=tuple[int, int])
+            self.table.last, self.contexts.last = self.numbers
+        same = rows.pop("system", None) == [system.encode()]
+        self.journal.put("system", system.encode())
+        grouped: dict[str, list[tuple[list[int], list[bytes]]]] = {}
+        for key, items in rows.items():
+            kind, *ids = key.split("/")
+            if same or kind == "context":
+                grouped.setdefault(kind, []).append(([int(i) for i in ids], items))
+            else:
+                self.journal.delete(key)
+        for kind, take in (
+            ("process", self._take_process),
+            ("tokens", self._take_tokens),
+            ("mail", self._take_mail),
+            ("reply", self._take_reply),
+            ("birth", self._take_birth),
+            ("context", self._take_context),
+        ):
+            for found, items in sorted(grouped.get(kind, [])):
+                take(found, items)
+
+    def _take_process(self, ids: list[int], items: list[bytes]) -> None:
+        row: dict[str, Any] = msgspec.msgpack.decode(items[-1])
+        process = Process(**{**row, "limits": msgspec.convert(row["limits"], Limits)})
+        self.table.insert(process)
+        if process.alive:
+            self.lifecycle.trap.expect(process)
+
+    def _take_tokens(self, ids: list[int], items: list[bytes]) -> None:
+        self.table.rows[ids[0]].tokens = msgspec.msgpack.decode(items[-1], type=int)
+
+    def _take_mail(self, ids: list[int], items: list[bytes]) -> None:
+        pid, number = ids
+        self.table.rows[pid].mailbox[number] = msgspec.msgpack.decode(items[-1], type=Mail)
+        self.mailroom.last = max(self.mailroom.last, number)
+
+    def _take_reply(self, ids: list[int], items: list[bytes]) -> None:
+        pid, call_id = ids
+        self.lifecycle.trap.take_reply(pid, call_id, items[-1])
+
+    def _take_birth(self, ids: list[int], items: list[bytes]) -> None:
+        row = msgspec.msgpack.decode(items[-1], type=BirthRow)
+        process = self.table.rows[ids[0]]
+        trap = self.lifecycle.trap
+        call = trap.detached(row.caller, row.call, "proc.spawn") if row.caller else None
+        birth = Birth(process, row.token, row.spawn, call, row.signals, row.greeted)
+        self.lifecycle.births[process.pid] = birth
+
+    def _take_context(self, ids: list[int], items: list[bytes]) -> None:
+        row = msgspec.msgpack.decode(items[0], type=ContextRow)
+        owner = self.table.rows.get(row.owner)
+        if row.name is None and (owner is None or (row.own and row.work is None)):
+            self.journal.delete(f"context/{ids[0]}")
+            return
+        context = Context(
+            id=ids[0], owner=owner, owner_name=row.owner_name, name=row.name,
+            checkpoints=row.checkpoints, own=row.own,
+        )  # fmt: skip
+        context.become(row)
+        for note in map(_note, items[1:]):
+            if isinstance(note, Out) and note.token is not None:
+                context.draw(note.token)
+            if row.work is not None and isinstance(note, Out):
+                row.work.take(note)
+            elif row.work is not None and isinstance(note, Halted):
+                row.work.held = note.text
+        self.contexts.contexts[context.id] = context
+        self.contexts.changed.add(context.id)
+        if owner is not None:
+            owner.contexts.add(context.id)
+        if row.work is not None and owner is not None:
+            call = self.lifecycle.trap.detached(owner.pid, row.work.call, "llm.generate")
+            self.generations.recover(call, context, row.work)
+        elif row.work is not None:
+            context.answered()
+
+
+def _process_row(process: Process) -> bytes:
+    return _encode({name: getattr(process, name) for name in FIELDS})
+
+
+def _birth_row(birth: Birth) -> bytes:
+    call = birth.call
+    who = (0, 0) if call is None or call.ended else (call.process.pid, call.id)
+    return _encode(BirthRow(birth.token, birth.spawn, *who, birth.signals, birth.greeted))

@@ -1,0 +1,218 @@
+"""The journal against a model of it: commits, deaths, torn tails, full logs, a full disk."""
+
+from __future__ import annotations
+
+import queue
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from aios.kernel.journal import Journal, Rows, read
+from aios.syscalls.errors import DiskFull
+
+SMALL = 4096  # bytes of a log: it fills up often
+
+keys = st.sampled_from(["a", "b", "process/1", "process/2"])
+items = st.binary(max_size=600)
+
+
+class Kept:
+    """A journal, with a loop for what its thread posts."""
+
+    def __init__(self, folder: Path, log_bytes: int = SMALL) -> None:
+        self.posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self.journal = Journal(folder, self.posted.put, log_bytes)
+
+    def commit(self) -> None:
+        while not self.journal.commit():
+            self.posted.get(timeout=10)()
+        self.drain()
+
+    def drain(self) -> None:
+        while not self.posted.empty():
+            self.posted.get()()
+
+
+class JournalMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp()) / "journal"
+        self.kept = Kept(self.folder)
+        self.rows: Rows = {}  # with what is not committed
+        self.committed: list[Rows] = [{}]  # since it was opened
+
+    def teardown(self) -> None:
+        self.kept.journal.close()
+        shutil.rmtree(self.folder.parent)
+
+    @rule(key=keys, item=items)
+    def put(self, key: str, item: bytes) -> None:
+        self.kept.journal.put(key, item)
+        self.rows[key] = [item]
+
+    @rule(key=keys, item=items)
+    def add(self, key: str, item: bytes) -> None:
+        self.kept.journal.add(key, item)
+        self.rows[key] = [*self.rows.get(key, []), item]
+
+    @rule(key=keys)
+    def delete(self, key: str) -> None:
+        self.kept.journal.delete(key)
+        self.rows.pop(key, None)
+
+    @rule()
+    def commit(self) -> None:
+        self.kept.commit()
+        if self.rows != self.committed[-1]:
+            self.committed.append(dict(self.rows))
+
+    @rule()
+    def die(self) -> None:
+        """What was not committed is lost, nothing else."""
+        self.kept.journal.close()
+        self.reopen(self.committed[-1])
+
+    @precondition(lambda self: len(self.committed) > 1)
+    @rule(data=st.data())
+    def tear(self, data: st.DataObject) -> None:
+        """The newest log is cut at any byte: a whole commit is there, or nothing of it."""
+        journal = self.kept.journal
+        log = self.folder / f"log-{journal.number}"
+        end = journal.at
+        journal.close()
+        cut = data.draw(st.integers(0, end))
+        with log.open("r+b") as file:
+            file.truncate(cut)
+        found, _ = read(self.folder)
+        assert found in self.committed
+        if cut == end:
+            assert found == self.committed[-1]
+        self.reopen(found)
+
+    def reopen(self, expected: Rows) -> None:
+        self.kept = Kept(self.folder)
+        assert self.kept.journal.rows == expected
+        self.rows = dict(expected)
+        self.committed = [dict(expected)]
+
+    @invariant()
+    def files_are_few(self) -> None:
+        assert len(list(self.folder.iterdir())) < 60
+
+
+JournalMachine.TestCase.settings = settings(
+    derandomize=True, max_examples=40, stateful_step_count=40, deadline=None
+)
+TestJournal = JournalMachine.TestCase
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "journal"
+
+
+def test_full_logs_are_folded_away(folder: Path) -> None:
+    kept = Kept(folder)
+    for number in range(200):
+        kept.journal.put(f"key/{number % 3}", bytes(500))
+        kept.commit()
+    kept.journal.close()
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 8 * SMALL
+    assert len(read(folder)[0]) == 3
+
+
+def test_a_commit_larger_than_a_log_is_one(folder: Path) -> None:
+    kept = Kept(folder)
+    for size in (SMALL * 3, 10, SMALL * 5):
+        kept.journal.put("key", bytes(size))
+        kept.commit()
+    kept.journal.close()
+    assert read(folder)[0] == {"key": [bytes(SMALL * 5)]}
+
+
+@pytest.mark.parametrize("at", [0, 4, 8, 20])
+def test_a_flipped_bit_ends_what_is_read(folder: Path, at: int) -> None:
+    kept = Kept(folder)
+    kept.journal.put("a", b"first")
+    kept.commit()
+    end = kept.journal.at
+    kept.journal.put("b", b"second, and long enough for every position")
+    kept.commit()
+    kept.journal.close()
+    log = folder / f"log-{kept.journal.number}"
+    data = bytearray(log.read_bytes())
+    data[end + at] ^= 0x10
+    log.write_bytes(data)
+    assert read(folder)[0] == {"a": [b"first"]}
+
+
+def test_a_sync_tells_when_it_is_done(folder: Path) -> None:
+    kept = Kept(folder)
+    done: list[bool] = []
+    kept.journal.put("a", b"1")
+    kept.commit()
+    kept.journal.sync(lambda: done.append(True))
+    kept.posted.get(timeout=10)()
+    assert done == [True]
+    kept.journal.close()
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_journal import Kept, SMALL
+from aios.syscalls.errors import DiskFull
+import aios.kernel.journal as journal
+
+journal.RESERVE = 1000
+kept = Kept(Path(sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))  # no file can be made: a full disk, without root
+written = 0
+while True:
+    try:
+        kept.journal.check_room()
+    except DiskFull:
+        break
+    kept.journal.put(f"key/{written}", bytes(100))
+    kept.commit()
+    written += 1
+kept.journal.put("late", b"what runs already has the reserve")
+assert kept.journal.commit()
+kept.journal.put("too late", bytes(SMALL))
+while kept.journal.commit():  # it is kept until there is room
+    pass
+print(written)
+"""
+
+
+def test_a_full_disk_refuses_what_is_new_and_loses_nothing(folder: Path) -> None:
+    script = [sys.executable, "-c", FULL_DISK, str(folder), str(Path(__file__).parent)]
+    ran = subprocess.run(script, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 0, ran.stderr
+    rows, _ = read(folder)
+    assert len(rows) == int(ran.stdout.splitlines()[-1]) + 1
+    assert "late" in rows
+    assert "too late" not in rows
+
+
+def test_no_room_for_a_first_log_is_said(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, before[1]))
+    try:
+        with pytest.raises(DiskFull, match="no journal in"):
+            Kept(tmp_path / "journal")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
