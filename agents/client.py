@@ -6,7 +6,6 @@ sends again what it has no final reply to. Whoever waits notices nothing but the
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import socket
@@ -26,6 +25,8 @@ from aios.syscalls.table import EFFECTS
 
 HELLO = 30.0  # seconds a kernel has to answer the first call
 LOOK, LONGEST_LOOK = 0.01, 0.25  # seconds between two looks for the next kernel
+
+NEVER = 2**30  # ms
 
 
 class Pending:
@@ -173,8 +174,7 @@ class Connection:
             self._send(call)
 
     def _send(self, call: Pending) -> None:
-        with contextlib.suppress(zmq.Again):  # connection lost: the monitor is about to say so
-            self.socket.send(call.data, zmq.NOBLOCK)
+        self.socket.send(call.data)
 
     def _connect(self, who: dict[str, Any]) -> dict[str, Any]:
         """Say hello to the kernel that is there, or to the next one; its welcome."""
@@ -191,8 +191,8 @@ class Connection:
                     return welcome
                 self.close(0)
             elif not init_runs(self.home):
-                what = "the kernel went away" if self.lost else "no kernel answers"
-                raise KernelGone(f"{what}: {self.endpoint}")
+                what = "the kernel went away from" if self.lost else "no kernel answers at"
+                raise KernelGone(f"{what} {self.endpoint}")
             else:
                 time.sleep(wait)
                 wait = min(wait * 1.2, LONGEST_LOOK)
@@ -201,7 +201,8 @@ class Connection:
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 500)
         self.socket.setsockopt(zmq.RCVHWM, 0)
-        self.socket.setsockopt(zmq.RECONNECT_IVL, -1)  # another kernel must hear who we are first
+        # Another kernel must hear who we are first. (-1 would lose what came and is not read yet.)
+        self.socket.setsockopt(zmq.RECONNECT_IVL, NEVER)
         lost = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_CONNECT_RETRIED
         self.monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(lost)
         self.poller = zmq.Poller()
@@ -217,10 +218,7 @@ class Connection:
         """The welcome; None: the kernel died of late."""
         self.last += 1
         args = {"version": wire.ABI_VERSION, **who}
-        try:
-            self.socket.send(wire.pack_call(self.last, "hello", args), zmq.NOBLOCK)
-        except zmq.Again:
-            return None
+        self.socket.send(wire.pack_call(self.last, "hello", args))
         ready = self._poll(time.monotonic() + HELLO)
         if not ready:
             raise KernelGone(f"the kernel at {self.endpoint} does not answer")

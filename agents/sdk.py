@@ -100,6 +100,11 @@ class Generation:
         return self.result().timings
 
     @property
+    def moved(self) -> t.Moved | None:
+        """What left a full window for this call, and what came back."""
+        return self.result().moved
+
+    @property
     def digest(self) -> str | None:
         return self.result().digest
 
@@ -204,10 +209,14 @@ class Aios:
 
     # --- llm ------------------------------------------------------------------------------------
 
-    def open(self, system: str | None = None, *, name: str | None = None) -> Context:
+    def open(
+        self, system: str | None = None, *, name: str | None = None, on_full: t.OnFull | None = None
+    ) -> Context:
         """Open a context. One with a `name` outlives its process, and the machine's power: it is
-        opened again, with all that is in it, by a process of the same name."""
-        return Context(self, self._call(t.Opened, "llm.open", system=system, name=name).ctx)
+        opened again, with all that is in it, by a process of the same name. `on_full` says what
+        happens when its window is full: "error", "slide", "summarize" or "recall"."""
+        opened = self._call(t.Opened, "llm.open", system=system, name=name, on_full=on_full)
+        return Context(self, opened.ctx)
 
     def inherited(self) -> list[Context]:
         """The contexts that this agent was spawned with."""

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from aios.syscalls.errors import BadInput, ContextBusy, ContextFull, LimitReached, NotFound
-from aios.syscalls.messages import ContextInfo
+from aios.syscalls.messages import ContextInfo, OnFull
 
 from .core.protocol import Decoded, Prefilled, Segment
 from .process import Process
@@ -25,14 +25,31 @@ from .process import Process
 CHECKPOINTS = 64  # that one context may have
 
 
+class Turn(Struct):
+    """A message that is in a context, or was."""
+
+    role: str
+    text: str
+    note: str = ""  # what was recalled for it: it is in the context, in front of the text
+    generated: bool = False
+
+    @property
+    def content(self) -> str | None:
+        """What the chat template is given; None where the tokens are in the context already."""
+        return None if self.generated else self.note + self.text
+
+
 class Past(Struct, kw_only=True):
     """What a context holds; what a checkpoint remembers and a fork begins with."""
 
     history: list[Segment] = []
-    turns: list[tuple[str, str | None]] = []  # None: was generated
-    prelude: list[tuple[str, str]] = []  # system text, not entered yet
+    turns: list[Turn] = []
+    prelude: list[Turn] = []  # system text, not entered yet
     used: int = 0
     sealed: bool = True  # the last segment has been computed with: it grows no more
+    on_full: OnFull = "error"
+    summary: str | None = None  # of the turns that were dropped
+    dropped: list[Turn] = []  # that may be recalled
 
     def past(self) -> Past:
         """A copy."""
@@ -42,11 +59,18 @@ class Past(Struct, kw_only=True):
             prelude=list(self.prelude),
             used=self.used,
             sealed=self.sealed,
+            on_full=self.on_full,
+            summary=self.summary,
+            dropped=list(self.dropped),
         )
 
     def become(self, past: Past) -> None:
         for name, value in msgspec.structs.asdict(past.past()).items():
             setattr(self, name, value)
+
+    @property
+    def tokens(self) -> list[int]:
+        return [token for _, tokens in self.history for token in tokens]
 
     def append(self, tokens: list[int], window: int) -> None:
         """Raises ContextFull where `tokens` do not fit, and changes nothing then."""
@@ -83,10 +107,12 @@ class Past(Struct, kw_only=True):
             self.history[-1][1].append(token)
         self.used += 1
 
-    def answered(self) -> None:
+    def answered(self, text: str) -> None:
         """What was generated is a turn of the conversation, if there is one."""
-        if self.turns and self.turns[-1][1] is not None:
-            self.turns.append(("assistant", None))
+        if self.turns and self.turns[-1].generated:
+            self.turns[-1] = Turn("assistant", self.turns[-1].text + text, generated=True)
+        elif self.turns:
+            self.turns.append(Turn("assistant", text, generated=True))
 
 
 class Context(Past, kw_only=True):
@@ -106,6 +132,7 @@ class Context(Past, kw_only=True):
             name=self.name,
             used=self.used,
             state="asleep" if self.owner is None else "busy" if self.busy else "idle",
+            on_full=self.on_full,
             checkpoints=sorted(self.checkpoints),
         )
 
@@ -122,7 +149,13 @@ class ContextManager:
         self.last = 0
 
     def open(
-        self, owner: Process, system: str | None, name: str | None = None, *, own: bool = False
+        self,
+        owner: Process,
+        system: str | None,
+        name: str | None = None,
+        on_full: OnFull | None = None,
+        *,
+        own: bool = False,
     ) -> Context:
         """A new context, or the one of that name, awake again.
 
@@ -133,13 +166,15 @@ class ContextManager:
         self._check_limit(owner)
         context = self._named(owner.name, name)
         if context is None:
-            prelude = [] if system is None else [("system", system)]
-            return self._add(owner, Past(prelude=prelude), name, own=own)
+            prelude = [] if system is None else [Turn("system", system)]
+            past = Past(prelude=prelude, on_full=on_full or "error")
+            return self._add(owner, past, name, own=own)
         if context.owner is not None:
             raise ContextBusy(
                 f"context {name!r} is open in process {context.owner.pid}", "close it there first"
             )
         context.owner = owner
+        context.on_full = on_full or context.on_full
         owner.contexts.add(context.id)
         self.changed.add(context.id)
         return context
@@ -164,6 +199,10 @@ class ContextManager:
         limit = owner.limits.contexts
         if limit is not None and len(owner.contexts) >= limit:
             raise LimitReached(f"{limit} contexts are open: the limit of process {owner.pid}")
+
+    def scratch(self, owner: Process) -> Context:
+        """A context that the kernel itself needs for a call of `owner`."""
+        return self._add(owner, Past(), None, own=True)
 
     def _add(self, owner: Process, past: Past, name: str | None, *, own: bool = False) -> Context:
         self.last += 1

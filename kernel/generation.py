@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import msgspec
 from msgspec import UNSET, Struct
 
+from aios.syscalls import wire
 from aios.syscalls.errors import (
     AiosError,
     BadInput,
+    Cancelled,
     CoreFailed,
     Internal,
     LimitReached,
+    from_wire,
 )
 from aios.syscalls.messages import (
     Append,
@@ -25,13 +29,14 @@ from aios.syscalls.messages import (
     Generate,
     Logprob,
     ModelInfo,
+    Moved,
     Piece,
     Result,
     Timings,
     Usage,
 )
 
-from .context import Context, ContextManager
+from .context import Context, ContextManager, Turn
 from .core.protocol import (
     Command,
     Halt,
@@ -41,10 +46,11 @@ from .core.protocol import (
     Step,
 )
 from .process import Process
-from .prompt import DEATHS, Prompts
+from .prompt import DEATHS, Entering, Prompts
 from .scheduler import Decision, Dispatch, Scheduler, Task
 from .stats import EventLog, Statistics
 from .trap import Call
+from .window import Windows
 
 
 class Work(Struct, kw_only=True):
@@ -64,6 +70,11 @@ class Work(Struct, kw_only=True):
     digest: bytes = b""
     held: str = ""  # text that the core held back, while preempted
     cancelled: bool = False
+    moved: Moved | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(piece.text for piece in self.pieces)
 
     def take(self, out: Out) -> Piece | None:
         """What one step of the core brought."""
@@ -85,6 +96,7 @@ class Generation:
     work: Work
     task: Task
     turn: float | None = None  # when its turn began, while it has one
+    tail: str = ""  # text that came with its end
     deaths: int = 0  # of the core while it had a slot, since its last token
 
     def stop_clock(self, now: float) -> None:
@@ -95,6 +107,29 @@ class Generation:
             else:
                 self.work.decode += now - self.turn
         self.turn = None
+
+
+@dataclass
+class Inner(Call):
+    """A generation that the kernel itself needs for another call; that goes on or fails with it."""
+
+    outer: Call = field(kw_only=True)
+    then: Callable[[str], None] = field(kw_only=True)
+
+    def _end(self, kind: int, body: Any) -> None:
+        if self.ended:
+            return
+        self.ended = True
+        if self.on_end is not None:
+            self.on_end()
+        if self.outer.ended:
+            return
+        try:
+            if kind == wire.FAILED:
+                raise from_wire(body)
+            self.then(body.text)
+        except AiosError as error:
+            self.outer.fail(error)
 
 
 class Generations:
@@ -118,6 +153,7 @@ class Generations:
         self.stats = stats
         self.events = events
         self.send = send
+        self.windows = Windows(contexts, prompts, self.generate_for)
         self.active: dict[int, Generation] = {}
         self.last_run = time.monotonic_ns()  # a core may still run what another kernel sent
 
@@ -127,10 +163,11 @@ class Generations:
         context = self.contexts.get(call.process, args.ctx)
         self._occupy(call, context)
 
-        def appended(added: int) -> None:
-            call.done(Appended(added=added, used=context.used, window=self.contexts.window))
+        def appended(added: int, moved: Moved | None) -> None:
+            window = self.contexts.window
+            call.done(Appended(added=added, used=context.used, window=window, moved=moved))
 
-        self.prompts.enter(call, context, args, appended)
+        self.windows.enter(call, context, args, appended)
 
     def start(self, call: Call, args: Generate) -> None:
         """A generation in the context that the call names, or in one that ends with the call."""
@@ -139,7 +176,30 @@ class Generations:
         else:
             context = self.contexts.get(call.process, args.ctx)
         self._occupy(call, context)
-        self.prompts.enter(call, context, args, partial(self._queue, call, context, args))
+        self.windows.enter(call, context, args, partial(self._queue, call, context, args))
+
+    def generate_for(
+        self, call: Call, turns: list[Turn], decoding: Decoding, then: Callable[[str], None]
+    ) -> None:
+        """Have the model answer for the kernel itself, on the way of `call`."""
+        context = self.contexts.scratch(call.process)
+        inner = Inner(call.trap, call.session, call.process, 0, call.row, outer=call, then=then)
+        release = call.on_end
+
+        def end_both() -> None:
+            inner.fail(Cancelled("the call that it was for has ended"))
+            if release is not None:
+                release()
+
+        call.on_end = end_both
+        self._occupy(inner, context)
+        args = Generate(**msgspec.structs.asdict(decoding), stream=False)
+
+        def encoded(tokens: list[int]) -> None:
+            self.contexts.append(context, tokens)
+            self._queue(inner, context, args, len(tokens), None)
+
+        self.prompts.encode(inner, context, Entering(turns, None, None, reply=True), encoded)
 
     def _occupy(self, call: Call, context: Context) -> None:
         """`context` is the call's until it ends, whichever way it ends."""
@@ -171,7 +231,9 @@ class Generations:
 
     # --- a generation's life --------------------------------------------------------------------
 
-    def _queue(self, call: Call, context: Context, args: Generate, added: int) -> None:
+    def _queue(
+        self, call: Call, context: Context, args: Generate, added: int, moved: Moved | None
+    ) -> None:
         if context.used == 0:
             raise BadInput("there is nothing to generate from", "send messages, text or tokens")
         context.append([], self.contexts.window - 1)  # room for one token, or ContextFull
@@ -180,7 +242,7 @@ class Generations:
         decoding = msgspec.convert(args, Decoding, from_attributes=True)
         work = Work(
             call=call.id, decoding=decoding, stream=args.stream, prompt=added,
-            began=time.monotonic(),
+            began=time.monotonic(), moved=moved,
         )  # fmt: skip
         self.events.publish("generation", "queued", call.process.pid, ctx=context.id, prompt=added)
         self.apply(self._add(call, context, work))
@@ -215,7 +277,7 @@ class Generations:
         process.waiting += gen.task.waiting
         process.switches += gen.task.switches
         process.touch()
-        context.answered()
+        context.answered(gen.work.text + gen.tail)
         self.contexts.changed.add(context.id)
         self.stats.generations += 1
         self.stats.switches += gen.task.switches
@@ -320,6 +382,7 @@ class Generations:
     def _finish(self, gen: Generation, finish: Finish, text: str) -> None:
         now = time.monotonic()
         work, tokens = gen.work, [token for piece in gen.work.pieces for token in piece.tokens]
+        gen.tail = text
         if text and work.stream:
             gen.call.piece(Piece(text=text, tokens=[]))
         turnaround, waiting = now - work.began, gen.task.waited(now)
@@ -338,12 +401,13 @@ class Generations:
             switches=gen.task.switches,
         )
         result = Result(
-            text="".join(piece.text for piece in work.pieces) + text,
+            text=work.text + text,
             tokens=tokens,
             finish=finish,
             usage=usage,
             timings=timings,
             digest=work.digest.hex() or None,
+            moved=work.moved,
             logprobs=UNSET if work.decoding.logprobs is None else _logprobs(work),
         )
         self.events.publish("generation", finish, gen.call.process.pid, ctx=gen.context.id)

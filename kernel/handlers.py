@@ -93,7 +93,7 @@ def proc_log(k: Kernel, call: Call, args: t.Log) -> Any:
 
 
 def llm_open(k: Kernel, call: Call, args: t.Open) -> t.Opened:
-    return _opened(k, call, k.contexts.open(call.process, args.system, args.name))
+    return _opened(k, call, k.contexts.open(call.process, args.system, args.name, args.on_full))
 
 
 def _opened(k: Kernel, call: Call, context: Context) -> t.Opened:

@@ -205,7 +205,8 @@ class Ledger:
     def _take_context(self, ids: list[int], items: list[bytes]) -> None:
         row = msgspec.msgpack.decode(items[0], type=ContextRow)
         owner = self.table.rows.get(row.owner)
-        if row.name is None and (owner is None or (row.own and row.work is None)):
+        unfinished = row.own and (row.work is None or row.work.call == 0)
+        if row.name is None and (owner is None or unfinished):
             self.journal.delete(f"context/{ids[0]}")
             return
         context = Context(
@@ -228,7 +229,7 @@ class Ledger:
             call = self.lifecycle.trap.detached(owner.pid, row.work.call, "llm.generate")
             self.generations.recover(call, context, row.work)
         elif row.work is not None:
-            context.answered()
+            context.answered(row.work.text)
 
 
 def _process_row(process: Process) -> bytes:

@@ -1,15 +1,15 @@
-"""What enters a context: text and messages become tokens at the core's vocabulary, then history."""
+"""Text and messages become tokens, and tokens text, at the core's vocabulary."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from aios.syscalls.errors import AiosError, BadInput, CoreFailed, LimitReached, from_wire
-from aios.syscalls.messages import Append, Generate
+from aios.syscalls.errors import AiosError, CoreFailed, LimitReached, from_wire
 
-from .context import Context, ContextManager
+from .context import ContextManager, Past, Turn
 from .core.protocol import Decode, Encode, Encoded, Question
 from .process import Process
 from .trap import Call
@@ -22,6 +22,15 @@ class Asked:
     question: Question
     answered: Callable[[Encoded], None]
     deaths: int = 0
+
+
+class Entering(NamedTuple):
+    """What is to enter a context: one of turns, text, tokens."""
+
+    turns: list[Turn]
+    text: str | None
+    tokens: list[int] | None
+    reply: bool  # the assistant's answer is opened
 
 
 class Prompts:
@@ -38,7 +47,7 @@ class Prompts:
         self, call: Call, make: Callable[[int], Question], then: Callable[[Encoded], None]
     ) -> None:
         """Ask; `then` gets the answer, unless the call has ended by then."""
-        self._check_core()
+        self.check_core()
         self.last += 1
         question = make(self.last)
 
@@ -75,42 +84,23 @@ class Prompts:
         for req in list(self.questions):
             self.answered(Encoded(req, error=error.to_wire()))
 
-    def enter(
-        self, call: Call, context: Context, args: Append | Generate, then: Callable[[int], None]
+    def encode(
+        self, call: Call, context: Past, new: Entering, then: Callable[[list[int]], None]
     ) -> None:
-        """Append what `args` hold to `context`; `then` gets the number of tokens that it was."""
-        given = [part for part in (args.messages, args.text, args.tokens) if part is not None]
-        if len(given) > 1:
-            raise BadInput("messages, text and tokens exclude each other", "send one of them")
-        messages = [(message.role, message.content) for message in args.messages or []]
-        if messages or not given:
-            messages = context.prelude + messages
-
-        def entered(tokens: list[int]) -> None:
-            self.check_limit(call.process, len(tokens))
-            self.contexts.append(context, tokens)
-            call.process.spend(len(tokens))
-            if messages:
-                context.prelude = []
-                context.turns += messages
-                self.contexts.changed.add(context.id)
-            then(len(tokens))
-
-        reply = isinstance(args, Generate)
-        answer_is_open = not context.turns or context.turns[-1][1] is None
-        if args.tokens is not None and self.contexts.window:
-            self._check_core()
-            entered(args.tokens)
-        elif not given and not messages and (answer_is_open or not reply):
-            entered([])
-        else:
-            text = args.text if args.tokens is None else ""  # just to wait for the first core
-            start, turns = context.used == 0, list(context.turns)
-            self.question(
-                call,
-                lambda req: Encode(req, text, messages, turns, reply, start),
-                lambda encoded: entered(args.tokens or encoded.tokens),
-            )
+        """`then` gets the tokens that `new` is, behind what is in `context`."""
+        if new.tokens is not None and self.contexts.window:
+            self.check_core()
+            then(new.tokens)
+            return
+        turns = [(turn.role, turn.content) for turn in context.turns]
+        messages = [(turn.role, turn.note + turn.text) for turn in new.turns]
+        start = context.used == 0
+        text = new.text if new.tokens is None else ""  # just to wait for the first core
+        self.question(
+            call,
+            lambda req: Encode(req, text, messages, turns, new.reply, start),
+            lambda encoded: then(new.tokens or encoded.tokens),
+        )
 
     def check_limit(self, process: Process, tokens: int) -> None:
         """Raises LimitReached where `process` may not use as many `tokens` more."""
@@ -124,6 +114,6 @@ class Prompts:
     def detokenize(self, call: Call, tokens: list[int], then: Callable[[Encoded], None]) -> None:
         self.question(call, lambda req: Decode(req, tokens), then)
 
-    def _check_core(self) -> None:
+    def check_core(self) -> None:
         if self.core_error is not None:
             raise self.core_error

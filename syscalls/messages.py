@@ -185,6 +185,9 @@ class ChatMessage(Message):
     content: str
 
 
+# What happens when the window has no room: the call fails; the oldest turns go; they go, and the
+# model sums them up; they go, and come back when a message is about them. What comes first, stays.
+OnFull = Literal["error", "slide", "summarize", "recall"]
 Messages = Annotated[list[ChatMessage], Meta(min_length=1)]
 TokenIds = Annotated[list[Token], Meta(min_length=1)]
 
@@ -194,6 +197,7 @@ class Open(Message):
 
     system: str | None = None  # enters a new context only
     name: Name | None = None
+    on_full: OnFull | None = None  # error, unless the context had another
 
 
 class Opened(Reply):
@@ -235,6 +239,7 @@ class ContextInfo(Reply):
     name: str | None
     used: int
     state: Literal["idle", "busy", "asleep"]
+    on_full: OnFull
     checkpoints: list[str]
 
 
@@ -247,10 +252,20 @@ class Append(Message):
     tokens: TokenIds | None = None
 
 
+class Moved(Reply):
+    """What left a full window for this call, and what came back."""
+
+    tokens: int  # in the context before, less those that are in it now
+    dropped: list[ChatMessage]  # the oldest; text that was no message has the role "text"
+    summary: str | None  # of all that was ever dropped
+    recalled: list[ChatMessage]
+
+
 class Appended(Reply):
     added: int
     used: int
     window: int
+    moved: Moved | None = None
 
 
 class Sampling(Message):
@@ -326,6 +341,7 @@ class Result(Reply):
     usage: Usage
     timings: Timings
     digest: str | None = None  # hex of the 32-byte chained hash
+    moved: Moved | None = None
     logprobs: list[Logprob] | UnsetType = UNSET
 
 

@@ -1,0 +1,174 @@
+"""A full window: what goes, what stays, what comes back, and that the caller sees it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Boot, run_system
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aios.agents import Aios, Context, connect
+from aios.kernel.context import Turn
+from aios.kernel.window import relevant
+from aios.shell.launch import System
+from aios.syscalls.errors import ContextFull
+
+WINDOW = 256
+FACT = "My sister's parrot is called Zanzibar and it is nine years old."
+SYSTEM = "You are terse."
+
+
+@pytest.fixture(scope="module")
+def narrow(homes: Path) -> Iterator[System]:
+    yield from run_system(homes / "narrow", {"slots": 2, "ctx": WINDOW, "grace": 0.5})
+
+
+@pytest.fixture
+def aios(narrow: System) -> Iterator[Aios]:
+    with connect(narrow.home, "test") as aios:
+        yield aios
+        assert aios.status().contexts == 0
+        assert aios.check() == []
+
+
+def talk(context: Context, turns: int, **options: Any) -> list[Any]:
+    """Tell the fact, then talk about something else; what moved, by turn."""
+    moved = []
+    for number in range(turns):
+        line = FACT if number == 0 else f"Tell me one thing about the number {number}."
+        answer = context.generate(line, max_tokens=16, ignore_eos=True, **options).result()
+        assert answer.usage.context <= WINDOW
+        assert answer.finish == "length"
+        moved.append(answer.moved)
+    return moved
+
+
+def test_error_is_the_default_and_loses_nothing(aios: Aios) -> None:
+    with aios.open(SYSTEM) as context:
+        context.append("word " * 200, raw=True)
+        used = aios.contexts()[0].used
+        with pytest.raises(ContextFull):
+            context.append("word " * 100, raw=True)
+        assert aios.contexts()[0].used == used
+        assert aios.contexts()[0].on_full == "error"
+
+
+@pytest.mark.parametrize("on_full", ["slide", "summarize", "recall"])
+def test_a_conversation_goes_on_past_its_window(aios: Aios, on_full: Any) -> None:
+    with aios.open(SYSTEM, on_full=on_full) as context:
+        moved = talk(context, 16)
+        left = [each for each in moved if each is not None and each.dropped]
+        assert len(left) >= 2
+        gone = [message.content for each in left for message in each.dropped]
+        assert gone[0] == FACT
+        lines = [line for line in gone if line.startswith("Tell me one thing")]
+        asked = [f"Tell me one thing about the number {n}." for n in range(1, 16)]
+        assert lines == asked[: len(lines)]  # oldest first, each once
+        assert all(each.tokens > 0 for each in left)
+        assert all((each.summary is not None) == (on_full == "summarize") for each in left)
+
+
+def test_what_is_recalled_stands_in_front_of_the_question(aios: Aios) -> None:
+    with aios.open(SYSTEM, on_full="recall") as context:
+        talk(context, 12)
+        answer = context.generate("What is my sister's parrot called?", max_tokens=24).result()
+        assert answer.moved is not None
+        assert FACT in [message.content for message in answer.moved.recalled]
+        assert answer.usage.prompt > len(FACT) // 8  # it entered, in front of the question
+
+
+def test_what_slides_out_is_gone_and_the_rest_is_as_if_it_had_never_been(aios: Aios) -> None:
+    """What stays is a context like any other: the same messages anew go on alike."""
+    with aios.open(SYSTEM, on_full="slide") as context:
+        said: list[dict[str, str]] = [{"role": "system", "content": SYSTEM}]
+        for number in range(20):
+            line = f"Tell me one thing about the number {number}."
+            answer = context.generate(line, max_tokens=16, digest=True).result()
+            if answer.moved is not None:
+                gone = len(answer.moved.dropped)
+                del said[1 : 1 + gone]
+                break
+            said += [
+                {"role": "user", "content": line},
+                {"role": "assistant", "content": answer.text},
+            ]
+        with aios.open() as other:
+            other.append(said)
+            other.append(line)
+            again = other.generate(max_tokens=16, digest=True).result()
+        assert (again.tokens, again.digest) == (answer.tokens, answer.digest)
+
+
+def test_text_without_turns_slides_too(aios: Aios) -> None:
+    with aios.open(on_full="slide") as context:
+        context.append("The beginning. " * 12, raw=True)
+        dropped = []
+        for number in range(20):
+            appended = context.append(f"Line {number} says nothing at all. " * 3, raw=True)
+            assert appended.used <= WINDOW
+            if appended.moved is not None:
+                assert [message.role for message in appended.moved.dropped] == ["text"]
+                dropped.append(appended.moved.dropped[0].content)
+        assert len(dropped) > 1
+        assert "The beginning. The beginning." not in dropped[0]  # what comes first stays
+        assert "Line 0" in dropped[0]
+        assert "Line 0" not in "".join(dropped[1:])
+        assert context.generate(max_tokens=3, ignore_eos=True).tokens
+
+
+def test_what_can_never_fit_fails_and_changes_nothing(aios: Aios) -> None:
+    with aios.open(SYSTEM, on_full="slide") as context:
+        talk(context, 3)
+        before = aios.contexts()
+        with pytest.raises(ContextFull):
+            context.append("word " * 300)
+        assert aios.contexts() == before
+        talk(context, 2)
+
+
+def test_cancelled_while_it_sums_up(aios: Aios) -> None:
+    with aios.open(SYSTEM, on_full="summarize") as context:
+        for number in range(9):
+            call = context.generate(f"What about {number}? " * 4, max_tokens=16, ignore_eos=True)
+            if aios.status().contexts == 2:  # the one that the summary is made in
+                call.abandon()
+                break
+            call.result()
+        assert aios.status().contexts == 1
+        assert context.generate("Go on.", max_tokens=4, ignore_eos=True).tokens
+
+
+def test_a_kernel_that_dies_while_it_makes_room(boot: Boot) -> None:
+    system = boot(slots=2, ctx=WINDOW)
+    with connect(system.home) as aios:
+        answers = []
+        for kill in (False, True):
+            with aios.open(SYSTEM, on_full="summarize") as context:
+                for number in range(7):
+                    call = context.generate(f"And {number}? " * 9, max_tokens=16, ignore_eos=True)
+                    if kill:
+                        os.kill(aios.status().os_pid, signal.SIGKILL)
+                    answers.append(call.result())
+        assert any(answer.moved for answer in answers)
+        half = len(answers) // 2
+        for one, other in zip(answers[:half], answers[half:], strict=True):
+            assert (one.tokens, one.moved) == (other.tokens, other.moved)
+        assert aios.check() == []
+
+
+sentences = st.lists(st.sampled_from(["red", "green", "blue", "one", "two"]), max_size=6)
+
+
+@settings(derandomize=True)
+@given(sentences, st.lists(sentences, max_size=8))
+def test_what_is_relevant_shares_a_word(text: list[str], turns: list[list[str]]) -> None:
+    given_turns = [Turn("user", " ".join(words)) for words in turns]
+    found = relevant(" ".join(text), given_turns)
+    wanted = [turn for turn, words in zip(given_turns, turns, strict=True) if {*words} & {*text}]
+    assert sorted(map(id, found)) == sorted(map(id, wanted))
