@@ -48,6 +48,8 @@ class CoreLink:
         settings = {
             "home": config.home,
             "model": model,
+            "fitted": config.fitted,
+            "loaded": self.model.path if self.model else "",
             "slots": config.slots,
             "window": config.ctx,
             "threads": config.threads or os.cpu_count() or 1,

@@ -59,7 +59,7 @@ class System:
                 [sys.executable, "-m", "aios.kernel.init", str(home), json.dumps(settings)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/",
                 start_new_session=True, env=os.environ | {"AIOS_HOME": str(home)},
-                preexec_fn=None if detach else _end_with_parent,  # noqa: PLW1509 (one system call)
+                preexec_fn=None if detach else end_with_parent,  # noqa: PLW1509 (one system call)
             )  # fmt: skip
 
     def ready(self, progress: Progress = lambda _: None) -> Status:
@@ -129,5 +129,5 @@ class System:
                 self.process.wait(AGAIN)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)

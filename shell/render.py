@@ -11,7 +11,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from aios.syscalls.messages import Event, Exited, ProcessInfo, Stats, Status, Summary
+from aios.syscalls.messages import Event, Exited, ModelInfo, ProcessInfo, Stats, Status, Summary
 
 
 def columns(
@@ -29,7 +29,7 @@ def columns(
 def pairs(rows: Iterable[tuple[str, object]]) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold")
-    table.add_column()
+    table.add_column(overflow="fold")
     for name, cell in rows:
         table.add_row(name, Text(str(cell)))
     return table
@@ -87,6 +87,7 @@ def status(answer: Status) -> Table:
         rows += [
             ("model", model.path),
             ("", f"{model.description}, {model.params / 1e6:.0f} M parameters, {model.engine}"),
+            *fitted(model),
             ("context", f"{answer.slots} slots of {model.window} tokens, "
                         f"{decimal(model.cache_bytes)} of KV cache"),
             ("exactness", exactness(answer)),
@@ -98,6 +99,19 @@ def status(answer: Status) -> Table:
         ("generations", f"{answer.running} running, {answer.ready} waiting for a slot"),
     ]  # fmt: skip
     return pairs(rows)
+
+
+def fitted(model: ModelInfo) -> list[tuple[str, object]]:
+    """How the file that is loaded came to be; nothing about an original that was asked for."""
+    if model.refused:
+        return [("fitted", f"no: {model.refused}")]
+    if model.fitted is None:
+        return []
+    made = model.fitted
+    return [
+        ("fitted", f"{made.format} of {made.original}"),
+        ("", f"mean KL {made.kl:.4f} nats a token, same likeliest token after {made.same_top:.1%}"),
+    ]
 
 
 def stats(answer: Stats) -> Table:

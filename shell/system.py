@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -25,6 +26,10 @@ KINDS = get_args(get_args(get_type_hints(Events)["kinds"])[0])
 @click.option(
     "--model", type=click.Path(path_type=Path), help="A GGUF file; default: SmolLM2-135M."
 )
+@click.option(
+    "--fitted/--no-fitted", default=None,
+    help="Load the format that `aios model fit` chose. [default: no-fitted]",
+)  # fmt: skip
 @click.option("--slots", type=int, help="Contexts that the model works on at once.")
 @click.option("--ctx", type=int, help="Tokens that a context can hold.")
 @click.option("--threads", type=int, help="Threads of the LLM core; 0: one a processor.")
@@ -56,10 +61,22 @@ def start(home: Path, /, detach: bool, as_json: bool, **given: Any) -> int:
         status = launched.ready(tell)
     try:
         show(status, as_json, render.ready_line(status))
+        if not as_json:
+            about_format(status)
         return 0 if detach else launched.process.wait()
     except KeyboardInterrupt:
         launched.process.terminate()
     return wind_up(launched)
+
+
+def about_format(status: Status) -> None:
+    """Say on stderr why a fitted model is not loaded; in a terminal, that there can be one."""
+    model = status.model
+    assert model is not None, "a system that is ready has a model"
+    if model.refused:
+        click.echo(f"aios: the original is loaded, no fitted model: {model.refused}", err=True)
+    elif sys.stderr.isatty() and not model.measured:
+        click.echo("hint: `aios model fit` finds a quicker format for this machine", err=True)
 
 
 def wind_up(launched: System) -> int:

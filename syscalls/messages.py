@@ -397,8 +397,17 @@ class Mail(Reply):
 # --- kernel ----------------------------------------------------------------------------------
 
 
+class Fitted(Reply):
+    """A file in a format that this machine is quick with stands in for the model asked for."""
+
+    original: str  # path of that model
+    format: str
+    kl: float  # mean Kullback-Leibler divergence from the original, nats a token
+    same_top: float  # share of tokens after which both find the same one likeliest
+
+
 class ModelInfo(Reply):
-    path: str
+    path: str  # of the file that is loaded
     description: str
     params: int
     size: int
@@ -408,6 +417,9 @@ class ModelInfo(Reply):
     exact_cost: float | None  # time of a full batch cut to `certified`, over the same uncut
     cache_bytes: int  # of the KV cache, all slots
     engine: str
+    fitted: Fitted | None = None
+    refused: str = ""  # why the original is loaded although `fitted` is set
+    measured: bool = False  # `aios model fit` has measured it in other formats
 
 
 class Status(Reply):

@@ -20,11 +20,16 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def run(
-    home: Path, *args: str, stdin: str = "", cwd: Path | None = None, **variables: str
+    home: Path,
+    *args: str,
+    stdin: str = "",
+    cwd: Path | None = None,
+    limit: float = LIMIT,
+    **variables: str,
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*AIOS, *args], env=environment(home) | variables, input=stdin, cwd=cwd, text=True,
-        capture_output=True, timeout=LIMIT, check=False,
+        capture_output=True, timeout=limit, check=False,
     )  # fmt: skip
 
 

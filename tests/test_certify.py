@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import llama_cpp
 import pytest
 from cores import PLENTY, Job, Watched, alone, finish, report
 
 from aios.kernel.config import embedded_model
 from aios.kernel.core.certify import certify
-from aios.kernel.core.llama import ALONE, Engine
+from aios.kernel.core.llama import ALONE, Engine, requantize
 from aios.syscalls.messages import Decoding
 
 SLOTS, WINDOW = 6, 320
@@ -31,15 +29,6 @@ def load(path: Path) -> Certified:
     return Certified(engine, *certify(engine))
 
 
-def requantize(ftype: int, path: Path) -> None:
-    """The embedded model in another format."""
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype, params.allow_requantize, params.nthread = ftype, True, 2
-    source = str(embedded_model()).encode()
-    code = llama_cpp.llama_model_quantize(source, str(path).encode(), ctypes.byref(params))
-    assert code == 0
-
-
 @pytest.fixture(scope="module")
 def plain() -> Iterator[Certified]:
     found = load(embedded_model())
@@ -52,8 +41,8 @@ def breaks_early(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Certified
     """A format whose kernels compute several rows in another way than few; which one does, and from
     how many on, is the processor's and the build's."""
     path = tmp_path_factory.mktemp("model") / "requantized.gguf"
-    for ftype in (llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M, llama_cpp.LLAMA_FTYPE_MOSTLY_F16):
-        requantize(ftype, path)
+    for name in ("q4_k_m", "f16"):
+        requantize(embedded_model(), path, name, 2)
         found = load(path)
         path.unlink()  # mapped, as long as it is loaded
         if found.size < SLOTS:

@@ -19,11 +19,12 @@ from typing import Any
 import msgspec
 import zmq
 
-from aios.syscalls.errors import AiosError
+from aios.syscalls.errors import AiosError, ModelError
 from aios.syscalls.messages import ModelInfo
 
 from .batcher import Batcher
 from .certify import certify
+from .fitted import Choice, choose
 from .llama import Engine
 from .protocol import (
     Drop,
@@ -42,6 +43,8 @@ from .text import answer
 class CoreConfig(msgspec.Struct, frozen=True):
     home: str
     model: str
+    fitted: bool  # load the version of it that `aios model fit` has chosen
+    loaded: str  # path of the file that the core before this one had loaded; empty: none was
     slots: int
     window: int
     threads: int
@@ -53,8 +56,9 @@ def main() -> int:
     config = msgspec.json.decode(sys.argv[1], type=CoreConfig)
     context: zmq.Context[Any] = zmq.Context()
     try:
+        choice = choose_as_before(config)
         engine = Engine(
-            Path(config.model), slots=config.slots, window=config.window, threads=config.threads
+            choice.path, slots=config.slots, window=config.window, threads=config.threads
         )
     except AiosError as error:
         _connect(context, config, "core").send(encode(Failed(error.to_wire())))
@@ -64,7 +68,7 @@ def main() -> int:
     text = _connect(context, config, "text")
     threading.Thread(target=serve_text, args=(text, engine), daemon=True).start()
     batcher = Batcher(engine, certified if config.exact else 0, config.snapshot_bytes)
-    serve(_connect(context, config, "core"), batcher, _model_info(engine, certified, cost))
+    serve(_connect(context, config, "core"), batcher, _model_info(engine, choice, certified, cost))
     return 0
 
 
@@ -77,7 +81,23 @@ def _connect(context: zmq.Context[Any], config: CoreConfig, name: str) -> zmq.So
     return connected
 
 
-def _model_info(engine: Engine, certified: int, cost: float | None) -> ModelInfo:
+def choose_as_before(config: CoreConfig) -> Choice:
+    """The file to load.
+
+    Raises:
+        ModelError: it cannot be read, or the contexts of this system began with another file.
+    """
+    choice = choose(Path(config.model), config.fitted)
+    if config.loaded not in ("", str(choice.path)):
+        why = choice.refused or f"{choice.path} was chosen since"
+        raise ModelError(
+            f"the model that this system began with, {config.loaded}, is gone: {why}",
+            "start the system again",
+        )
+    return choice
+
+
+def _model_info(engine: Engine, choice: Choice, certified: int, cost: float | None) -> ModelInfo:
     return ModelInfo(
         path=str(engine.path),
         description=engine.description(),
@@ -89,6 +109,9 @@ def _model_info(engine: Engine, certified: int, cost: float | None) -> ModelInfo
         exact_cost=cost,
         cache_bytes=engine.cache_bytes,
         engine="llama.cpp",
+        fitted=choice.fitted,
+        refused=choice.refused,
+        measured=choice.measured,
     )
 
 

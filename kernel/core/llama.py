@@ -32,6 +32,19 @@ CHUNK = 64  # tokens of a prefill chunk; chunks end at its multiples, so they ne
 ALONE = 256  # llama.cpp pads the span of a KV stream to 256 cells: one more token and it is 512
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # mallopt(3)
 COMPANY = 0  # the token that keeps a lone sequence company
+VERSION = f"llama-cpp-python {ll.__version__}"
+FORMATS = {
+    "q8_0": ll.LLAMA_FTYPE_MOSTLY_Q8_0,
+    "q4_0": ll.LLAMA_FTYPE_MOSTLY_Q4_0,
+    "q4_1": ll.LLAMA_FTYPE_MOSTLY_Q4_1,
+    "q5_0": ll.LLAMA_FTYPE_MOSTLY_Q5_0,
+    "q5_1": ll.LLAMA_FTYPE_MOSTLY_Q5_1,
+    "q4_k_m": ll.LLAMA_FTYPE_MOSTLY_Q4_K_M,
+    "q5_k_m": ll.LLAMA_FTYPE_MOSTLY_Q5_K_M,
+    "q6_k": ll.LLAMA_FTYPE_MOSTLY_Q6_K,
+    "f16": ll.LLAMA_FTYPE_MOSTLY_F16,
+    "bf16": ll.LLAMA_FTYPE_MOSTLY_BF16,
+}
 
 
 class _Log:
@@ -78,6 +91,31 @@ def _load(path: Path) -> Any:
             "the file may be truncated: compare its size with its source",
         )
     return model
+
+
+def requantize(source: Path, target: Path, name: str, threads: int) -> None:
+    """Write the model `source` to `target`, its weights in the format `name`, one of FORMATS.
+
+    Raises:
+        ModelError: `source` is no model, or `target` cannot be written.
+    """
+    params = ll.llama_model_quantize_default_params()
+    params.ftype, params.allow_requantize, params.nthread = FORMATS[name], True, threads
+    code = ll.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params))
+    if code != 0:
+        raise ModelError(f"llama.cpp cannot write {source} as {name}: {'; '.join(_log.errors)}")
+
+
+def format_of(path: Path) -> str:
+    """The format of a model's weights, as llama.cpp names it.
+
+    Raises:
+        ModelError: the file is missing, truncated or not a GGUF.
+    """
+    model = _load(path)
+    name: bytes = ll.llama_ftype_name(ll.llama_model_ftype(model))
+    ll.llama_model_free(model)
+    return name.decode()
 
 
 class Engine:
@@ -228,10 +266,11 @@ class Engine:
 
     # --- context ------------------------------------------------------------------------------
 
-    def prefill(self, slot: int, tokens: tuple[int, ...], pos: int) -> None:
-        """Enter one chunk; the logits of its last token are then at index len(tokens) - 1."""
+    def prefill(self, slot: int, tokens: tuple[int, ...], pos: int, *, every: bool = False) -> None:
+        """Enter one chunk; the logits of its last token are then at index len(tokens) - 1, and
+        those of `every` other one at its own."""
         for i, token in enumerate(tokens):
-            self._put(i, token, pos + i, slot, i == len(tokens) - 1)
+            self._put(i, token, pos + i, slot, every or i == len(tokens) - 1)
         self._decode(len(tokens))
 
     def decode(self, rows: list[tuple[int, int, int]]) -> None:
