@@ -1,4 +1,4 @@
-"""The peer of the throughput bench: llama-server, as the package xllamacpp carries it."""
+"""The peer: llama-server, as the package xllamacpp carries it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,14 @@ from .load import AGENTS, WINDOW, Round, Spans
 
 @contextmanager
 def peer_server(progress: Progress) -> Iterator[Round]:
-    """A llama-server in a process of its own.
+    """The throughput bench's rounds."""
+    with server(progress, AGENTS, WINDOW) as address:
+        yield lambda prompts, new: peer_round(address, prompts, new)
+
+
+@contextmanager
+def server(progress: Progress, slots: int, window: int) -> Iterator[str]:
+    """The address of a llama-server, in a process of its own, with the embedded model.
 
     Its threads wait at barriers as those of our core do (aios.kernel.core says why): with libgomp's
     defaults a round of it took minutes here.
@@ -31,13 +38,12 @@ def peer_server(progress: Progress) -> Iterator[Round]:
     progress("starting the peer")
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
-    settings = (str(embedded_model()), AGENTS, WINDOW, threads())
+    settings = (str(embedded_model()), slots, window, threads())
     process = spawn.Process(target=serve_peer, args=(there, *settings), daemon=True)
     process.start()
     there.close()
     try:
-        address = here.recv()
-        yield lambda prompts, new: peer_round(address, prompts, new)
+        yield here.recv()
     finally:
         process.kill()
         process.join()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from aios.bench import exact, switch, syscall
+from aios.bench.chats import ANSWER, our_side
 from aios.bench.load import AGENTS, make_prompts, our_system, tokens_per_second
 
 PROMPTS = (5, 20, 33, 64, 70, 280)  # tokens; the last makes attention cross 512 cells
@@ -46,6 +47,16 @@ def test_our_side_of_throughput_generates_every_token() -> None:
         spans = play(make_prompts(aios)[:3] + [[1, 2, 3]] * (AGENTS - 3), 4)
     assert [tokens for _, _, tokens in spans] == [4] * AGENTS
     assert tokens_per_second(spans) > 0
+
+
+def test_our_side_of_agents_talks_every_turn() -> None:
+    chats, found = our_side(quiet, agents=3, turns=2, slots=2)
+    assert [len(chat.user) for chat in chats] == [2] * 3
+    assert len({said for chat in chats for said in chat.user}) == 6
+    assert found["generated"] == 6 * ANSWER
+    assert found["prefilled"] > 3 * 400 + 6 * 30  # the system prompt is 400 of them
+    assert found["makespan"] > 0.5  # the tool's time
+    assert 0 < found["turn_p50"] < found["makespan"]
 
 
 def test_random_schedules_are_exact() -> None:

@@ -1,0 +1,74 @@
+"""The load of the agents bench, and our side of it: a system, and an agent process a chat."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from aios.agents import Aios, connect
+
+from .common import Progress, system, text, threads
+
+SLOTS, WINDOW = 8, 1024  # the longest chat comes to about 770 tokens
+SYSTEM, USER, STRIDE = 393, 30, 20  # tokens of text; between the beginnings of two messages
+ANSWER, PAUSE = 32, 0.5  # tokens of each answer; seconds that a tool takes between two turns
+START = 60.0  # seconds for an agent to stand ready
+TALKER = str(Path(__file__).with_name("talker.py"))
+
+
+class Chat(NamedTuple):
+    system: str
+    user: list[str]  # turn by turn
+
+
+class Turn(NamedTuple):
+    began: float  # monotonic seconds, the same clock on both sides
+    ended: float
+    generated: int  # tokens
+    prefilled: int  # tokens: ours as they entered, the peer's as they were computed
+
+
+def make_chats(aios: Aios, agents: int, turns: int) -> list[Chat]:
+    """One system prompt, of 400 tokens in the chat template; real text, no two messages alike."""
+    tokens = aios.tokenize(text())
+    begins = range(SYSTEM, SYSTEM + agents * turns * STRIDE, STRIDE)
+    said = [aios.detokenize(tokens[at : at + USER]) for at in begins]
+    shared = aios.detokenize(tokens[:SYSTEM])
+    return [Chat(shared, said[agent::agents]) for agent in range(agents)]
+
+
+def figures(turns: list[Turn]) -> dict[str, Any]:
+    """Seconds and tokens, over all chats."""
+    return {
+        "makespan": max(turn.ended for turn in turns) - min(turn.began for turn in turns),
+        "turn_p50": median(turn.ended - turn.began for turn in turns),
+        "generated": sum(turn.generated for turn in turns),
+        "prefilled": sum(turn.prefilled for turn in turns),
+    }
+
+
+def our_side(
+    progress: Progress, agents: int, turns: int, **settings: Any
+) -> tuple[list[Chat], dict[str, Any]]:
+    """The chats, and what came of them; `settings` go above those of the bench."""
+    settings = {"slots": SLOTS, "ctx": WINDOW, "threads": threads(), **settings}
+    with system(progress, **settings) as home, connect(home, "bench") as aios:
+        chats = make_chats(aios, agents, turns)
+        progress(f"{agents} agents, {turns} turns each")
+        found = figures(our_round(aios, chats))
+        stats = aios.stats()
+    found["prefilled"] += stats.replayed
+    return chats, found | {"switches": stats.switches}
+
+
+def our_round(aios: Aios, chats: list[Chat]) -> list[Turn]:
+    """Spawn the agents; when all stand ready, let them go."""
+    task = {"starter": aios.welcome.pid, "count": ANSWER, "pause": PAUSE}
+    pids = [aios.spawn(TALKER, {**task, **chat._asdict()}) for chat in chats]
+    for pid in pids:
+        aios.recv(pid, timeout=START)
+    for pid in pids:
+        aios.send(pid, "go")
+    ends = [aios.wait(pid) for pid in pids]
+    return [Turn(*turn) for end in ends for turn in end.result]
