@@ -10,6 +10,7 @@ with connect() as aios:
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -17,7 +18,7 @@ from typing import Any, Literal, Self, TypeVar
 import msgspec
 
 from aios.syscalls import messages as t
-from aios.syscalls.errors import AiosError, KernelGone
+from aios.syscalls.errors import AiosError, KernelGone, NotJson
 
 from .client import Connection, Pending, say_hello
 
@@ -82,6 +83,22 @@ class Generation:
     @property
     def text(self) -> str:
         return self.result().text
+
+    @property
+    def json(self) -> Any:
+        """The value of an answer that was held to a schema.
+
+        Raises:
+            NotJson: it ended before it was complete; `finish` says why.
+        """
+        result = self.result()
+        if result.finish != "stop":
+            why = f"the answer was cut after {result.usage.completion} tokens ({result.finish})"
+            raise NotJson(why)
+        try:
+            return json.loads(result.text)
+        except (ValueError, RecursionError) as error:
+            raise NotJson(f"the answer is not JSON: {error}") from error
 
     @property
     def tokens(self) -> list[int]:
@@ -249,7 +266,7 @@ class Aios:
         """Generate an answer to `prompt`: a user's message, a list of messages or of token ids.
 
         With `raw`, a string is text to go on from, outside the chat template. `options` are the
-        fields of llm.generate: max_tokens, temperature, seed, stop, digest, ...
+        fields of llm.generate: max_tokens, temperature, seed, stop, schema, grammar, digest, ...
         """
         given = {} if prompt is None else as_input(prompt, raw)
         return Generation(self, self.start("llm.generate", ctx=ctx, **given, **options))

@@ -17,7 +17,6 @@ from aios.syscalls.errors import (
     BadInput,
     Cancelled,
     CoreFailed,
-    Internal,
     LimitReached,
     from_wire,
 )
@@ -176,7 +175,9 @@ class Generations:
         else:
             context = self.contexts.get(call.process, args.ctx)
         self._occupy(call, context)
-        self.windows.enter(call, context, args, partial(self._queue, call, context, args))
+        queue = partial(self._queue, call, context, args)
+        enter = partial(self.windows.enter, call, context, args, queue)
+        self.prompts.compile(call, args, enter)
 
     def generate_for(
         self, call: Call, turns: list[Turn], decoding: Decoding, then: Callable[[str], None]
@@ -370,7 +371,7 @@ class Generations:
         now = time.monotonic()
         gen.stop_clock(now)
         if halted.why == "failed":
-            gen.call.fail(Internal(f"the core refused the context: {halted.error}"))
+            gen.call.fail(from_wire(halted.error))
         elif halted.why == "preempted" and not gen.work.cancelled:
             gen.work.held = halted.text
             self.note(halted.ctx, halted)

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from aios.syscalls.errors import AiosError, CoreFailed, LimitReached, from_wire
+from aios.syscalls.errors import AiosError, BadInput, CoreFailed, LimitReached, from_wire
+from aios.syscalls.messages import Decoding
 
 from .context import ContextManager, Past, Turn
-from .core.protocol import Decode, Encode, Encoded, Question
+from .core.protocol import Compile, Decode, Encode, Encoded, Question
 from .process import Process
 from .trap import Call
 
@@ -83,6 +84,17 @@ class Prompts:
         self.core_error = error
         for req in list(self.questions):
             self.answered(Encoded(req, error=error.to_wire()))
+
+    def compile(self, call: Call, args: Decoding, then: Callable[[], None]) -> None:
+        """`then` goes on, once the answer that `args` ask for is known to be possible."""
+        if args.schema is not None and args.grammar is not None:
+            raise BadInput("schema and grammar exclude each other", "send one of them")
+        if args.schema is None and args.grammar is None:
+            then()
+        else:
+            self.question(
+                call, lambda req: Compile(req, args.schema, args.grammar), lambda _: then()
+            )
 
     def encode(
         self, call: Call, context: Past, new: Entering, then: Callable[[list[int]], None]

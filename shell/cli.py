@@ -11,7 +11,15 @@ from typing import NoReturn
 import click
 
 from aios.syscalls import VERSION
-from aios.syscalls.errors import AiosError, BadInput, HomeBusy, KernelGone, ModelError, NoRoom
+from aios.syscalls.errors import (
+    AiosError,
+    BadGrammar,
+    BadInput,
+    HomeBusy,
+    KernelGone,
+    ModelError,
+    NoRoom,
+)
 from aios.syscalls.home import default_home
 
 from . import bench, demo, generate, model, processes, system
@@ -21,6 +29,7 @@ EXIT_CODES: dict[type[AiosError], int] = {
     KernelGone: 3,
     HomeBusy: 75,
     BadInput: 78,
+    BadGrammar: 78,
     ModelError: 78,
     NoRoom: 78,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,32 @@ from typing import Any
 import click
 
 from aios.agents import Generation, connect
+from aios.syscalls.errors import BadInput
 
 from .output import json_option, show
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise BadInput(f"cannot read {path}: {error}", "name a file, or give the text") from error
+
+
+def _schema(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Any:
+    if value is None:
+        return None
+    try:
+        schema = json.loads(value if value.lstrip().startswith("{") else _read(value))
+    except ValueError as error:
+        raise BadInput(f"--schema is not JSON: {error}") from error
+    if not isinstance(schema, dict):
+        raise BadInput("--schema is not a JSON object", 'one for any value is {"type": "integer"}')
+    return schema
+
+
+def _grammar(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    return value if value is None or "::=" in value else _read(value)
 
 
 @click.command()
@@ -25,6 +50,8 @@ from .output import json_option, show
 @click.option("--repeat-penalty", type=float)
 @click.option("--seed", type=int, help="The same seed, the same answer. [default: 0]")
 @click.option("--stop", multiple=True, help="End before this text; may be repeated.")
+@click.option("--schema", callback=_schema, help="A file or JSON: the JSON Schema it is held to.")
+@click.option("--grammar", callback=_grammar, help="A file or text: the GBNF it is held to.")
 @click.option("--logprobs", type=int, help="With --json: so many alternatives of each token.")
 @click.option("--digest", is_flag=True, help="With --json: a chained hash of the logits.")
 @json_option
@@ -43,6 +70,9 @@ def generate(
       aios generate "Why is the sky blue?" --max-tokens 80
       aios generate "Once upon a time" --raw --temperature 0.8 --seed 7
       aios generate - --json < question.txt
+      aios generate "Three fruits" --schema '{"type": "array", "items": {"maxLength": 20,
+        "type": "string"}, "maxItems": 3}'
+      aios generate "Is the sky blue?" --grammar 'root ::= "yes" | "no"'
     """
     text = sys.stdin.read() if prompt == "-" else prompt
     options = {"stop": list(stop)} | {k: v for k, v in given.items() if v is not None}

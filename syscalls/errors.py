@@ -130,6 +130,21 @@ class BadInput(AiosError):
     code = "bad_input"
 
 
+class BadGrammar(AiosError):
+    """No answer can be held to this schema or grammar: it is malformed, says what is not supported,
+    or takes more than its share of work."""
+
+    code = "llm.bad_grammar"
+    default_hint = "docs/agents.md says what a schema or a grammar may hold"
+
+
+class NotJson(AiosError):
+    """The answer was cut before its end, or held to no schema: raised on the caller's side only."""
+
+    code = "llm.not_json"
+    default_hint = "generate with a schema, and with max_tokens enough for the longest answer"
+
+
 class ModelError(AiosError):
     """The model's file is missing, truncated, or not a GGUF that llama.cpp can load."""
 

@@ -45,6 +45,8 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {
         {"text": "One, two,", "max_tokens": 2, "temperature": 0.7, "top_k": 5, "seed": 7},
         {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1, "stop": ["a"]},
         {"tokens": [5, 6, 7], "max_tokens": 2, "logprobs": 2, "digest": True, "stream": False},
+        {"text": "One, two,", "max_tokens": 2, "schema": {"type": "array", "items": {"const": 3}}},
+        {"text": "One, two,", "max_tokens": 2, "grammar": 'root ::= " three" | [0-9]+'},
     ],
     "llm.tokenize": [{"text": "a b"}, {"messages": [{"role": "user", "content": "Hi"}]}],
     "llm.detokenize": [{"tokens": [5, 6]}],

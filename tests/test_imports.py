@@ -18,6 +18,7 @@ ALLOWED = {
 }
 HOMES = {
     "llama_cpp": {"kernel/core/llama.py"},
+    "llguidance": {"kernel/core/grammar.py", "kernel/core/trial.py"},
     "zmq": {
         "kernel/loop.py",
         "kernel/core/__main__.py",

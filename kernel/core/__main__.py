@@ -3,7 +3,7 @@
     python -m aios.kernel.core CONFIG    (a CoreConfig as JSON)
 
 Work: commands in, a report after each step. Text: tokenizing runs in a thread of its own, since
-llama_decode lets go of the interpreter; so it waits for no step.
+llama_decode lets go of the interpreter; so it waits for no step. So does compiling grammars.
 
 A core outlives its kernel: the sockets connect to the next one, announce themselves to it
 (ZMQ_PROBE_ROUTER), and what was under way to the old one is dropped (ZMQ_IMMEDIATE).
@@ -27,6 +27,7 @@ from .certify import certify
 from .fitted import Choice, choose
 from .llama import Engine
 from .protocol import (
+    Compile,
     Drop,
     Failed,
     Halt,
@@ -135,8 +136,32 @@ def serve(work: zmq.Socket[bytes], batcher: Batcher, model: ModelInfo) -> None:
 
 
 def serve_text(text: zmq.Socket[bytes], engine: Engine) -> None:
+    """Answer questions. Compiling a grammar may take its time, and no other waits for that."""
+    grammars = text.context.socket(zmq.PAIR)
+    grammars.set_hwm(0)
+    grammars.bind("inproc://grammars")
+    threading.Thread(target=serve_grammars, args=(text.context, engine), daemon=True).start()
     while True:
-        text.send(encode(answer(engine, decode_question(text.recv()))))
+        ready, _, _ = zmq.select([text, grammars], [], [])
+        if grammars in ready:
+            text.send(grammars.recv())
+        if text in ready:
+            data = text.recv()
+            question = decode_question(data)
+            if isinstance(question, Compile):
+                grammars.send(data)
+            else:
+                text.send(encode(answer(engine, question)))
+
+
+def serve_grammars(context: zmq.Context[Any], engine: Engine) -> None:
+    questions = context.socket(zmq.PAIR)
+    questions.set_hwm(0)
+    questions.connect("inproc://grammars")
+    while True:
+        question = decode_question(questions.recv())
+        assert isinstance(question, Compile)
+        questions.send(encode(engine.grammars.answer(question)))
 
 
 if __name__ == "__main__":

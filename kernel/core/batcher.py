@@ -15,6 +15,7 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
+from aios.syscalls.errors import AiosError, BadGrammar, Internal
 from aios.syscalls.messages import Decoding, Logprob
 
 from .llama import CHUNK, Engine
@@ -62,9 +63,11 @@ class Generation:
         self.todo: list[Op] = []
         self.digest = run.digest
         self.ended: Why | None = None
-        self.sampler = engine.sampler(run.decoding, tokens)
+        self.error: AiosError | None = None
         self.text = TextStream(run.decoding.stop)
-        for token in tokens[self.length - run.generated :]:
+        answer = tokens[self.length - run.generated :]
+        self.sampler = engine.sampler(run.decoding, tokens, engine.grammar(run.decoding, answer))
+        for token in answer:
             self.text.feed(engine.piece(token))
 
     def next_is(self, how: str) -> bool:
@@ -97,9 +100,8 @@ class Batcher:
         context = self.contexts.setdefault(run.ctx, Context(run.ctx))
         slot = self._slot_for(context)
         if slot in self.running:
-            self.halted.append(
-                Halted(run.ctx, run.run, "failed", error="every slot runs, or it runs already")
-            )
+            error = Internal("the core has no slot for the context, or runs it already")
+            self.halted.append(Halted(run.ctx, run.run, "failed", error=error.to_wire()))
             return
         self._seat(context, slot)
         generation = Generation(self.engine, context, run)
@@ -190,15 +192,19 @@ class Batcher:
         logits = self.engine.logits(index)
         if gen.decoding.digest:
             gen.digest = blake2b(logits.tobytes(), key=gen.digest, digest_size=32).digest()
-        token = gen.sampler.draw(index, gen.length)
-        if self.engine.is_end(token) and not gen.decoding.ignore_eos:
+        try:
+            token = gen.sampler.draw(index, gen.length)
+        except BadGrammar as error:
+            gen.ended, gen.error = "failed", error
+            return Out(gen.context.ctx, gen.run, fed, digest=gen.digest)
+        if self.engine.is_end(token) and (gen.sampler.grammar or not gen.decoding.ignore_eos):
             gen.ended = "stop"
             return Out(gen.context.ctx, gen.run, fed, digest=gen.digest)
         text = gen.text.feed(self.engine.piece(token))
         gen.todo.append((Decoded, gen.length, (token,)))
         gen.length += 1
         gen.generated += 1
-        if gen.text.stopped:
+        if gen.text.stopped or gen.sampler.complete:
             gen.ended = "stop"
         elif gen.generated >= gen.decoding.max_tokens:
             gen.ended = "length"
@@ -212,7 +218,8 @@ class Batcher:
         for slot, gen in list(self.running.items()):
             if gen.ended is not None:
                 held = gen.text.flush()
-                self.halted.append(Halted(gen.context.ctx, gen.run, gen.ended, held))
+                error = gen.error.to_wire() if gen.error else None
+                self.halted.append(Halted(gen.context.ctx, gen.run, gen.ended, held, error))
                 gen.sampler.close()
                 del self.running[slot]
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 from numpy.typing import NDArray
 
 from aios.syscalls.errors import BadInput, Internal, ModelError, NoRoom
-from aios.syscalls.messages import Sampling
+from aios.syscalls.messages import Decoding, Sampling
+
+from .grammar import Grammar, Grammars
 
 CHUNK = 64  # tokens of a prefill chunk; chunks end at its multiples, so they never depend on others
 ALONE = 256  # llama.cpp pads the span of a KV stream to 256 cells: one more token and it is 512
@@ -45,6 +48,7 @@ FORMATS = {
     "f16": ll.LLAMA_FTYPE_MOSTLY_F16,
     "bf16": ll.LLAMA_FTYPE_MOSTLY_BF16,
 }
+CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 
 class _Log:
@@ -198,10 +202,12 @@ class Engine:
         model wants one and the text does not bring it."""
         bos = self._text_of(ll.llama_vocab_bos)
         start = start and not (bos and text.startswith(bos))
-        data = text.encode()
+        return self._tokenize(text.encode(), start=start, special=True)
+
+    def _tokenize(self, data: bytes, *, start: bool = False, special: bool = False) -> list[int]:
         room = len(data) + 8
         buffer = (ll.llama_token * room)()
-        count = ll.llama_tokenize(self.vocab, data, len(data), buffer, room, start, True)
+        count = ll.llama_tokenize(self.vocab, data, len(data), buffer, room, start, special)
         if count < 0:
             raise Internal(f"llama_tokenize needs {-count} places for {len(data)} bytes")
         return list(buffer[:count])
@@ -330,8 +336,20 @@ class Engine:
         """Drop what a slot holds from position `since` on."""
         ll.llama_memory_seq_rm(self.memory, slot, since, -1)
 
-    def sampler(self, params: Sampling, past: list[int]) -> Sampler:
-        return Sampler(self, params, past)
+    @cached_property
+    def grammars(self) -> Grammars:  # of use to few, and 0.3 s to make
+        tokens = range(self.n_vocab)
+        ends = [token for token in tokens if self.is_end(token)]
+        return Grammars([self.piece(token) for token in tokens], ends, self._tokenize)
+
+    def grammar(self, decoding: Decoding, answer: list[int]) -> Grammar | None:
+        """What `answer` may go on with, if it is held to anything."""
+        if decoding.schema is None and decoding.grammar is None:
+            return None
+        return self.grammars.start(decoding, answer)
+
+    def sampler(self, params: Sampling, past: list[int], grammar: Grammar | None = None) -> Sampler:
+        return Sampler(self, params, past, grammar)
 
 
 def _beside(slot: int, streams: int) -> int:
@@ -358,9 +376,12 @@ class Sampler:
     between slots, cores and machines has no generator to carry along.
     """
 
-    def __init__(self, engine: Engine, params: Sampling, past: list[int]) -> None:
+    def __init__(
+        self, engine: Engine, params: Sampling, past: list[int], grammar: Grammar | None
+    ) -> None:
         self.engine = engine
         self.params = params
+        self.grammar = grammar
         self.chain = ll.llama_sampler_chain_init(ll.llama_sampler_chain_default_params())
         add = self._add
         penalties = params.repeat_penalty, params.frequency_penalty, params.presence_penalty
@@ -384,14 +405,38 @@ class Sampler:
         ll.llama_sampler_chain_add(self.chain, sampler)
 
     def draw(self, index: int, position: int) -> int:
-        """The token that follows, from the logits at `index` of the last batch."""
+        """The token that follows, from the logits at `index` of the last batch.
+
+        Raises:
+            BadGrammar: what the answer is held to has outgrown its limits.
+        """
         if self.params.temperature == 0:
-            return int(ll.llama_sampler_sample(self.chain, self.engine.ctx, index))
+            return self._draw(index)
         last = ll.llama_sampler_chain_n(self.chain)
         self._add(ll.llama_sampler_init_dist(_mix(self.params.seed, position)))
-        token = int(ll.llama_sampler_sample(self.chain, self.engine.ctx, index))
-        ll.llama_sampler_free(ll.llama_sampler_chain_remove(self.chain, last))
+        try:
+            return self._draw(index)
+        finally:
+            ll.llama_sampler_free(ll.llama_sampler_chain_remove(self.chain, last))
+
+    def _draw(self, index: int) -> int:
+        if self.grammar is None:
+            return int(ll.llama_sampler_sample(self.chain, self.engine.ctx, index))
+        ids = self.grammar.allowed()
+        found = np.zeros(ids.size, CANDIDATE)
+        found["id"], found["logit"] = ids, self.engine.logits(index)[ids]
+        data = found.ctypes.data_as(ll.llama_token_data_p)
+        candidates = ll.llama_token_data_array(data, found.size, -1, False)
+        ll.llama_sampler_apply(self.chain, ctypes.byref(candidates))
+        token = int(candidates.data[candidates.selected].id)
+        ll.llama_sampler_accept(self.chain, token)
+        self.grammar.accept(token)
         return token
+
+    @property
+    def complete(self) -> bool:
+        """Whether the grammar, if there is one, lets nothing follow."""
+        return self.grammar is not None and self.grammar.complete
 
     def close(self) -> None:
         ll.llama_sampler_free(self.chain)

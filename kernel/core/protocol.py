@@ -6,7 +6,7 @@ itself how much of it the KV cache still holds. So a core has nothing that must 
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 from msgspec import Struct
@@ -79,8 +79,16 @@ class Decode(Frame):
     tokens: list[int]
 
 
+class Compile(Frame):
+    """See whether an answer can be held to this; answered by Encoded, of no tokens."""
+
+    req: int
+    schema: dict[str, Any] | None
+    grammar: str | None
+
+
 Command = Run | Halt | Drop | Reset
-Question = Encode | Decode
+Question = Encode | Decode | Compile
 
 
 class Ready(Frame):
@@ -122,7 +130,7 @@ class Halted(Frame):
     run: int
     why: Why
     text: str = ""
-    error: str = ""
+    error: dict[str, str] | None = None  # an AiosError on the wire
 
 
 class Counters(Frame):

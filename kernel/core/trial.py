@@ -1,0 +1,71 @@
+"""The trial of a grammar: a process compiles it first, under limits that Linux enforces.
+
+llguidance bounds the work of a step, not that of compiling: a schema of 3 KB that intersects 40
+patterns is at it for hours, and another of 60 bytes takes 500 MB.
+"""
+
+from __future__ import annotations
+
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+
+from aios.syscalls.errors import BadGrammar
+
+SECONDS, MEMORY = 0.5, 1 << 30  # of processor time; of address space
+LIMITS = LLParserLimits(
+    max_lexer_states=10_000,
+    initial_lexer_fuel=200_000,
+    step_lexer_fuel=50_000,
+    step_max_items=20_000,
+    verbose_errors=False,
+)
+
+
+class Vocabulary:
+    """The bytes of each token, as llguidance wants to have them."""
+
+    def __init__(
+        self, pieces: list[bytes], ends: list[int], tokenize: Callable[[bytes], list[int]]
+    ) -> None:
+        self.tokens = pieces
+        self.eos_token_id, self.bos_token_id = ends[0], None
+        self.special_token_ids = ends
+        self.tokenize = tokenize
+
+    def __call__(self, text: bytes) -> list[int]:
+        return self.tokenize(text)
+
+
+def run(source: str) -> None:
+    """Compile `source` in a process of its own.
+
+    Raises:
+        BadGrammar: that did not end well, or not within the limits.
+    """
+    command = [sys.executable, "-m", "aios.kernel.core.trial"]
+    done = subprocess.run(command, input=source.encode(), capture_output=True, check=False)
+    if done.returncode:
+        limits = f"{SECONDS} s of processor time, {MEMORY >> 20} MiB"
+        raise BadGrammar(f"it takes too much to compile (the limits are {limits})")
+
+
+def main() -> None:
+    """Whether it is a good grammar is not asked here; the core has the words for that. What takes
+    long with a vocabulary of 256 bytes and an end takes long with any."""
+    pieces = [*(bytes([byte]) for byte in range(256)), b""]
+    tokenizer = LLTokenizer(TokenizerWrapper(Vocabulary(pieces, [256], list)), slices=[])
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)  # its signal ends the process
+    matcher = LLMatcher(tokenizer, sys.stdin.read(), log_level=0, limits=LIMITS)
+    if not matcher.is_error():
+        matcher.compute_bitmask()
+
+
+if __name__ == "__main__":
+    main()
