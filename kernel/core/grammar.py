@@ -171,8 +171,9 @@ class Grammars:
         plain = LLTokenizer(TokenizerWrapper(Vocabulary(pieces, ends, list)), slices=[])
 
         def exact(text: bytes) -> list[int]:
+            """Some tokenizers add a blank in front, and all read control tokens out of text."""
             tokens = tokenize(text)
-            written = b"".join(pieces[token] for token in tokens)  # some models add a blank
+            written = b"".join(pieces[token] for token in tokens)
             return tokens if written == text else plain.greedy_tokenize(text.decode())
 
         vocabulary = TokenizerWrapper(Vocabulary(pieces, ends, exact))

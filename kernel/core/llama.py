@@ -202,12 +202,10 @@ class Engine:
         model wants one and the text does not bring it."""
         bos = self._text_of(ll.llama_vocab_bos)
         start = start and not (bos and text.startswith(bos))
-        return self._tokenize(text.encode(), start=start, special=True)
-
-    def _tokenize(self, data: bytes, *, start: bool = False, special: bool = False) -> list[int]:
+        data = text.encode()
         room = len(data) + 8
         buffer = (ll.llama_token * room)()
-        count = ll.llama_tokenize(self.vocab, data, len(data), buffer, room, start, special)
+        count = ll.llama_tokenize(self.vocab, data, len(data), buffer, room, start, True)
         if count < 0:
             raise Internal(f"llama_tokenize needs {-count} places for {len(data)} bytes")
         return list(buffer[:count])
@@ -340,7 +338,8 @@ class Engine:
     def grammars(self) -> Grammars:  # of use to few, and 0.3 s to make
         tokens = range(self.n_vocab)
         ends = [token for token in tokens if self.is_end(token)]
-        return Grammars([self.piece(token) for token in tokens], ends, self._tokenize)
+        pieces = [self.piece(token) for token in tokens]
+        return Grammars(pieces, ends, lambda text: self.tokenize(text.decode(), start=False))
 
     def grammar(self, decoding: Decoding, answer: list[int]) -> Grammar | None:
         """What `answer` may go on with, if it is held to anything."""
