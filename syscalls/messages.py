@@ -292,8 +292,8 @@ class Decoding(Sampling):
     ignore_eos: bool = False
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None  # alternatives listed per token
     digest: bool = False  # chain a hash of each step's raw logits
-    schema: dict[str, Any] | None = None  # a JSON Schema that the answer is held to, or
-    grammar: Annotated[str, Meta(min_length=1, max_length=16384)] | None = None  # one in GBNF
+    schema: dict[str, Any] | None = None  # JSON Schema that the answer fits
+    grammar: Annotated[str, Meta(min_length=1, max_length=16384)] | None = None  # GBNF, likewise
 
 
 class Generate(Decoding):

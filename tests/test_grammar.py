@@ -458,10 +458,8 @@ def test_the_choice_at_each_token_is_a_function_of_the_answer_so_far(
     engine: Engine, solo: list[Job]
 ) -> None:
     for job in solo:
-        one = engine.grammar(job.decoding, [])
-        assert one is not None
+        one = engine.grammars.start(job.decoding, [])
         for count, token in enumerate(job.tokens):
-            rebuilt = engine.grammar(job.decoding, job.tokens[:count])
-            assert rebuilt is not None
+            rebuilt = engine.grammars.start(job.decoding, job.tokens[:count])
             assert rebuilt.allowed().tolist() == one.allowed().tolist()
             one.accept(token)

@@ -66,7 +66,9 @@ class Generation:
         self.error: AiosError | None = None
         self.text = TextStream(run.decoding.stop)
         answer = tokens[self.length - run.generated :]
-        self.sampler = engine.sampler(run.decoding, tokens, engine.grammar(run.decoding, answer))
+        held = run.decoding.schema is not None or run.decoding.grammar is not None
+        grammar = engine.grammars.start(run.decoding, answer) if held else None
+        self.sampler = engine.sampler(run.decoding, tokens, grammar)
         for token in answer:
             self.text.feed(engine.piece(token))
 

@@ -27,7 +27,7 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 from numpy.typing import NDArray
 
 from aios.syscalls.errors import BadInput, Internal, ModelError, NoRoom
-from aios.syscalls.messages import Decoding, Sampling
+from aios.syscalls.messages import Sampling
 
 from .grammar import Grammar, Grammars
 
@@ -340,12 +340,6 @@ class Engine:
         ends = [token for token in tokens if self.is_end(token)]
         pieces = [self.piece(token) for token in tokens]
         return Grammars(pieces, ends, lambda text: self.tokenize(text.decode(), start=False))
-
-    def grammar(self, decoding: Decoding, answer: list[int]) -> Grammar | None:
-        """What `answer` may go on with, if it is held to anything."""
-        if decoding.schema is None and decoding.grammar is None:
-            return None
-        return self.grammars.start(decoding, answer)
 
     def sampler(self, params: Sampling, past: list[int], grammar: Grammar | None = None) -> Sampler:
         return Sampler(self, params, past, grammar)
