@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aios.kernel.context import ContextManager, Past
+from aios.kernel.context import Turn as Message
 from aios.kernel.core.batcher import Op, plan
 from aios.kernel.core.llama import CHUNK
 from aios.kernel.core.protocol import Decoded, Prefilled
@@ -133,7 +134,7 @@ def test_closing_drops_the_context_at_the_core() -> None:
     contexts, dropped = manager()
     owner = process()
     context = contexts.open(owner, "be brief")
-    assert context.prelude == [("system", "be brief")]
+    assert context.prelude == [Message("system", "be brief")]
     contexts.close(context)
     assert (dropped, owner.contexts, contexts.contexts) == ([context.id], set(), {})
 

@@ -114,7 +114,7 @@ def test_a_call_that_is_sent_again_has_its_effect_once(boot: Boot, program: Prog
     """By hand: the same bytes to the next kernel, as if the reply had been lost."""
     system = boot()
     path = program("aios.recv()")
-    calls = [
+    calls: list[tuple[str, dict[str, Any]]] = [
         ("msg.send", {"to": "raw", "body": "once"}),
         ("proc.spawn", {"program": path}),
         ("llm.open", {"system": "Be brief."}),
