@@ -104,7 +104,7 @@ def test_a_child_goes_on_with_forks_of_its_parent(
     path = program(
         "answers = []\n"
         "for context in aios.inherited():\n"
-        "    answer = context.generate(task, max_tokens=12, digest=True, ignore_eos=True).result()\n"
+        "    answer = context.generate(task, max_tokens=12, digest=True, ignore_eos=True)\n"
         "    answers.append([answer.tokens, answer.digest])\n"
         "return answers"
     )
