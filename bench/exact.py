@@ -1,29 +1,31 @@
 """Exactness: random schedules against solo runs of the same contexts, logits bit for bit.
 
-Twelve contexts share four slots: batches of random neighbours, random preemption, snapshots
-restored into whatever slot, and replay where the snapshot had to go. Each drawn token brings a
-hash chained over the raw logits so far; a step differs when its hash is not the solo run's, so
-whatever follows a difference differs too.
+Contexts share four slots: batches of random neighbours, random preemption, snapshots that come back
+from RAM, from disk or not at all, contexts that begin alike, forks, and cores that die. Each drawn
+token brings a hash chained over the raw logits so far; a step differs when its hash is not the solo
+run's, so whatever follows a difference differs too.
 """
 
 from __future__ import annotations
 
 import random
+import tempfile
 import time
 from itertools import zip_longest
+from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from aios.agents import connect
 from aios.kernel.config import embedded_model
 from aios.kernel.core.batcher import Batcher
 from aios.kernel.core.certify import certify
+from aios.kernel.core.disk import Disk
 from aios.kernel.core.llama import COMPANY, Engine
 from aios.kernel.core.protocol import Decoded, Halt, Prefilled, Run, Segment
+from aios.kernel.core.state import Part
 from aios.syscalls.messages import Decoding
 
 from .common import Progress, system, text, threads
@@ -32,17 +34,23 @@ NAME, TARGET = "exact", 0.0
 SLOTS, WINDOW = 4, 1024
 PROMPTS = (9, 20, 33, 64, 65, 100, 127, 150, 210, 270, 340, 640)  # tokens: one context each
 ROOMY = 1 << 30  # bytes for snapshots: room for all
-START, PREEMPT = 0.7, 0.25  # chances, per step, that one more starts and that one is preempted
+START, PREEMPT, DIE = 0.7, 0.25, 0.02  # chances a step: that one more starts, that one is
+KILLS = 6  # preempted, that the core dies, at most so often a schedule
 
 Sabotage = Literal["unified", "lost-token"]
 Record = list[tuple[int, bytes]]  # of each step: the token drawn, the hash of all logits so far
 
 
+class Job(NamedTuple):
+    history: list[Segment]
+    decoding: Decoding
+
+
 class Forgetful(Engine):
     """Loses the last token at each restore; another stands in its place."""
 
-    def restore(self, slot: int, snapshot: NDArray[np.uint8]) -> None:
-        super().restore(slot, snapshot)
+    def paste(self, slot: int, parts: list[Part]) -> None:
+        super().paste(slot, parts)
         lost = self.length(slot) - 1
         self.clear(slot, lost)
         self.decode([(slot, COMPANY, lost)])
@@ -54,7 +62,8 @@ def run(
 ) -> dict[str, Any]:  # fmt: skip
     """Schedule at least `steps` decode batches; with a `sabotage`, some of them must differ.
 
-    Every second schedule has snapshots for `room` of all tokens: what is not kept is replayed.
+    Of four schedules one has room for all snapshots in RAM, one for `room` of all tokens and no
+    disk, one for a quarter of that and a disk, and of one with a disk the core is killed.
     """
     kind = Forgetful if sabotage == "lost-token" else Engine
     engine = kind(
@@ -63,11 +72,10 @@ def run(
     )  # fmt: skip
     certified, _ = certify(engine)
     jobs = make_jobs(engine, prompts, steps)
-    solo = []
-    for number, job in enumerate(jobs):
-        progress(f"solo run {number + 1} of {len(jobs)}")
-        solo.append(Schedule(Batcher(engine, certified, ROOMY), [job], random.Random()).alone())
-    found = scheduled(progress, engine, certified, jobs, solo, steps, seed, room)
+    solo = alone(progress, engine, certified, jobs)
+    forks = make_forks(jobs, solo)
+    every, records = [*jobs, *forks], [*solo, *alone(progress, engine, certified, forks)]
+    found = scheduled(progress, engine, certified, every, records, steps, seed, room)
     ours: dict[str, Any] = {"seed": seed, "certified": certified, **found}
     if sabotage is None:
         ours["cost"] = exact_cost(progress, engine, certified, min(24, steps))
@@ -79,15 +87,13 @@ def run(
         "ratio": found["differing"] / found["compared"],
         "target": TARGET,
         "ours": ours,
-        "peer": {"solo_steps": sum(map(len, solo))},
+        "peer": {"solo_steps": sum(map(len, records))},
     }
 
 
-Job = tuple[list[int], Decoding]
-
-
 def make_jobs(engine: Engine, prompts: tuple[int, ...], steps: int) -> list[Job]:
-    """Greedy, sampled, and with penalties; so long that a few schedules make up `steps`."""
+    """Greedy, sampled, and with penalties; so long that a few schedules make up `steps`. Every
+    second prompt begins as the one before."""
     tokens = engine.tokenize(text(), start=True)
     jobs = []
     for number, length in enumerate(prompts):
@@ -100,19 +106,46 @@ def make_jobs(engine: Engine, prompts: tuple[int, ...], steps: int) -> list[Job]
             ignore_eos=True,
             digest=True,
         )
-        jobs.append((tokens[100 * number :][:length], decoding))
+        jobs.append(Job([(Prefilled, tokens[100 * (number // 2) :][:length])], decoding))
     return jobs
 
 
-class Schedule:
-    """All `jobs` on one batcher, by the kernel's protocol; what each step drew."""
+def make_forks(jobs: list[Job], solo: list[Record]) -> list[Job]:
+    """Contexts that begin as others, up to the middle of what those generated: of each third a
+    second attempt with another seed, and one that is told something else."""
+    forks = []
+    for (history, decoding), record in list(zip(jobs, solo, strict=True))[1::3]:
+        drawn = [token for token, _ in record[: len(record) // 2]]
+        other = msgspec.structs.replace(decoding, temperature=0.9, seed=decoding.seed + 100)
+        forks.append(Job([*history, (Decoded, drawn)], other))
+        told = [drawn[-1], *history[0][1][:40]]  # the last token drawn was not decoded
+        forks.append(Job([*history, (Decoded, drawn[:-1]), (Prefilled, told)], decoding))
+    return forks
 
-    def __init__(self, batcher: Batcher, jobs: list[Job], chance: random.Random) -> None:
-        self.batcher, self.jobs, self.chance = batcher, jobs, chance
+
+class Schedule:
+    """All `jobs` on one batcher, by the kernel's protocol; what each step drew. A core that dies
+    is followed by another with the same `disk`."""
+
+    def __init__(
+        self, engine: Engine, certified: int, ram: int, jobs: list[Job], chance: random.Random,
+        disk: Path | None = None,
+    ) -> None:  # fmt: skip
+        self.engine, self.certified, self.ram, self.disk = engine, certified, ram, disk
+        self.jobs, self.chance = jobs, chance
         self.records: list[Record] = [[] for _ in jobs]
         self.waiting = set(range(len(jobs)))
         self.running: set[int] = set()
         self.drew: set[int] = set()  # since they were dispatched
+        self.batchers: list[Batcher] = []
+        self.boot()
+
+    def boot(self) -> None:
+        disk = None
+        if self.disk is not None:
+            disk = Disk(self.disk, self.engine.fingerprint(self.certified), ROOMY)
+        self.batcher = Batcher(self.engine, self.certified, self.ram, disk)
+        self.batchers.append(self.batcher)
 
     def alone(self) -> Record:
         """The record of the first job, undisturbed."""
@@ -122,7 +155,7 @@ class Schedule:
         self.batcher.drop(0)
         return self.records[0]
 
-    def random(self, *, at_any_time: bool) -> list[Record]:
+    def random(self, *, at_any_time: bool, kills: int = 0) -> list[Record]:
         """The records of all jobs. Preempt `at_any_time`, or only a context that drew a token in
         this turn: else one that must be replayed each turn would never get on."""
         while self.waiting or self.running:
@@ -133,21 +166,35 @@ class Schedule:
                 self.batcher.halt(Halt(self.chance.choice(victims), "preempted"))
             if self.running:
                 self.step()
+            if len(self.batchers) <= kills and self.chance.random() < DIE:
+                self.die()
         for ctx in range(len(self.jobs)):
             self.batcher.drop(ctx)
         return self.records
+
+    def die(self) -> None:
+        """Nothing is left of the core but its files; one of them may be damaged as well."""
+        self.batcher.extents.tiers.writer.shutdown(cancel_futures=True)
+        for slot in range(SLOTS):
+            self.engine.clear(slot)
+        self.waiting |= self.running
+        self.running.clear()
+        files = sorted(self.disk.glob("*/*")) if self.disk else []
+        if files and self.chance.random() < 0.5:
+            damage(self.chance.choice(files), self.chance)
+        self.boot()
 
     def dispatch(self, ctx: int) -> None:
         self.waiting.remove(ctx)
         self.running.add(ctx)
         self.drew.discard(ctx)
-        tokens, decoding = self.jobs[ctx]
+        history, decoding = self.jobs[ctx]
         drawn = [token for token, _ in self.records[ctx]]
-        history: list[Segment] = [(Prefilled, tokens)]
-        if drawn:
-            history.append((Decoded, drawn))
         digest = self.records[ctx][-1][1] if drawn else b""
-        self.batcher.run(Run(ctx, 0, history, len(drawn), decoding, digest))
+        segments = [*history, (Decoded, drawn)] if drawn else history
+        if drawn and history[-1][0] == Decoded:
+            segments = [*history[:-1], (Decoded, [*history[-1][1], *drawn])]
+        self.batcher.run(Run(ctx, 0, segments, len(drawn), decoding, digest))
 
     def step(self) -> None:
         step = self.batcher.step()
@@ -163,29 +210,58 @@ class Schedule:
                 raise RuntimeError(f"context {halted.ctx} ended: {halted.why} {halted.error}")
 
 
+def damage(path: Path, chance: random.Random) -> None:
+    """Cut a file short, or flip a bit of it."""
+    data = bytearray(path.read_bytes())
+    at = chance.randrange(len(data))
+    if chance.random() < 0.5:
+        del data[at:]
+    else:
+        data[at] ^= 1 << chance.randrange(8)
+    path.write_bytes(data)
+
+
+def alone(
+    progress: Progress, engine: Engine, certified: int, jobs: list[Job]
+) -> list[Record]:  # fmt: skip
+    solo = []
+    for number, job in enumerate(jobs):
+        progress(f"solo run {number + 1} of {len(jobs)}")
+        solo.append(Schedule(engine, certified, 0, [job], random.Random()).alone())
+    return solo
+
+
+COUNTERS = ("steps", "saves", "restores", "replayed", "shared", "written", "read", "bad_snapshots")
+
+
 def scheduled(
     progress: Progress, engine: Engine, certified: int, jobs: list[Job], solo: list[Record],
     steps: int, seed: int, room: float,
 ) -> dict[str, int]:  # fmt: skip
-    """Random schedules, every second one with little room for snapshots, until `steps` are done."""
-    totals = dict.fromkeys(
-        ("schedules", "steps", "compared", "differing", "saves", "restores", "replayed"), 0
-    )
+    """Random schedules of the four kinds in turn, until `steps` are done."""
+    totals = dict.fromkeys(("schedules", "kills", "compared", "differing", *COUNTERS), 0)
     token_bytes = engine.cache_bytes // (engine.cells * engine.streams)
-    tokens = sum(len(prompt) + decoding.max_tokens for prompt, decoding in jobs)
-    tight = int(room * tokens) * token_bytes
-    while totals["steps"] < steps or totals["schedules"] < 2:
+    longest = [sum(len(t) for _, t in job.history) + job.decoding.max_tokens for job in jobs]
+    tight = int(room * sum(longest)) * token_bytes
+    while totals["steps"] < steps or totals["schedules"] < 4:
         progress(f"{totals['steps']} of {steps} random steps, {totals['differing']} differ")
-        roomy = totals["schedules"] % 2 == 0
-        batcher = Batcher(engine, certified, ROOMY if roomy else tight)
+        kind = totals["schedules"] % 4
+        ram = (ROOMY, tight, tight // 4, tight)[kind]
         chance = random.Random(f"{seed} {totals['schedules']}")
-        records = Schedule(batcher, jobs, chance).random(at_any_time=roomy)
+        with tempfile.TemporaryDirectory(prefix="aios-") as folder:
+            disk = Path(folder) if kind > 1 else None
+            schedule = Schedule(engine, certified, ram, jobs, chance, disk)
+            records = schedule.random(at_any_time=kind == 0, kills=KILLS if kind == 3 else 0)
+            problems = schedule.batcher.extents.check()
+        if problems:
+            raise RuntimeError("; ".join(problems))
         totals["schedules"] += 1
+        totals["kills"] += len(schedule.batchers) - 1
         for mine, theirs in zip(records, solo, strict=True):
             totals["compared"] += len(theirs)
             totals["differing"] += sum(a != b for a, b in zip_longest(mine, theirs))
-        for counter in ("steps", "saves", "restores", "replayed"):
-            totals[counter] += getattr(batcher, counter)
+        for counter in COUNTERS:
+            totals[counter] += sum(getattr(b.counters(), counter) for b in schedule.batchers)
     return totals
 
 
@@ -197,9 +273,8 @@ def exact_cost(progress: Progress, engine: Engine, certified: int, count: int) -
     seconds: dict[int, list[float]] = {certified: [], 0: []}
     for _ in range(3):
         for limit, times in seconds.items():
-            schedule = Schedule(
-                Batcher(engine, limit, ROOMY), [(tokens, decoding)] * SLOTS, random.Random()
-            )
+            jobs = [Job([(Prefilled, tokens)], decoding)] * SLOTS
+            schedule = Schedule(engine, limit, ROOMY, jobs, random.Random())
             for ctx in range(SLOTS):
                 schedule.dispatch(ctx)
             begin = time.perf_counter()
@@ -226,7 +301,7 @@ def through_kernel(progress: Progress, jobs: list[Job], solo: list[Record]) -> d
     ):
         calls = [
             aios.generate(tokens, stream=False, **msgspec.structs.asdict(decoding))
-            for tokens, decoding in jobs
+            for ((_, tokens),), decoding in jobs
         ]
         results = [call.result() for call in calls]
     totals = {"compared": 0, "differing": 0, "switches": 0}

@@ -15,6 +15,7 @@ from typing import Any
 from aios.agents import Aios, connect
 from aios.kernel.config import embedded_model
 from aios.kernel.core.llama import CHUNK, Engine
+from aios.kernel.core.state import Part
 
 from .common import Progress, system, text, threads
 
@@ -40,20 +41,21 @@ def on_engine(tokens: int) -> tuple[float, float, int]:
     """Seconds for save + restore, seconds for the prefill, bytes of the snapshot."""
     engine = Engine(embedded_model(), slots=2, window=tokens + CHUNK, threads=threads())
     prompt = tuple(engine.tokenize(text(), start=True)[:tokens])
+    spans = [(pos, min(CHUNK, tokens - pos)) for pos in range(0, tokens, CHUNK)]
     moved, prefilled = [], []
     for _ in range(ROUNDS + 2):
         begin = time.perf_counter()
         for pos in range(0, tokens, CHUNK):
             engine.prefill(0, prompt[pos : pos + CHUNK], pos)
         middle = time.perf_counter()
-        snapshot = engine.save(0)
+        rows = engine.cut(0, spans)
         engine.clear(0)
-        engine.restore(1, snapshot)
+        engine.paste(1, [Part(data, n, 0, n) for data, (_, n) in zip(rows, spans, strict=True)])
         moved.append(time.perf_counter() - middle)
         prefilled.append(middle - begin)
         engine.clear(1)
     engine.close()
-    return median(moved), median(prefilled), snapshot.nbytes
+    return median(moved), median(prefilled), sum(data.nbytes for data in rows)
 
 
 def through_system(progress: Progress, tokens: int, new: int) -> dict[str, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -30,7 +30,11 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     policy: str = "rr"
     quantum: Annotated[int, Meta(ge=1, le=2**20)] = 32  # tokens of a turn
     exact: bool = True  # keep decode batches within what the self-test certified
+    cache: Literal["f16", "q8_0"] = "f16"  # of keys and values; q8_0 gives another output
     snapshot_bytes: Annotated[int, Meta(ge=0)] = 2 << 30  # KV bytes kept in RAM
+    disk_bytes: Annotated[int, Meta(ge=0)] = 8 << 30  # KV bytes kept on disk
+    disk_codec: Literal["plain", "zstd"] = "plain"
+    idle_ttl: Annotated[float, Meta(ge=0)] = 60.0  # seconds until an idle context goes to disk
     agents: Annotated[int, Meta(ge=1)] = 4096  # alive at once
     clients: Annotated[int, Meta(ge=1)] = 256  # connected at once
     dead: Annotated[int, Meta(ge=1)] = 1024  # ended processes that are remembered

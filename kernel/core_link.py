@@ -13,7 +13,7 @@ from aios.syscalls.errors import AiosError, CoreFailed, from_wire
 from aios.syscalls.messages import ModelInfo
 
 from .config import Config
-from .core.protocol import Failed, Question, Ready, Report, Reset, Step
+from .core.protocol import Counters, Failed, Question, Ready, Report, Reset, Step
 from .generation import Generations
 from .init_protocol import Census, Gone, Heard, StartCore, Started, ToInit
 from .loop import Loop
@@ -37,6 +37,7 @@ class CoreLink:
         self.restarts = 0
         self.deaths = 0  # in a row, while loading
         self.backoff = BACKOFF
+        self.counters = Counters()
 
     def start(self) -> None:
         config = self.config
@@ -55,6 +56,11 @@ class CoreLink:
             "threads": config.threads or os.cpu_count() or 1,
             "exact": config.exact,
             "snapshot_bytes": config.snapshot_bytes,
+            "cache": config.cache,
+            "disk": str(config.path / "kv"),
+            "disk_bytes": config.disk_bytes,
+            "disk_codec": config.disk_codec,
+            "idle_ttl": config.idle_ttl,
         }
         argv = [sys.executable, "-m", "aios.kernel.core", msgspec.json.encode(settings).decode()]
         self.to_init(StartCore(CORE_KEY, argv, str(config.path / "log" / "core.log")))
@@ -95,14 +101,23 @@ class CoreLink:
                 pass  # it is still of what another kernel sent
             case Step():
                 self.backoff = BACKOFF
+                self._notice(report.counters)
                 self.generations.step(report)
             case Ready():
+                self.counters = Counters()
                 self.state, self.model, self.deaths = "ready", report.model, 0
                 self.generations.core_ready(report.model, self.config.slots)
                 self.ask_again()
                 self.events.publish("core", "ready")
             case Failed():
                 self._give_up(from_wire(report.error))
+
+    def _notice(self, counters: Counters) -> None:
+        """Publish what the core could not keep or read; its log has the reasons."""
+        for name in ("bad_snapshots", "disk_failures"):
+            if (count := getattr(counters, name)) > getattr(self.counters, name):
+                self.events.publish("core", name.replace("_", " "), count=count)
+        self.counters = counters
 
     def gone(self, frame: Gone) -> None:
         self.to_init(Heard(frame.os_pid))

@@ -41,6 +41,7 @@ from .core.protocol import (
     Halt,
     Halted,
     Out,
+    Prefetch,
     Run,
     Step,
 )
@@ -95,6 +96,7 @@ class Generation:
     work: Work
     task: Task
     turn: float | None = None  # when its turn began, while it has one
+    prefetched: bool = False  # since that
     tail: str = ""  # text that came with its end
     deaths: int = 0  # of the core while it had a slot, since its last token
 
@@ -297,8 +299,19 @@ class Generations:
                 )
             else:
                 self.send(Halt(context.id, "preempted"))
+                gen.prefetched = False
             what = type(decision).__name__.lower()
             self.events.publish("generation", what, gen.call.process.pid, ctx=context.id)
+        if decisions:
+            self._prefetch()
+
+    def _prefetch(self) -> None:
+        """While others run, what is on disk of those that follow is read."""
+        for task in self.scheduler.upcoming():
+            gen = self.active[task.id]
+            if not gen.prefetched:
+                gen.prefetched = True
+                self.send(Prefetch(task.id))
 
     # --- what the core reports ------------------------------------------------------------------
 

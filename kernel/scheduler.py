@@ -151,6 +151,10 @@ class Scheduler:
             if task_id in self.tasks:
                 self.tasks[task_id].nice = nice
 
+    def upcoming(self) -> list[Task]:
+        """Who is dispatched next, as many as there are slots."""
+        return self._ready()[: self.slots]
+
     def in_state(self, state: State) -> list[Task]:
         return [task for task in self.tasks.values() if task.state == state]
 
@@ -164,8 +168,7 @@ class Scheduler:
 
     def _decide(self, now: float) -> list[Decision]:
         decisions: list[Decision] = []
-        ready = [task for task in self.in_state("ready") if not task.suspended]
-        ready.sort(key=self.policy.order)
+        ready = self._ready()
         running = self.in_state("running")
         waiting = len(ready) - (self.slots - len(running))
         for task in sorted(running, key=lambda task: task.queued):
@@ -180,6 +183,10 @@ class Scheduler:
             task.used = 0
             decisions.append(Dispatch(task.id))
         return decisions
+
+    def _ready(self) -> list[Task]:
+        ready = [task for task in self.in_state("ready") if not task.suspended]
+        return sorted(ready, key=self.policy.order)
 
     def _move(self, task: Task, state: State, now: float) -> None:
         task.waiting = task.waited(now)

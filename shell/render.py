@@ -89,9 +89,13 @@ def status(answer: Status) -> Table:
             ("", f"{model.description}, {model.params / 1e6:.0f} M parameters, {model.engine}"),
             *fitted(model),
             ("context", f"{answer.slots} slots of {model.window} tokens, "
-                        f"{decimal(model.cache_bytes)} of KV cache"),
+                        f"{decimal(model.cache_bytes)} of KV cache, {model.cache}"),
             ("exactness", exactness(answer)),
         ]  # fmt: skip
+        if model.cache != "f16":
+            rows.append(("", f"with keys and values in {model.cache}: not the output of f16"))
+        if not model.paged:
+            rows.append(("", "no snapshots of this model: what leaves its slot is computed again"))
     rows += [
         ("policy", f"{answer.policy}, quantum {answer.quantum} tokens"
                    f" (of {', '.join(answer.policies)})"),
@@ -120,8 +124,12 @@ def stats(answer: Stats) -> Table:
         ("tokens", f"{answer.prompt_tokens} prefilled, {answer.completion_tokens} generated, "
                    f"in {answer.steps} decode steps"),
         ("switches", f"{answer.switches}: {answer.saves} saved, {answer.restores} restored, "
-                     f"{answer.replayed} tokens replayed, "
-                     f"{decimal(answer.snapshot_bytes)} of snapshots"),
+                     f"{answer.replayed} tokens replayed, {answer.shared} shared"),
+        ("snapshots", f"{answer.extents} extents: {decimal(answer.snapshot_bytes)} in RAM, "
+                      f"{decimal(answer.disk_bytes)} on disk; {decimal(answer.written)} written, "
+                      f"{decimal(answer.read)} read"),
+        ("", f"{answer.lost} lost for want of room, {answer.bad_snapshots} damaged, "
+             f"{answer.disk_failures} failures of the disk"),
     ]  # fmt: skip
     timings = [
         (name, summary(value))

@@ -418,6 +418,8 @@ class ModelInfo(Reply):
     certified: int  # exact for batches of 1 to this many sequences; 0: not exact at all
     exact_cost: float | None  # time of a full batch cut to `certified`, over the same uncut
     cache_bytes: int  # of the KV cache, all slots
+    cache: str  # format of keys and values
+    paged: bool  # whether contexts can leave their slots without being computed again
     engine: str
     fitted: Fitted | None = None
     refused: str = ""  # why the original is loaded although `fitted` is set
@@ -462,10 +464,18 @@ class Stats(Reply):
     prompt_tokens: int
     completion_tokens: int
     switches: int
-    saves: int  # snapshots taken
-    restores: int
+    saves: int  # contexts that had to leave a slot
+    restores: int  # from snapshots
     replayed: int  # tokens computed again for want of a snapshot
-    snapshot_bytes: int
+    shared: int  # tokens not computed, because another context begins alike
+    extents: int  # pieces of snapshots
+    snapshot_bytes: int  # in RAM
+    disk_bytes: int
+    written: int  # bytes to disk
+    read: int  # bytes from disk
+    lost: int  # extents in use for which RAM and disk had no room
+    bad_snapshots: int  # files that were damaged or missing
+    disk_failures: int
     steps: int  # llama_decode calls of the core's decode batches
     waiting: Summary
     turnaround: Summary

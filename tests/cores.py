@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aios.kernel.context import Past
 from aios.kernel.core.batcher import Batcher, Generation
+from aios.kernel.core.disk import Disk
 from aios.kernel.core.llama import Engine
 from aios.kernel.core.protocol import Halt, Halted, Out, Run
 from aios.syscalls.messages import Decoding, Logprob
@@ -20,13 +22,21 @@ PLENTY = 1 << 30  # bytes for snapshots
 class Watched(Batcher):
     """A Batcher that makes sure of where it runs what, and keeps the logits it drew from."""
 
-    def __init__(self, engine: Engine, certified: int, snapshot_bytes: int) -> None:
-        super().__init__(engine, certified, snapshot_bytes)
+    def __init__(
+        self, engine: Engine, certified: int, snapshot_bytes: int, disk: Disk | None = None,
+        **options: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(engine, certified, snapshot_bytes, disk, **options)
         self.logits: list[NDArray[np.float32]] = []
+        self.computed = 0  # tokens
 
     def _prefill(self) -> None:
         assert sorted(self.running) == list(range(len(self.running)))
         super()._prefill()
+
+    def _entered(self, gen: Generation, index: int) -> None:
+        self.computed += len(gen.todo[0][2])
+        super()._entered(gen, index)
 
     def _draw(self, gen: Generation, index: int, fed: int) -> Out:
         self.logits.append(self.engine.logits(index).copy())

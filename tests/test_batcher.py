@@ -37,7 +37,7 @@ def batcher(engine: Engine) -> Iterator[Watched]:
     for ctx in list(batcher.contexts):
         batcher.drop(ctx)
     assert [engine.length(slot) for slot in range(engine.streams)] == [0] * engine.streams
-    assert batcher.held == 0
+    assert batcher.extents.check() == []
 
 
 def prompt(engine: Engine, length: int, start: int = 0) -> list[int]:
@@ -89,7 +89,7 @@ def test_without_room_for_snapshots_all_is_replayed(engine: Engine, solo: list[J
     at_random(batcher, jobs, seed=3)
     assert [job.result for job in jobs] == [job.result for job in solo[1:]]
     assert batcher.replayed > 0
-    assert batcher.held == 0
+    assert batcher.extents.tiers.ram == 0
     for job in jobs:
         batcher.drop(job.ctx)
 
@@ -120,13 +120,15 @@ def test_a_preempted_context_stays_where_it_is_until_its_slot_is_needed(
 def test_a_second_answer_rolls_back_to_what_both_histories_share(
     engine: Engine, batcher: Watched, solo: list[Job]
 ) -> None:
-    first = Job(1, prompt(engine, 2 * CHUNK + 9), some(6))
-    finish(batcher, first)
     other = [*prompt(engine, CHUNK + 3), *prompt(engine, CHUNK, start=200)]
     second = Job(1, other, some(6, temperature=0.8, seed=5))
+    expected = alone(engine, other, second.decoding)
+    finish(batcher, Job(1, prompt(engine, 2 * CHUNK + 9), some(6)))
+    batcher.computed = 0
     finish(batcher, second)
-    assert second.result == alone(engine, other, second.decoding).result
-    assert batcher.replayed == first.context.used - 1 - CHUNK  # the last token was not computed
+    assert second.result == expected.result
+    assert batcher.computed == second.context.used - 1 - CHUNK  # the last token was not computed
+    assert batcher.replayed == 0  # what was rolled back is another text
 
 
 def test_a_dialog_goes_on_from_the_cache(engine: Engine, batcher: Watched) -> None:
@@ -141,7 +143,7 @@ def test_a_dialog_goes_on_from_the_cache(engine: Engine, batcher: Watched) -> No
     again.context.history = job.run().history[:-1]  # as the kernel sends it after a restart
     finish(batcher, again)
     assert (again.tokens, again.digests) == (job.tokens, job.digests)
-    assert batcher.contexts[2].entered == batcher.contexts[1].entered
+    assert batcher.contexts[2].ops == batcher.contexts[1].ops
 
 
 def test_dropped_while_it_runs_it_starts_anew(batcher: Watched, solo: list[Job]) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from aios.bench import exact, switch, syscall
+from aios.bench import exact, swap, switch, syscall
 from aios.bench.chats import ANSWER, our_side
 from aios.bench.load import AGENTS, make_prompts, our_system, tokens_per_second
+from aios.kernel.core.llama import CHUNK
 
 PROMPTS = (5, 20, 33, 64, 70, 280)  # tokens; the last makes attention cross 512 cells
 
@@ -59,20 +60,32 @@ def test_our_side_of_agents_talks_every_turn() -> None:
     assert 0 < found["turn_p50"] < found["makespan"]
 
 
-def test_random_schedules_are_exact() -> None:
-    report = exact.run(quiet, steps=20, prompts=PROMPTS, room=0)
+def test_every_context_comes_back_from_disk() -> None:
+    report = swap.run(quiet, contexts=14, tokens=70, slots=2, ram=12 << 20)
+    check_shape(report, "swap")
+    ours = report["ours"]
+    assert report["ratio"] == ours["differing"] == 0
+    assert ours["replayed"] <= ours["lost"] * CHUNK  # nothing but what the disk was too slow for
+    assert ours["restores"] >= 14 - 2
+    assert ours["read"] > 4 * 70 * 20_000
+    assert ours["peak_ram"] <= 12 << 20
+
+
+def test_random_schedules_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact, "DIE", 0.3)  # the schedules are short
+    report = exact.run(quiet, steps=20, prompts=PROMPTS, room=0.3)
     check_shape(report, "exact")
     ours = report["ours"]
     assert ours["differing"] == ours["kernel"]["differing"] == report["ratio"] == 0
     assert ours["steps"] >= 20
     assert ours["compared"] == ours["schedules"] * report["peer"]["solo_steps"]
-    assert ours["restores"] > 0  # or nothing was put to the test
-    assert ours["replayed"] > 0
+    for put_to_the_test in ("kills", "restores", "replayed", "shared", "written", "read"):
+        assert ours[put_to_the_test] > 0, put_to_the_test
     assert ours["kernel"]["switches"] > 0
 
 
 @pytest.mark.parametrize("sabotage", ["unified", "lost-token"])
 def test_what_breaks_exactness_is_seen(sabotage: exact.Sabotage) -> None:
     report = exact.run(quiet, steps=20, prompts=PROMPTS, sabotage=sabotage)
-    assert report["ours"]["restores"] > 0
+    assert (report["ours"]["restores"] > 0) == (sabotage == "lost-token")
     assert report["ratio"] > 0

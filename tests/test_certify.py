@@ -118,9 +118,9 @@ def test_company_for_lone_contexts_makes_no_batch_too_large(breaks_early: Certif
         0: 4, 1: 1, 2: 5, 3: 3,
     }  # fmt: skip
     assert not any(job.tokens for job in between)
+    for job in jobs:
+        batcher.drop(job.ctx)
     for job in long:
         count = len(job.digests)
         assert count > 5
         assert job.digests == alone(engine, job.prompt, job.decoding).digests[:count]
-    for job in jobs:
-        batcher.drop(job.ctx)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from aios.kernel.context import ContextManager, Past
 from aios.kernel.context import Turn as Message
-from aios.kernel.core.batcher import Op, plan
+from aios.kernel.core.history import Op, plan
 from aios.kernel.core.llama import CHUNK
 from aios.kernel.core.protocol import Decoded, Prefilled
 from aios.kernel.process import Process

@@ -24,13 +24,15 @@ from aios.syscalls.messages import ModelInfo
 
 from .batcher import Batcher
 from .certify import certify
+from .disk import Codec, Disk
 from .fitted import Choice, choose
-from .llama import Engine
+from .llama import Cache, Engine
 from .protocol import (
     Compile,
     Drop,
     Failed,
     Halt,
+    Prefetch,
     Ready,
     Reset,
     Run,
@@ -51,6 +53,11 @@ class CoreConfig(msgspec.Struct, frozen=True):
     threads: int
     exact: bool
     snapshot_bytes: int
+    cache: Cache
+    disk: str  # the folder for snapshots
+    disk_bytes: int
+    disk_codec: Codec
+    idle_ttl: float
 
 
 def main() -> int:
@@ -59,16 +66,17 @@ def main() -> int:
     try:
         choice = choose_as_before(config)
         engine = Engine(
-            choice.path, slots=config.slots, window=config.window, threads=config.threads
-        )
+            choice.path, slots=config.slots, window=config.window, threads=config.threads,
+            cache=config.cache,
+        )  # fmt: skip
+        certified, cost = certify(engine)
+        batcher = _batcher(config, engine, certified if config.exact else 0)
     except AiosError as error:
         _connect(context, config, "core").send(encode(Failed(error.to_wire())))
         context.term()  # lingers until the kernel has it
         return 1
-    certified, cost = certify(engine)
     text = _connect(context, config, "text")
     threading.Thread(target=serve_text, args=(text, engine), daemon=True).start()
-    batcher = Batcher(engine, certified if config.exact else 0, config.snapshot_bytes)
     serve(_connect(context, config, "core"), batcher, _model_info(engine, choice, certified, cost))
     return 0
 
@@ -98,6 +106,14 @@ def choose_as_before(config: CoreConfig) -> Choice:
     return choice
 
 
+def _batcher(config: CoreConfig, engine: Engine, certified: int) -> Batcher:
+    disk = None
+    if config.disk_bytes and engine.form is not None:
+        fingerprint = engine.fingerprint(certified)
+        disk = Disk(Path(config.disk), fingerprint, config.disk_bytes, config.disk_codec)
+    return Batcher(engine, certified, config.snapshot_bytes, disk, config.idle_ttl)
+
+
 def _model_info(engine: Engine, choice: Choice, certified: int, cost: float | None) -> ModelInfo:
     return ModelInfo(
         path=str(engine.path),
@@ -109,6 +125,8 @@ def _model_info(engine: Engine, choice: Choice, certified: int, cost: float | No
         certified=certified,
         exact_cost=cost,
         cache_bytes=engine.cache_bytes,
+        cache=engine.cache,
+        paged=engine.form is not None,
         engine="llama.cpp",
         fitted=choice.fitted,
         refused=choice.refused,
@@ -130,6 +148,8 @@ def serve(work: zmq.Socket[bytes], batcher: Batcher, model: ModelInfo) -> None:
             elif isinstance(command, Reset):
                 batcher.reset(command.contexts)
                 work.send(encode(Ready(model)))
+            elif isinstance(command, Prefetch):
+                batcher.prefetch(command.ctx)
             if batcher.running == {}:
                 break
         work.send(encode(batcher.step()))

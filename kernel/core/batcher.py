@@ -1,15 +1,16 @@
 """Continuous batching: the run set, its slots, and the step that moves every context on.
 
-A history is cut into operations, a prefill chunk or one decoded token each. The cut depends on
-the history alone, so computing an operation again gives the same bits: whatever the KV cache
-does not hold any more is replayed.
-
 The contexts that run hold the slots 0 to n-1, because llama.cpp batches only neighbours. Behind
-them stay the contexts that do not run, until their slot is needed.
+them stay the contexts that do not run, until their slot is needed. What a context has to enter is
+taken from wherever it is: its slot, another context's slot, an extent; the rest is computed.
 """
 
 from __future__ import annotations
 
+import time
+from bisect import bisect_left
+from collections.abc import Callable
+from functools import partial
 from hashlib import blake2b
 
 import numpy as np
@@ -18,36 +19,26 @@ from numpy.typing import NDArray
 from aios.syscalls.errors import AiosError, BadGrammar, Internal
 from aios.syscalls.messages import Decoding, Logprob
 
+from .disk import Disk
+from .extents import Extents
+from .history import Op, chain, common, length, link, plan
 from .llama import CHUNK, Engine
-from .protocol import Counters, Decoded, Halt, Halted, Out, Prefilled, Run, Segment, Step, Why
+from .protocol import Counters, Decoded, Halt, Halted, Out, Prefilled, Run, Step, Why
 from .text import TextStream
 
-Op = tuple[str, int, tuple[int, ...]]  # how, position of the first token, tokens
-
-
-def plan(history: list[Segment]) -> list[Op]:
-    """Cut a history into operations. Chunks end at absolute multiples of CHUNK."""
-    ops: list[Op] = []
-    pos = 0
-    for how, tokens in history:
-        end = pos + len(tokens)
-        start = pos
-        while pos < end:
-            stop = pos + 1 if how == Decoded else min(end, (pos // CHUNK + 1) * CHUNK)
-            ops.append((how, pos, tuple(tokens[pos - start : stop - start])))
-            pos = stop
-    return ops
+WORTH = 500  # tokens that come from disk in the time in which one is computed, at least
 
 
 class Context:
-    """A context as the core knows it: what is in the KV cache, and where."""
+    """A context as the core knows it: what was computed of it, and how much is in its slot."""
 
     def __init__(self, ctx: int) -> None:
         self.ctx = ctx
-        self.entered: list[Op] = []
-        self.snapshot: NDArray[np.uint8] | None = None  # of `entered`, while not in a slot
+        self.ops: list[Op] = []
+        self.keys: list[bytes] = []  # of `ops`
+        self.here = 0  # how many operations its slot holds
         self.used = 0  # the step it ran last
-        self.reached = 0  # tokens that were in the KV cache once
+        self.idle: float | None = None  # since when its agent has its answer
 
 
 class Generation:
@@ -60,6 +51,8 @@ class Generation:
         self.decoding = run.decoding
         self.generated = run.generated
         self.length = len(tokens)
+        self.ops: list[Op] = []  # of the history
+        self.keys: list[bytes] = []
         self.todo: list[Op] = []
         self.digest = run.digest
         self.ended: Why | None = None
@@ -80,19 +73,24 @@ class Batcher:
     """Runs contexts on the engine's slots.
 
     `certified` is the largest decode batch that is exact. `snapshot_bytes` bounds the KV bytes
-    kept in RAM; what does not fit is replayed.
+    kept in RAM; `disk` has those of contexts that are idle for `idle_ttl` seconds, and what RAM
+    has no room for. What is nowhere is computed again.
     """
 
-    def __init__(self, engine: Engine, certified: int, snapshot_bytes: int) -> None:
+    def __init__(
+        self, engine: Engine, certified: int, snapshot_bytes: int, disk: Disk | None = None,
+        idle_ttl: float = 60.0, clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
         self.engine = engine
         self.batch = certified or engine.slots
-        self.budget = snapshot_bytes
+        row_bytes = engine.form.row_bytes if engine.form else 0
+        self.extents = Extents(snapshot_bytes, row_bytes, disk, clock)
+        self.idle_ttl, self.clock = idle_ttl, clock
         self.slots: list[Context | None] = [None] * engine.slots
         self.contexts: dict[int, Context] = {}
         self.running: dict[int, Generation] = {}  # by slot
-        self.clock = 0
-        self.held = 0
-        self.saves = self.restores = self.replayed = self.steps = 0
+        self.saves = self.restores = self.replayed = self.shared = self.steps = 0
+        self.count = 0  # of calls to step
         self.outs: list[Out] = []
         self.halted: list[Halted] = []
 
@@ -107,7 +105,9 @@ class Batcher:
             return
         self._seat(context, slot)
         generation = Generation(self.engine, context, run)
-        self._rewind(context, slot, generation, plan(run.history))
+        context.idle = None
+        self._rewind(slot, generation, plan(run.history))
+        self._advance(slot, generation)
         self.running[slot] = generation
 
     def halt(self, halt: Halt) -> None:
@@ -121,11 +121,19 @@ class Batcher:
         if context is None:
             return
         self.halt(Halt(ctx, "cancelled"))
-        self._forget(context)
+        prefix = _whole_chunks(context.ops)
         if context in self.slots:
             slot = self.slots.index(context)
+            self._save(slot, min(prefix, context.here))
             self.engine.clear(slot)
             self.slots[slot] = None
+        self.extents.drop(ctx, context.keys[:prefix])
+
+    def prefetch(self, ctx: int) -> None:
+        """The context will run soon: what is on disk of it is read while others are computed."""
+        context = self.contexts.get(ctx)
+        if context is not None and context not in self.slots:
+            self.extents.prefetch(context.ops, context.keys)
 
     def reset(self, contexts: list[int]) -> None:
         """Another kernel: nothing runs, and of what is here these contexts are kept."""
@@ -140,13 +148,14 @@ class Batcher:
 
     def step(self) -> Step:
         """One prefill chunk for one context, one token for all that decode; what came of it."""
-        self.clock += 1
+        self.count += 1
+        self.extents.tiers.poll()
+        self._put_away()
         self._close_ranks()
         self._prefill()
         self._decode()
         self._sweep()
-        counters = Counters(self.steps, self.saves, self.restores, self.replayed, self.held)
-        done = Step(self.outs, self.halted, counters)
+        done = Step(self.outs, self.halted, self.counters())
         self.outs, self.halted = [], []
         return done
 
@@ -155,9 +164,11 @@ class Batcher:
         if waiting:
             # The shortest first, but each step of waiting makes up for a chunk: nobody starves.
             slot, gen = min(waiting, key=lambda at: len(at[1].todo) + at[1].context.used)
-            _, pos, tokens = gen.todo[0]
-            self.engine.prefill(slot, tokens, pos)
-            self._entered(gen, len(tokens) - 1)
+            self._advance(slot, gen)
+            how, pos, tokens = gen.todo[0]
+            if how == Prefilled:
+                self.engine.prefill(slot, tokens, pos)
+                self._entered(gen, len(tokens) - 1)
 
     def _decode(self) -> None:
         ready = [(slot, gen) for slot, gen in self.running.items() if gen.next_is(Decoded)]
@@ -180,13 +191,19 @@ class Batcher:
 
     def _entered(self, gen: Generation, index: int) -> None:
         """The first operation of `gen` is in the KV cache; its logits are at `index`."""
+        context = gen.context
         op = gen.todo.pop(0)
-        gen.context.entered.append(op)
-        gen.context.used = self.clock
-        reached = max(gen.context.reached, op[1] + len(op[2]))
-        fed, gen.context.reached = reached - gen.context.reached, reached
+        context.used = self.count
+        context.here += 1
+        fed = 0
+        if context.here <= len(context.ops):
+            self.replayed += len(op[2])
+        else:
+            context.keys.append(link(_last(context.keys), op))
+            context.ops.append(op)
+            fed = len(op[2])
         if gen.todo:
-            self.outs.append(Out(gen.context.ctx, gen.run, fed))
+            self.outs.append(Out(context.ctx, gen.run, fed))
         else:
             self.outs.append(self._draw(gen, index, fed))
 
@@ -223,6 +240,7 @@ class Batcher:
                 error = gen.error.to_wire() if gen.error else None
                 self.halted.append(Halted(gen.context.ctx, gen.run, gen.ended, held, error))
                 gen.sampler.close()
+                gen.context.idle = None if gen.ended == "preempted" else self.clock()
                 del self.running[slot]
 
     # --- slots and snapshots --------------------------------------------------------------------
@@ -242,67 +260,124 @@ class Batcher:
                 self.running[hole] = gen
 
     def _seat(self, context: Context, slot: int) -> None:
-        """Put `context` into `slot`; whoever was there is saved to RAM."""
-        if self.slots[slot] is context:
+        """Put `context` into `slot`. Whoever is there moves to the slot that `context` leaves, or
+        to an empty one; if there is none, it is saved."""
+        there = self.slots[slot]
+        if there is context:
             return
-        snapshot = self._take(context)
-        if self.slots[slot] is not None:
-            self._evict(slot)
+        spare = next((at for at in (context, None) if at in self.slots), there)
+        other = self.slots.index(spare)
+        if there is not None and other == slot:
+            self._save(slot, there.here)
+            self.saves += 1
+            there.here = 0
+            self.engine.clear(slot)
+        elif there is not spare:
+            self.engine.swap(slot, other)
+            self.slots[other] = there
         self.slots[slot] = context
-        if snapshot is not None:
-            self.engine.restore(slot, snapshot)
-            self.restores += 1
 
-    def _take(self, context: Context) -> NDArray[np.uint8] | None:
-        """The KV bytes of `context`, out of its slot or out of RAM, if there are any."""
-        if context not in self.slots:
-            snapshot = context.snapshot
-            self._forget_snapshot(context)
-            return snapshot
-        slot = self.slots.index(context)
-        self.slots[slot] = None
-        snapshot = self.engine.save(slot)
-        self.saves += 1
-        self.engine.clear(slot)
-        return snapshot
-
-    def _evict(self, slot: int) -> None:
+    def _save(self, slot: int, count: int) -> None:
+        """Keep the first `count` operations that a slot holds."""
         context = self.slots[slot]
         assert context is not None
-        context.snapshot = self._take(context)
-        assert context.snapshot is not None
-        self.held += context.snapshot.nbytes
-        self._trim()
+        cut = partial(self.engine.cut, slot)
+        self.extents.save(context.ctx, context.ops[:count], context.keys[:count], cut)
 
-    def _trim(self) -> None:
-        """Keep within the budget: the least recently used snapshots go, and will be replayed."""
-        kept = sorted(
-            (c for c in self.contexts.values() if c.snapshot is not None), key=lambda c: c.used
+    def _put_away(self) -> None:
+        """Contexts whose agents let them wait go to disk, before there is need of their room."""
+        if self.extents.tiers.disk is None:
+            return
+        now = self.clock()
+        for context in self.contexts.values():
+            if context.idle is not None and now - context.idle > self.idle_ttl:
+                context.idle = None
+                if context.here:
+                    self._save(self.slots.index(context), context.here)
+                self.extents.put_away(context.keys)
+
+    def _rewind(self, slot: int, gen: Generation, ops: list[Op]) -> None:
+        """Keep of the slot what begins `ops`, at most all but the last, which is computed for its
+        logits; the rest is to do."""
+        context = gen.context
+        same = common(context.ops, ops)
+        del context.ops[same:], context.keys[same:]
+        gen.ops, gen.keys = ops, [*context.keys, *chain(ops[same:], _last(context.keys))]
+        keep = min(context.here, same, len(ops) - 1)
+        context.here = keep if keep == context.here or self.engine.form else 0
+        gen.todo = ops[context.here :]
+        self.engine.clear(slot, gen.todo[0][1])
+
+    def _advance(self, slot: int, gen: Generation) -> None:
+        """Bring into the slot what extents or other slots have of the operations to do, all but the
+        last, if that is quicker than to compute them. So what several begin with is computed once.
+        """
+        if self.engine.form is None:
+            return
+        context, ops, keys = gen.context, gen.ops[:-1], gen.keys[:-1]
+        lender, lent = self._lender(keys)
+        held = self.extents.reach(ops, keys)
+        count = max(held, lent)
+        total = length(ops[:count])
+        if (total - gen.todo[0][1]) * WORTH <= total:
+            return
+        if lent >= held:
+            self.engine.copy(lender, slot)
+            self.engine.clear(slot, total)
+        else:
+            paste = partial(self.engine.paste, slot)
+            count = self.extents.load(
+                context.ctx, ops[:held], keys[:held], paste, beyond=context.here
+            )
+            self.restores += count > context.here
+        self.shared += max(0, length(ops[:count]) - length(context.ops))
+        context.here = count
+        if count > len(context.ops):
+            context.ops, context.keys = ops[:count], keys[:count]
+        gen.todo = gen.ops[count:]
+
+    def _lender(self, keys: list[bytes]) -> tuple[int, int]:
+        """The slot that has the most operations with these keys, from the first on; how many."""
+
+        def lends(slot: int) -> int:
+            context = self.slots[slot]
+            theirs = context.keys[: context.here] if context is not None else []
+            both = range(min(len(keys), len(theirs)))
+            return bisect_left(both, True, key=lambda at: keys[at] != theirs[at])
+
+        best = max(range(len(self.slots)), key=lends)
+        return best, lends(best)
+
+    def counters(self) -> Counters:
+        held = self.extents.tiers
+        return Counters(
+            steps=self.steps,
+            saves=self.saves,
+            restores=self.restores,
+            replayed=self.replayed,
+            shared=self.shared,
+            extents=len(held.all),
+            snapshot_bytes=held.ram,
+            disk_bytes=held.on_disk,
+            written=held.written,
+            read=held.read,
+            lost=held.lost,
+            bad_snapshots=held.bad,
+            disk_failures=held.failures,
         )
-        while self.held > self.budget and kept:
-            self._forget(kept.pop(0))
 
-    def _forget(self, context: Context) -> None:
-        self._forget_snapshot(context)
-        context.entered = []
 
-    def _forget_snapshot(self, context: Context) -> None:
-        if context.snapshot is not None:
-            self.held -= context.snapshot.nbytes
-            context.snapshot = None
+def _last(keys: list[bytes]) -> bytes:
+    return keys[-1] if keys else b""
 
-    def _rewind(self, context: Context, slot: int, gen: Generation, ops: list[Op]) -> None:
-        """Keep of the KV cache what begins `ops`, at most all but the last; the rest is to do."""
-        common = 0
-        for mine, wanted in zip(context.entered, ops[:-1], strict=False):
-            if mine != wanted:
-                break
-            common += 1
-        gen.todo = ops[common:]
-        kept = gen.todo[0][1]
-        self.replayed += max(0, context.reached - kept)
-        self.engine.clear(slot, kept)
-        context.entered = ops[:common]
+
+def _whole_chunks(ops: list[Op]) -> int:
+    """How many operations at the start are whole prefill chunks: what a context that was not forked
+    from this one may begin with."""
+    return next(
+        (at for at, (how, _, tokens) in enumerate(ops) if how == Decoded or len(tokens) < CHUNK),
+        len(ops),
+    )
 
 
 def _logprob(logits: NDArray[np.float32], token: int, decoding: Decoding) -> Logprob | None:

@@ -25,7 +25,7 @@ from aios.syscalls.errors import AiosError, BadInput, ModelError, NoRoom
 from .certify import certify
 from .compare import SPAN, distance, race
 from .fitted import Conditions, Record, Shelf, Version, choose, lock, sha256
-from .llama import FORMATS, VERSION, Engine, format_of
+from .llama import BINDING, FORMATS, Engine, format_of
 
 # The same weights in F16, which rounds next to nothing off, are 0.003 from the embedded Q4_1: its
 # own kernels round that much. Q8_0 is at 0.006, Q6_K at 0.013, Q5_1 at 0.13, Q4_0 at 0.27.
@@ -148,7 +148,7 @@ def conditions(config: Config) -> Conditions:
     fields = dict(re.findall(r"(.+?)\s*: (.*)", text))
     names = ("model name", "cpu family", "model", "stepping")
     cpu = ", ".join(fields[name] for name in names if name in fields)
-    return Conditions(cpu, VERSION, config.slots, config.threads or os.cpu_count() or 1)
+    return Conditions(cpu, BINDING, config.slots, config.threads or os.cpu_count() or 1)
 
 
 # --- measuring -----------------------------------------------------------------------------------

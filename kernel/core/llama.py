@@ -17,8 +17,9 @@ from __future__ import annotations
 import ctypes
 import os
 from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import llama_cpp as ll
 import numpy as np
@@ -26,16 +27,18 @@ import psutil
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 from numpy.typing import NDArray
 
+from aios.syscalls import VERSION
 from aios.syscalls.errors import BadInput, Internal, ModelError, NoRoom
 from aios.syscalls.messages import Sampling
 
 from .grammar import Grammar, Grammars
+from .state import Bytes, Part, StateForm
 
 CHUNK = 64  # tokens of a prefill chunk; chunks end at its multiples, so they never depend on others
 ALONE = 256  # llama.cpp pads the span of a KV stream to 256 cells: one more token and it is 512
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # mallopt(3)
 COMPANY = 0  # the token that keeps a lone sequence company
-VERSION = f"llama-cpp-python {ll.__version__}"
+BINDING = f"llama-cpp-python {ll.__version__}"
 FORMATS = {
     "q8_0": ll.LLAMA_FTYPE_MOSTLY_Q8_0,
     "q4_0": ll.LLAMA_FTYPE_MOSTLY_Q4_0,
@@ -49,6 +52,9 @@ FORMATS = {
     "bf16": ll.LLAMA_FTYPE_MOSTLY_BF16,
 }
 CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+
+Cache = Literal["f16", "q8_0"]
+TYPES = {"f16": (ll.GGML_TYPE_F16, 2.0), "q8_0": (ll.GGML_TYPE_Q8_0, 34 / 32)}  # bytes a value
 
 
 class _Log:
@@ -124,7 +130,9 @@ def format_of(path: Path) -> str:
 
 class Engine:
     """`slots` sequences of up to `window` tokens each over one model; window 0 is the model's own,
-    at most 2,048. `unified` is for tests: one KV stream for all is not exact.
+    at most 2,048. `cache` is the format of keys and values: q8_0 takes about half of f16 and gives
+    another output. `unified` is for tests: one KV stream for all is not exact, and
+    its cells are in no order.
 
     Raises:
         ModelError: the file is missing, truncated or not a GGUF.
@@ -132,11 +140,12 @@ class Engine:
     """
 
     def __init__(
-        self, path: Path, *, slots: int, window: int, threads: int, unified: bool = False
-    ) -> None:
+        self, path: Path, *, slots: int, window: int, threads: int, cache: Cache = "f16",
+        unified: bool = False,
+    ) -> None:  # fmt: skip
         ll.llama_backend_init()
         self.path = path
-        self.slots = slots
+        self.slots, self.threads, self.cache = slots, threads, cache
         self.model = _load(path)
         self.vocab = ll.llama_model_get_vocab(self.model)
         self.n_vocab = ll.llama_vocab_n_tokens(self.vocab)
@@ -157,6 +166,7 @@ class Engine:
         params.n_batch = params.n_ubatch = max(CHUNK, self.streams)
         params.n_threads = params.n_threads_batch = threads
         params.flash_attn_type = ll.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        params.type_k = params.type_v = TYPES[cache][0]
         params.kv_unified = unified
         params.no_perf = True
         self.ctx = ll.llama_init_from_model(self.model, params)
@@ -170,6 +180,8 @@ class Engine:
         self.index: list[int] = []
         self.pieces: dict[int, bytes] = {}
         self._template: Jinja2ChatFormatter | None = None
+        self._buffer: Bytes = np.empty(0, np.uint8)
+        self.form = None if unified else self._form()
 
     def close(self) -> None:
         ll.llama_batch_free(self.batch)
@@ -179,8 +191,8 @@ class Engine:
     def _cache_bytes(self) -> int:
         heads, layers = ll.llama_model_n_head(self.model), ll.llama_model_n_layer(self.model)
         width = ll.llama_model_n_embd(self.model) // max(heads, 1)
-        per_token = 2 * 2 * width * ll.llama_model_n_head_kv(self.model) * layers  # f16 K and V
-        return int(per_token) * self.cells * self.streams
+        values = 2 * width * ll.llama_model_n_head_kv(self.model) * layers  # K and V of a token
+        return int(values * TYPES[self.cache][1]) * self.cells * self.streams
 
     def description(self) -> str:
         buffer = ctypes.create_string_buffer(256)
@@ -316,19 +328,88 @@ class Engine:
         pointer = ll.llama_get_logits_ith(self.ctx, index)
         return np.ctypeslib.as_array(pointer, shape=(self.n_vocab,))
 
-    def save(self, slot: int) -> NDArray[np.uint8]:
-        """The KV bytes of a sequence: the context snapshot (paper, section 3.4)."""
+    # --- rows of the KV cache -------------------------------------------------------------------
+
+    def cut(self, slot: int, spans: list[tuple[int, int]]) -> list[Bytes]:
+        """Copies of the KV rows (first, count) that a slot holds; its `form` is not None."""
+        assert self.form is not None
+        return self.form.cut(self._state(slot), slot, self.length(slot), spans)
+
+    def paste(self, slot: int, parts: list[Part]) -> None:
+        """Have a slot hold the rows of `parts`, one behind the other, and nothing else."""
+        assert self.form is not None
+        buffer = self._room(self.form.size(sum(part.tokens for part in parts)))
+        self._put_state(slot, self.form.join(buffer, slot, parts))
+
+    def copy(self, source: int, target: int) -> None:
+        """Have a slot hold what another one does."""
+        self._put_state(target, self._state(source))
+
+    def swap(self, one: int, other: int) -> None:
+        """Exchange what two slots hold, one of which may be empty."""
+        length, kept = self.length(one), self._state(one).copy()
+        self.clear(one)
+        if self.length(other):
+            self.copy(other, one)
+            self.clear(other)
+        if length:
+            self._put_state(other, kept)
+
+    def _form(self) -> StateForm | None:
+        """The form of this model's states, or None if rows that were cut and joined are not, byte
+        for byte, what llama.cpp writes: then nothing can be kept but what is in the slots."""
+        count = 7
+        self.prefill(0, tuple(range(count)), 0)
+        try:
+            state = self._state(0).copy()
+            form = StateForm.of(state, 0)
+            rows = form.cut(state, 0, count, [(0, 2), (2, count - 2)])
+            ends = [Part(rows[0], 2, 0, 2), Part(rows[1], count - 2, 0, count - 3)]
+            self.clear(0, count - 1)
+            shorter = self._state(0).copy()
+            same = form.join(np.empty_like(state), 0, ends).tobytes() == shorter.tobytes()
+        except ValueError:
+            return None
+        finally:
+            self.clear(0)
+        return form if same else None
+
+    def _room(self, size: int) -> Bytes:
+        """`size` bytes of one buffer, since the first touch of fresh pages takes far longer than
+        to fill them."""
+        if self._buffer.size < size:
+            self._buffer = np.empty(size + size // 4, np.uint8)
+        return self._buffer[:size]
+
+    def _state(self, slot: int) -> Bytes:
+        """What llama.cpp writes of a slot: a view, valid until the next use of the buffer."""
         size = ll.llama_state_seq_get_size(self.ctx, slot)
-        snapshot = np.empty(size, np.uint8)
-        data = snapshot.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        state = self._room(size)
+        data = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
         if ll.llama_state_seq_get_data(self.ctx, data, size, slot) != size:
             raise Internal(f"llama_state_seq_get_data wrote less than {size} bytes")
-        return snapshot
+        return state
 
-    def restore(self, slot: int, snapshot: NDArray[np.uint8]) -> None:
-        data = snapshot.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        if not ll.llama_state_seq_set_data(self.ctx, data, snapshot.size, slot):
-            raise Internal("llama_state_seq_set_data refused a snapshot")
+    def _put_state(self, slot: int, state: Bytes) -> None:
+        data = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        if not ll.llama_state_seq_set_data(self.ctx, data, state.size, slot):
+            raise Internal("llama_state_seq_set_data refused a state")
+
+    def fingerprint(self, batch: int) -> bytes:
+        """16 bytes that name all that decides the bits of the KV cache: the model, the build and
+        the processor, the format, the threads, the size of prefill chunks, and up to how many
+        sequences are decoded at once. Of the model file both ends count, its size and its time:
+        to hash all of a large one takes seconds at each start."""
+        stat = self.path.stat()
+        with self.path.open("rb") as file:
+            ends = file.read(1 << 20)
+            file.seek(max(0, stat.st_size - (1 << 20)))
+            ends += file.read()
+        what = (
+            VERSION, ll.__version__, ll.llama_print_system_info(), self.cache, self.threads, CHUNK,
+            batch, stat.st_size, stat.st_mtime_ns,
+        )  # fmt: skip
+        return blake2b(ends + repr(what).encode(), digest_size=16).digest()
 
     def clear(self, slot: int, since: int = 0) -> None:
         """Drop what a slot holds from position `since` on."""

@@ -57,6 +57,12 @@ class Reset(Frame):
     contexts: list[int]
 
 
+class Prefetch(Frame):
+    """`ctx` will run soon: read what is on disk of it."""
+
+    ctx: int
+
+
 class Encode(Frame):
     """Turn what is to enter a context into tokens; answered by Encoded.
 
@@ -87,7 +93,7 @@ class Compile(Frame):
     grammar: str | None
 
 
-Command = Run | Halt | Drop | Reset
+Command = Run | Halt | Drop | Prefetch | Reset
 Question = Encode | Decode | Compile
 
 
@@ -134,13 +140,21 @@ class Halted(Frame):
 
 
 class Counters(Frame):
-    """Since the core's start."""
+    """Since the core's start; bytes and extents as they are now. syscalls' Stats explains them."""
 
     steps: int = 0
     saves: int = 0
     restores: int = 0
     replayed: int = 0
+    shared: int = 0
+    extents: int = 0
     snapshot_bytes: int = 0
+    disk_bytes: int = 0
+    written: int = 0
+    read: int = 0
+    lost: int = 0
+    bad_snapshots: int = 0
+    disk_failures: int = 0
 
 
 class Step(Frame):

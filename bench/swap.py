@@ -1,0 +1,130 @@
+"""Swapping: more contexts than slots and RAM have room for, and each resumes exactly.
+
+Each context is prefilled and generates some tokens; by the time all have, most are on disk. Then
+each goes back to its second token, in random order, and must draw what it drew, from the same bits.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from aios.kernel.config import embedded_model
+from aios.kernel.core.batcher import Batcher
+from aios.kernel.core.certify import certify
+from aios.kernel.core.disk import Disk
+from aios.kernel.core.llama import CHUNK, Engine
+from aios.kernel.core.protocol import Decoded, Prefilled, Run, Segment
+from aios.syscalls.messages import Decoding
+
+from .common import Progress, text, threads
+
+NAME, TARGET = "swap", 0.0
+CONTEXTS, TOKENS, SLOTS = 300, 500, 8
+RAM, DISK = 1 << 30, 16 << 30  # bytes
+FIRST, THEN = 2, 4  # tokens that are drawn before and behind the point to which each goes back
+
+Record = list[tuple[int, bytes]]  # of each token drawn: the token, the hash of all logits so far
+
+
+def run(
+    progress: Progress, contexts: int = CONTEXTS, tokens: int = TOKENS, slots: int = SLOTS,
+    ram: int = RAM, seed: int = 1,
+) -> dict[str, Any]:  # fmt: skip
+    window = tokens + FIRST + THEN + CHUNK
+    engine = Engine(embedded_model(), slots=slots, window=window, threads=threads())
+    certified, _ = certify(engine)
+    with tempfile.TemporaryDirectory(prefix="aios-") as folder:
+        disk = Disk(Path(folder), engine.fingerprint(certified), DISK)
+        batcher = Batcher(engine, certified, ram, disk)
+        prompts = make_prompts(engine, contexts, tokens)
+        begin = time.perf_counter()
+        drawn = first_pass(progress, batcher, prompts, slots)
+        middle = time.perf_counter()
+        before = batcher.counters()
+        again = second_pass(progress, batcher, prompts, drawn, slots, random.Random(seed))
+        seconds = time.perf_counter() - middle
+        problems = batcher.extents.check()
+    engine.close()
+    if problems:
+        raise RuntimeError("; ".join(problems))
+    after = batcher.counters()
+    differ = sum(mine != record[FIRST:] for mine, record in zip(again, drawn, strict=True))
+    ours = {
+        "contexts": contexts,
+        "tokens": tokens,
+        "differing": differ,
+        "resumed_per_second": contexts / seconds,
+        "restores": after.restores - before.restores,
+        "replayed": after.replayed - before.replayed - contexts,  # each computes its last token
+        "lost": after.lost,
+        "written": after.written,
+        "read": after.read,
+        "on_disk": before.disk_bytes,
+        "peak_ram": batcher.extents.tiers.peak,
+    }
+    peer = {"prefilled_per_second": contexts / (middle - begin)}
+    return {
+        "bench": NAME,
+        "ratio": differ / contexts,
+        "target": TARGET,
+        "ours": ours,
+        "peer": peer,
+    }
+
+
+def make_prompts(engine: Engine, contexts: int, tokens: int) -> list[list[int]]:
+    """Each with another first token, so that none has a beginning in common with another."""
+    story = engine.tokenize(text(), start=True)
+    return [[1000 + at, *story[at : at + tokens - 1]] for at in range(contexts)]
+
+
+def first_pass(
+    progress: Progress, batcher: Batcher, prompts: list[list[int]], slots: int
+) -> list[Record]:
+    drawn: list[Record] = [[] for _ in prompts]
+    for at in range(0, len(prompts), slots):
+        progress(f"{at} of {len(prompts)} contexts prefilled")
+        for ctx in range(at, min(at + slots, len(prompts))):
+            batcher.run(Run(ctx, 0, [(Prefilled, prompts[ctx])], 0, decoding(), b""))
+        collect(batcher, drawn)
+    return drawn
+
+
+def second_pass(
+    progress: Progress, batcher: Batcher, prompts: list[list[int]], drawn: list[Record],
+    slots: int, chance: random.Random,
+) -> list[Record]:  # fmt: skip
+    """While one group runs, the next is read ahead."""
+    order = chance.sample(range(len(prompts)), len(prompts))
+    groups = [order[at : at + slots] for at in range(0, len(order), slots)]
+    again: list[Record] = [[] for _ in prompts]
+    for number, group in enumerate(groups):
+        progress(f"{number * slots} of {len(prompts)} contexts resumed")
+        for ctx in group:
+            first = [token for token, _ in drawn[ctx][:FIRST]]
+            history: list[Segment] = [(Prefilled, prompts[ctx]), (Decoded, first)]
+            batcher.run(Run(ctx, 0, history, FIRST, decoding(), drawn[ctx][FIRST - 1][1]))
+        for ctx in groups[number + 1] if number + 1 < len(groups) else []:
+            batcher.prefetch(ctx)
+        collect(batcher, again)
+    return again
+
+
+def decoding() -> Decoding:
+    return Decoding(max_tokens=FIRST + THEN, ignore_eos=True, digest=True)
+
+
+def collect(batcher: Batcher, records: list[Record]) -> None:
+    """Step until all that run have come to their end."""
+    while batcher.running:
+        step = batcher.step()
+        for out in step.outs:
+            if out.token is not None:
+                records[out.ctx].append((out.token, out.digest))
+        for halted in step.halted:
+            if halted.why != "length":
+                raise RuntimeError(f"context {halted.ctx} ended: {halted.why} {halted.error}")

@@ -1,0 +1,296 @@
+"""Extents in RAM and on disk, one thing at a time."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from slots import PAGE, PLENTY, ROW, Clock, Slot, history, rows_of
+
+from aios.kernel.core.disk import Disk, Name
+from aios.kernel.core.extents import Extents
+from aios.kernel.core.history import Op, chain, length, plan
+from aios.kernel.core.llama import CHUNK
+from aios.kernel.core.protocol import Prefilled, Segment
+from aios.kernel.core.tiers import PAUSE
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Disk:
+    return Disk(tmp_path, b"f" * 16, PLENTY)
+
+
+@pytest.fixture
+def extents(disk: Disk, clock: Clock) -> Iterator[Extents]:
+    extents = Extents(PLENTY, ROW, disk, clock)
+    yield extents
+    assert extents.check() == []
+
+
+def save(extents: Extents, ctx: int, ops: list[Op]) -> int:
+    """Tokens that were cut."""
+    slot = Slot(ops)
+    extents.save(ctx, ops, chain(ops), slot.cut)
+    return slot.cuts
+
+
+def load(extents: Extents, ctx: int, ops: list[Op]) -> int:
+    slot = Slot([])
+    count = extents.load(ctx, ops, chain(ops), slot.paste, beyond=0)
+    assert slot.rows.tobytes() == rows_of(ops[:count]).tobytes()
+    return length(ops[:count])
+
+
+def put_away(extents: Extents, ops: list[Op]) -> int:
+    """Bytes that went to disk."""
+    before = extents.tiers.written
+    extents.put_away(chain(ops))
+    extents.tiers.flush()
+    return extents.tiers.written - before
+
+
+def test_a_save_cuts_what_grew(extents: Extents) -> None:
+    ops = history(("p", 100), ("d", 70))
+    first = history(("p", 100), ("d", 3))
+    assert save(extents, 1, first) == 103
+    assert save(extents, 1, first) == 0
+    assert save(extents, 1, ops) == 170 - CHUNK  # the open page as one, all pages before not at all
+    assert extents.tiers.ram == 170 * ROW
+    assert len(extents.tiers.all) == 3
+    assert load(extents, 1, ops) == 170
+
+
+def test_what_is_on_disk_is_not_written_again(extents: Extents) -> None:
+    ops = history(("p", 100), ("d", 70))
+    first = history(("p", 100), ("d", 3))
+    save(extents, 1, first)
+    assert put_away(extents, first) > 103 * ROW
+    save(extents, 1, ops)
+    grown = put_away(extents, ops)
+    assert 67 * ROW < grown < 67 * ROW + 2 * 100  # in two pages, with a header each
+    assert load(extents, 1, ops) == 170
+
+
+def test_contexts_that_begin_alike_share(extents: Extents) -> None:
+    one, other = (history(("p", 150), ("d", n)) for n in (5, 20))
+    save(extents, 1, one)
+    assert save(extents, 2, other) == 15
+    apart = [*one[:2], *history(("p", 150), ("p", 9), start=5)[3:]]
+    assert load(extents, 3, apart) == 2 * CHUNK
+    assert extents.tiers.ram == 170 * ROW
+
+
+def test_how_a_token_entered_is_part_of_what_it_is_found_by(extents: Extents) -> None:
+    save(extents, 1, history(("p", 1), ("d", 1)))
+    assert load(extents, 2, history(("p", 1), ("p", 1))) == 1
+    assert load(extents, 2, history(("p", 2))) == 0
+
+
+def test_what_came_before_is_part_of_what_it_is_found_by(extents: Extents) -> None:
+    same: Segment = (Prefilled, [*range(CHUNK)])
+    one, other = (plan([(Prefilled, [token] * CHUNK), same]) for token in (7, 8))
+    save(extents, 1, one)
+    assert save(extents, 2, other) == 2 * CHUNK
+    assert load(extents, 3, other) == load(extents, 3, one) == 2 * CHUNK
+
+
+def test_extents_that_overlap_on_disk_fit_together(disk: Disk, tmp_path: Path) -> None:
+    """As a core leaves them that was killed before it had removed the shorter one."""
+    ops = history(("p", 70), ("d", 30))
+    for end in (10, len(ops)):
+        rows = rows_of(ops[:end])[ROW * CHUNK :]
+        disk.write(Name(chain(ops)[end - 1], CHUNK, rows.size // ROW), rows)
+    disk.write(Name(chain(ops)[0], 0, CHUNK), rows_of(ops[:1]))
+    extents = Extents(PLENTY, ROW, Disk(tmp_path, b"f" * 16, PLENTY))
+    assert load(extents, 1, ops) == 100
+    assert extents.check() == []
+
+
+def test_part_of_an_extent_is_of_use(extents: Extents) -> None:
+    ops = history(("p", 70), ("d", 50))
+    save(extents, 1, ops)
+    assert load(extents, 1, ops[:30]) == length(ops[:30])
+    put_away(extents, ops)
+    assert load(extents, 2, ops[:20]) == length(ops[:20])
+
+
+def test_dropped_it_leaves_the_disk_and_its_beginning_stays_in_ram(
+    extents: Extents, disk: Disk
+) -> None:
+    ops = history(("p", 128), ("d", 30))
+    save(extents, 1, ops)
+    save(extents, 2, ops[:1])
+    put_away(extents, ops)
+    extents.drop(1, chain(ops[:2]))
+    extents.tiers.flush()
+    assert [path.name for path in disk.folder.iterdir()] == [f"{chain(ops)[0].hex()}-0-64"]
+    assert load(extents, 3, ops) == 128
+    extents.drop(2, [])
+    extents.drop(3, [])
+    extents.tiers.flush()
+    assert (list(disk.folder.iterdir()), extents.tiers.all) == ([], set())
+
+
+def test_dropped_while_it_is_written_it_does_not_stay_on_disk(extents: Extents, disk: Disk) -> None:
+    ops = history(("p", 128))
+    save(extents, 1, ops)
+    extents.put_away(chain(ops))
+    extents.drop(1, chain(ops))
+    extents.tiers.flush()
+    assert list(disk.folder.iterdir()) == []
+    assert load(extents, 2, ops) == 128
+
+
+def test_ends_go_before_beginnings_and_prefills_before_decoded(clock: Clock) -> None:
+    extents = Extents(6 * PAGE + PAGE // 2, ROW, None, clock)
+    prefilled = history(("p", 3 * CHUNK))
+    decoded = history(("p", 1), ("d", 3 * CHUNK - 1))
+    save(extents, 1, decoded)
+    clock.now += 1  # to prefill is cheaper than that second
+    save(extents, 2, prefilled)
+    clock.now += 10
+    save(extents, 3, history(("p", CHUNK), start=500))
+    assert load(extents, 1, decoded) == 3 * CHUNK
+    assert load(extents, 2, prefilled) == 2 * CHUNK
+    assert extents.tiers.lost == 1
+    assert extents.check() == []
+
+
+def test_a_beginning_is_not_lost_before_its_end_though_it_costs_less(clock: Clock) -> None:
+    extents = Extents(3 * PAGE + PAGE // 2, ROW, None, clock)
+    ops = history(("p", 2 * CHUNK), ("d", CHUNK))
+    save(extents, 1, ops)
+    clock.now += 10
+    save(extents, 2, history(("p", CHUNK), start=500))
+    assert load(extents, 1, ops) == 2 * CHUNK
+
+
+def test_what_nobody_uses_goes_first(clock: Clock) -> None:
+    extents = Extents(3 * PAGE + PAGE // 2, ROW, None, clock)
+    used, unused, new = (history(("p", CHUNK), start=start) for start in (0, 100, 200))
+    save(extents, 1, used)
+    clock.now += 1000
+    save(extents, 2, unused)
+    extents.drop(2, chain(unused))
+    save(extents, 3, new)
+    save(extents, 4, history(("p", CHUNK), start=300))
+    assert (load(extents, 1, used), load(extents, 2, unused)) == (CHUNK, 0)
+    assert extents.tiers.lost == 0
+
+
+def test_half_of_ram_is_clean_so_that_nothing_is_lost(
+    extents: Extents, disk: Disk, clock: Clock
+) -> None:
+    extents.tiers.budget = 8 * PAGE
+    contexts = [history(("p", CHUNK), start=1000 * ctx) for ctx in range(40)]
+    for ctx, ops in enumerate(contexts):
+        clock.now += 1
+        save(extents, ctx, ops)
+        extents.tiers.flush()
+        assert extents.tiers.dirty <= 4 * PAGE
+    assert [load(extents, ctx, ops) for ctx, ops in enumerate(contexts)] == [CHUNK] * 40
+    assert extents.tiers.lost == 0
+    assert extents.tiers.peak <= 8 * PAGE
+
+
+def test_over_the_disk_s_budget_the_coldest_files_go(tmp_path: Path, clock: Clock) -> None:
+    contexts = [history(("p", CHUNK), start=1000 * ctx) for ctx in range(20)]
+    size = PAGE + 60  # with its header
+    extents = Extents(0, ROW, Disk(tmp_path, b"f" * 16, 10 * size), clock)
+    for ctx, ops in enumerate(contexts):
+        clock.now += 1
+        save(extents, ctx, ops)
+        extents.tiers.flush()
+    held = [load(extents, ctx, ops) for ctx, ops in enumerate(contexts)]
+    assert held[:10] == [0] * 10
+    assert held[12:] == [CHUNK] * 8
+    assert extents.check() == []
+    smaller = Extents(0, ROW, Disk(tmp_path, b"f" * 16, 3 * size), clock)
+    assert smaller.check() == []
+    assert 0 < len(smaller.tiers.all) <= 3
+
+
+def test_a_full_disk_is_told_once_and_tried_again_later(
+    extents: Extents, clock: Clock, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ops = history(("p", 4 * CHUNK))
+    save(extents, 1, ops)
+    with file_size_limit(PAGE):  # a file, with its header, is larger
+        assert put_away(extents, ops) == 0
+        assert put_away(extents, ops) == 0
+    assert extents.tiers.failures == 4
+    assert capfd.readouterr().err.count("no snapshots go to disk") == 1
+    assert put_away(extents, ops) == 0
+    assert load(extents, 1, ops) == 4 * CHUNK
+    clock.now += PAUSE
+    assert put_away(extents, ops) > 4 * PAGE
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Writes past `size` fail, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_missing_file_is_counted_and_costs_what_is_behind_it(
+    disk: Disk, clock: Clock, capfd: pytest.CaptureFixture[str]
+) -> None:
+    extents = Extents(0, ROW, disk, clock)
+    ops = history(("p", 4 * CHUNK))
+    save(extents, 1, ops)
+    extents.tiers.flush()
+    (disk.folder / f"{chain(ops)[2].hex()}-128-64").unlink()
+    assert load(extents, 1, ops) == 2 * CHUNK
+    assert extents.tiers.bad == 1
+    assert "computed again" in capfd.readouterr().err
+    assert load(extents, 1, ops) == 2 * CHUNK
+    assert extents.tiers.bad == 1
+    assert save(extents, 1, ops) > 0
+
+
+def test_what_was_read_ahead_is_not_read_again(extents: Extents, clock: Clock) -> None:
+    ops = history(("p", 100), ("d", 50))
+    save(extents, 1, ops)
+    put_away(extents, ops)
+    assert load(extents, 1, ops) == 150  # and leaves RAM, since it is in a slot then
+    assert extents.tiers.ram == 0
+    extents.prefetch(ops, chain(ops))
+    extents.prefetch(ops, chain(ops))
+    extents.tiers.flush()
+    read = extents.tiers.read
+    assert read > 150 * ROW
+    assert load(extents, 1, ops) == 150
+    assert extents.tiers.read == read
+
+
+def test_a_load_takes_over_what_is_being_read_ahead(extents: Extents, clock: Clock) -> None:
+    ops = history(("p", 100), ("d", 50))
+    save(extents, 1, ops)
+    put_away(extents, ops)
+    load(extents, 1, ops)
+    extents.prefetch(ops, chain(ops))
+    assert load(extents, 1, ops) == 150
+    read = extents.tiers.read
+    extents.tiers.flush()
+    assert extents.tiers.read == read
+
+
+def test_of_a_model_whose_rows_cannot_be_cut_nothing_is_kept() -> None:
+    extents = Extents(PLENTY, 0)
+    ops = history(("p", 100))
+    assert save(extents, 1, ops) == 0
+    assert extents.reach(ops, chain(ops)) == 0
+    assert extents.check() == []

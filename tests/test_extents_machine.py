@@ -1,0 +1,186 @@
+"""Extents at random: what comes back is right, and the books are, whatever is saved, shared,
+evicted, damaged or restarted."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from slots import PAGE, PLENTY, ROW, Clock, Slot, history, rows_of
+
+from aios.kernel.core.disk import Disk
+from aios.kernel.core.extents import Extents
+from aios.kernel.core.history import Op, chain, length, plan
+from aios.kernel.core.llama import CHUNK
+from aios.kernel.core.protocol import Decoded, Prefilled, Segment
+
+
+class Machine(RuleBasedStateMachine):
+    """Little room: anything may be lost, at any time, and nothing may come back wrong."""
+
+    ram, disk_bytes = 5 * PAGE, 9 * PAGE
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.root = Path(tempfile.mkdtemp(prefix="aios-"))
+        self.clock = Clock()
+        self.contexts: dict[int, list[Op]] = {}
+        self.last = self.seed = 0
+        self.start()
+
+    def start(self) -> None:
+        self.disk = Disk(self.root, b"f" * 16, self.disk_bytes)
+        self.extents = Extents(self.ram, ROW, self.disk, self.clock)
+        self.saved: dict[int, int] = {}  # operations of each context that must come back
+
+    def teardown(self) -> None:
+        assert self.extents.check() == []
+        shutil.rmtree(self.root)
+
+    def one(self, data: st.DataObject) -> int:
+        return data.draw(st.sampled_from(sorted(self.contexts)))
+
+    @rule(tokens=st.integers(1, 3 * CHUNK))
+    def open(self, tokens: int) -> None:
+        self.last += 1
+        self.seed += 1000
+        self.contexts[self.last] = history((Prefilled, tokens), start=self.seed)
+
+    @precondition(lambda self: self.contexts)
+    @rule(data=st.data())
+    def fork(self, data: st.DataObject) -> None:
+        ops = self.contexts[self.one(data)]
+        self.last += 1
+        self.contexts[self.last] = ops[: data.draw(st.integers(1, len(ops)))]
+
+    @precondition(lambda self: self.contexts)
+    @rule(data=st.data(), decoded=st.booleans(), tokens=st.integers(1, CHUNK), same=st.booleans())
+    def grow(self, data: st.DataObject, decoded: bool, tokens: int, same: bool) -> None:
+        """Forks may go on alike, `same`, or apart."""
+        ctx = self.one(data)
+        ops = self.contexts[ctx]
+        self.seed += 1000
+        start = 0 if same else self.seed
+        added = [*range(start, start + tokens)]
+        segment: Segment = (Decoded, added) if decoded else (Prefilled, added)
+        new = plan([(Prefilled, [0] * length(ops)), segment])
+        self.contexts[ctx] = ops + [op for op in new if op[1] >= length(ops)]
+
+    @precondition(lambda self: self.contexts)
+    @rule(data=st.data())
+    def roll_back(self, data: st.DataObject) -> None:
+        ctx = self.one(data)
+        self.contexts[ctx] = self.contexts[ctx][
+            : data.draw(st.integers(1, len(self.contexts[ctx])))
+        ]
+
+    @precondition(lambda self: self.contexts)
+    @rule(data=st.data())
+    def save(self, data: st.DataObject) -> None:
+        ctx = self.one(data)
+        ops = self.contexts[ctx]
+        self.extents.save(ctx, ops, chain(ops), Slot(ops).cut)
+        self.saved[ctx] = len(ops)
+
+    @precondition(lambda self: self.contexts)
+    @rule(data=st.data(), share=st.floats(0, 1))
+    def load(self, data: st.DataObject, share: float) -> None:
+        ctx = self.one(data)
+        ops = self.contexts[ctx]
+        beyond = int(share * (len(ops) - 1))
+        slot = Slot(ops[:beyond])
+        count = self.extents.load(ctx, ops, chain(ops), slot.paste, beyond=beyond)
+        assert beyond <= count <= len(ops)
+        assert slot.rows.tobytes() == rows_of(ops[:count]).tobytes()
+        self.complete(ctx, count)
+
+    def complete(self, ctx: int, count: int) -> None:
+        pass
+
+    @precondition(lambda self: self.contexts)
+    @rule(data=st.data())
+    def put_away(self, data: st.DataObject) -> None:
+        self.extents.put_away(chain(self.contexts[self.one(data)]))
+
+    @precondition(lambda self: self.contexts)
+    @rule(data=st.data())
+    def prefetch(self, data: st.DataObject) -> None:
+        ops = self.contexts[self.one(data)]
+        self.extents.prefetch(ops, chain(ops))
+
+    @precondition(lambda self: self.contexts)
+    @rule(data=st.data())
+    def drop(self, data: st.DataObject) -> None:
+        ctx = self.one(data)
+        keys = chain(self.contexts.pop(ctx))
+        self.extents.drop(ctx, keys[: data.draw(st.integers(0, len(keys)))])
+        self.saved.pop(ctx, None)
+
+    @rule(seconds=st.floats(0, 100))
+    def wait(self, seconds: float) -> None:
+        self.clock.now += seconds
+        self.extents.tiers.poll()
+
+    @rule()
+    def audit(self) -> None:
+        assert self.extents.check() == []
+
+    @invariant()
+    def within_budgets(self) -> None:
+        tiers = self.extents.tiers
+        assert tiers.ram <= self.ram + tiers.writing
+        assert tiers.on_disk <= self.disk_bytes
+
+
+class Tight(Machine):
+    @precondition(lambda self: self.contexts)
+    @rule(data=st.data())
+    def damage(self, data: st.DataObject) -> None:
+        self.extents.tiers.flush()
+        files = sorted(self.disk.folder.iterdir())
+        if files:
+            path = data.draw(st.sampled_from(files))
+            content = bytearray(path.read_bytes())
+            at = data.draw(st.integers(0, len(content) - 1))
+            content[at] ^= 0x10
+            path.write_bytes(content[: data.draw(st.sampled_from([at, len(content)]))])
+
+    @rule()
+    def restart(self) -> None:
+        self.extents.tiers.writer.shutdown(cancel_futures=True)  # what was not written yet, is not
+        self.extents.tiers.reader.shutdown(cancel_futures=True)
+        self.start()
+
+
+class Roomy(Machine):
+    """Room for all: all that was saved comes back, after a restart all that was put away."""
+
+    ram = disk_bytes = PLENTY
+
+    def complete(self, ctx: int, count: int) -> None:
+        assert count >= min(self.saved.get(ctx, 0), len(self.contexts[ctx]))
+        assert self.extents.tiers.lost == self.extents.tiers.bad == 0
+
+    @rule()
+    def restart(self) -> None:
+        for extent in list(self.extents.tiers.all):
+            if extent.dirty:
+                self.extents.tiers.write(extent)
+        self.extents.tiers.flush()
+        saved = self.saved
+        self.start()
+        self.saved = saved
+
+
+TestTight = Tight.TestCase
+TestTight.settings = settings(
+    max_examples=60, stateful_step_count=40, deadline=None, derandomize=True
+)
+TestRoomy = Roomy.TestCase
+TestRoomy.settings = settings(
+    max_examples=40, stateful_step_count=40, deadline=None, derandomize=True
+)

@@ -1,0 +1,374 @@
+"""Snapshots of the real model: on disk and back, damaged, shared and forked, the same bits."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from cores import PLENTY, Job, Watched, alone, at_random, finish, report
+
+from aios.kernel.config import embedded_model
+from aios.kernel.core.disk import Codec, Disk
+from aios.kernel.core.llama import CHUNK, Cache, Engine
+from aios.kernel.core.protocol import Decoded, Halt, Prefilled, Segment
+from aios.syscalls.messages import Decoding
+
+WINDOW = 320
+TEXT = (
+    "Alice was beginning to get very tired of sitting by her sister on the bank, and of having "
+    "nothing to do. Once or twice she had peeped into the book her sister was reading, but it had "
+    "no pictures or conversations in it. "
+)
+SOME = Decoding(max_tokens=6, ignore_eos=True, digest=True)
+OTHER = Decoding(max_tokens=6, ignore_eos=True, digest=True, temperature=0.9, seed=4)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    engine = Engine(embedded_model(), slots=3, window=WINDOW, threads=2)
+    yield engine
+    engine.close()
+
+
+class Cores:
+    """Cores on one engine and one folder, one after the other."""
+
+    def __init__(self, engine: Engine, root: Path) -> None:
+        self.engine, self.root = engine, root
+        self.batchers: list[Watched] = []
+
+    def boot(
+        self, ram: int = PLENTY, codec: Codec = "plain", print_: bytes = b"f" * 16, **options: Any
+    ) -> Watched:
+        self.end()
+        disk = Disk(self.root, print_, PLENTY, codec)
+        batcher = Watched(self.engine, self.engine.slots, ram, disk, **options)
+        self.batchers.append(batcher)
+        return batcher
+
+    def end(self) -> None:
+        """The core goes, and only its files stay."""
+        if self.batchers:
+            assert self.batchers[-1].extents.check() == []
+        for slot in range(self.engine.slots):
+            self.engine.clear(slot)
+
+    def on_disk(self, *jobs: Job, codec: Codec = "plain") -> list[Path]:
+        """Run these, and put their contexts to disk: the files."""
+        batcher = self.boot(idle_ttl=-1.0, codec=codec)
+        finish(batcher, *jobs)
+        batcher.step()  # notices that they are idle
+        batcher.extents.tiers.flush()
+        self.end()
+        return sorted(self.root.glob("*/*"))
+
+
+@pytest.fixture
+def cores(engine: Engine, tmp_path: Path) -> Iterator[Cores]:
+    cores = Cores(engine, tmp_path)
+    yield cores
+    cores.end()
+
+
+def prompt(engine: Engine, length: int, start: int = 0) -> list[int]:
+    return engine.tokenize(TEXT * 9, start=True)[start : start + length]
+
+
+def going_on(ctx: int, job: Job, decoding: Decoding = SOME) -> Job:
+    """A context that begins as `job`'s, whose last token is not decoded yet, and goes on."""
+    return with_history(ctx, job.run().history, decoding)
+
+
+def with_history(ctx: int, history: list[Segment], decoding: Decoding = SOME) -> Job:
+    job = Job(ctx, [], decoding)
+    job.context.history = [(how, list(tokens)) for how, tokens in history]
+    return job
+
+
+def undisturbed(engine: Engine, job: Job) -> list[bytes]:
+    """The digests of the same history, all computed anew."""
+    return alone_with(engine, job.run().history, job.decoding).digests
+
+
+def alone_with(engine: Engine, history: list[Segment], decoding: Decoding) -> Job:
+    batcher = Watched(engine, engine.slots, 0)
+    job = with_history(10**6, history, decoding)
+    finish(batcher, job)
+    batcher.drop(job.ctx)
+    return job
+
+
+def take_turns(batcher: Watched, jobs: list[Job]) -> None:
+    """Each gets on by some tokens, then waits until the others have; nothing stays in RAM."""
+    by_ctx = {job.ctx: job for job in jobs}
+    while not all(job.why == "length" for job in jobs):
+        for job in jobs:
+            if job.why != "length":
+                batcher.run(job.run())
+                for _ in range(3):
+                    report(batcher, by_ctx)
+                batcher.halt(Halt(job.ctx, "preempted"))
+                batcher.extents.tiers.flush()
+
+
+# --- disk ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", ["plain", "zstd"])
+def test_contexts_swapped_to_disk_and_back_are_the_same(
+    engine: Engine, cores: Cores, codec: Codec
+) -> None:
+    lengths = [(253, SOME), (CHUNK, OTHER), (5, SOME), (130, OTHER), (70, SOME), (100, OTHER)]
+    expected = [alone(engine, prompt(engine, n, i), d) for i, (n, d) in enumerate(lengths)]
+    jobs = [Job(ctx, job.prompt, job.decoding) for ctx, job in enumerate(expected)]
+    batcher = cores.boot(ram=0, codec=codec)
+    take_turns(batcher, jobs)
+    assert [job.result for job in jobs] == [job.result for job in expected]
+    assert batcher.counters().restores >= 4
+    assert batcher.counters().read > 200 * 20_000
+    assert batcher.replayed == 0
+
+
+def test_a_core_that_died_finds_its_contexts_on_disk(written: Written, cores: Cores) -> None:
+    shutil.copytree(written.folder, cores.root, dirs_exist_ok=True)
+    assert len(list(cores.root.glob("*/*"))) == 3  # two pages and what is in the third
+    again = going_on(1, written.job)
+    batcher = cores.boot()
+    finish(batcher, again)
+    assert again.digests == written.digests
+    assert batcher.computed == 6  # the token that was not decoded, and five that were drawn
+    assert batcher.counters().restores == 1
+    assert batcher.counters().written == 0  # nothing of it has changed
+
+
+class Written(NamedTuple):
+    """A context on disk, and what it goes on with."""
+
+    folder: Path
+    job: Job
+    digests: list[bytes]
+
+
+@pytest.fixture(scope="module")
+def written(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Written:
+    folder = tmp_path_factory.mktemp("written")
+    job = Job(1, prompt(engine, 150), SOME)
+    Cores(engine, folder).on_disk(job)
+    return Written(folder, job, undisturbed(engine, going_on(1, job)))
+
+
+@pytest.mark.parametrize("at", [0, 1, 52, 53, 1000, 1_000_000, -1])
+@pytest.mark.parametrize("how", ["cut short", "changed"])
+def test_a_damaged_snapshot_costs_time_and_nothing_else(
+    written: Written, cores: Cores, at: int, how: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(written.folder, cores.root, dirs_exist_ok=True)
+    (second,) = cores.root.glob("*/*-64-64")
+    content = bytearray(second.read_bytes())
+    content[at] ^= 4
+    second.write_bytes(content[:at] if how == "cut short" else content)
+    again = going_on(1, written.job)
+    batcher = cores.boot()
+    finish(batcher, again)
+    assert again.digests == written.digests
+    counters = batcher.counters()
+    assert (counters.bad_snapshots, counters.restores) == (1, 1)
+    assert batcher.computed == 150 - CHUNK + 5 + 6
+    assert "computed again" in capfd.readouterr().err
+
+
+def test_snapshots_of_another_model_are_not_looked_at(written: Written, cores: Cores) -> None:
+    shutil.copytree(written.folder, cores.root, dirs_exist_ok=True)
+    files = list(cores.root.glob("*/*"))
+    again = going_on(1, written.job)
+    batcher = cores.boot(print_=b"another model..!")
+    finish(batcher, again)
+    assert again.digests == written.digests
+    assert (batcher.counters().read, batcher.counters().bad_snapshots) == (0, 0)
+    assert not any(path.exists() for path in files)
+
+
+def test_all_that_decides_the_bits_is_in_the_fingerprint(engine: Engine, tmp_path: Path) -> None:
+    same = Engine(embedded_model(), slots=2, window=256, threads=2)
+    more = Engine(embedded_model(), slots=2, window=256, threads=1)
+    small = Engine(embedded_model(), slots=2, window=256, threads=2, cache="q8_0")
+    prints = [engine.fingerprint(3), engine.fingerprint(0)]
+    prints += [each.fingerprint(3) for each in (more, small)]
+    assert same.fingerprint(3) == engine.fingerprint(3)
+    copy = tmp_path / "model.gguf"
+    content = bytearray(embedded_model().read_bytes())
+    content[-1] ^= 1
+    copy.write_bytes(content)
+    same.path = copy
+    prints.append(same.fingerprint(3))
+    assert len(set(prints)) == len(prints)
+    for each in (same, more, small):
+        each.close()
+
+
+def test_a_full_disk_is_no_error(
+    engine: Engine, cores: Cores, capfd: pytest.CaptureFixture[str]
+) -> None:
+    expected = [alone(engine, prompt(engine, 100, i), SOME) for i in range(5)]
+    jobs = [Job(ctx, job.prompt, SOME) for ctx, job in enumerate(expected)]
+    batcher = cores.boot(ram=4 << 20)
+    with no_large_files():
+        at_random(batcher, jobs, seed=1)
+        batcher.extents.tiers.flush()
+    assert [job.result for job in jobs] == [job.result for job in expected]
+    assert batcher.counters().disk_failures > 0
+    assert capfd.readouterr().err.count("no snapshots go to disk") == 1
+    assert list(cores.root.glob("*/*")) == []
+
+
+@contextmanager
+def no_large_files() -> Iterator[None]:
+    """Writes fail as on a full disk, where a file gets larger than any extent of one token."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_idle_contexts_go_to_disk_and_those_that_wait_do_not(engine: Engine, cores: Cores) -> None:
+    now = 0.0
+    batcher = cores.boot(idle_ttl=60.0, clock=lambda: now)
+    idle, waits = Job(1, prompt(engine, 100), SOME), Job(2, prompt(engine, 80, 9), SOME)
+    finish(batcher, idle)
+    batcher.run(waits.run())
+    report(batcher, {2: waits})
+    batcher.halt(Halt(2, "preempted"))
+    for now in (59.0, 61.0):  # noqa: B007
+        assert batcher.extents.tiers.written == 0
+        batcher.step()
+        batcher.extents.tiers.flush()
+    names = {path.name.split("-", 1)[1] for path in cores.root.glob("*/*")}
+    assert names == {"0-64", "64-41"}
+    assert batcher.slots.count(None) == 1  # they keep their slots all the same
+
+
+def test_a_context_that_is_read_ahead_waits_for_no_disk(engine: Engine, cores: Cores) -> None:
+    first = Job(1, prompt(engine, 150), SOME)
+    others = [Job(ctx, prompt(engine, 9, ctx), SOME) for ctx in (2, 3, 4)]
+    batcher = cores.boot(ram=0)
+    finish(batcher, first)
+    finish(batcher, *others)  # takes its slot
+    batcher.extents.tiers.flush()
+    batcher.extents.tiers.budget = PLENTY
+    assert batcher.extents.tiers.ram == 0
+    batcher.prefetch(1)
+    batcher.prefetch(2)  # is in a slot
+    batcher.prefetch(99)
+    batcher.extents.tiers.flush()
+    read = batcher.counters().read
+    assert read > 150 * 20_000
+    again = going_on(1, first)
+    finish(batcher, again)
+    assert batcher.counters().read == read
+    assert batcher.replayed == 0
+
+
+# --- sharing ------------------------------------------------------------------------------------
+
+
+def test_a_beginning_that_all_have_is_computed_once(engine: Engine, cores: Cores) -> None:
+    """Even if they start at the same moment, on fewer slots than there are contexts."""
+    system = prompt(engine, 200)
+    prompts = [[*system, *prompt(engine, 20, start)] for start in range(7)]
+    expected = [alone(engine, each, SOME) for each in prompts]
+    jobs = [Job(ctx, each, SOME) for ctx, each in enumerate(prompts)]
+    batcher = cores.boot()
+    at_once = {job.ctx: job for job in jobs}
+    waiting = list(jobs)
+    while waiting or batcher.running:
+        while waiting and len(batcher.running) < engine.slots:
+            batcher.run(waiting.pop(0).run())
+        report(batcher, at_once)
+    assert [job.result for job in jobs] == [job.result for job in expected]
+    own = 220 - 3 * CHUNK + 5  # the rest of the prompt, and what was drawn and decoded
+    assert batcher.computed == 3 * CHUNK + 7 * own
+    assert batcher.shared == 6 * 3 * CHUNK
+
+
+def test_a_fork_computes_only_what_is_its_own(engine: Engine, cores: Cores) -> None:
+    parent = Job(1, prompt(engine, 100), Decoding(max_tokens=30, ignore_eos=True, digest=True))
+    middle: list[Segment] = [(Prefilled, parent.prompt), (Decoded, [])]
+    finish(cores.boot(), parent)
+    middle[1][1].extend(parent.tokens[:20])
+    told: list[Segment] = [*middle, (Prefilled, prompt(engine, 30, 50))]
+    expected = [alone_with(engine, middle, OTHER), alone_with(engine, told, SOME)]
+    batcher = cores.boot()
+    parent = Job(1, parent.prompt, parent.decoding)
+    finish(batcher, parent)
+    batcher.computed = 0
+    forks = [with_history(2, middle, OTHER), with_history(3, told, SOME)]
+    finish(batcher, *forks)
+    assert [fork.result for fork in forks] == [job.result for job in expected]
+    assert batcher.computed == (1 + 5) + (30 + 5)
+    assert batcher.replayed == 0
+
+
+def test_rolled_back_it_goes_on_from_there(engine: Engine, cores: Cores) -> None:
+    """To its middle, and back to its end, after it had to leave its slot."""
+    long = Decoding(max_tokens=30, ignore_eos=True, digest=True)
+    whole = alone(engine, prompt(engine, 100), long)
+    middle: list[Segment] = [(Prefilled, whole.prompt), (Decoded, whole.tokens[:20])]
+    end: list[Segment] = [(Prefilled, whole.prompt), (Decoded, whole.tokens[:29])]
+    expected = [alone_with(engine, history, OTHER) for history in (middle, end)]
+    batcher = cores.boot()
+    finish(batcher, Job(1, whole.prompt, long))
+    finish(batcher, *(Job(ctx, prompt(engine, 9, ctx), SOME) for ctx in (2, 3, 4)))
+    batcher.computed = 0
+    back, forth = with_history(1, middle, OTHER), with_history(1, end, OTHER)
+    finish(batcher, back)
+    finish(batcher, forth)
+    assert [back.result, forth.result] == [job.result for job in expected]
+    assert batcher.computed == 2 * (1 + 5)
+
+
+# --- caches and models --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cache", ["f16", "q8_0"])
+def test_a_quantized_cache_is_exact_by_itself_and_differs_from_the_other(
+    tmp_path: Path, cache: Cache
+) -> None:
+    engine = Engine(embedded_model(), slots=2, window=WINDOW, threads=2, cache=cache)
+    assert engine.form is not None
+    assert engine.form.row_bytes * engine.cells * engine.streams == engine.cache_bytes
+    cores = Cores(engine, tmp_path)
+    expected = [alone(engine, prompt(engine, n), SOME) for n in (150, 40, 70, 9)]
+    jobs = [Job(ctx, job.prompt, SOME) for ctx, job in enumerate(expected)]
+    batcher = cores.boot(ram=0)
+    take_turns(batcher, jobs)
+    assert [job.result for job in jobs] == [job.result for job in expected]
+    assert batcher.counters().read > 0
+    cores.end()
+    digest = jobs[0].digests[0].hex()
+    engine.close()
+    plain = Engine(embedded_model(), slots=2, window=WINDOW, threads=2)
+    same = alone(plain, expected[0].prompt, SOME).digests[0].hex() == digest
+    plain.close()
+    assert same == (cache == "f16")
+
+
+def test_a_model_whose_state_has_another_form_is_replayed(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [alone(engine, prompt(engine, 70, i), SOME) for i in range(5)]
+    monkeypatch.setattr(engine, "form", None)
+    jobs = [Job(ctx, job.prompt, SOME) for ctx, job in enumerate(expected)]
+    batcher = Watched(engine, engine.slots, PLENTY)
+    at_random(batcher, jobs, seed=2)
+    assert [job.result for job in jobs] == [job.result for job in expected]
+    assert batcher.replayed > 0
+    assert batcher.counters().extents == batcher.shared == 0
+    for job in jobs:
+        batcher.drop(job.ctx)

@@ -1,0 +1,90 @@
+"""Rows cut out of a state and joined again, on states made by hand in llama.cpp's form."""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from aios.kernel.core.state import Part, StateForm
+
+Bytes = NDArray[np.uint8]
+
+
+def state_of(
+    cells: int, rows: list[int], slot: int = 0, streams: int = 2, *, transposed: int = 0,
+    layers: int | None = None, positions: range | None = None, seed: int = 0,
+) -> Bytes:  # fmt: skip
+    """A state of `cells` tokens with one plane for each size in `rows`, each row its own."""
+    data = struct.pack("<IiI", 0xAF143CD8, slot, streams) + bytes(4 * slot)
+    data += struct.pack("<I", cells)
+    for pos in positions or range(cells):
+        data += struct.pack("<iIi", pos, 1, slot)
+    data += struct.pack("<II", transposed, len(rows) // 2 if layers is None else layers)
+    for plane, row in enumerate(rows):
+        dice = np.random.default_rng(seed * 1000 + plane)
+        data += struct.pack("<iQ", 1, row) + dice.bytes(cells * row)
+    return np.frombuffer(data + bytes(4 * (streams - slot - 1)), np.uint8)
+
+
+SIZES = st.sampled_from([[8, 8], [4, 4, 4, 4], [8, 6, 8, 6], [34, 34, 2, 2, 2, 2], [3]])
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(SIZES, st.integers(0, 3), st.lists(st.integers(1, 9), min_size=1, max_size=5))
+def test_what_is_cut_and_joined_is_the_same_bytes(
+    rows: list[int], slot: int, lengths: list[int]
+) -> None:
+    cells = sum(lengths)
+    state = state_of(cells, rows, slot, streams=4)
+    form = StateForm.of(state, slot)
+    assert form.row_bytes == sum(rows)
+    assert form.size(cells) == state.size
+    spans = [(sum(lengths[:at]), length) for at, length in enumerate(lengths)]
+    cut = form.cut(state, slot, cells, spans)
+    parts = [Part(data, n, 0, n) for data, n in zip(cut, lengths, strict=True)]
+    buffer = np.full(state.size + 7, 0xEE, np.uint8)  # as a buffer that was used before
+    assert form.join(buffer, slot, parts).tobytes() == state.tobytes()
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(SIZES, st.integers(1, 12), st.data())
+def test_part_of_an_extent_goes_into_another_slot(
+    rows: list[int], cells: int, data: st.DataObject
+) -> None:
+    state = state_of(cells, rows, slot=0)
+    form = StateForm.of(state, 0)
+    keep = data.draw(st.integers(1, cells))
+    (whole,) = form.cut(state, 0, cells, [(0, cells)])
+    middle = data.draw(st.integers(0, keep))
+    parts = [Part(whole, cells, 0, middle), Part(whole, cells, middle, keep - middle)]
+    joined = form.join(np.empty(state.size, np.uint8), 1, [p for p in parts if p.tokens])
+    again = form.cut(joined, 1, keep, [(0, keep)])[0]
+    assert again.tobytes() == form.cut(state, 0, cells, [(0, keep)])[0].tobytes()
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        state_of(5, [8, 8], transposed=1),
+        state_of(5, [8, 8])[:-9],
+        np.concatenate([state_of(5, [8, 8]), np.arange(40, dtype=np.uint8)]),  # two caches in one
+        state_of(5, [8, 8], positions=range(1, 6)),  # a window that slid
+        state_of(5, [8, 8])[:20],
+        np.zeros(3, np.uint8),
+    ],
+    ids=["transposed", "short", "longer", "slid", "no planes", "nothing"],
+)
+def test_another_form_is_refused(state: Bytes) -> None:
+    with pytest.raises(ValueError, match=r"form|short"):
+        StateForm.of(state, 0)
+
+
+def test_rows_in_another_order_are_not_cut() -> None:
+    form = StateForm.of(state_of(5, [8, 8]), 0)
+    with pytest.raises(ValueError, match="order"):
+        form.cut(state_of(5, [8, 8], positions=range(4, -1, -1)), 0, 5, [(0, 5)])
