@@ -58,7 +58,7 @@ def our_side(
         progress(f"{agents} agents, {turns} turns each")
         found = figures(our_round(aios, chats))
         stats = aios.stats()
-    found["prefilled"] += stats.replayed
+    found["prefilled"] += stats.replayed - stats.shared
     return chats, found | {"switches": stats.switches}
 
 

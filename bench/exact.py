@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from aios.agents import connect
+from aios.agents import Aios, connect
 from aios.kernel.config import embedded_model
 from aios.kernel.core.batcher import Batcher
 from aios.kernel.core.certify import certify
@@ -26,6 +26,7 @@ from aios.kernel.core.disk import Disk
 from aios.kernel.core.llama import COMPANY, Engine
 from aios.kernel.core.protocol import Decoded, Halt, Prefilled, Run, Segment
 from aios.kernel.core.state import Part
+from aios.shell.launch import init_of
 from aios.syscalls.messages import Decoding
 
 from .common import Progress, system, text, threads
@@ -36,6 +37,7 @@ PROMPTS = (9, 20, 33, 64, 65, 100, 127, 150, 210, 270, 340, 640)  # tokens: one 
 ROOMY = 1 << 30  # bytes for snapshots: room for all
 START, PREEMPT, DIE = 0.7, 0.25, 0.02  # chances a step: that one more starts, that one is
 KILLS = 6  # preempted, that the core dies, at most so often a schedule
+KILL = 0.02  # the chance, per token of a stream, that the kernel or the core is killed
 
 Sabotage = Literal["unified", "lost-token"]
 Record = list[tuple[int, bytes]]  # of each step: the token drawn, the hash of all logits so far
@@ -290,21 +292,29 @@ def exact_cost(progress: Progress, engine: Engine, certified: int, count: int) -
 
 
 def through_kernel(progress: Progress, jobs: list[Job], solo: list[Record]) -> dict[str, int]:
-    """The same contexts all at once by llm.generate, preempted by quantum. A result that is not
-    the solo run's counts with all its steps."""
+    """The same contexts all at once by llm.generate, preempted by quantum, swapped to disk, under a
+    kernel and a core that are killed. A result that is not the solo run's counts in whole."""
     progress("through system calls")
+    chance = random.Random(len(jobs))
+    totals = {"compared": 0, "differing": 0, "switches": 0, "kernel_kills": 0, "core_kills": 0}
     with (
         system(
-            progress, slots=SLOTS, ctx=WINDOW, policy="rr", quantum=8, threads=threads()
+            progress, slots=SLOTS, ctx=WINDOW, policy="rr", quantum=8, threads=threads(),
+            snapshot_bytes=16 << 20,
         ) as home,
         connect(home, "bench") as aios,
-    ):
+    ):  # fmt: skip
         calls = [
-            aios.generate(tokens, stream=False, **msgspec.structs.asdict(decoding))
+            aios.generate(tokens, **msgspec.structs.asdict(decoding))
             for ((_, tokens),), decoding in jobs
         ]
+        for call in calls:
+            for _ in call.pieces():
+                if chance.random() < KILL:
+                    which = "core" if chance.random() < 0.25 else "kernel"
+                    kill(aios, which)
+                    totals[f"{which}_kills"] += 1
         results = [call.result() for call in calls]
-    totals = {"compared": 0, "differing": 0, "switches": 0}
     for result, record in zip(results, solo, strict=True):
         same = result.tokens == [token for token, _ in record]
         same = same and result.digest == record[-1][1].hex()
@@ -312,3 +322,10 @@ def through_kernel(progress: Progress, jobs: list[Job], solo: list[Record]) -> d
         totals["differing"] += 0 if same else len(record)
         totals["switches"] += result.timings.switches
     return totals
+
+
+def kill(aios: Aios, which: str) -> None:
+    init = init_of(aios.status())
+    for child in init.children():
+        if child.cmdline()[2:3] == [f"aios.kernel{'.core' if which == 'core' else ''}"]:
+            child.kill()

@@ -36,7 +36,7 @@ def test_round_robin_switches_and_nobody_can_tell(aios: Aios) -> None:
 
 def test_turns_get_on_where_no_snapshot_is_kept(boot: Boot) -> None:
     """Each turn replays all that was there: it must still come to something new."""
-    system = boot(slots=1, quantum=8, snapshot_bytes=0)
+    system = boot(slots=1, quantum=8, snapshot_bytes=0, disk_bytes=0)
     with connect(system.home) as aios:
         options: dict[str, Any] = {"max_tokens": 24, "ignore_eos": True, "digest": True}
         alone = [run(aios, prompt, **options) for prompt in prompts(2)]
