@@ -11,7 +11,16 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from aios.syscalls.messages import Event, Exited, ModelInfo, ProcessInfo, Stats, Status, Summary
+from aios.syscalls.messages import (
+    ContextInfo,
+    Event,
+    Exited,
+    ModelInfo,
+    ProcessInfo,
+    Stats,
+    Status,
+    Summary,
+)
 
 
 def columns(
@@ -54,6 +63,16 @@ def processes(rows: Sequence[ProcessInfo], *, everything: bool = False) -> Table
         for row, p in zip(cells, rows, strict=True):
             row += [p.kind, "" if p.code is None else p.code, p.reason]
     return columns(titles, cells, right=right)
+
+
+def contexts(rows: Sequence[ContextInfo]) -> Table:
+    titles = ["ctx", "owner", "pid", "name", "state", "used", "when full", "checkpoints"]
+    cells = [
+        [c.ctx, c.owner, c.pid or "", c.name or "", c.state, c.used, c.on_full,
+         " ".join(c.checkpoints)]
+        for c in rows
+    ]  # fmt: skip
+    return columns(titles, cells, right=["ctx", "pid", "used"])
 
 
 def ready_line(answer: Status) -> str:

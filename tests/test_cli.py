@@ -73,6 +73,7 @@ def test_errors_as_json_go_to_stderr(tmp_path: Path) -> None:
         (["logs", "nobody"], "neither a PID nor one of kernel, core, init"),
         (["logs", "1", "--json", "-f"], "not with --follow"),
         (["bench", "nonsense"], "'nonsense'"),
+        (["contexts", "--nonsense"], "--nonsense"),
     ],
 )
 def test_wrong_usage(
@@ -340,3 +341,15 @@ def test_home_option_comes_before_the_environment(system: System, tmp_path: Path
     done = run(tmp_path, "--home", str(system.home), "status", "--json")
     with connect(system.home) as aios:
         assert json.loads(done.stdout)["boot"] == aios.status().boot
+
+
+def test_contexts_are_listed_and_forgotten(system: System, aios: Aios) -> None:
+    aios.open("Be brief.", name="diary", on_full="slide").close()
+    with aios.open():
+        rows = {row["name"]: row for row in answer(system.home, "contexts")}
+        assert (rows["diary"]["state"], rows["diary"]["on_full"]) == ("asleep", "slide")
+        assert rows[None]["state"] == "idle"
+        assert "diary" in run(system.home, "contexts").stdout
+    left = run(system.home, "contexts", "--forget", "test/diary", "--json").stdout
+    assert "diary" not in left
+    assert run(system.home, "contexts", "--forget", "test/diary").returncode == 1
