@@ -372,3 +372,20 @@ def test_a_model_whose_state_has_another_form_is_replayed(
     assert batcher.counters().extents == batcher.shared == 0
     for job in jobs:
         batcher.drop(job.ctx)
+
+
+def test_of_such_a_model_nothing_is_rolled_back_in_its_slot(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """llama.cpp may have dropped what the shorter context would need."""
+    monkeypatch.setattr(engine, "form", None)
+    job = Job(1, prompt(engine, 70), SOME)
+    batcher = Watched(engine, engine.slots, PLENTY)
+    finish(batcher, job)
+    batcher.computed = 0
+    finish(batcher, going_on(1, job))
+    assert batcher.computed == 6
+    batcher.computed = 0
+    finish(batcher, with_history(1, [(Prefilled, job.prompt[:66])]))
+    assert batcher.computed == 66 + 5
+    batcher.drop(1)
