@@ -16,7 +16,14 @@ from collections.abc import Callable, Collection
 import msgspec
 from msgspec import Struct
 
-from aios.syscalls.errors import BadInput, ContextBusy, ContextFull, LimitReached, NotFound
+from aios.syscalls.errors import (
+    BadInput,
+    ContextBusy,
+    ContextForeign,
+    ContextFull,
+    LimitReached,
+    NotFound,
+)
 from aios.syscalls.messages import ContextInfo, OnFull
 
 from .core.protocol import Decoded, Prefilled, Segment
@@ -48,6 +55,7 @@ class Past(Struct, kw_only=True):
     used: int = 0
     sealed: bool = True  # the last segment has been computed with: it grows no more
     on_full: OnFull = "error"
+    model: str = ""  # whose tokens they are
     summary: str | None = None  # of the turns that were dropped
     dropped: list[Turn] = []  # that may be recalled
 
@@ -60,6 +68,7 @@ class Past(Struct, kw_only=True):
             used=self.used,
             sealed=self.sealed,
             on_full=self.on_full,
+            model=self.model,
             summary=self.summary,
             dropped=list(self.dropped),
         )
@@ -146,6 +155,7 @@ class ContextManager:
         self.changed: set[int] = set()
         self.window = 0  # tokens; known when the core is ready
         self.vocab = 0
+        self.model = ""  # its id
         self.last = 0
 
     def open(
@@ -230,8 +240,18 @@ class ContextManager:
     def append(self, context: Context, tokens: list[int]) -> None:
         if any(token >= self.vocab for token in tokens):
             raise BadInput(f"a token id is out of the model's vocabulary of {self.vocab}")
+        self.check_model(context)
         context.append(tokens, self.window)
+        context.model = self.model
         self.changed.add(context.id)
+
+    def check_model(self, context: Context) -> None:
+        """Raises ContextForeign where a context began with another model than the core's."""
+        if context.model not in ("", self.model):
+            raise ContextForeign(
+                f"context {context.id} was begun with another model",
+                "start with that model again, or close it with `forget` and begin anew",
+            )
 
     def checkpoint(self, context: Context, name: str) -> None:
         """Raises LimitReached for one too many."""

@@ -239,6 +239,7 @@ class Generations:
     ) -> None:
         if context.used == 0:
             raise BadInput("there is nothing to generate from", "send messages, text or tokens")
+        self.contexts.check_model(context)
         context.append([], self.contexts.window - 1)  # room for one token, or ContextFull
         context.seal()
         self.contexts.changed.add(context.id)
@@ -317,6 +318,7 @@ class Generations:
 
     def core_ready(self, model: ModelInfo, slots: int) -> None:
         self.contexts.window, self.contexts.vocab = model.window, model.vocab
+        self.contexts.model = model.id
         self.apply(self.scheduler.set_slots(slots, time.monotonic()))
 
     def core_gone(self, error: AiosError | None) -> None:

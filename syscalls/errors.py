@@ -124,6 +124,12 @@ class ContextBusy(AiosError):
     code = "context.busy"
 
 
+class ContextForeign(AiosError):
+    """What is in the context was computed with another model than the one that is loaded."""
+
+    code = "context.foreign"
+
+
 class BadInput(AiosError):
     """Well-formed, but not usable: an unknown policy, a token out of the vocabulary, no text."""
 

@@ -410,6 +410,7 @@ class Fitted(Reply):
 
 class ModelInfo(Reply):
     path: str  # of the file that is loaded
+    id: str  # of both ends of that file, and its size
     description: str
     params: int
     size: int

@@ -19,8 +19,9 @@ from helpers import first_piece, running
 from raw import Raw
 
 from aios.agents import Aios, connect
+from aios.kernel.config import embedded_model
 from aios.shell.launch import System
-from aios.syscalls.errors import NotFound
+from aios.syscalls.errors import ContextForeign, NotFound
 from aios.syscalls.messages import Piece
 from aios.syscalls.wire import ABI_VERSION, DONE
 
@@ -256,6 +257,36 @@ def test_a_context_with_a_name_outlives_the_system(homes: Path, how: signal.Sign
             assert aios.check() == []
     finally:
         second.end()
+
+
+def test_a_history_of_another_model_is_refused_and_kept(homes: Path) -> None:
+    settings = {"slots": 1, "ctx": 256}
+    home = homes / "foreign"
+    first = System(home, settings, detach=True)
+    first.ready()
+    with connect(home, "me") as aios:
+        context = aios.open(name="chat")
+        context.append("One, two,", raw=True)
+        context.generate(max_tokens=3).result()
+    end(first, signal.SIGTERM)
+    other = homes / "other.gguf"
+    other.write_bytes(embedded_model().read_bytes() + bytes(32))
+    for model, foreign in ((str(other), True), ("", False)):
+        system = System(home, settings | {"model": model}, detach=True)
+        try:
+            system.ready()
+            with connect(home, "me") as aios:
+                context = aios.open(name="chat")
+                if foreign:
+                    with pytest.raises(ContextForeign, match="another model"):
+                        context.generate().result()
+                    with pytest.raises(ContextForeign):
+                        context.append("x")
+                else:
+                    assert context.generate(max_tokens=3).tokens
+                assert aios.check() == []
+        finally:
+            system.end()
 
 
 def test_a_journal_that_no_kernel_can_read_is_set_aside(homes: Path) -> None:

@@ -117,6 +117,7 @@ def _batcher(config: CoreConfig, engine: Engine, certified: int) -> Batcher:
 def _model_info(engine: Engine, choice: Choice, certified: int, cost: float | None) -> ModelInfo:
     return ModelInfo(
         path=str(engine.path),
+        id=engine.model_id,
         description=engine.description(),
         params=engine.params,
         size=engine.size,

@@ -398,18 +398,23 @@ class Engine:
     def fingerprint(self, batch: int) -> bytes:
         """16 bytes that name all that decides the bits of the KV cache: the model, the build and
         the processor, the format, the threads, the size of prefill chunks, and up to how many
-        sequences are decoded at once. Of the model file both ends count, its size and its time:
-        to hash all of a large one takes seconds at each start."""
-        stat = self.path.stat()
-        with self.path.open("rb") as file:
-            ends = file.read(1 << 20)
-            file.seek(max(0, stat.st_size - (1 << 20)))
-            ends += file.read()
+        sequences are decoded at once."""
         what = (
             VERSION, ll.__version__, ll.llama_print_system_info(), self.cache, self.threads, CHUNK,
-            batch, stat.st_size, stat.st_mtime_ns,
+            batch, self.path.stat().st_mtime_ns, self.model_id,
         )  # fmt: skip
-        return blake2b(ends + repr(what).encode(), digest_size=16).digest()
+        return blake2b(repr(what).encode(), digest_size=16).digest()
+
+    @cached_property
+    def model_id(self) -> str:
+        """Names the model file by both its ends and its size: to hash all of a large one takes
+        seconds at each start."""
+        size = self.path.stat().st_size
+        with self.path.open("rb") as file:
+            ends = file.read(1 << 20)
+            file.seek(max(0, size - (1 << 20)))
+            ends += file.read()
+        return blake2b(ends + str(size).encode(), digest_size=16).hexdigest()
 
     def clear(self, slot: int, since: int = 0) -> None:
         """Drop what a slot holds from position `since` on."""
