@@ -8,10 +8,12 @@ from typing import Any
 
 from conftest import eventually
 
-from aios.agents import Aios, Generation
-from aios.syscalls.messages import ProcessInfo, Result
+from aios.agents import Aios, Context, Generation
+from aios.syscalls.messages import Moved, ProcessInfo, Result
 
 STORY = "Tell me a short story about a fox."
+FACT = "My sister's parrot is called Zanzibar and it is nine years old."
+WINDOW = 256  # of the systems whose windows are to be full
 SAMPLED: dict[str, Any] = {"temperature": 0.9, "seed": 11, "ignore_eos": True}
 
 
@@ -44,3 +46,15 @@ def script(tmp_path: Path, text: str) -> str:
     path.write_text(text)
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return str(path)
+
+
+def talk(context: Context, turns: int, **options: Any) -> list[Moved | None]:
+    """Tell the fact, then talk about something else; what moved, by turn."""
+    moved: list[Moved | None] = []
+    for number in range(turns):
+        line = FACT if number == 0 else f"Tell me one thing about the number {number}."
+        answer = context.generate(line, max_tokens=16, ignore_eos=True, **options).result()
+        assert answer.usage.context <= WINDOW
+        assert answer.finish == "length"
+        moved.append(answer.moved)
+    return moved

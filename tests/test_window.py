@@ -6,21 +6,19 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import Boot, run_system
+from helpers import WINDOW, talk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aios.agents import Aios, Context, connect
+from aios.agents import Aios, connect
 from aios.kernel.context import Turn
 from aios.kernel.window import relevant
 from aios.shell.launch import System
 from aios.syscalls.errors import ContextFull
 
-WINDOW = 256
-FACT = "My sister's parrot is called Zanzibar and it is nine years old."
 SYSTEM = "You are terse."
 
 
@@ -37,18 +35,6 @@ def aios(narrow: System) -> Iterator[Aios]:
         assert aios.check() == []
 
 
-def talk(context: Context, turns: int, **options: Any) -> list[Any]:
-    """Tell the fact, then talk about something else; what moved, by turn."""
-    moved = []
-    for number in range(turns):
-        line = FACT if number == 0 else f"Tell me one thing about the number {number}."
-        answer = context.generate(line, max_tokens=16, ignore_eos=True, **options).result()
-        assert answer.usage.context <= WINDOW
-        assert answer.finish == "length"
-        moved.append(answer.moved)
-    return moved
-
-
 def test_error_is_the_default_and_loses_nothing(aios: Aios) -> None:
     with aios.open(SYSTEM) as context:
         context.append("word " * 200, raw=True)
@@ -57,29 +43,6 @@ def test_error_is_the_default_and_loses_nothing(aios: Aios) -> None:
             context.append("word " * 100, raw=True)
         assert aios.contexts()[0].used == used
         assert aios.contexts()[0].on_full == "error"
-
-
-@pytest.mark.faults
-@pytest.mark.parametrize("on_full", ["slide", "summarize", "recall"])
-def test_a_conversation_goes_on_past_its_window(aios: Aios, on_full: Any, full: bool) -> None:
-    """To 20 times its length, at full length; the first turn is found again under recall."""
-    turns = 16 if not full else 20 * WINDOW // 34
-    with aios.open(SYSTEM, on_full=on_full) as context:
-        moved = talk(context, turns)
-        left = [each for each in moved if each is not None and each.dropped]
-        assert len(left) >= 2
-        gone = [message.content for each in left for message in each.dropped]
-        assert gone[0] == FACT
-        lines = [line for line in gone if line.startswith("Tell me one thing")]
-        asked = [f"Tell me one thing about the number {n}." for n in range(1, turns)]
-        assert lines == asked[: len(lines)]  # oldest first, each once
-        assert all(each.tokens > 0 for each in left)
-        assert all((each.summary is not None) == (on_full == "summarize") for each in left)
-        if full:
-            assert aios.whoami().tokens > 20 * WINDOW
-        if on_full == "recall":
-            answer = context.generate("What is my sister's parrot called?", max_tokens=24).result()
-            assert FACT in [message.content for message in answer.moved.recalled]
 
 
 def test_what_slides_out_is_gone_and_the_rest_is_as_if_it_had_never_been(aios: Aios) -> None:
