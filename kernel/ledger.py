@@ -221,6 +221,7 @@ class Ledger:
                 row.work.take(note)
             elif row.work is not None and isinstance(note, Halted):
                 row.work.held = note.text
+                row.work.switches += 1
         self.contexts.contexts[context.id] = context
         self.contexts.changed.add(context.id)
         if owner is not None:

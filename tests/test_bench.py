@@ -55,7 +55,7 @@ def test_our_side_of_agents_talks_every_turn() -> None:
     assert [len(chat.user) for chat in chats] == [2] * 3
     assert len({said for chat in chats for said in chat.user}) == 6
     assert found["generated"] == 6 * ANSWER
-    assert found["prefilled"] > 3 * 400 + 6 * 30  # the system prompt is 400 of them
+    assert 400 + 6 * 30 < found["prefilled"] < 2 * 400  # the system prompt, once, and the messages
     assert found["makespan"] > 0.5  # the tool's time
     assert 0 < found["turn_p50"] < found["makespan"]
 
