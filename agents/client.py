@@ -152,6 +152,8 @@ class Connection:
 
     def _look(self) -> None:
         """Notice that the connection is lost, and take what had been sent before."""
+        if self.socket.closed:  # it did not come back
+            return
         while self.monitor.poll(0):
             recv_monitor_message(self.monitor)
             self.lost = True
@@ -201,6 +203,7 @@ class Connection:
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 500)
         self.socket.setsockopt(zmq.RCVHWM, 0)
+        self.socket.setsockopt(zmq.SNDHWM, 0)  # what is sent is kept here anyway
         # Another kernel must hear who we are first. (-1 would lose what came and is not read yet.)
         self.socket.setsockopt(zmq.RECONNECT_IVL, NEVER)
         lost = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_CONNECT_RETRIED

@@ -59,7 +59,7 @@ class Forgetful(Engine):
 
 
 def run(
-    progress: Progress, steps: int = 2000, seed: int = 1, sabotage: Sabotage | None = None,
+    progress: Progress, steps: int = 7000, seed: int = 1, sabotage: Sabotage | None = None,
     prompts: tuple[int, ...] = PROMPTS, room: float = 0.5,
 ) -> dict[str, Any]:  # fmt: skip
     """Schedule at least `steps` decode batches; with a `sabotage`, some of them must differ.

@@ -84,7 +84,6 @@ class Kernel:
         loop.on_report = self.core.report
         loop.on_encoded = self.prompts.answered
         loop.on_text_ready = self.core.ask_again
-        loop.listen(config.endpoint)
         ledger.recover(census.system)
         self.lifecycle.recover(census)
         self.core.recover(census)
@@ -96,6 +95,7 @@ class Kernel:
                 return Journal(self.config.path / "journal", self.loop.post)
             except DiskFull as error:
                 if not patient:
+                    self.loop.close()
                     raise
                 print(f"waiting: {error}", file=sys.stderr, flush=True)
                 time.sleep(1)
@@ -104,8 +104,9 @@ class Kernel:
         """Serve until the system is stopped."""
         self.loop.every(SWEEP, self.lifecycle.sweep)
         self.loop.run()
-        self.loop.close()
         self.ledger.journal.close()
+        self.loop.run_posted()  # replies that waited for a sync
+        self.loop.close()
 
     def _lost(self, route: bytes, why: str) -> None:
         session = self.trap.sessions.get(route)
@@ -118,6 +119,8 @@ class Kernel:
                 self.core.started(frame)
             case Started():
                 self.lifecycle.started(frame)
+            case StartFailed(key) if key == CORE_KEY:
+                self.core.start_failed(frame)
             case StartFailed():
                 self.lifecycle.start_failed(frame)
             case Gone(key) if key == CORE_KEY:

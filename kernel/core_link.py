@@ -15,7 +15,7 @@ from aios.syscalls.messages import ModelInfo
 from .config import Config
 from .core.protocol import Counters, Failed, Question, Ready, Report, Reset, Step
 from .generation import Generations
-from .init_protocol import Census, Gone, Heard, StartCore, Started, ToInit
+from .init_protocol import Census, Gone, Heard, StartCore, Started, StartFailed, ToInit
 from .loop import Loop
 from .stats import EventLog
 
@@ -135,6 +135,14 @@ class CoreLink:
         self.state = "loading"
         self.events.publish("core", "died", how=how)
         self.generations.core_gone(None)
+        self._start_later()
+
+    def start_failed(self, frame: StartFailed) -> None:
+        """init could not fork it: too many processes, or no memory."""
+        self.events.publish("core", "not started", error=frame.error)
+        self._start_later()
+
+    def _start_later(self) -> None:
         self.loop.after(self.backoff, self.start)
         self.backoff = min(self.backoff * 2, LONGEST_BACKOFF)
 

@@ -84,6 +84,7 @@ class Work(Struct, kw_only=True):
             return None
         some = UNSET if out.logprob is None else [out.logprob]
         piece = Piece(text=out.text, tokens=[out.token], logprobs=some)
+        self.held = ""
         self.pieces.append(piece)
         return piece
 
@@ -333,7 +334,7 @@ class Generations:
             if error is not None:
                 gen.call.fail(error)
             elif gen.work.cancelled:
-                self._finish(gen, "cancelled", "")
+                self._finish(gen, "cancelled", gen.work.held)
             elif gen.deaths >= DEATHS:
                 why = f"the LLM core died {gen.deaths} times in a row under this call"
                 gen.call.fail(CoreFailed(why, "see log/core.log in the AIOS home"))

@@ -15,6 +15,7 @@ import fcntl
 import gc
 import importlib
 import json
+import math
 import os
 import random
 import resource
@@ -25,6 +26,7 @@ import socket
 import sys
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -37,6 +39,7 @@ from aios.syscalls.home import endpoint
 from .config import Config, load
 from .init_protocol import (
     FRAME_BYTES,
+    PART,
     Census,
     Gone,
     Heard,
@@ -74,6 +77,7 @@ class Init:
         self.paused: set[int] = set()
         self.ended: dict[int, Gone] = {}  # no kernel has taken note of them yet
         self.link: socket.socket | None = None
+        self.out: deque[bytes] = deque()  # for the kernel to read
         self.ending = False
         os.environ["AIOS_HOME"] = config.home  # how a child finds the kernel
         self.runner = importlib.import_module(RUNNER)
@@ -94,24 +98,27 @@ class Init:
             Path(self.log(name)).unlink(missing_ok=True)
         self.start_kernel()
         while True:
-            for key, _ in self.selector.select():
+            for key, events in self.selector.select():
                 if key.fileobj == self.wake:
                     signals = os.read(self.wake, 4096)
                     if {signal.SIGTERM, signal.SIGINT, signal.SIGHUP} & set(signals):
                         self.wind_up()
                 else:
-                    self.from_kernel()
+                    if events & selectors.EVENT_WRITE:
+                        self.flush()
+                    if events & selectors.EVENT_READ:
+                        self.from_kernel()
             code = self.reap()
             if code is not None:
                 return code
 
     def from_kernel(self) -> bool:
-        """Do one thing that the kernel asks for. False: it is dying; reap() will tell."""
+        """Do one thing that the kernel asks for. False: there is none, or it is dying."""
         assert self.link is not None
         try:
             data = self.link.recv(FRAME_BYTES)
         except BlockingIOError:
-            return True
+            return False
         except ConnectionResetError:
             data = b""
         if not data:
@@ -131,10 +138,29 @@ class Init:
         return True
 
     def tell(self, frame: ToKernel) -> None:
-        """The kernel may be gone: reap() deals with that."""
+        """When the kernel reads it; if that is gone, the next one gets a census."""
         if self.link is not None:
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                self.link.send(encode(frame))
+            self.out.append(encode(frame))
+            self.flush()
+
+    def flush(self) -> None:
+        assert self.link is not None
+        with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
+            while self.out:
+                self.link.send(self.out[0])
+                self.out.popleft()
+        with contextlib.suppress(KeyError):  # it is dying, and not watched any more
+            write = selectors.EVENT_WRITE if self.out else 0
+            self.selector.modify(self.link, selectors.EVENT_READ | write)
+
+    def tell_census(self) -> None:
+        children, gone = list(self.children.items()), list(self.ended.values())
+        parts = max(1, math.ceil(max(len(children), len(gone)) / PART))
+        for part in range(parts):
+            cut = slice(part * PART, (part + 1) * PART)
+            some = dict(children[cut])
+            paused = [os_pid for os_pid in some if os_pid in self.paused]
+            self.tell(Census(self.system, some, paused, gone[cut], more=part + 1 < parts))
 
     def wind_up(self) -> None:
         if self.ending:  # told twice: no more patience
@@ -150,12 +176,12 @@ class Init:
         argv = [sys.executable, "-m", "aios.kernel", settings]
         self.kernel = self.fork(exec_argv(argv), self.log("kernel"), keep=theirs.fileno())
         theirs.close()
-        ours.setblocking(True)
+        ours.setblocking(False)
         self.link = ours
+        self.out.clear()
         self.kernel_started = time.monotonic()
         self.selector.register(ours, selectors.EVENT_READ)
-        gone = list(self.ended.values())
-        self.tell(Census(self.system, self.children, list(self.paused), gone))
+        self.tell_census()
 
     def start(self, key: int, fork: Callable[[], int]) -> None:
         try:

@@ -41,12 +41,13 @@ class Heard(Frame):
 
 
 class Census(Frame):
-    """The first word to a kernel: what there is to take over from the one before it."""
+    """The first word to a kernel: what there is to take over from the one before it, in parts."""
 
     system: str  # another for each init
     children: dict[int, int]  # OS pid: key
     paused: list[int]  # OS pids
     gone: list[Gone]  # not heard of yet
+    more: bool  # another part follows
 
 
 class Started(Frame):
@@ -77,6 +78,7 @@ class WindUp(Frame):
     """init was told to end: the kernel shall end its agents, then itself."""
 
 
+PART = 1000  # children in one part of a census
 ToInit = StartAgent | StartCore | SignalChild | Heard
 ToKernel = Census | Started | StartFailed | Gone | Paused | WindUp
 

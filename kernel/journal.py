@@ -24,11 +24,10 @@ import msgspec
 from aios.syscalls.errors import DiskFull
 
 LOG_BYTES = 8 << 20
-RESERVE = (
-    1 << 20
-)  # bytes of the last log that are kept for what runs already, when the disk is full
+MARK = 64  # bytes, at least as many as the frame that begins a log
+RESERVE = 1 << 20  # bytes of the last log for what runs already, when the disk is full
 FRAME = struct.Struct("<II")  # length, CRC-32 of what follows
-PUT, ADD, DELETE = 0, 1, 2
+PUT, ADD, DELETE, BEHIND = 0, 1, 2, 3  # BEHIND: how long the log before this one is
 Change = tuple[int, str, bytes]
 Rows = dict[str, list[bytes]]
 
@@ -85,9 +84,8 @@ class Journal:
     def commit(self) -> bool:
         """Write what was changed. False: there is no room for it now; call again."""
         if self.changes:
-            body = _encode(self.changes)
-            data = FRAME.pack(len(body), zlib.crc32(body)) + body
-            if self.at + len(data) > self.size and not self._turn_over(len(data)):
+            data = _frame(self.changes)
+            if self.at + len(data) > self.size and not self._turn_over(len(data) + MARK):
                 return False
             os.pwrite(self.log, data, self.at)
             self.at += len(data)
@@ -150,9 +148,12 @@ class Journal:
             self.next, self.size = made, room
         else:
             self.size = self.log_bytes
-        full, last = self.log, self.number
-        self.log, self.next, self.at = self.next, None, 0
+        full, last, end = self.log, self.number, self.at
+        self.log, self.next = self.next, None
         self.number += 1
+        mark = _frame([(BEHIND, "", str(end).encode())])
+        os.pwrite(self.log, mark, 0)
+        self.at = len(mark)
 
         def fold() -> None:
             os.fdatasync(full)
@@ -190,40 +191,53 @@ def read(folder: Path, last: int | None = None) -> tuple[Rows, int]:
     bases = sorted(int(path.name[5:]) for path in folder.glob("base-*") if path.name[5:].isdigit())
     logs = sorted(int(path.name[4:]) for path in folder.glob("log-*") if path.name[4:].isdigit())
     rows: Rows = {}
+    last_used = max([0, *bases, *logs])
     base = max((n for n in bases if last is None or n <= last), default=0)
     files = [folder / f"base-{base}"] if base else []
     # A base of number n holds log n as well.
     files += [folder / f"log-{n}" for n in logs if n > base and (last is None or n <= last)]
+    end = None  # of the log before
     for path in files:
-        for change, key, item in _frames(path):
-            if change == PUT:
-                rows[key] = [item]
-            elif change == ADD:
-                rows.setdefault(key, []).append(item)
-            else:
-                rows.pop(key, None)
-    return rows, max([0, *bases, *logs])
+        before, end = end, 0
+        for body, stop in _whole(path.read_bytes()):
+            end = stop
+            for change, key, item in _changes(body):
+                if change == PUT:
+                    rows[key] = [item]
+                elif change == ADD:
+                    rows.setdefault(key, []).append(item)
+                elif change == DELETE:
+                    rows.pop(key, None)
+                elif before is not None and int(item) != before:
+                    return rows, last_used  # a power cut tore the log before: this hangs on it
+        end = None if path.name.startswith("base") else end
+    return rows, last_used
 
 
-def _frames(path: Path) -> Iterator[Change]:
-    """Every change up to the first frame that is not whole: zeros, or what was being written."""
-    data = path.read_bytes()
+def _frame(changes: list[Change]) -> bytes:
+    body = _encode(changes)
+    return FRAME.pack(len(body), zlib.crc32(body)) + body
+
+
+def _whole(data: bytes) -> Iterator[tuple[bytes, int]]:
+    """Every frame and where it ends, up to the first that is not whole: zeros, or what was being
+    written."""
     at = 0
     while at + FRAME.size <= len(data):
         length, crc = FRAME.unpack_from(data, at)
-        body = data[at + FRAME.size : at + FRAME.size + length]
+        at += FRAME.size
+        body = data[at : at + length]
+        at += length
         if length == 0 or len(body) < length or zlib.crc32(body) != crc:
             return
-        yield from _changes(body)
-        at += FRAME.size + length
+        yield body, at
 
 
 def _write_base(folder: Path, number: int, rows: Rows) -> None:
     temp = folder / "base-new"
     with temp.open("wb") as file:
         for key, (first, *rest) in rows.items():
-            body = _encode([(PUT, key, first), *((ADD, key, item) for item in rest)])
-            file.write(FRAME.pack(len(body), zlib.crc32(body)) + body)
+            file.write(_frame([(PUT, key, first), *((ADD, key, item) for item in rest)]))
         file.flush()
         os.fsync(file.fileno())
     temp.rename(folder / f"base-{number}")

@@ -2,6 +2,7 @@
 
     system             the system that the processes belong to: the journal outlives it
     next               the last pid and the last context that were given out
+    model              what the core said of it, for the time until it says so again
     process/PID        its row of the table; tokens/PID, what it has used
     birth/PID          a process that has not said hello
     mail/PID/N         a message in its mailbox
@@ -63,6 +64,7 @@ class Ledger:
         self.send = send
         self.synced: list[tuple[bytes, bytes]] = []
         self.numbers = (0, 0)
+        self.model = ("", 0, 0)
         self.table: ProcessTable  # these are set by the boot: they write here
         self.contexts: ContextManager
         self.generations: Generations
@@ -109,6 +111,10 @@ class Ledger:
         if numbers != self.numbers:
             self.journal.put("next", _encode(numbers))
             self.numbers = numbers
+        model = (self.contexts.model, self.contexts.window, self.contexts.vocab)
+        if model != self.model:
+            self.journal.put("model", _encode(model))
+            self.model = model
         if not self.journal.commit():
             return False
         if self.synced:
@@ -157,6 +163,10 @@ class Ledger:
             self.table.last, self.contexts.last = self.numbers
         same = rows.pop("system", None) == [system.encode()]
         self.journal.put("system", system.encode())
+        model = rows.pop("model", None)
+        if same and model is not None:
+            self.model = msgspec.msgpack.decode(model[-1], type=tuple[str, int, int])
+            self.contexts.model, self.contexts.window, self.contexts.vocab = self.model
         grouped: dict[str, list[tuple[list[int], list[bytes]]]] = {}
         for key, items in rows.items():
             kind, *ids = key.split("/")
@@ -183,7 +193,8 @@ class Ledger:
             self.lifecycle.trap.expect(process)
 
     def _take_tokens(self, ids: list[int], items: list[bytes]) -> None:
-        self.table.rows[ids[0]].tokens = msgspec.msgpack.decode(items[-1], type=int)
+        if ids[0] in self.table.rows:
+            self.table.rows[ids[0]].tokens = msgspec.msgpack.decode(items[-1], type=int)
 
     def _take_mail(self, ids: list[int], items: list[bytes]) -> None:
         pid, number = ids
@@ -198,7 +209,8 @@ class Ledger:
         row = msgspec.msgpack.decode(items[-1], type=BirthRow)
         process = self.table.rows[ids[0]]
         trap = self.lifecycle.trap
-        call = trap.detached(row.caller, row.call, "proc.spawn") if row.caller else None
+        known = row.caller in trap.by_pid
+        call = trap.detached(row.caller, row.call, "proc.spawn") if known else None
         birth = Birth(process, row.token, row.spawn, call, row.signals, row.greeted)
         self.lifecycle.births[process.pid] = birth
 

@@ -103,6 +103,7 @@ class Lifecycle:
             self.contexts.fork(context, process)
         birth = Birth(process, secrets.token_bytes(32), args, call)
         self.births[process.pid] = birth
+        call.on_end = process.touch  # its birth has no caller any more
         self._start(birth)
 
     def _start(self, birth: Birth) -> None:
@@ -114,7 +115,8 @@ class Lifecycle:
         birth = self.births.get(frame.key)
         if birth is None or not birth.process.alive:
             return
-        self._born(birth, frame.os_pid)
+        if not birth.process.os_pid:  # or its hello came first
+            self._born(birth, frame.os_pid)
         self.after(self.config.hello, lambda: self._check_hello(frame.key))
 
     def _born(self, birth: Birth, os_pid: int) -> None:
@@ -127,10 +129,13 @@ class Lifecycle:
             self.signal(process, name)
 
     def start_failed(self, frame: StartFailed) -> None:
-        birth = self.births.pop(frame.key)
+        birth = self.births.pop(frame.key, None)
+        if birth is None:  # it was started after all, by a kernel that died of late
+            return
         if birth.call is not None:
             birth.call.fail(from_wire(frame.error))
         self._close_contexts(birth.process)
+        self.mailroom.ended(birth.process)
         self.table.end(birth.process, 127, "not started", time.monotonic())
         self.table.forget(birth.process)
         self._ended()
@@ -223,7 +228,6 @@ class Lifecycle:
                 self._born(birth, keys[process.pid])
             elif process.pid not in keys and process.pid not in ended and birth is not None:
                 self._start(birth)  # init never heard of it
-                continue
             paused = keys.get(process.pid) in census.paused
             if process.alive and paused != (process.state == "stopped"):
                 self.paused(Paused(process.os_pid, paused))
@@ -232,6 +236,9 @@ class Lifecycle:
             elif birth is not None and not birth.greeted:
                 self.after(self.config.hello, partial(self._check_hello, process.pid))
         for frame in census.gone:
+            birth = self.births.get(frame.key)
+            if birth is not None and not birth.process.os_pid:
+                self._born(birth, frame.os_pid)  # whoever spawned it hears of that first
             self.gone(frame)
 
     def _end_soon(self, process: Process) -> None:
@@ -265,7 +272,9 @@ class Lifecycle:
         if session is not None:
             self.trap.close(session)
         self._close_contexts(process)
-        self.births.pop(process.pid, None)
+        birth = self.births.pop(process.pid, None)
+        if birth is not None and birth.call is not None:
+            birth.call.done(Spawned(pid=process.pid))
         self.figures.pop(process.pid, None)
         self.mailroom.ended(process)
         children = self.table.end(process, code, reason, time.monotonic())

@@ -57,6 +57,7 @@ class Loop:
     def __init__(self, home: Path, init_fd: int) -> None:
         self.context: zmq.Context[Any] = zmq.Context()
         self.paths: list[Path] = []
+        self.calls = self._bind(home / "kernel.sock", UNREAD, MAX_FRAME)
         self.work = self._bind(home / "core.sock", 0, -1)
         self.text = self._bind(home / "text.sock", 0, -1)
         self.init = socket.socket(fileno=init_fd)
@@ -73,10 +74,6 @@ class Loop:
         self.crowded = CROWDED
         self.count = itertools.count()
         self.running = True
-
-    def listen(self, endpoint: str) -> None:
-        """From now on callers are heard."""
-        self.calls = self._bind(Path(endpoint.removeprefix("ipc://")), UNREAD, MAX_FRAME)
 
     def _bind(self, path: Path, unread: int, longest: int) -> zmq.Socket[bytes]:
         bound: zmq.Socket[bytes] = self.context.socket(zmq.ROUTER)
@@ -103,6 +100,10 @@ class Loop:
         """Run it in the loop; may be called from another thread."""
         self.posted.append(run)
         os.eventfd_write(self.wake, 1)
+
+    def run_posted(self) -> None:
+        while self.posted:
+            self.posted.popleft()()
 
     def _end_turn(self) -> None:
         if not self.on_turn():
@@ -188,8 +189,7 @@ class Loop:
                 self._from_init()
             if self.wake in ready:
                 os.eventfd_read(self.wake)
-                while self.posted:
-                    self.posted.popleft()()
+                self.run_posted()
             if self.work in ready:
                 self._from_core(self.work, self._from_work)
             if self.text in ready:
@@ -213,11 +213,12 @@ class Loop:
     def _from_core(self, bound: zmq.Socket[bytes], take: Callable[[bytes, bytes], None]) -> None:
         for _ in range(BURST):
             try:
-                route, frame = bound.recv_multipart(zmq.NOBLOCK, copy=False)
+                route, *frames = bound.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            if _os_pid(frame) == self.core_pid:  # or it is not our core, or one that was given up
-                take(route.bytes, frame.bytes)
+            # Else it is not our core, or one that was given up.
+            if len(frames) == 1 and _os_pid(frames[0]) == self.core_pid:
+                take(route.bytes, frames[0].bytes)
 
     def _from_work(self, route: bytes, data: bytes) -> None:
         if not data:  # ZMQ_PROBE_ROUTER: it has just connected
@@ -245,12 +246,19 @@ class Loop:
             self.on_init(decode_to_kernel(data))
 
     def first_word(self) -> Census:
-        """What init says to a kernel before anything else."""
+        """What init says to a kernel before anything else, in as many parts as it takes."""
         self.init.setblocking(True)
-        frame = decode_to_kernel(self.init.recv(FRAME_BYTES))
+        whole = Census("", {}, [], [], more=True)
+        while whole.more:
+            part = decode_to_kernel(self.init.recv(FRAME_BYTES))
+            assert isinstance(part, Census)
+            whole.children |= part.children
+            whole = Census(
+                part.system, whole.children, whole.paused + part.paused, whole.gone + part.gone,
+                part.more,
+            )  # fmt: skip
         self.init.setblocking(False)
-        assert isinstance(frame, Census)
-        return frame
+        return whole
 
     def close(self) -> None:
         self.calls.close()

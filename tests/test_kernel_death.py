@@ -14,6 +14,7 @@ from typing import Any
 import msgpack
 import psutil
 import pytest
+import zmq
 from conftest import Boot, eventually, of_core
 from helpers import first_piece, running
 from raw import Raw
@@ -21,7 +22,7 @@ from raw import Raw
 from aios.agents import Aios, connect
 from aios.kernel.config import embedded_model
 from aios.shell.launch import System
-from aios.syscalls.errors import ContextForeign, NotFound
+from aios.syscalls.errors import AiosError, ContextForeign, NotFound
 from aios.syscalls.messages import Piece
 from aios.syscalls.wire import ABI_VERSION, DONE
 
@@ -214,6 +215,45 @@ def test_who_comes_back_must_know_the_secret(boot: Boot) -> None:
             for back in ({"pid": raw.pid, "secret": b"wrong"}, {"pid": 10**6, "secret": b""}):
                 error = stranger.error("hello", version=ABI_VERSION, back=back)
                 assert error["code"] == "hello.token"
+
+
+def test_what_never_was_a_process_is_no_trouble_afterwards(boot: Boot, program: Program) -> None:
+    """Mail to an agent that fails to start, and a spawn whose caller is gone by the time."""
+    system = boot()
+    init = psutil.Process(system.process.pid)
+    with connect(system.home) as aios:
+        init.suspend()
+        failing = aios.start("proc.spawn", program="/nowhere/agent.py", name="x")
+        aios.send("x", "lost")
+        waiting = aios.start("msg.recv", sender=aios.ps()[0].pid)
+        with Raw(system.home) as raw:
+            raw.start("proc.spawn", program=program("aios.recv()"), name="orphan")
+            eventually(lambda: len(aios.ps()) == 2)
+        eventually(lambda: not [r for r in aios.ps(all=True) if r.pid == raw.pid])
+        os.kill(aios.status().os_pid, signal.SIGKILL)
+        init.resume()
+        for call in (failing, waiting):
+            with pytest.raises(AiosError):
+                call.wait(20)
+        kill_kernel(aios)
+        assert aios.check() == []
+        assert "set its journal aside" not in (system.home / "init.log").read_text()
+        for row in aios.ps():
+            aios.kill(row.pid, "KILL")
+
+
+def test_strangers_on_the_core_s_sockets_are_not_heard(boot: Boot) -> None:
+    system = boot()
+    with connect(system.home) as aios:
+        before = aios.status()
+        for name in ("core", "text"):
+            stranger: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.REQ)
+            stranger.setsockopt(zmq.LINGER, 1000)
+            stranger.connect(f"ipc://{system.home}/{name}.sock")
+            stranger.send(b"\xc1")
+            stranger.close()
+        assert aios.generate("Hi", max_tokens=2).tokens
+        assert aios.status().boot == before.boot
 
 
 # --- contexts with a name ----------------------------------------------------------------------
