@@ -37,6 +37,7 @@ PROMPTS = (9, 20, 33, 64, 65, 100, 127, 150, 210, 270, 340, 640)  # tokens: one 
 ROOMY = 1 << 30  # bytes for snapshots: room for all
 START, PREEMPT, DIE = 0.7, 0.25, 0.02  # chances a step: that one more starts, that one is
 KILLS = 6  # preempted, that the core dies, at most so often a schedule
+DAMAGE = 0.2  # chance of a file when it does
 KILL = 0.02  # the chance, per token of a stream, that the kernel or the core is killed
 
 Sabotage = Literal["unified", "lost-token"]
@@ -65,7 +66,7 @@ def run(
     """Schedule at least `steps` decode batches; with a `sabotage`, some of them must differ.
 
     Of four schedules one has room for all snapshots in RAM, one for `room` of all tokens and no
-    disk, one for a quarter of that and a disk, and of one with a disk the core is killed.
+    disk, one for a quarter of that and a disk, and one for none, and its core is killed.
     """
     kind = Forgetful if sabotage == "lost-token" else Engine
     engine = kind(
@@ -175,15 +176,15 @@ class Schedule:
         return self.records
 
     def die(self) -> None:
-        """Nothing is left of the core but its files; one of them may be damaged as well."""
+        """Nothing is left of the core but its files, and some of them are damaged."""
         self.batcher.extents.tiers.writer.shutdown(cancel_futures=True)
         for slot in range(SLOTS):
             self.engine.clear(slot)
         self.waiting |= self.running
         self.running.clear()
-        files = sorted(self.disk.glob("*/*")) if self.disk else []
-        if files and self.chance.random() < 0.5:
-            damage(self.chance.choice(files), self.chance)
+        for path in sorted(self.disk.glob("*/*")) if self.disk else []:
+            if self.chance.random() < DAMAGE:
+                damage(path, self.chance)
         self.boot()
 
     def dispatch(self, ctx: int) -> None:
@@ -248,7 +249,7 @@ def scheduled(
     while totals["steps"] < steps or totals["schedules"] < 4:
         progress(f"{totals['steps']} of {steps} random steps, {totals['differing']} differ")
         kind = totals["schedules"] % 4
-        ram = (ROOMY, tight, tight // 4, tight)[kind]
+        ram = (ROOMY, tight, tight // 4, 0)[kind]
         chance = random.Random(f"{seed} {totals['schedules']}")
         with tempfile.TemporaryDirectory(prefix="aios-") as folder:
             disk = Path(folder) if kind > 1 else None
