@@ -212,7 +212,10 @@ def test_with_a_parent_its_whole_family_ends(
 def test_a_daemon_of_an_agent_outlives_the_death_of_others(aios: Aios, program: Program) -> None:
     path = program("import subprocess\nsubprocess.run(['sh', '-c', 'sleep 1005 &'])\naios.recv()")
     pid = aios.spawn(path)
-    daemon = eventually(lambda: psutil.Process(running(aios, pid).os_pid).children())[0]
+    wanted = {"name": "sleep", "ppid": running(aios, pid).os_pid}  # not the shell before it
+    daemon = eventually(
+        lambda: [p for p in psutil.process_iter(["name", "ppid"]) if p.info == wanted]
+    )[0]
     aios.wait(aios.spawn(program("return 1")), timeout=20)
     assert daemon.is_running()
     end(aios, pid)
