@@ -89,7 +89,7 @@ class Tiers:
     def forget(self, extent: Extent) -> None:
         if extent.file:
             self._unlink(extent)
-        self.set(extent, data=None, file=0)
+        self.set(extent, data=None, file=0, reading=None)
         self.all.discard(extent)
         self.children[extent.parent] -= 1
         self.forgotten(extent)
@@ -104,7 +104,8 @@ class Tiers:
 
     def _count(self, extent: Extent, sign: int) -> None:
         size = extent.data.nbytes if extent.data is not None else 0
-        self.ram += sign * size
+        coming = self.size(extent) if extent.data is None and extent.reading is not None else 0
+        self.ram += sign * (size + coming)
         self.dirty += sign * size * extent.dirty
         self.writing += sign * size * (extent.writing is not None)
         self.on_disk += sign * extent.file
@@ -226,10 +227,12 @@ class Tiers:
         self.retry = self.clock() + PAUSE
 
     def read_ahead(self, extent: Extent) -> None:
-        """Start to read it."""
+        """Start to read it; from now on it takes up RAM."""
         assert self.disk is not None
-        extent.reading = self.reader.submit(self.disk.read, extent.name, self.size(extent))
-        self.jobs.append((extent.reading, partial(self._arrived, extent)))
+        self.trim(self.size(extent))
+        job = self.reader.submit(self.disk.read, extent.name, self.size(extent))
+        self.jobs.append((job, partial(self._arrived, extent)))
+        self.set(extent, reading=job)
 
     def _arrived(self, extent: Extent) -> None:
         if extent.reading is not None and extent in self.all:
