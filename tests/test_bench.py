@@ -82,7 +82,8 @@ def test_random_schedules_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     counters = ("kills", "restores", "replayed", "shared", "written", "read")
     for put_to_the_test in counters:
         assert ours[put_to_the_test] > 0, put_to_the_test
-    assert ours["kernel"]["switches"] > 0
+    # Kernel and core are killed at moments of their own: how often it switches is not sure here.
+    assert 0 < ours["kernel"]["compared"] < ours["compared"]
 
 
 @pytest.mark.parametrize("sabotage", ["unified", "lost-token"])
