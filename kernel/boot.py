@@ -29,6 +29,7 @@ from .prompt import Prompts
 from .scheduler import Scheduler
 from .stats import EventLog, Statistics
 from .trap import Trap
+from .waiting import Waiters
 
 SWEEP = 0.1  # seconds between two looks at limits, figures and logs
 
@@ -63,9 +64,10 @@ class Kernel:
         self.prompts.ask = self.core.ask
         self.logs = Logs(config.path / "log", self.table, loop.after)
         self.mailroom = Mailroom(loop.after, self.table.is_alive, ledger.note_mail)
+        self.waiters = Waiters(self.table, loop.after)
         self.lifecycle = Lifecycle(
             config, self.boot, self.table, self.contexts, self.generations, self.mailroom,
-            self.events, self.logs, loop.send_init, loop.after,
+            self.waiters, self.events, self.logs, loop.send_init, loop.after,
         )  # fmt: skip
         self.trap = Trap(
             self.table, handlers(self), loop.send, self.lifecycle.hello, ledger,
@@ -158,6 +160,7 @@ class Kernel:
             *self.contexts.check(live),
             *self.generations.check(),
             *self.lifecycle.check(),
+            *self.waiters.check(),
             *self.logs.check(),
             *self.trap.check(),
         ]

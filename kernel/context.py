@@ -51,6 +51,7 @@ class Past(Struct, kw_only=True):
 
     history: list[Segment] = []
     turns: list[Turn] = []
+    mixed: bool = False  # it holds text or tokens that are in no turn
     prelude: list[Turn] = []  # system text, not entered yet
     used: int = 0
     sealed: bool = True  # the last segment has been computed with: it grows no more
@@ -64,6 +65,7 @@ class Past(Struct, kw_only=True):
         return Past(
             history=[(how, list(tokens)) for how, tokens in self.history],
             turns=list(self.turns),
+            mixed=self.mixed,
             prelude=list(self.prelude),
             used=self.used,
             sealed=self.sealed,

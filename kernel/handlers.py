@@ -55,7 +55,7 @@ def proc_exit(k: Kernel, call: Call, args: t.Exit) -> t.Done:
 
 
 def proc_wait(k: Kernel, call: Call, args: t.Wait) -> Any:
-    return k.lifecycle.wait(call, args.pid, args.timeout) or DEFERRED
+    return k.waiters.wait(call, args.pid, args.timeout) or DEFERRED
 
 
 def proc_kill(k: Kernel, call: Call, args: t.Kill) -> t.Done:

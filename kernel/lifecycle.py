@@ -16,17 +16,14 @@ import psutil
 
 from aios.syscalls import wire
 from aios.syscalls.errors import (
-    AiosError,
-    BadInput,
     BadToken,
     BadVersion,
     Denied,
     LimitReached,
     ProcessGone,
-    TimedOut,
     from_wire,
 )
-from aios.syscalls.messages import Exited, Hello, Limits, Spawn, Spawned, Welcome
+from aios.syscalls.messages import Hello, Limits, Spawn, Spawned, Welcome
 
 from . import access
 from .config import Config
@@ -48,6 +45,7 @@ from .message import Mailroom
 from .process import Process, ProcessTable
 from .stats import EventLog
 from .trap import Call, Session, Trap
+from .waiting import Waiters
 
 SLICE = 25  # processes whose figures are read in one sweep
 
@@ -68,17 +66,17 @@ class Birth:
 class Lifecycle:
     def __init__(
         self, config: Config, boot: str, table: ProcessTable, contexts: ContextManager,
-        generations: Generations, mailroom: Mailroom, events: EventLog, logs: Logs,
+        generations: Generations, mailroom: Mailroom, waiters: Waiters,
+        events: EventLog, logs: Logs,
         to_init: Callable[[ToInit], None], after: Callable[[float, Callable[[], None]], Any],
     ) -> None:  # fmt: skip
         self.config, self.boot = config, boot
         self.table, self.contexts, self.generations = table, contexts, generations
-        self.mailroom, self.events, self.logs = mailroom, events, logs
+        self.mailroom, self.waiters, self.events, self.logs = mailroom, waiters, events, logs
         self.to_init, self.after = to_init, after
         self.trap: Trap  # set by the boot: the two know each other
         self.init_pid = os.getppid()
         self.births: dict[int, Birth] = {}  # by pid
-        self.waiters: list[tuple[int | None, Call]] = []
         self.figures: dict[int, psutil.Process] = {}
         self.turn = 0
         self.on_empty: Callable[[], None] | None = None  # set while the system winds up
@@ -291,7 +289,7 @@ class Lifecycle:
 
     def _ended(self) -> None:
         """Tell those who wait for an end."""
-        self._tell_waiters()
+        self.waiters.look()
         self.logs.look()
         if self.on_empty is not None and not self.agents_alive():
             self.on_empty()
@@ -383,66 +381,12 @@ class Lifecycle:
         process.limits = tightened(caller.limits, limits) if is_agent else limits
         process.touch()
 
-    # --- waiting ----------------------------------------------------------------------------------
-
-    def wait(self, call: Call, pid: int | None, timeout: float | None) -> Exited | None:
-        """The end of `pid` or of any child, if one is there; None: the call waits for it."""
-        end = self._end_for(call.process, pid)
-        if end is not None:
-            return end
-        entry = (pid, call)
-        self.waiters.append(entry)
-        timer = None
-        if timeout is not None:
-            error = TimedOut(f"it has not ended within {timeout:g} s")
-            timer = self.after(timeout, lambda: call.fail(error))
-
-        def stop() -> None:
-            self.waiters.remove(entry)
-            if timer is not None:
-                timer.cancel()
-
-        call.on_end = stop
-        return None
-
-    def _end_for(self, caller: Process, pid: int | None) -> Exited | None:
-        """What a wait of `caller` gets now. Waiting for any child hands out each child once."""
-        if pid is not None:
-            child = self.table.get(pid)
-            if child.kind == "client":
-                raise BadInput(f"process {pid} is a client: only agents are waited for")
-            if caller.kind == "agent" and child.parent != caller.pid:
-                raise Denied(f"process {pid} is not a child of {caller.pid}")
-            ended = [] if child.alive else [child]
-        else:
-            children = [self.table.rows[child] for child in sorted(caller.children)]
-            ended = [child for child in children if not child.alive and not child.waited]
-            if not ended and not any(child.alive for child in children):
-                raise ProcessGone("there is no child to wait for")
-        if not ended:
-            return None
-        ended[0].waited |= ended[0].parent == caller.pid
-        ended[0].touch()
-        return exited(ended[0])
-
-    def _tell_waiters(self) -> None:
-        for pid, call in list(self.waiters):
-            try:
-                end = self._end_for(call.process, pid)
-            except AiosError as error:
-                call.fail(error)
-            else:
-                if end is not None:
-                    call.done(end)
-
     def check(self) -> list[str]:
-        problems = [
+        return [
             f"a birth of process {pid} is kept, which is {birth.process.state}"
             for pid, birth in self.births.items()
             if not birth.process.alive
         ]
-        problems += [f"a wait of call {c.id} is kept" for _, c in self.waiters if c.ended]
-        return problems
 
 
 def tightened(above: Limits, wanted: Limits) -> Limits:
@@ -452,13 +396,3 @@ def tightened(above: Limits, wanted: Limits) -> Limits:
         bounds = [b for b in (getattr(above, name), getattr(wanted, name)) if b is not None]
         fields[name] = min(bounds) if bounds else None
     return Limits(**fields)
-
-
-def exited(process: Process) -> Exited:
-    return Exited(
-        pid=process.pid,
-        name=process.name,
-        code=process.code if process.code is not None else -1,
-        reason=process.reason,
-        result=process.result,
-    )

@@ -7,7 +7,7 @@
 
 A context that loses something gets a new history: what stays is rendered and prefilled again. So
 what it generates is again a function of its history, which is journaled. Text that is no
-conversation has no turns: the first part of it stays, and the newest.
+conversation, or not only, is cut by tokens: the first part of it stays, and the newest.
 """
 
 from __future__ import annotations
@@ -102,6 +102,8 @@ class Windows:
         if new.turns:
             context.prelude = []
             context.turns += new.turns
+        else:
+            context.mixed = True
         then(len(tokens))
 
     # --- what goes ------------------------------------------------------------------------------
@@ -110,7 +112,7 @@ class Windows:
         self, call: Call, context: Context, room: int, then: Callable[[Moved], None]
     ) -> None:
         """Leave at least `room` tokens; the context changes once it is known that they fit."""
-        if not context.turns:
+        if context.mixed or not context.turns:
             self._cut_text(call, context, room, then)
             return
         stay = list(context.turns)

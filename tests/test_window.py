@@ -84,6 +84,18 @@ def test_text_without_turns_slides_too(aios: Aios) -> None:
         assert context.generate(max_tokens=3, ignore_eos=True).tokens
 
 
+def test_text_between_messages_is_not_lost_unseen(aios: Aios) -> None:
+    with aios.open(SYSTEM, on_full="slide") as context:
+        context.generate("Hello.", max_tokens=4).result()
+        context.append("The password is swordfish. " * 4, raw=True)
+        seen = ""
+        while "swordfish" not in seen:
+            answer = context.generate("Go on. " * 10, max_tokens=8, ignore_eos=True).result()
+            assert answer.usage.context <= WINDOW
+            if answer.moved is not None:
+                seen += "".join(message.content for message in answer.moved.dropped)
+
+
 def test_what_can_never_fit_fails_and_changes_nothing(aios: Aios) -> None:
     with aios.open(SYSTEM, on_full="slide") as context:
         talk(context, 3)

@@ -1,0 +1,86 @@
+"""Those who wait for the end of a process (proc.wait)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from aios.syscalls.errors import AiosError, BadInput, Denied, ProcessGone, TimedOut
+from aios.syscalls.messages import Exited
+
+from .process import Process, ProcessTable
+from .trap import Call
+
+
+class Waiters:
+    """`after(seconds, run)` starts a timer that can be cancelled."""
+
+    def __init__(
+        self, table: ProcessTable, after: Callable[[float, Callable[[], None]], Any]
+    ) -> None:
+        self.table, self.after = table, after
+        self.waiters: list[tuple[int | None, Call]] = []
+
+    def wait(self, call: Call, pid: int | None, timeout: float | None) -> Exited | None:
+        """The end of `pid` or of any child, if one is there; None: the call waits for it."""
+        end = self._end_for(call.process, pid)
+        if end is not None:
+            return end
+        entry = (pid, call)
+        self.waiters.append(entry)
+        timer = None
+        if timeout is not None:
+            error = TimedOut(f"it has not ended within {timeout:g} s")
+            timer = self.after(timeout, lambda: call.fail(error))
+
+        def stop() -> None:
+            self.waiters.remove(entry)
+            if timer is not None:
+                timer.cancel()
+
+        call.on_end = stop
+        return None
+
+    def _end_for(self, caller: Process, pid: int | None) -> Exited | None:
+        """What a wait of `caller` gets now. Waiting for any child hands out each child once."""
+        if pid is not None:
+            child = self.table.get(pid)
+            if child.kind == "client":
+                raise BadInput(f"process {pid} is a client: only agents are waited for")
+            if caller.kind == "agent" and child.parent != caller.pid:
+                raise Denied(f"process {pid} is not a child of {caller.pid}")
+            ended = [] if child.alive else [child]
+        else:
+            children = [self.table.rows[child] for child in sorted(caller.children)]
+            ended = [child for child in children if not child.alive and not child.waited]
+            if not ended and not any(child.alive for child in children):
+                raise ProcessGone("there is no child to wait for")
+        if not ended:
+            return None
+        ended[0].waited |= ended[0].parent == caller.pid
+        ended[0].touch()
+        return exited(ended[0])
+
+    def look(self) -> None:
+        """A process has ended: answer those for whom that is the end they wait for."""
+        for pid, call in list(self.waiters):
+            try:
+                end = self._end_for(call.process, pid)
+            except AiosError as error:
+                call.fail(error)
+            else:
+                if end is not None:
+                    call.done(end)
+
+    def check(self) -> list[str]:
+        return [f"a wait of call {c.id} is kept" for _, c in self.waiters if c.ended]
+
+
+def exited(process: Process) -> Exited:
+    return Exited(
+        pid=process.pid,
+        name=process.name,
+        code=process.code if process.code is not None else -1,
+        reason=process.reason,
+        result=process.result,
+    )
