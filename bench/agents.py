@@ -4,7 +4,7 @@ A turn is a message of 30 tokens and a greedy answer of 32, end of turn or not; 
 0.5 s pass in a tool. Both sides get the same texts, the same chat template, file, threads, slots
 and tokens a slot. Ours keeps each chat in a context of an agent process; the peer gets the whole
 chat with every turn, as clients of its API send it, and its prompt cache is on, as it is by
-default. `fitted` is ours again with the model as Q8_0, which `aios model fit` picks here.
+default. `fitted` is ours again with the model as BF16, which `aios model fit` picks here.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ AGENTS, TURNS = 24, 5
 def run(progress: Progress, agents: int = AGENTS, turns: int = TURNS) -> dict[str, Any]:
     chats, ours = our_side(progress, agents, turns)
     with tempfile.TemporaryDirectory(prefix="aios-") as folder:
-        fitted = Path(folder) / "q8_0.gguf"
-        requantize(embedded_model(), fitted, "q8_0", threads())
+        fitted = Path(folder) / "bf16.gguf"
+        requantize(embedded_model(), fitted, "bf16", threads())
         _, ours["fitted"] = our_side(progress, agents, turns, model=str(fitted))
     with server(progress, SLOTS, WINDOW) as address:
         progress(f"the peer: {agents} agents, {turns} turns each")

@@ -26,7 +26,7 @@ from .launch import end_with_parent
 from .output import json_option, progress, show
 from .render import columns, pairs
 
-FORMATS = "q8_0,q4_0"  # for whose weights llama.cpp has the fastest kernels on most processors
+FORMATS = "bf16,q8_0,q4_0"  # for whose weights llama.cpp has the fastest kernels
 Step = Callable[[dict[str, Any]], None]  # what is done, steps done, total
 
 model_option = click.option(

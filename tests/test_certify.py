@@ -11,7 +11,7 @@ from cores import PLENTY, Job, Watched, alone, finish, report
 
 from aios.kernel.config import embedded_model
 from aios.kernel.core.certify import certify
-from aios.kernel.core.llama import ALONE, Engine, requantize
+from aios.kernel.core.llama import ALONE, CHUNK, Engine, requantize
 from aios.syscalls.messages import Decoding
 
 SLOTS, WINDOW = 6, 320
@@ -41,7 +41,7 @@ def breaks_early(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Certified
     """A format whose kernels compute several rows in another way than few; which one does, and from
     how many on, is the processor's and the build's."""
     path = tmp_path_factory.mktemp("model") / "requantized.gguf"
-    for name in ("q4_k_m", "f16"):
+    for name in ("q4_k_m", "q5_k_m"):
         requantize(embedded_model(), path, name, 2)
         found = load(path)
         path.unlink()  # mapped, as long as it is loaded
@@ -51,6 +51,17 @@ def breaks_early(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Certified
             return
         found.engine.close()
     pytest.fail("on this machine each of the formats is exact at every batch size")
+
+
+@pytest.fixture(scope="module")
+def needs_company(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Certified]:
+    """A format of which llama.cpp computes one row with other kernels than several: on processors
+    with AVX2 and on those with AVX-512, at least."""
+    path = tmp_path_factory.mktemp("model") / "bf16.gguf"
+    requantize(embedded_model(), path, "bf16", 2)
+    found = load(path)
+    yield found
+    found.engine.close()
 
 
 def jobs_of(engine: Engine, lengths: Iterable[int], max_tokens: int) -> list[Job]:
@@ -124,3 +135,38 @@ def test_company_for_lone_contexts_makes_no_batch_too_large(breaks_early: Certif
         count = len(job.digests)
         assert count > 5
         assert job.digests == alone(engine, job.prompt, job.decoding).digests[:count]
+
+
+def test_with_company_bf16_is_exact_on_all_slots(needs_company: Certified) -> None:
+    """They begin one after the other, so that each is alone once, and in batches of all sizes."""
+    engine, size, cost = needs_company
+    assert (size, cost) == (SLOTS, None)
+    lengths = [3, CHUNK, CHUNK + 1, ALONE - 2, 5, 40]
+    expected = [
+        alone(engine, job.prompt, job.decoding).digests for job in jobs_of(engine, lengths, 20)
+    ]
+    jobs = jobs_of(engine, lengths, 20)
+    by_ctx = {job.ctx: job for job in jobs}
+    batcher = Watched(engine, size, PLENTY)
+    for job in jobs:
+        batcher.run(job.run())
+        for _ in range(3):
+            report(batcher, by_ctx)
+    while batcher.running:
+        report(batcher, by_ctx)
+    for job in jobs:
+        batcher.drop(job.ctx)
+    assert [job.digests for job in jobs] == expected
+
+
+def test_without_company_a_lone_context_is_found_out(needs_company: Certified) -> None:
+    engine = needs_company.engine
+    decoding = Decoding(max_tokens=4, ignore_eos=True, digest=True)
+    prompt = engine.tokenize(TEXT, start=True)
+    with_company = alone(engine, prompt, decoding).digests
+    company, engine.alone = engine.alone, ALONE
+    try:
+        same = alone(engine, prompt, decoding).digests == with_company
+    finally:
+        engine.alone = company
+    assert same == (company == ALONE)  # as the self-test has found

@@ -10,6 +10,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -26,7 +27,7 @@ from aios.kernel.core import compare, fit
 from aios.kernel.core.fitted import Conditions, Record, Version, choose, new_file
 from aios.kernel.core.llama import Engine, requantize
 from aios.shell.model import ask
-from aios.syscalls.errors import AiosError, ModelError
+from aios.syscalls.errors import AiosError, ModelError, NoRoom
 
 PATIENCE = 300  # seconds: to measure takes 15 on an idle machine
 SETTINGS = "slots = 2\nctx = 512\n"
@@ -146,6 +147,22 @@ def version(name: str, turns: float = 2.0, kl: float = 0.001, **changed: Any) ->
 def test_the_rule(versions: list[Version], picked: str) -> None:
     record = Record("path", original=version("original", turns=1.0, kl=0.0), versions=versions)
     assert fit.pick(record, HERE) == picked
+
+
+def test_what_memory_has_no_room_for_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = 1 << 30  # 2,048 MiB as BF16, 1,088 as Q8_0, 576 as Q4_0
+    names = ["bf16", "q8_0", "q4_0"]
+    for free, fit_in in ((3800, names), (3700, names[1:]), (600, names[2:])):
+        memory = SimpleNamespace(available=(free + 50) << 20)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda found=memory: found)
+        assert fit.that_fit(names, 50 << 20, params) == fit_in
+    said = capsys.readouterr().out
+    assert said.count("leaving bf16 out: it needs 2048 MiB, 3700 are free") == 1
+    memory.available = 500 << 20
+    with pytest.raises(NoRoom, match="q4_0 needs 576 MiB beside the original, 450 MiB are free"):
+        fit.that_fit(names, 50 << 20, params)
 
 
 # --- kept --------------------------------------------------------------------------------------
@@ -368,7 +385,7 @@ def test_a_full_disk(home: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (78, "")
     error = json.loads(done.stderr)
     assert error["code"] == "model.invalid"
-    assert "q8_0.gguf" in error["message"]
+    assert "bf16.gguf" in error["message"]
     assert "MiB are free there" in error["message"]
     assert list(tmp_path.rglob("*.*")) == []
 

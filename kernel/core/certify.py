@@ -15,7 +15,21 @@ from .llama import ALONE, CHUNK, Engine
 
 def certify(engine: Engine) -> tuple[int, float | None]:
     """The largest N so that batches of 1 to N sequences are exact (0: not even one alone), and
-    the time of a full batch cut into batches of N over the same batch uncut, if N is smaller."""
+    the time of a full batch cut into batches of N over the same batch uncut, if N is smaller.
+
+    Where one row is computed otherwise than two, no lone sequence is left without company.
+    """
+    found = _certify(engine)
+    if found[0] == 1 < engine.slots:
+        engine.alone = 0
+        with_company = _certify(engine)
+        if with_company[0] > 1:
+            return with_company
+        engine.alone = ALONE
+    return found
+
+
+def _certify(engine: Engine) -> tuple[int, float | None]:
     lengths = _fill(engine)
     alone = [_digests(engine, lengths, [slot])[0] for slot in range(engine.slots)]
     certified = 0

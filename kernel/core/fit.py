@@ -25,7 +25,7 @@ from aios.syscalls.errors import AiosError, BadInput, ModelError, NoRoom
 from .certify import certify
 from .compare import SPAN, distance, race
 from .fitted import Conditions, Record, Shelf, Version, choose, lock, sha256
-from .llama import BINDING, FORMATS, Engine, format_of
+from .llama import BINDING, FORMATS, Engine, describe
 
 # The same weights in F16, which rounds next to nothing off, are 0.003 from the embedded Q4_1: its
 # own kernels round that much. Q8_0 is at 0.006, Q6_K at 0.013, Q5_1 at 0.13, Q4_0 at 0.27.
@@ -115,7 +115,7 @@ def report(config: Config, shelf: Shelf) -> Report:
     choice = choose(shelf.original, config.fitted)
     return Report(
         model=str(shelf.original),
-        format=format_of(shelf.original),
+        format=describe(shelf.original)[0],
         size=shelf.original.stat().st_size,
         sha256=shelf.sha256,
         folder=str(shelf.folder),
@@ -159,15 +159,17 @@ def measure(shelf: Shelf, formats: Sequence[str], here: Conditions) -> None:
 
     Raises:
         ModelError: there is no room for the files.
-        NoRoom: there is no memory for all that is to be measured, at once.
+        NoRoom: there is no memory for any of them beside the original.
     """
     record = shelf.load()
-    own = format_of(shelf.original).lower()
+    own, params = describe(shelf.original)
+    own = own.lower()
     whole = {version.format for version in record.versions if is_whole(shelf, version)}
     known = {version.format for version in record.versions if version.measured == here} & whole
     missing = [name for name in formats if name not in known | {own}]
     if not missing:
         return
+    missing = that_fit(missing, shelf.original.stat().st_size, params)
     for name in missing:
         tell(f"requantizing to {name}", 0, 1)
         if name not in whole:
@@ -177,6 +179,28 @@ def measure(shelf: Shelf, formats: Sequence[str], here: Conditions) -> None:
     others = [version for version in record.versions if version.format not in missing]
     record.versions = others + versions
     shelf.save(record)
+
+
+def that_fit(names: list[str], original: int, params: int) -> list[str]:
+    """Those of `names` that memory has room for, all at once beside the `original`; to make a file
+    and then see that it is too large would take minutes.
+
+    Raises:
+        NoRoom: there is room for none.
+    """
+    free = psutil.virtual_memory().available - original
+    sizes = {name: int(params * FORMATS[name][1]) >> 3 for name in names}
+    while sum(sizes.values()) > free:
+        name = max(sizes, key=sizes.__getitem__)
+        size = sizes.pop(name)
+        tell(f"leaving {name} out: it needs {size >> 20} MiB, {max(0, free) >> 20} are free", 1, 1)
+        if not sizes:
+            raise NoRoom(
+                f"the model as {name} needs {size >> 20} MiB beside the original, "
+                f"{max(0, free) >> 20} MiB are free",
+                "stop what else is running",
+            )
+    return list(sizes)
 
 
 def is_whole(shelf: Shelf, version: Version) -> bool:
@@ -191,12 +215,6 @@ def compare(shelf: Shelf, names: list[str], here: Conditions) -> list[Version]:
     """Of the original, whose format is the first of `names`, and its other versions."""
     paths = [shelf.original, *map(shelf.path, names[1:])]
     sizes = [path.stat().st_size for path in paths]
-    need, free = sum(sizes) >> 20, psutil.virtual_memory().available >> 20
-    if need > free:
-        raise NoRoom(
-            f"the model as {', '.join(names)} needs {need} MiB, {free} MiB are free",
-            "measure one at a time, with --formats, or stop what else is running",
-        )
     engines = [Engine(path, slots=here.slots, window=SPAN, threads=here.threads) for path in paths]
     exact = []
     for number, engine in enumerate(engines):

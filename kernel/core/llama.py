@@ -9,7 +9,8 @@ this file keeps them (ARCHITECTURE.md, "Exactness", has the measurements):
 - llama.cpp computes only neighbouring streams together, and ggml's flash attention takes another
   path for a stream that is alone and spans 512 cells or more (it splits the KV between threads).
   So a sequence of over ALONE tokens without a neighbour in the batch gets company: one token in
-  the stream beside it, taken back at once.
+  the stream beside it, taken back at once. For some formats (BF16, F16) llama.cpp multiplies one
+  row with other kernels than several: there every sequence without a neighbour gets it.
 """
 
 from __future__ import annotations
@@ -39,17 +40,17 @@ ALONE = 256  # llama.cpp pads the span of a KV stream to 256 cells: one more tok
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # mallopt(3)
 COMPANY = 0  # the token that keeps a lone sequence company
 BINDING = f"llama-cpp-python {ll.__version__}"
-FORMATS = {
-    "q8_0": ll.LLAMA_FTYPE_MOSTLY_Q8_0,
-    "q4_0": ll.LLAMA_FTYPE_MOSTLY_Q4_0,
-    "q4_1": ll.LLAMA_FTYPE_MOSTLY_Q4_1,
-    "q5_0": ll.LLAMA_FTYPE_MOSTLY_Q5_0,
-    "q5_1": ll.LLAMA_FTYPE_MOSTLY_Q5_1,
-    "q4_k_m": ll.LLAMA_FTYPE_MOSTLY_Q4_K_M,
-    "q5_k_m": ll.LLAMA_FTYPE_MOSTLY_Q5_K_M,
-    "q6_k": ll.LLAMA_FTYPE_MOSTLY_Q6_K,
-    "f16": ll.LLAMA_FTYPE_MOSTLY_F16,
-    "bf16": ll.LLAMA_FTYPE_MOSTLY_BF16,
+FORMATS = {  # llama.cpp's name; bits a weight
+    "q8_0": (ll.LLAMA_FTYPE_MOSTLY_Q8_0, 8.5),
+    "q4_0": (ll.LLAMA_FTYPE_MOSTLY_Q4_0, 4.5),
+    "q4_1": (ll.LLAMA_FTYPE_MOSTLY_Q4_1, 5.0),
+    "q5_0": (ll.LLAMA_FTYPE_MOSTLY_Q5_0, 5.5),
+    "q5_1": (ll.LLAMA_FTYPE_MOSTLY_Q5_1, 6.0),
+    "q4_k_m": (ll.LLAMA_FTYPE_MOSTLY_Q4_K_M, 4.9),
+    "q5_k_m": (ll.LLAMA_FTYPE_MOSTLY_Q5_K_M, 5.7),
+    "q6_k": (ll.LLAMA_FTYPE_MOSTLY_Q6_K, 6.6),
+    "f16": (ll.LLAMA_FTYPE_MOSTLY_F16, 16.0),
+    "bf16": (ll.LLAMA_FTYPE_MOSTLY_BF16, 16.0),
 }
 CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
@@ -110,22 +111,23 @@ def requantize(source: Path, target: Path, name: str, threads: int) -> None:
         ModelError: `source` is no model, or `target` cannot be written.
     """
     params = ll.llama_model_quantize_default_params()
-    params.ftype, params.allow_requantize, params.nthread = FORMATS[name], True, threads
+    params.ftype, params.allow_requantize, params.nthread = FORMATS[name][0], True, threads
     code = ll.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params))
     if code != 0:
         raise ModelError(f"llama.cpp cannot write {source} as {name}: {'; '.join(_log.errors)}")
 
 
-def format_of(path: Path) -> str:
-    """The format of a model's weights, as llama.cpp names it.
+def describe(path: Path) -> tuple[str, int]:
+    """The format of a model's weights, as llama.cpp names it, and how many there are.
 
     Raises:
         ModelError: the file is missing, truncated or not a GGUF.
     """
     model = _load(path)
     name: bytes = ll.llama_ftype_name(ll.llama_model_ftype(model))
+    params = int(ll.llama_model_n_params(model))
     ll.llama_model_free(model)
-    return name.decode()
+    return name.decode(), params
 
 
 class Engine:
@@ -178,6 +180,7 @@ class Engine:
         self.memory = ll.llama_get_memory(self.ctx)
         self.batch = ll.llama_batch_init(int(params.n_batch), 0, 1)
         self.index: list[int] = []
+        self.alone = ALONE  # tokens from which on a lone sequence gets company
         self.pieces: dict[int, bytes] = {}
         self._template: Jinja2ChatFormatter | None = None
         self._buffer: Bytes = np.empty(0, np.uint8)
@@ -293,13 +296,13 @@ class Engine:
         """Enter one token each for (slot, token, pos) rows; logits of row i are at index
         `self.index[i]`. Rows of neighbouring slots in rising order are computed together."""
         slots = {row[0] for row in rows}
-        long = (slot for slot, _, pos in rows if pos >= ALONE)
+        long = (slot for slot, _, pos in rows if pos >= self.alone)
         company = [_beside(s, self.streams) for s in long if not {s - 1, s + 1} & slots]
         lone = [(s, COMPANY, self.length(s)) for s in dict.fromkeys(company)]
         order = sorted([*((*row, i) for i, row in enumerate(rows)), *((*row, -1) for row in lone)])
         self.index = [0] * len(rows)
         for at, (slot, token, pos, i) in enumerate(order):
-            self._put(at, token, pos, slot, i >= 0)
+            self._put(at, token, pos, slot, i >= 0 or not self.alone)
             if i >= 0:
                 self.index[i] = at
         self._decode(len(order))
@@ -397,11 +400,11 @@ class Engine:
 
     def fingerprint(self, batch: int) -> bytes:
         """16 bytes that name all that decides the bits of the KV cache: the model, the build and
-        the processor, the format, the threads, the size of prefill chunks, and up to how many
-        sequences are decoded at once."""
+        the processor, the format, the threads, the size of prefill chunks, up to how many
+        sequences are decoded at once, and which of them get company."""
         what = (
             VERSION, ll.__version__, ll.llama_print_system_info(), self.cache, self.threads, CHUNK,
-            batch, self.path.stat().st_mtime_ns, self.model_id,
+            batch, self.alone, self.path.stat().st_mtime_ns, self.model_id,
         )  # fmt: skip
         return blake2b(repr(what).encode(), digest_size=16).digest()
 
