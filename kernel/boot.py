@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from aios.syscalls.errors import Cancelled, DiskFull
+from aios.syscalls.errors import Cancelled, DiskFull, StoreDamaged
 
 from .config import Config
 from .context import ContextManager
@@ -28,6 +28,7 @@ from .process import ProcessTable
 from .prompt import Prompts
 from .scheduler import Scheduler
 from .stats import EventLog, Statistics
+from .store import NoStore, Store
 from .trap import Trap
 from .waiting import Waiters
 
@@ -50,6 +51,7 @@ class Kernel:
         self.loop = loop = Loop(config.path, init_fd)
         census = loop.first_word()
         self.ledger = ledger = Ledger(self._journal(patient=bool(census.children)), loop.send_now)
+        self.store = self._store(census.system)
         self.stats = Statistics()
         self.events = EventLog()
         self.table = ProcessTable(config.agents, config.clients, config.dead)
@@ -102,12 +104,24 @@ class Kernel:
                 print(f"waiting: {error}", file=sys.stderr, flush=True)
                 time.sleep(1)
 
+    def _store(self, system: str) -> Store | NoStore:
+        """Without it all goes on but memory and storage, whose calls say why."""
+        try:
+            return Store(
+                self.config.path / "store", self.loop.post, limit=self.config.store_bytes,
+                system=system,
+            )  # fmt: skip
+        except (StoreDamaged, DiskFull) as error:
+            print(f"no store: {error}", file=sys.stderr, flush=True)
+            return NoStore(error)
+
     def run(self) -> None:
         """Serve until the system is stopped."""
         self.loop.every(SWEEP, self.lifecycle.sweep)
         self.loop.run()
         self.ledger.journal.close()
-        self.loop.run_posted()  # replies that waited for a sync
+        self.store.close()
+        self.loop.run_posted()  # replies that waited for the disk
         self.loop.close()
 
     def _lost(self, route: bytes, why: str) -> None:

@@ -61,6 +61,7 @@ class Process:
     mailbox: dict[int, Mail] = field(default_factory=dict)  # by number, the oldest first
     children: set[int] = field(default_factory=set)
     ended: float = 0.0
+    principal: str = ""  # whose memory and storage it uses: its name below those of its ancestors
     secret: bytes = b""  # to come back with after the kernel's death
     changed: set[int] = field(default_factory=set)  # the table's: what is to be journaled
     spent: set[int] = field(default_factory=set)  # likewise, of the tokens alone
@@ -141,6 +142,8 @@ class ProcessTable:
         self.last += 1
         state: ProcessState = "starting" if kind == "agent" else "running"
         process = Process(self.last, parent, name, kind, os_pid, nice, limits, now, state)
+        if kind == "agent":
+            process.principal = f"{above.principal if above is not None else ''}/{name}"
         process.secret = secrets.token_bytes(16)
         self.insert(process)
         return process

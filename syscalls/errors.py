@@ -170,6 +170,27 @@ class DiskFull(AiosError):
     default_hint = "make room on the disk of the AIOS home"
 
 
+class StoreFull(AiosError):
+    """The store has reached the size that the settings allow it."""
+
+    code = "store.full"
+    default_hint = "delete something, or raise store_bytes in config.toml"
+
+
+class StoreDamaged(AiosError):
+    """The store's file is cut short, changed, of a later version, or its disk has failed."""
+
+    code = "store.damaged"
+    default_hint = "restore a backup"
+
+
+class Conflict(AiosError):
+    """What was to be replaced is no longer what the caller has seen."""
+
+    code = "store.conflict"
+    default_hint = "read it again, then decide"
+
+
 class CoreFailed(AiosError):
     """The LLM core died too often under this call."""
 
