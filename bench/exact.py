@@ -8,6 +8,7 @@ run's, so whatever follows a difference differs too.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import tempfile
 import time
@@ -17,6 +18,7 @@ from statistics import median
 from typing import Any, Literal, NamedTuple
 
 import msgspec
+import psutil
 
 from aios.agents import Aios, connect
 from aios.kernel.config import embedded_model
@@ -313,8 +315,7 @@ def through_kernel(progress: Progress, jobs: list[Job], solo: list[Record]) -> d
             for _ in call.pieces():
                 if chance.random() < KILL:
                     which = "core" if chance.random() < 0.25 else "kernel"
-                    kill(aios, which)
-                    totals[f"{which}_kills"] += 1
+                    totals[f"{which}_kills"] += kill(aios, which)
         results = [call.result() for call in calls]
     for result, record in zip(results, solo, strict=True):
         same = result.tokens == [token for token, _ in record]
@@ -325,8 +326,13 @@ def through_kernel(progress: Progress, jobs: list[Job], solo: list[Record]) -> d
     return totals
 
 
-def kill(aios: Aios, which: str) -> None:
-    init = init_of(aios.status())
-    for child in init.children():
-        if child.cmdline()[2:3] == [f"aios.kernel{'.core' if which == 'core' else ''}"]:
-            child.kill()
+def kill(aios: Aios, which: str) -> int:
+    """How many it killed: none, while the one before has not been taken note of."""
+    module = f"aios.kernel{'.core' if which == 'core' else ''}"
+    killed = 0
+    for child in init_of(aios.status()).children():
+        with contextlib.suppress(psutil.ZombieProcess, psutil.NoSuchProcess):
+            if child.cmdline()[2:3] == [module]:
+                child.kill()
+                killed += 1
+    return killed
