@@ -13,7 +13,7 @@ from aios.syscalls.errors import Cancelled, DiskFull, StoreDamaged
 
 from .config import Config
 from .context import ContextManager
-from .core.protocol import Drop
+from .core.protocol import Command, Drop, encode
 from .core_link import CORE_KEY, CoreLink
 from .generation import Generations
 from .handlers import handlers
@@ -52,18 +52,23 @@ class Kernel:
         census = loop.first_word()
         self.ledger = ledger = Ledger(self._journal(patient=bool(census.children)), loop.send_now)
         self.store = self._store(census.system)
+
+        def to_core(command: Command) -> None:
+            loop.work.send(encode(command))
+
         self.stats = Statistics()
         self.events = EventLog()
         self.table = ProcessTable(config.agents, config.clients, config.dead)
-        self.contexts = ContextManager(lambda ctx: loop.send_core(Drop(ctx)))
+        self.contexts = ContextManager(lambda ctx: to_core(Drop(ctx)))
         self.scheduler = Scheduler(config.policy, config.quantum)
-        self.prompts = Prompts(self.contexts, loop.ask_core)
+        self.prompts = Prompts(self.contexts)
         self.generations = Generations(
-            self.scheduler, self.contexts, self.prompts, self.stats, self.events, loop.send_core,
-            ledger.note_work,
+            self.scheduler, self.contexts, self.prompts, self.stats, self.events,
+            to_core, ledger.note_work,
         )  # fmt: skip
-        self.core = CoreLink(config, loop, self.generations, self.events, loop.send_init)
+        self.core = CoreLink(config, loop, self.generations, self.events)
         self.prompts.ask = self.core.ask
+        self.services = {CORE_KEY: self.core}
         self.logs = Logs(config.path / "log", self.table, loop.after)
         self.mailroom = Mailroom(loop.after, self.table.is_alive, ledger.note_mail)
         self.waiters = Waiters(self.table, loop.after)
@@ -81,13 +86,9 @@ class Kernel:
         )  # fmt: skip
         ledger.lifecycle, ledger.mailroom = self.lifecycle, self.mailroom
         loop.on_turn = ledger.end_turn
-        loop.on_core_here = self.core.here
         loop.on_call = self.trap.receive
         loop.on_lost = self._lost
         loop.on_init = self._from_init
-        loop.on_report = self.core.report
-        loop.on_encoded = self.prompts.answered
-        loop.on_text_ready = self.core.ask_again
         ledger.recover(census.system)
         self.lifecycle.recover(census)
         self.core.recover(census)
@@ -130,19 +131,14 @@ class Kernel:
             self.lifecycle.lost(session, why)
 
     def _from_init(self, frame: ToKernel) -> None:
+        served = self.services.get(getattr(frame, "key", 1), self.lifecycle)
         match frame:
-            case Started(key) if key == CORE_KEY:
-                self.core.started(frame)
             case Started():
-                self.lifecycle.started(frame)
-            case StartFailed(key) if key == CORE_KEY:
-                self.core.start_failed(frame)
+                served.started(frame)
             case StartFailed():
-                self.lifecycle.start_failed(frame)
-            case Gone(key) if key == CORE_KEY:
-                self.core.gone(frame)
+                served.start_failed(frame)
             case Gone():
-                self.lifecycle.gone(frame)
+                served.gone(frame)
             case Paused():
                 self.lifecycle.paused(frame)
             case WindUp():
