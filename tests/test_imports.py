@@ -17,7 +17,7 @@ ALLOWED = {
     "examples": {"examples", "agents", "syscalls"},
 }
 HOMES = {
-    "llama_cpp": {"kernel/core/llama.py"},
+    "llama_cpp": {f"kernel/core/{name}.py" for name in ("llama", "gguf", "sampler")},
     "llguidance": {"kernel/core/grammar.py", "kernel/core/trial.py"},
     "zmq": {
         "kernel/loop.py",
