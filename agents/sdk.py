@@ -13,16 +13,16 @@ import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 import msgspec
 
 from aios.syscalls import messages as t
 from aios.syscalls.errors import AiosError, KernelGone, NotJson
 
-from .client import Connection, Pending, say_hello
+from .client import Pending, say_hello
+from .memory import MemoryCalls
 
-R = TypeVar("R")
 Prompt = str | Sequence[dict[str, str]] | Sequence[int]
 
 
@@ -171,20 +171,8 @@ class Context:
         self.close()
 
 
-class Aios:
+class Aios(MemoryCalls):
     """One connection to the kernel; not for several threads at once."""
-
-    def __init__(self, connection: Connection, welcome: t.Welcome) -> None:
-        self.connection = connection
-        self.welcome = welcome
-        self.pid = welcome.pid
-
-    def start(self, name: str, /, **args: Any) -> Pending:
-        """Any system call by its name, without waiting for it."""
-        return self.connection.start(name, {k: v for k, v in args.items() if v is not None})
-
-    def _call(self, reply: type[R], call: str, /, **args: Any) -> R:
-        return msgspec.convert(self.start(call, **args).wait(), reply)
 
     # --- process --------------------------------------------------------------------------------
 

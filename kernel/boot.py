@@ -18,12 +18,15 @@ from .core_link import CORE_KEY, CoreLink
 from .generation import Generations
 from .handlers import handlers
 from .init_protocol import Gone, Paused, Started, StartFailed, ToKernel, WindUp
+from .interactions import InteractionLog
 from .journal import Journal
 from .ledger import Ledger
 from .lifecycle import Lifecycle
 from .logs import Logs
 from .loop import Loop
+from .memory import Memory
 from .message import Mailroom
+from .owners import Owners
 from .process import ProcessTable
 from .prompt import Prompts
 from .scheduler import Scheduler
@@ -59,6 +62,9 @@ class Kernel:
         self.stats = Statistics()
         self.events = EventLog()
         self.table = ProcessTable(config.agents, config.clients, config.dead)
+        self.owners = Owners(self.store, self.table, config, census.system)
+        self.memory = Memory(self.store, self.owners)
+        self.interactions = InteractionLog(self.store, self.owners, config.log_bytes)
         self.contexts = ContextManager(lambda ctx: to_core(Drop(ctx)))
         self.scheduler = Scheduler(config.policy, config.quantum)
         self.prompts = Prompts(self.contexts)
@@ -71,10 +77,13 @@ class Kernel:
         self.services = {CORE_KEY: self.core}
         self.logs = Logs(config.path / "log", self.table, loop.after)
         self.mailroom = Mailroom(loop.after, self.table.is_alive, ledger.note_mail)
+        self.generations.on_end = self.interactions.generated
+        self.mailroom.on_sent = self.interactions.sent
+        self.mailroom.on_received = self.interactions.received
         self.waiters = Waiters(self.table, loop.after)
         self.lifecycle = Lifecycle(
             config, self.boot, self.table, self.contexts, self.generations, self.mailroom,
-            self.waiters, self.events, self.logs, loop.send_init, loop.after,
+            self.owners, self.waiters, self.events, self.logs, loop.send_init, loop.after,
         )  # fmt: skip
         self.trap = Trap(
             self.table, handlers(self), loop.send, self.lifecycle.hello, ledger,
@@ -91,6 +100,7 @@ class Kernel:
         loop.on_init = self._from_init
         ledger.recover(census.system)
         self.lifecycle.recover(census)
+        self.owners.recover()
         self.core.recover(census)
 
     def _journal(self, *, patient: bool) -> Journal:
@@ -121,6 +131,7 @@ class Kernel:
         self.loop.every(SWEEP, self.lifecycle.sweep)
         self.loop.run()
         self.ledger.journal.close()
+        self.interactions.close()
         self.store.close()
         self.loop.run_posted()  # replies that waited for the disk
         self.loop.close()
@@ -173,4 +184,5 @@ class Kernel:
             *self.waiters.check(),
             *self.logs.check(),
             *self.trap.check(),
+            *self.owners.check(),
         ]

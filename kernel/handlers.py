@@ -9,7 +9,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from aios.syscalls import VERSION, wire
+from aios.syscalls import VERSION, mem, wire
 from aios.syscalls import messages as t
 from aios.syscalls.errors import BadInput
 from aios.syscalls.table import ROWS
@@ -168,6 +168,46 @@ def msg_send(k: Kernel, call: Call, args: t.Send) -> t.Done:
 
 def msg_recv(k: Kernel, call: Call, args: t.Recv) -> Any:
     return k.mailroom.receive(call, args.sender, args.timeout) or DEFERRED
+
+
+def mem_put(k: Kernel, call: Call, args: mem.Put) -> Any:
+    k.memory.put(call, args)
+    return DEFERRED
+
+
+def mem_get(k: Kernel, call: Call, args: mem.Get) -> Any:
+    k.memory.get(call, args)
+    return DEFERRED
+
+
+def mem_delete(k: Kernel, call: Call, args: mem.Delete) -> Any:
+    k.memory.delete(call, args)
+    return DEFERRED
+
+
+def mem_scan(k: Kernel, call: Call, args: mem.Scan) -> Any:
+    k.memory.scan(call, args)
+    return DEFERRED
+
+
+def mem_clear(k: Kernel, call: Call, args: mem.Clear) -> Any:
+    k.memory.clear(call, args)
+    return DEFERRED
+
+
+def mem_spaces(k: Kernel, call: Call, args: mem.Spaces) -> Any:
+    k.memory.spaces(call, args)
+    return DEFERRED
+
+
+def mem_keep(k: Kernel, call: Call, args: mem.Keep) -> Any:
+    k.memory.keep(call, args)
+    return DEFERRED
+
+
+def mem_log(k: Kernel, call: Call, args: mem.Interactions) -> Any:
+    k.interactions.read(call, args)
+    return DEFERRED
 
 
 def kernel_status(k: Kernel, call: Call, args: t.Empty) -> t.Status:

@@ -42,6 +42,7 @@ from .init_protocol import (
 )
 from .logs import Logs
 from .message import Mailroom
+from .owners import Owners
 from .process import Process, ProcessTable
 from .stats import EventLog
 from .trap import Call, Session, Trap
@@ -66,13 +67,14 @@ class Birth:
 class Lifecycle:
     def __init__(
         self, config: Config, boot: str, table: ProcessTable, contexts: ContextManager,
-        generations: Generations, mailroom: Mailroom, waiters: Waiters,
+        generations: Generations, mailroom: Mailroom, owners: Owners, waiters: Waiters,
         events: EventLog, logs: Logs,
         to_init: Callable[[ToInit], None], after: Callable[[float, Callable[[], None]], Any],
     ) -> None:  # fmt: skip
         self.config, self.boot = config, boot
         self.table, self.contexts, self.generations = table, contexts, generations
         self.mailroom, self.waiters, self.events, self.logs = mailroom, waiters, events, logs
+        self.owners = owners
         self.to_init, self.after = to_init, after
         self.trap: Trap  # set by the boot: the two know each other
         self.init_pid = os.getppid()
@@ -275,6 +277,7 @@ class Lifecycle:
             birth.call.done(Spawned(pid=process.pid))
         self.figures.pop(process.pid, None)
         self.mailroom.ended(process)
+        self.owners.ended(process)
         children = self.table.end(process, code, reason, time.monotonic())
         self.events.publish(
             "process", "ended", process.pid, code=process.code, reason=process.reason

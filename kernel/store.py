@@ -61,6 +61,11 @@ class Txn:
         data = self.txn.get(key, db=self.tables[table])
         return None if data is None else _opened(table, key, bytes(data))
 
+    def size(self, table: str, key: bytes) -> int | None:
+        """Bytes of the value, damaged or not."""
+        data = self.txn.get(key, db=self.tables[table])
+        return None if data is None else len(data) - CRC.size
+
     def put(self, table: str, key: bytes, value: bytes) -> None:
         self.txn.put(
             key, CRC.pack(zlib.crc32(value, zlib.crc32(key))) + value, db=self.tables[table]
@@ -74,10 +79,17 @@ class Txn:
     ) -> Iterator[tuple[bytes, bytes]]:
         """Keys that begin with `prefix`, rising, from `start` on; or `back` from the last one
         before `start`, where there is one."""
+        for key in self.keys(table, prefix, start, back=back):
+            yield key, self.get(table, key) or b""
+
+    def keys(
+        self, table: str, prefix: bytes, start: bytes = b"", *, back: bool = False
+    ) -> Iterator[bytes]:
+        """Likewise, also those whose values are damaged."""
         with self.txn.cursor(db=self.tables[table]) as cursor:
             found = _before(cursor, prefix, start) if back else cursor.set_range(max(prefix, start))
             while found and (key := bytes(cursor.key())).startswith(prefix):
-                yield key, _opened(table, key, bytes(cursor.value()))
+                yield key
                 found = cursor.prev() if back else cursor.next()
 
     def drop(self, table: str) -> None:
@@ -331,8 +343,11 @@ class NoStore:
     def read(self, do: Callable[[Txn], Any]) -> Any:
         raise self.error
 
-    def write(self, do: Callable[[Txn], Any], *_args: Any, **_options: Any) -> None:
-        raise self.error
+    def write(
+        self, do: Callable[[Txn], Any], then: Callable[[Any], None],
+        fail: Callable[[AiosError], None], **_options: Any,
+    ) -> None:  # fmt: skip
+        fail(self.error)
 
     def close(self) -> None:
         pass

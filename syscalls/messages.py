@@ -45,6 +45,7 @@ class Limits(Message):
     tokens: Annotated[int, Meta(ge=0)] | None = None  # prefilled plus decoded, all calls
     wall: Seconds | None = None  # since the start of the process
     memory: Annotated[int, Meta(ge=0)] | None = None  # resident set
+    mem_bytes: Annotated[int, Meta(ge=0)] | None = 64 << 20  # of keys and values in its memory
     contexts: Annotated[int, Meta(ge=0)] | None = 64  # open at once
     queue: Annotated[int, Meta(ge=0)] | None = 256  # messages waiting, and calls waiting
     children: Annotated[int, Meta(ge=0)] | None = 512  # alive at once

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from . import mem
 from . import messages as m
 
 
@@ -49,6 +50,14 @@ ROWS: tuple[Row, ...] = (
     Row("llm.close", m.Close, "llm", m.Done, "Close a context and free what it holds."),
     Row("msg.send", m.Send, "msg", m.Done, "Put a message into a process's mailbox."),
     Row("msg.recv", m.Recv, "msg", m.Mail, "Take the oldest message, or wait for one."),
+    Row("mem.put", mem.Put, "mem", m.Done, "Set items of the agent's memory."),
+    Row("mem.get", mem.Get, "mem", mem.Items, "Read items by their keys."),
+    Row("mem.delete", mem.Delete, "mem", mem.Deleted, "Remove items."),
+    Row("mem.scan", mem.Scan, "mem", mem.Scanned, "Read items in the order of their keys."),
+    Row("mem.clear", mem.Clear, "mem", m.Done, "Remove all items of a space, or of all."),
+    Row("mem.spaces", mem.Spaces, "mem", list[mem.Memory], "What the memory holds, and where."),
+    Row("mem.keep", mem.Keep, "mem", m.Done, "Have the memory outlive the agent, or not."),
+    Row("mem.log", mem.Interactions, "mem", mem.LogPage, "Read the interaction log."),
     Row("kernel.status", m.Empty, "kernel.read", m.Status, "What runs: model, slots, policy."),
     Row("kernel.stats", m.Empty, "kernel.read", m.Stats, "Counters and timings since boot."),
     Row("kernel.events", m.Events, "kernel.read", m.Done, "Follow what happens.", m.Event),
