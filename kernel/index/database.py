@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sqlite3
 import sys
+import zlib
 from pathlib import Path
+
+import msgspec
 
 NAME, ASIDE = "index.db", "index.db.bad"
 APPLICATION, FORMAT = 0x41494F53, 1  # what SQLite's header says of a file: whose it is, which form
@@ -20,7 +23,8 @@ CREATE TABLE tags (
 ) WITHOUT ROWID;
 CREATE TABLE passages (
     id INTEGER PRIMARY KEY, document INTEGER NOT NULL, start INTEGER NOT NULL,
-    end INTEGER NOT NULL, length INTEGER NOT NULL, vector BLOB NOT NULL, text TEXT NOT NULL
+    end INTEGER NOT NULL, length INTEGER NOT NULL, vector BLOB NOT NULL, text TEXT NOT NULL,
+    checksum INTEGER NOT NULL
 );
 CREATE INDEX passages_of ON passages (document);
 CREATE VIRTUAL TABLE words USING fts5(
@@ -39,7 +43,8 @@ class Damaged(Exception):
     """The file is not what this version of AIOS wrote, or it cannot be read any more."""
 
 
-DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT}
+# No change conflicts with what a sound file holds.
+DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT}
 
 
 def is_damage(error: sqlite3.Error) -> bool:
@@ -58,24 +63,27 @@ def connect(path: Path, embedder: str) -> sqlite3.Connection:
         sqlite3.OperationalError: it is locked, or there is no room.
     """
     try:
-        db = sqlite3.connect(path, isolation_level=None)
+        db = sqlite3.connect(path, isolation_level=None, timeout=1)
         try:
             db.execute("PRAGMA locking_mode = EXCLUSIVE")
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA temp_store = MEMORY")
-            db.execute("PRAGMA cache_size = -65536")  # KiB
             _check(db, embedder)
             db.executescript(FOR_SEARCH)
         except BaseException:
             db.close()
             raise
     except sqlite3.Error as error:
-        # Statements that never change can only be wrong about a file with other tables.
-        if is_damage(error) or error.sqlite_errorcode == sqlite3.SQLITE_ERROR:
+        if is_damage(error):
             raise Damaged(str(error)) from error
         raise
     return db
+
+
+def checksum(place: tuple[str, str, int, float, int, int, int], text: str, vector: bytes) -> int:
+    """Of a passage: its document's owner, path, version and time, its start, end and length."""
+    return zlib.crc32(msgspec.msgpack.encode((place, text, vector)))
 
 
 def _check(db: sqlite3.Connection, embedder: str) -> None:
@@ -90,7 +98,8 @@ def _check(db: sqlite3.Connection, embedder: str) -> None:
         raise Damaged("another version of AIOS wrote it")
     (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
     if found != "ok":
-        raise Damaged(found)
+        raise Damaged(found.splitlines()[-1])
+    db.execute("INSERT INTO words(words, rank) VALUES ('integrity-check', 1)")
     (made_with,) = db.execute("SELECT embedder FROM state").fetchone()
     if made_with != embedder:
         raise Damaged(f"it was made with another model, {made_with}")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from . import ranking
-from .database import NAME, Damaged, connect, is_damage, remove, set_aside
+from .database import NAME, Damaged, checksum, connect, is_damage, remove, set_aside
 from .embedder import Embedder
 from .passages import cut
 from .protocol import Change, Hit, Put, Search, Standing
@@ -24,6 +24,10 @@ TERMS = 32  # words of a query that are looked up
 SCOPES_KEPT = 16  # of recent searches: which passages they may look at
 WORD = re.compile(r"\w+")
 
+EVERYTHING = (
+    "SELECT passages.id, text, vector, checksum, owner, path, version, time, start, end, length"
+    " FROM passages JOIN documents ON documents.id = document ORDER BY passages.id"
+)
 Place = tuple[str, str, int, int, int, str]
 HIT = (
     "SELECT owner, path, version, start, end, text FROM passages"
@@ -81,13 +85,17 @@ class Index:
         (self.documents,) = self.db.execute("SELECT count(*) FROM documents").fetchone()
         self.rows = Rows(self.embedder.dim)
         self.readable: dict[object, Ids] = {}
-        found = self.db.execute("SELECT id, length, vector FROM passages ORDER BY id")
+        found = self.db.execute(EVERYTHING)
         while some := found.fetchmany(4096):
-            ids, lengths, blobs = zip(*some, strict=True)
-            vectors = np.frombuffer(b"".join(blobs), np.float16)
-            if vectors.size != len(ids) * self.embedder.dim:
-                raise Damaged("vectors are cut short")
-            self.rows.put([*ids], vectors.reshape(len(ids), -1).astype(np.float32), [*lengths])
+            for _, text, vector, expected, *place in some:
+                if checksum(tuple(place), text, vector) != expected:
+                    raise Damaged("a passage is not as it was written")
+            vectors = np.frombuffer(b"".join(row[2] for row in some), np.float16)
+            self.rows.put(
+                [row[0] for row in some],
+                vectors.reshape(len(some), self.embedder.dim).astype(np.float32),
+                [row[-1] for row in some],
+            )
 
     @property
     def passages(self) -> int:
@@ -125,15 +133,17 @@ class Index:
         with self._transaction():
             gone = [id for change in newest.values() for id in self._remove(change)]
             document = {(put.owner, put.path): self._insert(put) for put in puts}
-            self.db.executemany(
-                "INSERT INTO passages VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (
-                    (id, document[put.owner, put.path], *span, length, vector.tobytes(), text)
-                    for id, (put, span), length, vector, text in zip(
-                        ids, spans, lengths, vectors, texts, strict=True
-                    )
-                ),
-            )
+            for id, (put, span), length, vector, text in zip(
+                ids, spans, lengths, vectors, texts, strict=True
+            ):
+                place = (put.owner, put.path, put.version, float(put.time), *span, length)
+                self.db.execute(
+                    "INSERT INTO passages VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    (
+                        id, document[put.owner, put.path], *span, length, vector.tobytes(), text,
+                        checksum(place, text, vector.tobytes()),
+                    ),
+                )  # fmt: skip
             self.db.executemany(
                 "INSERT INTO words(rowid, text) VALUES (?, ?)", zip(ids, texts, strict=True)
             )
