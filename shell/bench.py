@@ -11,7 +11,7 @@ from aios.syscalls.errors import AiosError
 from . import render
 from .output import json_option, progress, show
 
-NAMES = ("throughput", "agents", "switch", "exact", "syscall", "swap")
+NAMES = ("throughput", "agents", "switch", "exact", "syscall", "swap", "memory")
 
 
 @click.command()
