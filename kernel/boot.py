@@ -83,7 +83,7 @@ class Kernel:
         self.waiters = Waiters(self.table, loop.after)
         self.lifecycle = Lifecycle(
             config, self.boot, self.table, self.contexts, self.generations, self.mailroom,
-            self.owners, self.waiters, self.events, self.logs, loop.send_init, loop.after,
+            self.memory, self.waiters, self.events, self.logs, loop.send_init, loop.after,
         )  # fmt: skip
         self.trap = Trap(
             self.table, handlers(self), loop.send, self.lifecycle.hello, ledger,
@@ -131,6 +131,7 @@ class Kernel:
         self.loop.every(SWEEP, self.lifecycle.sweep)
         self.loop.run()
         self.ledger.journal.close()
+        self.memory.close()
         self.interactions.close()
         self.store.close()
         self.loop.run_posted()  # replies that waited for the disk

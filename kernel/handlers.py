@@ -255,6 +255,8 @@ def kernel_stats(k: Kernel, call: Call, args: t.Empty) -> t.Stats:
         bad_snapshots=s.core.bad_snapshots,
         disk_failures=s.core.disk_failures,
         steps=s.core.steps,
+        commits=k.store.commits,
+        **k.owners.counts(),
         waiting=s.waiting.summary(),
         turnaround=s.turnaround.summary(),
         ttft=s.ttft.summary(),

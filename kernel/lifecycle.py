@@ -41,8 +41,8 @@ from .init_protocol import (
     ToInit,
 )
 from .logs import Logs
+from .memory import Memory
 from .message import Mailroom
-from .owners import Owners
 from .process import Process, ProcessTable
 from .stats import EventLog
 from .trap import Call, Session, Trap
@@ -67,14 +67,14 @@ class Birth:
 class Lifecycle:
     def __init__(
         self, config: Config, boot: str, table: ProcessTable, contexts: ContextManager,
-        generations: Generations, mailroom: Mailroom, owners: Owners, waiters: Waiters,
+        generations: Generations, mailroom: Mailroom, memory: Memory, waiters: Waiters,
         events: EventLog, logs: Logs,
         to_init: Callable[[ToInit], None], after: Callable[[float, Callable[[], None]], Any],
     ) -> None:  # fmt: skip
         self.config, self.boot = config, boot
         self.table, self.contexts, self.generations = table, contexts, generations
         self.mailroom, self.waiters, self.events, self.logs = mailroom, waiters, events, logs
-        self.owners = owners
+        self.memory = memory
         self.to_init, self.after = to_init, after
         self.trap: Trap  # set by the boot: the two know each other
         self.init_pid = os.getppid()
@@ -277,7 +277,7 @@ class Lifecycle:
             birth.call.done(Spawned(pid=process.pid))
         self.figures.pop(process.pid, None)
         self.mailroom.ended(process)
-        self.owners.ended(process)
+        self.memory.ended(process)
         children = self.table.end(process, code, reason, time.monotonic())
         self.events.publish(
             "process", "ended", process.pid, code=process.code, reason=process.reason

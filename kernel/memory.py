@@ -8,17 +8,19 @@ being written wait in the store's queue behind it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import msgspec
 
 from aios.syscalls import mem
-from aios.syscalls.errors import AiosError, BadInput, LimitReached, StoreDamaged
+from aios.syscalls.errors import AiosError, BadInput, StoreDamaged
 from aios.syscalls.messages import Done
 
 from .owners import Owner, Owners, Row, item_key
+from .process import Process
+from .puts import Put, Puts
 from .store import NoStore, Store, Txn
 from .trap import Call
 
@@ -34,29 +36,21 @@ class Memory:
 
     def __init__(self, store: Store | NoStore, owners: Owners) -> None:
         self.store, self.owners = store, owners
+        self.puts = Puts(store, owners)
 
     # --- writing ----------------------------------------------------------------------------------
 
     def put(self, call: Call, args: mem.Put) -> None:
         """Fails with LimitReached past the agent's mem_bytes; then nothing has changed."""
-        _check_keys(args.items)
+        for key in args.items:
+            if len(key.encode()) > mem.MAX_KEY:
+                raise BadInput(f"a key of over {mem.MAX_KEY} bytes", "shorten it")
         owner = self.owners.find(call, args, make=True)
         data = {key: _encode(value) for key, value in args.items.items()}
-        names = [(args.space, key) for key in data]
-
-        def do(txn: Txn) -> None:
-            row = self.owners.row(txn, owner)
-            _put(txn, owner, row, args.space, data)
-            self.owners.put_row(txn, owner, row)
-
-        def written(_: None) -> None:
-            for (space, key), value in zip(names, data.values(), strict=True):
-                if (space, key) not in owner.writing:
-                    owner.resident.put((space, key), value)
-
         early = args.ack == "accepted" and owner.accepted < ACCEPTED
-        size = sum(map(len, data.values()))
-        self._write(call, owner, names, do, written, size=size, early=early)
+        self.puts.add(Put(call, owner, args.space, data, early))
+        if early:
+            call.done(Done())
 
     def delete(self, call: Call, args: mem.Delete) -> None:
         owner = self.owners.find(call, args)
@@ -117,19 +111,17 @@ class Memory:
 
     def _write(
         self, call: Call, owner: Owner, names: list[Name], do: Callable[[Txn], Any],
-        then: Callable[[Any], Any], *, early: bool = False, **options: Any,
+        then: Callable[[Any], Any], **options: Any,
     ) -> None:  # fmt: skip
         """`names` are being written until `then`; what that returns is the reply."""
+        self.puts.flush()
         owner.stored = True
-        owner.writing.update(names)
-        owner.accepted += early
+        for name in names:
+            owner.begin(name)
 
         def end() -> None:
-            owner.accepted -= early
             for name in names:
-                owner.writing[name] -= 1
-                if not owner.writing[name]:
-                    del owner.writing[name]
+                owner.settled(name)
 
         def done(result: Any) -> None:
             end()
@@ -137,12 +129,17 @@ class Memory:
 
         def fail(error: AiosError) -> None:
             end()
-            owner.failed += early
             call.fail(error)
 
         self.store.write(do, done, fail, **options)
-        if early:
-            call.done(Done())
+
+    def ended(self, process: Process) -> None:
+        self.puts.flush()
+        self.owners.ended(process)
+
+    def close(self) -> None:
+        """Have all that was accepted written, before the store is closed."""
+        self.puts.flush()
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -153,6 +150,7 @@ class Memory:
         if settled:
             then(self.store.read(do))
         else:
+            self.puts.flush()
             self.store.write(do, then, call.fail)
 
     def get(self, call: Call, args: mem.Get) -> None:
@@ -248,30 +246,6 @@ class Memory:
             fetched=owner.fetched,
             failed=owner.failed,
         )
-
-
-def _check_keys(keys: Iterable[str]) -> None:
-    for key in keys:
-        size = len(key.encode())
-        if size > mem.MAX_KEY:
-            raise BadInput(f"a key of {size} bytes: at most {mem.MAX_KEY}", "shorten it")
-
-
-def _put(txn: Txn, owner: Owner, row: Row, name: str, data: dict[str, bytes]) -> None:
-    """Raises LimitReached before it changes anything."""
-    space = row.space(name)
-    keys = {key: item_key(owner, space, key) for key in data}
-    before = space.bytes
-    for key, value in data.items():
-        old = txn.size("memory", keys[key])
-        space.count += old is None
-        space.bytes += len(value) + (len(key.encode()) if old is None else -old)
-    if owner.limit is not None and row.bytes > owner.limit and space.bytes > before:
-        raise LimitReached(
-            f"{row.bytes} bytes of memory: the limit is {owner.limit}", "delete something first"
-        )
-    for key, value in data.items():
-        txn.put("memory", keys[key], value)
 
 
 def _delete(txn: Txn, owner: Owner, row: Row, names: list[Name]) -> int:

@@ -62,14 +62,11 @@ class Row(msgspec.Struct, omit_defaults=True):
         return sum(space.bytes for space in self.spaces.values())
 
     def space(self, name: str) -> Space:
-        """Raises LimitReached for one too many."""
+        """Or one that may become it. Raises LimitReached for one too many."""
         found = self.spaces.get(name)
-        if found is None:
-            if len(self.spaces) >= MAX_SPACES:
-                raise LimitReached(f"there are {MAX_SPACES} spaces: no more", "clear one first")
-            self.last_space += 1
-            found = self.spaces[name] = Space(self.last_space)
-        return found
+        if found is None and len(self.spaces) >= MAX_SPACES:
+            raise LimitReached(f"there are {MAX_SPACES} spaces: no more", "clear one first")
+        return found or Space(self.last_space + 1)
 
 
 _row = msgspec.msgpack.Decoder(Row).decode
@@ -85,7 +82,7 @@ class Owner:
     keep: bool = False
     ended: bool = False
     stored: bool = False  # there is a row, or will be
-    writing: Counter[tuple[str, str]] = field(default_factory=Counter)  # not on disk yet
+    writing: dict[tuple[str, str], int] = field(default_factory=dict)  # not on disk yet: how often
     accepted: int = 0  # puts of these that were acknowledged
     failed: int = 0
     fetched: int = 0  # items that came back from the store
@@ -93,6 +90,17 @@ class Owner:
     @property
     def key(self) -> bytes:
         return self.id.to_bytes(8, "big")
+
+    def begin(self, name: tuple[str, str]) -> None:
+        """It is being written."""
+        self.writing[name] = self.writing.get(name, 0) + 1
+
+    def settled(self, name: tuple[str, str]) -> bool:
+        """One write of it has ended; whether that was the last."""
+        left = self.writing.pop(name) - 1
+        if left:
+            self.writing[name] = left
+        return not left
 
 
 def item_key(owner: Owner, space: Space, key: str) -> bytes:
@@ -310,6 +318,15 @@ class Owners:
     def _not_swept(self, error: AiosError) -> None:
         self.sweeping = False
         _tell(error)
+
+    def counts(self) -> dict[str, int]:
+        """For the statistics."""
+        owners = self.by_id.values()
+        return {
+            "mem_resident": sum(owner.resident.bytes for owner in owners),
+            "mem_evicted": sum(owner.resident.evicted for owner in owners),
+            "mem_fetched": sum(owner.fetched for owner in owners),
+        }
 
     def check(self) -> list[str]:
         problems = [

@@ -53,8 +53,21 @@ _decode = msgspec.msgpack.Decoder().decode
 class Txn:
     """One transaction over the tables; keys and values are bytes."""
 
-    def __init__(self, txn: lmdb.Transaction, tables: dict[str, Any]) -> None:
-        self.txn, self.tables = txn, tables
+    def __init__(
+        self, env: lmdb.Environment, txn: lmdb.Transaction, tables: dict[str, Any]
+    ) -> None:
+        self.env, self.txn, self.tables = env, txn, tables
+
+    def attempt(self, do: Callable[[Txn], Any]) -> AiosError | None:
+        """Run it in a transaction below this one; what it fails with, and has left nothing of."""
+        try:
+            with self.env.begin(write=True, parent=self.txn) as child:
+                do(Txn(self.env, child, self.tables))
+        except lmdb.MapFullError:
+            return StoreFull("the store has reached the size that it may have")
+        except AiosError as error:
+            return error
+        return None
 
     def get(self, table: str, key: bytes) -> bytes | None:
         """Raises StoreDamaged where the value is not the one that was put."""
@@ -166,7 +179,7 @@ class Store:
         self._extend()
         with self.env.begin(write=True) as txn:
             self.tables = {name: self.env.open_db(name.encode(), txn=txn) for name in TABLES}
-            new = Txn(txn, self.tables)
+            new = Txn(self.env, txn, self.tables)
             known = new.get("meta", b"format")
             if known is not None and _decode(known) > FORMAT:
                 raise StoreDamaged(
@@ -190,7 +203,7 @@ class Store:
         """
         try:
             with self.env.begin() as txn:
-                return do(Txn(txn, self.tables))
+                return do(Txn(self.env, txn, self.tables))
         except lmdb.Error as error:
             raise StoreDamaged(
                 f"cannot read the store in {self.folder}: {error}", RESTORE
@@ -269,7 +282,7 @@ class Store:
             return
         try:
             with self.env.begin(write=True, parent=txn) as child:
-                job.result = self._once(Txn(child, self.tables), job)
+                job.result = self._once(Txn(self.env, child, self.tables), job)
         except AiosError as error:
             job.error = error
         except lmdb.BadValsizeError as error:
@@ -336,6 +349,8 @@ class Store:
 
 class NoStore:
     """In the place of a store that cannot be opened: everything else goes on."""
+
+    commits = 0
 
     def __init__(self, error: AiosError) -> None:
         self.error = error

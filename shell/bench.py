@@ -12,7 +12,9 @@ from aios.syscalls.errors import AiosError
 from . import render
 from .output import json_option, progress, show
 
-NAMES = ("throughput", "agents", "switch", "exact", "syscall", "swap", "retrieval")
+NAMES = (
+    "throughput", "agents", "switch", "exact", "syscall", "swap", "memory", "retrieval",
+)  # fmt: skip
 
 
 @click.command()

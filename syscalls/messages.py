@@ -479,6 +479,10 @@ class Stats(Reply):
     bad_snapshots: int  # files that were damaged or missing
     disk_failures: int
     steps: int  # llama_decode calls of the core's decode batches
+    commits: int  # of memory and storage
+    mem_resident: int  # bytes of agents' memory in the kernel's RAM
+    mem_evicted: int  # items that moved out of it
+    mem_fetched: int  # items that came back
     waiting: Summary
     turnaround: Summary
     ttft: Summary
