@@ -21,6 +21,7 @@ from aios.syscalls import messages as t
 from aios.syscalls.errors import AiosError, KernelGone, NotJson
 
 from .client import Connection, Pending, say_hello
+from .storage import Storage
 
 R = TypeVar("R")
 Prompt = str | Sequence[dict[str, str]] | Sequence[int]
@@ -171,7 +172,7 @@ class Context:
         self.close()
 
 
-class Aios:
+class Aios(Storage):
     """One connection to the kernel; not for several threads at once."""
 
     def __init__(self, connection: Connection, welcome: t.Welcome) -> None:

@@ -18,7 +18,7 @@ from .process import Process, ProcessTable
 
 AGENT_RIGHTS = frozenset(
     {"none", "proc.spawn", "proc.self", "proc.control", "proc.list", "proc.log", "llm", "msg",
-     "kernel.read"}
+     "kernel.read", "sto"}
 )  # fmt: skip
 
 

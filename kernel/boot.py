@@ -9,8 +9,9 @@ import sys
 import time
 from collections.abc import Callable
 
-from aios.syscalls.errors import Cancelled, DiskFull, StoreDamaged
+from aios.syscalls.errors import BadInput, Cancelled, DiskFull, StoreDamaged
 
+from .blobs import Blobs, open_blobs
 from .config import Config
 from .context import ContextManager
 from .core.protocol import Drop
@@ -27,9 +28,12 @@ from .message import Mailroom
 from .process import ProcessTable
 from .prompt import Prompts
 from .scheduler import Scheduler
+from .shares import Shares
 from .stats import EventLog, Statistics
+from .storage import Storage
 from .store import NoStore, Store
 from .trap import Trap
+from .upkeep import Upkeep
 from .waiting import Waiters
 
 SWEEP = 0.1  # seconds between two looks at limits, figures and logs
@@ -52,6 +56,11 @@ class Kernel:
         census = loop.first_word()
         self.ledger = ledger = Ledger(self._journal(patient=bool(census.children)), loop.send_now)
         self.store = self._store(census.system)
+        self.blobs = self._blobs()
+        self.storage = Storage(
+            self.store, self.blobs, Shares(config.groups), config.storage_bytes, config.blobs
+        )
+        self.upkeep = Upkeep(self.storage, self.store, loop.post)
         self.stats = Statistics()
         self.events = EventLog()
         self.table = ProcessTable(config.agents, config.clients, config.dead)
@@ -76,6 +85,7 @@ class Kernel:
             self.lifecycle.settle,
         )  # fmt: skip
         self.lifecycle.trap = self.trap
+        self.lifecycle.ended.append(self.storage.uploads.ended)
         ledger.table, ledger.contexts, ledger.generations = (
             self.table, self.contexts, self.generations,
         )  # fmt: skip
@@ -115,11 +125,25 @@ class Kernel:
             print(f"no store: {error}", file=sys.stderr, flush=True)
             return NoStore(error)
 
+    def _blobs(self) -> Blobs:
+        """Raises BadInput where the settings name no place that can be used."""
+        try:
+            return open_blobs(
+                self.config.blobs, self.config.blobs_options, self.store, self.loop.post
+            )
+        except BadInput:
+            self.store.close()
+            self.loop.close()
+            raise
+
     def run(self) -> None:
         """Serve until the system is stopped."""
         self.loop.every(SWEEP, self.lifecycle.sweep)
         self.loop.run()
         self.ledger.journal.close()
+        self.upkeep.close()
+        self.blobs.close()
+        self.loop.run_posted()  # what it was to commit
         self.store.close()
         self.loop.run_posted()  # replies that waited for the disk
         self.loop.close()
@@ -176,5 +200,6 @@ class Kernel:
             *self.lifecycle.check(),
             *self.waiters.check(),
             *self.logs.check(),
+            *self.storage.check(live),
             *self.trap.check(),
         ]

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aios.syscalls import VERSION, wire
 from aios.syscalls import messages as t
+from aios.syscalls import sto as s
 from aios.syscalls.errors import BadInput
 from aios.syscalls.table import ROWS
 
@@ -168,6 +170,87 @@ def msg_send(k: Kernel, call: Call, args: t.Send) -> t.Done:
 
 def msg_recv(k: Kernel, call: Call, args: t.Recv) -> Any:
     return k.mailroom.receive(call, args.sender, args.timeout) or DEFERRED
+
+
+def sto_put(k: Kernel, call: Call, args: s.Put) -> Any:
+    change = s.Change(
+        path=args.path, data=args.data, upload=args.upload, tags=args.tags, media=args.media,
+        if_version=args.if_version,
+    )  # fmt: skip
+    k.storage.change_one(call, args.owner, change)
+    return DEFERRED
+
+
+def sto_batch(k: Kernel, call: Call, args: s.Batch) -> Any:
+    k.storage.change(call, args.owner, args.changes)
+    return DEFERRED
+
+
+def sto_upload(k: Kernel, call: Call, args: s.Upload) -> Any:
+    k.storage.uploads.append(call, args)
+    return DEFERRED
+
+
+def sto_get(k: Kernel, call: Call, args: s.Get) -> Any:
+    k.storage.get(call, args)
+    return DEFERRED
+
+
+def sto_list(k: Kernel, call: Call, args: s.List) -> s.Listed:
+    return k.storage.objects(call, args)
+
+
+def sto_history(k: Kernel, call: Call, args: s.History) -> list[s.Version]:
+    return k.storage.history(call, args)
+
+
+def sto_delete(k: Kernel, call: Call, args: s.Delete) -> Any:
+    change = s.Change(args.path, delete=True, if_version=args.if_version)
+    k.storage.change_one(call, args.owner, change)
+    return DEFERRED
+
+
+def sto_rollback(k: Kernel, call: Call, args: s.Restore) -> Any:
+    k.storage.rollback(call, args)
+    return DEFERRED
+
+
+def sto_purge(k: Kernel, call: Call, args: s.Purge) -> Any:
+    k.storage.purge(call, args)
+    return DEFERRED
+
+
+def sto_share(k: Kernel, call: Call, args: s.Share) -> Any:
+    k.storage.share(call, args)
+    return DEFERRED
+
+
+def sto_shares(k: Kernel, call: Call, args: s.Shares) -> list[s.Grant]:
+    return k.storage.list_shares(call, args)
+
+
+def sto_owners(k: Kernel, call: Call, args: s.Owners) -> list[s.Holding]:
+    return k.storage.owners(call)
+
+
+def sto_watch(k: Kernel, call: Call, args: s.Watch) -> Any:
+    k.storage.watch(call, args)
+    return DEFERRED
+
+
+def sto_verify(k: Kernel, call: Call, args: s.Verify) -> Any:
+    k.upkeep.verify(call)
+    return DEFERRED
+
+
+def sto_compact(k: Kernel, call: Call, args: s.Compact) -> Any:
+    k.upkeep.compact(call, args.keep)
+    return DEFERRED
+
+
+def sto_backup(k: Kernel, call: Call, args: s.Backup) -> Any:
+    k.upkeep.backup(call, Path(args.target))
+    return DEFERRED
 
 
 def kernel_status(k: Kernel, call: Call, args: t.Empty) -> t.Status:

@@ -75,6 +75,7 @@ class Lifecycle:
         self.mailroom, self.waiters, self.events, self.logs = mailroom, waiters, events, logs
         self.to_init, self.after = to_init, after
         self.trap: Trap  # set by the boot: the two know each other
+        self.ended: list[Callable[[Process], None]] = []  # who else hears of an end
         self.init_pid = os.getppid()
         self.births: dict[int, Birth] = {}  # by pid
         self.figures: dict[int, psutil.Process] = {}
@@ -275,6 +276,8 @@ class Lifecycle:
             birth.call.done(Spawned(pid=process.pid))
         self.figures.pop(process.pid, None)
         self.mailroom.ended(process)
+        for tell in self.ended:
+            tell(process)
         children = self.table.end(process, code, reason, time.monotonic())
         self.events.publish(
             "process", "ended", process.pid, code=process.code, reason=process.reason

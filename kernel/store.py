@@ -13,6 +13,8 @@ from __future__ import annotations
 import fcntl
 import os
 import queue
+import secrets
+import shutil
 import struct
 import sys
 import threading
@@ -61,6 +63,11 @@ class Txn:
         data = self.txn.get(key, db=self.tables[table])
         return None if data is None else _opened(table, key, bytes(data))
 
+    def size(self, table: str, key: bytes) -> int | None:
+        """Bytes of the value, damaged or not."""
+        data = self.txn.get(key, db=self.tables[table])
+        return None if data is None else len(data) - CRC.size
+
     def put(self, table: str, key: bytes, value: bytes) -> None:
         self.txn.put(
             key, CRC.pack(zlib.crc32(value, zlib.crc32(key))) + value, db=self.tables[table]
@@ -74,10 +81,17 @@ class Txn:
     ) -> Iterator[tuple[bytes, bytes]]:
         """Keys that begin with `prefix`, rising, from `start` on; or `back` from the last one
         before `start`, where there is one."""
+        for key in self.keys(table, prefix, start, back=back):
+            yield key, self.get(table, key) or b""
+
+    def keys(
+        self, table: str, prefix: bytes, start: bytes = b"", *, back: bool = False
+    ) -> Iterator[bytes]:
+        """Likewise, also those whose values are damaged."""
         with self.txn.cursor(db=self.tables[table]) as cursor:
             found = _before(cursor, prefix, start) if back else cursor.set_range(max(prefix, start))
             while found and (key := bytes(cursor.key())).startswith(prefix):
-                yield key, _opened(table, key, bytes(cursor.value()))
+                yield key
                 found = cursor.prev() if back else cursor.next()
 
     def drop(self, table: str) -> None:
@@ -111,7 +125,7 @@ class Job(msgspec.Struct):
 class Store:
     """The store in `folder`. `post` runs a function in the kernel's loop, from another thread.
     `limit` is what the file may grow to, in bytes. `system` names what the callers belong to: what
-    was kept of calls to another one is dropped.
+    was kept of calls to another one is dropped. `id` is this store's for good, and secret.
 
     Raises:
         HomeBusy: another process has it open.
@@ -164,6 +178,8 @@ class Store:
                 )
             if known is None:
                 new.put("meta", b"format", _encode(FORMAT))
+                new.put("meta", b"id", secrets.token_bytes(32))
+            self.id = new.get("meta", b"id") or b""
             if new.get("meta", b"system") != system.encode():
                 new.drop("done")
                 new.put("meta", b"system", system.encode())
@@ -200,9 +216,24 @@ class Store:
         self.jobs.put(Job(do, then, fail, size, key))
 
     def backup(self, target: Path) -> None:
-        """Copy what is committed now to the folder `target`, compacted; from any thread."""
-        target.mkdir(mode=0o700, parents=True)
-        self.env.copy(os.fspath(target), compact=True)
+        """Copy what is committed now to the folder `target`, compacted; from any thread.
+
+        Raises:
+            BadInput: the folder cannot be made, or cannot hold the copy.
+        """
+        try:
+            target.mkdir(mode=0o700, parents=True)
+        except OSError as error:
+            raise BadInput(
+                f"cannot make {target}: {error.strerror}", "name a new folder"
+            ) from error
+        try:
+            self.env.copy(os.fspath(target), compact=True)
+        except (lmdb.Error, OSError) as error:
+            shutil.rmtree(target)
+            raise BadInput(
+                f"no backup in {target}: {error}", "look for room on its disk"
+            ) from error
 
     def close(self) -> None:
         """Have what was asked for committed, and stop."""
@@ -325,13 +356,21 @@ class Store:
 class NoStore:
     """In the place of a store that cannot be opened: everything else goes on."""
 
+    id = b""
+
     def __init__(self, error: AiosError) -> None:
         self.error = error
 
     def read(self, do: Callable[[Txn], Any]) -> Any:
         raise self.error
 
-    def write(self, do: Callable[[Txn], Any], *_args: Any, **_options: Any) -> None:
+    def write(
+        self, do: Callable[[Txn], Any], then: Callable[[Any], None],
+        fail: Callable[[AiosError], None], **_options: Any,
+    ) -> None:  # fmt: skip
+        fail(self.error)
+
+    def backup(self, target: Path) -> None:
         raise self.error
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from msgspec import NODEFAULT
 from msgspec import inspect as mi
 
-from . import errors, messages, wire
+from . import errors, wire
 from .table import ROWS, Row
 
 HEAD = """# The ABI of AIOS
@@ -127,7 +127,7 @@ def _comments(cls: type) -> dict[str, str]:
     """The comment behind each field, as the source has it."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
-        if base.__module__ == messages.__name__:
+        if base.__module__.startswith(__package__):
             found |= dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(base), re.M))
     return found
 
