@@ -22,6 +22,7 @@ from aios.syscalls.errors import AiosError, KernelGone, NotJson
 
 from .client import Pending, say_hello
 from .memory import MemoryCalls
+from .storage import Storage
 
 Prompt = str | Sequence[dict[str, str]] | Sequence[int]
 
@@ -171,7 +172,7 @@ class Context:
         self.close()
 
 
-class Aios(MemoryCalls):
+class Aios(MemoryCalls, Storage):
     """One connection to the kernel; not for several threads at once."""
 
     # --- process --------------------------------------------------------------------------------

@@ -9,8 +9,9 @@ import sys
 import time
 from collections.abc import Callable
 
-from aios.syscalls.errors import Cancelled, DiskFull, StoreDamaged
+from aios.syscalls.errors import BadInput, Cancelled, DiskFull, StoreDamaged
 
+from .blobs import Blobs, open_blobs
 from .config import Config
 from .context import ContextManager
 from .core.protocol import Command, Drop, encode
@@ -30,9 +31,12 @@ from .owners import Owners
 from .process import ProcessTable
 from .prompt import Prompts
 from .scheduler import Scheduler
+from .shares import Shares
 from .stats import EventLog, Statistics
+from .storage import Storage
 from .store import NoStore, Store
 from .trap import Trap
+from .upkeep import Upkeep
 from .waiting import Waiters
 
 SWEEP = 0.1  # seconds between two looks at limits, figures and logs
@@ -59,6 +63,11 @@ class Kernel:
         def to_core(command: Command) -> None:
             loop.work.send(encode(command))
 
+        self.blobs = self._blobs()
+        self.storage = Storage(
+            self.store, self.blobs, Shares(config.groups), config.storage_bytes, config.blobs
+        )
+        self.upkeep = Upkeep(self.storage, self.store, loop.post)
         self.stats = Statistics()
         self.events = EventLog()
         self.table = ProcessTable(config.agents, config.clients, config.dead)
@@ -83,13 +92,14 @@ class Kernel:
         self.waiters = Waiters(self.table, loop.after)
         self.lifecycle = Lifecycle(
             config, self.boot, self.table, self.contexts, self.generations, self.mailroom,
-            self.memory, self.waiters, self.events, self.logs, loop.send_init, loop.after,
+            self.waiters, self.events, self.logs, loop.send_init, loop.after,
         )  # fmt: skip
         self.trap = Trap(
             self.table, handlers(self), loop.send, self.lifecycle.hello, ledger,
             self.lifecycle.settle,
         )  # fmt: skip
         self.lifecycle.trap = self.trap
+        self.lifecycle.ended += [self.storage.uploads.ended, self.memory.ended]
         ledger.table, ledger.contexts, ledger.generations = (
             self.table, self.contexts, self.generations,
         )  # fmt: skip
@@ -126,6 +136,17 @@ class Kernel:
             print(f"no store: {error}", file=sys.stderr, flush=True)
             return NoStore(error)
 
+    def _blobs(self) -> Blobs:
+        """Raises BadInput where the settings name no place that can be used."""
+        try:
+            return open_blobs(
+                self.config.blobs, self.config.blobs_options, self.store, self.loop.post
+            )
+        except BadInput:
+            self.store.close()
+            self.loop.close()
+            raise
+
     def run(self) -> None:
         """Serve until the system is stopped."""
         self.loop.every(SWEEP, self.lifecycle.sweep)
@@ -133,6 +154,9 @@ class Kernel:
         self.ledger.journal.close()
         self.memory.close()
         self.interactions.close()
+        self.upkeep.close()
+        self.blobs.close()
+        self.loop.run_posted()  # what it was to commit
         self.store.close()
         self.loop.run_posted()  # replies that waited for the disk
         self.loop.close()
@@ -184,6 +208,7 @@ class Kernel:
             *self.lifecycle.check(),
             *self.waiters.check(),
             *self.logs.check(),
+            *self.storage.check(live),
             *self.trap.check(),
             *self.owners.check(),
         ]

@@ -41,7 +41,6 @@ from .init_protocol import (
     ToInit,
 )
 from .logs import Logs
-from .memory import Memory
 from .message import Mailroom
 from .process import Process, ProcessTable
 from .stats import EventLog
@@ -67,16 +66,16 @@ class Birth:
 class Lifecycle:
     def __init__(
         self, config: Config, boot: str, table: ProcessTable, contexts: ContextManager,
-        generations: Generations, mailroom: Mailroom, memory: Memory, waiters: Waiters,
+        generations: Generations, mailroom: Mailroom, waiters: Waiters,
         events: EventLog, logs: Logs,
         to_init: Callable[[ToInit], None], after: Callable[[float, Callable[[], None]], Any],
     ) -> None:  # fmt: skip
         self.config, self.boot = config, boot
         self.table, self.contexts, self.generations = table, contexts, generations
         self.mailroom, self.waiters, self.events, self.logs = mailroom, waiters, events, logs
-        self.memory = memory
         self.to_init, self.after = to_init, after
         self.trap: Trap  # set by the boot: the two know each other
+        self.ended: list[Callable[[Process], None]] = []  # who else hears of an end
         self.init_pid = os.getppid()
         self.births: dict[int, Birth] = {}  # by pid
         self.figures: dict[int, psutil.Process] = {}
@@ -277,7 +276,8 @@ class Lifecycle:
             birth.call.done(Spawned(pid=process.pid))
         self.figures.pop(process.pid, None)
         self.mailroom.ended(process)
-        self.memory.ended(process)
+        for tell in self.ended:
+            tell(process)
         children = self.table.end(process, code, reason, time.monotonic())
         self.events.publish(
             "process", "ended", process.pid, code=process.code, reason=process.reason
