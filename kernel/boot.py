@@ -12,12 +12,14 @@ from collections.abc import Callable
 from aios.syscalls.errors import BadInput, Cancelled, DiskFull, StoreDamaged
 
 from .blobs import Blobs, open_blobs
+from .changes import Changes
 from .config import Config
 from .context import ContextManager
 from .core.protocol import Command, Drop, encode
 from .core_link import CORE_KEY, CoreLink
 from .generation import Generations
 from .handlers import handlers
+from .index_link import INDEX_KEY, IndexLink
 from .init_protocol import Gone, Paused, Started, StartFailed, ToKernel, WindUp
 from .interactions import InteractionLog
 from .journal import Journal
@@ -83,7 +85,11 @@ class Kernel:
         )  # fmt: skip
         self.core = CoreLink(config, loop, self.generations, self.events)
         self.prompts.ask = self.core.ask
-        self.services = {CORE_KEY: self.core}
+        self.index = IndexLink(config, loop, Changes(self.store, self.blobs), self.events)
+        self.storage.changed = lambda _owner, _path: self.index.changed()
+        self.services: dict[int, CoreLink | IndexLink] = {
+            CORE_KEY: self.core, INDEX_KEY: self.index,
+        }  # fmt: skip
         self.logs = Logs(config.path / "log", self.table, loop.after)
         self.mailroom = Mailroom(loop.after, self.table.is_alive, ledger.note_mail)
         self.generations.on_end = self.interactions.generated
@@ -112,6 +118,7 @@ class Kernel:
         self.lifecycle.recover(census)
         self.owners.recover()
         self.core.recover(census)
+        self.index.recover(census)
 
     def _journal(self, *, patient: bool) -> Journal:
         """Where agents wait for this kernel, a full disk is waited for as well."""

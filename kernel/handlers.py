@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aios.syscalls import VERSION, mem, sto, wire
+from aios.syscalls import VERSION, mem, retrieval, sto, wire
 from aios.syscalls import messages as t
 from aios.syscalls.errors import BadInput
 from aios.syscalls.table import ROWS
@@ -290,6 +290,20 @@ def sto_compact(k: Kernel, call: Call, args: sto.Compact) -> Any:
 def sto_backup(k: Kernel, call: Call, args: sto.Backup) -> Any:
     k.upkeep.backup(call, Path(args.target))
     return DEFERRED
+
+
+def sto_search(k: Kernel, call: Call, args: retrieval.Search) -> Any:
+    k.index.search(call, args, k.storage.scopes(call, args.owner, args.path))
+    return DEFERRED
+
+
+def sto_index(k: Kernel, call: Call, args: retrieval.Index) -> retrieval.IndexReport:
+    return k.index.report()
+
+
+def sto_reindex(k: Kernel, call: Call, args: retrieval.Reindex) -> t.Done:
+    k.index.rebuild()
+    return t.Done()
 
 
 def kernel_status(k: Kernel, call: Call, args: t.Empty) -> t.Status:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from . import mem, sto
 from . import messages as m
+from . import retrieval as r
 
 
 class Row(NamedTuple):
@@ -74,6 +75,9 @@ ROWS: tuple[Row, ...] = (
     Row("sto.verify", sto.Verify, "sto.admin", sto.Verified, "Check everything.", sto.Progress),
     Row("sto.compact", sto.Compact, "sto.admin", sto.Compacted, "Make room.", sto.Progress),
     Row("sto.backup", sto.Backup, "sto.admin", m.Done, "Copy the store while it is used."),
+    Row("sto.search", r.Search, "sto", r.Hits, "Find passages of what is stored."),
+    Row("sto.index", r.Index, "sto", r.IndexReport, "How far the index is."),
+    Row("sto.reindex", r.Reindex, "sto.admin", m.Done, "Make the index anew."),
     Row("kernel.status", m.Empty, "kernel.read", m.Status, "What runs: model, slots, policy."),
     Row("kernel.stats", m.Empty, "kernel.read", m.Stats, "Counters and timings since boot."),
     Row("kernel.events", m.Events, "kernel.read", m.Done, "Follow what happens.", m.Event),
