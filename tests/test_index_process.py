@@ -317,9 +317,13 @@ def test_two_on_one_file_do_not_take_it_for_damaged(kernel: Kernel) -> None:
     kernel.reset()
     kernel.put(1)
     kernel.until(1)
-    first, kernel.process = kernel.process, None
-    kernel.start()
-    assert "locked" in kernel.hear(Failed).error["message"]
-    assert kernel.process is not None and kernel.process.wait(PATIENCE) == 1
-    assert not (kernel.home / "index" / ASIDE).exists()
-    kernel.process = first
+    first = kernel.process
+    assert first
+    try:
+        kernel.start()
+        assert "locked" in kernel.hear(Failed).error["message"]
+        assert kernel.process and kernel.process.wait(PATIENCE) == 1
+        assert not (kernel.home / "index" / ASIDE).exists()
+    finally:
+        first.kill()
+        first.wait()
