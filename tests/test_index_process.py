@@ -310,7 +310,7 @@ def test_it_says_why_it_cannot_start(kernel: Kernel) -> None:
     failed = kernel.hear(Failed)
     assert "cannot be opened" in failed.error["message"]
     assert "index.log" in failed.error["hint"]
-    assert kernel.process and kernel.process.wait(PATIENCE) == 1
+    assert kernel.process and kernel.process.wait(PATIENCE / 1000) == 1
 
 
 def test_two_on_one_file_do_not_take_it_for_damaged(kernel: Kernel) -> None:
@@ -322,7 +322,7 @@ def test_two_on_one_file_do_not_take_it_for_damaged(kernel: Kernel) -> None:
     try:
         kernel.start()
         assert "locked" in kernel.hear(Failed).error["message"]
-        assert kernel.process and kernel.process.wait(PATIENCE) == 1
+        assert kernel.process and kernel.process.wait(PATIENCE / 1000) == 1
         assert not (kernel.home / "index" / ASIDE).exists()
     finally:
         first.kill()
