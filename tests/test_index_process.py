@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 import msgspec
 import pytest
 import zmq
+from conftest import eventually
 from texts import CAR, FOX, ask, put
 
 from aios.kernel.index.database import ASIDE, NAME
@@ -49,6 +51,7 @@ class Kernel:
         self.socket: zmq.Socket[bytes] = self.context.socket(zmq.ROUTER)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.set_hwm(0)
         self.socket.bind(f"ipc://{self.home}/index.sock")
 
     def start(self, **options: Any) -> None:
@@ -162,6 +165,14 @@ def test_what_another_epoch_sent_is_ignored(kernel: Kernel) -> None:
     assert kernel.reset(store="restored from a backup") == Position(3, 0, 0, 0)
 
 
+def test_what_waits_is_dropped_at_a_reset(kernel: Kernel) -> None:
+    kernel.reset()
+    kernel.put(*range(1, 1501), text="and more " * 300)
+    assert kernel.reset(drop=True).documents == 0
+    kernel.put(1)
+    assert kernel.until(1).documents == 1
+
+
 def test_it_outlives_its_kernel(kernel: Kernel) -> None:
     kernel.reset()
     kernel.put(1)
@@ -176,11 +187,14 @@ def test_a_search_does_not_wait_for_all_that_is_to_be_indexed(kernel: Kernel) ->
     kernel.reset()
     kernel.put(1)
     kernel.until(1)
+    assert kernel.process
+    kernel.process.send_signal(signal.SIGSTOP)
     kernel.put(*range(2, 3002), text="and much more " * 50)
     kernel.send(ask("word1", "words"))
+    kernel.process.send_signal(signal.SIGCONT)
     while not isinstance(report := decode_report(kernel.receive()[1]), Found):
         assert isinstance(report, Position)
-        assert report.seq < 3001
+        assert report.seq < 1000  # batches that began before it had arrived
     assert {hit.path for hit in report.hits} == {"p1"}
     kernel.until(3001)
 
@@ -188,7 +202,7 @@ def test_a_search_does_not_wait_for_all_that_is_to_be_indexed(kernel: Kernel) ->
 def test_killed_in_the_middle_it_never_claims_what_it_has_not(kernel: Kernel, full: bool) -> None:
     """What is there is every change up to its position, and not one that follows."""
     dice, seq, told = random.Random(4), 0, 0
-    for _ in range(40 if full else 4):
+    for _ in range(100 if full else 8):
         position = kernel.reset().seq
         assert told <= position <= seq
         has = {
@@ -197,8 +211,8 @@ def test_killed_in_the_middle_it_never_claims_what_it_has_not(kernel: Kernel, fu
         assert has == {n for n in window(position) if 0 < n <= position}
         seq = position + dice.randrange(200, 1500)
         kernel.put(*range(position + 1, seq + 1), text="and more of it " * 40)
-        for _ in range(dice.randrange(4)):
-            told = kernel.hear(Position).seq
+        told = kernel.until(dice.randrange(position, seq)).seq
+        time.sleep(dice.uniform(0, 0.1))  # anywhere in a batch
         kernel.kill()
         while kernel.socket.poll(0):  # what it had said before
             told = max(told, heard(kernel.receive()[1]))
@@ -248,11 +262,23 @@ def test_damage_while_it_runs_is_found_out(kernel: Kernel) -> None:
         file.seek(4096)
         file.write(b"\xa5" * (path.stat().st_size - 4096))
     kernel.put(3001)
+    before = kernel.route
     kernel.here()
+    eventually(lambda: not reaches(kernel, before))
     position = kernel.reset()
     assert position.seq == 0
     assert position.began_again
     assert kernel.paths("word7") == set()
+
+
+def reaches(kernel: Kernel, route: bytes) -> bool:
+    try:
+        kernel.socket.send_multipart([route, encode(Reset(1, "store"))])
+    except zmq.ZMQError as error:
+        if error.errno != zmq.EHOSTUNREACH:
+            raise
+        return False
+    return True
 
 
 def test_a_full_disk_is_told_and_got_over(kernel: Kernel) -> None:
@@ -284,16 +310,20 @@ def test_it_says_why_it_cannot_start(kernel: Kernel) -> None:
     failed = kernel.hear(Failed)
     assert "cannot be opened" in failed.error["message"]
     assert "index.log" in failed.error["hint"]
-    assert kernel.process and kernel.process.wait(PATIENCE) == 1
+    assert kernel.process and kernel.process.wait(PATIENCE / 1000) == 1
 
 
 def test_two_on_one_file_do_not_take_it_for_damaged(kernel: Kernel) -> None:
     kernel.reset()
     kernel.put(1)
     kernel.until(1)
-    first, kernel.process = kernel.process, None
-    kernel.start()
-    assert "locked" in kernel.hear(Failed).error["message"]
-    assert kernel.process is not None and kernel.process.wait(PATIENCE) == 1
-    assert not (kernel.home / "index" / ASIDE).exists()
-    kernel.process = first
+    first = kernel.process
+    assert first
+    try:
+        kernel.start()
+        assert "locked" in kernel.hear(Failed).error["message"]
+        assert kernel.process and kernel.process.wait(PATIENCE / 1000) == 1
+        assert not (kernel.home / "index" / ASIDE).exists()
+    finally:
+        first.kill()
+        first.wait()

@@ -47,7 +47,9 @@ def paths(index: Index, query: str, mode: Mode = "words", **fields: Any) -> list
 
 
 def sound(index: Index) -> None:
-    """The words, the vectors in memory and the passages are about the same texts."""
+    """The words, the vectors in memory and the passages are about the same texts, and its position
+    is that of the file."""
+    assert index.db.execute("SELECT position FROM state").fetchone() == (index.position,)
     index.db.execute("INSERT INTO words(words, rank) VALUES ('integrity-check', 1)")
     ids = [id for (id,) in index.db.execute("SELECT id FROM passages ORDER BY id")]
     assert sorted([*ids, *index.rows.free]) == [*range(index.rows.end)]

@@ -38,6 +38,7 @@ from .protocol import (
 
 BATCH = 1 << 18  # characters of text in a transaction; a search waits for one at most
 CHANGES = 256  # likewise
+BURST = 10_000  # messages that are taken, for the searches among them, before the next batch
 RETRY = 1000  # milliseconds until a batch is tried again that could not be written
 
 
@@ -60,7 +61,7 @@ class Service:
         while True:
             wait = (RETRY if self.trouble else 0) if self.pending else None
             if self.link.poll(wait):
-                for _ in range(CHANGES):  # then a batch gets its turn
+                for _ in range(BURST):
                     self.take(self.link.recv())
                     if not self.link.poll(0):
                         break
