@@ -176,6 +176,8 @@ def test_a_damaged_index_is_made_anew_and_said_so(own: tuple[System, Aios]) -> N
     file = next((system.home / "index").glob("*.db"))
     index.suspend()
     file.write_bytes(b"no index " * 1000)
+    for log in file.parent.glob("*-wal"):
+        log.unlink()
     index.kill()
     assert paths(aios.sto_search("umbrella", fresh=True)) == ["one"]
     assert "not a database" in aios.sto_index().trouble
@@ -207,11 +209,11 @@ aios.share("facts", "/reader")
 return True
 """
 ANSWER = """
-with aios.open("Answer from the notes.") as context:
-    before = context.generate(task["question"], max_tokens=24).text
+before = aios.generate(task["question"], max_tokens=24).text
+with aios.open() as context:
     hits = context.recall(task["question"], owner=task["owner"], count=1, fresh=True)
     after = context.generate(task["question"], max_tokens=24).text
-    return [hits[0].owner, hits[0].path, hits[0].text, before, after]
+return [hits[0].owner, hits[0].path, hits[0].text, before, after]
 """
 TRY = """
 try:
