@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -14,6 +15,7 @@ from aios.shell.launch import System
 from aios.syscalls.errors import Denied, Malformed
 from aios.syscalls.retrieval import Hits
 
+GUIDE = Path(__file__).parent.parent / "docs" / "retrieval.md"
 Program = Callable[[str], str]
 
 WRITE = """
@@ -135,6 +137,14 @@ def test_queries_that_cannot_be(query: str, own: tuple[System, Aios]) -> None:
     _, aios = own
     with pytest.raises(Malformed, match="query"):
         aios.sto_search(query)
+
+
+def test_the_guide_is_run(own: tuple[System, Aios]) -> None:
+    _, aios = own
+    block = GUIDE.read_text().partition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {"aios": aios}
+    exec(block, names)
+    assert [hit.path for hit in names["found"].hits] == ["trips/lisbon"]
 
 
 # --- death ----------------------------------------------------------------------------------------
