@@ -6,37 +6,29 @@ import contextlib
 import difflib
 import io
 from collections.abc import Iterator, Sequence
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, Any
 
 import msgspec
 
 from aios.syscalls import messages as t
+from aios.syscalls import retrieval as r
 from aios.syscalls import sto as s
 from aios.syscalls.errors import BadInput, KernelGone, UploadGone
 
-if TYPE_CHECKING:
-    from .client import Connection, Pending
+from .calls import Calls
+from .client import Pending
 
-R = TypeVar("R")
 PIECE = 56 * 1024  # bytes of a content that one call takes
 AHEAD = 8  # pieces on their way
 
 
-class Storage:
+class Storage(Calls):
     """The part of Aios that speaks of storage. Paths are of the caller's own objects, unless
     `owner` names another agent: "/writer", or "/writer/helper" for one that a writer started.
 
     Raises, from all that read or write: Denied, NotFound, StoreDamaged, BackendDown; from what
     writes: Conflict, LimitReached, StoreFull, DiskFull.
     """
-
-    connection: Connection
-
-    if TYPE_CHECKING:  # of Aios
-
-        def start(self, name: str, /, **args: Any) -> Pending: ...
-
-        def _call(self, reply: type[R], call: str, /, **args: Any) -> R: ...
 
     # --- writing ----------------------------------------------------------------------------------
 
@@ -176,6 +168,34 @@ class Storage:
         replaced is not heard of: compare versions where that matters."""
         call = self.start("sto.watch", prefix=prefix, owner=owner)
         return _follow(self, call)
+
+    # --- finding ----------------------------------------------------------------------------------
+
+    def sto_search(
+        self, query: str, *, count: int = 5, mode: r.Mode = "fused", owner: str | None = None,
+        path: str = "", since: float | None = None, until: float | None = None,
+        tags: Sequence[str] = (), fresh: bool = False,
+    ) -> r.Hits:  # fmt: skip
+        """The passages that fit best, of the newest versions of all that may be read, or of one
+        owner, or below a path. What was just stored is found a moment later; with `fresh` the
+        search waits for it.
+
+        Raises:
+            Denied: nothing of that owner may be read.
+            IndexFailed: the index does not run.
+        """
+        return self._call(
+            r.Hits, "sto.search", query=query, count=count, mode=mode, owner=owner, path=path,
+            since=since, until=until, tags=list(tags), fresh=fresh,
+        )  # fmt: skip
+
+    def sto_index(self) -> r.IndexReport:
+        """How far the index is."""
+        return self._call(r.IndexReport, "sto.index")
+
+    def sto_reindex(self) -> None:
+        """Have the index made anew."""
+        self._call(t.Done, "sto.reindex")
 
     # --- owners -----------------------------------------------------------------------------------
 

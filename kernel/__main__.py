@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import resource
 import signal
@@ -29,6 +30,8 @@ def main() -> int:
     except AiosError as error:
         print(json.dumps(error.to_wire()), file=sys.stderr)  # as init does: the starter reads it
         return FATAL
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)  # what a thousand calls on their way hold is no garbage
     kernel.run()
     return 0
 

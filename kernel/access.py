@@ -11,6 +11,7 @@ import os
 import psutil
 
 from aios.syscalls.errors import Denied
+from aios.syscalls.mem import Whose
 from aios.syscalls.messages import Kill, Log, Message, SetLimits, SetNice, Spawn
 from aios.syscalls.table import Row
 
@@ -18,7 +19,7 @@ from .process import Process, ProcessTable
 
 AGENT_RIGHTS = frozenset(
     {"none", "proc.spawn", "proc.self", "proc.control", "proc.list", "proc.log", "llm", "msg",
-     "kernel.read", "sto"}
+     "mem", "sto", "kernel.read"}
 )  # fmt: skip
 
 
@@ -30,6 +31,10 @@ def check(table: ProcessTable, process: Process, row: Row, args: Message) -> Non
         raise Denied(f"{row.name} needs the right {row.right}, which an agent does not have")
     if isinstance(args, Kill | Log | SetNice | SetLimits) and args.pid is not None:
         _check_above(table, process, row, args.pid)
+    if isinstance(args, Whose) and (
+        args.principal is not None or args.pid not in (None, process.pid)
+    ):
+        raise Denied(f"{row.name}: an agent reaches its own memory only")
     if isinstance(args, SetNice | Spawn) and args.nice is not None and args.nice < process.nice:
         raise Denied(f"{row.name}: an agent cannot go below its own nice value of {process.nice}")
 

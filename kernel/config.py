@@ -36,6 +36,9 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     disk_codec: Literal["plain", "zstd"] = "plain"
     idle_ttl: Annotated[float, Meta(ge=0)] = 60.0  # seconds until an idle context goes to disk
     store_bytes: Annotated[int, Meta(ge=2**25)] = 8 << 30  # of memory and storage on disk
+    mem_resident: Annotated[int, Meta(ge=0)] = 1 << 20  # bytes of an agent's memory kept in RAM
+    log_bytes: Annotated[int, Meta(ge=4096)] = 1 << 20  # of an agent's interaction log
+    logs: Annotated[int, Meta(ge=0)] = 4096  # ended agents whose interaction log is kept
     storage_bytes: Annotated[int, Meta(ge=0)] = 1 << 30  # of an agent's objects, all versions
     blobs: str = "lmdb"  # where contents are; or file:///a/folder, or s3://bucket/prefix
     blobs_options: dict[str, str] = {}  # of a bucket: endpoint, region, ...

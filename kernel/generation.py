@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from itertools import takewhile
+from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, Struct
@@ -23,6 +24,7 @@ from aios.syscalls.errors import (
 from aios.syscalls.messages import (
     Append,
     Appended,
+    ChatMessage,
     Decoding,
     Finish,
     Generate,
@@ -71,6 +73,7 @@ class Work(Struct, kw_only=True):
     held: str = ""  # text that the core held back, while preempted
     cancelled: bool = False
     moved: Moved | None = None
+    given: list[ChatMessage] = []  # what the answer follows, for the interaction log
 
     @property
     def text(self) -> str:
@@ -100,6 +103,12 @@ class Generation:
     prefetched: bool = False  # since that
     tail: str = ""  # text that came with its end
     deaths: int = 0  # of the core while it had a slot, since its last token
+    finish: Finish | Literal["failed"] = "failed"
+
+    def usage(self) -> Usage:
+        completion = sum(len(piece.tokens) for piece in self.work.pieces)
+        used = self.context.used
+        return Usage(prompt=self.work.prompt, completion=completion, context=used)
 
     def stop_clock(self, now: float) -> None:
         """Account for the time of this turn."""
@@ -157,6 +166,7 @@ class Generations:
         self.send = send
         self.windows = Windows(contexts, prompts, self.generate_for)
         self.active: dict[int, Generation] = {}
+        self.on_end: Callable[[Generation], None] = lambda _: None
         self.last_run = time.monotonic_ns()  # a core may still run what another kernel sent
 
     # --- calls ----------------------------------------------------------------------------------
@@ -247,7 +257,7 @@ class Generations:
         decoding = msgspec.convert(args, Decoding, from_attributes=True)
         work = Work(
             call=call.id, decoding=decoding, stream=args.stream, prompt=added,
-            began=time.monotonic(), moved=moved,
+            began=time.monotonic(), moved=moved, given=_given(context, args),
         )  # fmt: skip
         self.events.publish("generation", "queued", call.process.pid, ctx=context.id, prompt=added)
         self.apply(self._add(call, context, work))
@@ -282,6 +292,8 @@ class Generations:
         process.waiting += gen.task.waiting
         process.switches += gen.task.switches
         process.touch()
+        if not isinstance(gen.call, Inner):
+            self.on_end(gen)
         context.answered(gen.work.text + gen.tail)
         self.contexts.changed.add(context.id)
         self.stats.generations += 1
@@ -399,7 +411,7 @@ class Generations:
     def _finish(self, gen: Generation, finish: Finish, text: str) -> None:
         now = time.monotonic()
         work, tokens = gen.work, [token for piece in gen.work.pieces for token in piece.tokens]
-        gen.tail = text
+        gen.tail, gen.finish = text, finish
         if text and work.stream:
             gen.call.piece(Piece(text=text, tokens=[]))
         turnaround, waiting = now - work.began, gen.task.waited(now)
@@ -408,7 +420,6 @@ class Generations:
         gen.call.process.turnaround += turnaround
         self.stats.prompt_tokens += work.prompt
         self.stats.completion_tokens += len(tokens)
-        usage = Usage(prompt=work.prompt, completion=len(tokens), context=gen.context.used)
         timings = Timings(
             waiting=waiting,
             prefill=work.prefill,
@@ -421,7 +432,7 @@ class Generations:
             text=work.text + text,
             tokens=tokens,
             finish=finish,
-            usage=usage,
+            usage=gen.usage(),
             timings=timings,
             digest=work.digest.hex() or None,
             moved=work.moved,
@@ -444,6 +455,14 @@ class Generations:
             if not gen.context.busy:
                 problems.append(f"context {ctx} generates and is not busy")
         return problems
+
+
+def _given(context: Context, args: Generate) -> list[ChatMessage]:
+    """The messages since the last answer, or the text."""
+    if args.text is not None:
+        return [ChatMessage("text", args.text)]
+    since = takewhile(lambda turn: not turn.generated, reversed(context.turns))
+    return [ChatMessage(turn.role, turn.text) for turn in since][::-1]
 
 
 def _logprobs(work: Work) -> list[Logprob]:

@@ -10,9 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aios.syscalls import VERSION, wire
+from aios.syscalls import VERSION, mem, retrieval, sto, wire
 from aios.syscalls import messages as t
-from aios.syscalls import sto as s
 from aios.syscalls.errors import BadInput
 from aios.syscalls.table import ROWS
 
@@ -172,8 +171,48 @@ def msg_recv(k: Kernel, call: Call, args: t.Recv) -> Any:
     return k.mailroom.receive(call, args.sender, args.timeout) or DEFERRED
 
 
-def sto_put(k: Kernel, call: Call, args: s.Put) -> Any:
-    change = s.Change(
+def mem_put(k: Kernel, call: Call, args: mem.Put) -> Any:
+    k.memory.put(call, args)
+    return DEFERRED
+
+
+def mem_get(k: Kernel, call: Call, args: mem.Get) -> Any:
+    k.memory.get(call, args)
+    return DEFERRED
+
+
+def mem_delete(k: Kernel, call: Call, args: mem.Delete) -> Any:
+    k.memory.delete(call, args)
+    return DEFERRED
+
+
+def mem_scan(k: Kernel, call: Call, args: mem.Scan) -> Any:
+    k.memory.scan(call, args)
+    return DEFERRED
+
+
+def mem_clear(k: Kernel, call: Call, args: mem.Clear) -> Any:
+    k.memory.clear(call, args)
+    return DEFERRED
+
+
+def mem_spaces(k: Kernel, call: Call, args: mem.Spaces) -> Any:
+    k.memory.spaces(call, args)
+    return DEFERRED
+
+
+def mem_keep(k: Kernel, call: Call, args: mem.Keep) -> Any:
+    k.memory.keep(call, args)
+    return DEFERRED
+
+
+def mem_log(k: Kernel, call: Call, args: mem.Interactions) -> Any:
+    k.interactions.read(call, args)
+    return DEFERRED
+
+
+def sto_put(k: Kernel, call: Call, args: sto.Put) -> Any:
+    change = sto.Change(
         path=args.path, data=args.data, upload=args.upload, tags=args.tags, media=args.media,
         if_version=args.if_version,
     )  # fmt: skip
@@ -181,76 +220,90 @@ def sto_put(k: Kernel, call: Call, args: s.Put) -> Any:
     return DEFERRED
 
 
-def sto_batch(k: Kernel, call: Call, args: s.Batch) -> Any:
+def sto_batch(k: Kernel, call: Call, args: sto.Batch) -> Any:
     k.storage.change(call, args.owner, args.changes)
     return DEFERRED
 
 
-def sto_upload(k: Kernel, call: Call, args: s.Upload) -> Any:
+def sto_upload(k: Kernel, call: Call, args: sto.Upload) -> Any:
     k.storage.uploads.append(call, args)
     return DEFERRED
 
 
-def sto_get(k: Kernel, call: Call, args: s.Get) -> Any:
+def sto_get(k: Kernel, call: Call, args: sto.Get) -> Any:
     k.storage.get(call, args)
     return DEFERRED
 
 
-def sto_list(k: Kernel, call: Call, args: s.List) -> s.Listed:
+def sto_list(k: Kernel, call: Call, args: sto.List) -> sto.Listed:
     return k.storage.objects(call, args)
 
 
-def sto_history(k: Kernel, call: Call, args: s.History) -> list[s.Version]:
+def sto_history(k: Kernel, call: Call, args: sto.History) -> list[sto.Version]:
     return k.storage.history(call, args)
 
 
-def sto_delete(k: Kernel, call: Call, args: s.Delete) -> Any:
-    change = s.Change(args.path, delete=True, if_version=args.if_version)
+def sto_delete(k: Kernel, call: Call, args: sto.Delete) -> Any:
+    change = sto.Change(args.path, delete=True, if_version=args.if_version)
     k.storage.change_one(call, args.owner, change)
     return DEFERRED
 
 
-def sto_rollback(k: Kernel, call: Call, args: s.Restore) -> Any:
+def sto_rollback(k: Kernel, call: Call, args: sto.Restore) -> Any:
     k.storage.rollback(call, args)
     return DEFERRED
 
 
-def sto_purge(k: Kernel, call: Call, args: s.Purge) -> Any:
+def sto_purge(k: Kernel, call: Call, args: sto.Purge) -> Any:
     k.storage.purge(call, args)
     return DEFERRED
 
 
-def sto_share(k: Kernel, call: Call, args: s.Share) -> Any:
+def sto_share(k: Kernel, call: Call, args: sto.Share) -> Any:
     k.storage.share(call, args)
     return DEFERRED
 
 
-def sto_shares(k: Kernel, call: Call, args: s.Shares) -> list[s.Grant]:
+def sto_shares(k: Kernel, call: Call, args: sto.Shares) -> list[sto.Grant]:
     return k.storage.list_shares(call, args)
 
 
-def sto_owners(k: Kernel, call: Call, args: s.Owners) -> list[s.Holding]:
+def sto_owners(k: Kernel, call: Call, args: sto.Owners) -> list[sto.Holding]:
     return k.storage.owners(call)
 
 
-def sto_watch(k: Kernel, call: Call, args: s.Watch) -> Any:
+def sto_watch(k: Kernel, call: Call, args: sto.Watch) -> Any:
     k.storage.watch(call, args)
     return DEFERRED
 
 
-def sto_verify(k: Kernel, call: Call, args: s.Verify) -> Any:
+def sto_verify(k: Kernel, call: Call, args: sto.Verify) -> Any:
     k.upkeep.verify(call)
     return DEFERRED
 
 
-def sto_compact(k: Kernel, call: Call, args: s.Compact) -> Any:
+def sto_compact(k: Kernel, call: Call, args: sto.Compact) -> Any:
     k.upkeep.compact(call, args.keep)
     return DEFERRED
 
 
-def sto_backup(k: Kernel, call: Call, args: s.Backup) -> Any:
+def sto_backup(k: Kernel, call: Call, args: sto.Backup) -> Any:
     k.upkeep.backup(call, Path(args.target))
     return DEFERRED
+
+
+def sto_search(k: Kernel, call: Call, args: retrieval.Search) -> Any:
+    k.index.search(call, args, k.storage.scopes(call, args.owner, args.path))
+    return DEFERRED
+
+
+def sto_index(k: Kernel, call: Call, args: retrieval.Index) -> retrieval.IndexReport:
+    return k.index.report()
+
+
+def sto_reindex(k: Kernel, call: Call, args: retrieval.Reindex) -> t.Done:
+    k.index.rebuild()
+    return t.Done()
 
 
 def kernel_status(k: Kernel, call: Call, args: t.Empty) -> t.Status:
@@ -298,6 +351,8 @@ def kernel_stats(k: Kernel, call: Call, args: t.Empty) -> t.Stats:
         bad_snapshots=s.core.bad_snapshots,
         disk_failures=s.core.disk_failures,
         steps=s.core.steps,
+        commits=k.store.commits,
+        **k.owners.counts(),
         waiting=s.waiting.summary(),
         turnaround=s.turnaround.summary(),
         ttft=s.ttft.summary(),

@@ -27,6 +27,8 @@ class Mailroom:
         self.after = after
         self.is_alive = is_alive
         self.note = note
+        self.on_sent: Callable[[Process, Process, Any], None] = lambda *_: None
+        self.on_received: Callable[[Process, Mail], None] = lambda *_: None
         self.last = 0
         self.waiting: dict[int, deque[tuple[int | None, Call]]] = {}  # pid: (sender, recv call)
 
@@ -35,6 +37,8 @@ class Mailroom:
         mail = Mail(sender=sender.pid, name=sender.name, body=body)
         for wanted, call in self.waiting.get(receiver.pid, ()):
             if wanted in (None, sender.pid):
+                self.on_sent(sender, receiver, body)
+                self.on_received(receiver, mail)
                 call.done(mail)
                 return
         limit = receiver.limits.queue
@@ -46,6 +50,7 @@ class Mailroom:
         self.last += 1
         receiver.mailbox[self.last] = mail
         self.note(receiver.pid, self.last, mail)
+        self.on_sent(sender, receiver, body)
 
     def receive(self, call: Call, sender: int | None, timeout: float | None) -> Mail | None:
         """The oldest message that fits; None: the call waits, and ends by message or timeout.
@@ -56,6 +61,7 @@ class Mailroom:
         for number, mail in mailbox.items():
             if sender in (None, mail.sender):
                 self._remove(call.process, number)
+                self.on_received(call.process, mail)
                 return mail
         if sender is not None and not self.is_alive(sender):
             raise _gone(sender)

@@ -11,7 +11,7 @@ import msgspec
 from aios.syscalls import sto
 from aios.syscalls.errors import BadInput, Denied, LimitReached, NotFound
 
-from .catalog import TABLE, key, short
+from .catalog import TABLE, Catalog, key, short
 from .process import Process
 from .store import Txn
 
@@ -52,6 +52,36 @@ class Shares:
                 f"{process.principal!r} may not {mode} {path!r} of {owner!r}",
                 "its owner can share it: `sto.share`",
             )
+
+    def scopes(
+        self, txn: Txn, process: Process, owner: str | None, path: str
+    ) -> list[tuple[str, str]]:
+        """What `process` may read of that path and below, of one owner or of all: (owner, prefix).
+
+        Raises:
+            Denied: of that one owner nothing.
+        """
+        if owner is not None:
+            owners = {owner}
+        elif process.kind == "client":
+            owners = {each.name for each in Catalog(txn).owners()}
+        else:
+            owners = {
+                process.principal,
+                *(grant.owner for grant in self.to(txn, process.principal)),
+            }
+        found = [
+            (each, prefix if covers(path, prefix) else path)
+            for each in sorted(owners)
+            for prefix in self.reach(txn, process, each, "read")
+            if covers(path, prefix) or covers(prefix, path)
+        ]
+        if not found and owner is not None:
+            raise Denied(
+                f"{process.principal!r} may read nothing of {owner!r} there",
+                "its owner can share it: `sto.share`",
+            )
+        return found
 
     def of(self, txn: Txn, owner: str) -> list[sto.Grant]:
         return [_decode(data) for _, data in txn.scan(TABLE, key(b"g", owner))]

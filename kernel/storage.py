@@ -232,6 +232,13 @@ class Storage:
             raise NotFound(f"version {row.version} of {args.path!r} is a deletion")
         return row
 
+    def scopes(self, call: Call, owner: str | None, path: str) -> list[tuple[str, str]]:
+        """What a search of the caller may look at; Denied as with Shares.scopes."""
+        found: list[tuple[str, str]] = self.store.read(
+            lambda txn: self.shares.scopes(txn, call.process, owner, path)
+        )
+        return found
+
     def objects(self, call: Call, args: sto.List) -> sto.Listed:
         owner, reach = self.reachable(call, args.owner, "read")
 

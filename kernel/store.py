@@ -55,8 +55,21 @@ _decode = msgspec.msgpack.Decoder().decode
 class Txn:
     """One transaction over the tables; keys and values are bytes."""
 
-    def __init__(self, txn: lmdb.Transaction, tables: dict[str, Any]) -> None:
-        self.txn, self.tables = txn, tables
+    def __init__(
+        self, env: lmdb.Environment, txn: lmdb.Transaction, tables: dict[str, Any]
+    ) -> None:
+        self.env, self.txn, self.tables = env, txn, tables
+
+    def attempt(self, do: Callable[[Txn], Any]) -> AiosError | None:
+        """Run it in a transaction below this one; what it fails with, and has left nothing of."""
+        try:
+            with self.env.begin(write=True, parent=self.txn) as child:
+                do(Txn(self.env, child, self.tables))
+        except lmdb.MapFullError:
+            return StoreFull("the store has reached the size that it may have")
+        except AiosError as error:
+            return error
+        return None
 
     def get(self, table: str, key: bytes) -> bytes | None:
         """Raises StoreDamaged where the value is not the one that was put."""
@@ -168,7 +181,7 @@ class Store:
         self._extend()
         with self.env.begin(write=True) as txn:
             self.tables = {name: self.env.open_db(name.encode(), txn=txn) for name in TABLES}
-            new = Txn(txn, self.tables)
+            new = Txn(self.env, txn, self.tables)
             known = new.get("meta", b"format")
             if known is not None and _decode(known) > FORMAT:
                 raise StoreDamaged(
@@ -204,7 +217,7 @@ class Store:
 
     def _read(self, do: Callable[[Txn], Any]) -> Any:
         with self.env.begin() as txn:
-            return do(Txn(txn, self.tables))
+            return do(Txn(self.env, txn, self.tables))
 
     def write(
         self, do: Callable[[Txn], Any], then: Callable[[Any], None],
@@ -294,7 +307,7 @@ class Store:
             return
         try:
             with self.env.begin(write=True, parent=txn) as child:
-                job.result = self._once(Txn(child, self.tables), job)
+                job.result = self._once(Txn(self.env, child, self.tables), job)
         except AiosError as error:
             job.error = error
         except lmdb.BadValsizeError as error:
@@ -362,6 +375,7 @@ class Store:
 class NoStore:
     """In the place of a store that cannot be opened: everything else goes on."""
 
+    commits = 0
     id = b""
 
     def __init__(self, error: AiosError) -> None:

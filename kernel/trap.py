@@ -41,6 +41,7 @@ DEFERRED = object()  # a handler's word that the final reply comes later
 KEPT = 1024  # replies that are kept for one caller; one that says what it heard has far fewer
 UNLIMITED = ("call.cancel", "proc.exit")  # whoever waits for too much can still make an end
 MAX_DEPTH = 32  # of what agents pass on to each other
+PLAIN, KEYS = (str, int, float, bytes, type(None)), (str, int)
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -374,26 +375,25 @@ def _arguments(row: Row, raw: msgspec.Raw) -> Message:
         args: Message = _decoders[row.name](raw)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise Malformed(f"{row.name}: {error}", "see docs/abi.md") from error
-    for name in ("body", "task", "result", "schema"):
+    for name in ("body", "task", "result", "schema", "items"):
         _check_plain(row, getattr(args, name, None), MAX_DEPTH)
     return args
 
 
-def _is_nan(value: object) -> bool:
-    return isinstance(value, float) and math.isnan(value)
-
-
 def _check_plain(row: Row, value: Any, depth: int) -> None:
     """Whatever agents pass on must be something that any msgpack library can take apart."""
-    if depth == 0:
+    if isinstance(value, PLAIN):
+        if isinstance(value, float) and math.isnan(value):
+            raise Malformed(f"{row.name}: holds what is not plain: nan")
+    elif depth == 0:
         raise Malformed(f"{row.name}: nested deeper than {MAX_DEPTH}")
-    if isinstance(value, dict):
+    elif isinstance(value, dict):
         for key, item in value.items():
-            if not isinstance(key, str | int):
+            if not isinstance(key, KEYS):
                 raise Malformed(f"{row.name}: a map's keys are strings or integers")
             _check_plain(row, item, depth - 1)
     elif isinstance(value, list):
         for item in value:
             _check_plain(row, item, depth - 1)
-    elif not isinstance(value, str | int | float | bytes | None) or _is_nan(value):
+    else:
         raise Malformed(f"{row.name}: holds what is not plain: {str(value)[:64]}")

@@ -149,6 +149,9 @@ def stats(answer: Stats) -> Table:
                       f"{decimal(answer.read)} read"),
         ("", f"{answer.lost} lost for want of room, {answer.bad_snapshots} damaged, "
              f"{answer.disk_failures} failures of the disk"),
+        ("memory", f"{decimal(answer.mem_resident)} in RAM; {answer.mem_evicted} items moved out, "
+                   f"{answer.mem_fetched} came back"),
+        ("store", f"{answer.commits} commits"),
     ]  # fmt: skip
     timings = [
         (name, summary(value))

@@ -205,6 +205,13 @@ class BackendDown(AiosError):
     default_hint = "see to it, then try again"
 
 
+class IndexFailed(AiosError):
+    """The index of storage cannot be searched: its process died over and over, or cannot start."""
+
+    code = "index.failed"
+    default_hint = "see log/index.log in the AIOS home; `aios sto index --rebuild` makes it anew"
+
+
 class CoreFailed(AiosError):
     """The LLM core died too often under this call."""
 

@@ -45,6 +45,7 @@ class Limits(Message):
     tokens: Annotated[int, Meta(ge=0)] | None = None  # prefilled plus decoded, all calls
     wall: Seconds | None = None  # since the start of the process
     memory: Annotated[int, Meta(ge=0)] | None = None  # resident set
+    mem_bytes: Annotated[int, Meta(ge=0)] | None = 64 << 20  # of keys and values in its memory
     contexts: Annotated[int, Meta(ge=0)] | None = 64  # open at once
     queue: Annotated[int, Meta(ge=0)] | None = 256  # messages waiting, and calls waiting
     children: Annotated[int, Meta(ge=0)] | None = 512  # alive at once
@@ -478,6 +479,10 @@ class Stats(Reply):
     bad_snapshots: int  # files that were damaged or missing
     disk_failures: int
     steps: int  # llama_decode calls of the core's decode batches
+    commits: int  # of memory and storage
+    mem_resident: int  # bytes of agents' memory in the kernel's RAM
+    mem_evicted: int  # items that moved out of it
+    mem_fetched: int  # items that came back
     waiting: Summary
     turnaround: Summary
     ttft: Summary

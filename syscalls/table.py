@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from . import mem, sto
 from . import messages as m
-from . import sto
+from . import retrieval as r
 
 
 class Row(NamedTuple):
@@ -50,6 +51,14 @@ ROWS: tuple[Row, ...] = (
     Row("llm.close", m.Close, "llm", m.Done, "Close a context and free what it holds."),
     Row("msg.send", m.Send, "msg", m.Done, "Put a message into a process's mailbox."),
     Row("msg.recv", m.Recv, "msg", m.Mail, "Take the oldest message, or wait for one."),
+    Row("mem.put", mem.Put, "mem", m.Done, "Set items of the agent's memory."),
+    Row("mem.get", mem.Get, "mem", mem.Items, "Read items by their keys."),
+    Row("mem.delete", mem.Delete, "mem", mem.Deleted, "Remove items."),
+    Row("mem.scan", mem.Scan, "mem", mem.Scanned, "Read items in the order of their keys."),
+    Row("mem.clear", mem.Clear, "mem", m.Done, "Remove all items of a space, or of all."),
+    Row("mem.spaces", mem.Spaces, "mem", list[mem.Memory], "What the memory holds, and where."),
+    Row("mem.keep", mem.Keep, "mem", m.Done, "Have the memory outlive the agent, or not."),
+    Row("mem.log", mem.Interactions, "mem", mem.LogPage, "Read the interaction log."),
     Row("sto.put", sto.Put, "sto", sto.Version, "Write a version of an object."),
     Row("sto.batch", sto.Batch, "sto", list[sto.Version], "Put and delete objects, all or none."),
     Row("sto.upload", sto.Upload, "sto", sto.Uploaded, "Send a piece of a large content."),
@@ -66,6 +75,9 @@ ROWS: tuple[Row, ...] = (
     Row("sto.verify", sto.Verify, "sto.admin", sto.Verified, "Check everything.", sto.Progress),
     Row("sto.compact", sto.Compact, "sto.admin", sto.Compacted, "Make room.", sto.Progress),
     Row("sto.backup", sto.Backup, "sto.admin", m.Done, "Copy the store while it is used."),
+    Row("sto.search", r.Search, "sto", r.Hits, "Find passages of what is stored."),
+    Row("sto.index", r.Index, "sto", r.IndexReport, "How far the index is."),
+    Row("sto.reindex", r.Reindex, "sto.admin", m.Done, "Make the index anew."),
     Row("kernel.status", m.Empty, "kernel.read", m.Status, "What runs: model, slots, policy."),
     Row("kernel.stats", m.Empty, "kernel.read", m.Stats, "Counters and timings since boot."),
     Row("kernel.events", m.Events, "kernel.read", m.Done, "Follow what happens.", m.Event),

@@ -9,9 +9,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from aios.agents import sdk, storage
+from aios.agents import sdk
 from aios.kernel.handlers import HANDLERS
-from aios.syscalls import errors, wire
+from aios.syscalls import errors, messages, wire
 from aios.syscalls.document import document
 from aios.syscalls.table import ROWS, TABLE, Row
 
@@ -19,20 +19,17 @@ ROOT = Path(__file__).parent.parent
 STUB_IN_CLIENT = "hello"  # part of connecting: agents/client.py
 
 
-def methods() -> list[ast.stmt]:
-    """Of class Aios and what it is made of."""
-    found = []
-    for part in (sdk.Aios, storage.Storage):
-        tree = ast.parse(inspect.getsource(part)).body[0]
-        assert isinstance(tree, ast.ClassDef)
-        found += tree.body
-    return found
-
-
 def stubs() -> list[str]:
     """The call that each method of class Aios is there for: the first that its source names."""
     found = []
-    for method in methods():
+    methods = [
+        method
+        for cls in sdk.Aios.__mro__[:-1]
+        for tree in ast.parse(inspect.getsource(cls)).body
+        if isinstance(tree, ast.ClassDef)
+        for method in tree.body
+    ]
+    for method in methods:
         if isinstance(method, ast.FunctionDef) and method.name != "close":  # ends; no stub
             lines = sorted(
                 (node.lineno, node.value)
@@ -63,7 +60,9 @@ def test_each_call_has_a_handler_that_takes_its_arguments() -> None:
     assert set(HANDLERS) == set(TABLE) - {"hello"}  # hello makes the process that others act for
     for name, handle in HANDLERS.items():
         wanted = inspect.signature(handle).parameters["args"].annotation
-        assert wanted in (f"t.{TABLE[name].args.__name__}", f"s.{TABLE[name].args.__name__}")
+        args = TABLE[name].args
+        module = "t" if args.__module__ == messages.__name__ else args.__module__.split(".")[-1]
+        assert wanted == f"{module}.{args.__name__}"
 
 
 def test_each_call_has_one_stub() -> None:
@@ -74,7 +73,9 @@ def test_each_call_has_one_stub() -> None:
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_a_stub_sends_only_fields_of_the_message(row: Row) -> None:
     """Keyword arguments of each `_call(type, name, ...)` and `start(name, ...)` of the SDK."""
-    for node in ast.walk(ast.Module(methods(), [])):
+    sources = {inspect.getsourcefile(cls) or "" for cls in sdk.Aios.__mro__[:-1]}
+    nodes = [node for path in sources for node in ast.walk(ast.parse(Path(path).read_text()))]
+    for node in nodes:
         if isinstance(node, ast.Call) and any(
             isinstance(arg, ast.Constant) and arg.value == row.name for arg in node.args
         ):
