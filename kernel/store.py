@@ -206,12 +206,18 @@ class Store:
             StoreDamaged: what it read is damaged; and whatever `do` raises.
         """
         try:
-            with self.env.begin() as txn:
-                return do(Txn(self.env, txn, self.tables))
+            return self._read(do)
         except lmdb.Error as error:
             raise StoreDamaged(
                 f"cannot read the store in {self.folder}: {error}", RESTORE
-            ) from error
+            ) from None
+        except AiosError as error:
+            # Whoever keeps it would keep the transaction alive, which has one of few slots.
+            raise error.with_traceback(None) from None
+
+    def _read(self, do: Callable[[Txn], Any]) -> Any:
+        with self.env.begin() as txn:
+            return do(Txn(self.env, txn, self.tables))
 
     def write(
         self, do: Callable[[Txn], Any], then: Callable[[Any], None],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import Boot, eventually, run_system
+from helpers import kill_kernel
 from raw import Raw
 
 from aios.agents import Aios, connect
@@ -50,12 +50,6 @@ def storage(aios: Aios) -> Iterator[Aios]:
             if grant.owner == holding.owner:
                 aios.share(grant.prefix, grant.to, "none", owner=grant.owner)
     assert aios.verify().wait()["chunks"] == 0
-
-
-def kill_kernel(aios: Aios) -> None:
-    status = aios.status()
-    os.kill(status.os_pid, signal.SIGKILL)
-    assert aios.status().boot != status.boot
 
 
 def done(aios: Aios, program: str, *task: Any, name: str | None = None) -> Any:
