@@ -130,8 +130,8 @@ class Kernel:
         self.loop.every(SWEEP, self.lifecycle.sweep)
         self.loop.run()
         self.ledger.journal.close()
-        self.memory.close()
-        self.interactions.close()
+        self.memory.puts.flush()
+        self.interactions.flush()
         self.store.close()
         self.loop.run_posted()  # replies that waited for the disk
         self.loop.close()
