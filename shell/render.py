@@ -21,6 +21,7 @@ from aios.syscalls.messages import (
     Status,
     Summary,
 )
+from aios.syscalls.sto import Version
 
 
 def columns(
@@ -73,6 +74,16 @@ def contexts(rows: Sequence[ContextInfo]) -> Table:
         for c in rows
     ]  # fmt: skip
     return columns(titles, cells, right=["ctx", "pid", "used"])
+
+
+def versions(rows: Sequence[Version]) -> Table:
+    titles = ["path", "owner", "version", "what", "size", "time", "by", "tags"]
+    cells = [
+        [v.path, v.owner or "-", v.version, v.what, decimal(v.size),
+         datetime.fromtimestamp(v.time).strftime("%F %T"), v.by or "-", " ".join(v.tags)]
+        for v in rows
+    ]  # fmt: skip
+    return columns(titles, cells, right=["version", "size"])
 
 
 def ready_line(answer: Status) -> str:
