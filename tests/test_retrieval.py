@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import commands
 import psutil
 import pytest
 from conftest import Boot, eventually
@@ -145,6 +146,22 @@ def test_the_guide_is_run(own: tuple[System, Aios]) -> None:
     names: dict[str, Any] = {"aios": aios}
     exec(block, names)
     assert [hit.path for hit in names["found"].hits] == ["trips/lisbon"]
+
+
+def test_from_the_shell(own: tuple[System, Aios]) -> None:
+    system, aios = own
+    assert commands.run(system.home, "sto", "search", "x").stdout == "nothing was found\n"
+    for path, text in TEXTS.items():
+        aios.put(path, text)
+    found = commands.answer(
+        system.home, "sto", "search", "reefed mainsail", "--fresh", "--count", "1"
+    )
+    assert [hit["path"] for hit in found["hits"]] == ["boat"]
+    shown = commands.run(system.home, "sto", "search", "reefed mainsail", "--mode", "words").stdout
+    assert shown.startswith("a person:boat, version 1 (")
+    assert TEXTS["boat"] in shown
+    assert commands.answer(system.home, "sto", "index", "--rebuild")["restarts"] == 0
+    eventually(lambda: commands.answer(system.home, "sto", "index")["behind"] == 0)
 
 
 # --- death ----------------------------------------------------------------------------------------
