@@ -47,6 +47,7 @@ from .stats import EventLog
 from .trap import Call, Session, Trap
 from .waiting import Waiters
 
+LAST_WORD = 0.2  # seconds that init has to say of what a process died whose connection is lost
 SLICE = 25  # processes whose figures are read in one sweep
 
 
@@ -75,7 +76,7 @@ class Lifecycle:
         self.mailroom, self.waiters, self.events, self.logs = mailroom, waiters, events, logs
         self.to_init, self.after = to_init, after
         self.trap: Trap  # set by the boot: the two know each other
-        self.ended: list[Callable[[Process], None]] = []  # who else hears of an end
+        self.ended = [mailroom.ended]  # who hears of an end
         self.init_pid = os.getppid()
         self.births: dict[int, Birth] = {}  # by pid
         self.figures: dict[int, psutil.Process] = {}
@@ -133,8 +134,7 @@ class Lifecycle:
             return
         if birth.call is not None:
             birth.call.fail(from_wire(frame.error))
-        self._close_contexts(birth.process)
-        self.mailroom.ended(birth.process)
+        self._take_back(birth.process)
         self.table.end(birth.process, 127, "not started", time.monotonic())
         self.table.forget(birth.process)
         self._ended()
@@ -253,7 +253,11 @@ class Lifecycle:
             return
         if process.kind == "client":
             self._end(process, 0, why)
-        elif process.state != "ending":
+        else:  # most likely it has ended, and init is about to say how
+            self.after(LAST_WORD, lambda: self._disconnected(process, why))
+
+    def _disconnected(self, process: Process, why: str) -> None:
+        if process.alive and process.state != "ending":
             self.terminate(process, why)
 
     def leave(self, call: Call) -> None:
@@ -270,14 +274,11 @@ class Lifecycle:
         session = self.trap.by_pid.get(process.pid)
         if session is not None:
             self.trap.close(session)
-        self._close_contexts(process)
         birth = self.births.pop(process.pid, None)
         if birth is not None and birth.call is not None:
             birth.call.done(Spawned(pid=process.pid))
         self.figures.pop(process.pid, None)
-        self.mailroom.ended(process)
-        for tell in self.ended:
-            tell(process)
+        self._take_back(process)
         children = self.table.end(process, code, reason, time.monotonic())
         self.events.publish(
             "process", "ended", process.pid, code=process.code, reason=process.reason
@@ -286,9 +287,12 @@ class Lifecycle:
             self.terminate(child, "parent gone")
         self._ended()
 
-    def _close_contexts(self, process: Process) -> None:
+    def _take_back(self, process: Process) -> None:
+        """What it has of the managers'."""
         for ctx in list(process.contexts):
             self.contexts.close(self.contexts.contexts[ctx])
+        for tell in self.ended:
+            tell(process)
 
     def _ended(self) -> None:
         """Tell those who wait for an end."""
