@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from aios.kernel.blobs import LmdbBlobs
+from aios.kernel.catalog import Catalog
 from aios.kernel.process import Process, ProcessTable
 from aios.kernel.shares import Shares, covers
 from aios.kernel.storage import Storage
@@ -200,6 +201,7 @@ class Machine(RuleBasedStateMachine):
         denied = not self.may(who, owner, path, "write")
         if self.agree(answer, "access.denied" if denied else ""):
             self.new(owner, path, content)
+        self.system.storage.uploads.ended(self.system.processes[who])
 
     @rule(who=owners, content=contents)
     def leave_an_upload(self, who: str, content: bytes) -> None:
@@ -373,6 +375,8 @@ class Machine(RuleBasedStateMachine):
             self.system.posted.get()()
         self.system.ask(PERSON, lambda call: self.system.storage.write(
             {}, lambda _: None, call.done, call.fail))  # fmt: skip
+        held = self.system.store.read(lambda txn: list(Catalog(txn).held()))
+        assert held == []  # every upload was put, or has ended
         report = Verification(self.system.storage, lambda _: None).run()
         assert report.problems == []
         for row in self.system.ask(PERSON, self.system.storage.owners):
