@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,7 +26,7 @@ from aios.kernel.trap import Call, Session
 from aios.kernel.upkeep import Upkeep
 from aios.kernel.verify import Verification
 from aios.syscalls import sto, wire
-from aios.syscalls.errors import AiosError
+from aios.syscalls.errors import AiosError, Denied
 from aios.syscalls.messages import Limits
 from aios.syscalls.table import TABLE
 
@@ -394,6 +395,28 @@ class Machine(RuleBasedStateMachine):
         self.system.upkeep.close()
         self.system.close()
         shutil.rmtree(self.base)
+
+
+def test_a_right_that_is_taken_back_first_is_gone(tmp_path: Path) -> None:
+    """The writer looks again: what the put saw in the loop was not the last word."""
+    system = System(tmp_path)
+
+    def share(mode: Any) -> Callable[[Call], None]:
+        given = sto.Share(prefix="x", to="/c", mode=mode)
+        return lambda call: system.storage.share(call, given)
+
+    change = sto.Change(path="x", data=b"1")
+    assert not isinstance(system.ask("/a", share("write")), AiosError)
+    block = threading.Event()
+    system.store.write(lambda _: block.wait(LIMIT), lambda _: None, lambda _: None)
+    taken = system.start("/a", share("none"))
+    put = system.start("/c", lambda call: system.storage.change_one(call, "/a", change))
+    block.set()
+    while not put.ended:
+        system.posted.get(timeout=LIMIT)()
+    assert not isinstance(taken.answer, AiosError)
+    assert isinstance(put.answer, Denied)
+    system.close()
 
 
 Machine.TestCase.settings = settings(max_examples=40, stateful_step_count=50, deadline=None)
