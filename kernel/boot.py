@@ -159,8 +159,8 @@ class Kernel:
         self.loop.every(SWEEP, self.lifecycle.sweep)
         self.loop.run()
         self.ledger.journal.close()
-        self.memory.close()
-        self.interactions.close()
+        self.memory.puts.flush()
+        self.interactions.flush()
         self.upkeep.close()
         self.blobs.close()
         self.loop.run_posted()  # what it was to commit

@@ -36,7 +36,8 @@ class InteractionLog:
     def __init__(self, store: Store | NoStore, owners: Owners, limit: int) -> None:
         self.store, self.owners, self.limit = store, owners, limit
         self.waiting: list[tuple[Owner, Interaction]] = []
-        self.writing = self.failed = False
+        self.jobs = 0  # that are being written
+        self.failed = False
 
     # --- what the parts tell ----------------------------------------------------------------------
 
@@ -76,31 +77,31 @@ class InteractionLog:
         owner = self.owners.of(process)
         owner.stored = True
         self.waiting.append((owner, entry))
-        self._write()
+        if not self.jobs:
+            self.flush()
 
     # --- writing ----------------------------------------------------------------------------------
 
-    def _write(self) -> None:
-        if self.writing or not self.waiting:
-            return
-        self.writing = True
-        entries, self.waiting = self.waiting, []
+    def flush(self) -> None:
+        """Have what waits written: before a read, or the end."""
+        if self.waiting:
+            entries, self.waiting = self.waiting, []
+            self.jobs += 1
 
-        def do(txn: Txn) -> None:
-            for owner, entry in entries:
-                self._append(txn, owner, entry)
+            def do(txn: Txn) -> None:
+                for owner, entry in entries:
+                    self._append(txn, owner, entry)
 
-        self.store.write(do, lambda _: self._written(), self._failed)
+            self.store.write(do, lambda _: self._end(None), self._end)
 
-    def _written(self) -> None:
-        self.writing = self.failed = False
-        self._write()
-
-    def _failed(self, error: AiosError) -> None:
-        """What was to be logged is lost; it is said once."""
-        if not self.failed:
+    def _end(self, error: AiosError | None) -> None:
+        """What could not be logged is lost; the first of it is told."""
+        self.jobs -= 1
+        if error is not None and not self.failed:
             print(f"interaction log: not written: {error}", file=sys.stderr, flush=True)
-        self.writing, self.failed = False, True
+        self.failed = error is not None
+        if not self.jobs:
+            self.flush()
 
     def _append(self, txn: Txn, owner: Owner, entry: Interaction) -> None:
         if owner.id not in self.owners.by_id:  # it is forgotten
@@ -118,18 +119,13 @@ class InteractionLog:
             row.first_turn += 1
         self.owners.put_row(txn, owner, row)
 
-    def close(self) -> None:
-        """Have what waits written, before the store is closed."""
-        self.writing = False
-        self._write()
-
     # --- reading ----------------------------------------------------------------------------------
 
     def read(self, call: Call, args: Interactions) -> None:
         """What was logged until now: behind the entries that are being written."""
         owners = self._whose(call, args)
-        self._write()
-        if self.writing:
+        self.flush()
+        if self.jobs:
             self.store.write(lambda txn: _page(txn, owners, args), call.done, call.fail)
         else:
             call.done(self.store.read(lambda txn: _page(txn, owners, args)))

@@ -137,10 +137,6 @@ class Memory:
         self.puts.flush()
         self.owners.ended(process)
 
-    def close(self) -> None:
-        """Have all that was accepted written, before the store is closed."""
-        self.puts.flush()
-
     # --- reading ----------------------------------------------------------------------------------
 
     def _read(
@@ -156,7 +152,7 @@ class Memory:
     def get(self, call: Call, args: mem.Get) -> None:
         """Fails with StoreDamaged where a value is not the one that was put."""
         owner = self.owners.find(call, args)
-        settled = not any((args.space, key) in owner.writing for key in args.keys)
+        settled = owner.is_settled((args.space, key) for key in args.keys)
         found: dict[str, bytes] = {}
         if settled:
             for key in args.keys:
@@ -167,7 +163,7 @@ class Memory:
 
         def done(read: dict[str, bytes | None]) -> None:
             for key, data in read.items():
-                if data is not None and (args.space, key) not in owner.writing:
+                if data is not None:
                     owner.resident.put((args.space, key), data)
                     owner.fetched += 1
             call.done(_page(args.keys, found | read))
@@ -193,7 +189,7 @@ class Memory:
     def scan(self, call: Call, args: mem.Scan) -> None:
         owner = self.owners.find(call, args)
         do = partial(self._scan, owner, args)
-        self._read(call, do, call.done, settled=not owner.writing)
+        self._read(call, do, call.done, settled=owner.is_settled())
 
     def _scan(self, owner: Owner, args: mem.Scan, txn: Txn) -> mem.Scanned:
         page = mem.Scanned(items=[], damaged=[], after=None)
@@ -224,7 +220,7 @@ class Memory:
         def do(txn: Txn) -> list[mem.Memory]:
             return [self._info(owner, self.owners.row(txn, owner)) for owner in shown]
 
-        settled = not any(owner.writing for owner in shown)
+        settled = all(owner.is_settled() for owner in shown)
         self._read(call, do, call.done, settled=settled)
 
     def _info(self, owner: Owner, row: Row) -> mem.Memory:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from operator import itemgetter
@@ -83,6 +84,7 @@ class Owner:
     ended: bool = False
     stored: bool = False  # there is a row, or will be
     writing: dict[tuple[str, str], int] = field(default_factory=dict)  # not on disk yet: how often
+    adopting: bool = False  # that is not written yet
     accepted: int = 0  # puts of these that were acknowledged
     failed: int = 0
     fetched: int = 0  # items that came back from the store
@@ -91,16 +93,21 @@ class Owner:
     def key(self) -> bytes:
         return self.id.to_bytes(8, "big")
 
+    def is_settled(self, names: Iterable[tuple[str, str]] | None = None) -> bool:
+        """Whether nothing of it is being written, or of these items alone."""
+        if self.adopting:
+            return False
+        return not self.writing or (names is not None and self.writing.keys().isdisjoint(names))
+
     def begin(self, name: tuple[str, str]) -> None:
         """It is being written."""
         self.writing[name] = self.writing.get(name, 0) + 1
 
-    def settled(self, name: tuple[str, str]) -> bool:
-        """One write of it has ended; whether that was the last."""
+    def settled(self, name: tuple[str, str]) -> None:
+        """One write of it has ended."""
         left = self.writing.pop(name) - 1
         if left:
             self.writing[name] = left
-        return not left
 
 
 def item_key(owner: Owner, space: Space, key: str) -> bytes:
@@ -178,8 +185,19 @@ class Owners:
             owner = kept if free and kept else self._new(process.pid, process.principal)
             owner.pid = process.pid
             self.by_pid[process.pid] = owner
+            if owner.keep:
+                self._adopt(owner)
         owner.limit = process.limits.mem_bytes
         return owner
+
+    def _adopt(self, owner: Owner) -> None:
+        """What it reads waits until the store knows whose this is, so no other gets it later."""
+        owner.adopting = True
+
+        def end(_: AiosError | None) -> None:
+            owner.adopting = False
+
+        self.store.write(lambda txn: self.put_row(txn, owner, self.row(txn, owner)), end, end)
 
     def find(self, call: Call, args: Whose, *, make: bool = False) -> Owner:
         """Whom a call is about; with `make`, of a principal that has no memory a kept one.

@@ -128,7 +128,8 @@ def _settle(put: Put, error: AiosError | None) -> None:
     owner = put.owner
     owner.accepted -= put.early
     for key, value in put.data.items():
-        if owner.settled((put.space, key)) and error is None:
+        owner.settled((put.space, key))
+        if error is None:
             owner.resident.put((put.space, key), value)
     if error is not None:
         owner.failed += put.early

@@ -7,10 +7,12 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
+from rich.console import Group
 from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from aios.syscalls.mem import Interaction, Memory
 from aios.syscalls.messages import (
     ContextInfo,
     Event,
@@ -21,6 +23,7 @@ from aios.syscalls.messages import (
     Status,
     Summary,
 )
+from aios.syscalls.retrieval import Hits
 from aios.syscalls.sto import Version
 
 
@@ -76,6 +79,39 @@ def contexts(rows: Sequence[ContextInfo]) -> Table:
     return columns(titles, cells, right=["ctx", "pid", "used"])
 
 
+def memories(rows: Sequence[Memory]) -> Table:
+    """One row a space."""
+    titles = ["agent", "pid", "kept", "space", "items", "bytes", "of", "in RAM"]
+    cells = [
+        [m.principal or "(a client)", m.pid or "", "yes" if m.keep else "", space.name, space.count,
+         decimal(space.bytes), "" if m.limit is None else decimal(m.limit),
+         decimal(m.resident_bytes)]
+        for m in rows
+        for space in m.spaces
+    ]  # fmt: skip
+    return columns(titles, cells, right=["pid", "items", "bytes", "of", "in ram"])
+
+
+def interactions(rows: Sequence[Interaction]) -> Table:
+    cells = []
+    for entry in rows:
+        at = datetime.fromtimestamp(entry.time).strftime("%H:%M:%S")
+        if entry.kind == "generation":
+            prompt = entry.prompt[-1].content if entry.prompt else ""
+            what = f"{line(prompt)} -> {line(entry.answer)} ({entry.finish})"
+        else:
+            what = f"{'to' if entry.kind == 'sent' else 'from'} {entry.name}: {line(entry.body)}"
+        cells.append([entry.turn, at, entry.pid, entry.kind, what])
+    return columns(["turn", "time", "pid", "kind", "what"], cells, right=["turn", "pid"])
+
+
+def line(content: Any, longest: int = 60) -> str:
+    """A value in one line, cut."""
+    text = content if isinstance(content, str) else msgspec.json.encode(content).decode()
+    text = " ".join(text.split())
+    return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
 def versions(rows: Sequence[Version]) -> Table:
     titles = ["path", "owner", "version", "what", "size", "time", "by", "tags"]
     cells = [
@@ -84,6 +120,19 @@ def versions(rows: Sequence[Version]) -> Table:
         for v in rows
     ]  # fmt: skip
     return columns(titles, cells, right=["version", "size"])
+
+
+def hits(found: Hits) -> Group:
+    """Each passage below its source."""
+    shown: list[Any] = []
+    for hit in found.hits:
+        source = f"{hit.owner or 'a person'}:{hit.path}, version {hit.version}"
+        shown += [Text(f"{source} ({hit.score:.2f})", style="bold"), Text(hit.text), ""]
+    if not found.hits:
+        shown = [Text("nothing was found")]
+    if found.behind:
+        shown.append(Text(f"{found.behind} changes are not indexed yet"))
+    return Group(*shown)
 
 
 def ready_line(answer: Status) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import commands
 import psutil
 import pytest
 from conftest import Boot, eventually
@@ -14,6 +16,7 @@ from aios.shell.launch import System
 from aios.syscalls.errors import Denied, Malformed
 from aios.syscalls.retrieval import Hits
 
+GUIDE = Path(__file__).parent.parent / "docs" / "retrieval.md"
 Program = Callable[[str], str]
 
 WRITE = """
@@ -137,6 +140,30 @@ def test_queries_that_cannot_be(query: str, own: tuple[System, Aios]) -> None:
         aios.sto_search(query)
 
 
+def test_the_guide_is_run(own: tuple[System, Aios]) -> None:
+    _, aios = own
+    block = GUIDE.read_text().partition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {"aios": aios}
+    exec(block, names)
+    assert [hit.path for hit in names["found"].hits] == ["trips/lisbon"]
+
+
+def test_from_the_shell(own: tuple[System, Aios]) -> None:
+    system, aios = own
+    assert commands.run(system.home, "sto", "search", "x").stdout == "nothing was found\n"
+    for path, text in TEXTS.items():
+        aios.put(path, text)
+    found = commands.answer(
+        system.home, "sto", "search", "reefed mainsail", "--fresh", "--count", "1"
+    )
+    assert [hit["path"] for hit in found["hits"]] == ["boat"]
+    shown = commands.run(system.home, "sto", "search", "reefed mainsail", "--mode", "words").stdout
+    assert shown.startswith("a person:boat, version 1 (")
+    assert TEXTS["boat"] in shown
+    assert commands.answer(system.home, "sto", "index", "--rebuild")["restarts"] == 0
+    eventually(lambda: commands.answer(system.home, "sto", "index")["behind"] == 0)
+
+
 # --- death ----------------------------------------------------------------------------------------
 
 
@@ -176,6 +203,8 @@ def test_a_damaged_index_is_made_anew_and_said_so(own: tuple[System, Aios]) -> N
     file = next((system.home / "index").glob("*.db"))
     index.suspend()
     file.write_bytes(b"no index " * 1000)
+    for log in file.parent.glob("*-wal"):
+        log.unlink()
     index.kill()
     assert paths(aios.sto_search("umbrella", fresh=True)) == ["one"]
     assert "not a database" in aios.sto_index().trouble
@@ -207,11 +236,11 @@ aios.share("facts", "/reader")
 return True
 """
 ANSWER = """
-with aios.open("Answer from the notes.") as context:
-    before = context.generate(task["question"], max_tokens=24).text
+before = aios.generate(task["question"], max_tokens=24).text
+with aios.open() as context:
     hits = context.recall(task["question"], owner=task["owner"], count=1, fresh=True)
     after = context.generate(task["question"], max_tokens=24).text
-    return [hits[0].owner, hits[0].path, hits[0].text, before, after]
+return [hits[0].owner, hits[0].path, hits[0].text, before, after]
 """
 TRY = """
 try:
