@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from aios.kernel.blobs import LmdbBlobs
+from aios.kernel.catalog import Catalog
 from aios.kernel.process import Process, ProcessTable
 from aios.kernel.shares import Shares, covers
 from aios.kernel.storage import Storage
@@ -24,7 +26,7 @@ from aios.kernel.trap import Call, Session
 from aios.kernel.upkeep import Upkeep
 from aios.kernel.verify import Verification
 from aios.syscalls import sto, wire
-from aios.syscalls.errors import AiosError
+from aios.syscalls.errors import AiosError, Denied
 from aios.syscalls.messages import Limits
 from aios.syscalls.table import TABLE
 
@@ -200,6 +202,7 @@ class Machine(RuleBasedStateMachine):
         denied = not self.may(who, owner, path, "write")
         if self.agree(answer, "access.denied" if denied else ""):
             self.new(owner, path, content)
+        self.system.storage.uploads.ended(self.system.processes[who])
 
     @rule(who=owners, content=contents)
     def leave_an_upload(self, who: str, content: bytes) -> None:
@@ -373,6 +376,8 @@ class Machine(RuleBasedStateMachine):
             self.system.posted.get()()
         self.system.ask(PERSON, lambda call: self.system.storage.write(
             {}, lambda _: None, call.done, call.fail))  # fmt: skip
+        held = self.system.store.read(lambda txn: list(Catalog(txn).held()))
+        assert held == []  # every upload was put, or has ended
         report = Verification(self.system.storage, lambda _: None).run()
         assert report.problems == []
         for row in self.system.ask(PERSON, self.system.storage.owners):
@@ -390,6 +395,28 @@ class Machine(RuleBasedStateMachine):
         self.system.upkeep.close()
         self.system.close()
         shutil.rmtree(self.base)
+
+
+def test_a_right_that_is_taken_back_first_is_gone(tmp_path: Path) -> None:
+    """The writer looks again: what the put saw in the loop was not the last word."""
+    system = System(tmp_path)
+
+    def share(mode: Any) -> Callable[[Call], None]:
+        given = sto.Share(prefix="x", to="/c", mode=mode)
+        return lambda call: system.storage.share(call, given)
+
+    change = sto.Change(path="x", data=b"1")
+    assert not isinstance(system.ask("/a", share("write")), AiosError)
+    block = threading.Event()
+    system.store.write(lambda _: block.wait(LIMIT), lambda _: None, lambda _: None)
+    taken = system.start("/a", share("none"))
+    put = system.start("/c", lambda call: system.storage.change_one(call, "/a", change))
+    block.set()
+    while not put.ended:
+        system.posted.get(timeout=LIMIT)()
+    assert not isinstance(taken.answer, AiosError)
+    assert isinstance(put.answer, Denied)
+    system.close()
 
 
 Machine.TestCase.settings = settings(max_examples=40, stateful_step_count=50, deadline=None)
