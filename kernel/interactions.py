@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .generation import Generation
 
 CUT = 4096  # characters of a text that are logged
+ENTRY = 1024  # bytes of one, about
 PAGE = 256 << 10  # bytes that one reply holds, about
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -92,7 +93,8 @@ class InteractionLog:
                 for owner, entry in entries:
                     self._append(txn, owner, entry)
 
-            self.store.write(do, lambda _: self._end(None), self._end)
+            size = ENTRY * len(entries)
+            self.store.write(do, lambda _: self._end(None), self._end, size=size)
 
     def _end(self, error: AiosError | None) -> None:
         """What could not be logged is lost; the first of it is told."""

@@ -113,13 +113,16 @@ class Memory:
         self, call: Call, owner: Owner, names: list[Name], do: Callable[[Txn], Any],
         then: Callable[[Any], Any], **options: Any,
     ) -> None:  # fmt: skip
-        """`names` are being written until `then`; what that returns is the reply."""
+        """`names` are being written until `then`, or without any all; what that returns is the
+        reply."""
         self.puts.flush()
         owner.stored = True
+        owner.busy += not names
         for name in names:
             owner.begin(name)
 
         def end() -> None:
+            owner.busy -= not names
             for name in names:
                 owner.settled(name)
 

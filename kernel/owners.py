@@ -84,7 +84,7 @@ class Owner:
     ended: bool = False
     stored: bool = False  # there is a row, or will be
     writing: dict[tuple[str, str], int] = field(default_factory=dict)  # not on disk yet: how often
-    adopting: bool = False  # that is not written yet
+    busy: int = 0  # writes to all of it that are on their way: it is adopted, or cleared
     accepted: int = 0  # puts of these that were acknowledged
     failed: int = 0
     fetched: int = 0  # items that came back from the store
@@ -95,7 +95,7 @@ class Owner:
 
     def is_settled(self, names: Iterable[tuple[str, str]] | None = None) -> bool:
         """Whether nothing of it is being written, or of these items alone."""
-        if self.adopting:
+        if self.busy:
             return False
         return not self.writing or (names is not None and self.writing.keys().isdisjoint(names))
 
@@ -192,10 +192,10 @@ class Owners:
 
     def _adopt(self, owner: Owner) -> None:
         """What it reads waits until the store knows whose this is, so no other gets it later."""
-        owner.adopting = True
+        owner.busy += 1
 
         def end(_: AiosError | None) -> None:
-            owner.adopting = False
+            owner.busy -= 1
 
         self.store.write(lambda txn: self.put_row(txn, owner, self.row(txn, owner)), end, end)
 

@@ -43,6 +43,7 @@ MAX_KEY = 511  # bytes, LMDB's
 AHEAD = 8 << 20  # bytes that the file is extended by, at least
 GROUP = 4 << 20  # bytes of one commit, about
 ROOM = 2 * GROUP  # bytes that the file is to have for the next
+RESERVE = 256  # values of half a page that a store has room for when it counts as full
 PAGES = 8192  # bytes that a job adds to that, about: the pages that its keys are in
 RESTORE = "restore a backup, or move the folder away to begin with an empty store"
 DONE = 1024  # replies that are kept for one caller
@@ -297,6 +298,8 @@ class Store:
         with self.env.begin(write=True) as txn:
             for job in group:
                 self._do(txn, job)
+            if any(job.size and job.error is None for job in group):
+                self._check_reserve(txn)
         self.commits += 1
         self.written += sum(job.size for job in group)
 
@@ -317,6 +320,16 @@ class Store:
         except Exception:  # noqa: BLE001 (a defect in `do`: its caller is told, the store goes on)
             traceback.print_exc(file=sys.stderr)
             job.error = Internal("the kernel failed to serve this call")
+
+    def _check_reserve(self, txn: lmdb.Transaction) -> None:
+        """Raises MapFullError where too little would be left to delete in: that takes pages, too.
+        Those that are free again LMDB counts nowhere, so it is tried, and undone."""
+        if self.limit - self._used() > ROOM:
+            return
+        with self.env.begin(write=True, parent=txn) as child:
+            for number in range(RESERVE):
+                child.put(b"reserve%d" % number, bytes(2000), db=self.tables["meta"])
+            child.abort()
 
     def _once(self, txn: Txn, job: Job) -> Any:
         if job.once is None:
@@ -349,7 +362,10 @@ class Store:
 
     def _room(self) -> int:
         """Bytes of the file behind all pages in use."""
-        return self.size - (self.env.info()["last_pgno"] + 1) * self.env.stat()["psize"]
+        return self.size - self._used()
+
+    def _used(self) -> int:
+        return int(self.env.info()["last_pgno"] + 1) * int(self.env.stat()["psize"])
 
     def _extend(self) -> None:
         self.full = None

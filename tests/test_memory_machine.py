@@ -179,6 +179,7 @@ class Machine(RuleBasedStateMachine):
         """The file is copied while a put may be on its way: all of it is there, or nothing."""
         process = self.begin(place)
         self.settle()
+        unknown = [pid for pid in self.model if not self.is_stored(pid)]
         answers: list[Any] = []
         self.memory.put(Call(process, answers), mem.Put(items=items))  # type: ignore[arg-type]
         self.count += 1
@@ -186,15 +187,19 @@ class Machine(RuleBasedStateMachine):
         copy.mkdir()
         shutil.copy(self.store.path, copy)
         self.loop.wait(answers, 1)
-        unknown = [pid for pid in self.model if not self.owners.by_pid[pid].stored]
         self.close()
         self.open(copy)
-        for pid in unknown:  # who has written nothing begins anew
-            assert self.model.pop(pid) == {}
+        for pid in unknown:  # who had written nothing begins anew
+            if pid not in self.owners.by_pid:
+                assert self.model.pop(pid) == {}
         process = self.begin(place)
         after = self.model[process.pid] | {("main", key): value for key, value in items.items()}
         if self.found(process) == after:
             self.model[process.pid] = after
+
+    def is_stored(self, pid: int) -> bool:
+        owner = self.owners.by_pid.get(pid)
+        return owner is None or owner.stored
 
     def settle(self) -> None:
         """Wait until nothing is written."""

@@ -25,7 +25,7 @@ from aios.agents import connect
 from aios.kernel.owners import Row
 from aios.kernel.store import Store, Txn
 from aios.shell.launch import System
-from aios.syscalls.errors import AiosError
+from aios.syscalls.errors import AiosError, DiskFull, StoreFull
 
 WRITERS = 16
 KEYS = 40  # that each writer puts again and again
@@ -135,9 +135,9 @@ class Disk:
         self.mounts = mounts
         self.at.mkdir()
 
-    def make(self) -> None:
+    def make(self, size: int = IMAGE) -> None:
         with self.path.open("wb") as file:
-            file.truncate(IMAGE)
+            file.truncate(size)
         subprocess.run(["mkfs.ext4", "-q", "-F", str(self.path)], check=True)
 
     def __enter__(self) -> Path:
@@ -202,12 +202,12 @@ def content(folder: Path) -> Found:
 
 
 @contextmanager
-def on_disk(home: Path, at: Path) -> Iterator[System]:
+def on_disk(home: Path, at: Path, **settings: Any) -> Iterator[System]:
     """A system in `home`, whose store is below `at`."""
     home.mkdir()
     (at / "store").mkdir()
     (home / "store").symlink_to(at / "store")
-    yield from run_system(home, {"slots": 1, "ctx": 256})
+    yield from run_system(home, {"slots": 1, "ctx": 256, **settings})
 
 
 def campaign(folder: Path, cuts: int, *, mounts: bool) -> list[str]:
@@ -256,3 +256,42 @@ def test_the_power_cut_while_16_write(
     path = os.pathsep.join([str(folders[2]), os.environ.get("PYTHONPATH", "")])
     monkeypatch.setenv("PYTHONPATH", path)
     assert (campaign(folders[2], 3, mounts=mounts) != []) == mounts
+
+
+# --- no room --------------------------------------------------------------------------------------
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("kind", ["disk", "limit"])
+def test_no_room_loses_nothing_and_is_told(homes: Path, kind: str) -> None:
+    """A file system of 40 MB; where none can be mounted, and else, a store of 32 MB."""
+    folder = homes / f"full-{kind}"
+    folder.mkdir()
+    mounts = kind == "disk" and can_mount(folder)
+    disk = Disk(folder, "disk", mounts=mounts)
+    if mounts:
+        disk.make(40 << 20)
+    store_bytes = 1 << 30 if mounts else 1 << 25
+    kept: list[str] = []
+    settings = {"store_bytes": store_bytes, "mem_resident": 0}
+    with (
+        disk,
+        on_disk(folder / "home", disk.at, **settings) as system,
+        connect(system.home, "test") as aios,
+    ):
+        with pytest.raises(DiskFull if mounts else StoreFull):
+            while True:
+                aios.mem_put({f"k{len(kept)}": "x" * 60_000})
+                kept.append(f"k{len(kept)}")
+        assert len(kept) > 100
+        assert all(len(value) == 60_000 for value in aios.mem_get(kept).values())
+        assert len(aios.mem_get(kept)) == len(kept)
+        with pytest.raises(DiskFull if mounts else StoreFull):
+            aios.mem_put({"k0": "y", **{f"n{n}": "x" * 20_000 for n in range(3)}})
+        assert aios.mem_get(["k0", "n0"]) == {"k0": "x" * 60_000}
+        os.kill(aios.status().os_pid, signal.SIGKILL)  # another kernel finds all of it
+        assert {key for key, _ in aios.mem_items()} == set(kept)
+        assert aios.mem_delete(kept[1:40]) == 39
+        aios.mem_put({"new": 1})
+        assert aios.mem_get(["new", "k1", "k40"]) == {"new": 1, "k40": "x" * 60_000}
+        assert aios.check() == []
