@@ -23,7 +23,7 @@ from aios.syscalls.errors import AiosError, KernelGone, NotJson
 
 from .client import Pending, say_hello
 from .memory import MemoryCalls
-from .storage import Storage
+from .storage import StorageCalls
 
 Prompt = str | Sequence[dict[str, str]] | Sequence[int]
 
@@ -184,7 +184,7 @@ class Context:
         self.close()
 
 
-class Aios(MemoryCalls, Storage):
+class Aios(MemoryCalls, StorageCalls):
     """One connection to the kernel; not for several threads at once."""
 
     # --- process --------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ PIECE = 56 * 1024  # bytes of a content that one call takes
 AHEAD = 8  # pieces on their way
 
 
-class Storage(Calls):
+class StorageCalls(Calls):
     """The part of Aios that speaks of storage. Paths are of the caller's own objects, unless
     `owner` names another agent: "/writer", or "/writer/helper" for one that a writer started.
 
@@ -32,7 +32,7 @@ class Storage(Calls):
 
     # --- writing ----------------------------------------------------------------------------------
 
-    def put(
+    def sto_put(
         self, path: str, data: bytes | str | IO[bytes], *, tags: Sequence[str] = (),
         media: str = "", if_version: int | None = None, owner: str | None = None,
     ) -> s.Version:  # fmt: skip
@@ -49,13 +49,15 @@ class Storage(Calls):
         start = file.tell() if file.seekable() else None
         while True:
             try:
-                return self._call(s.Version, "sto.put", upload=self.upload(file, owner), **fields)
+                return self._call(
+                    s.Version, "sto.put", upload=self.sto_upload(file, owner), **fields
+                )
             except UploadGone:  # with a kernel that died
                 if start is None:
                     raise
                 file.seek(start)
 
-    def upload(self, file: IO[bytes], owner: str | None = None) -> int:
+    def sto_upload(self, file: IO[bytes], owner: str | None = None) -> int:
         """Send a content, for a put or a batch that names it: the number of the upload.
 
         Raises:
@@ -74,17 +76,19 @@ class Storage(Calls):
             call.wait()
         return first.upload
 
-    def batch(self, changes: Sequence[dict[str, Any]], owner: str | None = None) -> list[s.Version]:
+    def sto_batch(
+        self, changes: Sequence[dict[str, Any]], owner: str | None = None
+    ) -> list[s.Version]:
         """Several puts and deletes, all or none: maps with the fields of sto.batch's changes."""
         return self._call(list[s.Version], "sto.batch", changes=list(changes), owner=owner)
 
-    def delete(
+    def sto_delete(
         self, path: str, *, if_version: int | None = None, owner: str | None = None
     ) -> s.Version:
         """A version that says so: the history stays."""
         return self._call(s.Version, "sto.delete", path=path, if_version=if_version, owner=owner)
 
-    def restore(
+    def sto_rollback(
         self, path: str, version: int, *, if_version: int | None = None, owner: str | None = None
     ) -> s.Version:
         """A new version with the content of an earlier one."""
@@ -93,29 +97,29 @@ class Storage(Calls):
             owner=owner,
         )  # fmt: skip
 
-    def purge(self, path: str, owner: str | None = None) -> s.Version:
+    def sto_purge(self, path: str, owner: str | None = None) -> s.Version:
         """Drop an object with all its versions."""
         return self._call(s.Version, "sto.purge", path=path, owner=owner)
 
     # --- reading ----------------------------------------------------------------------------------
 
-    def get(self, path: str, version: int | None = None, *, owner: str | None = None) -> bytes:
+    def sto_get(self, path: str, version: int | None = None, *, owner: str | None = None) -> bytes:
         """The content of an object."""
-        return b"".join(self.stream(path, version, owner=owner))
+        return b"".join(self.sto_stream(path, version, owner=owner))
 
-    def stream(
+    def sto_stream(
         self, path: str, version: int | None = None, *, owner: str | None = None
     ) -> Iterator[bytes]:
         """Likewise, piece by piece, all of one version."""
         offset = 0
         while True:
-            part = self.read(path, version, offset=offset, owner=owner)
+            part = self.sto_read(path, version, offset=offset, owner=owner)
             yield part.data
             version, offset = part.info.version, offset + len(part.data)
             if offset >= part.info.size:
                 return
 
-    def read(
+    def sto_read(
         self, path: str, version: int | None = None, *, offset: int = 0, count: int = s.CHUNK,
         owner: str | None = None,
     ) -> s.Content:  # fmt: skip
@@ -125,7 +129,7 @@ class Storage(Calls):
             owner=owner,
         )  # fmt: skip
 
-    def objects(
+    def sto_list(
         self, prefix: str = "", *, deleted: bool = False, owner: str | None = None
     ) -> Iterator[s.Version]:
         """Objects in the order of their paths, each as its newest version."""
@@ -137,7 +141,7 @@ class Storage(Calls):
             yield from page.objects
             after = page.after
 
-    def history(self, path: str, *, owner: str | None = None) -> Iterator[s.Version]:
+    def sto_history(self, path: str, *, owner: str | None = None) -> Iterator[s.Version]:
         """All versions, the newest first."""
         before: int | None = None
         while page := self._call(
@@ -146,16 +150,18 @@ class Storage(Calls):
             yield from page
             before = page[-1].version
 
-    def diff(self, path: str, old: int, new: int | None = None, *, owner: str | None = None) -> str:
+    def sto_diff(
+        self, path: str, old: int, new: int | None = None, *, owner: str | None = None
+    ) -> str:
         """What changed between two versions of a text; without `new`, up to the newest.
 
         Raises:
             BadInput: one of them is not text in UTF-8.
         """
-        new = new or self.read(path, count=0, owner=owner).info.version
+        new = new or self.sto_read(path, count=0, owner=owner).info.version
         try:
             before, after = (
-                self.get(path, version, owner=owner).decode().splitlines(keepends=True)
+                self.sto_get(path, version, owner=owner).decode().splitlines(keepends=True)
                 for version in (old, new)
             )
         except UnicodeDecodeError as error:
@@ -163,7 +169,7 @@ class Storage(Calls):
         lines = difflib.unified_diff(before, after, f"{path} {old}", f"{path} {new}")
         return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
 
-    def watch(self, prefix: str = "", *, owner: str | None = None) -> Iterator[s.Version]:
+    def sto_watch(self, prefix: str = "", *, owner: str | None = None) -> Iterator[s.Version]:
         """Changes to the objects below a prefix, from now on. What changes while a killed kernel is
         replaced is not heard of: compare versions where that matters."""
         call = self.start("sto.watch", prefix=prefix, owner=owner)
@@ -199,35 +205,37 @@ class Storage(Calls):
 
     # --- owners -----------------------------------------------------------------------------------
 
-    def share(self, prefix: str, to: str, mode: str = "read", *, owner: str | None = None) -> None:
+    def sto_share(
+        self, prefix: str, to: str, mode: str = "read", *, owner: str | None = None
+    ) -> None:
         """Let others read or write a path and all below it; with mode "none", not any more. `to` is
         an agent ("/reader"), those below one ("/team/*"), or a group of config.toml."""
         self._call(t.Done, "sto.share", prefix=prefix, to=to, mode=mode, owner=owner)
 
-    def shares(self, owner: str | None = None) -> list[s.Grant]:
+    def sto_shares(self, owner: str | None = None) -> list[s.Grant]:
         """What an owner has shared, and what others have shared with it."""
         return self._call(list[s.Grant], "sto.shares", owner=owner)
 
-    def owners(self) -> list[s.Holding]:
+    def sto_owners(self) -> list[s.Holding]:
         """Who holds how much: for a person of everybody, for an agent of itself."""
         return self._call(list[s.Holding], "sto.owners")
 
     # --- a person's -------------------------------------------------------------------------------
 
-    def verify(self) -> Pending:
+    def sto_verify(self) -> Pending:
         """Check all of storage. Iterate for progress; `wait` for sto.Verified as a map."""
         return self.start("sto.verify")
 
-    def compact(self, keep: int | None = None) -> Pending:
+    def sto_compact(self, keep: int | None = None) -> Pending:
         """Drop what nothing refers to and, with `keep`, all but so many versions of each object."""
         return self.start("sto.compact", keep=keep)
 
-    def backup(self, target: str) -> Pending:
+    def sto_backup(self, target: str) -> Pending:
         """Copy the store into a folder that does not exist yet."""
         return self.start("sto.backup", target=target)
 
 
-def _follow(aios: Storage, call: Pending) -> Iterator[s.Version]:
+def _follow(aios: StorageCalls, call: Pending) -> Iterator[s.Version]:
     try:
         for body in call:
             yield msgspec.convert(body, s.Version)

@@ -33,7 +33,7 @@ class Notes(Agent):
 
     def learn(self, text: str) -> tuple[str, dict[str, list[str]]]:
         """Note a text; its name, tags and links."""
-        number = sum(1 for _ in self.aios.objects("notes/"))
+        number = sum(1 for _ in self.aios.sto_list("notes/"))
         name, tags, near = f"{number:04}", self.tags(text), self.near(text)
         changes: list[dict[str, Any]] = [
             {"path": f"notes/{name}", "data": text.encode(), "tags": tags, "if_version": 0},
@@ -42,7 +42,7 @@ class Notes(Agent):
         for other in near:
             links = sorted({*self.links(other), name})
             changes.append({"path": f"links/{other}", "data": json.dumps(links).encode()})
-        self.aios.batch(changes)
+        self.aios.sto_batch(changes)
         print(f"{name} {', '.join(tags)}; near {', '.join(near) or 'none'}")
         return name, {"tags": tags, "links": near}
 
@@ -51,7 +51,7 @@ class Notes(Agent):
         hits = self.aios.sto_search(question, path="notes", count=1, fresh=True).hits
         names = [hit.path.removeprefix("notes/") for hit in hits]
         linked = [other for name in names for other in self.links(name)]
-        return [self.aios.get(f"notes/{name}").decode() for name in [*names, *linked]]
+        return [self.aios.sto_get(f"notes/{name}").decode() for name in [*names, *linked]]
 
     def tags(self, text: str) -> list[str]:
         prompt = f"Give one to three keywords, single lowercase words, for this note:\n{text}"
@@ -67,5 +67,5 @@ class Notes(Agent):
         return sorted(path.removeprefix("notes/") for path in paths)
 
     def links(self, name: str) -> list[str]:
-        found: list[str] = json.loads(self.aios.get(f"links/{name}"))
+        found: list[str] = json.loads(self.aios.sto_get(f"links/{name}"))
         return found

@@ -60,9 +60,9 @@ def list_(
       aios sto list --all --json
     """
     with connect(home, "aios-sto") as aios:
-        owners = [holding.owner for holding in aios.owners()] if everyone else [owner]
+        owners = [holding.owner for holding in aios.sto_owners()] if everyone else [owner]
         found = [
-            info for each in owners for info in aios.objects(prefix, deleted=deleted, owner=each)
+            info for each in owners for info in aios.sto_list(prefix, deleted=deleted, owner=each)
         ]
     show(found, as_json, render.versions(found))
 
@@ -83,7 +83,7 @@ def get(home: Path, path: str, file: IO[bytes], version: int | None, owner: str)
     """
     done = 0
     with connect(home, "aios-sto") as aios, progress() as tell:
-        for piece in aios.stream(path, version, owner=owner):
+        for piece in aios.sto_stream(path, version, owner=owner):
             done += file.write(piece)
             tell(f"{decimal(done)} read")
 
@@ -111,7 +111,7 @@ def put(
     """
     with connect(home, "aios-sto") as aios, progress() as tell:
         tell(f"storing {path}")
-        info = aios.put(path, file, tags=tags, media=media, if_version=if_version, owner=owner)
+        info = aios.sto_put(path, file, tags=tags, media=media, if_version=if_version, owner=owner)
     show(info, as_json, done_line(info))
 
 
@@ -134,7 +134,7 @@ def history(home: Path, path: str, owner: str, as_json: bool) -> None:
       aios sto history notes/plan.md
     """
     with connect(home, "aios-sto") as aios:
-        found = list(aios.history(path, owner=owner))
+        found = list(aios.sto_history(path, owner=owner))
     show(found, as_json, render.versions(found))
 
 
@@ -154,7 +154,7 @@ def diff(home: Path, path: str, old: int, new: int | None, owner: str, as_json: 
       aios sto diff notes/plan.md 1 3
     """
     with connect(home, "aios-sto") as aios:
-        text = aios.diff(path, old, new, owner=owner)
+        text = aios.sto_diff(path, old, new, owner=owner)
     if text or as_json:
         show({"diff": text}, as_json, text.rstrip("\n"))
 
@@ -173,7 +173,7 @@ def rollback(home: Path, path: str, version: int, owner: str, as_json: bool) -> 
       aios sto rollback notes/plan.md 2
     """
     with connect(home, "aios-sto") as aios:
-        info = aios.restore(path, version, owner=owner)
+        info = aios.sto_rollback(path, version, owner=owner)
     show(info, as_json, done_line(info))
 
 
@@ -190,7 +190,7 @@ def delete(home: Path, path: str, owner: str, as_json: bool) -> None:
       aios sto delete notes/milk
     """
     with connect(home, "aios-sto") as aios:
-        info = aios.delete(path, owner=owner)
+        info = aios.sto_delete(path, owner=owner)
     show(info, as_json, done_line(info))
 
 
@@ -210,7 +210,7 @@ def purge(home: Path, path: str, yes: bool, owner: str, as_json: bool) -> None:
     if not yes:
         click.confirm(f"Drop all versions of {path}?", abort=True, err=True)
     with connect(home, "aios-sto") as aios:
-        info = aios.purge(path, owner=owner)
+        info = aios.sto_purge(path, owner=owner)
     show(info, as_json, done_line(info))
 
 
@@ -241,8 +241,8 @@ def share(
         if prefix is not None:
             if to is None:
                 raise click.UsageError("with whom? Give a name, as /reader, or a group")
-            aios.share(prefix, to, mode or "read", owner=owner)
-        grants = aios.shares(owner)
+            aios.sto_share(prefix, to, mode or "read", owner=owner)
+        grants = aios.sto_shares(owner)
     cells = [[grant.owner or "-", grant.prefix or "(all)", grant.to, grant.mode]
              for grant in grants]  # fmt: skip
     show(grants, as_json, render.columns(["owner", "prefix", "to", "mode"], cells))
@@ -276,9 +276,9 @@ def export_(home: Path, file: Path, prefix: str, everyone: bool, owner: str, as_
             tarfile.open(part, "w", format=tarfile.PAX_FORMAT) as tar,
             progress(plain=not as_json) as tell,
         ):
-            owners = [holding.owner for holding in aios.owners()] if everyone else [owner]
+            owners = [holding.owner for holding in aios.sto_owners()] if everyone else [owner]
             for each in owners:
-                for info in aios.objects(prefix, owner=each):
+                for info in aios.sto_list(prefix, owner=each):
                     tar.addfile(header(info), Content(aios, info))
                     count += 1
                     tell(f"{count} objects")
@@ -303,7 +303,7 @@ class Content:
     """An object's content as a file that tarfile reads."""
 
     def __init__(self, aios: Aios, info: s.Version) -> None:
-        self.pieces = aios.stream(info.path, info.version, owner=info.owner)
+        self.pieces = aios.sto_stream(info.path, info.version, owner=info.owner)
         self.rest = b""
 
     def read(self, size: int = s.CHUNK, /) -> bytes:
@@ -329,7 +329,7 @@ def import_(home: Path, file: Path, as_json: bool) -> None:
         for member, content in members(file):
             known = {name: member.pax_headers.get(SCHEMA + name, "") for name in ("owner", "path")}
             tags = msgspec.json.decode(member.pax_headers.get(SCHEMA + "tags", "[]"))
-            aios.put(
+            aios.sto_put(
                 known["path"], content, tags=tags, owner=known["owner"],
                 media=member.pax_headers.get(SCHEMA + "media", ""),
             )  # fmt: skip
@@ -365,7 +365,7 @@ def verify(home: Path, as_json: bool) -> int:
       aios sto verify
     """
     with connect(home, "aios-sto") as aios:
-        report = msgspec.convert(followed(aios, aios.verify(), as_json), s.Verified)
+        report = msgspec.convert(followed(aios, aios.sto_verify(), as_json), s.Verified)
     lines = [*report.problems, (
         f"{report.objects} objects, {report.versions} versions, {report.chunks} chunks, "
         f"{decimal(report.bytes)}: {len(report.problems) or 'no'} problems"
@@ -387,7 +387,7 @@ def compact(home: Path, keep: int | None, as_json: bool) -> None:
       aios sto compact --keep 10
     """
     with connect(home, "aios-sto") as aios:
-        report = msgspec.convert(followed(aios, aios.compact(keep), as_json), s.Compacted)
+        report = msgspec.convert(followed(aios, aios.sto_compact(keep), as_json), s.Compacted)
     show(report, as_json, f"dropped {report.versions} versions, {report.chunks} stray chunks")
 
 
@@ -405,7 +405,7 @@ def backup(home: Path, folder: Path, as_json: bool) -> None:
       aios sto backup /backups/monday
     """
     with connect(home, "aios-sto") as aios:
-        followed(aios, aios.backup(str(folder.absolute())), as_json)
+        followed(aios, aios.sto_backup(str(folder.absolute())), as_json)
     size = (folder / "data.mdb").stat().st_size
     show({"folder": str(folder), "bytes": size}, as_json, f"{decimal(size)} are in {folder}")
 

@@ -370,37 +370,37 @@ def test_storage_whose_contents_are_elsewhere(boot: Boot, settings: dict[str, An
     content = os.urandom(700_000)
     system = boot(**settings)
     with connect(system.home) as aios:
-        aios.put("small", b"small")
-        aios.put("empty", b"")
-        aios.put("large", content)
-        assert aios.get("large") == content
-        assert (aios.get("small"), aios.get("empty")) == (b"small", b"")
+        aios.sto_put("small", b"small")
+        aios.sto_put("empty", b"")
+        aios.sto_put("large", content)
+        assert aios.sto_get("large") == content
+        assert (aios.sto_get("small"), aios.sto_get("empty")) == (b"small", b"")
         kill_kernel(aios)
-        assert aios.get("large") == content
-        found = aios.verify().wait()
+        assert aios.sto_get("large") == content
+        found = aios.sto_verify().wait()
         assert (found["problems"], found["chunks"]) == ([], 4)
-        aios.purge("large")
-        aios.put("small", b"other")
-        assert aios.compact(keep=1).wait()["versions"] == 1
-        assert aios.verify().wait()["chunks"] == 1
+        aios.sto_purge("large")
+        aios.sto_put("small", b"other")
+        assert aios.sto_compact(keep=1).wait()["versions"] == 1
+        assert aios.sto_verify().wait()["chunks"] == 1
         assert aios.check() == []
 
 
 def test_what_a_death_left_over_is_compacted(boot: Boot, tmp_path: Path) -> None:
     system = boot(blobs=f"file://{tmp_path}/blobs")
     with connect(system.home) as aios:
-        aios.put("a", b"kept")
+        aios.sto_put("a", b"kept")
         Folder(tmp_path / "blobs").put("cd" * KEY, b"left over")
-        assert aios.compact().wait() == {"versions": 0, "chunks": 1}
+        assert aios.sto_compact().wait() == {"versions": 0, "chunks": 1}
         eventually(lambda: len(list(Folder(tmp_path / "blobs").names())) == 1)
-        assert aios.get("a") == b"kept"
+        assert aios.sto_get("a") == b"kept"
 
 
 def test_a_content_that_was_changed_is_found(boot: Boot, tmp_path: Path) -> None:
     system = boot(blobs=f"file://{tmp_path}/blobs")
     with connect(system.home) as aios:
-        aios.put("a", b"right")
-        aios.put("b", b"lost")
+        aios.sto_put("a", b"right")
+        aios.sto_put("b", b"lost")
         for file in (tmp_path / "blobs").glob("??/*"):
             if file.read_bytes() == b"right":
                 file.write_bytes(b"wrong")
@@ -408,8 +408,8 @@ def test_a_content_that_was_changed_is_found(boot: Boot, tmp_path: Path) -> None
                 file.unlink()
         for path in "ab":
             with pytest.raises(StoreDamaged):
-                aios.get(path)
-        assert len(aios.verify().wait()["problems"]) == 2
+                aios.sto_get(path)
+        assert len(aios.sto_verify().wait()["problems"]) == 2
 
 
 def test_another_place_than_the_contents_are_in_is_refused(homes: Path, tmp_path: Path) -> None:
@@ -420,11 +420,11 @@ def test_another_place_than_the_contents_are_in_is_refused(homes: Path, tmp_path
             system.ready()
             with connect(home) as aios:
                 if works:
-                    aios.put("a", b"here")
-                    assert aios.get("a") == b"here"
+                    aios.sto_put("a", b"here")
+                    assert aios.sto_get("a") == b"here"
                 else:
                     with pytest.raises(BadInput, match="are in lmdb"):
-                        aios.get("a")
+                        aios.sto_get("a")
                     assert aios.status().home == str(home)
         finally:
             system.end()

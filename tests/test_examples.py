@@ -229,10 +229,10 @@ def test_notes_link_to_their_like_and_lead_to_each_other(aios: Aios) -> None:
     notes = learned.result["notes"]
     assert [notes[name]["links"] for name in ("0000", "0001", "0002")] == [[], ["0000"], []]
     assert all(note["tags"] == sorted(set(note["tags"])) != [] for note in notes.values())
-    assert aios.get("links/0000", owner="/notes") == b'["0001"]'
+    assert aios.sto_get("links/0000", owner="/notes") == b'["0001"]'
     asked = run(aios, "notes", {"ask": "When are trees pruned?"})
     assert asked.result["found"] == [learn[1], learn[0]]
     again = run(aios, "notes", {"learn": learn[:1]})
     assert again.result["notes"]["0003"]["links"] == ["0000", "0001"]
-    for object_ in aios.objects(owner="/notes"):
-        aios.purge(object_.path, owner="/notes")
+    for object_ in aios.sto_list(owner="/notes"):
+        aios.sto_purge(object_.path, owner="/notes")

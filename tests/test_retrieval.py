@@ -21,9 +21,9 @@ Program = Callable[[str], str]
 
 WRITE = """
 for path, text in task["texts"].items():
-    aios.put(path, text, tags=task.get("tags", []))
+    aios.sto_put(path, text, tags=task.get("tags", []))
 for to in task.get("share", []):
-    aios.share("", to)
+    aios.sto_share("", to)
 return True
 """
 SEARCH = """
@@ -74,7 +74,7 @@ def test_no_index_runs_where_nothing_is_stored(own: tuple[System, Aios]) -> None
 def test_by_words_by_meaning_and_both(own: tuple[System, Aios]) -> None:
     _, aios = own
     for path, text in TEXTS.items():
-        aios.put(path, text, tags=[path.partition("/")[0]])
+        aios.sto_put(path, text, tags=[path.partition("/")[0]])
     assert paths(aios.sto_search("pruned bud", mode="words", fresh=True)) == ["garden/roses"]
     assert paths(aios.sto_search("sailing in a storm", mode="meaning"))[0] == "boat"
     hit = aios.sto_search("when to reef the mainsail").hits[0]
@@ -91,15 +91,15 @@ def test_by_words_by_meaning_and_both(own: tuple[System, Aios]) -> None:
 
 def test_what_is_found_is_the_newest_version(own: tuple[System, Aios]) -> None:
     _, aios = own
-    aios.put("a", "the first text speaks of llamas")
-    aios.put("a", "the second text speaks of camels")
+    aios.sto_put("a", "the first text speaks of llamas")
+    aios.sto_put("a", "the second text speaks of camels")
     assert aios.sto_search("llamas", mode="words", fresh=True).hits == []
     assert [hit.version for hit in aios.sto_search("camels").hits] == [2]
-    aios.delete("a")
+    aios.sto_delete("a")
     assert aios.sto_search("camels", fresh=True).hits == []
-    aios.restore("a", 1)
+    aios.sto_rollback("a", 1)
     assert [hit.version for hit in aios.sto_search("llamas", fresh=True).hits] == [4]
-    aios.put("a", b"\xff\xfe no text")
+    aios.sto_put("a", b"\xff\xfe no text")
     assert aios.sto_search("llamas", fresh=True).hits == []
 
 
@@ -152,7 +152,7 @@ def test_from_the_shell(own: tuple[System, Aios]) -> None:
     system, aios = own
     assert commands.run(system.home, "sto", "search", "x").stdout == "nothing was found\n"
     for path, text in TEXTS.items():
-        aios.put(path, text)
+        aios.sto_put(path, text)
     found = commands.answer(
         system.home, "sto", "search", "reefed mainsail", "--fresh", "--count", "1"
     )
@@ -170,12 +170,12 @@ def test_from_the_shell(own: tuple[System, Aios]) -> None:
 def test_an_index_that_dies_is_started_again_and_searches_go_on(own: tuple[System, Aios]) -> None:
     system, aios = own
     for path, text in TEXTS.items():
-        aios.put(path, text)
+        aios.sto_put(path, text)
     assert paths(aios.sto_search("mainsail", fresh=True))[0] == "boat"
     before = index_of(system)
     assert before is not None
     before.kill()
-    aios.put("late", "an umbrella against the rain")
+    aios.sto_put("late", "an umbrella against the rain")
     assert paths(aios.sto_search("umbrella", fresh=True))[0] == "late"
     assert paths(aios.sto_search("mainsail"))[0] == "boat"
     assert aios.sto_index().restarts == 1
@@ -183,12 +183,12 @@ def test_an_index_that_dies_is_started_again_and_searches_go_on(own: tuple[Syste
 
 def test_the_kernels_death_leaves_the_index_and_nothing_out(own: tuple[System, Aios]) -> None:
     system, aios = own
-    aios.put("one", "an umbrella against the rain")
+    aios.sto_put("one", "an umbrella against the rain")
     assert paths(aios.sto_search("umbrella", fresh=True)) == ["one"]
     index = index_of(system)
     assert index is not None
     psutil.Process(aios.status().os_pid).kill()
-    aios.put("two", "a lighthouse on the rocks")
+    aios.sto_put("two", "a lighthouse on the rocks")
     assert paths(aios.sto_search("lighthouse", fresh=True))[0] == "two"
     assert paths(aios.sto_search("umbrella"))[0] == "one"
     assert index_of(system) == index
@@ -196,7 +196,7 @@ def test_the_kernels_death_leaves_the_index_and_nothing_out(own: tuple[System, A
 
 def test_a_damaged_index_is_made_anew_and_said_so(own: tuple[System, Aios]) -> None:
     system, aios = own
-    aios.put("one", "an umbrella against the rain")
+    aios.sto_put("one", "an umbrella against the rain")
     assert paths(aios.sto_search("umbrella", fresh=True)) == ["one"]
     index = index_of(system)
     assert index is not None
@@ -213,7 +213,7 @@ def test_a_damaged_index_is_made_anew_and_said_so(own: tuple[System, Aios]) -> N
 def test_rebuilt_on_request(own: tuple[System, Aios]) -> None:
     _, aios = own
     for path, text in TEXTS.items():
-        aios.put(path, text)
+        aios.sto_put(path, text)
     before = aios.sto_search("mainsail", fresh=True)
     aios.sto_reindex()
     assert paths(aios.sto_search("mainsail", fresh=True)) == paths(before)
@@ -231,8 +231,8 @@ LISTEN = """
 with aios.open("Answer in one word.") as context:
     for number, fact in enumerate(task["told"]):
         context.generate(fact, max_tokens=8).result()
-        aios.put(f"facts/{number}", fact)
-aios.share("facts", "/reader")
+        aios.sto_put(f"facts/{number}", fact)
+aios.sto_share("facts", "/reader")
 return True
 """
 ANSWER = """

@@ -100,9 +100,9 @@ def test_what_is_shared(home: Path) -> None:
 def test_export_and_import(home: Path, homes: Path, tmp_path: Path) -> None:
     with connect(home) as aios:
         big = os.urandom(1 << 20)
-        aios.put("e/big", big, tags=["x y", "ü"], media="a/b", owner="/exp/one")
-        aios.put("e/empty", b"", owner="/exp/one")
-        aios.put("e/text", b"text")
+        aios.sto_put("e/big", big, tags=["x y", "ü"], media="a/b", owner="/exp/one")
+        aios.sto_put("e/empty", b"", owner="/exp/one")
+        aios.sto_put("e/text", b"text")
     done = sto(home, "export", str(tmp_path / "all.tar"), "--all", "--prefix", "e/")
     assert done.stdout.startswith(b"3 objects")
     with tarfile.open(tmp_path / "all.tar") as tar:
@@ -110,10 +110,10 @@ def test_export_and_import(home: Path, homes: Path, tmp_path: Path) -> None:
     for system in run_system(homes / "sto2", {"slots": 1, "ctx": 256}):
         assert answer(system.home, "sto", "import", str(tmp_path / "all.tar")) == {"objects": 3}
         with connect(system.home) as aios:
-            info = aios.read("e/big", count=0, owner="/exp/one").info
+            info = aios.sto_read("e/big", count=0, owner="/exp/one").info
             assert (info.tags, info.media, info.version) == (["x y", "ü"], "a/b", 1)
-            assert aios.get("e/big", owner="/exp/one") == big
-            assert aios.get("e/text") == b"text"
+            assert aios.sto_get("e/big", owner="/exp/one") == big
+            assert aios.sto_get("e/text") == b"text"
     (tmp_path / "no.tar").write_bytes(b"no tar" * 1000)
     refused = sto(home, "import", str(tmp_path / "no.tar"))
     assert refused.returncode == 78
