@@ -18,10 +18,12 @@ from typing import Any, Literal, Self
 import msgspec
 
 from aios.syscalls import messages as t
+from aios.syscalls import retrieval as r
 from aios.syscalls.errors import AiosError, KernelGone, NotJson
 
 from .client import Pending, say_hello
 from .memory import MemoryCalls
+from .storage import Storage
 
 Prompt = str | Sequence[dict[str, str]] | Sequence[int]
 
@@ -157,6 +159,17 @@ class Context:
         self._calls = [call for call in self._calls if not call.ended] + [answer]
         return answer
 
+    def recall(self, query: str, **options: Any) -> list[r.Hit]:
+        """Put what fits `query` best of what is stored into the context, each passage with its
+        source; `options` are those of Aios.sto_search.
+
+        Raises, beside what a search does: ContextFull.
+        """
+        hits = self._aios.sto_search(query, **options).hits
+        if hits:
+            self.append([{"role": "user", "content": "\n\n".join(map(_quoted, hits))}])
+        return hits
+
     def close(self, *, forget: bool = False) -> None:
         """Close it; what it still generates, whoever left off reading that, is cancelled. One with
         a name sleeps until it is opened again, unless it is to be forgotten."""
@@ -171,7 +184,7 @@ class Context:
         self.close()
 
 
-class Aios(MemoryCalls):
+class Aios(MemoryCalls, Storage):
     """One connection to the kernel; not for several threads at once."""
 
     # --- process --------------------------------------------------------------------------------
@@ -321,6 +334,11 @@ class Aios(MemoryCalls):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _quoted(hit: r.Hit) -> str:
+    source = f"{hit.owner}:{hit.path}, version {hit.version}"
+    return f"From {source}:\n{hit.text}"
 
 
 def as_input(prompt: Prompt, raw: bool) -> dict[str, Any]:

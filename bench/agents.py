@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from aios.kernel.config import embedded_model
-from aios.kernel.core.llama import requantize
+from aios.kernel.core.gguf import requantize
 
 from .chats import ANSWER, PAUSE, SLOTS, WINDOW, Chat, Turn, figures, our_side
 from .common import Progress, threads

@@ -19,7 +19,7 @@ from .process import Process, ProcessTable
 
 AGENT_RIGHTS = frozenset(
     {"none", "proc.spawn", "proc.self", "proc.control", "proc.list", "proc.log", "llm", "msg",
-     "mem", "kernel.read"}
+     "mem", "sto", "kernel.read"}
 )  # fmt: skip
 
 

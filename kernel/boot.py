@@ -9,14 +9,17 @@ import sys
 import time
 from collections.abc import Callable
 
-from aios.syscalls.errors import Cancelled, DiskFull, StoreDamaged
+from aios.syscalls.errors import BadInput, Cancelled, DiskFull, StoreDamaged
 
+from .blobs import Blobs, open_blobs
+from .changes import Changes
 from .config import Config
 from .context import ContextManager
-from .core.protocol import Drop
+from .core.protocol import Command, Drop, encode
 from .core_link import CORE_KEY, CoreLink
 from .generation import Generations
 from .handlers import handlers
+from .index_link import INDEX_KEY, IndexLink
 from .init_protocol import Gone, Paused, Started, StartFailed, ToKernel, WindUp
 from .interactions import InteractionLog
 from .journal import Journal
@@ -30,9 +33,12 @@ from .owners import Owners
 from .process import ProcessTable
 from .prompt import Prompts
 from .scheduler import Scheduler
+from .shares import Shares
 from .stats import EventLog, Statistics
+from .storage import Storage
 from .store import NoStore, Store
 from .trap import Trap
+from .upkeep import Upkeep
 from .waiting import Waiters
 
 SWEEP = 0.1  # seconds between two looks at limits, figures and logs
@@ -55,21 +61,35 @@ class Kernel:
         census = loop.first_word()
         self.ledger = ledger = Ledger(self._journal(patient=bool(census.children)), loop.send_now)
         self.store = self._store(census.system)
+
+        def to_core(command: Command) -> None:
+            loop.work.send(encode(command))
+
+        self.blobs = self._blobs()
+        self.storage = Storage(
+            self.store, self.blobs, Shares(config.groups), config.storage_bytes, config.blobs
+        )
+        self.upkeep = Upkeep(self.storage, self.store, loop.post)
         self.stats = Statistics()
         self.events = EventLog()
         self.table = ProcessTable(config.agents, config.clients, config.dead)
         self.owners = Owners(self.store, self.table, config, census.system)
         self.memory = Memory(self.store, self.owners)
         self.interactions = InteractionLog(self.store, self.owners, config.log_bytes)
-        self.contexts = ContextManager(lambda ctx: loop.send_core(Drop(ctx)))
+        self.contexts = ContextManager(lambda ctx: to_core(Drop(ctx)))
         self.scheduler = Scheduler(config.policy, config.quantum)
-        self.prompts = Prompts(self.contexts, loop.ask_core)
+        self.prompts = Prompts(self.contexts)
         self.generations = Generations(
-            self.scheduler, self.contexts, self.prompts, self.stats, self.events, loop.send_core,
-            ledger.note_work,
+            self.scheduler, self.contexts, self.prompts, self.stats, self.events,
+            to_core, ledger.note_work,
         )  # fmt: skip
-        self.core = CoreLink(config, loop, self.generations, self.events, loop.send_init)
+        self.core = CoreLink(config, loop, self.generations, self.events)
         self.prompts.ask = self.core.ask
+        self.index = IndexLink(config, loop, Changes(self.store, self.blobs), self.events)
+        self.storage.changed = lambda _owner, _path: self.index.changed()
+        self.services: dict[int, CoreLink | IndexLink] = {
+            CORE_KEY: self.core, INDEX_KEY: self.index,
+        }  # fmt: skip
         self.logs = Logs(config.path / "log", self.table, loop.after)
         self.mailroom = Mailroom(loop.after, self.table.is_alive, ledger.note_mail)
         self.generations.on_end = self.interactions.generated
@@ -78,29 +98,27 @@ class Kernel:
         self.waiters = Waiters(self.table, loop.after)
         self.lifecycle = Lifecycle(
             config, self.boot, self.table, self.contexts, self.generations, self.mailroom,
-            self.memory, self.waiters, self.events, self.logs, loop.send_init, loop.after,
+            self.waiters, self.events, self.logs, loop.send_init, loop.after,
         )  # fmt: skip
         self.trap = Trap(
             self.table, handlers(self), loop.send, self.lifecycle.hello, ledger,
             self.lifecycle.settle,
         )  # fmt: skip
         self.lifecycle.trap = self.trap
+        self.lifecycle.ended += [self.storage.uploads.ended, self.memory.ended]
         ledger.table, ledger.contexts, ledger.generations = (
             self.table, self.contexts, self.generations,
         )  # fmt: skip
         ledger.lifecycle, ledger.mailroom = self.lifecycle, self.mailroom
         loop.on_turn = ledger.end_turn
-        loop.on_core_here = self.core.here
         loop.on_call = self.trap.receive
         loop.on_lost = self._lost
         loop.on_init = self._from_init
-        loop.on_report = self.core.report
-        loop.on_encoded = self.prompts.answered
-        loop.on_text_ready = self.core.ask_again
         ledger.recover(census.system)
         self.lifecycle.recover(census)
         self.owners.recover()
         self.core.recover(census)
+        self.index.recover(census)
 
     def _journal(self, *, patient: bool) -> Journal:
         """Where agents wait for this kernel, a full disk is waited for as well."""
@@ -125,6 +143,17 @@ class Kernel:
             print(f"no store: {error}", file=sys.stderr, flush=True)
             return NoStore(error)
 
+    def _blobs(self) -> Blobs:
+        """Raises BadInput where the settings name no place that can be used."""
+        try:
+            return open_blobs(
+                self.config.blobs, self.config.blobs_options, self.store, self.loop.post
+            )
+        except BadInput:
+            self.store.close()
+            self.loop.close()
+            raise
+
     def run(self) -> None:
         """Serve until the system is stopped."""
         self.loop.every(SWEEP, self.lifecycle.sweep)
@@ -132,6 +161,9 @@ class Kernel:
         self.ledger.journal.close()
         self.memory.puts.flush()
         self.interactions.flush()
+        self.upkeep.close()
+        self.blobs.close()
+        self.loop.run_posted()  # what it was to commit
         self.store.close()
         self.loop.run_posted()  # replies that waited for the disk
         self.loop.close()
@@ -142,19 +174,14 @@ class Kernel:
             self.lifecycle.lost(session, why)
 
     def _from_init(self, frame: ToKernel) -> None:
+        served = self.services.get(getattr(frame, "key", 1), self.lifecycle)
         match frame:
-            case Started(key) if key == CORE_KEY:
-                self.core.started(frame)
             case Started():
-                self.lifecycle.started(frame)
-            case StartFailed(key) if key == CORE_KEY:
-                self.core.start_failed(frame)
+                served.started(frame)
             case StartFailed():
-                self.lifecycle.start_failed(frame)
-            case Gone(key) if key == CORE_KEY:
-                self.core.gone(frame)
+                served.start_failed(frame)
             case Gone():
-                self.lifecycle.gone(frame)
+                served.gone(frame)
             case Paused():
                 self.lifecycle.paused(frame)
             case WindUp():
@@ -188,6 +215,7 @@ class Kernel:
             *self.lifecycle.check(),
             *self.waiters.check(),
             *self.logs.check(),
+            *self.storage.check(live),
             *self.trap.check(),
             *self.owners.check(),
         ]

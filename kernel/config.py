@@ -39,12 +39,17 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     mem_resident: Annotated[int, Meta(ge=0)] = 1 << 20  # bytes of an agent's memory kept in RAM
     log_bytes: Annotated[int, Meta(ge=4096)] = 1 << 20  # of an agent's interaction log
     logs: Annotated[int, Meta(ge=0)] = 4096  # ended agents whose interaction log is kept
+    storage_bytes: Annotated[int, Meta(ge=0)] = 1 << 30  # of an agent's objects, all versions
+    blobs: str = "lmdb"  # where contents are; or file:///a/folder, or s3://bucket/prefix
+    blobs_options: dict[str, str] = {}  # of a bucket: endpoint, region, ...
     agents: Annotated[int, Meta(ge=1)] = 4096  # alive at once
     clients: Annotated[int, Meta(ge=1)] = 256  # connected at once
     dead: Annotated[int, Meta(ge=1)] = 1024  # ended processes that are remembered
     grace: Annotated[float, Meta(ge=0)] = 2.0  # seconds between TERM and KILL
     hello: Annotated[float, Meta(ge=0)] = 10.0  # seconds a spawned agent has to say hello
     limits: Limits = field(default_factory=Limits)  # of an agent, unless its parent says otherwise
+
+    groups: dict[str, list[Annotated[str, Meta(pattern="^/")]]] = {}  # agents, to share with
 
     @property
     def path(self) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -13,9 +12,20 @@ from aios.syscalls.errors import AiosError, CoreFailed, from_wire
 from aios.syscalls.messages import ModelInfo
 
 from .config import Config
-from .core.protocol import Counters, Failed, Question, Ready, Report, Reset, Step
+from .core.protocol import (
+    Counters,
+    Failed,
+    Question,
+    Ready,
+    Report,
+    Reset,
+    Step,
+    decode_encoded,
+    decode_report,
+    encode,
+)
 from .generation import Generations
-from .init_protocol import Census, Gone, Heard, StartCore, Started, StartFailed, ToInit
+from .init_protocol import Census, Gone, Heard, Started, StartFailed, StartService
 from .loop import Loop
 from .stats import EventLog
 
@@ -26,11 +36,15 @@ LOADS = 3  # deaths in a row while loading, after which the core is given up
 
 class CoreLink:
     def __init__(
-        self, config: Config, loop: Loop, generations: Generations, events: EventLog,
-        to_init: Callable[[ToInit], None],
-    ) -> None:  # fmt: skip
-        self.config, self.loop, self.generations, self.events = config, loop, generations, events
-        self.to_init = to_init
+        self, config: Config, loop: Loop, generations: Generations, events: EventLog
+    ) -> None:
+        self.config, self.generations, self.events = config, generations, events
+        self.to_init, self.after = loop.send_init, loop.after
+        self.work, self.text = loop.work, loop.text
+        self.work.on_here = self._here
+        self.work.on_data = lambda data: self.report(decode_report(data))
+        self.text.on_here = self._ask_again
+        self.text.on_data = lambda data: generations.prompts.answered(decode_encoded(data))
         self.state: Literal["loading", "ready", "failed"] = "loading"
         self.model: ModelInfo | None = None
         self.error: AiosError | None = None
@@ -63,7 +77,7 @@ class CoreLink:
             "idle_ttl": config.idle_ttl,
         }
         argv = [sys.executable, "-m", "aios.kernel.core", msgspec.json.encode(settings).decode()]
-        self.to_init(StartCore(CORE_KEY, argv, str(config.path / "log" / "core.log")))
+        self.to_init(StartService(CORE_KEY, argv, str(config.path / "log" / "core.log")))
 
     def recover(self, census: Census) -> None:
         """Take over the core of the kernel before, or start one."""
@@ -72,26 +86,29 @@ class CoreLink:
             if frame.key == CORE_KEY:
                 self.to_init(Heard(frame.os_pid))
         if running:
-            self.loop.core_pid = running[0]
+            self._set_pid(running[0])
         else:
             self.start()
 
     def started(self, frame: Started) -> None:
-        self.loop.core_pid = frame.os_pid
+        self._set_pid(frame.os_pid)
 
-    def here(self) -> None:
+    def _set_pid(self, os_pid: int) -> None:
+        self.work.os_pid = self.text.os_pid = os_pid
+
+    def _here(self) -> None:
         """It has just connected, to this kernel or to this one as well: it starts afresh."""
         if self.state == "ready":  # the connection was lost, not the core
             self.generations.core_gone(None)
         self.state = "loading"
-        self.loop.send_core(Reset(list(self.generations.contexts.contexts)))
+        self.work.send(encode(Reset(list(self.generations.contexts.contexts))))
 
     def ask(self, question: Question) -> None:
         """Asked again when it is ready, if it is not."""
         if self.state == "ready":
-            self.loop.ask_core(question)
+            self.text.send(encode(question))
 
-    def ask_again(self) -> None:
+    def _ask_again(self) -> None:
         for question in self.generations.prompts.waiting():
             self.ask(question)
 
@@ -107,7 +124,7 @@ class CoreLink:
                 self.counters = Counters()
                 self.state, self.model, self.deaths = "ready", report.model, 0
                 self.generations.core_ready(report.model, self.config.slots)
-                self.ask_again()
+                self._ask_again()
                 self.events.publish("core", "ready")
             case Failed():
                 self._give_up(from_wire(report.error))
@@ -121,8 +138,8 @@ class CoreLink:
 
     def gone(self, frame: Gone) -> None:
         self.to_init(Heard(frame.os_pid))
-        self.loop.core_pid = 0
-        self.loop.work_route = self.loop.text_route = None
+        self.work.gone()
+        self.text.gone()
         if self.state == "failed":
             return
         self.restarts += 1
@@ -143,7 +160,7 @@ class CoreLink:
         self._start_later()
 
     def _start_later(self) -> None:
-        self.loop.after(self.backoff, self.start)
+        self.after(self.backoff, self.start)
         self.backoff = min(self.backoff * 2, LONGEST_BACKOFF)
 
     def _give_up(self, error: AiosError) -> None:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aios.syscalls import VERSION, mem, wire
+from aios.syscalls import VERSION, mem, retrieval, sto, wire
 from aios.syscalls import messages as t
 from aios.syscalls.errors import BadInput
 from aios.syscalls.table import ROWS
@@ -208,6 +209,101 @@ def mem_keep(k: Kernel, call: Call, args: mem.Keep) -> Any:
 def mem_log(k: Kernel, call: Call, args: mem.Interactions) -> Any:
     k.interactions.read(call, args)
     return DEFERRED
+
+
+def sto_put(k: Kernel, call: Call, args: sto.Put) -> Any:
+    change = sto.Change(
+        path=args.path, data=args.data, upload=args.upload, tags=args.tags, media=args.media,
+        if_version=args.if_version,
+    )  # fmt: skip
+    k.storage.change_one(call, args.owner, change)
+    return DEFERRED
+
+
+def sto_batch(k: Kernel, call: Call, args: sto.Batch) -> Any:
+    k.storage.change(call, args.owner, args.changes)
+    return DEFERRED
+
+
+def sto_upload(k: Kernel, call: Call, args: sto.Upload) -> Any:
+    k.storage.uploads.append(call, args)
+    return DEFERRED
+
+
+def sto_get(k: Kernel, call: Call, args: sto.Get) -> Any:
+    k.storage.get(call, args)
+    return DEFERRED
+
+
+def sto_list(k: Kernel, call: Call, args: sto.List) -> sto.Listed:
+    return k.storage.objects(call, args)
+
+
+def sto_history(k: Kernel, call: Call, args: sto.History) -> list[sto.Version]:
+    return k.storage.history(call, args)
+
+
+def sto_delete(k: Kernel, call: Call, args: sto.Delete) -> Any:
+    change = sto.Change(args.path, delete=True, if_version=args.if_version)
+    k.storage.change_one(call, args.owner, change)
+    return DEFERRED
+
+
+def sto_rollback(k: Kernel, call: Call, args: sto.Restore) -> Any:
+    k.storage.rollback(call, args)
+    return DEFERRED
+
+
+def sto_purge(k: Kernel, call: Call, args: sto.Purge) -> Any:
+    k.storage.purge(call, args)
+    return DEFERRED
+
+
+def sto_share(k: Kernel, call: Call, args: sto.Share) -> Any:
+    k.storage.share(call, args)
+    return DEFERRED
+
+
+def sto_shares(k: Kernel, call: Call, args: sto.Shares) -> list[sto.Grant]:
+    return k.storage.list_shares(call, args)
+
+
+def sto_owners(k: Kernel, call: Call, args: sto.Owners) -> list[sto.Holding]:
+    return k.storage.owners(call)
+
+
+def sto_watch(k: Kernel, call: Call, args: sto.Watch) -> Any:
+    k.storage.watch(call, args)
+    return DEFERRED
+
+
+def sto_verify(k: Kernel, call: Call, args: sto.Verify) -> Any:
+    k.upkeep.verify(call)
+    return DEFERRED
+
+
+def sto_compact(k: Kernel, call: Call, args: sto.Compact) -> Any:
+    k.upkeep.compact(call, args.keep)
+    return DEFERRED
+
+
+def sto_backup(k: Kernel, call: Call, args: sto.Backup) -> Any:
+    k.upkeep.backup(call, Path(args.target))
+    return DEFERRED
+
+
+def sto_search(k: Kernel, call: Call, args: retrieval.Search) -> Any:
+    k.index.search(call, args, k.storage.scopes(call, args.owner, args.path))
+    return DEFERRED
+
+
+def sto_index(k: Kernel, call: Call, args: retrieval.Index) -> retrieval.IndexReport:
+    return k.index.report()
+
+
+def sto_reindex(k: Kernel, call: Call, args: retrieval.Reindex) -> t.Done:
+    k.index.rebuild()
+    return t.Done()
 
 
 def kernel_status(k: Kernel, call: Call, args: t.Empty) -> t.Status:

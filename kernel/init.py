@@ -46,9 +46,9 @@ from .init_protocol import (
     Paused,
     SignalChild,
     StartAgent,
-    StartCore,
     Started,
     StartFailed,
+    StartService,
     ToKernel,
     WindUp,
     decode_to_init,
@@ -94,7 +94,7 @@ class Init:
         """Until the kernel ends by itself; its exit code."""
         gc.freeze()  # a fork then shares these pages with its parent
         self.selector.register(self.wake, selectors.EVENT_READ)
-        for name in ("kernel", "core"):  # of an earlier system; those that follow append
+        for name in ("kernel", "core", "index"):  # of an earlier system; those that follow append
             Path(self.log(name)).unlink(missing_ok=True)
         self.start_kernel()
         while True:
@@ -129,7 +129,7 @@ class Init:
         match frame:
             case StartAgent():
                 self.start(frame.key, lambda: self.start_agent(frame))
-            case StartCore():
+            case StartService():
                 self.start(frame.key, lambda: self.fork(exec_argv(frame.argv), frame.log))
             case SignalChild() if frame.os_pid in self.children:
                 signal_group(frame.os_pid, frame.signal)
@@ -269,7 +269,7 @@ class Init:
         if self.ending or code in (0, FATAL):
             self.kill_all()
             if number:  # killed: it has left its sockets behind
-                for name in ("kernel.sock", "core.sock", "text.sock"):
+                for name in ("kernel.sock", "core.sock", "text.sock", "index.sock"):
                     (self.config.path / name).unlink(missing_ok=True)
             return True
         self._back_off(number)

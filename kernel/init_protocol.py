@@ -21,7 +21,9 @@ class StartAgent(Frame):
     log: str
 
 
-class StartCore(Frame):
+class StartService(Frame):
+    """Of the kernel's own: a core, the index. Their keys are below 1."""
+
     key: int
     argv: list[str]
     log: str
@@ -79,7 +81,7 @@ class WindUp(Frame):
 
 
 PART = 1000  # children in one part of a census
-ToInit = StartAgent | StartCore | SignalChild | Heard
+ToInit = StartAgent | StartService | SignalChild | Heard
 ToKernel = Census | Started | StartFailed | Gone | Paused | WindUp
 
 encode = msgspec.msgpack.Encoder().encode

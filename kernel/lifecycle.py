@@ -41,13 +41,13 @@ from .init_protocol import (
     ToInit,
 )
 from .logs import Logs
-from .memory import Memory
 from .message import Mailroom
 from .process import Process, ProcessTable
 from .stats import EventLog
 from .trap import Call, Session, Trap
 from .waiting import Waiters
 
+LAST_WORD = 0.2  # seconds that init has to say of what a process died whose connection is lost
 SLICE = 25  # processes whose figures are read in one sweep
 
 
@@ -67,16 +67,16 @@ class Birth:
 class Lifecycle:
     def __init__(
         self, config: Config, boot: str, table: ProcessTable, contexts: ContextManager,
-        generations: Generations, mailroom: Mailroom, memory: Memory, waiters: Waiters,
+        generations: Generations, mailroom: Mailroom, waiters: Waiters,
         events: EventLog, logs: Logs,
         to_init: Callable[[ToInit], None], after: Callable[[float, Callable[[], None]], Any],
     ) -> None:  # fmt: skip
         self.config, self.boot = config, boot
         self.table, self.contexts, self.generations = table, contexts, generations
         self.mailroom, self.waiters, self.events, self.logs = mailroom, waiters, events, logs
-        self.memory = memory
         self.to_init, self.after = to_init, after
         self.trap: Trap  # set by the boot: the two know each other
+        self.ended = [mailroom.ended]  # who hears of an end
         self.init_pid = os.getppid()
         self.births: dict[int, Birth] = {}  # by pid
         self.figures: dict[int, psutil.Process] = {}
@@ -134,8 +134,7 @@ class Lifecycle:
             return
         if birth.call is not None:
             birth.call.fail(from_wire(frame.error))
-        self._close_contexts(birth.process)
-        self.mailroom.ended(birth.process)
+        self._take_back(birth.process)
         self.table.end(birth.process, 127, "not started", time.monotonic())
         self.table.forget(birth.process)
         self._ended()
@@ -254,7 +253,11 @@ class Lifecycle:
             return
         if process.kind == "client":
             self._end(process, 0, why)
-        elif process.state != "ending":
+        else:  # most likely it has ended, and init is about to say how
+            self.after(LAST_WORD, lambda: self._disconnected(process, why))
+
+    def _disconnected(self, process: Process, why: str) -> None:
+        if process.alive and process.state != "ending":
             self.terminate(process, why)
 
     def leave(self, call: Call) -> None:
@@ -271,13 +274,11 @@ class Lifecycle:
         session = self.trap.by_pid.get(process.pid)
         if session is not None:
             self.trap.close(session)
-        self._close_contexts(process)
         birth = self.births.pop(process.pid, None)
         if birth is not None and birth.call is not None:
             birth.call.done(Spawned(pid=process.pid))
         self.figures.pop(process.pid, None)
-        self.mailroom.ended(process)
-        self.memory.ended(process)
+        self._take_back(process)
         children = self.table.end(process, code, reason, time.monotonic())
         self.events.publish(
             "process", "ended", process.pid, code=process.code, reason=process.reason
@@ -286,9 +287,12 @@ class Lifecycle:
             self.terminate(child, "parent gone")
         self._ended()
 
-    def _close_contexts(self, process: Process) -> None:
+    def _take_back(self, process: Process) -> None:
+        """What it has of the managers'."""
         for ctx in list(process.contexts):
             self.contexts.close(self.contexts.contexts[ctx])
+        for tell in self.ended:
+            tell(process)
 
     def _ended(self) -> None:
         """Tell those who wait for an end."""

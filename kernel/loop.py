@@ -22,7 +22,6 @@ import zmq
 
 from aios.syscalls.errors import HomeBusy
 
-from .core import protocol as core
 from .init_protocol import FRAME_BYTES, Census, ToInit, ToKernel, decode_to_kernel
 from .init_protocol import encode as encode_to_init
 
@@ -42,33 +41,65 @@ class Timer:
         self.cancelled = True
 
 
+class Line:
+    """The kernel's end of a connection to a process that it has had started: a core, the index.
+    Nobody else may speak on it. What arrives goes to `on_data`; `on_here` hears that the process
+    has connected, to this kernel or to this one as well, and listens."""
+
+    on_data: Callable[[bytes], None]
+    on_here: Callable[[], None]
+
+    def __init__(self, bound: zmq.Socket[bytes]) -> None:
+        self.bound = bound
+        self.os_pid = 0
+        self.route: bytes | None = None
+
+    def send(self, data: bytes) -> None:
+        # A process that is gone is noticed by init; all that was sent to it is sent again then.
+        if self.route is not None:
+            with contextlib.suppress(zmq.ZMQError):
+                self.bound.send_multipart([self.route, data], zmq.NOBLOCK)
+
+    def receive(self) -> None:
+        for _ in range(BURST):
+            try:
+                route, *frames = self.bound.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            # Else it is not our process, or one that was given up.
+            if len(frames) == 1 and _os_pid(frames[0]) == self.os_pid:
+                if frames[0].bytes:
+                    self.on_data(frames[0].bytes)
+                else:  # ZMQ_PROBE_ROUTER: it has just connected
+                    self.route = route.bytes
+                    self.on_here()
+
+    def gone(self) -> None:
+        self.os_pid, self.route = 0, None
+
+
 class Loop:
     """What arrives is handed to the `on_...` callbacks, which the boot sets."""
 
     on_call: Callable[[bytes, int, list[bytes]], None]  # route, OS pid of the sender, frames
     on_lost: Callable[[bytes, str], None]  # route, why
     on_init: Callable[[ToKernel], None]
-    on_report: Callable[[core.Report], None]
-    on_encoded: Callable[[core.Encoded], None]
-    on_text_ready: Callable[[], None]
-    on_core_here: Callable[[], None]  # it is connected, and listens
     on_turn: Callable[[], bool]  # all of a turn is done; True: it is committed
 
     def __init__(self, home: Path, init_fd: int) -> None:
         self.context: zmq.Context[Any] = zmq.Context()
         self.paths: list[Path] = []
         self.calls = self._bind(home / "kernel.sock", UNREAD, MAX_FRAME)
-        self.work = self._bind(home / "core.sock", 0, -1)
-        self.text = self._bind(home / "text.sock", 0, -1)
+        self.work = Line(self._bind(home / "core.sock", 0, -1))
+        self.text = Line(self._bind(home / "text.sock", 0, -1))
+        self.index = Line(self._bind(home / "index.sock", 0, -1))
+        self.lines = {line.bound: line for line in (self.work, self.text, self.index)}
         self.init = socket.socket(fileno=init_fd)
         self.init.setblocking(False)
         self.to_init: deque[bytes] = deque()
         self.to_callers: list[tuple[bytes, bytes]] = []
         self.posted: deque[Callable[[], None]] = deque()
         self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.core_pid = 0  # who may speak on the core's sockets
-        self.work_route: bytes | None = None
-        self.text_route: bytes | None = None
         self.lost: dict[bytes, str] = {}
         self.timers: list[tuple[float, int, Timer]] = []
         self.crowded = CROWDED
@@ -125,18 +156,6 @@ class Loop:
                 raise
             self.lost[route] = "closed its connection"
 
-    def send_core(self, command: core.Command) -> None:
-        self._send_core(self.work, self.work_route, core.encode(command))
-
-    def ask_core(self, question: core.Question) -> None:
-        self._send_core(self.text, self.text_route, core.encode(question))
-
-    def _send_core(self, bound: zmq.Socket[bytes], route: bytes | None, data: bytes) -> None:
-        # A core that is gone is noticed by init; all that was sent to it is sent again then.
-        if route is not None:
-            with contextlib.suppress(zmq.ZMQError):
-                bound.send_multipart([route, data], zmq.NOBLOCK)
-
     def send_init(self, frame: ToInit) -> None:
         """At the end of this turn."""
         self.to_init.append(encode_to_init(frame))
@@ -176,7 +195,7 @@ class Loop:
 
     def run(self) -> None:
         poller = zmq.Poller()
-        for bound in (self.calls, self.work, self.text, self.wake):
+        for bound in (self.calls, *self.lines, self.wake):
             poller.register(bound, zmq.POLLIN)
         while self.running:
             self._end_turn()
@@ -190,10 +209,9 @@ class Loop:
             if self.wake in ready:
                 os.eventfd_read(self.wake)
                 self.run_posted()
-            if self.work in ready:
-                self._from_core(self.work, self._from_work)
-            if self.text in ready:
-                self._from_core(self.text, self._from_text)
+            for bound, line in self.lines.items():
+                if bound in ready:
+                    line.receive()
             if self.calls in ready:
                 self._from_callers()
             self._run_timers()
@@ -209,30 +227,6 @@ class Loop:
                 return
             sender = _os_pid(frames[0]) if frames else 0
             self.on_call(route.bytes, sender, [frame.bytes for frame in frames])
-
-    def _from_core(self, bound: zmq.Socket[bytes], take: Callable[[bytes, bytes], None]) -> None:
-        for _ in range(BURST):
-            try:
-                route, *frames = bound.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                return
-            # Else it is not our core, or one that was given up.
-            if len(frames) == 1 and _os_pid(frames[0]) == self.core_pid:
-                take(route.bytes, frames[0].bytes)
-
-    def _from_work(self, route: bytes, data: bytes) -> None:
-        if not data:  # ZMQ_PROBE_ROUTER: it has just connected
-            self.work_route = route
-            self.on_core_here()
-        else:
-            self.on_report(core.decode_report(data))
-
-    def _from_text(self, route: bytes, data: bytes) -> None:
-        if not data:
-            self.text_route = route
-            self.on_text_ready()
-        else:
-            self.on_encoded(core.decode_encoded(data))
 
     def _from_init(self) -> None:
         for _ in range(BURST):
@@ -262,8 +256,8 @@ class Loop:
 
     def close(self) -> None:
         self.calls.close()
-        self.work.close(linger=0)
-        self.text.close(linger=0)
+        for bound in self.lines:
+            bound.close(linger=0)
         self.context.term()
         for path in self.paths:  # libzmq leaves them
             path.unlink(missing_ok=True)

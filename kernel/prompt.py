@@ -37,9 +37,10 @@ class Entering(NamedTuple):
 class Prompts:
     """Questions to the core's vocabulary; those on their way when a core dies are asked again."""
 
-    def __init__(self, contexts: ContextManager, ask: Callable[[Question], None]) -> None:
+    ask: Callable[[Question], None]  # the core; set by the boot
+
+    def __init__(self, contexts: ContextManager) -> None:
         self.contexts = contexts
-        self.ask = ask
         self.questions: dict[int, Asked] = {}
         self.last = time.monotonic_ns()  # a core may still answer what another kernel asked
         self.core_error: AiosError | None = None  # there is no core, and will be none

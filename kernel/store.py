@@ -13,6 +13,8 @@ from __future__ import annotations
 import fcntl
 import os
 import queue
+import secrets
+import shutil
 import struct
 import sys
 import threading
@@ -137,7 +139,7 @@ class Job(msgspec.Struct):
 class Store:
     """The store in `folder`. `post` runs a function in the kernel's loop, from another thread.
     `limit` is what the file may grow to, in bytes. `system` names what the callers belong to: what
-    was kept of calls to another one is dropped.
+    was kept of calls to another one is dropped. `id` is this store's for good, and secret.
 
     Raises:
         HomeBusy: another process has it open.
@@ -190,6 +192,8 @@ class Store:
                 )
             if known is None:
                 new.put("meta", b"format", _encode(FORMAT))
+                new.put("meta", b"id", secrets.token_bytes(32))
+            self.id = new.get("meta", b"id") or b""
             if new.get("meta", b"system") != system.encode():
                 new.drop("done")
                 new.put("meta", b"system", system.encode())
@@ -203,12 +207,18 @@ class Store:
             StoreDamaged: what it read is damaged; and whatever `do` raises.
         """
         try:
-            with self.env.begin() as txn:
-                return do(Txn(self.env, txn, self.tables))
+            return self._read(do)
         except lmdb.Error as error:
             raise StoreDamaged(
                 f"cannot read the store in {self.folder}: {error}", RESTORE
-            ) from error
+            ) from None
+        except AiosError as error:
+            # Whoever keeps it would keep the transaction alive, which has one of few slots.
+            raise error.with_traceback(None) from None
+
+    def _read(self, do: Callable[[Txn], Any]) -> Any:
+        with self.env.begin() as txn:
+            return do(Txn(self.env, txn, self.tables))
 
     def write(
         self, do: Callable[[Txn], Any], then: Callable[[Any], None],
@@ -226,9 +236,24 @@ class Store:
         self.jobs.put(Job(do, then, fail, size, key))
 
     def backup(self, target: Path) -> None:
-        """Copy what is committed now to the folder `target`, compacted; from any thread."""
-        target.mkdir(mode=0o700, parents=True)
-        self.env.copy(os.fspath(target), compact=True)
+        """Copy what is committed now to the folder `target`, compacted; from any thread.
+
+        Raises:
+            BadInput: the folder cannot be made, or cannot hold the copy.
+        """
+        try:
+            target.mkdir(mode=0o700, parents=True)
+        except OSError as error:
+            raise BadInput(
+                f"cannot make {target}: {error.strerror}", "name a new folder"
+            ) from error
+        try:
+            self.env.copy(os.fspath(target), compact=True)
+        except (lmdb.Error, OSError) as error:
+            shutil.rmtree(target)
+            raise BadInput(
+                f"no backup in {target}: {error}", "look for room on its disk"
+            ) from error
 
     def close(self) -> None:
         """Have what was asked for committed, and stop."""
@@ -367,6 +392,7 @@ class NoStore:
     """In the place of a store that cannot be opened: everything else goes on."""
 
     commits = 0
+    id = b""
 
     def __init__(self, error: AiosError) -> None:
         self.error = error
@@ -379,6 +405,9 @@ class NoStore:
         fail: Callable[[AiosError], None], **_options: Any,
     ) -> None:  # fmt: skip
         fail(self.error)
+
+    def backup(self, target: Path) -> None:
+        raise self.error
 
     def close(self) -> None:
         pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 
 import click
 
@@ -11,13 +12,19 @@ from aios.syscalls.errors import AiosError
 from . import render
 from .output import json_option, progress, show
 
-NAMES = ("throughput", "agents", "switch", "exact", "syscall", "swap", "memory")
+NAMES = (
+    "throughput", "agents", "switch", "exact", "syscall", "swap", "memory", "retrieval",
+)  # fmt: skip
 
 
 @click.command()
 @click.argument("name", type=click.Choice(NAMES))
+@click.option(
+    "--data", metavar="FOLDER", type=click.Path(path_type=Path),
+    help="The collection that `retrieval` is measured on (Cranfield; docs/retrieval.md).",
+)  # fmt: skip
 @json_option
-def bench(name: str, as_json: bool) -> None:
+def bench(name: str, data: Path | None, as_json: bool) -> None:
     """Measure AIOS against a peer.
 
     Both are measured in one run: ratio, target, and the figures of both.
@@ -26,7 +33,11 @@ def bench(name: str, as_json: bool) -> None:
     Examples:
       aios bench switch
       aios bench throughput --json
+      aios bench retrieval --data ~/cranfield
     """
+    if data and name != "retrieval":
+        raise click.UsageError(f"bench {name} takes no --data")
+    options = {"data": data} if data else {}
     try:
         module = importlib.import_module(f"aios.bench.{name}")
     except ModuleNotFoundError as error:
@@ -35,7 +46,7 @@ def bench(name: str, as_json: bool) -> None:
             "run `make bench`, or pip install 'aios[bench]'",
         ) from error
     with progress(plain=not as_json) as tell:
-        measured = module.run(tell)
+        measured = module.run(tell, **options)
     show(measured, as_json, render.bench(measured))
 
 

@@ -22,7 +22,18 @@ from aios.syscalls.errors import (
 )
 from aios.syscalls.home import default_home
 
-from . import bench, contexts, demo, generate, memory, model, processes, system
+from . import (
+    bench,
+    contexts,
+    demo,
+    generate,
+    memory,
+    model,
+    processes,
+    retrieval,
+    storage,
+    system,
+)
 from .output import as_json_text
 
 EXIT_CODES: dict[type[AiosError], int] = {
@@ -76,9 +87,11 @@ def cli(ctx: click.Context, home: Path) -> int:
     return shell.interactive() if sys.stdin.isatty() else shell.batch(sys.stdin)
 
 
-for commands in (system, processes, contexts, generate, memory, model, demo, bench):
+for commands in (system, processes, contexts, generate, memory, storage, model, demo, bench):
     for command in commands.COMMANDS:
         cli.add_command(command)
+for command in retrieval.COMMANDS:
+    storage.sto.add_command(command)
 
 
 def execute(args: Sequence[str]) -> int:

@@ -67,13 +67,11 @@ def measure(jobs: Sequence[DemoJob], settings: dict[str, Any]) -> Report:
         with display(status) as draw:
             runners = play(aios, jobs, draw)
         together = time.monotonic() - began
-        began = time.monotonic()
         with progress(plain=True) as tell:
             for number, runner in enumerate(runners, start=1):
                 tell(f"alone: agent {number} of {len(runners)}, {runner.job.name}")
                 runner.solo = play(aios, [runner.job], lambda _: None)[0].result
-        alone = time.monotonic() - began
-    return Report(status, runners, together, alone)
+    return Report(status, runners, together)
 
 
 @contextmanager

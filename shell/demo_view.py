@@ -79,7 +79,6 @@ class Report:
     status: Status
     runners: list[Runner]
     together: float  # seconds, all at once
-    alone: float  # seconds, one after another
 
     @property
     def identical(self) -> int:
@@ -100,8 +99,6 @@ class Report:
             "tokens": tokens,
             "seconds": self.together,
             "tokens_per_second": tokens / self.together,
-            "solo_seconds": self.alone,
-            "speedup": self.alone / self.together,
             "runs": [
                 {"pid": runner.pid, "name": runner.job.name, "identical": runner.identical,
                  "result": runner.result, "solo_digest": runner.solo and runner.solo.digest}
@@ -138,8 +135,7 @@ def summary(report: Report) -> Group:
         render.columns(titles, rows, right=RIGHT),
         Text(
             f"\n{figures['tokens']} tokens in {report.together:.1f} s, "
-            f"{figures['tokens_per_second']:.0f} tokens/s; one after another {report.alone:.1f} s, "
-            f"{figures['speedup']:.1f} times as long (times in seconds)"
+            f"{figures['tokens_per_second']:.0f} tokens/s (times in seconds)"
         ),
         Text(
             f"{report.identical} of {len(report.runners)} agents: output identical to a solo run "

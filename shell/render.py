@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
+from rich.console import Group
 from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
@@ -22,6 +23,8 @@ from aios.syscalls.messages import (
     Status,
     Summary,
 )
+from aios.syscalls.retrieval import Hits
+from aios.syscalls.sto import Version
 
 
 def columns(
@@ -107,6 +110,29 @@ def line(content: Any, longest: int = 60) -> str:
     text = content if isinstance(content, str) else msgspec.json.encode(content).decode()
     text = " ".join(text.split())
     return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
+def versions(rows: Sequence[Version]) -> Table:
+    titles = ["path", "owner", "version", "what", "size", "time", "by", "tags"]
+    cells = [
+        [v.path, v.owner or "-", v.version, v.what, decimal(v.size),
+         datetime.fromtimestamp(v.time).strftime("%F %T"), v.by or "-", " ".join(v.tags)]
+        for v in rows
+    ]  # fmt: skip
+    return columns(titles, cells, right=["version", "size"])
+
+
+def hits(found: Hits) -> Group:
+    """Each passage below its source."""
+    shown: list[Any] = []
+    for hit in found.hits:
+        source = f"{hit.owner or 'a person'}:{hit.path}, version {hit.version}"
+        shown += [Text(f"{source} ({hit.score:.2f})", style="bold"), Text(hit.text), ""]
+    if not found.hits:
+        shown = [Text("nothing was found")]
+    if found.behind:
+        shown.append(Text(f"{found.behind} changes are not indexed yet"))
+    return Group(*shown)
 
 
 def ready_line(answer: Status) -> str:

@@ -89,7 +89,7 @@ class Denied(AiosError):
 
 
 class NotFound(AiosError):
-    """There is no process or context of that name for this caller."""
+    """There is no process, context or object of that name for this caller."""
 
     code = "not_found"
 
@@ -189,6 +189,27 @@ class Conflict(AiosError):
 
     code = "store.conflict"
     default_hint = "read it again, then decide"
+
+
+class UploadGone(AiosError):
+    """There is no such upload of this process: it was put, or has ended with the kernel."""
+
+    code = "store.upload_gone"
+    default_hint = "send it again from its beginning"
+
+
+class BackendDown(AiosError):
+    """The folder or bucket that contents are kept in cannot be reached, or refuses."""
+
+    code = "store.backend"
+    default_hint = "see to it, then try again"
+
+
+class IndexFailed(AiosError):
+    """The index of storage cannot be searched: its process died over and over, or cannot start."""
+
+    code = "index.failed"
+    default_hint = "see log/index.log in the AIOS home; `aios sto index --rebuild` makes it anew"
 
 
 class CoreFailed(AiosError):

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from . import mem
+from . import mem, sto
 from . import messages as m
+from . import retrieval as r
 
 
 class Row(NamedTuple):
@@ -58,6 +59,25 @@ ROWS: tuple[Row, ...] = (
     Row("mem.spaces", mem.Spaces, "mem", list[mem.Memory], "What the memory holds, and where."),
     Row("mem.keep", mem.Keep, "mem", m.Done, "Have the memory outlive the agent, or not."),
     Row("mem.log", mem.Interactions, "mem", mem.LogPage, "Read the interaction log."),
+    Row("sto.put", sto.Put, "sto", sto.Version, "Write a version of an object."),
+    Row("sto.batch", sto.Batch, "sto", list[sto.Version], "Put and delete objects, all or none."),
+    Row("sto.upload", sto.Upload, "sto", sto.Uploaded, "Send a piece of a large content."),
+    Row("sto.get", sto.Get, "sto", sto.Content, "Read a version, or a part of it."),
+    Row("sto.list", sto.List, "sto", sto.Listed, "List objects."),
+    Row("sto.history", sto.History, "sto", list[sto.Version], "List an object's versions."),
+    Row("sto.delete", sto.Delete, "sto", sto.Version, "Delete an object; its history stays."),
+    Row("sto.rollback", sto.Restore, "sto", sto.Version, "Write an earlier version again."),
+    Row("sto.purge", sto.Purge, "sto", sto.Version, "Drop an object with its history."),
+    Row("sto.share", sto.Share, "sto", m.Done, "Let others read or write objects."),
+    Row("sto.shares", sto.Shares, "sto", list[sto.Grant], "List what is shared."),
+    Row("sto.owners", sto.Owners, "sto", list[sto.Holding], "Who holds how much."),
+    Row("sto.watch", sto.Watch, "sto", m.Done, "Follow changes.", sto.Version),
+    Row("sto.verify", sto.Verify, "sto.admin", sto.Verified, "Check everything.", sto.Progress),
+    Row("sto.compact", sto.Compact, "sto.admin", sto.Compacted, "Make room.", sto.Progress),
+    Row("sto.backup", sto.Backup, "sto.admin", m.Done, "Copy the store while it is used."),
+    Row("sto.search", r.Search, "sto", r.Hits, "Find passages of what is stored."),
+    Row("sto.index", r.Index, "sto", r.IndexReport, "How far the index is."),
+    Row("sto.reindex", r.Reindex, "sto.admin", m.Done, "Make the index anew."),
     Row("kernel.status", m.Empty, "kernel.read", m.Status, "What runs: model, slots, policy."),
     Row("kernel.stats", m.Empty, "kernel.read", m.Stats, "Counters and timings since boot."),
     Row("kernel.events", m.Events, "kernel.read", m.Done, "Follow what happens.", m.Event),

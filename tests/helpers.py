@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import stat
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,13 @@ def running(aios: Aios, pid: int) -> ProcessInfo:
 def end(aios: Aios, pid: int) -> None:
     aios.kill(pid, "KILL")
     aios.wait(pid, timeout=10)
+
+
+def kill_kernel(aios: Aios) -> None:
+    """Return when another has taken its place."""
+    status = aios.status()
+    os.kill(status.os_pid, signal.SIGKILL)
+    assert aios.status().boot != status.boot
 
 
 def script(tmp_path: Path, text: str) -> str:

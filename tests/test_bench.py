@@ -5,14 +5,17 @@ Nothing here asserts a speed.
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aios.bench import exact, memory, swap, switch, syscall
+from aios.bench import exact, memory, retrieval, swap, switch, syscall
 from aios.bench.chats import ANSWER, our_side
 from aios.bench.load import AGENTS, make_prompts, our_system, tokens_per_second
 from aios.kernel.core.llama import CHUNK
+from aios.syscalls.errors import BadInput
 
 PROMPTS = (5, 20, 33, 64, 70, 280)  # tokens; the last makes attention cross 512 cells
 
@@ -102,3 +105,50 @@ def test_what_breaks_exactness_is_seen(sabotage: exact.Sabotage) -> None:
     report = exact.run(quiet, steps=20, prompts=PROMPTS, sabotage=sabotage)
     assert (report["ours"]["restores"] > 0) == (sabotage == "lost-token")
     assert report["ratio"] > 0
+
+
+def collection(folder: Path) -> Path:
+    """Thirty queries; one document of each has its words, another its meaning, a third is judged
+    not relevant."""
+    things = ["car", "boat", "bread", "doctor", "music", "river"]
+    others = ["automobile", "ship", "toast", "physician", "song", "stream"]
+    docs = [
+        f'{{"id": {n}, "title": "{thing}", "text": "{thing} {"and more of it " * 20}"}}'
+        for n, thing in enumerate([*things, *others], 1)
+    ]
+    queries = [
+        f'{{"id": {n}, "text": "what {thing} {n}"}}' for n, thing in enumerate(things * 5, 1)
+    ]
+    qrels = [
+        f"{n}\t{at}\t{grade}"
+        for n in range(1, 31)
+        for at, grade in [((n - 1) % 6 + 1, 1), ((n - 1) % 6 + 7, -1), (n % 6 + 1, 5)]
+    ]
+    for name, lines in [("docs.jsonl", docs), ("queries.jsonl", queries), ("qrels.tsv", qrels)]:
+        (folder / name).write_text("\n".join(lines))
+    return folder
+
+
+def test_retrieval_measures_quality_and_time(tmp_path: Path) -> None:
+    report = retrieval.run(quiet, collection(tmp_path), sizes=(700,))
+    check_shape(report, "retrieval")
+    ours, peer = report["ours"], report["peer"]
+    assert ours["recall@10_words"] == 0.5 < ours["recall@10"]  # only meaning finds the other half
+    assert ours["ndcg@10_words"] == pytest.approx(1 / (1 + 1 / math.log2(3)))
+    assert report["ratio"] == min(
+        ours[measure] / max(ours[f"{measure}_words"], ours[f"{measure}_meaning"])
+        for measure in ("recall@10", "ndcg@10")
+    )
+    for mode in ("words", "meaning", "fused"):
+        name = f"{mode}_ms_700"
+        assert ours[f"{mode}_ratio_700"] == ours[name] / peer[name] > 0
+
+
+@pytest.mark.parametrize("name", ["docs.jsonl", "qrels.tsv"])
+def test_retrieval_needs_its_collection(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BadInput, match="not given") as caught:
+        retrieval.run(quiet)
+    assert "--data FOLDER" in caught.value.hint
+    (collection(tmp_path) / name).write_text("1 2\n")
+    with pytest.raises(BadInput, match="cannot be read"):
+        retrieval.run(quiet, tmp_path)

@@ -11,7 +11,8 @@ from cores import PLENTY, Job, Watched, alone, finish, report
 
 from aios.kernel.config import embedded_model
 from aios.kernel.core.certify import certify
-from aios.kernel.core.llama import ALONE, CHUNK, Engine, requantize
+from aios.kernel.core.gguf import requantize
+from aios.kernel.core.llama import ALONE, CHUNK, Engine
 from aios.syscalls.messages import Decoding
 
 SLOTS, WINDOW = 6, 320

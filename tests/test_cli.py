@@ -319,6 +319,13 @@ def test_bench_without_its_packages(
     assert "pip install 'aios[bench]'" in capsys.readouterr().err
 
 
+def test_only_retrieval_takes_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(["bench", "retrieval", "--data", str(tmp_path)]) == 78
+    assert "docs.jsonl" in capsys.readouterr().err
+    assert execute(["bench", "swap", "--data", str(tmp_path)]) == 2
+    assert "takes no --data" in capsys.readouterr().err
+
+
 def test_completion_in_bash(system: System, aios: Aios, program: Program) -> None:
     pid = aios.spawn(program(UNTIL_TOLD), name="sleeper")
 

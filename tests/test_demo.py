@@ -99,7 +99,7 @@ def test_one_difference_is_seen(change: dict[str, Any]) -> None:
     same = Runner(JOBS[0], 1, result=RESULT, solo=RESULT)
     solo = msgspec.structs.replace(RESULT, **change)
     other = Runner(JOBS[1], 2, result=RESULT, solo=solo)
-    report = Report(STATUS, [same, other], together=1.0, alone=2.0)
+    report = Report(STATUS, [same, other], together=1.0)
     assert report.summary()["identical"] == 1
     text = printed(summary(report))
     assert "DIFFERS" in text

@@ -15,7 +15,7 @@ from aios.examples.summarize import WORKERS
 from aios.shell.launch import System
 from aios.syscalls.messages import Event, Exited
 
-SHIPPED = ["chat", "extract", "pipeline", "pipeline_stage", "summarize", "summarize_piece"]
+SHIPPED = ["chat", "extract", "notes", "pipeline", "pipeline_stage", "summarize", "summarize_piece"]
 ADA = "Ada Lovelace was born in London on 10 December 1815. Her mother was Annabella Milbanke."
 TALES = [
     "The farmer lost his best cow in the storm, and looked for her for three days.",
@@ -213,3 +213,26 @@ def test_pipeline_ends_when_a_stage_dies(aios: Aios) -> None:
     end = aios.wait(pid, timeout=60)
     assert end.code == 1
     assert end.result == {"error": "RuntimeError: stage title ended (signal KILL): None"}
+
+
+# --- notes -------------------------------------------------------------------------------------
+
+
+def test_notes_link_to_their_like_and_lead_to_each_other(aios: Aios) -> None:
+    learn = [
+        "The old apple tree in the garden bears fruit every second year.",
+        "Fruit trees in the garden are pruned in winter.",
+        "The train to the coast leaves at seven from the second platform.",
+    ]
+    learned = run(aios, "notes", {"learn": learn})
+    assert learned.code == 0
+    notes = learned.result["notes"]
+    assert [notes[name]["links"] for name in ("0000", "0001", "0002")] == [[], ["0000"], []]
+    assert all(note["tags"] == sorted(set(note["tags"])) != [] for note in notes.values())
+    assert aios.get("links/0000", owner="/notes") == b'["0001"]'
+    asked = run(aios, "notes", {"ask": "When are trees pruned?"})
+    assert asked.result["found"] == [learn[1], learn[0]]
+    again = run(aios, "notes", {"learn": learn[:1]})
+    assert again.result["notes"]["0003"]["links"] == ["0000", "0001"]
+    for object_ in aios.objects(owner="/notes"):
+        aios.purge(object_.path, owner="/notes")

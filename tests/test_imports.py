@@ -17,16 +17,29 @@ ALLOWED = {
     "examples": {"examples", "agents", "syscalls"},
 }
 HOMES = {
-    "llama_cpp": {"kernel/core/llama.py"},
-    "llguidance": {"kernel/core/grammar.py", "kernel/core/trial.py"},
+    "llama_cpp": {f"kernel/core/{name}.py" for name in ("llama", "gguf", "sampler")},
+    "llguidance": {"kernel/core/grammar.py", "kernel/core/trial.py", "kernel/index/embedder.py"},
+    "safetensors": {"kernel/index/embedder.py"},
+    "sqlite3": {
+        "kernel/index/__main__.py",
+        "kernel/index/database.py",
+        "kernel/index/index.py",
+    },
     "zmq": {
         "kernel/loop.py",
         "kernel/core/__main__.py",
+        "kernel/index/__main__.py",
         "agents/client.py",
         "bench/syscall.py",  # the raw echo that system calls are compared with
     },
 }
-PURE = ("kernel/scheduler.py", "kernel/process.py", "kernel/context.py")
+PURE = (
+    "kernel/scheduler.py",
+    "kernel/process.py",
+    "kernel/context.py",
+    "kernel/index/passages.py",
+    "kernel/index/ranking.py",
+)
 IMPURE = {"zmq", "time", "threading", "socket", "asyncio", "random", "os", "subprocess"}
 
 

@@ -16,10 +16,10 @@ import psutil
 import pytest
 import zmq
 from conftest import Boot, eventually, of_core
-from helpers import first_piece, running
+from helpers import first_piece, kill_kernel, running
 from raw import Raw
 
-from aios.agents import Aios, connect
+from aios.agents import connect
 from aios.kernel.config import embedded_model
 from aios.shell.launch import System
 from aios.syscalls.errors import AiosError, ContextForeign, NotFound
@@ -32,13 +32,6 @@ OPTIONS: dict[str, Any] = {
     "repeat_penalty": 1.2, "logprobs": 1,
 }  # fmt: skip
 PROMPTS = [f"Tell a story about {what}." for what in ("a fox", "the sea", "a lamp")]
-
-
-def kill_kernel(aios: Aios) -> None:
-    """Return when another has taken its place."""
-    status = aios.status()
-    os.kill(status.os_pid, signal.SIGKILL)
-    assert aios.status().boot != status.boot
 
 
 def test_streams_go_on_where_they_stopped(boot: Boot) -> None:

@@ -25,7 +25,8 @@ from aios.agents import connect
 from aios.kernel.config import embedded_model
 from aios.kernel.core import compare, fit
 from aios.kernel.core.fitted import Conditions, Record, Version, choose, new_file
-from aios.kernel.core.llama import Engine, requantize
+from aios.kernel.core.gguf import requantize
+from aios.kernel.core.llama import Engine
 from aios.shell.model import ask
 from aios.syscalls.errors import AiosError, ModelError, NoRoom
 

@@ -135,7 +135,8 @@ def connected(home: Path) -> Aios | None:
 
 def test_a_question_that_the_core_dies_of_is_given_up() -> None:
     answers: list[Encoded] = []
-    prompts = Prompts(ContextManager(lambda _: None), lambda _: None)
+    prompts = Prompts(ContextManager(lambda _: None))
+    prompts.ask = lambda _: None
     prompts.questions[1] = Asked(Decode(1, [5]), answers.append)
     for _ in range(2):
         prompts.core_gone()

@@ -137,6 +137,22 @@ def test_scan(opened: Opened) -> None:
     assert keys(b"d") == keys(b"d", back=True) == []
 
 
+def test_reads_that_failed_hold_nothing(opened: Opened) -> None:
+    """LMDB has few slots for those who read."""
+    kept = []
+    for _ in range(50):
+        with pytest.raises(Conflict) as raised:
+            opened.store.read(fail_to_read)
+        kept.append(raised.value)
+    assert opened.get(b"none") is None
+
+
+def fail_to_read(txn: Txn) -> None:
+    keys = txn.keys("memory", b"")
+    assert list(keys) == []
+    raise Conflict("no")
+
+
 # --- once -----------------------------------------------------------------------------------------
 
 

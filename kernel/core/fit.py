@@ -25,7 +25,8 @@ from aios.syscalls.errors import AiosError, BadInput, ModelError, NoRoom
 from .certify import certify
 from .compare import SPAN, distance, race
 from .fitted import Conditions, Record, Shelf, Version, choose, lock, sha256
-from .llama import BINDING, FORMATS, Engine, describe
+from .gguf import BINDING, FORMATS, describe
+from .llama import Engine
 
 # The same weights in F16, which rounds next to nothing off, are 0.003 from the embedded Q4_1: its
 # own kernels round that much. Q8_0 is at 0.006, Q6_K at 0.013, Q5_1 at 0.13, Q4_0 at 0.27.

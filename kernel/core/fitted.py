@@ -24,7 +24,7 @@ from aios.syscalls.errors import ModelError, NotFound
 from aios.syscalls.messages import Fitted
 
 from .compare import Distance, Speed
-from .llama import requantize
+from .gguf import requantize
 
 REFIT = "`aios model fit` makes it anew"
 

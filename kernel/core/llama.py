@@ -1,4 +1,5 @@
-"""The engine: one llama.cpp model and context. The only file that imports llama_cpp.
+"""The engine: one llama.cpp model and context. llama_cpp is imported here, in gguf.py and in
+sampler.py alone.
 
 A slot is a llama.cpp sequence with a KV stream of its own (`kv_unified=False`): what one sequence
 computes then depends neither on its slot nor on its neighbours, as long as three rules hold, and
@@ -16,7 +17,6 @@ this file keeps them (ARCHITECTURE.md, "Exactness", has the measurements):
 from __future__ import annotations
 
 import ctypes
-import os
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -29,45 +29,21 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 from numpy.typing import NDArray
 
 from aios.syscalls import VERSION
-from aios.syscalls.errors import BadInput, Internal, ModelError, NoRoom
+from aios.syscalls.errors import BadInput, Internal, NoRoom
 from aios.syscalls.messages import Sampling
 
+from .gguf import load, log
 from .grammar import Grammar, Grammars
+from .sampler import Sampler
 from .state import Bytes, Part, StateForm
 
 CHUNK = 64  # tokens of a prefill chunk; chunks end at its multiples, so they never depend on others
 ALONE = 256  # llama.cpp pads the span of a KV stream to 256 cells: one more token and it is 512
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # mallopt(3)
 COMPANY = 0  # the token that keeps a lone sequence company
-BINDING = f"llama-cpp-python {ll.__version__}"
-FORMATS = {  # llama.cpp's name; bits a weight
-    "q8_0": (ll.LLAMA_FTYPE_MOSTLY_Q8_0, 8.5),
-    "q4_0": (ll.LLAMA_FTYPE_MOSTLY_Q4_0, 4.5),
-    "q4_1": (ll.LLAMA_FTYPE_MOSTLY_Q4_1, 5.0),
-    "q5_0": (ll.LLAMA_FTYPE_MOSTLY_Q5_0, 5.5),
-    "q5_1": (ll.LLAMA_FTYPE_MOSTLY_Q5_1, 6.0),
-    "q4_k_m": (ll.LLAMA_FTYPE_MOSTLY_Q4_K_M, 4.9),
-    "q5_k_m": (ll.LLAMA_FTYPE_MOSTLY_Q5_K_M, 5.7),
-    "q6_k": (ll.LLAMA_FTYPE_MOSTLY_Q6_K, 6.6),
-    "f16": (ll.LLAMA_FTYPE_MOSTLY_F16, 16.0),
-    "bf16": (ll.LLAMA_FTYPE_MOSTLY_BF16, 16.0),
-}
-CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 Cache = Literal["f16", "q8_0"]
 TYPES = {"f16": (ll.GGML_TYPE_F16, 2.0), "q8_0": (ll.GGML_TYPE_Q8_0, 34 / 32)}  # bytes a value
-
-
-class _Log:
-    """What llama.cpp complained about last, for the error that follows."""
-
-    def __init__(self) -> None:
-        self.errors: list[str] = []
-        self.callback = ll.llama_log_callback(self._take)  # ctypes: must outlive the library's use
-
-    def _take(self, level: int, text: bytes, _user: Any) -> None:
-        if level >= 3 and level != 5:
-            self.errors = [*self.errors[-4:], text.decode(errors="replace").strip()]
 
 
 def _reuse_memory() -> None:
@@ -79,55 +55,6 @@ def _reuse_memory() -> None:
 
 
 _reuse_memory()
-_log = _Log()
-ll.llama_log_set(_log.callback, ctypes.c_void_p(0))
-
-
-def _load(path: Path) -> Any:
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise ModelError(
-            f"cannot read the model {path}: {error.strerror}", "name a GGUF file with --model"
-        ) from error
-    if magic != b"GGUF":
-        raise ModelError(f"{path} is not a GGUF file", "name a GGUF file with --model")
-    params = ll.llama_model_default_params()
-    params.n_gpu_layers = 0
-    model = ll.llama_model_load_from_file(os.fsencode(path), params)
-    if not model:
-        raise ModelError(
-            f"llama.cpp cannot load {path}: {'; '.join(_log.errors) or 'no reason given'}",
-            "the file may be truncated: compare its size with its source",
-        )
-    return model
-
-
-def requantize(source: Path, target: Path, name: str, threads: int) -> None:
-    """Write the model `source` to `target`, its weights in the format `name`, one of FORMATS.
-
-    Raises:
-        ModelError: `source` is no model, or `target` cannot be written.
-    """
-    params = ll.llama_model_quantize_default_params()
-    params.ftype, params.allow_requantize, params.nthread = FORMATS[name][0], True, threads
-    code = ll.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params))
-    if code != 0:
-        raise ModelError(f"llama.cpp cannot write {source} as {name}: {'; '.join(_log.errors)}")
-
-
-def describe(path: Path) -> tuple[str, int]:
-    """The format of a model's weights, as llama.cpp names it, and how many there are.
-
-    Raises:
-        ModelError: the file is missing, truncated or not a GGUF.
-    """
-    model = _load(path)
-    name: bytes = ll.llama_ftype_name(ll.llama_model_ftype(model))
-    params = int(ll.llama_model_n_params(model))
-    ll.llama_model_free(model)
-    return name.decode(), params
 
 
 class Engine:
@@ -148,7 +75,7 @@ class Engine:
         ll.llama_backend_init()
         self.path = path
         self.slots, self.threads, self.cache = slots, threads, cache
-        self.model = _load(path)
+        self.model = load(path)
         self.vocab = ll.llama_model_get_vocab(self.model)
         self.n_vocab = ll.llama_vocab_n_tokens(self.vocab)
         self.window = window or min(ll.llama_model_n_ctx_train(self.model), 2048)
@@ -174,7 +101,7 @@ class Engine:
         self.ctx = ll.llama_init_from_model(self.model, params)
         if not self.ctx:
             raise NoRoom(
-                f"llama.cpp cannot make the context: {'; '.join(_log.errors)}",
+                f"llama.cpp cannot make the context: {'; '.join(log.errors)}",
                 "start with fewer --slots or a smaller --ctx",
             )
         self.memory = ll.llama_get_memory(self.ctx)
@@ -324,7 +251,7 @@ class Engine:
         self.batch.n_tokens = count
         code = ll.llama_decode(self.ctx, self.batch)
         if code != 0:
-            raise Internal(f"llama_decode failed with {code}: {'; '.join(_log.errors)}")
+            raise Internal(f"llama_decode failed with {code}: {'; '.join(log.errors)}")
 
     def logits(self, index: int) -> NDArray[np.float32]:
         """A view, shape (vocab,), valid until the next prefill or decode."""
@@ -440,85 +367,3 @@ def _beside(slot: int, streams: int) -> int:
 
 def _refuse(message: str) -> None:
     raise BadInput(f"the model's chat template refuses: {message}")
-
-
-def _mix(seed: int, position: int) -> int:
-    """SplitMix64 over (seed, position), cut to the 32 bits that llama.cpp's seeds have."""
-    mask = 2**64 - 1
-    z = (seed * 0x9E3779B97F4A7C15 + position + 0x632BE59BD9B4E019) & mask
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
-    return (z ^ (z >> 31)) & 0xFFFFFFFE  # never LLAMA_DEFAULT_SEED, which means random
-
-
-class Sampler:
-    """Draws tokens with llama.cpp's samplers; no state but what `past` tokens rebuild.
-
-    The generator is seeded anew for each draw from (seed, position), so a context that moves
-    between slots, cores and machines has no generator to carry along.
-    """
-
-    def __init__(
-        self, engine: Engine, params: Sampling, past: list[int], grammar: Grammar | None
-    ) -> None:
-        self.engine = engine
-        self.params = params
-        self.grammar = grammar
-        self.chain = ll.llama_sampler_chain_init(ll.llama_sampler_chain_default_params())
-        add = self._add
-        penalties = params.repeat_penalty, params.frequency_penalty, params.presence_penalty
-        if penalties != (1.0, 0.0, 0.0) and params.penalty_last:
-            last = params.penalty_last
-            add(ll.llama_sampler_init_penalties(engine.n_vocab, last, *penalties))
-            for token in past[-last:]:
-                ll.llama_sampler_accept(self.chain, token)
-        if params.temperature == 0:
-            add(ll.llama_sampler_init_greedy())
-            return
-        if params.top_k:
-            add(ll.llama_sampler_init_top_k(params.top_k))
-        if params.top_p < 1:
-            add(ll.llama_sampler_init_top_p(params.top_p, 1))
-        if params.min_p > 0:
-            add(ll.llama_sampler_init_min_p(params.min_p, 1))
-        add(ll.llama_sampler_init_temp(params.temperature))
-
-    def _add(self, sampler: Any) -> None:
-        ll.llama_sampler_chain_add(self.chain, sampler)
-
-    def draw(self, index: int, position: int) -> int:
-        """The token that follows, from the logits at `index` of the last batch.
-
-        Raises:
-            BadGrammar: what the answer is held to has outgrown its limits.
-        """
-        if self.params.temperature == 0:
-            return self._draw(index)
-        last = ll.llama_sampler_chain_n(self.chain)
-        self._add(ll.llama_sampler_init_dist(_mix(self.params.seed, position)))
-        try:
-            return self._draw(index)
-        finally:
-            ll.llama_sampler_free(ll.llama_sampler_chain_remove(self.chain, last))
-
-    def _draw(self, index: int) -> int:
-        if self.grammar is None:
-            return int(ll.llama_sampler_sample(self.chain, self.engine.ctx, index))
-        ids = self.grammar.allowed()
-        found = np.zeros(ids.size, CANDIDATE)
-        found["id"], found["logit"] = ids, self.engine.logits(index)[ids]
-        data = found.ctypes.data_as(ll.llama_token_data_p)
-        candidates = ll.llama_token_data_array(data, found.size, -1, False)
-        ll.llama_sampler_apply(self.chain, ctypes.byref(candidates))
-        token = int(candidates.data[candidates.selected].id)
-        ll.llama_sampler_accept(self.chain, token)
-        self.grammar.accept(token)
-        return token
-
-    @property
-    def complete(self) -> bool:
-        """Whether the grammar, if there is one, lets nothing follow."""
-        return self.grammar is not None and self.grammar.complete
-
-    def close(self) -> None:
-        ll.llama_sampler_free(self.chain)

@@ -1,0 +1,238 @@
+"""Storage in the SDK: the `sto.` calls as methods, contents of any size as bytes or files."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+from collections.abc import Iterator, Sequence
+from typing import IO, Any
+
+import msgspec
+
+from aios.syscalls import messages as t
+from aios.syscalls import retrieval as r
+from aios.syscalls import sto as s
+from aios.syscalls.errors import BadInput, KernelGone, UploadGone
+
+from .calls import Calls
+from .client import Pending
+
+PIECE = 56 * 1024  # bytes of a content that one call takes
+AHEAD = 8  # pieces on their way
+
+
+class Storage(Calls):
+    """The part of Aios that speaks of storage. Paths are of the caller's own objects, unless
+    `owner` names another agent: "/writer", or "/writer/helper" for one that a writer started.
+
+    Raises, from all that read or write: Denied, NotFound, StoreDamaged, BackendDown; from what
+    writes: Conflict, LimitReached, StoreFull, DiskFull.
+    """
+
+    # --- writing ----------------------------------------------------------------------------------
+
+    def put(
+        self, path: str, data: bytes | str | IO[bytes], *, tags: Sequence[str] = (),
+        media: str = "", if_version: int | None = None, owner: str | None = None,
+    ) -> s.Version:  # fmt: skip
+        """A new version of an object, on disk when this returns. `if_version`: only if that is the
+        newest version, 0: only if there is no such object; else raises Conflict."""
+        content = data.encode() if isinstance(data, str) else data
+        fields: dict[str, Any] = {
+            "path": path, "tags": list(tags), "media": media, "if_version": if_version,
+            "owner": owner,
+        }  # fmt: skip
+        if isinstance(content, bytes) and len(content) <= PIECE:
+            return self._call(s.Version, "sto.put", data=content, **fields)
+        file = io.BytesIO(content) if isinstance(content, bytes) else content
+        start = file.tell() if file.seekable() else None
+        while True:
+            try:
+                return self._call(s.Version, "sto.put", upload=self.upload(file, owner), **fields)
+            except UploadGone:  # with a kernel that died
+                if start is None:
+                    raise
+                file.seek(start)
+
+    def upload(self, file: IO[bytes], owner: str | None = None) -> int:
+        """Send a content, for a put or a batch that names it: the number of the upload.
+
+        Raises:
+            UploadGone: the kernel died meanwhile; send it again.
+        """
+        first = self._call(s.Uploaded, "sto.upload", data=file.read(PIECE), offset=0, owner=owner)
+        offset, calls = first.size, []
+        while data := file.read(PIECE):
+            calls.append(
+                self.start("sto.upload", data=data, offset=offset, upload=first.upload, owner=owner)
+            )
+            offset += len(data)
+            if len(calls) == AHEAD:
+                calls.pop(0).wait()
+        for call in calls:
+            call.wait()
+        return first.upload
+
+    def batch(self, changes: Sequence[dict[str, Any]], owner: str | None = None) -> list[s.Version]:
+        """Several puts and deletes, all or none: maps with the fields of sto.batch's changes."""
+        return self._call(list[s.Version], "sto.batch", changes=list(changes), owner=owner)
+
+    def delete(
+        self, path: str, *, if_version: int | None = None, owner: str | None = None
+    ) -> s.Version:
+        """A version that says so: the history stays."""
+        return self._call(s.Version, "sto.delete", path=path, if_version=if_version, owner=owner)
+
+    def restore(
+        self, path: str, version: int, *, if_version: int | None = None, owner: str | None = None
+    ) -> s.Version:
+        """A new version with the content of an earlier one."""
+        return self._call(
+            s.Version, "sto.rollback", path=path, version=version, if_version=if_version,
+            owner=owner,
+        )  # fmt: skip
+
+    def purge(self, path: str, owner: str | None = None) -> s.Version:
+        """Drop an object with all its versions."""
+        return self._call(s.Version, "sto.purge", path=path, owner=owner)
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    def get(self, path: str, version: int | None = None, *, owner: str | None = None) -> bytes:
+        """The content of an object."""
+        return b"".join(self.stream(path, version, owner=owner))
+
+    def stream(
+        self, path: str, version: int | None = None, *, owner: str | None = None
+    ) -> Iterator[bytes]:
+        """Likewise, piece by piece, all of one version."""
+        offset = 0
+        while True:
+            part = self.read(path, version, offset=offset, owner=owner)
+            yield part.data
+            version, offset = part.info.version, offset + len(part.data)
+            if offset >= part.info.size:
+                return
+
+    def read(
+        self, path: str, version: int | None = None, *, offset: int = 0, count: int = s.CHUNK,
+        owner: str | None = None,
+    ) -> s.Content:  # fmt: skip
+        """A part of the content, and what is known of the version."""
+        return self._call(
+            s.Content, "sto.get", path=path, version=version, offset=offset, count=count,
+            owner=owner,
+        )  # fmt: skip
+
+    def objects(
+        self, prefix: str = "", *, deleted: bool = False, owner: str | None = None
+    ) -> Iterator[s.Version]:
+        """Objects in the order of their paths, each as its newest version."""
+        after: str | None = ""
+        while after is not None:
+            page = self._call(
+                s.Listed, "sto.list", prefix=prefix, after=after, deleted=deleted, owner=owner
+            )
+            yield from page.objects
+            after = page.after
+
+    def history(self, path: str, *, owner: str | None = None) -> Iterator[s.Version]:
+        """All versions, the newest first."""
+        before: int | None = None
+        while page := self._call(
+            list[s.Version], "sto.history", path=path, before=before, owner=owner
+        ):
+            yield from page
+            before = page[-1].version
+
+    def diff(self, path: str, old: int, new: int | None = None, *, owner: str | None = None) -> str:
+        """What changed between two versions of a text; without `new`, up to the newest.
+
+        Raises:
+            BadInput: one of them is not text in UTF-8.
+        """
+        new = new or self.read(path, count=0, owner=owner).info.version
+        try:
+            before, after = (
+                self.get(path, version, owner=owner).decode().splitlines(keepends=True)
+                for version in (old, new)
+            )
+        except UnicodeDecodeError as error:
+            raise BadInput(f"{path!r} is not text: there is no diff of it") from error
+        lines = difflib.unified_diff(before, after, f"{path} {old}", f"{path} {new}")
+        return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
+
+    def watch(self, prefix: str = "", *, owner: str | None = None) -> Iterator[s.Version]:
+        """Changes to the objects below a prefix, from now on. What changes while a killed kernel is
+        replaced is not heard of: compare versions where that matters."""
+        call = self.start("sto.watch", prefix=prefix, owner=owner)
+        return _follow(self, call)
+
+    # --- finding ----------------------------------------------------------------------------------
+
+    def sto_search(
+        self, query: str, *, count: int = 5, mode: r.Mode = "fused", owner: str | None = None,
+        path: str = "", since: float | None = None, until: float | None = None,
+        tags: Sequence[str] = (), fresh: bool = False,
+    ) -> r.Hits:  # fmt: skip
+        """The passages that fit best, of the newest versions of all that may be read, or of one
+        owner, or below a path. What was just stored is found a moment later; with `fresh` the
+        search waits for it.
+
+        Raises:
+            Denied: nothing of that owner may be read.
+            IndexFailed: the index does not run.
+        """
+        return self._call(
+            r.Hits, "sto.search", query=query, count=count, mode=mode, owner=owner, path=path,
+            since=since, until=until, tags=list(tags), fresh=fresh,
+        )  # fmt: skip
+
+    def sto_index(self) -> r.IndexReport:
+        """How far the index is."""
+        return self._call(r.IndexReport, "sto.index")
+
+    def sto_reindex(self) -> None:
+        """Have the index made anew."""
+        self._call(t.Done, "sto.reindex")
+
+    # --- owners -----------------------------------------------------------------------------------
+
+    def share(self, prefix: str, to: str, mode: str = "read", *, owner: str | None = None) -> None:
+        """Let others read or write a path and all below it; with mode "none", not any more. `to` is
+        an agent ("/reader"), those below one ("/team/*"), or a group of config.toml."""
+        self._call(t.Done, "sto.share", prefix=prefix, to=to, mode=mode, owner=owner)
+
+    def shares(self, owner: str | None = None) -> list[s.Grant]:
+        """What an owner has shared, and what others have shared with it."""
+        return self._call(list[s.Grant], "sto.shares", owner=owner)
+
+    def owners(self) -> list[s.Holding]:
+        """Who holds how much: for a person of everybody, for an agent of itself."""
+        return self._call(list[s.Holding], "sto.owners")
+
+    # --- a person's -------------------------------------------------------------------------------
+
+    def verify(self) -> Pending:
+        """Check all of storage. Iterate for progress; `wait` for sto.Verified as a map."""
+        return self.start("sto.verify")
+
+    def compact(self, keep: int | None = None) -> Pending:
+        """Drop what nothing refers to and, with `keep`, all but so many versions of each object."""
+        return self.start("sto.compact", keep=keep)
+
+    def backup(self, target: str) -> Pending:
+        """Copy the store into a folder that does not exist yet."""
+        return self.start("sto.backup", target=target)
+
+
+def _follow(aios: Storage, call: Pending) -> Iterator[s.Version]:
+    try:
+        for body in call:
+            yield msgspec.convert(body, s.Version)
+        call.wait()
+    finally:
+        if not aios.connection.socket.closed:
+            with contextlib.suppress(KernelGone):
+                aios.start("call.cancel", call=call.id)

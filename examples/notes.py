@@ -1,0 +1,71 @@
+"""Notes that link: each gets tags from the model, and links to the notes it is nearest to.
+
+After A-MEM (arXiv 2502.12110), as a layer on top of storage: `notes/0007` is the text, with its
+tags; `links/0007` the names of its neighbours, which get a link back in the same batch.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from aios.agents import Agent
+from aios.syscalls.errors import NotJson
+
+NEAR = 0.35  # cosine from which on two notes are neighbours
+TAGS = {
+    "type": "array", "minItems": 1, "maxItems": 3,
+    "items": {"type": "string", "pattern": "^[a-z]{3,16}$"},
+}  # fmt: skip
+
+
+class Notes(Agent):
+    """Its task is {"learn": [text, ...]}, {"ask": question}, or both; its result what it has noted
+    and found: {"notes": {name: {"tags": [...], "links": [...]}}, "found": [text, ...]}.
+    """
+
+    name = "notes"
+
+    def run(self, task: Any) -> dict[str, Any]:
+        noted = dict(self.learn(text) for text in task.get("learn", []))
+        found = self.ask(task["ask"]) if "ask" in task else []
+        return {"notes": noted, "found": found}
+
+    def learn(self, text: str) -> tuple[str, dict[str, list[str]]]:
+        """Note a text; its name, tags and links."""
+        number = sum(1 for _ in self.aios.objects("notes/"))
+        name, tags, near = f"{number:04}", self.tags(text), self.near(text)
+        changes: list[dict[str, Any]] = [
+            {"path": f"notes/{name}", "data": text.encode(), "tags": tags, "if_version": 0},
+            {"path": f"links/{name}", "data": json.dumps(near).encode()},
+        ]
+        for other in near:
+            links = sorted({*self.links(other), name})
+            changes.append({"path": f"links/{other}", "data": json.dumps(links).encode()})
+        self.aios.batch(changes)
+        print(f"{name} {', '.join(tags)}; near {', '.join(near) or 'none'}")
+        return name, {"tags": tags, "links": near}
+
+    def ask(self, question: str) -> list[str]:
+        """The note that answers best, and those that it links to."""
+        hits = self.aios.sto_search(question, path="notes", count=1, fresh=True).hits
+        names = [hit.path.removeprefix("notes/") for hit in hits]
+        linked = [other for name in names for other in self.links(name)]
+        return [self.aios.get(f"notes/{name}").decode() for name in [*names, *linked]]
+
+    def tags(self, text: str) -> list[str]:
+        prompt = f"Give one to three keywords, single lowercase words, for this note:\n{text}"
+        try:
+            found: list[str] = self.aios.generate(prompt, schema=TAGS, max_tokens=48).json
+        except NotJson:  # it went on past its tokens
+            found = []
+        return sorted(set(found))
+
+    def near(self, text: str) -> list[str]:
+        hits = self.aios.sto_search(text, mode="meaning", path="notes", fresh=True).hits
+        paths = {hit.path for hit in hits if hit.score >= NEAR}
+        return sorted(path.removeprefix("notes/") for path in paths)
+
+    def links(self, name: str) -> list[str]:
+        found: list[str] = json.loads(self.aios.get(f"links/{name}"))
+        return found

@@ -1,0 +1,94 @@
+"""GGUF files: loaded, described, written in another format."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+from typing import Any
+
+import llama_cpp as ll
+
+from aios.syscalls.errors import ModelError
+
+BINDING = f"llama-cpp-python {ll.__version__}"
+FORMATS = {  # llama.cpp's name; bits a weight
+    "q8_0": (ll.LLAMA_FTYPE_MOSTLY_Q8_0, 8.5),
+    "q4_0": (ll.LLAMA_FTYPE_MOSTLY_Q4_0, 4.5),
+    "q4_1": (ll.LLAMA_FTYPE_MOSTLY_Q4_1, 5.0),
+    "q5_0": (ll.LLAMA_FTYPE_MOSTLY_Q5_0, 5.5),
+    "q5_1": (ll.LLAMA_FTYPE_MOSTLY_Q5_1, 6.0),
+    "q4_k_m": (ll.LLAMA_FTYPE_MOSTLY_Q4_K_M, 4.9),
+    "q5_k_m": (ll.LLAMA_FTYPE_MOSTLY_Q5_K_M, 5.7),
+    "q6_k": (ll.LLAMA_FTYPE_MOSTLY_Q6_K, 6.6),
+    "f16": (ll.LLAMA_FTYPE_MOSTLY_F16, 16.0),
+    "bf16": (ll.LLAMA_FTYPE_MOSTLY_BF16, 16.0),
+}
+
+
+class Log:
+    """What llama.cpp complained about last, for the error that follows."""
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+        self.callback = ll.llama_log_callback(self._take)  # ctypes: must outlive the library's use
+
+    def _take(self, level: int, text: bytes, _user: Any) -> None:
+        if level >= 3 and level != 5:
+            self.errors = [*self.errors[-4:], text.decode(errors="replace").strip()]
+
+
+log = Log()
+ll.llama_log_set(log.callback, ctypes.c_void_p(0))
+
+
+def load(path: Path) -> Any:
+    """llama.cpp's model of a file.
+
+    Raises:
+        ModelError: the file is missing, truncated or not a GGUF.
+    """
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise ModelError(
+            f"cannot read the model {path}: {error.strerror}", "name a GGUF file with --model"
+        ) from error
+    if magic != b"GGUF":
+        raise ModelError(f"{path} is not a GGUF file", "name a GGUF file with --model")
+    params = ll.llama_model_default_params()
+    params.n_gpu_layers = 0
+    model = ll.llama_model_load_from_file(os.fsencode(path), params)
+    if not model:
+        raise ModelError(
+            f"llama.cpp cannot load {path}: {'; '.join(log.errors) or 'no reason given'}",
+            "the file may be truncated: compare its size with its source",
+        )
+    return model
+
+
+def requantize(source: Path, target: Path, name: str, threads: int) -> None:
+    """Write the model `source` to `target`, its weights in the format `name`, one of FORMATS.
+
+    Raises:
+        ModelError: `source` is no model, or `target` cannot be written.
+    """
+    params = ll.llama_model_quantize_default_params()
+    params.ftype, params.allow_requantize, params.nthread = FORMATS[name][0], True, threads
+    code = ll.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params))
+    if code != 0:
+        raise ModelError(f"llama.cpp cannot write {source} as {name}: {'; '.join(log.errors)}")
+
+
+def describe(path: Path) -> tuple[str, int]:
+    """The format of a model's weights, as llama.cpp names it, and how many there are.
+
+    Raises:
+        ModelError: the file is missing, truncated or not a GGUF.
+    """
+    model = load(path)
+    name: bytes = ll.llama_ftype_name(ll.llama_model_ftype(model))
+    params = int(ll.llama_model_n_params(model))
+    ll.llama_model_free(model)
+    return name.decode(), params

@@ -1,0 +1,243 @@
+"""The kernel's side of the index: started when there is something to index or to find, fed with
+what changes in storage, asked for what callers look for.
+
+The store numbers its changes; the index says up to which it has them. So nothing else is kept of
+what was sent: whatever dies, the next one is told what follows the index's position.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+
+import msgspec
+
+from aios.syscalls import retrieval as r
+from aios.syscalls.errors import AiosError, IndexFailed, from_wire
+
+from .changes import Changes
+from .config import Config
+from .index.protocol import (
+    Change,
+    Failed,
+    Found,
+    Position,
+    Report,
+    Reset,
+    Search,
+    decode_report,
+    encode,
+)
+from .init_protocol import Census, Gone, Heard, Started, StartFailed, StartService
+from .loop import Loop
+from .stats import EventLog
+from .trap import Call
+
+INDEX_KEY = -1
+BACKOFF, LONGEST_BACKOFF = 0.05, 5.0  # seconds
+DEATHS = 3  # in a row without a word, after which the index is given up until the next search
+AHEAD = 512  # changes that are sent before the index says that it has them
+
+
+@dataclass
+class Asked:
+    call: Call
+    search: Search
+    needs: int  # the change that has to be indexed first
+    sent: bool = False
+
+
+class IndexLink:
+    def __init__(self, config: Config, loop: Loop, changes: Changes, events: EventLog) -> None:
+        self.config, self.changes, self.events = config, changes, events
+        self.line, self.to_init, self.after = loop.index, loop.send_init, loop.after
+        self.line.on_here = self._here
+        self.line.on_data = lambda data: self._report(decode_report(data))
+        self.state: r.IndexState = "asleep"
+        self.error: AiosError | None = None
+        self.epoch = time.monotonic_ns()  # above those of the kernels before
+        self.drop = False
+        self.sent = 0
+        self.feeding = False
+        self.position = Position(0, 0, 0, 0)
+        self.asked: dict[int, Asked] = {}
+        self.restarts = self.deaths = 0
+        self.backoff = BACKOFF
+
+    # --- use --------------------------------------------------------------------------------------
+
+    def changed(self) -> None:
+        """Something was committed to storage."""
+        if self.state == "asleep":
+            self._start()
+        self._feed()
+
+    def search(self, call: Call, args: r.Search, scopes: list[tuple[str, str]]) -> None:
+        """Looks at what `scopes` cover alone: (owner, path), and all that is below that path.
+
+        Raises:
+            IndexFailed: the index died over and over; each search has it tried again.
+        """
+        number = time.monotonic_ns()  # an index may still answer what another kernel asked
+        search = Search(
+            number, args.query, args.mode, args.count, scopes, args.since, args.until, args.tags
+        )
+        self.asked[number] = Asked(call, search, self.changes.newest() if args.fresh else 0)
+        call.on_end = lambda: self._forget(number)
+        if self.state in ("asleep", "failed"):
+            self.deaths = 0
+            self._start()
+        self._ask()
+
+    def rebuild(self) -> None:
+        self.drop = True
+        if self.state == "ready":
+            self._here()
+        elif self.state != "starting":
+            self._start()
+
+    def report(self) -> r.IndexReport:
+        at = self.position
+        return r.IndexReport(
+            state=self.state, position=at.seq, behind=self._behind(), documents=at.documents,
+            passages=at.passages, restarts=self.restarts,
+            trouble=str(self.error) if self.error else at.trouble or at.began_again,
+        )  # fmt: skip
+
+    def _behind(self) -> int:
+        return max(0, self.changes.newest() - self.position.seq)
+
+    def _forget(self, number: int) -> None:
+        self.asked.pop(number, None)
+
+    # --- what is sent -----------------------------------------------------------------------------
+
+    def _feed(self) -> None:
+        """Send the next changes, some ahead of what the index has."""
+        room = AHEAD - (self.sent - self.position.seq)
+        if self.state != "ready" or self.feeding or room <= 0 or self.sent >= self.changes.newest():
+            return
+        self.feeding = True
+        self.changes.after(self.sent, room, self.epoch, self._send, self._cannot_read)
+
+    def _send(self, changes: list[Change]) -> None:
+        self.feeding = False
+        for change in changes:
+            if change.epoch == self.epoch:  # else they are read again, from where it stands now
+                self.line.send(encode(change))
+                self.sent = change.seq
+        self._feed()
+
+    def _cannot_read(self, error: AiosError) -> None:
+        """Of storage: tried again at the next change."""
+        self.feeding = False
+        self.events.publish("index", "cannot read storage", error=error.to_wire())
+
+    def _ask(self) -> None:
+        if self.state != "ready":
+            return
+        for asked in self.asked.values():
+            if not asked.sent and asked.needs <= self.position.seq:
+                self.line.send(encode(asked.search))
+                asked.sent = True
+
+    # --- what is heard ----------------------------------------------------------------------------
+
+    def _here(self) -> None:
+        """It has just connected, to this kernel or to this one as well: it starts afresh."""
+        self.epoch += 1
+        self.state = "starting"
+        for asked in self.asked.values():
+            asked.sent = False
+        self.line.send(encode(Reset(self.epoch, self.changes.id, self.drop)))
+
+    def _report(self, report: Report) -> None:
+        match report:
+            case Position() if report.epoch == self.epoch:
+                self._stands_at(report)
+            case Position():
+                pass  # of before the last Reset
+            case Found():
+                self._found(report)
+            case Failed():
+                self.error = from_wire(report.error)
+
+    def _stands_at(self, report: Position) -> None:
+        if self.state == "starting":
+            self.state, self.error, self.drop = "ready", None, False
+            self.deaths, self.backoff = 0, BACKOFF
+            self.sent = report.seq
+            if report.began_again:
+                self.events.publish("index", "begun again", why=report.began_again)
+        if report.trouble and report.trouble != self.position.trouble:
+            self.events.publish("index", "trouble", why=report.trouble)
+        self.position = report
+        if report.seq > self.changes.newest():  # of a store that a backup has replaced
+            self.rebuild()
+            return
+        self._feed()
+        self._ask()
+
+    def _found(self, found: Found) -> None:
+        asked = self.asked.get(found.req)
+        if asked is None:  # it was cancelled, or asked by another kernel
+            return
+        if found.error is not None:
+            asked.call.fail(from_wire(found.error))
+        else:
+            hits = msgspec.convert(found.hits, list[r.Hit], from_attributes=True)
+            asked.call.done(r.Hits(hits=hits, behind=self._behind()))
+
+    # --- its process ------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self.state = "starting"
+        home = self.config.path
+        settings = {"home": str(home), "folder": str(home / "index")}
+        argv = [sys.executable, "-m", "aios.kernel.index", msgspec.json.encode(settings).decode()]
+        self.to_init(StartService(INDEX_KEY, argv, str(home / "log" / "index.log")))
+
+    def recover(self, census: Census) -> None:
+        """Take over the index of the kernel before; else start one when there is need."""
+        running = [os_pid for os_pid, key in census.children.items() if key == INDEX_KEY]
+        for frame in census.gone:
+            if frame.key == INDEX_KEY:
+                self.to_init(Heard(frame.os_pid))
+        if running:
+            self.line.os_pid = running[0]
+            self.state = "starting"
+        elif self._has_changes():
+            self._start()
+
+    def _has_changes(self) -> bool:
+        try:
+            return self.changes.newest() > 0
+        except AiosError:  # of a store that cannot be read; each call says so
+            return False
+
+    def started(self, frame: Started) -> None:
+        self.line.os_pid = frame.os_pid
+
+    def start_failed(self, frame: StartFailed) -> None:
+        """init could not fork it: too many processes, or no memory."""
+        self._died(frame.error["message"])
+
+    def gone(self, frame: Gone) -> None:
+        self.to_init(Heard(frame.os_pid))
+        self.line.gone()
+        self.restarts += 1
+        self._died(f"signal {frame.signal}" if frame.signal else f"exit code {frame.code}")
+
+    def _died(self, how: str) -> None:
+        self.state = "starting"
+        self.deaths += 1
+        self.events.publish("index", "died", how=how)
+        if self.deaths < DEATHS:
+            self.after(self.backoff, self._start)
+            self.backoff = min(self.backoff * 2, LONGEST_BACKOFF)
+            return
+        self.state = "failed"
+        self.error = self.error or IndexFailed(f"the index died {self.deaths} times: {how}")
+        for asked in list(self.asked.values()):
+            asked.call.fail(self.error)

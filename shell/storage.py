@@ -1,0 +1,425 @@
+"""The commands about storage."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import click
+import msgspec
+from rich.filesize import decimal
+
+from aios.agents import Aios, connect
+from aios.agents.client import Pending
+from aios.syscalls import sto as s
+from aios.syscalls.errors import BadInput
+
+from . import render
+from .output import json_option, progress, show
+
+SCHEMA = "AIOS."  # of what a tar file's headers hold beside contents
+
+owner_option = click.option(
+    "--owner", default="", metavar="/NAME",
+    help="Whose objects: an agent's name below those of who started it. [default: a person's]",
+)  # fmt: skip
+
+
+@click.group()
+def sto() -> None:
+    """Storage: versioned objects that agents and people keep, and share.
+
+    Every object has an owner: an agent, as /NAME or /PARENT/NAME, or a person.
+
+    \b
+    Examples:
+      aios sto put notes/plan.md plan.md --tag work
+      aios sto get notes/plan.md
+      aios sto list --owner /writer
+      aios sto share notes /writer --write
+    """
+
+
+@sto.command("list")
+@click.argument("prefix", default="")
+@click.option("--all", "everyone", is_flag=True, help="Of every owner.")
+@click.option("--deleted", is_flag=True, help="What was deleted as well.")
+@owner_option
+@json_option
+@click.pass_obj
+def list_(
+    home: Path, prefix: str, everyone: bool, deleted: bool, owner: str, as_json: bool
+) -> None:
+    """List objects whose path begins with PREFIX; with --all, of everybody.
+
+    \b
+    Examples:
+      aios sto list notes/
+      aios sto list --all --json
+    """
+    with connect(home, "aios-sto") as aios:
+        owners = [holding.owner for holding in aios.owners()] if everyone else [owner]
+        found = [
+            info for each in owners for info in aios.objects(prefix, deleted=deleted, owner=each)
+        ]
+    show(found, as_json, render.versions(found))
+
+
+@sto.command()
+@click.argument("path")
+@click.argument("file", type=click.File("wb", lazy=True), default="-")
+@click.option("--version", type=int, help="An earlier one.")
+@owner_option
+@click.pass_obj
+def get(home: Path, path: str, file: IO[bytes], version: int | None, owner: str) -> None:
+    """Write a content to FILE, or to stdout, byte by byte as it was put.
+
+    \b
+    Examples:
+      aios sto get notes/plan.md
+      aios sto get photo copy.jpg --version 2
+    """
+    done = 0
+    with connect(home, "aios-sto") as aios, progress() as tell:
+        for piece in aios.stream(path, version, owner=owner):
+            done += file.write(piece)
+            tell(f"{decimal(done)} read")
+
+
+@sto.command()
+@click.argument("path")
+@click.argument("file", type=click.File("rb"), default="-")
+@click.option("--tag", "tags", multiple=True, help="A tag; several with several of these.")
+@click.option("--media", default="", help="A media type: text/markdown, image/png, ...")
+@click.option("--if-version", type=int, help="Only if this is the newest; 0: only a new object.")
+@owner_option
+@json_option
+@click.pass_obj
+def put(
+    home: Path, path: str, file: IO[bytes], tags: tuple[str, ...], media: str,
+    if_version: int | None, owner: str, as_json: bool,
+) -> None:  # fmt: skip
+    """Store FILE, or what stdin has, as a new version of PATH.
+
+    \b
+    Examples:
+      aios sto put notes/plan.md plan.md --tag work --tag 2026
+      echo "remember the milk" | aios sto put notes/milk
+      aios sto put notes/milk list.txt --if-version 1
+    """
+    with connect(home, "aios-sto") as aios, progress() as tell:
+        tell(f"storing {path}")
+        info = aios.put(path, file, tags=tags, media=media, if_version=if_version, owner=owner)
+    show(info, as_json, done_line(info))
+
+
+def done_line(info: s.Version) -> str:
+    what = {"put": "stored", "delete": "deleted", "rollback": "restored", "purge": "purged"}
+    size = f", {decimal(info.size)}" if info.what in ("put", "rollback") else ""
+    return f"{what[info.what]} {info.path}: version {info.version}{size}"
+
+
+@sto.command()
+@click.argument("path")
+@owner_option
+@json_option
+@click.pass_obj
+def history(home: Path, path: str, owner: str, as_json: bool) -> None:
+    """List the versions of an object, the newest first.
+
+    \b
+    Example:
+      aios sto history notes/plan.md
+    """
+    with connect(home, "aios-sto") as aios:
+        found = list(aios.history(path, owner=owner))
+    show(found, as_json, render.versions(found))
+
+
+@sto.command()
+@click.argument("path")
+@click.argument("old", type=int)
+@click.argument("new", type=int, required=False)
+@owner_option
+@json_option
+@click.pass_obj
+def diff(home: Path, path: str, old: int, new: int | None, owner: str, as_json: bool) -> None:
+    """Show what changed in a text from version OLD to NEW, or to the newest.
+
+    \b
+    Examples:
+      aios sto diff notes/plan.md 1
+      aios sto diff notes/plan.md 1 3
+    """
+    with connect(home, "aios-sto") as aios:
+        text = aios.diff(path, old, new, owner=owner)
+    if text or as_json:
+        show({"diff": text}, as_json, text.rstrip("\n"))
+
+
+@sto.command()
+@click.argument("path")
+@click.argument("version", type=int)
+@owner_option
+@json_option
+@click.pass_obj
+def rollback(home: Path, path: str, version: int, owner: str, as_json: bool) -> None:
+    """Make VERSION the newest again; those since stay in the history.
+
+    \b
+    Example:
+      aios sto rollback notes/plan.md 2
+    """
+    with connect(home, "aios-sto") as aios:
+        info = aios.restore(path, version, owner=owner)
+    show(info, as_json, done_line(info))
+
+
+@sto.command()
+@click.argument("path")
+@owner_option
+@json_option
+@click.pass_obj
+def delete(home: Path, path: str, owner: str, as_json: bool) -> None:
+    """Delete an object; its history stays, and `rollback` brings it back.
+
+    \b
+    Example:
+      aios sto delete notes/milk
+    """
+    with connect(home, "aios-sto") as aios:
+        info = aios.delete(path, owner=owner)
+    show(info, as_json, done_line(info))
+
+
+@sto.command()
+@click.argument("path")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@owner_option
+@json_option
+@click.pass_obj
+def purge(home: Path, path: str, yes: bool, owner: str, as_json: bool) -> None:
+    """Drop an object with all its versions, for good.
+
+    \b
+    Example:
+      aios sto purge notes/milk --yes
+    """
+    if not yes:
+        click.confirm(f"Drop all versions of {path}?", abort=True, err=True)
+    with connect(home, "aios-sto") as aios:
+        info = aios.purge(path, owner=owner)
+    show(info, as_json, done_line(info))
+
+
+@sto.command()
+@click.argument("prefix", required=False)
+@click.argument("to", metavar="/NAME|/NAME/*|GROUP", required=False)
+@click.option("--write", "mode", flag_value="write", help="For reading and writing.")
+@click.option("--revoke", "mode", flag_value="none", help="Not any more.")
+@owner_option
+@json_option
+@click.pass_obj
+def share(
+    home: Path, prefix: str | None, to: str | None, mode: str | None, owner: str, as_json: bool
+) -> None:
+    """Share PREFIX and all below it, for reading; without arguments, list what is shared.
+
+    With an agent, with all that are below one, or with a group of config.toml. An empty PREFIX is
+    everything.
+
+    \b
+    Examples:
+      aios sto share notes /reader
+      aios sto share "" "/team/*" --write --owner /writer
+      aios sto share notes /reader --revoke
+      aios sto share
+    """
+    with connect(home, "aios-sto") as aios:
+        if prefix is not None:
+            if to is None:
+                raise click.UsageError("with whom? Give a name, as /reader, or a group")
+            aios.share(prefix, to, mode or "read", owner=owner)
+        grants = aios.shares(owner)
+    cells = [[grant.owner or "-", grant.prefix or "(all)", grant.to, grant.mode]
+             for grant in grants]  # fmt: skip
+    show(grants, as_json, render.columns(["owner", "prefix", "to", "mode"], cells))
+
+
+# --- tar files ------------------------------------------------------------------------------------
+
+
+@sto.command("export")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--prefix", default="", help="Only objects whose path begins so.")
+@click.option("--all", "everyone", is_flag=True, help="Of every owner.")
+@owner_option
+@json_option
+@click.pass_obj
+def export_(home: Path, file: Path, prefix: str, everyone: bool, owner: str, as_json: bool) -> None:
+    """Write the newest versions of objects into a tar file, with their tags.
+
+    An owner's objects are below a folder of that name; a person's are in person/.
+
+    \b
+    Examples:
+      aios sto export backup.tar --all
+      aios sto export notes.tar --prefix notes/
+    """
+    count = 0
+    part = file.with_name(file.name + ".part")
+    try:
+        with (
+            connect(home, "aios-sto") as aios,
+            tarfile.open(part, "w", format=tarfile.PAX_FORMAT) as tar,
+            progress(plain=not as_json) as tell,
+        ):
+            owners = [holding.owner for holding in aios.owners()] if everyone else [owner]
+            for each in owners:
+                for info in aios.objects(prefix, owner=each):
+                    tar.addfile(header(info), Content(aios, info))
+                    count += 1
+                    tell(f"{count} objects")
+        part.replace(file)
+    except OSError as error:
+        raise BadInput(f"cannot write {file}: {error.strerror}") from error
+    finally:
+        part.unlink(missing_ok=True)
+    show({"objects": count}, as_json, f"{count} objects are in {file}")
+
+
+def header(info: s.Version) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(f"{info.owner.strip('/') or 'person'}/{info.path}")
+    member.size, member.mtime, member.mode = info.size, int(info.time), 0o600
+    known = {"owner": info.owner, "path": info.path, "media": info.media,
+             "tags": msgspec.json.encode(info.tags).decode()}  # fmt: skip
+    member.pax_headers = {SCHEMA + name: value for name, value in known.items()}
+    return member
+
+
+class Content:
+    """An object's content as a file that tarfile reads."""
+
+    def __init__(self, aios: Aios, info: s.Version) -> None:
+        self.pieces = aios.stream(info.path, info.version, owner=info.owner)
+        self.rest = b""
+
+    def read(self, size: int = s.CHUNK, /) -> bytes:
+        while len(self.rest) < size and (piece := next(self.pieces, None)) is not None:
+            self.rest += piece
+        data, self.rest = self.rest[:size], self.rest[size:]
+        return data
+
+
+@sto.command("import")
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@json_option
+@click.pass_obj
+def import_(home: Path, file: Path, as_json: bool) -> None:
+    """Store what `export` has written, as new versions for the same owners.
+
+    \b
+    Example:
+      aios sto import backup.tar
+    """
+    count = 0
+    with connect(home, "aios-sto") as aios, progress(plain=not as_json) as tell:
+        for member, content in members(file):
+            known = {name: member.pax_headers.get(SCHEMA + name, "") for name in ("owner", "path")}
+            tags = msgspec.json.decode(member.pax_headers.get(SCHEMA + "tags", "[]"))
+            aios.put(
+                known["path"], content, tags=tags, owner=known["owner"],
+                media=member.pax_headers.get(SCHEMA + "media", ""),
+            )  # fmt: skip
+            count += 1
+            tell(f"{count} objects")
+    show({"objects": count}, as_json, f"{count} objects are stored")
+
+
+def members(file: Path) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
+    try:
+        with tarfile.open(file) as tar:
+            for member in tar:
+                content = tar.extractfile(member)
+                if content is not None:
+                    if SCHEMA + "path" not in member.pax_headers:
+                        raise BadInput(f"{file} was not written by `aios sto export`")
+                    yield member, content
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise BadInput(f"cannot read {file}: {error}") from error
+
+
+# --- all of it ------------------------------------------------------------------------------------
+
+
+@sto.command()
+@json_option
+@click.pass_obj
+def verify(home: Path, as_json: bool) -> int:
+    """Check everything that is stored: sums, counts, contents. Exit code 1 if something is wrong.
+
+    \b
+    Example:
+      aios sto verify
+    """
+    with connect(home, "aios-sto") as aios:
+        report = msgspec.convert(followed(aios, aios.verify(), as_json), s.Verified)
+    lines = [*report.problems, (
+        f"{report.objects} objects, {report.versions} versions, {report.chunks} chunks, "
+        f"{decimal(report.bytes)}: {len(report.problems) or 'no'} problems"
+    )]  # fmt: skip
+    show(report, as_json, "\n".join(lines))
+    return 1 if report.problems else 0
+
+
+@sto.command()
+@click.option("--keep", type=click.IntRange(min=1), help="Versions that each object keeps.")
+@json_option
+@click.pass_obj
+def compact(home: Path, keep: int | None, as_json: bool) -> None:
+    """Drop contents that nothing refers to and, with --keep, all but the newest versions.
+
+    \b
+    Examples:
+      aios sto compact
+      aios sto compact --keep 10
+    """
+    with connect(home, "aios-sto") as aios:
+        report = msgspec.convert(followed(aios, aios.compact(keep), as_json), s.Compacted)
+    show(report, as_json, f"dropped {report.versions} versions, {report.chunks} stray chunks")
+
+
+@sto.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@json_option
+@click.pass_obj
+def backup(home: Path, folder: Path, as_json: bool) -> None:
+    """Copy the store (memory and storage) into a new FOLDER, while the system runs.
+
+    To use it, stop the system and put the copy's data.mdb into store/ of the home.
+
+    \b
+    Example:
+      aios sto backup /backups/monday
+    """
+    with connect(home, "aios-sto") as aios:
+        followed(aios, aios.backup(str(folder.absolute())), as_json)
+    size = (folder / "data.mdb").stat().st_size
+    show({"folder": str(folder), "bytes": size}, as_json, f"{decimal(size)} are in {folder}")
+
+
+def followed(aios: Aios, call: Pending, as_json: bool) -> Any:
+    """Its final reply; on the way, how far it is. Ctrl-C ends it in the kernel as well."""
+    with progress(plain=not as_json) as tell:
+        try:
+            for piece in call:
+                tell(f"{piece['done']} {piece['what']}")
+        except KeyboardInterrupt:
+            aios.cancel(call.id)
+            raise
+        return call.wait()
+
+
+COMMANDS = [sto]

@@ -1,0 +1,221 @@
+"""The messages of storage: versioned objects under the paths of their owners.
+
+An owner is a principal: the name of an agent below those of who started it ("/writer/helper"), or
+"" for a person. Where a call names no owner, it is the caller.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, field
+
+from .messages import Message, Reply, Seconds
+
+MAX_PATH = 200  # bytes of UTF-8
+CHUNK = 256 * 1024  # bytes of content that one sto.get can ask for
+
+Path = Annotated[str, Meta(min_length=1, max_length=MAX_PATH)]
+Prefix = Annotated[str, Meta(max_length=MAX_PATH)]  # a path and all below it; empty: everything
+Owner = Annotated[str, Meta(max_length=4096)]
+Tag = Annotated[str, Meta(min_length=1, max_length=64)]
+Media = Annotated[str, Meta(max_length=128)]
+Number = Annotated[int, Meta(ge=0, lt=2**53)]
+What = Literal["put", "delete", "rollback", "purge"]
+
+
+class Change(Message):
+    """A new version of one object: exactly one of `data`, `upload`, `delete`."""
+
+    path: Path
+    data: bytes | None = None
+    upload: Number | None = None  # of sto.upload: what was sent there becomes the content
+    delete: bool = False
+    tags: Annotated[list[Tag], Meta(max_length=32)] = field(default_factory=list)
+    media: Media = ""  # a media type
+    if_version: Number | None = None  # only if this is the newest; 0: only if there is none
+
+
+class Put(Message):
+    """Exactly one of `data` and `upload`; the fields are those of a change."""
+
+    path: Path
+    data: bytes | None = None
+    upload: Number | None = None
+    tags: Annotated[list[Tag], Meta(max_length=32)] = field(default_factory=list)
+    media: Media = ""
+    if_version: Number | None = None
+    owner: Owner | None = None
+
+
+class Batch(Message):
+    """All of the changes, or none."""
+
+    changes: Annotated[list[Change], Meta(min_length=1, max_length=256)]
+    owner: Owner | None = None
+
+
+class Delete(Message):
+    """A version that says so; the others stay."""
+
+    path: Path
+    if_version: Number | None = None
+    owner: Owner | None = None
+
+
+class Restore(Message):
+    """A new version with the content of an earlier one."""
+
+    path: Path
+    version: Annotated[int, Meta(ge=1)]
+    if_version: Number | None = None
+    owner: Owner | None = None
+
+
+class Purge(Message):
+    """Drop all versions of an object; its version numbers are not given again."""
+
+    path: Path
+    owner: Owner | None = None
+
+
+class Upload(Message):
+    """A piece of a large content, which a sto.put or sto.batch then names.
+
+    The reply comes when the piece may be followed by others; when a put is sent, all replies must
+    be there. An upload ends with its process, and with the kernel: then it is begun again.
+    """
+
+    data: bytes
+    offset: Number  # bytes sent before
+    upload: Number | None = None  # none: a new one
+    owner: Owner | None = None
+
+
+class Uploaded(Reply):
+    upload: int
+    size: int  # bytes sent so far
+
+
+class Get(Message):
+    path: Path
+    version: Annotated[int, Meta(ge=1)] | None = None  # none: the newest
+    offset: Number = 0
+    count: Annotated[int, Meta(ge=0, le=CHUNK)] = CHUNK  # bytes, at most
+    owner: Owner | None = None
+
+
+class Version(Reply):
+    owner: str
+    path: str
+    version: int
+    what: What
+    size: int
+    time: float  # Unix time
+    by: str  # the principal that made it
+    tags: list[str]
+    media: str
+
+
+class Content(Reply):
+    data: bytes
+    info: Version
+
+
+class List(Message):
+    """Objects whose path begins with `prefix` as a string, in the order of their paths."""
+
+    prefix: Prefix = ""
+    after: Prefix = ""  # go on behind this path
+    limit: Annotated[int, Meta(ge=1, le=500)] = 200
+    deleted: bool = False  # those whose newest version is a deletion, as well
+    owner: Owner | None = None
+
+
+class Listed(Reply):
+    objects: list[Version]
+    after: str | None  # where the next page begins; none: this was the last
+
+
+class History(Message):
+    """Versions of an object, the newest first."""
+
+    path: Path
+    before: Number | None = None  # go on below this version
+    limit: Annotated[int, Meta(ge=1, le=500)] = 200
+    owner: Owner | None = None
+
+
+class Share(Message):
+    """Let others reach a path and all below it.
+
+    `to` is a principal ("/reader"), all who are below one ("/team/*"), or a group of config.toml.
+    """
+
+    prefix: Prefix
+    to: Annotated[str, Meta(min_length=1, max_length=256)]
+    mode: Literal["read", "write", "none"] = "read"  # write: read as well; none: not any more
+    owner: Owner | None = None
+
+
+class Grant(Reply):
+    owner: str
+    prefix: str
+    to: str
+    mode: Literal["read", "write"]
+
+
+class Shares(Message):
+    """What an owner has shared, and what others have shared with it."""
+
+    owner: Owner | None = None
+
+
+class Owners(Message):
+    pass
+
+
+class Holding(Reply):
+    owner: str
+    bytes: int  # that count against the quota
+    limit: int | None
+
+
+class Watch(Message):
+    """One piece for each change from now on, until cancelled."""
+
+    prefix: Prefix = ""
+    owner: Owner | None = None
+
+
+class Verify(Message):
+    pass
+
+
+class Compact(Message):
+    """Drop content that nothing refers to and, with `keep`, all but the newest versions."""
+
+    keep: Annotated[int, Meta(ge=1)] | None = None  # versions of each object
+
+
+class Backup(Message):
+    target: Annotated[str, Meta(min_length=1, max_length=4096)]  # a folder that is to be made
+
+
+class Progress(Reply):
+    done: int
+    what: str
+
+
+class Verified(Reply):
+    objects: int
+    versions: int
+    chunks: int
+    bytes: int  # of distinct content
+    problems: list[str]
+    seconds: Seconds
+
+
+class Compacted(Reply):
+    versions: int  # dropped
+    chunks: int  # dropped

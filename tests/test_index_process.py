@@ -1,0 +1,329 @@
+"""The index as a process, from the kernel's side of the socket."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import pytest
+import zmq
+from conftest import eventually
+from texts import CAR, FOX, ask, put
+
+from aios.kernel.index.database import ASIDE, NAME
+from aios.kernel.index.protocol import (
+    Command,
+    Failed,
+    Found,
+    Position,
+    Reset,
+    decode_report,
+    encode,
+)
+
+PATIENCE = 60_000  # milliseconds
+Told = TypeVar("Told", Position, Found, Failed)
+
+
+class Kernel:
+    """As much of one as the index sees."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.context: zmq.Context[Any] = zmq.Context()
+        self.route = b""
+        self.process: subprocess.Popen[bytes] | None = None
+        self.epoch = 0
+        self.bind()
+
+    def bind(self) -> None:
+        self.socket: zmq.Socket[bytes] = self.context.socket(zmq.ROUTER)
+        self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.set_hwm(0)
+        self.socket.bind(f"ipc://{self.home}/index.sock")
+
+    def start(self, **options: Any) -> None:
+        """And wait until it is connected."""
+        config = {"home": str(self.home), "folder": str(self.home / "index")}
+        command = [sys.executable, "-m", "aios.kernel.index", msgspec.json.encode(config).decode()]
+        with (self.home / "index.log").open("ab") as log:
+            self.process = subprocess.Popen(command, stderr=log, **options)
+        self.here()
+
+    def here(self) -> None:
+        route, data = self.receive()
+        assert data == b""
+        self.route = route
+
+    def receive(self) -> list[bytes]:
+        assert self.socket.poll(PATIENCE), (self.home / "index.log").read_text()
+        return self.socket.recv_multipart()
+
+    def kill(self) -> None:
+        assert self.process
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def close(self) -> None:
+        if self.process and self.process.poll() is None:
+            self.kill()
+        self.socket.close()
+        self.context.term()
+
+    def send(self, *commands: Command) -> None:
+        for command in commands:
+            self.socket.send_multipart([self.route, encode(command)])
+
+    def hear(self, kind: type[Told]) -> Told:
+        """The next of this kind; Positions are passed over when it is another's turn."""
+        while True:
+            report = decode_report(self.receive()[1])
+            if isinstance(report, kind):
+                return report
+            assert isinstance(report, Position)
+
+    def reset(self, store: str = "store", drop: bool = False) -> Position:
+        self.epoch += 1
+        self.send(Reset(self.epoch, store, drop))
+        while (position := self.hear(Position)).epoch != self.epoch:
+            pass
+        return position
+
+    def until(self, seq: int) -> Position:
+        """The Position that says so; they never go back."""
+        last = -1
+        while (position := self.hear(Position)).seq < seq:
+            assert last < position.seq
+            last = position.seq
+        return position
+
+    def put(self, *seqs: int, text: str = "", **fields: Any) -> None:
+        for seq in seqs:
+            words = f"word{seq} " + text
+            self.send(put(seq, f"p{seq}", words, **{"epoch": self.epoch} | fields))
+
+    def paths(self, query: str) -> set[str]:
+        self.send(ask(query, "words", count=1000))
+        return {hit.path for hit in self.hear(Found).hits}
+
+
+@pytest.fixture
+def kernel() -> Iterator[Kernel]:
+    """With an index just started."""
+    with tempfile.TemporaryDirectory(prefix="aios-") as home:
+        kernel = Kernel(Path(home))
+        with contextlib.closing(kernel):
+            kernel.start()
+            yield kernel
+
+
+def test_it_indexes_and_finds(kernel: Kernel) -> None:
+    assert kernel.reset() == Position(1, 0, 0, 0)
+    kernel.send(put(5, "fox", FOX), put(9, "car", CAR))
+    assert kernel.until(9) == Position(1, 9, 2, 2)
+    kernel.send(ask("vehicle mechanic"))
+    found = kernel.hear(Found)
+    assert (found.req, found.error) == (1, None)
+    assert found.hits[0].path == "car"
+    assert found.hits[0].meaning and found.hits[0].meaning.rank == 1
+
+
+def test_it_goes_on_where_it_was(kernel: Kernel) -> None:
+    kernel.reset()
+    kernel.put(*range(1, 301))
+    kernel.until(300)
+    kernel.kill()
+    kernel.start()
+    assert kernel.reset() == Position(2, 300, 300, 300)
+    assert kernel.paths("word7 word300") == {"p7", "p300"}
+
+
+def test_what_another_epoch_sent_is_ignored(kernel: Kernel) -> None:
+    kernel.reset()
+    kernel.put(1)
+    kernel.until(1)
+    kernel.put(2, epoch=7)
+    kernel.put(3)
+    assert kernel.until(3).documents == 2
+    assert kernel.reset(drop=True) == Position(2, 0, 0, 0)
+    kernel.put(4, epoch=1)
+    assert kernel.paths("word1 word4") == set()
+    kernel.put(5)
+    assert kernel.until(5).documents == 1
+    assert kernel.reset(store="restored from a backup") == Position(3, 0, 0, 0)
+
+
+def test_what_waits_is_dropped_at_a_reset(kernel: Kernel) -> None:
+    kernel.reset()
+    kernel.put(*range(1, 1501), text="and more " * 300)
+    assert kernel.reset(drop=True).documents == 0
+    kernel.put(1)
+    assert kernel.until(1).documents == 1
+
+
+def test_it_outlives_its_kernel(kernel: Kernel) -> None:
+    kernel.reset()
+    kernel.put(1)
+    kernel.until(1)
+    kernel.socket.close()
+    kernel.bind()
+    kernel.here()
+    assert kernel.reset() == Position(2, 1, 1, 1)
+
+
+def test_a_search_does_not_wait_for_all_that_is_to_be_indexed(kernel: Kernel) -> None:
+    kernel.reset()
+    kernel.put(1)
+    kernel.until(1)
+    assert kernel.process
+    kernel.process.send_signal(signal.SIGSTOP)
+    kernel.put(*range(2, 3002), text="and much more " * 50)
+    kernel.send(ask("word1", "words"))
+    kernel.process.send_signal(signal.SIGCONT)
+    while not isinstance(report := decode_report(kernel.receive()[1]), Found):
+        assert isinstance(report, Position)
+        assert report.seq < 1000  # batches that began before it had arrived
+    assert {hit.path for hit in report.hits} == {"p1"}
+    kernel.until(3001)
+
+
+def test_killed_in_the_middle_it_never_claims_what_it_has_not(kernel: Kernel, full: bool) -> None:
+    """What is there is every change up to its position, and not one that follows."""
+    dice, seq, told = random.Random(4), 0, 0
+    for _ in range(100 if full else 8):
+        position = kernel.reset().seq
+        assert told <= position <= seq
+        has = {
+            int(path[1:]) for path in kernel.paths(" ".join(f"word{n}" for n in window(position)))
+        }
+        assert has == {n for n in window(position) if 0 < n <= position}
+        seq = position + dice.randrange(200, 1500)
+        kernel.put(*range(position + 1, seq + 1), text="and more of it " * 40)
+        told = kernel.until(dice.randrange(position, seq)).seq
+        time.sleep(dice.uniform(0, 0.1))  # anywhere in a batch
+        kernel.kill()
+        while kernel.socket.poll(0):  # what it had said before
+            told = max(told, heard(kernel.receive()[1]))
+        kernel.start()
+
+
+def window(position: int) -> range:
+    return range(position - 15, position + 16)
+
+
+def heard(data: bytes) -> int:
+    report = decode_report(data)
+    assert isinstance(report, Position)
+    return report.seq
+
+
+def test_a_damaged_file_is_made_again(kernel: Kernel) -> None:
+    kernel.reset()
+    kernel.put(1)
+    kernel.until(1)
+    kernel.kill()
+    for path in (kernel.home / "index").iterdir():
+        path.write_bytes(b"scribbled over" * 500)
+    kernel.start()
+    position = kernel.reset()
+    assert (position.seq, position.documents) == (0, 0)
+    assert "not a database" in position.began_again
+    assert "not a database" in (kernel.home / "index.log").read_text()
+    assert (kernel.home / "index" / ASIDE).exists()
+    kernel.put(1)
+    kernel.until(1)
+    assert kernel.paths("word1") == {"p1"}
+
+
+def test_damage_while_it_runs_is_found_out(kernel: Kernel) -> None:
+    """It comes back with a new connection and nothing in it."""
+    kernel.reset()
+    kernel.put(*range(1, 3001), text=" ".join(f"other{n}" for n in range(200)))
+    kernel.until(3000)
+    kernel.kill()
+    with contextlib.closing(sqlite3.connect(kernel.home / "index" / NAME)) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    kernel.start()
+    assert kernel.reset().seq == 3000
+    path = kernel.home / "index" / NAME
+    with path.open("r+b") as file:  # more than it has in its cache
+        file.seek(4096)
+        file.write(b"\xa5" * (path.stat().st_size - 4096))
+    kernel.put(3001)
+    before = kernel.route
+    kernel.here()
+    eventually(lambda: not reaches(kernel, before))
+    position = kernel.reset()
+    assert position.seq == 0
+    assert position.began_again
+    assert kernel.paths("word7") == set()
+
+
+def reaches(kernel: Kernel, route: bytes) -> bool:
+    try:
+        kernel.socket.send_multipart([route, encode(Reset(1, "store"))])
+    except zmq.ZMQError as error:
+        if error.errno != zmq.EHOSTUNREACH:
+            raise
+        return False
+    return True
+
+
+def test_a_full_disk_is_told_and_got_over(kernel: Kernel) -> None:
+    kernel.reset()
+    kernel.put(1)
+    kernel.until(1)
+    assert kernel.process
+    size = (kernel.home / "index" / f"{NAME}-wal").stat().st_size
+    resource.prlimit(kernel.process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    kernel.put(*range(2, 502), text="and more " * 100)
+    position = kernel.hear(Position)
+    while not position.trouble:
+        position = kernel.hear(Position)
+    assert position.seq < 501
+    assert kernel.paths("word1") == {"p1"}
+    limits = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    resource.prlimit(kernel.process.pid, resource.RLIMIT_FSIZE, limits)
+    position = kernel.until(501)
+    assert (position.trouble, position.documents) == ("", 501)
+    assert "cannot write" in (kernel.home / "index.log").read_text()
+
+
+def test_it_says_why_it_cannot_start(kernel: Kernel) -> None:
+    kernel.kill()
+    index = kernel.home / "index"
+    index.rename(kernel.home / "elsewhere")
+    index.write_text("a file where the folder should be")
+    kernel.start()
+    failed = kernel.hear(Failed)
+    assert "cannot be opened" in failed.error["message"]
+    assert "index.log" in failed.error["hint"]
+    assert kernel.process and kernel.process.wait(PATIENCE / 1000) == 1
+
+
+def test_two_on_one_file_do_not_take_it_for_damaged(kernel: Kernel) -> None:
+    kernel.reset()
+    kernel.put(1)
+    kernel.until(1)
+    first = kernel.process
+    assert first
+    try:
+        kernel.start()
+        assert "locked" in kernel.hear(Failed).error["message"]
+        assert kernel.process and kernel.process.wait(PATIENCE / 1000) == 1
+        assert not (kernel.home / "index" / ASIDE).exists()
+    finally:
+        first.kill()
+        first.wait()

@@ -1,0 +1,658 @@
+"""Storage through the real kernel, by agents and by a person."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Boot, eventually, run_system
+from helpers import kill_kernel
+from raw import Raw
+
+from aios.agents import Aios, connect
+from aios.shell.launch import System
+from aios.syscalls import sto
+from aios.syscalls.errors import (
+    AiosError,
+    BadInput,
+    Conflict,
+    LimitReached,
+    NotFound,
+    StoreDamaged,
+    UploadGone,
+)
+from aios.syscalls.wire import ABI_VERSION, DONE, FAILED
+
+Program = Callable[[str], str]
+BIG = os.urandom(1 << 20) * 5
+
+
+@pytest.fixture(scope="module")
+def shared(homes: Path) -> Iterator[System]:
+    """A system that only these tests use."""
+    yield from run_system(homes / "storage", {"slots": 1, "ctx": 256, "grace": 0.5})
+
+
+@pytest.fixture
+def storage(aios: Aios) -> Iterator[Aios]:
+    """A person's connection, with nothing stored before and nothing wrong afterwards."""
+    yield aios
+    assert aios.verify().wait()["problems"] == []
+    for holding in aios.owners():
+        for info in list(aios.objects(deleted=True, owner=holding.owner)):
+            aios.purge(info.path, info.owner)
+        for grant in aios.shares(holding.owner):
+            if grant.owner == holding.owner:
+                aios.share(grant.prefix, grant.to, "none", owner=grant.owner)
+    assert aios.verify().wait()["chunks"] == 0
+
+
+def done(aios: Aios, program: str, *task: Any, name: str | None = None) -> Any:
+    """What an agent returns."""
+    pid = aios.spawn(program, *task, name=name)
+    exited = aios.wait(pid, timeout=60)
+    assert exited.code == 0, aios.log(pid).data.decode()
+    return exited.result
+
+
+# --- objects --------------------------------------------------------------------------------------
+
+
+def test_versions_of_an_object(storage: Aios) -> None:
+    first = storage.put("notes/a", "one", tags=["x", "y"], media="text/plain")
+    assert (first.version, first.size, first.what, first.tags) == (1, 3, "put", ["x", "y"])
+    assert storage.put("notes/a", b"two").version == 2
+    assert storage.get("notes/a") == b"two"
+    assert storage.get("notes/a", 1) == b"one"
+    assert storage.read("notes/a", 1).info == first
+    assert storage.delete("notes/a").version == 3
+    with pytest.raises(NotFound, match="notes/a"):
+        storage.get("notes/a")
+    with pytest.raises(NotFound, match="deletion"):
+        storage.get("notes/a", 3)
+    with pytest.raises(NotFound):
+        storage.delete("notes/a")
+    with pytest.raises(NotFound, match="version 9"):
+        storage.get("notes/a", 9)
+    assert storage.restore("notes/a", 1).version == 4
+    assert storage.get("notes/a") == b"one"
+    assert storage.read("notes/a").info.tags == ["x", "y"]
+    whats = [(info.version, info.what) for info in storage.history("notes/a")]
+    assert whats == [(4, "rollback"), (3, "delete"), (2, "put"), (1, "put")]
+    assert storage.purge("notes/a").what == "purge"
+    with pytest.raises(NotFound):
+        list(storage.history("notes/a"))
+    assert storage.put("notes/a", b"").version == 6  # no number is given twice
+    assert storage.get("notes/a") == b""
+
+
+def test_a_diff(storage: Aios) -> None:
+    storage.put("diff", "one\ntwo\n")
+    storage.put("diff", "one\n2\nthree")
+    assert storage.diff("diff", 1).splitlines()[2:] == ["@@ -1,2 +1,3 @@", " one", "-two", "+2",
+                                                     "+three"]  # fmt: skip
+    assert storage.diff("diff", 2, 2) == ""
+    storage.put("diff", b"\xff")
+    with pytest.raises(BadInput, match="not text"):
+        storage.diff("diff", 1)
+
+
+def test_lists_in_pages(storage: Aios) -> None:
+    paths = [f"p/{number:03}" for number in range(450)]
+    for at in range(0, 450, 150):
+        storage.batch([{"path": path, "data": b"x"} for path in paths[at : at + 150]])
+    storage.put("p", b"beside")
+    storage.put("q", b"")
+    storage.delete("p/007")
+    assert [info.path for info in storage.objects("p/")] == [p for p in paths if p != "p/007"]
+    assert [info.path for info in storage.objects("p/00", deleted=True)] == paths[:10]
+    assert next(info.path for info in storage.objects()) == "p"
+    assert list(storage.objects("r")) == []
+
+
+def test_large_contents_are_streamed(storage: Aios) -> None:
+    info = storage.put("big", BIG)
+    assert info.size == len(BIG)
+    stream = storage.stream("big")
+    first = next(stream)
+    storage.put("big", io.BytesIO(BIG[::-1]))  # what is being read stays what it was
+    assert b"".join([first, *stream]) == BIG
+    assert storage.get("big") == BIG[::-1]
+    middle = storage.read("big", 1, offset=sto.CHUNK - 10, count=20)
+    assert middle.data == BIG[sto.CHUNK - 10 : sto.CHUNK + 10]
+    assert storage.read("big", 1, offset=len(BIG) + 5).data == b""
+    assert storage.read("big", 1, count=0).data == b""
+
+
+def test_equal_contents_of_one_owner_are_stored_once(storage: Aios) -> None:
+    before = {row.owner: row.bytes for row in storage.owners()}.get("", 0)
+    for number in range(3):
+        storage.put(f"same{number}", BIG)
+    held = {row.owner: row.bytes for row in storage.owners()}[""]
+    assert held - before < 2 * len(BIG)
+    storage.purge("same0")
+    assert storage.get("same2") == BIG
+
+
+# --- conditions -----------------------------------------------------------------------------------
+
+
+def test_compare_and_swap(storage: Aios) -> None:
+    assert storage.put("swap", b"1", if_version=0).version == 1
+    with pytest.raises(Conflict, match="it has version 1"):
+        storage.put("swap", b"2", if_version=0)
+    assert storage.put("swap", b"2", if_version=1).version == 2
+    with pytest.raises(Conflict):
+        storage.delete("swap", if_version=1)
+    with pytest.raises(Conflict):
+        storage.restore("swap", 1, if_version=1)
+    assert storage.delete("swap", if_version=2).version == 3
+    assert storage.put("swap", b"3", if_version=0).version == 4
+    storage.purge("swap")
+    with pytest.raises(Conflict, match="there is none"):
+        storage.put("swap", b"4", if_version=4)
+
+
+def test_many_who_swap_lose_nothing(storage: Aios, program: Program) -> None:
+    storage.put("counter", b"0")
+    storage.share("counter", "/*", "write")
+    path = program(
+        "for _ in range(5):\n"
+        "    while True:\n"
+        "        now = aios.read('counter', owner='')\n"
+        "        try:\n"
+        "            aios.put('counter', b'%d' % (int(now.data) + 1), owner='',\n"
+        "                     if_version=now.info.version)\n"
+        "            break\n"
+        "        except AiosError as error:\n"
+        "            if error.code != 'store.conflict': raise"
+    )
+    pids = [storage.spawn(path) for _ in range(4)]
+    for pid in pids:
+        assert storage.wait(pid, timeout=60).code == 0, storage.log(pid).data
+    assert storage.get("counter") == b"20"
+
+
+def test_a_batch_is_all_or_nothing(storage: Aios) -> None:
+    storage.put("ba", b"1")
+    upload = storage.upload(io.BytesIO(BIG))
+    changes: list[dict[str, Any]] = [
+        {"path": "ba", "delete": True, "if_version": 1},
+        {"path": "bb", "data": b"2", "tags": ["t"]},
+        {"path": "bc", "upload": upload},
+        {"path": "bd", "data": b"3", "if_version": 5},
+    ]
+    with pytest.raises(Conflict):
+        storage.batch(changes)
+    assert [info.path for info in storage.objects()] == ["ba"]
+    changes[-1]["if_version"] = 0
+    assert [info.version for info in storage.batch(changes)] == [2, 1, 1, 1]
+    assert storage.get("bc") == BIG
+    assert [info.path for info in storage.objects()] == ["bb", "bc", "bd"]
+    with pytest.raises(UploadGone):
+        storage.batch(changes[2:3])
+
+
+# --- watches --------------------------------------------------------------------------------------
+
+
+def test_a_watch_hears_of_changes_until_it_is_cancelled(storage: Aios, system: System) -> None:
+    with connect(system.home, "watcher") as watcher:
+        watch = watcher.watch("w/")
+        watcher.whoami()  # by then it has begun
+        storage.put("other", b"")
+        storage.put("w/a", b"1")
+        storage.batch([{"path": "w/b", "data": b""}, {"path": "w/a", "delete": True}])
+        storage.restore("w/a", 1)
+        storage.purge("w/b")
+        heard = [next(watch) for _ in range(5)]
+        assert [(info.path, info.version, info.what) for info in heard] == [
+            ("w/a", 1, "put"), ("w/b", 1, "put"), ("w/a", 2, "delete"), ("w/a", 3, "rollback"),
+            ("w/b", 2, "purge"),
+        ]  # fmt: skip
+        watch.close()  # type: ignore[attr-defined]
+        assert watcher.check() == []
+
+
+def test_what_is_not_shared_any_more_is_not_heard_of(storage: Aios, program: Program) -> None:
+    storage.share("w", "/*")
+    path = program(
+        "watch = aios.watch('w', owner='')\naios.whoami()\naios.send('test', 'up')\n"
+        "first = next(watch).path\naios.send('test', first)\n"
+        "aios.recv()\nlate = aios.start('call.cancel', call=watch.gi_frame.f_locals['call'].id)\n"
+        "late.wait()\n"
+        "try:\n    return [first, next(watch).path]\n"
+        "except AiosError as error:\n    return [first, error.code]"
+    )
+    pid = storage.spawn(path)
+    storage.recv(sender=pid, timeout=30)
+    storage.put("w/1", b"")
+    assert storage.recv(sender=pid, timeout=30).body == "w/1"
+    storage.share("w", "/*", "none")
+    storage.put("w/2", b"")
+    storage.send(pid, "go on")
+    assert storage.wait(pid, timeout=30).result == ["w/1", "call.cancelled"], storage.log(pid)
+
+
+# --- who may --------------------------------------------------------------------------------------
+
+ACTS = {
+    "read": ["get('{p}', owner=o)", "history('{p}', owner=o)", "objects('{d}', owner=o)",
+             "watch('{d}', owner=o)"],
+    "write": ["put('{p}', b'x', owner=o)", "put('{p}', bytes(300000), owner=o)",
+              "delete('{p}', owner=o)", "restore('{p}', 1, owner=o)",
+              "batch([{{'path': '{p}', 'data': b'y'}}], owner=o)"],
+    "own": ["purge('{p}', owner=o)", "share('{p}', '/x', owner=o)", "shares(owner=o)"],
+}  # fmt: skip
+TRY = """
+aios.put('open/a', 'of ' + task['me'])
+aios.put('closed/a', 'of ' + task['me'])
+aios.share('open', '/all/*', 'write')
+aios.send('test', 'ready')
+aios.recv()
+found = []
+for o in task['others']:
+    for act in task['acts']:
+        try:
+            if act.startswith(('put', 'delete', 'restore', 'batch', 'purge', 'share', 'get')):
+                eval('aios.' + act)
+            else:
+                call = eval('aios.' + act)
+                if act.startswith('watch'):
+                    aios.cancel(call.gi_frame.f_locals['call'].id)
+                list(call)
+            found.append([o, act, 'done'])
+        except AiosError as error:
+            found.append([o, act, error.code])
+aios.send('test', found)
+aios.recv()
+"""
+
+
+def test_every_agent_against_every_other_s_objects(storage: Aios, program: Program) -> None:
+    """Each tries everything on each other's, a child's, a parent's and a person's objects."""
+    storage.put("closed/a", b"a person's")
+    path = program(TRY)
+    acts = [act.format(p="closed/a", d="closed/") for kind in ACTS.values() for act in kind]
+    names = ["ann", "bob", "cy"]
+    owners = [f"/{name}" for name in names]
+    pids = [
+        storage.spawn(
+            path, {"me": name, "others": ["", "/nobody", *owners], "acts": acts}, name=name
+        )
+        for name in names
+    ]
+    for pid in pids:
+        storage.recv(sender=pid, timeout=30)
+    for pid, own in zip(pids, owners, strict=True):  # one by one: what is purged is its own
+        storage.send(pid, "go")
+        for owner, act, outcome in storage.recv(sender=pid, timeout=60).body:
+            if owner != own:
+                assert outcome == "access.denied", (own, owner, act, outcome)
+            else:
+                assert outcome in ("done", "call.cancelled"), (own, owner, act, outcome)
+        for pid_, owner in zip(pids, owners, strict=True):
+            if pid_ > pid:
+                assert storage.get("closed/a", owner=owner) == f"of {owner[1:]}".encode()
+    for pid in pids:
+        storage.send(pid, "end")
+        storage.wait(pid, timeout=30)
+
+
+@pytest.mark.parametrize(
+    ("mode", "allowed"), [("read", ["read"]), ("write", ["read", "write"]), ("none", [])]
+)
+def test_what_is_shared_can_be_reached_so_far_and_no_further(
+    storage: Aios, program: Program, mode: str, allowed: list[str]
+) -> None:
+    giver = f"/giver-{mode}"
+    done(storage, program("aios.put('d/a', b'1')\naios.put('d2', b'1')"), name=giver[1:])
+    if mode == "none":
+        storage.share("d", "/taker", "write", owner=giver)
+    storage.share("d", "/taker", mode, owner=giver)
+    body = TRY[TRY.index("found") :].replace(
+        "aios.send('test', found)\naios.recv()", "return found"
+    )
+    for kind, forms in ACTS.items():
+        task = {"others": [giver], "acts": [form.format(p="d/a", d="d/") for form in forms]}
+        for _, act, outcome in done(storage, program(body), task, name="taker"):
+            expected = ["done", "call.cancelled"] if kind in allowed else ["access.denied"]
+            assert outcome in expected, (mode, act, outcome)
+        task["acts"] = [form.format(p="d2", d="d2") for form in forms if "{p}" in form]
+        for _, act, outcome in done(storage, program(body), task, name="taker"):
+            assert outcome == "access.denied", (mode, act)
+
+
+def test_subtrees_and_groups(boot: Boot, program: Program) -> None:
+    system = boot(groups={"readers": ["/ann", "/team/*"]})
+    read = program(
+        "try:\n    return aios.get('a', owner='').decode()\n"
+        "except AiosError as error:\n    return error.code"
+    )
+    below = program(f"pid = aios.spawn({read!r}, name='bob')\nreturn aios.wait(pid).result")
+    with connect(system.home) as aios:
+        aios.put("a", b"1")
+        for to, who in [
+            ("/ann", ["1", "access.denied", "access.denied"]),
+            ("/team/*", ["access.denied", "access.denied", "1"]),
+            ("readers", ["1", "access.denied", "1"]),
+        ]:
+            aios.share("a", to)
+            assert [grant.to for grant in aios.shares()] == [to]
+            found = [done(aios, read, name="ann"), done(aios, read, name="team"),
+                     done(aios, below, name="team")]  # fmt: skip
+            assert found == who, to
+            aios.share("a", to, "none")
+        with pytest.raises(NotFound, match="no group"):
+            aios.share("a", "writers")
+        with pytest.raises(NotFound, match="not shared"):
+            aios.share("a", "readers", "none")
+
+
+def test_shares_are_listed_for_both_sides(storage: Aios, program: Program) -> None:
+    storage.put("a", b"")
+    storage.share("", "/reader")
+    path = program("return [[g.owner, g.prefix, g.to, g.mode] for g in aios.shares()]")
+    assert done(storage, path, name="reader") == [["", "", "/reader", "read"]]
+    assert done(storage, path, name="other") == []
+
+
+def test_an_agent_s_objects_are_there_when_it_comes_back(storage: Aios, program: Program) -> None:
+    done(storage, program("aios.put('a', b'kept')"), name="back")
+    assert done(storage, program("return aios.get('a')"), name="back") == b"kept"
+    assert storage.get("a", owner="/back") == b"kept"
+    assert storage.read("a", owner="/back").info.by == "/back"
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path", ["a//b", "/a", "a/", ".", "a/../b", "a/.", "..", "a\nb", "a\0", "\x85", "é" * 101]
+)
+def test_what_is_no_path_is_refused(storage: Aios, path: str) -> None:
+    for act in (
+        lambda: storage.put(path, b""),
+        lambda: storage.batch([{"path": "fine", "data": b""}, {"path": path, "data": b""}]),
+        lambda: storage.share(path, "/x"),
+    ):
+        with pytest.raises(BadInput):
+            act()
+    assert list(storage.objects()) == []
+
+
+def test_paths_of_any_script(storage: Aios) -> None:
+    paths = ["a b", "é" * 100, "x" * 200, "日本/語", "a/.hidden/..x", "~", "\U0001f98a"]
+    for path in paths:
+        storage.put(path, path)
+    assert sorted(info.path for info in storage.objects()) == sorted(paths)
+    assert [storage.get(path).decode() for path in paths] == paths
+
+
+def test_a_change_says_one_thing(storage: Aios) -> None:
+    for change in ({}, {"data": b"", "delete": True}, {"data": b"", "upload": 1}):
+        with pytest.raises(BadInput, match="exactly one"):
+            storage.batch([{"path": "a", **change}])
+
+
+def test_past_its_quota_an_agent_reads_on(boot: Boot, program: Program) -> None:
+    system = boot(storage_bytes=1 << 20)
+    path = program(
+        "found = []\n"
+        "for number, size in enumerate(task):\n"
+        "    try:\n        found.append(aios.put(str(number), os.urandom(size)).version)\n"
+        "    except AiosError as error:\n        found.append(error.code)\n"
+        "found.append(len(aios.get('0')))\naios.purge('0')\n"
+        "aios.put('again', os.urandom(600_000))\n"
+        "return found"
+    )
+    with connect(system.home) as aios:
+        sizes = [600_000, 600_000, 50_000, 10_000_000, 50_000]
+        found = done(aios, path, sizes, name="greedy")
+        assert found == [1, "limit", 1, "limit", 1, 600_000]
+        (holding,) = aios.owners()
+        assert holding.owner == "/greedy"
+        assert 700_000 < holding.bytes < 710_000
+        aios.put("a person has none", bytes(2 << 20))
+        assert aios.verify().wait()["problems"] == []
+
+
+def test_a_full_store_refuses_and_reads_on(boot: Boot) -> None:
+    system = boot(store_bytes=1 << 25)
+    with connect(system.home) as aios:
+        kept = 0
+        with pytest.raises(AiosError) as refused:
+            while kept < 100:
+                aios.put(f"a{kept}", os.urandom(1 << 20))
+                kept += 1
+        assert refused.value.code == "store.full"
+        assert kept > 15
+        assert len(aios.get("a0")) == 1 << 20
+        for number in range(4):
+            aios.purge(f"a{number}")
+        assert aios.put("b", b"x" * 100).version == 1
+        assert aios.verify().wait()["problems"] == []
+
+
+def test_uploads_have_an_order_and_a_number(storage: Aios, system: System) -> None:
+    with Raw(system.home) as raw:
+        first = raw.done("sto.upload", data=b"abc", offset=0)
+        assert first["size"] == 3
+        assert raw.error("sto.upload", data=b"x", offset=7, upload=first["upload"])["code"] == (
+            "bad_input"
+        )
+        assert raw.error("sto.upload", data=b"x", offset=3)["code"] == "bad_input"
+        gone = raw.error("sto.put", path="a", upload=first["upload"] + 1)
+        assert gone["code"] == "store.upload_gone"
+        with Raw(system.home) as other:
+            stolen = other.error("sto.put", path="a", upload=first["upload"])
+            assert stolen["code"] == "store.upload_gone"
+        assert raw.done("sto.put", path="a", upload=first["upload"])["size"] == 3
+        for _ in range(16):
+            raw.done("sto.upload", data=b"abc", offset=0)
+        assert raw.error("sto.upload", data=b"abc", offset=0)["code"] == "limit"
+    assert storage.get("a") == b"abc"
+
+
+def test_what_was_not_put_goes_with_its_process(storage: Aios, system: System) -> None:
+    with connect(system.home) as other:
+        other.upload(io.BytesIO(BIG))
+        assert storage.verify().wait()["chunks"] > 0
+    eventually(lambda: storage.verify().wait()["chunks"] == 0)
+
+
+# --- the kernel's death ---------------------------------------------------------------------------
+
+
+def test_a_put_whose_reply_was_lost_is_done_once(boot: Boot) -> None:
+    """By hand: the same bytes to the next kernel."""
+    system = boot()
+    calls: list[tuple[str, dict[str, Any]]] = [
+        ("sto.put", {"path": "a", "data": b"1"}),
+        ("sto.batch", {"changes": [{"path": "a", "data": b"2"}, {"path": "b", "data": b"2"}]}),
+        ("sto.rollback", {"path": "a", "version": 1}),
+        ("sto.delete", {"path": "b"}),
+        ("sto.put", {"path": "c", "data": b"1", "if_version": 0}),
+        ("sto.share", {"prefix": "a", "to": "/x"}),
+        ("sto.purge", {"path": "c"}),
+    ]
+    with connect(system.home) as aios, Raw(system.home, hello=False) as raw:
+        welcome = raw.done("hello", version=ABI_VERSION, name="raw")
+        first = next(raw.ids) + 1
+        replies = [raw.final(raw.start(name, **args)) for name, args in calls]
+        assert [kind for kind, _ in replies] == [DONE] * len(calls)
+        kill_kernel(aios)
+        with Raw(system.home, hello=False, first=first - 1) as again:
+            back = {"pid": welcome["pid"], "secret": welcome["secret"]}
+            again.done("hello", version=ABI_VERSION, back=back)
+            for (name, args), reply in zip(calls, replies, strict=True):
+                assert again.final(again.start(name, **args)) == reply
+        assert [info.version for info in aios.history("a")] == [3, 2, 1]
+        assert [info.version for info in aios.history("b")] == [2, 1]
+        assert aios.verify().wait()["problems"] == []
+        assert aios.check() == []
+
+
+def test_kernels_killed_while_agents_put(boot: Boot, program: Program) -> None:
+    """Each version that was acknowledged is there once, and nothing beside them."""
+    system = boot()
+    path = program(
+        "versions = []\n"
+        "for number in range(300):\n"
+        "    info = aios.put(f'p/{number % 7}', b'%d of ' % number + task.encode() * 50)\n"
+        "    versions.append([number, info.path, info.version])\n"
+        "return versions"
+    )
+    with connect(system.home) as aios:
+        names = [f"w{number}" for number in range(4)]
+        pids = [aios.spawn(path, name, name=name) for name in names]
+        for _ in range(3):
+            at = [_count(aios, name) for name in names]
+            eventually(partial(_further, aios, names, pids, at), 30)
+            kill_kernel(aios)
+        for name, pid in zip(names, pids, strict=True):
+            exited = aios.wait(pid, timeout=60)
+            assert exited.code == 0, aios.log(pid).data
+            for number, where, version in exited.result:
+                content = aios.get(where, version, owner=f"/{name}")
+                assert content == b"%d of " % number + name.encode() * 50
+            assert _count(aios, name) == 300
+        assert aios.verify().wait()["problems"] == []
+
+
+def _count(aios: Aios, name: str) -> int:
+    return sum(info.version for info in aios.objects(owner=f"/{name}"))
+
+
+def _further(aios: Aios, names: list[str], pids: list[int], at: list[int]) -> bool:
+    """Whether each that is alive has put some more."""
+    alive = {row.pid for row in aios.ps()}
+    return all(
+        pid not in alive or _count(aios, name) > before + 10
+        for name, pid, before in zip(names, pids, at, strict=True)
+    )
+
+
+def test_a_kernel_killed_under_an_upload(boot: Boot) -> None:
+    """What was staged is gone; the SDK sends it again, and a raw caller is told."""
+    system = boot()
+    with connect(system.home) as aios, connect(system.home, "second") as second:
+        upload = second.upload(io.BytesIO(BIG))
+        reads = 0
+
+        class Killing(io.BytesIO):
+            def read(self, size: int | None = -1, /) -> bytes:
+                nonlocal reads
+                reads += 1
+                if reads == 40:
+                    kill_kernel(aios)
+                return super().read(size)
+
+        assert second.put("big", Killing(BIG)).version == 1
+        assert second.get("big") == BIG
+        with pytest.raises(UploadGone):
+            second.batch([{"path": "x", "upload": upload}])
+        found = aios.verify().wait()
+        assert (found["problems"], found["bytes"]) == ([], 1 << 20)
+        assert aios.check() == []
+
+
+# --- upkeep ---------------------------------------------------------------------------------------
+
+
+def test_compact_drops_old_versions(storage: Aios) -> None:
+    for number in range(5):
+        storage.put("ca", b"%d" % number * 1000)
+        storage.put("cb", b"same")
+    storage.delete("cb")
+    assert storage.compact(keep=2).wait() == {"versions": 3 + 4, "chunks": 0}
+    assert [info.version for info in storage.history("ca")] == [5, 4]
+    assert [info.what for info in storage.history("cb")] == ["delete", "put"]
+    assert storage.get("ca", 4) == b"3" * 1000
+    assert storage.compact(keep=1).wait()["versions"] == 2
+
+
+def test_upkeep_is_a_person_s(aios: Aios, program: Program) -> None:
+    path = program(
+        "found = []\nfor call in (aios.verify(), aios.compact(1), aios.backup('/tmp/x')):\n"
+        "    try:\n        call.wait()\n"
+        "    except AiosError as error:\n        found.append(error.code)\nreturn found"
+    )
+    assert done(aios, path) == ["access.denied"] * 3
+
+
+def test_a_backup_while_running(boot: Boot, tmp_path: Path) -> None:
+    system = boot()
+    with connect(system.home) as aios:
+        aios.put("a", BIG)
+        aios.backup(str(tmp_path / "copy")).wait()
+        aios.put("a", b"later")
+        for target in (tmp_path / "copy", Path("/proc/none"), Path("relative")):
+            with pytest.raises(BadInput):
+                aios.backup(str(target)).wait()
+    other = boot()
+    other.end()
+    (other.home / "store" / "data.mdb").unlink()
+    (tmp_path / "copy" / "data.mdb").rename(other.home / "store" / "data.mdb")
+    again = System(other.home, {"slots": 1, "ctx": 256}, detach=True)
+    try:
+        again.ready()
+        with connect(again.home) as aios:
+            assert aios.get("a") == BIG
+            assert aios.verify().wait()["problems"] == []
+    finally:
+        again.end()
+
+
+def test_a_damaged_content_is_found_and_harms_no_other(homes: Path) -> None:
+    home = homes / "damaged"
+    settings = {"slots": 1, "ctx": 256}
+    first = System(home, settings, detach=True)
+    first.ready()
+    with connect(home) as aios:
+        aios.put("bad", b"remarkable " * 400)
+        aios.put("good", b"fine " * 400)
+    first.end()
+    path = home / "store" / "data.mdb"
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"remarkable ", b"Remarkable "))
+    second = System(home, settings, detach=True)
+    try:
+        second.ready()
+        with connect(home) as aios:
+            with pytest.raises(StoreDamaged):
+                aios.get("bad")
+            assert aios.get("good") == b"fine " * 400
+            (problem,) = aios.verify().wait()["problems"]
+            assert "damaged" in problem
+            aios.purge("bad")
+            assert aios.verify().wait()["problems"] == []
+    finally:
+        second.end()
+
+
+def test_an_upkeep_that_runs_is_cancelled_and_alone(boot: Boot) -> None:
+    system = boot()
+    with connect(system.home) as aios, Raw(system.home) as raw:
+        for at in range(0, 4000, 250):
+            aios.batch([{"path": f"{number}", "data": b""} for number in range(at, at + 250)])
+        running = raw.start("sto.verify")
+        assert raw.error("sto.compact")["code"] == "limit"
+        assert raw.done("call.cancel", call=running)["found"]
+        kind, body = raw.final(running)
+        assert (kind, body["code"]) == (FAILED, "call.cancelled")
+        assert aios.verify().wait()["versions"] == 4000
+        assert aios.check() == []
+
+
+def test_too_many_grants(storage: Aios) -> None:
+    for number in range(256):
+        storage.share("a", f"/x{number}")
+    with pytest.raises(LimitReached):
+        storage.share("a", "/more")
+    storage.share("a", "/x0", "write")

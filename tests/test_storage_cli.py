@@ -1,0 +1,214 @@
+"""`aios sto` as a person runs it; docs/storage.md is run as well."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from commands import AIOS, LIMIT, answer, environment
+from conftest import run_system
+
+from aios.agents import connect
+from aios.shell.cli import cli
+
+GUIDE = Path(__file__).parent.parent / "docs" / "storage.md"
+COMMANDS = ["list", "get", "put", "history", "diff", "rollback", "delete", "purge", "share",
+            "export", "import", "verify", "compact", "backup"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(homes: Path) -> Iterator[Path]:
+    """Of a system that only these tests use."""
+    for system in run_system(homes / "sto", {"slots": 1, "ctx": 256}):
+        yield system.home
+
+
+def sto(
+    home: Path, *args: str, stdin: bytes = b"", cwd: Path | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [*AIOS, "sto", *args], env=environment(home), input=stdin, cwd=cwd, capture_output=True,
+        timeout=LIMIT, check=False,
+    )  # fmt: skip
+
+
+def fine(home: Path, *args: str, **options: Any) -> str:
+    done = sto(home, *args, **options)
+    assert (done.returncode, done.stderr) == (0, b""), done
+    return done.stdout.decode()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_an_example(name: str) -> None:
+    shown = CliRunner().invoke(cli, ["sto", name, "--help"])
+    assert shown.exit_code == 0
+    assert f"aios sto {name}" in shown.output.partition("Example")[2]
+
+
+def test_every_byte_comes_back(home: Path, tmp_path: Path) -> None:
+    data = os.urandom(300_000) + b"\r\n\x00"
+    (tmp_path / "file").write_bytes(data)
+    assert "version 1, 300.0 kB" in fine(home, "put", "bytes", str(tmp_path / "file"))
+    assert "version 2, 3 bytes" in fine(home, "put", "bytes", stdin=b"\xff\x00\n")
+    assert sto(home, "get", "bytes").stdout == b"\xff\x00\n"
+    assert sto(home, "get", "bytes", "--version", "1").stdout == data
+    fine(home, "get", "bytes", str(tmp_path / "copy"), "--version", "1")
+    assert (tmp_path / "copy").read_bytes() == data
+
+
+def test_versions(home: Path) -> None:
+    for text in (b"one\n", b"two\n"):
+        fine(home, "put", "v", "--tag", "x", "--tag", "y", stdin=text)
+    assert "-one\n+two" in fine(home, "diff", "v", "1")
+    assert fine(home, "diff", "v", "1", "1") == ""
+    assert fine(home, "rollback", "v", "1").startswith("restored v: version 3")
+    assert fine(home, "delete", "v").startswith("deleted v: version 4")
+    assert [row["what"] for row in answer(home, "sto", "history", "v")] == [
+        "delete", "rollback", "put", "put"
+    ]  # fmt: skip
+    assert answer(home, "sto", "list", "v") == []
+    (row,) = answer(home, "sto", "list", "v", "--deleted")
+    assert (row["version"], row["what"]) == (4, "delete")
+    refused = sto(home, "put", "v", "--if-version", "2", stdin=b"")
+    assert refused.returncode == 1
+    assert b"there is none" in refused.stderr
+    assert sto(home, "purge", "v", stdin=b"n\n").returncode == 130
+    assert fine(home, "purge", "v", "--yes").startswith("purged v")
+    assert sto(home, "history", "v").returncode == 1
+
+
+def test_what_is_shared(home: Path) -> None:
+    fine(home, "put", "s/a", "--owner", "/giver", stdin=b"1")
+    assert "write" in fine(home, "share", "s", "/taker", "--write", "--owner", "/giver")
+    (grant,) = answer(home, "sto", "share", "--owner", "/taker")
+    assert grant == {"owner": "/giver", "prefix": "s", "to": "/taker", "mode": "write"}
+    fine(home, "share", "s", "/taker", "--revoke", "--owner", "/giver")
+    assert answer(home, "sto", "share", "--owner", "/giver") == []
+    assert sto(home, "share", "s").returncode == 2
+    assert "/giver" in fine(home, "list", "--all")
+
+
+def test_export_and_import(home: Path, homes: Path, tmp_path: Path) -> None:
+    with connect(home) as aios:
+        big = os.urandom(1 << 20)
+        aios.put("e/big", big, tags=["x y", "ü"], media="a/b", owner="/exp/one")
+        aios.put("e/empty", b"", owner="/exp/one")
+        aios.put("e/text", b"text")
+    done = sto(home, "export", str(tmp_path / "all.tar"), "--all", "--prefix", "e/")
+    assert done.stdout.startswith(b"3 objects")
+    with tarfile.open(tmp_path / "all.tar") as tar:
+        assert sorted(tar.getnames()) == ["exp/one/e/big", "exp/one/e/empty", "person/e/text"]
+    for system in run_system(homes / "sto2", {"slots": 1, "ctx": 256}):
+        assert answer(system.home, "sto", "import", str(tmp_path / "all.tar")) == {"objects": 3}
+        with connect(system.home) as aios:
+            info = aios.read("e/big", count=0, owner="/exp/one").info
+            assert (info.tags, info.media, info.version) == (["x y", "ü"], "a/b", 1)
+            assert aios.get("e/big", owner="/exp/one") == big
+            assert aios.get("e/text") == b"text"
+    (tmp_path / "no.tar").write_bytes(b"no tar" * 1000)
+    refused = sto(home, "import", str(tmp_path / "no.tar"))
+    assert refused.returncode == 78
+    assert refused.stderr.startswith(b"aios: cannot read ")
+    with tarfile.open(tmp_path / "other.tar", "w") as tar:
+        tar.add(tmp_path / "no.tar", "no.tar")
+    assert b"not written by" in sto(home, "import", str(tmp_path / "other.tar")).stderr
+    assert sto(home, "export", "/proc/no.tar").returncode == 78
+    assert list(tmp_path.glob("*.part")) == []
+
+
+def test_upkeep(home: Path, tmp_path: Path) -> None:
+    for text in (b"1", b"2", b"3"):
+        fine(home, "put", "u", stdin=text)
+    assert answer(home, "sto", "compact", "--keep", "1")["versions"] >= 2
+    report = answer(home, "sto", "verify")
+    assert report["problems"] == []
+    assert "no problems" in fine(home, "verify")
+    assert fine(home, "backup", str(tmp_path / "copy")).rstrip().endswith(str(tmp_path / "copy"))
+    again = sto(home, "backup", str(tmp_path / "copy"))
+    assert again.returncode == 78
+    assert b"hint: name a new folder" in again.stderr
+
+
+def test_something_wrong_is_an_exit_code(homes: Path) -> None:
+    settings = {"slots": 1, "ctx": 256}
+    for system in run_system(homes / "sto3", settings):
+        fine(system.home, "put", "a", stdin=b"remarkable " * 400)
+    path = homes / "sto3" / "store" / "data.mdb"
+    path.write_bytes(path.read_bytes().replace(b"remarkable ", b"Remarkable "))
+    for system in run_system(homes / "sto3", settings):
+        done = sto(system.home, "verify")
+        assert done.returncode == 1
+        assert b"damaged" in done.stdout
+
+
+def test_errors_say_what_to_do(home: Path, tmp_path: Path) -> None:
+    for args, code, said in (
+        (["get", "nothing"], 1, b"aios: no object 'nothing'"),
+        (["get", "a/../b"], 1, b"aios: no object"),
+        (["put", "a//b", "/dev/null"], 78, b"hint: names with"),
+        (["put", "a", str(tmp_path / "none")], 2, b"No such file"),
+        (["diff", "nothing", "1"], 1, b"aios: no object"),
+        (["share", "x", "nobody"], 1, b"hint: a principal begins with"),
+    ):
+        done = sto(home, *args)
+        assert done.returncode == code, done
+        assert said in done.stderr, done
+        assert done.stdout == b""
+    assert json.loads(sto(home, "history", "nothing", "--json").stderr)["code"] == "not_found"
+
+
+def test_a_reader_that_leaves_is_no_trouble(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(os.urandom(2 << 20))
+    fine(home, "put", "long", str(tmp_path / "file"))
+    with subprocess.Popen(
+        [*AIOS, "sto", "get", "long"], env=environment(home), stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(10)
+        process.stdout.close()
+        assert b"Traceback" not in process.stderr.read()
+
+
+# --- the guide ------------------------------------------------------------------------------------
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", GUIDE.read_text(), re.M | re.DOTALL)
+
+
+def test_every_command_of_the_guide_runs(home: Path, tmp_path: Path) -> None:
+    program = tmp_path / "bin" / "aios"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {" ".join(AIOS)} "$@"\n')
+    program.chmod(0o700)
+    env = environment(home) | {"PATH": f"{program.parent}:{os.environ['PATH']}"}
+    assert blocks("console")
+    for block in blocks("console"):
+        for line in block.replace("\\\n", "").splitlines():
+            if line.startswith("$ "):
+                done = subprocess.run(
+                    line[2:], shell=True, env=env, cwd=tmp_path, capture_output=True, text=True,
+                    timeout=LIMIT, check=False,
+                )  # fmt: skip
+                assert done.returncode == 0, (line, done.stderr)
+
+
+def test_every_script_of_the_guide_runs(home: Path, tmp_path: Path) -> None:
+    assert blocks("python")
+    for block in blocks("python"):
+        done = subprocess.run(
+            [sys.executable, "-c", block], env=environment(home), cwd=tmp_path,
+            capture_output=True, text=True, timeout=LIMIT, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, (block, done.stderr)

@@ -1,0 +1,423 @@
+"""Storage against a plain model, with reopening and crashes among the steps."""
+
+from __future__ import annotations
+
+import queue
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from aios.kernel.blobs import LmdbBlobs
+from aios.kernel.catalog import Catalog
+from aios.kernel.process import Process, ProcessTable
+from aios.kernel.shares import Shares, covers
+from aios.kernel.storage import Storage
+from aios.kernel.store import Store
+from aios.kernel.trap import Call, Session
+from aios.kernel.upkeep import Upkeep
+from aios.kernel.verify import Verification
+from aios.syscalls import sto, wire
+from aios.syscalls.errors import AiosError, Denied
+from aios.syscalls.messages import Limits
+from aios.syscalls.table import TABLE
+
+LIMIT = 10.0  # seconds
+PERSON = ""
+OWNERS = [PERSON, "/a", "/a/b", "/c"]
+PATHS = ["x", "x/y", "x2", "é"]
+CONTENTS = [b"", b"1", b"2" * 5000, bytes(sto.CHUNK) + b"3", bytes(2 * sto.CHUNK)]
+QUOTA = 3 * sto.CHUNK
+
+owners = st.sampled_from(OWNERS)
+paths = st.sampled_from(PATHS)
+contents = st.sampled_from(CONTENTS)
+
+
+class Asked(Call):
+    """A call of which the answer is kept."""
+
+    def __init__(self, process: Process, call_id: int) -> None:
+        session = Session(b"", 0, process)
+        super().__init__(None, session, process, call_id, TABLE["sto.get"])  # type: ignore[arg-type]
+        self.answer: Any = None
+
+    def done(self, body: Any) -> None:
+        self.answer, self.ended = body, True
+
+    def fail(self, error: AiosError) -> None:
+        self.answer, self.ended = error, True
+
+
+class System:
+    """Storage in a folder, and its calls as if they returned at once."""
+
+    def __init__(self, folder: Path, boot: int = 0) -> None:
+        """Numbers of calls begin anew with each `boot`."""
+        self.folder, self.boot = folder, boot
+        self.posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self.store = Store(folder, self.posted.put, system=str(boot))
+        groups = {"team": ["/a/*"]}
+        self.storage = Storage(self.store, LmdbBlobs(self.store), Shares(groups), QUOTA, "lmdb")
+        self.upkeep = Upkeep(self.storage, self.store, self.posted.put)
+        table = ProcessTable(9, 9, 9)
+        self.processes = {PERSON: table.add("client", "me", 0, 0, Limits(), 0.0)}
+        for name in OWNERS[1:]:
+            above = self.processes.get(name.rpartition("/")[0])
+            parent = above.pid if above is not None and above.kind == "agent" else 0
+            short = name.rpartition("/")[2]
+            self.processes[name] = table.add("agent", short, parent, 0, Limits(), 0.0)
+            assert self.processes[name].principal == name
+        self.last = 0
+
+    def start(self, who: str, do: Callable[[Call], Any]) -> Asked:
+        self.last += 1
+        call = Asked(self.processes[who], self.last)
+        try:
+            body = do(call)
+        except AiosError as error:
+            call.fail(error)
+        else:
+            if body is not None:
+                call.done(body)
+        return call
+
+    def ask(self, who: str, do: Callable[[Call], Any]) -> Any:
+        call = self.start(who, do)
+        while not call.ended:
+            self.posted.get(timeout=LIMIT)()
+        return call.answer
+
+    def close(self) -> None:
+        self.store.close()
+        while not self.posted.empty():
+            self.posted.get()()
+
+
+@dataclass
+class Object:
+    last: int = 0
+    versions: dict[int, bytes | None] = field(default_factory=dict)  # None: a deletion
+
+    @property
+    def live(self) -> bytes | None:
+        return self.versions.get(self.last)
+
+
+class Machine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = Path(tempfile.mkdtemp())
+        self.system = System(self.base / "0")
+        self.copies = 0
+        self.model = {(owner, path): Object() for owner in OWNERS for path in PATHS}
+        self.grants: dict[tuple[str, str, str], str] = {}
+
+    # --- the model --------------------------------------------------------------------------------
+
+    def may(self, who: str, owner: str, path: str, mode: str) -> bool:
+        if who in (PERSON, owner):
+            return True
+        names = {who} | ({"/a/*", "team"} if who == "/a/b" else set())
+        return any(
+            covers(prefix, path) and mode in ("read", granted)
+            for (giver, prefix, to), granted in self.grants.items()
+            if giver == owner and to in names
+        )
+
+    def new(self, owner: str, path: str, content: bytes | None) -> None:
+        held = self.model[owner, path]
+        held.last += 1
+        held.versions[held.last] = content
+
+    def outcome(self, owner: str, path: str, if_version: int | None) -> str:
+        held = self.model[owner, path]
+        now = held.last if held.versions else 0
+        fits = if_version is None or if_version == now or (if_version == 0 and held.live is None)
+        return "" if fits else "store.conflict"
+
+    def agree(self, answer: Any, expected: str) -> bool:
+        """Whether it was done; where the model knows why not, that was told."""
+        code = answer.code if isinstance(answer, AiosError) else ""
+        if code == "limit" and not expected:  # the quota, which `it_holds_the_model` checks
+            return False
+        assert code == expected, answer
+        return not code
+
+    # --- steps ------------------------------------------------------------------------------------
+
+    @rule(who=owners, owner=owners, path=paths, content=contents,
+          if_version=st.none() | st.integers(0, 4))  # fmt: skip
+    def put(self, who: str, owner: str, path: str, content: bytes, if_version: int | None) -> None:
+        if len(content) > wire.MAX_CALL_BYTES:
+            return self.put_upload(who, owner, path, content)
+        change = sto.Change(path=path, data=content, if_version=if_version)
+        answer = self.system.ask(
+            who, lambda call: self.system.storage.change_one(call, owner, change)
+        )
+        denied = not self.may(who, owner, path, "write")
+        expected = "access.denied" if denied else self.outcome(owner, path, if_version)
+        if self.agree(answer, expected):
+            self.new(owner, path, content)
+            assert answer.version == self.model[owner, path].last
+        return None
+
+    def stage(self, who: str, owner: str, content: bytes) -> Any:
+        """The number of an upload, or an error."""
+        upload = None
+        for at in range(0, len(content) or 1, 60_000):
+            piece = sto.Upload(
+                data=content[at : at + 60_000], offset=at, upload=upload, owner=owner
+            )
+            answer = self.system.ask(who, partial(self.append, piece))
+            if isinstance(answer, AiosError):
+                return answer
+            upload = answer.upload
+        return upload
+
+    def append(self, piece: sto.Upload, call: Call) -> None:
+        self.system.storage.uploads.append(call, piece)
+
+    def get(self, get: sto.Get, call: Call) -> None:
+        self.system.storage.get(call, get)
+
+    def put_upload(self, who: str, owner: str, path: str, content: bytes) -> None:
+        upload = self.stage(who, owner, content)
+        if isinstance(upload, AiosError):
+            assert upload.code in ("limit", "access.denied")
+            assert upload.code == "limit" or not self.may(who, owner, path, "write")
+            return
+        change = sto.Change(path=path, upload=upload)
+        answer = self.system.ask(
+            who, lambda call: self.system.storage.change_one(call, owner, change)
+        )
+        denied = not self.may(who, owner, path, "write")
+        if self.agree(answer, "access.denied" if denied else ""):
+            self.new(owner, path, content)
+        self.system.storage.uploads.ended(self.system.processes[who])
+
+    @rule(who=owners, content=contents)
+    def leave_an_upload(self, who: str, content: bytes) -> None:
+        self.stage(who, who, content)
+        self.system.storage.uploads.ended(self.system.processes[who])
+
+    @rule(
+        who=owners,
+        owner=owners,
+        changes=st.lists(
+            st.tuples(paths, st.sampled_from([*CONTENTS[:3], None])), min_size=1, max_size=3
+        ),
+    )
+    def batch(self, who: str, owner: str, changes: list[tuple[str, bytes | None]]) -> None:
+        asked = [
+            sto.Change(path=path, data=content, delete=content is None) for path, content in changes
+        ]
+        answer = self.system.ask(who, lambda call: self.system.storage.change(call, owner, asked))
+        live = {path: self.model[owner, path].live for path, _ in changes}
+        expected = ""
+        for path, content in changes:
+            if content is None and live[path] is None:
+                expected = "not_found"
+                break
+            live[path] = content
+        if not all(self.may(who, owner, path, "write") for path, _ in changes):
+            expected = "access.denied"
+        if self.agree(answer, expected):
+            for path, content in changes:
+                self.new(owner, path, content)
+
+    @rule(who=owners, owner=owners, path=paths, version=st.integers(1, 5))
+    def rollback(self, who: str, owner: str, path: str, version: int) -> None:
+        answer = self.system.ask(
+            who,
+            lambda call: self.system.storage.rollback(
+                call, sto.Restore(path=path, version=version, owner=owner)
+            ),
+        )
+        content = self.model[owner, path].versions.get(version)
+        expected = "" if content is not None else "not_found"
+        if not self.may(who, owner, path, "write"):
+            expected = "access.denied"
+        if self.agree(answer, expected):
+            assert content is not None
+            self.new(owner, path, content)
+
+    @rule(who=owners, owner=owners, path=paths)
+    def purge(self, who: str, owner: str, path: str) -> None:
+        answer = self.system.ask(
+            who, lambda call: self.system.storage.purge(call, sto.Purge(path=path, owner=owner))
+        )
+        held = self.model[owner, path]
+        expected = "" if held.versions else "not_found"
+        if who not in (PERSON, owner):
+            expected = "access.denied"
+        if self.agree(answer, expected):
+            held.versions.clear()
+            held.last += 1
+
+    @rule(owner=owners, prefix=st.sampled_from(["", *PATHS]),
+          to=st.sampled_from(["/a", "/a/*", "/c", "team"]),
+          mode=st.sampled_from(["read", "write", "none"]))  # fmt: skip
+    def share(self, owner: str, prefix: str, to: str, mode: Any) -> None:
+        answer = self.system.ask(
+            owner,
+            lambda call: self.system.storage.share(
+                call, sto.Share(prefix=prefix, to=to, mode=mode)
+            ),
+        )
+        known = (owner, prefix, to) in self.grants
+        if self.agree(answer, "not_found" if mode == "none" and not known else ""):
+            self.grants.pop((owner, prefix, to), None)
+            if mode != "none":
+                self.grants[owner, prefix, to] = mode
+
+    @rule(keep=st.integers(1, 3))
+    def compact(self, keep: int) -> None:
+        def compact(call: Call) -> None:
+            self.system.upkeep.compact(call, keep)
+
+        answer = self.system.ask(PERSON, compact)
+        dropped = 0
+        for held in self.model.values():
+            for version in sorted(held.versions)[:-keep]:
+                del held.versions[version]
+                dropped += 1
+        assert (answer.versions, answer.chunks) == (dropped, 0)
+
+    @rule()
+    def reopen(self) -> None:
+        self.system.close()
+        self.system = System(self.system.folder, self.system.boot + 1)
+
+    @rule(owner=owners, path=paths, content=st.sampled_from(CONTENTS[:3]), staged=contents)
+    def crash(self, owner: str, path: str, content: bytes, staged: bytes) -> None:
+        """The file is copied while a put may be on its way, and an upload is open."""
+        self.stage(owner, owner, staged)
+        change = sto.Change(path=path, data=content)
+        call = self.system.start(
+            owner, lambda call: self.system.storage.change_one(call, owner, change)
+        )
+        self.copies += 1
+        copy = self.base / str(self.copies)
+        copy.mkdir()
+        shutil.copy(self.system.store.path, copy)
+        while not call.ended:
+            self.system.posted.get(timeout=LIMIT)()
+        self.system.close()
+        shutil.rmtree(self.system.folder)
+        self.system = System(copy, self.system.boot + 1)
+        held = self.model[owner, path]
+        versions = self.versions(owner, path)
+        if not versions and held.versions:
+            raise AssertionError("what was acknowledged is gone")
+        if versions and versions[0].version > held.last:
+            self.new(owner, path, content)
+
+    # --- what holds after each --------------------------------------------------------------------
+
+    def versions(self, owner: str, path: str) -> list[sto.Version]:
+        answer = self.system.ask(
+            PERSON,
+            lambda call: self.system.storage.history(call, sto.History(path=path, owner=owner)),
+        )
+        if isinstance(answer, AiosError):
+            assert answer.code == "not_found"
+            return []
+        assert isinstance(answer, list)
+        return answer
+
+    def content(self, who: str, owner: str, path: str, version: int) -> Any:
+        data = b""
+        while True:
+            get = sto.Get(path=path, version=version, offset=len(data), owner=owner)
+            answer = self.system.ask(who, partial(self.get, get))
+            if isinstance(answer, AiosError):
+                return answer.code
+            data += answer.data
+            if len(data) >= answer.info.size:
+                return data
+
+    @invariant()
+    def it_holds_the_model(self) -> None:
+        for (owner, path), held in self.model.items():
+            found = self.versions(owner, path)
+            assert [info.version for info in found] == sorted(held.versions, reverse=True)
+            for version, content in held.versions.items():
+                told = self.content(PERSON, owner, path, version)
+                assert told == ("not_found" if content is None else content)
+
+    @invariant()
+    def lists_have_what_is_live(self) -> None:
+        for owner in OWNERS:
+            answer = self.system.ask(
+                owner, lambda call: self.system.storage.objects(call, sto.List())
+            )
+            live = [path for path in PATHS if self.model[owner, path].live is not None]
+            assert [info.path for info in answer.objects] == sorted(live, key=str.encode)
+
+    @invariant()
+    def nobody_reads_what_is_not_shared(self) -> None:
+        for (owner, path), held in self.model.items():
+            for who in OWNERS:
+                told = self.content(who, owner, path, max(held.last, 1))
+                assert (told == "access.denied") != self.may(who, owner, path, "read")
+
+    @invariant()
+    def nothing_is_wrong_with_it(self) -> None:
+        while not self.system.posted.empty():
+            self.system.posted.get()()
+        self.system.ask(PERSON, lambda call: self.system.storage.write(
+            {}, lambda _: None, call.done, call.fail))  # fmt: skip
+        held = self.system.store.read(lambda txn: list(Catalog(txn).held()))
+        assert held == []  # every upload was put, or has ended
+        report = Verification(self.system.storage, lambda _: None).run()
+        assert report.problems == []
+        for row in self.system.ask(PERSON, self.system.storage.owners):
+            assert row.bytes <= QUOTA + 50_000 or not row.owner
+
+    @invariant()
+    def each_object_has_one_change(self) -> None:
+        found = self.system.storage.changes(0)
+        assert [number for number, _, _ in found] == sorted(number for number, _, _ in found)
+        changed = {(owner, path) for _, owner, path in found}
+        assert changed == {place for place, held in self.model.items() if held.last}
+        assert len(changed) == len(found)
+
+    def teardown(self) -> None:
+        self.system.upkeep.close()
+        self.system.close()
+        shutil.rmtree(self.base)
+
+
+def test_a_right_that_is_taken_back_first_is_gone(tmp_path: Path) -> None:
+    """The writer looks again: what the put saw in the loop was not the last word."""
+    system = System(tmp_path)
+
+    def share(mode: Any) -> Callable[[Call], None]:
+        given = sto.Share(prefix="x", to="/c", mode=mode)
+        return lambda call: system.storage.share(call, given)
+
+    change = sto.Change(path="x", data=b"1")
+    assert not isinstance(system.ask("/a", share("write")), AiosError)
+    block = threading.Event()
+    system.store.write(lambda _: block.wait(LIMIT), lambda _: None, lambda _: None)
+    taken = system.start("/a", share("none"))
+    put = system.start("/c", lambda call: system.storage.change_one(call, "/a", change))
+    block.set()
+    while not put.ended:
+        system.posted.get(timeout=LIMIT)()
+    assert not isinstance(taken.answer, AiosError)
+    assert isinstance(put.answer, Denied)
+    system.close()
+
+
+Machine.TestCase.settings = settings(max_examples=40, stateful_step_count=50, deadline=None)
+TestMachine = Machine.TestCase
