@@ -287,7 +287,7 @@ class Owners:
         if owner.keep and owner.pid:
             del self.by_pid[owner.pid]
             owner.pid = 0
-        if not owner.stored:
+        if not owner.stored or isinstance(self.store, NoStore):
             self._drop(owner)
             return
 

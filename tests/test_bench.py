@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from aios.bench import exact, retrieval, swap, switch, syscall
+from aios.bench import exact, memory, retrieval, swap, switch, syscall
 from aios.bench.chats import ANSWER, our_side
 from aios.bench.load import AGENTS, make_prompts, our_system, tokens_per_second
 from aios.kernel.core.llama import CHUNK
@@ -37,6 +37,17 @@ def test_syscall_measures_both_sides() -> None:
     for side in ("ours", "peer"):
         assert report[side]["round_trip"] > 0
         assert report[side]["pipelined_per_second"] > 0
+
+
+def test_memory_measures_both_sides() -> None:
+    report = memory.run(quiet, puts=1280, lone=20)
+    check_shape(report, "memory")
+    ours, peer = report["ours"], report["peer"]
+    assert ours["puts_a_commit"] > 1
+    assert peer["puts_a_commit"] == round(ours["puts_a_commit"])
+    for side in (ours, peer):
+        assert 0 < side["single_p50"] <= side["single_p99"]
+        assert side["puts_per_second"] > 0
 
 
 def test_switch_measures_the_engine_and_the_system() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -170,6 +171,28 @@ def test_a_damaged_value_is_told_and_can_be_replaced(boot: Boot) -> None:
         assert aios.mem_get(["a", "b"], principal="/w") == {"a": "before", "b": "new"}
         assert aios.check() == []
     again.end()
+
+
+def test_without_a_store_all_else_goes_on(homes: Path, program: Program) -> None:
+    home = homes / "nostore"
+    (home / "store").mkdir(parents=True)
+    (home / "store" / "data.mdb").write_bytes(b"something else" * 1000)
+    system = System(home, {"slots": 1, "ctx": 256, "grace": 0.5}, detach=True)
+    system.ready()
+    with connect(home, "test") as aios:
+        for refused in (
+            lambda: aios.mem_put({"a": 1}),
+            lambda: aios.mem_put({"a": 1}, ack="accepted"),
+            lambda: aios.mem_get(["a"]),
+            lambda: aios.mem_delete(["a"]),
+            aios.mem_clear,
+            aios.mem_spaces,
+        ):
+            with pytest.raises(StoreDamaged, match="cannot open"):
+                refused()
+        assert run(aios, program, "return aios.generate('Hi', max_tokens=2).finish") == "length"
+        assert aios.check() == []
+    system.end()
 
 
 # --- RAM and back ---------------------------------------------------------------------------------
