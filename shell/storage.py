@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,9 +16,8 @@ from aios.syscalls import sto as s
 from aios.syscalls.errors import BadInput
 
 from . import render
+from .archive import SCHEMA, Content, header, members
 from .output import json_option, progress, show
-
-SCHEMA = "AIOS."  # of what a tar file's headers hold beside contents
 
 owner_option = click.option(
     "--owner", default="", metavar="/NAME",
@@ -290,29 +288,6 @@ def export_(home: Path, file: Path, prefix: str, everyone: bool, owner: str, as_
     show({"objects": count}, as_json, f"{count} objects are in {file}")
 
 
-def header(info: s.Version) -> tarfile.TarInfo:
-    member = tarfile.TarInfo(f"{info.owner.strip('/') or 'person'}/{info.path}")
-    member.size, member.mtime, member.mode = info.size, int(info.time), 0o600
-    known = {"owner": info.owner, "path": info.path, "media": info.media,
-             "tags": msgspec.json.encode(info.tags).decode()}  # fmt: skip
-    member.pax_headers = {SCHEMA + name: value for name, value in known.items()}
-    return member
-
-
-class Content:
-    """An object's content as a file that tarfile reads."""
-
-    def __init__(self, aios: Aios, info: s.Version) -> None:
-        self.pieces = aios.sto_stream(info.path, info.version, owner=info.owner)
-        self.rest = b""
-
-    def read(self, size: int = s.CHUNK, /) -> bytes:
-        while len(self.rest) < size and (piece := next(self.pieces, None)) is not None:
-            self.rest += piece
-        data, self.rest = self.rest[:size], self.rest[size:]
-        return data
-
-
 @sto.command("import")
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @json_option
@@ -336,19 +311,6 @@ def import_(home: Path, file: Path, as_json: bool) -> None:
             count += 1
             tell(f"{count} objects")
     show({"objects": count}, as_json, f"{count} objects are stored")
-
-
-def members(file: Path) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
-    try:
-        with tarfile.open(file) as tar:
-            for member in tar:
-                content = tar.extractfile(member)
-                if content is not None:
-                    if SCHEMA + "path" not in member.pax_headers:
-                        raise BadInput(f"{file} was not written by `aios sto export`")
-                    yield member, content
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise BadInput(f"cannot read {file}: {error}") from error
 
 
 # --- all of it ------------------------------------------------------------------------------------

@@ -242,12 +242,12 @@ def test_what_is_not_shared_any_more_is_not_heard_of(storage: Aios, program: Pro
 # --- who may --------------------------------------------------------------------------------------
 
 ACTS = {
-    "read": ["get('{p}', owner=o)", "history('{p}', owner=o)", "objects('{d}', owner=o)",
-             "watch('{d}', owner=o)"],
-    "write": ["put('{p}', b'x', owner=o)", "put('{p}', bytes(300000), owner=o)",
-              "delete('{p}', owner=o)", "restore('{p}', 1, owner=o)",
-              "batch([{{'path': '{p}', 'data': b'y'}}], owner=o)"],
-    "own": ["purge('{p}', owner=o)", "share('{p}', '/x', owner=o)", "shares(owner=o)"],
+    "read": ["sto_get('{p}', owner=o)", "sto_history('{p}', owner=o)", "sto_list('{d}', owner=o)",
+             "sto_watch('{d}', owner=o)"],
+    "write": ["sto_put('{p}', b'x', owner=o)", "sto_put('{p}', bytes(300000), owner=o)",
+              "sto_delete('{p}', owner=o)", "sto_rollback('{p}', 1, owner=o)",
+              "sto_batch([{{'path': '{p}', 'data': b'y'}}], owner=o)"],
+    "own": ["sto_purge('{p}', owner=o)", "sto_share('{p}', '/x', owner=o)", "sto_shares(owner=o)"],
 }  # fmt: skip
 TRY = """
 aios.sto_put('open/a', 'of ' + task['me'])
@@ -259,11 +259,11 @@ found = []
 for o in task['others']:
     for act in task['acts']:
         try:
-            if act.startswith(('put', 'delete', 'restore', 'batch', 'purge', 'share', 'get')):
+            if not act.startswith(('sto_list', 'sto_history', 'sto_watch')):
                 eval('aios.' + act)
             else:
                 call = eval('aios.' + act)
-                if act.startswith('watch'):
+                if act.startswith('sto_watch'):
                     aios.cancel(call.gi_frame.f_locals['call'].id)
                 list(call)
             found.append([o, act, 'done'])

@@ -1,0 +1,52 @@
+"""Objects of storage in a tar file: contents, and in its headers what else is known of them."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from aios.agents import Aios
+from aios.syscalls import sto as s
+from aios.syscalls.errors import BadInput
+
+SCHEMA = "AIOS."  # of the headers
+
+
+def header(info: s.Version) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(f"{info.owner.strip('/') or 'person'}/{info.path}")
+    member.size, member.mtime, member.mode = info.size, int(info.time), 0o600
+    known = {"owner": info.owner, "path": info.path, "media": info.media,
+             "tags": msgspec.json.encode(info.tags).decode()}  # fmt: skip
+    member.pax_headers = {SCHEMA + name: value for name, value in known.items()}
+    return member
+
+
+class Content:
+    """An object's content as a file that tarfile reads."""
+
+    def __init__(self, aios: Aios, info: s.Version) -> None:
+        self.pieces = aios.sto_stream(info.path, info.version, owner=info.owner)
+        self.rest = b""
+
+    def read(self, size: int = s.CHUNK, /) -> bytes:
+        while len(self.rest) < size and (piece := next(self.pieces, None)) is not None:
+            self.rest += piece
+        data, self.rest = self.rest[:size], self.rest[size:]
+        return data
+
+
+def members(file: Path) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
+    try:
+        with tarfile.open(file) as tar:
+            for member in tar:
+                content = tar.extractfile(member)
+                if content is not None:
+                    if SCHEMA + "path" not in member.pax_headers:
+                        raise BadInput(f"{file} was not written by `aios sto export`")
+                    yield member, content
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise BadInput(f"cannot read {file}: {error}") from error
