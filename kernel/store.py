@@ -158,6 +158,7 @@ class Store:
         self.broken: AiosError | None = None
         self.full: str | None = None  # why the file cannot be extended
         self.commits = self.written = 0
+        self.freed = False  # there was a commit since the last put that had no room
         try:
             self._open(system)
         except (lmdb.Error, OSError) as error:
@@ -286,6 +287,9 @@ class Store:
                 for job in group:
                     self._commit([job])
                 return
+            if isinstance(error, lmdb.MapFullError) and self._reclaim():
+                self._commit(group)
+                return
             for job in group:
                 job.error = self._error(error)
         self.post(lambda: _tell(group))
@@ -300,6 +304,7 @@ class Store:
                 self._do(txn, job)
             if any(job.size and job.error is None for job in group):
                 self._check_reserve(txn)
+        self.freed = True
         self.commits += 1
         self.written += sum(job.size for job in group)
 
@@ -320,6 +325,19 @@ class Store:
         except Exception:  # noqa: BLE001 (a defect in `do`: its caller is told, the store goes on)
             traceback.print_exc(file=sys.stderr)
             job.error = Internal("the kernel failed to serve this call")
+
+    def _reclaim(self) -> bool:
+        """LMDB reuses pages from the second commit after they came free on. A put that is refused
+        makes no commit, so there has to be one more, or it would be refused for ever."""
+        if not self.freed:
+            return False
+        self.freed = False
+        try:
+            with self.env.begin(write=True) as txn:
+                txn.put(b"reclaim", b"", db=self.tables["meta"])
+        except lmdb.MapFullError:
+            return False
+        return True
 
     def _check_reserve(self, txn: lmdb.Transaction) -> None:
         """Raises MapFullError where too little would be left to delete in: that takes pages, too.
