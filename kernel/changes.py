@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 
-from aios.syscalls.errors import AiosError
+from aios.syscalls.errors import AiosError, StoreDamaged
 
 from .blobs import Blobs
 from .catalog import Catalog, Row
@@ -34,7 +34,8 @@ class Changes:
         self, number: int, count: int, epoch: int, then: Callable[[list[Change]], None],
         fail: Callable[[AiosError], None],
     ) -> None:  # fmt: skip
-        """`then` hears of the next ones after `number`, at most `count` of them."""
+        """`then` hears of the next ones after `number`, at most `count` of them. One whose content
+        is damaged is as if it were removed."""
         found = self.store.read(lambda txn: _rows(Catalog(txn), number, min(count, BATCH)))
         keys = [key for _, _, _, row in found if row is not None for key in _beginning(row)]
 
@@ -42,7 +43,15 @@ class Changes:
             held = iter(chunks)
             then([_change(epoch, held, *each) for each in found])
 
-        self.blobs.read(keys, read, fail)
+        def failed(error: AiosError) -> None:
+            if not isinstance(error, StoreDamaged):
+                fail(error)
+            elif len(found) > 1:
+                self.after(number, 1, epoch, then, fail)
+            else:
+                then([Remove(epoch, *found[0][:3])])
+
+        self.blobs.read(keys, read, failed)
 
 
 def _rows(cat: Catalog, after: int, count: int) -> list[tuple[int, str, str, Row | None]]:

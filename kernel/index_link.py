@@ -37,6 +37,7 @@ from .trap import Call
 INDEX_KEY = -1
 BACKOFF, LONGEST_BACKOFF = 0.05, 5.0  # seconds
 DEATHS = 3  # in a row without a word, after which the index is given up until the next search
+RETRY = 5.0  # seconds until storage is read again, where it could not be
 AHEAD = 512  # changes that are sent before the index says that it has them
 
 
@@ -130,8 +131,9 @@ class IndexLink:
         self._feed()
 
     def _cannot_read(self, error: AiosError) -> None:
-        """Of storage: tried again at the next change."""
+        """Of storage, whose contents are elsewhere and cannot be reached: tried again."""
         self.feeding = False
+        self.after(RETRY, self._feed)
         self.events.publish("index", "cannot read storage", error=error.to_wire())
 
     def _ask(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,31 @@ def test_rebuilt_on_request(own: tuple[System, Aios]) -> None:
     aios.sto_reindex()
     assert paths(aios.sto_search("mainsail", fresh=True)) == paths(before)
     assert eventually(lambda: aios.sto_index().documents == 3)
+
+
+def test_a_damaged_text_is_left_out_and_the_rest_is_found(own: tuple[System, Aios]) -> None:
+    system, aios = own
+    blocks = {"one": b"umbrella " * 100, "two": b"lighthouse " * 100, "three": b"harbour " * 100}
+    for path, text in blocks.items():
+        aios.sto_put(path, text)
+    assert len(aios.sto_search("umbrella lighthouse harbour", fresh=True).hits) == 3
+    aios.stop()
+    system.process.wait()
+    file = system.home / "store" / "data.mdb"
+    data = file.read_bytes()
+    at = data.index(blocks["two"])
+    file.write_bytes(data[:at] + b"L" + data[at + 1 :])
+    shutil.rmtree(system.home / "index")
+    again = System(system.home, {"slots": 2, "ctx": 1024, "grace": 0.5}, detach=True)
+    try:
+        again.ready()
+        with connect(system.home) as aios:
+            found = aios.sto_search("umbrella lighthouse harbour", fresh=True)
+            assert sorted(paths(found)) == ["one", "three"]
+            aios.sto_put("two", blocks["two"])
+            assert "two" in paths(aios.sto_search("lighthouse", fresh=True))
+    finally:
+        again.end()
 
 
 # --- recall ---------------------------------------------------------------------------------------
