@@ -84,7 +84,7 @@ class IndexLink:
         search = Search(
             number, args.query, args.mode, args.count, scopes, args.since, args.until, args.tags
         )
-        self.asked[number] = Asked(call, search, self.changes.newest() if args.fresh else 0)
+        self.asked[number] = Asked(call, search, self._newest() if args.fresh else 0)
         call.on_end = lambda: self._forget(number)
         if self.state in ("asleep", "failed"):
             self.deaths = 0
@@ -106,8 +106,14 @@ class IndexLink:
             trouble=str(self.error) if self.error else at.trouble or at.began_again,
         )  # fmt: skip
 
+    def _newest(self) -> int:
+        try:
+            return self.changes.newest()
+        except AiosError:  # storage cannot be read, as each of its calls says
+            return self.position.seq
+
     def _behind(self) -> int:
-        return max(0, self.changes.newest() - self.position.seq)
+        return max(0, self._newest() - self.position.seq)
 
     def _forget(self, number: int) -> None:
         self.asked.pop(number, None)
@@ -117,10 +123,13 @@ class IndexLink:
     def _feed(self) -> None:
         """Send the next changes, some ahead of what the index has."""
         room = AHEAD - (self.sent - self.position.seq)
-        if self.state != "ready" or self.feeding or room <= 0 or self.sent >= self.changes.newest():
+        if self.state != "ready" or self.feeding or room <= 0 or self.sent >= self._newest():
             return
         self.feeding = True
-        self.changes.after(self.sent, room, self.epoch, self._send, self._cannot_read)
+        try:
+            self.changes.after(self.sent, room, self.epoch, self._send, self._cannot_read)
+        except AiosError as error:
+            self._cannot_read(error)
 
     def _send(self, changes: list[Change]) -> None:
         self.feeding = False
@@ -128,7 +137,7 @@ class IndexLink:
             if change.epoch == self.epoch:  # else they are read again, from where it stands now
                 self.line.send(encode(change))
                 self.sent = change.seq
-        self._feed()
+        self.after(0, self._feed)  # others get their turn
 
     def _cannot_read(self, error: AiosError) -> None:
         """Of storage, whose contents are elsewhere and cannot be reached: tried again."""
@@ -175,7 +184,7 @@ class IndexLink:
         if report.trouble and report.trouble != self.position.trouble:
             self.events.publish("index", "trouble", why=report.trouble)
         self.position = report
-        if report.seq > self.changes.newest():  # of a store that a backup has replaced
+        if report.seq > self._newest():  # of a store that a backup has replaced
             self.rebuild()
             return
         self._feed()
@@ -209,14 +218,8 @@ class IndexLink:
         if running:
             self.line.os_pid = running[0]
             self.state = "starting"
-        elif self._has_changes():
+        elif self._newest():
             self._start()
-
-    def _has_changes(self) -> bool:
-        try:
-            return self.changes.newest() > 0
-        except AiosError:  # of a store that cannot be read; each call says so
-            return False
 
     def started(self, frame: Started) -> None:
         self.line.os_pid = frame.os_pid

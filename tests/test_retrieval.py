@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from conftest import Boot, eventually
 
 from aios.agents import Aios, connect
 from aios.shell.launch import System
-from aios.syscalls.errors import Denied, Malformed
+from aios.syscalls.errors import Denied, Malformed, StoreDamaged
 from aios.syscalls.retrieval import Hits
 
 GUIDE = Path(__file__).parent.parent / "docs" / "retrieval.md"
@@ -244,6 +245,22 @@ def test_a_damaged_text_is_left_out_and_the_rest_is_found(own: tuple[System, Aio
             assert "two" in paths(aios.sto_search("lighthouse", fresh=True))
     finally:
         again.end()
+
+
+def test_without_a_store_the_rest_goes_on_though_the_index_lives(own: tuple[System, Aios]) -> None:
+    system, aios = own
+    aios.sto_put("one", "an umbrella against the rain")
+    assert paths(aios.sto_search("umbrella", fresh=True)) == ["one"]
+    kernel = psutil.Process(aios.status().os_pid)
+    kernel.suspend()
+    os.truncate(system.home / "store" / "data.mdb", 5000)
+    kernel.kill()
+    with pytest.raises(StoreDamaged, match="cut short"):
+        aios.sto_search("umbrella")
+    assert aios.generate("Hi", max_tokens=2).result().tokens
+    os_pid = aios.status().os_pid
+    aios.sto_index()
+    assert aios.status().os_pid == os_pid != kernel.pid
 
 
 # --- recall ---------------------------------------------------------------------------------------
