@@ -24,8 +24,9 @@ import numpy as np
 
 from aios.kernel.index.embedder import WordLlama
 from aios.kernel.index.index import STOP_WORDS, WORD, Index
-from aios.kernel.index.protocol import Mode, Put, Search
+from aios.kernel.index.protocol import Put, Search
 from aios.syscalls.errors import BadInput
+from aios.syscalls.retrieval import Mode
 
 from .common import Progress
 

@@ -31,6 +31,7 @@ from aios.syscalls.errors import (
 )
 
 from .catalog import is_used
+from .journal import sync_folder
 from .store import NoStore, Store, Txn
 
 PREFIX = b"sto/"  # of the keys in the store's table "blobs"
@@ -238,7 +239,7 @@ class Folder:
                 left.unlink()
             for number in range(256):
                 (path / f"{number:02x}").mkdir(mode=0o700, exist_ok=True)
-            _sync(path)
+            sync_folder(path)
         except OSError as error:
             raise BadInput(f"cannot keep blobs in {path}: {error.strerror}") from error
 
@@ -254,7 +255,7 @@ class Folder:
             except OSError:
                 temp.unlink(missing_ok=True)
                 raise
-            _sync(self._file(name).parent)
+            sync_folder(self._file(name).parent)
 
     def get(self, name: str) -> bytes | None:
         with _translated(f"cannot read {self.path}"):
@@ -284,14 +285,6 @@ def _translated(what: str) -> Iterator[None]:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         text = f"{what}: {error.strerror}"
         raise DiskFull(text, "make room on that disk") if full else BackendDown(text) from error
-
-
-def _sync(folder: Path) -> None:
-    file = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
 
 
 class Bucket:

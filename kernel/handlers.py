@@ -1,6 +1,6 @@
 """One function a system call: it unpacks, and delegates to the manager whose call it is.
 
-A handler returns the body of the final reply, or DEFERRED when the reply comes later.
+A handler returns the body of the final reply, when the reply comes later.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .context import Context
 from .core.protocol import Encode
 from .process import Process
 from .scheduler import POLICIES
-from .trap import DEFERRED, Call, Handler
+from .trap import Call, Handler
 
 if TYPE_CHECKING:
     from .boot import Kernel
@@ -42,9 +42,8 @@ def call_cancel(k: Kernel, call: Call, args: t.Cancel) -> t.Cancelled:
     return t.Cancelled(found=True)
 
 
-def proc_spawn(k: Kernel, call: Call, args: t.Spawn) -> Any:
+def proc_spawn(k: Kernel, call: Call, args: t.Spawn) -> None:
     k.lifecycle.spawn(call, args)
-    return DEFERRED
 
 
 def proc_exit(k: Kernel, call: Call, args: t.Exit) -> t.Done:
@@ -56,7 +55,7 @@ def proc_exit(k: Kernel, call: Call, args: t.Exit) -> t.Done:
 
 
 def proc_wait(k: Kernel, call: Call, args: t.Wait) -> Any:
-    return k.waiters.wait(call, args.pid, args.timeout) or DEFERRED
+    return k.waiters.wait(call, args.pid, args.timeout)
 
 
 def proc_kill(k: Kernel, call: Call, args: t.Kill) -> t.Done:
@@ -90,7 +89,7 @@ def proc_whoami(k: Kernel, call: Call, args: t.Empty) -> t.ProcessInfo:
 
 
 def proc_log(k: Kernel, call: Call, args: t.Log) -> Any:
-    return k.logs.read(call, args.pid, args.offset, args.wait) or DEFERRED
+    return k.logs.read(call, args.pid, args.offset, args.wait)
 
 
 def llm_open(k: Kernel, call: Call, args: t.Open) -> t.Opened:
@@ -128,17 +127,15 @@ def llm_contexts(k: Kernel, call: Call, args: t.Empty) -> list[t.ContextInfo]:
     return [context.info() for context in k.contexts.visible(call.process)]
 
 
-def llm_append(k: Kernel, call: Call, args: t.Append) -> Any:
+def llm_append(k: Kernel, call: Call, args: t.Append) -> None:
     k.generations.append(call, args)
-    return DEFERRED
 
 
-def llm_generate(k: Kernel, call: Call, args: t.Generate) -> Any:
+def llm_generate(k: Kernel, call: Call, args: t.Generate) -> None:
     k.generations.start(call, args)
-    return DEFERRED
 
 
-def llm_tokenize(k: Kernel, call: Call, args: t.Tokenize) -> Any:
+def llm_tokenize(k: Kernel, call: Call, args: t.Tokenize) -> None:
     if (args.text is None) == (args.messages is None):
         raise BadInput("give text or messages, one of them")
     messages = [(message.role, message.content) for message in args.messages or []]
@@ -147,12 +144,10 @@ def llm_tokenize(k: Kernel, call: Call, args: t.Tokenize) -> Any:
         lambda req: Encode(req, args.text, messages),
         lambda encoded: call.done(t.Tokens(tokens=encoded.tokens)),
     )
-    return DEFERRED
 
 
-def llm_detokenize(k: Kernel, call: Call, args: t.Detokenize) -> Any:
+def llm_detokenize(k: Kernel, call: Call, args: t.Detokenize) -> None:
     k.prompts.detokenize(call, args.tokens, lambda encoded: call.done(t.Text(text=encoded.text)))
-    return DEFERRED
 
 
 def llm_close(k: Kernel, call: Call, args: t.Close) -> t.Done:
@@ -168,71 +163,59 @@ def msg_send(k: Kernel, call: Call, args: t.Send) -> t.Done:
 
 
 def msg_recv(k: Kernel, call: Call, args: t.Recv) -> Any:
-    return k.mailroom.receive(call, args.sender, args.timeout) or DEFERRED
+    return k.mailroom.receive(call, args.sender, args.timeout)
 
 
-def mem_put(k: Kernel, call: Call, args: mem.Put) -> Any:
+def mem_put(k: Kernel, call: Call, args: mem.Put) -> None:
     k.memory.put(call, args)
-    return DEFERRED
 
 
-def mem_get(k: Kernel, call: Call, args: mem.Get) -> Any:
+def mem_get(k: Kernel, call: Call, args: mem.Get) -> None:
     k.memory.get(call, args)
-    return DEFERRED
 
 
-def mem_delete(k: Kernel, call: Call, args: mem.Delete) -> Any:
+def mem_delete(k: Kernel, call: Call, args: mem.Delete) -> None:
     k.memory.delete(call, args)
-    return DEFERRED
 
 
-def mem_scan(k: Kernel, call: Call, args: mem.Scan) -> Any:
+def mem_scan(k: Kernel, call: Call, args: mem.Scan) -> None:
     k.memory.scan(call, args)
-    return DEFERRED
 
 
-def mem_clear(k: Kernel, call: Call, args: mem.Clear) -> Any:
+def mem_clear(k: Kernel, call: Call, args: mem.Clear) -> None:
     k.memory.clear(call, args)
-    return DEFERRED
 
 
-def mem_spaces(k: Kernel, call: Call, args: mem.Spaces) -> Any:
+def mem_spaces(k: Kernel, call: Call, args: mem.Spaces) -> None:
     k.memory.spaces(call, args)
-    return DEFERRED
 
 
-def mem_keep(k: Kernel, call: Call, args: mem.Keep) -> Any:
+def mem_keep(k: Kernel, call: Call, args: mem.Keep) -> None:
     k.memory.keep(call, args)
-    return DEFERRED
 
 
-def mem_log(k: Kernel, call: Call, args: mem.Interactions) -> Any:
+def mem_log(k: Kernel, call: Call, args: mem.Interactions) -> None:
     k.interactions.read(call, args)
-    return DEFERRED
 
 
-def sto_put(k: Kernel, call: Call, args: sto.Put) -> Any:
+def sto_put(k: Kernel, call: Call, args: sto.Put) -> None:
     change = sto.Change(
         path=args.path, data=args.data, upload=args.upload, tags=args.tags, media=args.media,
         if_version=args.if_version,
     )  # fmt: skip
     k.storage.change_one(call, args.owner, change)
-    return DEFERRED
 
 
-def sto_batch(k: Kernel, call: Call, args: sto.Batch) -> Any:
+def sto_batch(k: Kernel, call: Call, args: sto.Batch) -> None:
     k.storage.change(call, args.owner, args.changes)
-    return DEFERRED
 
 
-def sto_upload(k: Kernel, call: Call, args: sto.Upload) -> Any:
+def sto_upload(k: Kernel, call: Call, args: sto.Upload) -> None:
     k.storage.uploads.append(call, args)
-    return DEFERRED
 
 
-def sto_get(k: Kernel, call: Call, args: sto.Get) -> Any:
+def sto_get(k: Kernel, call: Call, args: sto.Get) -> None:
     k.storage.get(call, args)
-    return DEFERRED
 
 
 def sto_list(k: Kernel, call: Call, args: sto.List) -> sto.Listed:
@@ -243,25 +226,21 @@ def sto_history(k: Kernel, call: Call, args: sto.History) -> list[sto.Version]:
     return k.storage.history(call, args)
 
 
-def sto_delete(k: Kernel, call: Call, args: sto.Delete) -> Any:
+def sto_delete(k: Kernel, call: Call, args: sto.Delete) -> None:
     change = sto.Change(args.path, delete=True, if_version=args.if_version)
     k.storage.change_one(call, args.owner, change)
-    return DEFERRED
 
 
-def sto_rollback(k: Kernel, call: Call, args: sto.Restore) -> Any:
+def sto_rollback(k: Kernel, call: Call, args: sto.Restore) -> None:
     k.storage.rollback(call, args)
-    return DEFERRED
 
 
-def sto_purge(k: Kernel, call: Call, args: sto.Purge) -> Any:
+def sto_purge(k: Kernel, call: Call, args: sto.Purge) -> None:
     k.storage.purge(call, args)
-    return DEFERRED
 
 
-def sto_share(k: Kernel, call: Call, args: sto.Share) -> Any:
+def sto_share(k: Kernel, call: Call, args: sto.Share) -> None:
     k.storage.share(call, args)
-    return DEFERRED
 
 
 def sto_shares(k: Kernel, call: Call, args: sto.Shares) -> list[sto.Grant]:
@@ -272,29 +251,24 @@ def sto_owners(k: Kernel, call: Call, args: sto.Owners) -> list[sto.Holding]:
     return k.storage.owners(call)
 
 
-def sto_watch(k: Kernel, call: Call, args: sto.Watch) -> Any:
+def sto_watch(k: Kernel, call: Call, args: sto.Watch) -> None:
     k.storage.watch(call, args)
-    return DEFERRED
 
 
-def sto_verify(k: Kernel, call: Call, args: sto.Verify) -> Any:
+def sto_verify(k: Kernel, call: Call, args: sto.Verify) -> None:
     k.upkeep.verify(call)
-    return DEFERRED
 
 
-def sto_compact(k: Kernel, call: Call, args: sto.Compact) -> Any:
+def sto_compact(k: Kernel, call: Call, args: sto.Compact) -> None:
     k.upkeep.compact(call, args.keep)
-    return DEFERRED
 
 
-def sto_backup(k: Kernel, call: Call, args: sto.Backup) -> Any:
+def sto_backup(k: Kernel, call: Call, args: sto.Backup) -> None:
     k.upkeep.backup(call, Path(args.target))
-    return DEFERRED
 
 
-def sto_search(k: Kernel, call: Call, args: retrieval.Search) -> Any:
+def sto_search(k: Kernel, call: Call, args: retrieval.Search) -> None:
     k.index.search(call, args, k.storage.scopes(call, args.owner, args.path))
-    return DEFERRED
 
 
 def sto_index(k: Kernel, call: Call, args: retrieval.Index) -> retrieval.IndexReport:
@@ -359,9 +333,8 @@ def kernel_stats(k: Kernel, call: Call, args: t.Empty) -> t.Stats:
     )
 
 
-def kernel_events(k: Kernel, call: Call, args: t.Events) -> Any:
+def kernel_events(k: Kernel, call: Call, args: t.Events) -> None:
     k.events.follow(call, list(args.kinds))
-    return DEFERRED
 
 
 def kernel_policy(k: Kernel, call: Call, args: t.SetPolicy) -> t.Policy:
@@ -376,9 +349,8 @@ def kernel_check(k: Kernel, call: Call, args: t.Empty) -> t.CheckReport:
     return t.CheckReport(problems=k.check())
 
 
-def kernel_stop(k: Kernel, call: Call, args: t.Empty) -> Any:
+def kernel_stop(k: Kernel, call: Call, args: t.Empty) -> None:
     k.wind_up(lambda: call.done(t.Done()))
-    return DEFERRED
 
 
 HANDLERS: dict[str, Any] = {

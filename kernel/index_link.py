@@ -197,8 +197,7 @@ class IndexLink:
         if found.error is not None:
             asked.call.fail(from_wire(found.error))
         else:
-            hits = msgspec.convert(found.hits, list[r.Hit], from_attributes=True)
-            asked.call.done(r.Hits(hits=hits, behind=self._behind()))
+            asked.call.done(r.Hits(hits=found.hits, behind=self._behind()))
 
     # --- its process ------------------------------------------------------------------------------
 

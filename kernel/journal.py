@@ -241,7 +241,7 @@ def _write_base(folder: Path, number: int, rows: Rows) -> None:
         file.flush()
         os.fsync(file.fileno())
     temp.rename(folder / f"base-{number}")
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
 def _make_log(folder: Path, number: int, size: int) -> int:
@@ -258,7 +258,7 @@ def _make_log(folder: Path, number: int, size: int) -> int:
         os.close(fd)
         path.unlink()
         raise
-    _sync_folder(folder)
+    sync_folder(folder)
     return fd
 
 
@@ -270,7 +270,7 @@ def _remove_before(folder: Path, number: int) -> None:
             path.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)

@@ -37,7 +37,6 @@ from aios.syscalls.table import TABLE, Row
 from . import access
 from .process import Process, ProcessTable
 
-DEFERRED = object()  # a handler's word that the final reply comes later
 KEPT = 1024  # replies that are kept for one caller; one that says what it heard has far fewer
 UNLIMITED = ("call.cancel", "proc.exit")  # whoever waits for too much can still make an end
 MAX_DEPTH = 32  # of what agents pass on to each other
@@ -237,7 +236,7 @@ class Trap:
         call = Call(self, session, process, call_id, row)
         session.calls[call_id] = call
         body = self.handlers[name](call, args)
-        if body is not DEFERRED:
+        if body is not None:  # else the final reply comes later
             call.done(body)
 
     def _refuse(self, session: Session, call_id: int, error: AiosError) -> None:

@@ -13,7 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from texts import ask, model, put, remove, sound
 
 from aios.kernel.index.index import Index
-from aios.kernel.index.protocol import Change, Mode, Put
+from aios.kernel.index.protocol import Change, Put
+from aios.syscalls.retrieval import Mode
 
 WORDS = ("ibis", "heron", "crane", "stork", "tern")
 owners = st.sampled_from(["ann", "bob"])

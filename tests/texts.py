@@ -7,7 +7,8 @@ from typing import Any
 
 from aios.kernel.index.embedder import WordLlama
 from aios.kernel.index.index import Index
-from aios.kernel.index.protocol import Hit, Mode, Put, Remove, Search
+from aios.kernel.index.protocol import Put, Remove, Search
+from aios.syscalls.retrieval import Hit, Mode
 
 model = cache(WordLlama)  # loaded once
 

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from aios.syscalls.retrieval import Hit, Standing
+
 from . import ranking
 from .database import NAME, Damaged, checksum, connect, is_damage, remove, set_aside
 from .embedder import Embedder
 from .passages import cut
-from .protocol import Change, Hit, Put, Search, Standing
+from .protocol import Change, Put, Search
 from .ranking import Ids, Scores
 from .rows import Rows
 
@@ -213,8 +215,18 @@ class Index:
                 scores = ranking.fuse(words, meaning)
             chosen = self._chosen(ids, scores, search.count)
         return [
-            Hit(*row, float(scores[at]), _standing(words, at), _standing(meaning, at))
-            for at, row in chosen
+            Hit(
+                owner=owner,
+                path=path,
+                version=version,
+                start=start,
+                end=end,
+                text=text,
+                score=float(scores[at]),
+                words=_standing(words, at),
+                meaning=_standing(meaning, at),
+            )
+            for at, (owner, path, version, start, end, text) in chosen
         ]
 
     def _by_words(self, query: str, ids: Ids) -> Scores:
@@ -291,7 +303,7 @@ class Index:
 def _standing(scores: Scores, at: int) -> Standing | None:
     if scores[at] <= 0:
         return None
-    return Standing(float(scores[at]), int((scores > scores[at]).sum()) + 1)
+    return Standing(score=float(scores[at]), rank=int((scores > scores[at]).sum()) + 1)
 
 
 @contextmanager

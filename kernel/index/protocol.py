@@ -10,12 +10,10 @@ sent carries the epoch before, and is ignored by both sides: so nothing is ever 
 
 from __future__ import annotations
 
-from typing import Literal
-
 import msgspec
 from msgspec import Struct
 
-Mode = Literal["words", "meaning", "fused"]
+from aios.syscalls.retrieval import Hit, Mode
 
 
 class Frame(Struct, tag_field="t"):
@@ -88,27 +86,6 @@ class Position(Frame):
     passages: int
     began_again: str = ""  # why the index that was there before this process could not be used
     trouble: str = ""  # why changes cannot be written now; it is tried again
-
-
-class Standing(Struct):
-    """What one of the two rankings says of a passage."""
-
-    score: float  # BM25, or cosine
-    rank: int  # from 1, among all that the search looked at
-
-
-class Hit(Struct):
-    """A passage: characters `start` to `end` of that version of the document."""
-
-    owner: str
-    path: str
-    version: int
-    start: int
-    end: int
-    text: str
-    score: float  # of the ranking that was asked for
-    words: Standing | None  # None: it has none of the words, or mode is meaning
-    meaning: Standing | None  # None: nothing in common, or mode is words
 
 
 class Found(Frame):
