@@ -59,6 +59,7 @@ class Kernel:
         self.began = time.monotonic()
         self.loop = loop = Loop(config.path, init_fd)
         census = loop.first_word()
+        self.walls = census.walls
         self.ledger = ledger = Ledger(self._journal(patient=bool(census.children)), loop.send_now)
         self.store = self._store(census.system)
 
@@ -111,7 +112,7 @@ class Kernel:
         )  # fmt: skip
         ledger.lifecycle, ledger.mailroom = self.lifecycle, self.mailroom
         loop.on_turn = ledger.end_turn
-        loop.on_call = self.trap.receive
+        loop.on_call, loop.calls.is_known = self.trap.receive, self.trap.sessions.__contains__
         loop.on_lost = self._lost
         loop.on_init = self._from_init
         ledger.recover(census.system)

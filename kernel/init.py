@@ -10,7 +10,6 @@ has a thread or a ZeroMQ socket. When init dies, every child gets SIGKILL from L
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import gc
 import importlib
@@ -36,6 +35,7 @@ import msgspec
 from aios.syscalls.errors import AiosError, BadInput, HomeBusy, NoProgram
 from aios.syscalls.home import endpoint
 
+from . import cgroup, walls
 from .config import Config, load
 from .init_protocol import (
     FRAME_BYTES,
@@ -54,15 +54,14 @@ from .init_protocol import (
     decode_to_init,
     encode,
 )
+from .linux import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, prctl
 
 RUNNER = "aios.agents.runner"  # by name: the kernel knows the SDK only as a program to run
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 BACKOFF, LONGEST_BACKOFF, HEALTHY = 0.05, 5.0, 10.0  # seconds
 CRASHES = 3  # of a kernel by itself, one soon after the other, until its journal is set aside
 TOKEN_FD = 3  # where a child finds what is its own: a kernel its link, an agent its token
 FATAL = 78  # the kernel's exit code when starting it again would not help (EX_CONFIG)
 CAUGHT = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_libc = ctypes.CDLL(None)
 
 
 class Init:
@@ -86,7 +85,9 @@ class Init:
         signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
         for number in CAUGHT:
             signal.signal(number, lambda *_: None)
-        _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
+        self.groups = cgroup.open_groups(config.home)
+        self.walls = walls.found(self.groups)
 
     # --- the loop -------------------------------------------------------------------------------
 
@@ -160,7 +161,8 @@ class Init:
             cut = slice(part * PART, (part + 1) * PART)
             some = dict(children[cut])
             paused = [os_pid for os_pid in some if os_pid in self.paused]
-            self.tell(Census(self.system, some, paused, gone[cut], more=part + 1 < parts))
+            more = part + 1 < parts
+            self.tell(Census(self.system, some, paused, gone[cut], more, self.walls))
 
     def wind_up(self) -> None:
         if self.ending:  # told twice: no more patience
@@ -197,6 +199,7 @@ class Init:
 
     def start_agent(self, frame: StartAgent) -> int:
         program: str = self.runner.resolve(frame.program)
+        wall_in = self.walls_for(frame, program)
         Path(frame.log).unlink(missing_ok=True)  # of an earlier boot
         reader, writer = os.pipe()
         os.write(writer, frame.token)
@@ -204,13 +207,32 @@ class Init:
         is_agent = program.endswith(".py")
         main = self.runner.main if is_agent else exec_argv([program, *frame.args])
         try:
-            return self.fork(main, frame.log, keep=reader, cwd=frame.cwd)
+            return self.fork(main, frame.log, keep=reader, wall_in=wall_in)
         finally:
             os.close(reader)
 
+    def walls_for(self, frame: StartAgent, program: str) -> Callable[[], None]:
+        """What the agent's process does to itself. Raises Denied, OSError."""
+        room = walls.Room(self.config.path, frame.key, program, folder=frame.folder)
+        group = None
+        if frame.walls.level != "off":
+            walls.check(frame.walls, self.walls)
+            group = self.groups.make(frame.key, frame.walls.tasks) if self.groups else None
+
+        def wall_in() -> None:
+            room.make()
+            if group is not None:
+                cgroup.enter(group)
+            if frame.walls.level != "off":
+                walls.put_up(frame.walls, self.walls, room)
+            os.chdir(frame.cwd or room.own)
+
+        return wall_in
+
     def fork(
-        self, main: Callable[[], object], log: str, *, keep: int = -1, cwd: str | None = None
-    ) -> int:
+        self, main: Callable[[], object], log: str, *, keep: int = -1,
+        wall_in: Callable[[], None] = lambda: None,
+    ) -> int:  # fmt: skip
         sys.stdout.flush()
         sys.stderr.flush()
         # Until it has handlers of its own, what is sent to the child would wake init up.
@@ -218,7 +240,7 @@ class Init:
         try:
             os_pid = os.fork()
             if os_pid == 0:
-                become_child(main, log, keep, cwd)
+                become_child(main, log, keep, wall_in)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, CAUGHT)
         return os_pid
@@ -248,6 +270,8 @@ class Init:
                 name = signal.Signals(number).name.removeprefix("SIG") if number else ""
                 self.ended[os_pid] = Gone(key, os_pid, code, name)
                 self.tell(self.ended[os_pid])
+                if self.groups is not None:
+                    self.groups.end(key)
             self.kill_strays()
 
     def kill_strays(self) -> None:
@@ -269,7 +293,7 @@ class Init:
         if self.ending or code in (0, FATAL):
             self.kill_all()
             if number:  # killed: it has left its sockets behind
-                for name in ("kernel.sock", "core.sock", "text.sock", "index.sock"):
+                for name in ("run/kernel.sock", "core.sock", "text.sock", "index.sock"):
                     (self.config.path / name).unlink(missing_ok=True)
             return True
         self._back_off(number)
@@ -329,12 +353,14 @@ def exec_argv(argv: list[str]) -> Callable[[], object]:
     return main
 
 
-def become_child(main: Callable[[], object], log: str, keep: int, cwd: str | None) -> NoReturn:
+def become_child(
+    main: Callable[[], object], log: str, keep: int, wall_in: Callable[[], None]
+) -> NoReturn:
     """The forked child: a session, streams, descriptors and signals of its own; then `main`."""
     code = 1
     try:
-        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # its orphans are its own while it lives
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        prctl(PR_SET_CHILD_SUBREAPER, 1)  # its orphans are its own while it lives
         os.setsid()
         signal.set_wakeup_fd(-1)
         for number in CAUGHT:
@@ -347,10 +373,8 @@ def become_child(main: Callable[[], object], log: str, keep: int, cwd: str | Non
         if keep >= 0:
             os.dup2(keep, TOKEN_FD)
         os.closerange(TOKEN_FD + (keep >= 0), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.environ["AIOS_FD"] = str(TOKEN_FD)
-        if cwd is not None:
-            os.chdir(cwd)
+        wall_in()
         random.seed()
         result = main()
         code = result if isinstance(result, int) else 0
@@ -368,7 +392,7 @@ def lock_home(home: Path) -> Any:
     Raises:
         HomeBusy: another init holds it.
     """
-    for folder in (home, home / "log"):
+    for folder in (home, home / "log", home / "run", home / "agents"):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = (home / "init.lock").open("a+")
     try:

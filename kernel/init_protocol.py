@@ -5,6 +5,8 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
+from .walls import Walls
+
 
 class Frame(Struct, tag_field="t"):
     """Base of all that travels between init and kernel."""
@@ -17,8 +19,10 @@ class StartAgent(Frame):
     program: str
     args: list[str]
     token: bytes
-    cwd: str
+    cwd: str  # "": its own folder
     log: str
+    walls: Walls
+    folder: bool  # a person has started it: its program's folder is its to read
 
 
 class StartService(Frame):
@@ -50,6 +54,7 @@ class Census(Frame):
     paused: list[int]  # OS pids
     gone: list[Gone]  # not heard of yet
     more: bool  # another part follows
+    walls: dict[str, str] = {}  # what there is on this Linux, by what it keeps in
 
 
 class Started(Frame):

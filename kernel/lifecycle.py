@@ -108,8 +108,13 @@ class Lifecycle:
 
     def _start(self, birth: Birth) -> None:
         pid, spawn = birth.process.pid, birth.spawn
-        cwd, log = spawn.cwd or self.config.home, str(self.logs.path(pid))
-        self.to_init(StartAgent(pid, spawn.program, spawn.args, birth.token, cwd, log))
+        cwd, log = spawn.cwd or "", str(self.logs.path(pid))
+        by_person = birth.process.parent == 0
+        self.to_init(
+            StartAgent(
+                pid, spawn.program, spawn.args, birth.token, cwd, log, self.config.walls, by_person
+            )
+        )
 
     def started(self, frame: Started) -> None:
         birth = self.births.get(frame.key)

@@ -89,7 +89,7 @@ class Spawn(Message):
     name: Name | None = None
     limits: Limits | None = None
     nice: Nice | None = None  # the parent's unless given
-    cwd: str | None = None  # the kernel's home unless given
+    cwd: str | None = None  # its own folder unless given
     contexts: Annotated[list[CtxId], Meta(max_length=64)] = []  # of the caller: it gets forks
 
 
@@ -447,6 +447,7 @@ class Status(Reply):
     contexts: int
     running: int  # generations that have a slot
     ready: int  # generations that wait for one
+    walls: dict[str, str]  # around agents: by what is kept in, how; "" where this Linux cannot
 
 
 class Summary(Reply):

@@ -98,7 +98,9 @@ def run_system(home: Path, settings: dict[str, Any]) -> Iterator[System]:
 
 @pytest.fixture(scope="session")
 def shared(homes: Path) -> Iterator[System]:
-    yield from run_system(homes / "shared", {"slots": 4, "ctx": 1024, "grace": 0.5})
+    walls = {"processes": True, "read": [str(Path(__file__).parent)]}
+    settings = {"slots": 4, "ctx": 1024, "grace": 0.5, "walls": walls}
+    yield from run_system(homes / "shared", settings)
 
 
 @pytest.fixture

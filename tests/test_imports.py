@@ -26,7 +26,6 @@ HOMES = {
         "kernel/index/index.py",
     },
     "zmq": {
-        "kernel/loop.py",
         "kernel/core/__main__.py",
         "kernel/index/__main__.py",
         "agents/client.py",
@@ -36,6 +35,7 @@ HOMES = {
 PURE = (
     "kernel/scheduler.py",
     "kernel/process.py",
+    "kernel/zmtp.py",
     "kernel/context.py",
     "kernel/index/passages.py",
     "kernel/index/ranking.py",
