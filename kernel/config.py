@@ -49,7 +49,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     hello: Annotated[float, Meta(ge=0)] = 10.0  # seconds a spawned agent has to say hello
     limits: Limits = field(default_factory=Limits)  # of an agent, unless its parent says otherwise
 
-    groups: dict[str, list[Annotated[str, Meta(pattern="^/")]]] = {}  # agents, to share with
+    ask_timeout: Annotated[float, Meta(ge=0)] = 60.0  # seconds until no answer means deny
 
     @property
     def path(self) -> Path:

@@ -42,6 +42,7 @@ from .init_protocol import (
 )
 from .logs import Logs
 from .message import Mailroom
+from .policy import check_rules
 from .process import Process, ProcessTable
 from .stats import EventLog
 from .trap import Call, Session, Trap
@@ -98,7 +99,10 @@ class Lifecycle:
         lent = [self.contexts.get(call.process, ctx) for ctx in args.contexts]
         if limits.contexts is not None and len(lent) > limits.contexts:
             raise LimitReached(f"{len(lent)} contexts are more than its limit, {limits.contexts}")
+        if args.manifest is not None:
+            check_rules([args.manifest])
         process = self.table.add("agent", name, parent, nice, limits, time.monotonic())
+        process.manifest, process.labels = args.manifest, set(call.process.labels)
         for context in lent:
             self.contexts.fork(context, process)
         birth = Birth(process, secrets.token_bytes(32), args, call)

@@ -7,12 +7,13 @@ call is then still on its way (detached), or has ended (its reply is kept), or h
 
 from __future__ import annotations
 
+import contextlib
 import math
 import secrets
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -34,7 +35,7 @@ from aios.syscalls.errors import (
 from aios.syscalls.messages import Message, Return
 from aios.syscalls.table import TABLE, Row
 
-from . import access
+from .policy import Request
 from .process import Process, ProcessTable
 
 KEPT = 1024  # replies that are kept for one caller; one that says what it heard has far fewer
@@ -147,6 +148,11 @@ class Call:
 Handler = Callable[[Call, Any], Any]
 
 
+class Gate(Protocol):
+    def check(self, process: Process, row: Row, args: Any) -> tuple[Request, str] | None:
+        """What a person has to be asked, and by which rule; None: nothing. Raises Denied."""
+
+
 class Ledger(Protocol):
     """What the trap asks of the kernel's ledger."""
 
@@ -168,10 +174,12 @@ class Trap:
         handlers: dict[str, Handler],
         send: Callable[[bytes, bytes], None],
         hello: Callable[[Session, Any], Any],
+        gate: Gate,
+        ask: Callable[[Call, Request, str, Callable[[], None]], None],
         ledger: Ledger,
         settle: Callable[[Process], None] = lambda _: None,
     ) -> None:
-        self.ledger = ledger
+        self.gate, self.ask, self.ledger = gate, ask, ledger
         self.settle = settle
         self.table = table
         self.handlers = handlers
@@ -187,7 +195,7 @@ class Trap:
         if session.os_pid != os_pid:  # another process under a connection id that is taken
             return
         call_id = 0
-        try:
+        with self._refusing(session, lambda: call_id):
             if len(frames) != 1:
                 raise Malformed(f"a system call has 1 frame, not {len(frames)}")
             call_id, name, raw, heard = _open(frames[0])
@@ -203,11 +211,17 @@ class Trap:
                 taken, call_id = call_id, 0  # an answer with that id would end the other call
                 raise OutOfOrder(f"call id {taken} is in use", "choose another")
             self._dispatch(session, call_id, name, raw)
+
+    @contextlib.contextmanager
+    def _refusing(self, session: Session, call_id: Callable[[], int]) -> Iterator[None]:
+        """Whatever goes wrong with a call is its final reply."""
+        try:
+            yield
         except AiosError as error:
-            self._refuse(session, call_id, error)
+            self._refuse(session, call_id(), error)
         except Exception:  # noqa: BLE001 (the one place where a defect of the kernel ends up)
             traceback.print_exc(file=sys.stderr)
-            self._refuse(session, call_id, Internal("the kernel failed to serve this call"))
+            self._refuse(session, call_id(), Internal("the kernel failed to serve this call"))
 
     def _dispatch(self, session: Session, call_id: int, name: str, raw: msgspec.Raw) -> None:
         row = TABLE.get(name)
@@ -227,7 +241,7 @@ class Trap:
         process.calls += 1
         if process.calls == 1:
             self.settle(process)
-        access.check(self.table, process, row, args)
+        asked = self.gate.check(process, row, args)
         if row.effect:
             self.ledger.check_room()
         limit = process.limits.queue
@@ -235,9 +249,20 @@ class Trap:
             raise LimitReached(f"{limit} calls are waiting: the limit of process {process.pid}")
         call = Call(self, session, process, call_id, row)
         session.calls[call_id] = call
-        body = self.handlers[name](call, args)
+        if asked is None:
+            self._serve(call, args)
+        else:
+            self.ask(call, *asked, lambda: self._go_on(call, args))
+
+    def _serve(self, call: Call, args: Message) -> None:
+        body = self.handlers[call.row.name](call, args)
         if body is not None:  # else the final reply comes later
             call.done(body)
+
+    def _go_on(self, call: Call, args: Message) -> None:
+        """A person has said yes."""
+        with self._refusing(call.session, lambda: call.id):
+            self._serve(call, args)
 
     def _refuse(self, session: Session, call_id: int, error: AiosError) -> None:
         call = session.calls.get(call_id)
@@ -374,7 +399,7 @@ def _arguments(row: Row, raw: msgspec.Raw) -> Message:
         args: Message = _decoders[row.name](raw)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise Malformed(f"{row.name}: {error}", "see docs/abi.md") from error
-    for name in ("body", "task", "result", "schema", "items"):
+    for name in ("body", "task", "result", "schema", "items", "args"):
         _check_plain(row, getattr(args, name, None), MAX_DEPTH)
     return args
 

@@ -19,6 +19,7 @@ from aios.syscalls.errors import NotFound, ProcessGone, TimedOut
 from aios.syscalls.messages import Exited, Limits
 
 from . import render
+from .access import manifest
 from .completion import live_pids, log_names, programs
 from .output import json_option, show
 
@@ -44,6 +45,8 @@ def spawn_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for decorate in (
         click.option("--limit", "limits", multiple=True, callback=parse_limits,
                      metavar="NAME=NUMBER", help="A limit, as tokens=1000; may be repeated."),
+        click.option("--manifest", type=click.Path(path_type=Path, dir_okay=False, exists=True),
+                     callback=manifest, help="TOML: what it may do; see docs/access.md."),
         click.option("--nice", type=int, help="-20 to 19; a smaller one gets longer turns."),
         click.option("--name", help="What to list it as."),
         click.option("--task-json", metavar="JSON", help="The task, when it is not a string."),

@@ -148,15 +148,15 @@ def stats(home: Path, as_json: bool) -> None:
 @click.option("--quantum", type=int, help="Tokens of a turn.")
 @json_option
 @click.pass_obj
-def policy(home: Path, name: str | None, quantum: int | None, as_json: bool) -> None:
+def sched(home: Path, name: str | None, quantum: int | None, as_json: bool) -> None:
     """Show the scheduling policy, or set it.
 
     \b
     Examples:
-      aios policy
-      aios policy rr --quantum 16
+      aios sched
+      aios sched rr --quantum 16
     """
-    with connect(home, "aios-policy") as aios:
+    with connect(home, "aios-sched") as aios:
         answer = aios.policy(name, quantum)
     show(answer, as_json, f"{answer.policy}, quantum {answer.quantum} tokens")
 
@@ -200,4 +200,4 @@ def check(home: Path, as_json: bool) -> int:
     return int(bool(problems))
 
 
-COMMANDS = (start, stop, status, stats, policy, events, check)
+COMMANDS = (start, stop, status, stats, sched, events, check)

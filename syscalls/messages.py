@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from .rules import Manifest
+
 Pid = Annotated[int, Meta(ge=0, le=2**31)]
 CtxId = Annotated[int, Meta(ge=1, le=2**31)]
 Nice = Annotated[int, Meta(ge=-20, le=19)]
@@ -91,6 +93,7 @@ class Spawn(Message):
     nice: Nice | None = None  # the parent's unless given
     cwd: str | None = None  # the kernel's home unless given
     contexts: Annotated[list[CtxId], Meta(max_length=64)] = []  # of the caller: it gets forks
+    manifest: Manifest | None = None  # what it may do, of what the caller may
 
 
 class Spawned(Reply):
@@ -395,6 +398,7 @@ class Mail(Reply):
     sender: Pid
     name: str
     body: Any
+    labels: list[str] = []  # where it comes from, but for a person: "msg:/writer", "tool:web"
 
 
 # --- kernel ----------------------------------------------------------------------------------
