@@ -20,6 +20,7 @@ import msgspec
 from aios.syscalls import messages as t
 from aios.syscalls import retrieval as r
 from aios.syscalls.errors import AiosError, KernelGone, NotJson
+from aios.syscalls.wire import Receipt
 
 from .client import Pending, say_hello
 from .memory import MemoryCalls
@@ -28,15 +29,16 @@ from .storage import StorageCalls
 Prompt = str | Sequence[dict[str, str]] | Sequence[int]
 
 
-def connect(home: Path | None = None, name: str | None = None) -> Aios:
+def connect(home: Path | None = None, name: str | None = None, *, receipts: bool = False) -> Aios:
     """Open a connection to the kernel of `home` (AIOS_HOME, or the user's own).
 
-    In an agent this speaks for the agent; elsewhere for a person, listed as `name`.
+    In an agent this speaks for the agent; elsewhere for a person, listed as `name`. With
+    `receipts`, Aios.receipt says where the audit log has the last call that ended.
 
     Raises:
         KernelGone: no kernel answers there.
     """
-    connection = say_hello(home, name)
+    connection = say_hello(home, name, receipts=receipts)
     return Aios(connection, msgspec.convert(connection.welcome, t.Welcome))
 
 
@@ -186,6 +188,12 @@ class Context:
 
 class Aios(MemoryCalls, StorageCalls):
     """One connection to the kernel; not for several threads at once."""
+
+    @property
+    def receipt(self) -> Receipt | None:
+        """Sequence and chain value of the last call's record in the audit log, where receipts were
+        asked for. Whoever keeps it can show that the log is as it was then: docs/audit.md."""
+        return self.connection.receipt
 
     # --- process --------------------------------------------------------------------------------
 

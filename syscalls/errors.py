@@ -184,6 +184,13 @@ class StoreDamaged(AiosError):
     default_hint = "restore a backup"
 
 
+class AuditDamaged(AiosError):
+    """The audit log is not what was written: something was changed, cut off, or lost."""
+
+    code = "audit.damaged"
+    default_hint = "`aios audit verify` says where; docs/audit.md what that means"
+
+
 class Conflict(AiosError):
     """What was to be replaced is no longer what the caller has seen."""
 

@@ -10,6 +10,9 @@ from typing import Any
 import msgpack
 import pytest
 
+from aios.kernel.audit.checkpoint import Signer
+from aios.kernel.audit.log import Log
+from aios.kernel.audit.recorder import Audit
 from aios.kernel.journal import Journal
 from aios.kernel.ledger import Ledger
 from aios.kernel.message import Mailroom
@@ -43,8 +46,13 @@ class Office:
 
     def __post_init__(self) -> None:
         self.table = ProcessTable(9, 9, 9)
-        self.ledger = Ledger(Journal(self.folder, lambda run: run()), self.sent)
-        self.trap = Trap(self.table, {}, self.sent, lambda _session, _args: None, self.ledger)
+        signer = Signer(self.folder / "key")
+        audit = Audit(Log(self.folder / "audit", signer, lambda run: run(), boot=b"boot"))
+        journal = Journal(self.folder / "journal", lambda run: run())
+        self.ledger = Ledger(journal, audit, self.sent, lambda _frame: None)
+        self.trap = Trap(
+            self.table, {}, self.sent, lambda _session, _args: None, self.ledger, audit
+        )
         self.mailroom = Mailroom(self.after, self.table.is_alive, self.ledger.note_mail)
 
     def after(self, seconds: float, run: Callable[[], None]) -> Timer:
