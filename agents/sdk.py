@@ -21,6 +21,7 @@ from aios.syscalls import messages as t
 from aios.syscalls import retrieval as r
 from aios.syscalls.errors import AiosError, KernelGone, NotJson
 from aios.syscalls.rules import Manifest
+from aios.syscalls.wire import Receipt
 
 from .access import AccessCalls
 from .client import Pending, say_hello
@@ -30,15 +31,16 @@ from .storage import StorageCalls
 Prompt = str | Sequence[dict[str, str]] | Sequence[int]
 
 
-def connect(home: Path | None = None, name: str | None = None) -> Aios:
+def connect(home: Path | None = None, name: str | None = None, *, receipts: bool = False) -> Aios:
     """Open a connection to the kernel of `home` (AIOS_HOME, or the user's own).
 
-    In an agent this speaks for the agent; elsewhere for a person, listed as `name`.
+    In an agent this speaks for the agent; elsewhere for a person, listed as `name`. With
+    `receipts`, Aios.receipt says where the audit log has the last call that ended.
 
     Raises:
         KernelGone: no kernel answers there.
     """
-    connection = say_hello(home, name)
+    connection = say_hello(home, name, receipts=receipts)
     return Aios(connection, msgspec.convert(connection.welcome, t.Welcome))
 
 
@@ -188,6 +190,12 @@ class Context:
 
 class Aios(MemoryCalls, StorageCalls, AccessCalls):
     """One connection to the kernel; not for several threads at once."""
+
+    @property
+    def receipt(self) -> Receipt | None:
+        """Sequence and chain value of the last call's record in the audit log, where receipts were
+        asked for. Whoever keeps it can show that the log is as it was then: docs/audit.md."""
+        return self.connection.receipt
 
     # --- process --------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from aios.syscalls.rules import Rule
 from aios.syscalls.table import Row
 
 from .accounts import Accounts
-from .policy import Grant, Judge, Named, Request, Subject, all_fitting, rules_of
+from .policy import Grant, Judge, Named, Passed, Request, Subject, all_fitting, rules_of
 from .process import Process, ProcessTable
 from .shares import Mode
 
@@ -44,15 +44,11 @@ class Gate:
 
     # --- the check ------------------------------------------------------------------------------
 
-    def check(self, process: Process, row: Row, args: t.Message) -> tuple[Request, str] | None:
-        """What a person has to be asked, and by which rule; None: the call is allowed.
-
-        Raises:
-            Denied, or NotFound of a process that is meant.
-        """
+    def check(self, process: Process, row: Row, args: t.Message) -> Passed:
+        """Raises Denied, or NotFound of a process that is meant."""
         if process.kind == "client" or row.right == "none":
-            return None
-        asked = None
+            return Passed("a person may" if process.kind == "client" else "everybody may")
+        passed = Passed("")
         subject = self.subject(process)
         for request in self.requests(process, row, args):
             found = self.judge.decide(subject, request, self.now())
@@ -61,13 +57,14 @@ class Gate:
                 raise Denied(
                     f"{process.principal} may not {row.name}{about}: {found.rule}",
                     "a person sees why with `aios policy check`",
+                    found.rule,
                 )
-            if found.effect == "ask" and asked is None:
-                asked = request, found.rule
+            if passed.asked is None:
+                passed = Passed(found.rule, request if found.effect == "ask" else None)
         nice = args.nice if isinstance(args, t.SetNice | t.Spawn) else None
         if nice is not None and nice < process.nice:
             raise Denied(f"{row.name}: an agent cannot go below its own nice value, {process.nice}")
-        return asked
+        return passed
 
     def subject(self, process: Process) -> Subject:
         pid = 0 if process.kind == "client" else process.pid

@@ -8,14 +8,18 @@ import secrets
 import sys
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from aios.syscalls import VERSION
 from aios.syscalls.errors import BadInput, Cancelled, DiskFull, StoreDamaged
 from aios.syscalls.messages import Mail
 from aios.syscalls.retrieval import Hit
 
 from .access import Gate
 from .accounts import Accounts
+from .audit.checkpoint import Signer
+from .audit.log import Log
+from .audit.recorder import Audit
 from .blobs import open_blobs
 from .changes import Changes
 from .config import Config
@@ -47,8 +51,9 @@ from .trap import Trap
 from .upkeep import Upkeep
 from .waiting import Waiters
 
-T = TypeVar("T")
 SWEEP = 0.1  # seconds between two looks at limits, figures and logs
+CHECKPOINT = 5.0  # seconds between two signatures below the audit log
+T = TypeVar("T")
 
 
 class Kernel:
@@ -66,7 +71,7 @@ class Kernel:
         self.began = time.monotonic()
         self.loop = loop = Loop(config.path, init_fd)
         census = loop.first_word()
-        self.ledger = ledger = Ledger(self._journal(patient=bool(census.children)), loop.send_now)
+        self.ledger = ledger = self._ledger(patient=bool(census.children))
         self.store = self._store(census.system)
 
         def to_core(command: Command) -> None:
@@ -75,10 +80,12 @@ class Kernel:
         self.blobs = self._or_close(
             lambda: open_blobs(config.blobs, config.blobs_options, self.store, loop.post)
         )
-        self.events = EventLog()
+        self.events = EventLog(self._note)
         self.table = ProcessTable(config.agents, config.clients, config.dead)
         self.accounts = self._or_close(
-            lambda: Accounts(config.path / "policy.json", self.table, ledger.note_grant)
+            lambda: Accounts(
+                config.path / "policy.json", self.table, ledger.note_grant, self.audit.log.sync
+            )
         )
         self.storage = Storage(
             self.store, self.blobs, Shares(lambda: self.accounts.groups), config.storage_bytes,
@@ -108,11 +115,11 @@ class Kernel:
         self.waiters = Waiters(self.table, loop.after)
         self.lifecycle = Lifecycle(
             config, self.boot, self.table, self.contexts, self.generations, self.mailroom,
-            self.waiters, self.events, self.logs, loop.send_init, loop.after,
+            self.waiters, self.events, self.logs, ledger.send_init, loop.after,
         )  # fmt: skip
         self.trap = Trap(
             self.table, handlers(self), loop.send, self.lifecycle.hello, self.gate,
-            self.questions.hold, ledger, self.lifecycle.settle,
+            self.questions.hold, ledger, self.audit, self.lifecycle.settle,
         )  # fmt: skip
         self._connect()
         self._recover(census)
@@ -162,11 +169,30 @@ class Kernel:
         self.core.recover(census)
         self.index.recover(census)
 
-    def _journal(self, *, patient: bool) -> Journal:
+        self.audit.note("kernel.begin", detail=f"version {VERSION}, system {census.system}")
+
+    def _ledger(self, *, patient: bool) -> Ledger:
+        """Of the audit log and the journal, in that order: what the one has, the other may."""
+        self.audit = Audit(self._opened(self._log, patient=patient))
+        journal = self._opened(self._journal, patient=patient)
+        return Ledger(journal, self.audit, self.loop.send_now, self.loop.tell_init)
+
+    def _log(self) -> Log:
+        return Log(
+            self.config.path / "audit", Signer(self.config.path / "keys" / "audit"),
+            self.loop.post, boot=bytes.fromhex(self.boot), keep=self.config.audit_bytes,
+        )  # fmt: skip
+
+    def _journal(self) -> Journal:
+        return Journal(
+            self.config.path / "journal", self.loop.post, before_sync=self.audit.log.sync
+        )
+
+    def _opened(self, make: Callable[[], T], *, patient: bool) -> T:
         """Where agents wait for this kernel, a full disk is waited for as well."""
         while True:
             try:
-                return Journal(self.config.path / "journal", self.loop.post)
+                return make()
             except DiskFull as error:
                 if not patient:
                     self.loop.close()
@@ -179,7 +205,7 @@ class Kernel:
         try:
             return Store(
                 self.config.path / "store", self.loop.post, limit=self.config.store_bytes,
-                system=system,
+                system=system, barrier=self.audit.log.sync,
             )  # fmt: skip
         except (StoreDamaged, DiskFull) as error:
             print(f"no store: {error}", file=sys.stderr, flush=True)
@@ -197,6 +223,7 @@ class Kernel:
     def run(self) -> None:
         """Serve until the system is stopped."""
         self.loop.every(SWEEP, self.lifecycle.sweep)
+        self.loop.every(CHECKPOINT, self.audit.log.checkpoint)
         self.loop.run()
         self.ledger.journal.close()
         self.memory.puts.flush()
@@ -206,6 +233,8 @@ class Kernel:
         self.loop.run_posted()  # what it was to commit
         self.store.close()
         self.loop.run_posted()  # replies that waited for the disk
+        self.audit.note("kernel.end")
+        self.audit.log.close()
         self.loop.close()
 
     def _lost(self, route: bytes, why: str) -> None:
@@ -226,6 +255,12 @@ class Kernel:
                 self.lifecycle.paused(frame)
             case WindUp():
                 self.wind_up(lambda: None)
+
+    def _note(self, what: str, pid: int, detail: dict[str, Any]) -> None:
+        process = self.table.rows.get(pid)
+        principal = process.principal if process else ""
+        said = " ".join(f"{name}={value}" for name, value in detail.items())
+        self.audit.note(what, pid, principal, said)
 
     def wind_up(self, then: Callable[[], None]) -> None:
         """End every agent; then answer whoever asked for it, and end."""

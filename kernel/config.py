@@ -40,6 +40,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     log_bytes: Annotated[int, Meta(ge=4096)] = 1 << 20  # of an agent's interaction log
     logs: Annotated[int, Meta(ge=0)] = 4096  # ended agents whose interaction log is kept
     storage_bytes: Annotated[int, Meta(ge=0)] = 1 << 30  # of an agent's objects, all versions
+    audit_bytes: Annotated[int, Meta(ge=2**23)] = 1 << 30  # of the audit log's full segments
     blobs: str = "lmdb"  # where contents are; or file:///a/folder, or s3://bucket/prefix
     blobs_options: dict[str, str] = {}  # of a bucket: endpoint, region, ...
     agents: Annotated[int, Meta(ge=1)] = 4096  # alive at once

@@ -89,6 +89,13 @@ class Decision(NamedTuple):
     rule: str  # that decided, for a person to read
 
 
+class Passed(NamedTuple):
+    """What the gate says of a call that it does not refuse."""
+
+    rule: str
+    asked: Request | None = None  # what a person has to be asked first
+
+
 class Judge:
     """`giver` finds the subject that gave a grant; None: it is gone."""
 

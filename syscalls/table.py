@@ -26,6 +26,23 @@ class Row(NamedTuple):
         What has none is done again."""
         return self.name in EFFECTS
 
+    @property
+    def changes(self) -> bool:
+        """Whether something is another afterwards: an intent is recorded before, the outcome after.
+        What changes nothing is recorded once."""
+        return self.name not in READS
+
+    @property
+    def outward(self) -> bool:
+        """Whether it reaches beyond the kernel: what it asks for happens when its intent would
+        survive a power cut."""
+        return self.name in OUTWARD
+
+    @property
+    def frees(self) -> bool:
+        """Whether it is served on a full disk: it ends something, or makes room."""
+        return self.name in FREES
+
 
 ROWS: tuple[Row, ...] = (
     Row("hello", m.Hello, "none", m.Welcome, "Open the connection."),
@@ -106,6 +123,18 @@ EFFECTS = frozenset(
     {"proc.spawn", "proc.exit", "proc.wait", "proc.nice", "proc.limits", "llm.open", "llm.append",
      "llm.generate", "llm.fork", "llm.checkpoint", "llm.rollback", "llm.close", "msg.send",
      "msg.recv", "acc.grant"}
+)  # fmt: skip
+
+READS = frozenset(
+    {"hello", "proc.ps", "proc.whoami", "proc.log", "llm.tokenize", "llm.detokenize",
+     "llm.contexts", "mem.get", "mem.scan", "mem.spaces", "mem.log", "sto.get", "sto.list",
+     "sto.history", "sto.shares", "sto.owners", "sto.watch", "sto.verify", "sto.search",
+     "sto.index", "acc.groups", "acc.grants", "acc.check", "acc.ask", "kernel.status", "kernel.stats", "kernel.events", "kernel.check"}
+)  # fmt: skip
+OUTWARD = frozenset({"proc.spawn", "proc.kill", "kernel.stop"})
+FREES = frozenset(
+    {"call.cancel", "proc.exit", "proc.kill", "llm.close", "mem.delete", "mem.clear", "sto.delete",
+     "sto.purge", "sto.compact", "kernel.stop"}
 )  # fmt: skip
 
 TABLE: dict[str, Row] = {row.name: row for row in ROWS}

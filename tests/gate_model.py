@@ -17,7 +17,7 @@ LABELS = ["m:/a", "m:/d", "t:web"]
 VALUES: list[Any] = [0, 5, 10.5, "p", "p/q", "", True, ["p", "q"], [], ["p", 5], {"p": 1}, None]
 WANTED: list[Any] = ["*", "p", "p/**", ["p", "q"], Bounds(min=1), Bounds(max=5), Bounds(1, 10)]
 ORDER = ["deny", "ask", "allow"]
-EFFECTS: list[Effect] = ["deny", "ask", *("allow" for _ in range(6))]
+EFFECTS: list[Effect] = ["deny", "ask", "allow", "allow", "allow", "allow", "allow"]
 
 
 @dataclass
