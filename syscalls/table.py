@@ -129,7 +129,8 @@ READS = frozenset(
     {"hello", "proc.ps", "proc.whoami", "proc.log", "llm.tokenize", "llm.detokenize",
      "llm.contexts", "mem.get", "mem.scan", "mem.spaces", "mem.log", "sto.get", "sto.list",
      "sto.history", "sto.shares", "sto.owners", "sto.watch", "sto.verify", "sto.search",
-     "sto.index", "acc.groups", "acc.grants", "acc.check", "acc.ask", "kernel.status", "kernel.stats", "kernel.events", "kernel.check"}
+     "sto.index", "acc.groups", "acc.grants", "acc.check", "acc.ask", "kernel.status",
+     "kernel.stats", "kernel.events", "kernel.check"}
 )  # fmt: skip
 OUTWARD = frozenset({"proc.spawn", "proc.kill", "kernel.stop"})
 FREES = frozenset(
