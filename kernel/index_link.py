@@ -208,7 +208,12 @@ class IndexLink:
     def _start(self) -> None:
         self.state = "starting"
         home = self.config.path
-        settings = {"home": str(home), "folder": str(home / "index")}
+        settings = {
+            "home": str(home),
+            "folder": str(home / "index"),
+            "embedder": self.config.embedder,
+            "embedder_prefixes": self.config.embedder_prefixes,
+        }
         argv = [sys.executable, "-m", "aios.kernel.index", msgspec.json.encode(settings).decode()]
         self.to_init(StartService(INDEX_KEY, argv, str(home / "log" / "index.log")))
 

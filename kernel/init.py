@@ -36,7 +36,7 @@ import msgspec
 from aios.syscalls.errors import AiosError, BadInput, HomeBusy, NoProgram
 from aios.syscalls.home import endpoint
 
-from .config import Config, load
+from .config import Config, load, try_embedder
 from .init_protocol import (
     FRAME_BYTES,
     PART,
@@ -394,6 +394,8 @@ def main() -> int:
         config = load(Path(sys.argv[1]), json.loads(sys.argv[2]))
         endpoint(config.path)  # refuses a home whose path is too long
         _lock = lock_home(config.path)
+        if config.embedder:
+            try_embedder(config.embedder)
     except AiosError as error:
         print(json.dumps(error.to_wire()), file=sys.stderr)
         return FATAL

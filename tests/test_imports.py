@@ -17,7 +17,7 @@ ALLOWED = {
     "examples": {"examples", "agents", "syscalls"},
 }
 HOMES = {
-    "llama_cpp": {f"kernel/core/{name}.py" for name in ("llama", "gguf", "sampler")},
+    "llama_cpp": {f"kernel/core/{name}.py" for name in ("llama", "gguf", "sampler", "encoder")},
     "llguidance": {"kernel/core/grammar.py", "kernel/core/trial.py", "kernel/index/embedder.py"},
     "safetensors": {"kernel/index/embedder.py"},
     "cryptography": {"kernel/audit/checkpoint.py"},
