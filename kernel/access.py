@@ -21,7 +21,7 @@ from aios.syscalls.rules import Rule
 from aios.syscalls.table import Row
 
 from .accounts import Accounts
-from .policy import Grant, Judge, Named, Passed, Request, Subject, all_fitting, rules_of
+from .policy import Grant, Judge, Named, Passed, Request, Subject, all_fitting, covers, rules_of
 from .process import Process, ProcessTable
 from .shares import Mode
 
@@ -39,7 +39,8 @@ class Gate:
     ) -> None:  # fmt: skip
         self.table, self.accounts, self.shared, self.now = table, accounts, shared, now
         self.judge = Judge(accounts.grants, self._giver)
-        self.layers: dict[int, list[list[Named]]] = {}  # by pid
+        # Rules about a process, its own and those of each above it; by pid, and for each right.
+        self.layers: dict[int, dict[str, list[list[Named]]]] = {}
         accounts.changed = self.layers.clear
 
     # --- the check ------------------------------------------------------------------------------
@@ -49,7 +50,7 @@ class Gate:
         if process.kind == "client" or row.right == "none":
             return Passed("a person may" if process.kind == "client" else "everybody may")
         passed = Passed("")
-        subject = self.subject(process)
+        subject = self.subject(process, row.right)
         for request in self.requests(process, row, args):
             found = self.judge.decide(subject, request, self.now())
             if found.effect == "deny":
@@ -66,19 +67,22 @@ class Gate:
             raise Denied(f"{row.name}: an agent cannot go below its own nice value, {process.nice}")
         return passed
 
-    def subject(self, process: Process) -> Subject:
+    def subject(self, process: Process, right: str = "") -> Subject:
+        """Who asks; with `right`, with the rules alone that say anything of it."""
         pid = 0 if process.kind == "client" else process.pid
-        return Subject(process.principal, self._layers(process), pid, frozenset(process.labels))
+        layers = self._layers(process, right)
+        return Subject(process.principal, layers, pid, frozenset(process.labels))
 
-    def _layers(self, process: Process) -> list[list[Named]]:
-        """Its own rules, and those of each agent above it."""
-        found = self.layers.get(process.pid)
+    def _layers(self, process: Process, right: str) -> list[list[Named]]:
+        known = self.layers.setdefault(process.pid, {})
+        found = known.get(right)
         if found is None:
-            found = [rules_of(process.principal, process.manifest, self.accounts.groups)]
+            own = rules_of(process.principal, process.manifest, self.accounts.groups)
+            found = [[named for named in own if not right or covers(named.rule.right, right)]]
             above = self.table.rows.get(process.parent)
             if above is not None and above.kind == "agent":
-                found += self._layers(above)
-            self.layers[process.pid] = found
+                found += self._layers(above, right)
+            known[right] = found
         return found
 
     def _giver(self, grant: Grant) -> Subject | None:

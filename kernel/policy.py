@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -48,8 +47,7 @@ class Named(NamedTuple):
     text: str
 
 
-@dataclass(frozen=True)
-class Subject:
+class Subject(NamedTuple):
     """Who asks. `layers`: its own rules, then those of each agent above it."""
 
     principal: str
@@ -58,8 +56,7 @@ class Subject:
     labels: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """`owned` says of a subject whether the object is its own, or shared with it.
 
     Of a call about all that begins with `object`, or is below it, `below` is ":*" or "/:*". To
@@ -69,7 +66,7 @@ class Request:
     right: str
     object: str = ""
     below: str = ""
-    args: Mapping[str, Any] = field(default_factory=dict)
+    args: Mapping[str, Any] = {}
     owned: Callable[[Subject], bool] = lambda _: True
 
 
@@ -193,7 +190,7 @@ def all_fitting(subject: Subject, request: Request) -> list[str]:
 def fits(effect: Effect, rule: Rule, request: Request, me: str, labels: frozenset[str]) -> bool:
     """Whether a rule says anything of a request that `me` makes."""
     return (
-        (rule.right in ("*", request.right) or request.right.startswith(rule.right + "."))
+        covers(rule.right, request.right)
         and any(_object_fits(effect, pattern, request, me) for pattern in rule.on)
         and all(
             name in request.args and _argument_fits(wanted, request.args[name], me)
@@ -204,6 +201,10 @@ def fits(effect: Effect, rule: Rule, request: Request, me: str, labels: frozense
             or any(matches(pattern, label, me) for pattern in rule.tainted for label in labels)
         )
     )
+
+
+def covers(right: str, asked: str) -> bool:
+    return right in ("*", asked) or asked.startswith(right + ".")
 
 
 def _object_fits(effect: Effect, pattern: str, request: Request, me: str) -> bool:
