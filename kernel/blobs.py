@@ -31,7 +31,7 @@ from aios.syscalls.errors import (
 )
 
 from .catalog import is_used
-from .journal import sync_folder
+from .files import sync_folder
 from .store import NoStore, Store, Txn
 
 PREFIX = b"sto/"  # of the keys in the store's table "blobs"
@@ -171,6 +171,7 @@ class Elsewhere:
             commit(None)
 
     def _put(self, chunks: Mapping[bytes, bytes]) -> None:
+        self.store.barrier()
         for key, data in chunks.items():
             self.place.put(key.hex(), data)
 

@@ -58,6 +58,7 @@ class Row(Struct, array_like=True):
     tags: list[str]
     media: str
     chunks: bytes  # keys, one behind the other; all chunks but the last have the full size
+    labels: list[str] = []  # of who wrote it: where it may come from
 
     def pieces(self) -> Iterator[tuple[bytes, int]]:
         """Each chunk's key and size."""
@@ -67,6 +68,7 @@ class Row(Struct, array_like=True):
         return sto.Version(
             owner=owner, path=path, version=self.version, what=self.what, size=self.size,
             time=self.time, by=self.by, tags=self.tags, media=self.media,
+            labels=self.labels,
         )  # fmt: skip
 
 

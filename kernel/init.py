@@ -36,7 +36,7 @@ from aios.syscalls.errors import AiosError, BadInput, HomeBusy, NoProgram
 from aios.syscalls.home import endpoint
 
 from . import cgroup, walls
-from .config import Config, load
+from .config import Config, load, try_embedder
 from .init_protocol import (
     FRAME_BYTES,
     PART,
@@ -199,7 +199,7 @@ class Init:
 
     def start_agent(self, frame: StartAgent) -> int:
         program: str = self.runner.resolve(frame.program)
-        wall_in = self.walls_for(frame, program)
+        wall_in = self.walls_for(frame)
         Path(frame.log).unlink(missing_ok=True)  # of an earlier boot
         reader, writer = os.pipe()
         os.write(writer, frame.token)
@@ -211,9 +211,9 @@ class Init:
         finally:
             os.close(reader)
 
-    def walls_for(self, frame: StartAgent, program: str) -> Callable[[], None]:
+    def walls_for(self, frame: StartAgent) -> Callable[[], None]:
         """What the agent's process does to itself. Raises Denied, OSError."""
-        room = walls.Room(self.config.path, frame.key, program, folder=frame.folder)
+        room = walls.Room(self.config.path, frame.key)
         group = None
         if frame.walls.level != "off":
             walls.check(frame.walls, self.walls)
@@ -224,7 +224,7 @@ class Init:
             if group is not None:
                 cgroup.enter(group)
             if frame.walls.level != "off":
-                walls.put_up(frame.walls, self.walls, room)
+                walls.put_up(frame.walls, self.walls, room, frame.cwd or str(room.own))
             os.chdir(frame.cwd or room.own)
 
         return wall_in
@@ -418,6 +418,8 @@ def main() -> int:
         config = load(Path(sys.argv[1]), json.loads(sys.argv[2]))
         endpoint(config.path)  # refuses a home whose path is too long
         _lock = lock_home(config.path)
+        if config.embedder:
+            try_embedder(config.embedder)
     except AiosError as error:
         print(json.dumps(error.to_wire()), file=sys.stderr)
         return FATAL

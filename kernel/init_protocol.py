@@ -22,7 +22,6 @@ class StartAgent(Frame):
     cwd: str  # "": its own folder
     log: str
     walls: Walls
-    folder: bool  # a person has started it: its program's folder is its to read
 
 
 class StartService(Frame):

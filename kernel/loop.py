@@ -140,6 +140,11 @@ class Loop:
         """At the end of this turn."""
         self.to_init.append(encode_to_init(frame))
 
+    def tell_init(self, frame: ToInit) -> None:
+        """Now, if init listens."""
+        self.send_init(frame)
+        self._flush_init()
+
     def _flush_init(self) -> None:
         with contextlib.suppress(BlockingIOError):
             while self.to_init:

@@ -138,8 +138,10 @@ class Job(msgspec.Struct):
 
 class Store:
     """The store in `folder`. `post` runs a function in the kernel's loop, from another thread.
-    `limit` is what the file may grow to, in bytes. `system` names what the callers belong to: what
-    was kept of calls to another one is dropped. `id` is this store's for good, and secret.
+    `limit` is what the file may grow to, in bytes. `barrier` runs in the writer's thread before
+    each commit: what it makes durable lasts if the commit does. `system` names what the callers
+    belong to: what was kept of calls to another one is dropped. `id` is this store's for good, and
+    secret.
 
     Raises:
         HomeBusy: another process has it open.
@@ -149,9 +151,9 @@ class Store:
 
     def __init__(
         self, folder: Path, post: Callable[[Callable[[], None]], None], *, limit: int = 8 << 30,
-        system: str = "",
+        system: str = "", barrier: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
-        self.folder, self.post, self.limit = folder, post, limit
+        self.folder, self.post, self.limit, self.barrier = folder, post, limit, barrier
         self.path = folder / "data.mdb"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.lock = _lock(folder / "lock")
@@ -304,6 +306,7 @@ class Store:
                 self._do(txn, job)
             if any(job.size and job.error is None for job in group):
                 self._check_reserve(txn)
+            self.barrier()
         self.freed = True
         self.commits += 1
         self.written += sum(job.size for job in group)
@@ -411,6 +414,9 @@ class NoStore:
 
     commits = 0
     id = b""
+
+    def barrier(self) -> None:
+        pass
 
     def __init__(self, error: AiosError) -> None:
         self.error = error

@@ -20,13 +20,14 @@ TOP = "/tmp"  # covered while the new root is made; any folder that every Linux 
 OLD = "/.old"
 
 
-def enter(read: Iterable[str], write: Iterable[str]) -> None:
-    """From here on this process sees these files and folders only, without those that are not
-    there, and has no others below it, but what it starts sees the same.
+def enter(read: Iterable[str], write: Iterable[str], bare: str = "/") -> None:
+    """From here on this process and all that it starts see these files and folders only, and of
+    the folder `bare` nothing but that it is there. What is not there is left out.
 
     Raises:
         OSError: this Linux does not let it.
     """
+    bare = os.path.realpath(bare)
     paths = dict.fromkeys(real(read), False) | dict.fromkeys(real(write), True)
     _separate()
     _mount("tmpfs", TOP, "tmpfs", NOSUID | NODEV, b"size=1m,mode=755")
@@ -35,6 +36,8 @@ def enter(read: Iterable[str], write: Iterable[str]) -> None:
     os.chdir("/")
     for path in sorted(paths):  # a folder before what is in it
         _show(path, writable=paths[path])
+    if Path(OLD + bare).is_dir():
+        Path(bare).mkdir(parents=True, exist_ok=True)
     checked(libc.umount2(OLD.encode(), DETACH))
     Path(OLD).rmdir()
     _set_read_only("/")

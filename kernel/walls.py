@@ -16,14 +16,15 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+import msgspec
+from msgspec import Meta
 
 from aios.syscalls.errors import Denied
+from aios.syscalls.messages import Reach
 
 from . import cgroup, landlock, seccomp, view
 from .linux import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, drop_capabilities, prctl
 
-AbsolutePath = Annotated[str, Meta(pattern="^/")]
 # What programs need of the system; neither secrets nor sockets are in there.
 SYSTEM = (
     "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/sys/devices/system/cpu",
@@ -45,18 +46,24 @@ USER_NAMESPACE = "user namespace"
 LANDLOCK_NEEDS = {"files": 3, "ports": 4, "signals": 6}  # versions of its ABI
 
 
-class Walls(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How an agent is walled in, and what it is let through to."""
+class Walls(Reach, kw_only=True):
+    """How agents are walled in, and what all of them reach."""
 
-    level: Literal["full", "available", "off"] = "available"  # full: or it does not start
-    ports: list[Annotated[int, Meta(ge=1, le=65535)]] = []  # TCP, to connect to
-    read: list[AbsolutePath] = []  # files and folders, to read and to execute
-    write: list[AbsolutePath] = []
-    processes: bool = False  # whether it may start any itself
+    level: Literal["full", "available", "off"] = "available"  # full: all_walls, for every agent
     tasks: Annotated[int, Meta(ge=16)] = 128  # processes and threads of its own, at once
     files: Annotated[int, Meta(ge=32)] = 256  # descriptors open in a process
     file_bytes: Annotated[int, Meta(ge=4096)] = 1 << 30  # the longest file it can write
     memory: Annotated[int, Meta(ge=1 << 28)] = 8 << 30  # address space of a process
+
+
+def widened(walls: Walls, reach: Reach) -> Walls:
+    """`walls` for an agent that reaches more."""
+    more = {
+        name: getattr(walls, name) + getattr(reach, name) for name in ("read", "write", "ports")
+    }
+    processes = walls.processes or reach.processes
+    asked = walls.all_walls or reach.all_walls or walls.level == "full"
+    return msgspec.structs.replace(walls, **more, processes=processes, all_walls=asked)
 
 
 def found(cgroups: cgroup.Groups | None) -> dict[str, str]:
@@ -75,10 +82,10 @@ def found(cgroups: cgroup.Groups | None) -> dict[str, str]:
 def check(walls: Walls, have: dict[str, str]) -> None:
     """Raises Denied where an agent with `walls` may not start."""
     missing = [name for name, how in have.items() if not how]
-    if walls.level == "full" and missing:
+    if walls.all_walls and missing:
         raise Denied(
-            f"this Linux has no wall for {', '.join(missing)}, and the settings ask for all",
-            'see docs/walls.md, or set level = "available" under [walls]',
+            f"this Linux has no wall for {', '.join(missing)}, and all are asked for",
+            "see docs/walls.md",
         )
 
 
@@ -109,15 +116,13 @@ def python() -> tuple[str, ...]:
 
 
 class Room:
-    """What one agent reaches besides the system: its own folder, its program, the kernel."""
+    """What one agent has besides the system and Python: its own folder, the kernel's socket."""
 
-    def __init__(self, home: Path, key: int, program: str, *, folder: bool) -> None:
+    def __init__(self, home: Path, key: int) -> None:
         self.own = home / "agents" / str(key)
         self.temporary = self.own / "tmp"
-        beside = str(Path(program).parent)
-        inside = [*python(), beside] if folder else python()
-        self.read = [path for path in inside if is_harmless(path, home)]
-        self.read += [program, str(home / "run")]
+        self.read = [path for path in python() if is_harmless(path, home)]
+        self.read.append(str(home / "run"))
 
     def make(self) -> None:
         """Its folder, empty, where its program looks for one. Raises OSError."""
@@ -133,8 +138,8 @@ def is_harmless(folder: str, home: Path) -> bool:
     return not any(path.resolve().is_relative_to(real) for path in (home, Path.home()))
 
 
-def put_up(walls: Walls, have: dict[str, str], room: Room) -> None:
-    """Wall this process in, for good.
+def put_up(walls: Walls, have: dict[str, str], room: Room, cwd: str) -> None:
+    """Wall this process in, for good; `cwd` it can be in, whatever it can read there.
 
     Raises:
         OSError: one of the walls that are here cannot be put up.
@@ -142,10 +147,10 @@ def put_up(walls: Walls, have: dict[str, str], room: Room) -> None:
     read = [*SYSTEM, *room.read, *walls.read]
     write = [*DEVICES, str(room.own), *walls.write]
     Path("/proc/self/oom_score_adj").write_text("500")  # it goes before kernel and core do
-    _limit(walls, have)
     if have["view"]:
         seen = {next((top for top in WHOLE if path.startswith(top + "/")), path) for path in read}
-        view.enter(seen, write)
+        view.enter(seen, write, cwd)
+    _limit(walls, have)
     if landlock.abi():
         landlock.restrict(read, write, walls.ports)
     prctl(PR_SET_NO_NEW_PRIVS, 1)

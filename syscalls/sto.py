@@ -115,6 +115,7 @@ class Version(Reply):
     by: str  # the principal that made it
     tags: list[str]
     media: str
+    labels: list[str] = field(default_factory=list)  # of who wrote it: where it may come from
 
 
 class Content(Reply):

@@ -17,9 +17,10 @@ ALLOWED = {
     "examples": {"examples", "agents", "syscalls"},
 }
 HOMES = {
-    "llama_cpp": {f"kernel/core/{name}.py" for name in ("llama", "gguf", "sampler")},
+    "llama_cpp": {f"kernel/core/{name}.py" for name in ("llama", "gguf", "sampler", "encoder")},
     "llguidance": {"kernel/core/grammar.py", "kernel/core/trial.py", "kernel/index/embedder.py"},
     "safetensors": {"kernel/index/embedder.py"},
+    "cryptography": {"kernel/audit/checkpoint.py"},
     "sqlite3": {
         "kernel/index/__main__.py",
         "kernel/index/database.py",
@@ -37,6 +38,7 @@ PURE = (
     "kernel/process.py",
     "kernel/zmtp.py",
     "kernel/context.py",
+    "kernel/audit/merkle.py",
     "kernel/index/passages.py",
     "kernel/index/ranking.py",
 )

@@ -329,7 +329,7 @@ def test_what_is_shared_can_be_reached_so_far_and_no_further(
 
 
 def test_subtrees_and_groups(boot: Boot, program: Program) -> None:
-    system = boot(groups={"readers": ["/ann", "/team/*"]})
+    system = boot()
     read = program(
         "try:\n    return aios.sto_get('a', owner='').decode()\n"
         "except AiosError as error:\n    return error.code"
@@ -337,6 +337,7 @@ def test_subtrees_and_groups(boot: Boot, program: Program) -> None:
     below = program(f"pid = aios.spawn({read!r}, name='bob')\nreturn aios.wait(pid).result")
     with connect(system.home) as aios:
         aios.sto_put("a", b"1")
+        aios.set_group("readers", {"members": ["/ann", "/team/*"]})
         for to, who in [
             ("/ann", ["1", "access.denied", "access.denied"]),
             ("/team/*", ["access.denied", "access.denied", "1"]),

@@ -249,9 +249,9 @@ def test_what_is_granted_is_let_through_and_nothing_else(granted: Place) -> None
 
 def test_a_wall_that_is_missing_refuses_the_spawn_where_all_are_asked_for() -> None:
     have = dict.fromkeys(["files", "view"], "here") | {"tasks": ""}
-    check(Walls(level="available"), have)
+    check(Walls(), have)
     with pytest.raises(Denied, match="no wall for tasks"):
-        check(Walls(level="full"), have)
+        check(Walls(all_walls=True), have)
 
 
 def test_status_says_which_walls_there_are(walled: Place) -> None:
