@@ -29,7 +29,7 @@ from .core_link import CORE_KEY, CoreLink
 from .generation import Generations
 from .handlers import handlers
 from .index_link import INDEX_KEY, IndexLink
-from .init_protocol import Census, Gone, Paused, Started, StartFailed, ToKernel, WindUp
+from .init_protocol import Census, Gone, Paused, Refused, Started, StartFailed, ToKernel, WindUp
 from .interactions import InteractionLog
 from .journal import Journal
 from .ledger import Ledger
@@ -171,6 +171,8 @@ class Kernel:
         self.index.recover(census)
 
         self.audit.note("kernel.begin", detail=f"version {VERSION}, system {census.system}")
+        walls = ", ".join(f"{name}: {how or 'none'}" for name, how in census.walls.items())
+        self.audit.note("kernel.walls", detail=walls)
 
     def _ledger(self, *, patient: bool) -> Ledger:
         """Of the audit log and the journal, in that order: what the one has, the other may."""
@@ -254,6 +256,8 @@ class Kernel:
                 served.gone(frame)
             case Paused():
                 self.lifecycle.paused(frame)
+            case Refused():
+                self.lifecycle.refused(frame)
             case WindUp():
                 self.wind_up(lambda: None)
 

@@ -35,7 +35,6 @@ import msgspec
 from aios.syscalls.errors import AiosError, BadInput, HomeBusy, NoProgram
 from aios.syscalls.home import endpoint
 
-from . import cgroup, walls
 from .config import Config, load, try_embedder
 from .init_protocol import (
     FRAME_BYTES,
@@ -55,6 +54,7 @@ from .init_protocol import (
     encode,
 )
 from .linux import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, prctl
+from .warden import Warden
 
 RUNNER = "aios.agents.runner"  # by name: the kernel knows the SDK only as a program to run
 BACKOFF, LONGEST_BACKOFF, HEALTHY = 0.05, 5.0, 10.0  # seconds
@@ -86,8 +86,9 @@ class Init:
         for number in CAUGHT:
             signal.signal(number, lambda *_: None)
         prctl(PR_SET_CHILD_SUBREAPER, 1)
-        self.groups = cgroup.open_groups(config.home)
-        self.walls = walls.found(self.groups)
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # a listener for each agent
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        self.warden = Warden(config.path, self.selector, self.tell)
 
     # --- the loop -------------------------------------------------------------------------------
 
@@ -100,7 +101,9 @@ class Init:
         self.start_kernel()
         while True:
             for key, events in self.selector.select():
-                if key.fileobj == self.wake:
+                if key.data is not None:  # the warden's
+                    key.data()
+                elif key.fileobj == self.wake:
                     signals = os.read(self.wake, 4096)
                     if {signal.SIGTERM, signal.SIGINT, signal.SIGHUP} & set(signals):
                         self.wind_up()
@@ -162,7 +165,7 @@ class Init:
             some = dict(children[cut])
             paused = [os_pid for os_pid in some if os_pid in self.paused]
             more = part + 1 < parts
-            self.tell(Census(self.system, some, paused, gone[cut], more, self.walls))
+            self.tell(Census(self.system, some, paused, gone[cut], more, self.warden.walls))
 
     def wind_up(self) -> None:
         if self.ending:  # told twice: no more patience
@@ -176,7 +179,7 @@ class Init:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         settings = msgspec.json.encode(self.config).decode()
         argv = [sys.executable, "-m", "aios.kernel", settings]
-        self.kernel = self.fork(exec_argv(argv), self.log("kernel"), keep=theirs.fileno())
+        self.kernel = self.fork(exec_argv(argv), self.log("kernel"), keep=(theirs.fileno(),))
         theirs.close()
         ours.setblocking(False)
         self.link = ours
@@ -199,38 +202,23 @@ class Init:
 
     def start_agent(self, frame: StartAgent) -> int:
         program: str = self.runner.resolve(frame.program)
-        wall_in = self.walls_for(frame)
+        self.warden.check(frame)
         Path(frame.log).unlink(missing_ok=True)  # of an earlier boot
         reader, writer = os.pipe()
         os.write(writer, frame.token)
         os.close(writer)
         is_agent = program.endswith(".py")
         main = self.runner.main if is_agent else exec_argv([program, *frame.args])
-        try:
-            return self.fork(main, frame.log, keep=reader, wall_in=wall_in)
-        finally:
-            os.close(reader)
-
-    def walls_for(self, frame: StartAgent) -> Callable[[], None]:
-        """What the agent's process does to itself. Raises Denied, OSError."""
-        room = walls.Room(self.config.path, frame.key)
-        group = None
-        if frame.walls.level != "off":
-            walls.check(frame.walls, self.walls)
-            group = self.groups.make(frame.key, frame.walls.tasks) if self.groups else None
-
-        def wall_in() -> None:
-            room.make()
-            if group is not None:
-                cgroup.enter(group)
-            if frame.walls.level != "off":
-                walls.put_up(frame.walls, self.walls, room, frame.cwd or str(room.own))
-            os.chdir(frame.cwd or room.own)
-
-        return wall_in
+        with os.fdopen(reader, "rb"), self.warden.line(frame.key) as line:
+            wall_in = self.warden.walls_of(frame, TOKEN_FD + 1)
+            try:
+                return self.fork(main, frame.log, keep=(reader, line.fileno()), wall_in=wall_in)
+            except OSError:
+                self.warden.ended(frame.key)
+                raise
 
     def fork(
-        self, main: Callable[[], object], log: str, *, keep: int = -1,
+        self, main: Callable[[], object], log: str, *, keep: tuple[int, ...] = (),
         wall_in: Callable[[], None] = lambda: None,
     ) -> int:  # fmt: skip
         sys.stdout.flush()
@@ -270,8 +258,7 @@ class Init:
                 name = signal.Signals(number).name.removeprefix("SIG") if number else ""
                 self.ended[os_pid] = Gone(key, os_pid, code, name)
                 self.tell(self.ended[os_pid])
-                if self.groups is not None:
-                    self.groups.end(key)
+                self.warden.ended(key)
             self.kill_strays()
 
     def kill_strays(self) -> None:
@@ -354,7 +341,7 @@ def exec_argv(argv: list[str]) -> Callable[[], object]:
 
 
 def become_child(
-    main: Callable[[], object], log: str, keep: int, wall_in: Callable[[], None]
+    main: Callable[[], object], log: str, keep: tuple[int, ...], wall_in: Callable[[], None]
 ) -> NoReturn:
     """The forked child: a session, streams, descriptors and signals of its own; then `main`."""
     code = 1
@@ -370,9 +357,9 @@ def become_child(
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        if keep >= 0:
-            os.dup2(keep, TOKEN_FD)
-        os.closerange(TOKEN_FD + (keep >= 0), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        for at, fd in enumerate(keep, TOKEN_FD):
+            os.dup2(fd, at)
+        os.closerange(TOKEN_FD + len(keep), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         os.environ["AIOS_FD"] = str(TOKEN_FD)
         wall_in()
         random.seed()

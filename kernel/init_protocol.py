@@ -80,13 +80,20 @@ class Paused(Frame):
     paused: bool  # False: it goes on
 
 
+class Refused(Frame):
+    """An agent's process made a system call of Linux that is not for it; told once of each."""
+
+    key: int
+    name: str
+
+
 class WindUp(Frame):
     """init was told to end: the kernel shall end its agents, then itself."""
 
 
 PART = 1000  # children in one part of a census
 ToInit = StartAgent | StartService | SignalChild | Heard
-ToKernel = Census | Started | StartFailed | Gone | Paused | WindUp
+ToKernel = Census | Started | StartFailed | Gone | Paused | Refused | WindUp
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_init = msgspec.msgpack.Decoder(ToInit).decode

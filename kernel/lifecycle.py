@@ -35,6 +35,7 @@ from .init_protocol import (
     Gone,
     Heard,
     Paused,
+    Refused,
     SignalChild,
     StartAgent,
     Started,
@@ -247,6 +248,10 @@ class Lifecycle:
             reason = f"signal {frame.signal}" if frame.signal else "exit"
             self._end(process, frame.code, reason)
         self.to_init(Heard(frame.os_pid))
+
+    def refused(self, frame: Refused) -> None:
+        """A wall stopped it."""
+        self.events.publish("process", "refused", frame.key, call=frame.name)
 
     # --- after the kernel's death ---------------------------------------------------------------
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
@@ -24,6 +24,7 @@ from aios.syscalls.messages import Reach
 
 from . import cgroup, landlock, seccomp, view
 from .linux import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, drop_capabilities, prctl
+from .refusals import hand_over
 
 # What programs need of the system; neither secrets nor sockets are in there.
 SYSTEM = (
@@ -49,7 +50,7 @@ LANDLOCK_NEEDS = {"files": 3, "ports": 4, "signals": 6}  # versions of its ABI
 class Walls(Reach, kw_only=True):
     """How agents are walled in, and what all of them reach."""
 
-    level: Literal["full", "available", "off"] = "available"  # full: all_walls, for every agent
+    off: bool = False  # there are none: an agent can do whatever its user can
     tasks: Annotated[int, Meta(ge=16)] = 128  # processes and threads of its own, at once
     files: Annotated[int, Meta(ge=32)] = 256  # descriptors open in a process
     file_bytes: Annotated[int, Meta(ge=4096)] = 1 << 30  # the longest file it can write
@@ -62,7 +63,7 @@ def widened(walls: Walls, reach: Reach) -> Walls:
         name: getattr(walls, name) + getattr(reach, name) for name in ("read", "write", "ports")
     }
     processes = walls.processes or reach.processes
-    asked = walls.all_walls or reach.all_walls or walls.level == "full"
+    asked = walls.all_walls or reach.all_walls
     return msgspec.structs.replace(walls, **more, processes=processes, all_walls=asked)
 
 
@@ -138,8 +139,9 @@ def is_harmless(folder: str, home: Path) -> bool:
     return not any(path.resolve().is_relative_to(real) for path in (home, Path.home()))
 
 
-def put_up(walls: Walls, have: dict[str, str], room: Room, cwd: str) -> None:
-    """Wall this process in, for good; `cwd` it can be in, whatever it can read there.
+def put_up(walls: Walls, have: dict[str, str], room: Room, cwd: str, line: int) -> None:
+    """Wall this process in, for good; `cwd` it can be in, whatever it can read there, and over
+    `line` init hears of what is refused.
 
     Raises:
         OSError: one of the walls that are here cannot be put up.
@@ -161,7 +163,8 @@ def put_up(walls: Walls, have: dict[str, str], room: Room, cwd: str) -> None:
         refused = seccomp.rules(
             network=network, processes=walls.processes, modes=bool(have["view"])
         )
-        seccomp.install(seccomp.assemble(refused, notify=False), listen=False)
+        listener = seccomp.install(seccomp.assemble(refused, notify=True), listen=True)
+        hand_over(line, listener)
 
 
 def _limit(walls: Walls, have: dict[str, str]) -> None:
