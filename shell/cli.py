@@ -23,6 +23,7 @@ from aios.syscalls.errors import (
 from aios.syscalls.home import default_home
 
 from . import (
+    audit,
     bench,
     contexts,
     demo,
@@ -87,7 +88,7 @@ def cli(ctx: click.Context, home: Path) -> int:
     return shell.interactive() if sys.stdin.isatty() else shell.batch(sys.stdin)
 
 
-for commands in (system, processes, contexts, generate, memory, storage, model, demo, bench):
+for commands in (system, processes, contexts, generate, memory, storage, audit, model, demo, bench):
     for command in commands.COMMANDS:
         cli.add_command(command)
 for command in retrieval.COMMANDS:
