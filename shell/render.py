@@ -180,7 +180,10 @@ def status(answer: Status) -> Table:
                    f" (of {', '.join(answer.policies)})"),
         ("agents", f"{answer.agents}, with {answer.contexts} contexts"),
         ("generations", f"{answer.running} running, {answer.ready} waiting for a slot"),
+        ("audit log", f"{answer.audit.records} records, {answer.audit.signed} signed"),
     ]  # fmt: skip
+    if answer.audit.trouble:
+        rows.append(("", f"DAMAGED: {answer.audit.trouble}; see `aios audit verify`"))
     return pairs(rows)
 
 

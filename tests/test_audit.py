@@ -19,6 +19,7 @@ from conftest import eventually
 from aios.kernel.audit.checkpoint import Signer, public_key
 from aios.kernel.audit.log import AHEAD, RESERVE, Log
 from aios.kernel.audit.merkle import Peaks
+from aios.kernel.audit.read import entries
 from aios.kernel.audit.recorder import Audit
 from aios.kernel.audit.segment import (
     HASH,
@@ -445,6 +446,45 @@ def test_on_a_full_disk_nothing_is_lost(home: Home, no_room: Callable[[int], Non
     receipts += opened.add(1)
     opened.close()
     assert verify(home / "audit", receipts=receipts).problems == []
+
+
+def test_on_a_full_disk_calls_that_make_room_are_served_last(
+    home: Home, no_room: Callable[[int], None]
+) -> None:
+    opened = Open(home)
+    audit = Audit(opened.log)
+    process = ProcessTable(9, 9, 9).add("client", "me", 0, 0, Limits(), 0.0)
+    no_room(AHEAD - 1)
+    ends = []
+    for name in ("mem.put", "mem.get", "mem.delete"):
+        row, raw = TABLE[name], msgspec.Raw(b"")
+        with pytest.raises(DiskFull, match="cannot grow: File too large"):
+            while True:
+                audit.check_room(row)
+                audit.called(process, 1, row, Kill(pid=1), raw, "")
+        ends.append(opened.log.size)
+    assert ends[0] < ends[1] < ends[2] == SEGMENT
+    for _ in range(7):
+        assert audit.refused(process, 1, 1, "mem.get", b"", DiskFull("full")) is None
+    no_room(0)
+    eventually(lambda: opened.log.has_room(RESERVE))
+    audit.check_room(TABLE["mem.get"])
+    opened.close()
+    found = [record for record, _, _ in entries(home / "audit") if record.kind == "note"]
+    assert [(note.call, note.object) for note in found] == [("audit.unrecorded", "7 refused calls")]
+
+
+def test_a_key_that_is_no_key_is_said(home: Home) -> None:
+    write(home, 1)
+    (home / "keys" / "audit").write_bytes(b"short")
+    with pytest.raises(AuditDamaged, match="cannot be used"):
+        Open(home)
+    (home / "keys" / "audit").unlink()
+    opened = Open(home)
+    assert "signed by none of the log's keys" in opened.log.trouble
+    opened.add(1)
+    opened.close()
+    assert not whats_wrong(home)  # both keys are in the folder
 
 
 def test_a_log_that_has_no_room_is_not_begun(home: Home, no_room: Callable[[int], None]) -> None:

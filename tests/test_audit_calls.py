@@ -191,5 +191,6 @@ def test_what_was_signed_while_the_system_ran_cannot_be_taken_away(boot: Boot) -
         aios.mem_put({"k": 1})
         notes = [record for record in read(system.home) if record.call == "audit.damaged"]
         assert "were signed, and are lost" in notes[0].object
+        assert "were signed, and are lost" in aios.status().audit.trouble
     assert verify(system.home / "audit").problems
     assert "were signed, and are lost" in (system.home / "log" / "kernel.log").read_text()
