@@ -249,6 +249,18 @@ def test_a_segment_that_is_gone_shows(home: Home, number: int) -> None:
     assert found[0].startswith(f"{first}: records {first} to {last} are missing")
 
 
+def test_a_segment_of_another_log_shows(home: Home) -> None:
+    """Also where nothing was signed: it does not follow from the one before it."""
+    for number in (0, 1):
+        (home / str(number)).mkdir()
+        write(home / str(number), SEGMENT + 5)
+        (home / str(number) / "audit" / "checkpoints").unlink()
+        assert not whats_wrong(home / str(number))
+    shutil.copy(path_of(home / "1" / "audit", SEGMENT), home / "0" / "audit")
+    said = f"{SEGMENT}: the segment does not follow from the one before"
+    assert whats_wrong(home / "0") == [said]
+
+
 def test_receipts_show_what_was_cut_off_behind_the_last_checkpoint(home: Home) -> None:
     write(home, 10)
     opened = Open(home)
@@ -349,6 +361,16 @@ def test_what_is_not_whole_at_the_end_is_cut_off(home: Home) -> None:
         assert torn.add(1)[0][0] == 7
         assert path_of(again / "audit", 0).read_bytes()[at + 4 : at + 5] != b"\0"
         assert verify(again / "audit", receipts=receipts[:2]).problems == []
+
+
+def test_a_long_tail_that_is_not_whole_leaves_nothing(home: Home) -> None:
+    write(home, 5)
+    path = path_of(home / "audit", 0)
+    end = list(records(home))[-1][1]
+    data = path.read_bytes()
+    path.write_bytes(data[:end] + b"\x50\0\0\0" + b"?" * 5000 + data[end + 5004 :])
+    receipts = write(home, 1)
+    assert verify(home / "audit", receipts=receipts).problems == []
 
 
 def test_a_header_that_is_not_whole_is_begun_again(home: Home) -> None:
@@ -565,12 +587,14 @@ def test_what_leaves_the_kernel_waits_for_its_intent(home: Home) -> None:
     ledger.send_init(kill)
     ledger.send_synced(b"route", b"done")
     assert ledger.end_turn()
-    opened.log.sync()
+    assert opened.log.written == opened.log.size  # in time for the other replies of this turn
+    first = posted.get(timeout=10)  # the sync is done, and not heard of
+    assert audit.is_safe
     ledger.send_init(ended)
     assert ledger.end_turn()
     assert told == [ended]
-    for _ in range(2):
-        posted.get(timeout=10)()
+    first()
+    posted.get(timeout=10)()
     assert told == [ended, kill, (b"route", b"done"), ended]
     journal.close()
     opened.close()
