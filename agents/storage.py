@@ -231,7 +231,8 @@ class StorageCalls(Calls):
         return self.start("sto.compact", keep=keep)
 
     def sto_backup(self, target: str) -> Pending:
-        """Copy the store into a folder that does not exist yet."""
+        """Copy all of it into a folder that does not exist yet. Iterate for progress; `wait` for
+        sto.BackedUp as a map."""
         return self.start("sto.backup", target=target)
 
 

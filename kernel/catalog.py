@@ -29,6 +29,7 @@ from aios.syscalls.errors import BadInput, Conflict, LimitReached, NotFound
 from .store import Txn
 
 TABLE = "catalog"
+IN_BACKUP = "the folder `blobs` of a backup"  # where the contents of a copied catalogue are
 KEY = 16  # bytes of a chunk's key, and of what stands for an owner
 ENTRY = 256  # bytes that an object, and each version of it, counts for beside its content
 NUMBER, INDEX = struct.Struct(">Q"), struct.Struct(">QI")

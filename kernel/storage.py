@@ -27,7 +27,7 @@ from aios.syscalls.errors import (
 from aios.syscalls.messages import Done
 
 from .blobs import Blobs
-from .catalog import KEY, TABLE, Catalog, Row, check_path
+from .catalog import IN_BACKUP, KEY, TABLE, Catalog, Row, check_path
 from .process import Process
 from .shares import Mode, Shares, covers
 from .store import NoStore, Store, Txn
@@ -57,10 +57,11 @@ class Storage:
 
     def _begin(self, place: str) -> None:
         """Note where contents are, and end the uploads that another kernel had."""
-        before = self.store.read(lambda txn: txn.get(TABLE, b"b"))
-        if before not in (None, place.encode()) and self.store.read(_has_chunks):
+        before = (self.store.read(lambda txn: txn.get(TABLE, b"b")) or place.encode()).decode()
+        restored = before == IN_BACKUP and place != "lmdb"
+        if before != place and not restored and self.store.read(_has_chunks):
             raise BadInput(
-                f"the contents of this store are in {before.decode()}, not in {place}",
+                f"the contents of this store are in {before}, not in {place}",
                 "set `blobs` to that; `aios sto export` and `import` move objects",
             )
 

@@ -199,7 +199,15 @@ class Compact(Message):
 
 
 class Backup(Message):
+    """Copy the store into `data.mdb` of a folder and, where contents are in a folder or a bucket,
+    those that the copy refers to into its folder `blobs`."""
+
     target: Annotated[str, Meta(min_length=1, max_length=4096)]  # a folder that is to be made
+
+
+class BackedUp(Reply):
+    chunks: int  # in the folder `blobs`; 0 where data.mdb has the contents
+    missing: int  # chunks that could not be found; `sto.verify` names them
 
 
 class Progress(Reply):

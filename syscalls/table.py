@@ -74,7 +74,7 @@ ROWS: tuple[Row, ...] = (
     Row("sto.watch", sto.Watch, "sto", m.Done, "Follow changes.", sto.Version),
     Row("sto.verify", sto.Verify, "sto.admin", sto.Verified, "Check everything.", sto.Progress),
     Row("sto.compact", sto.Compact, "sto.admin", sto.Compacted, "Make room.", sto.Progress),
-    Row("sto.backup", sto.Backup, "sto.admin", m.Done, "Copy the store while it is used."),
+    Row("sto.backup", sto.Backup, "sto.admin", sto.BackedUp, "Copy all of it while it is used."),
     Row("sto.search", r.Search, "sto", r.Hits, "Find passages of what is stored."),
     Row("sto.index", r.Index, "sto", r.IndexReport, "How far the index is."),
     Row("sto.reindex", r.Reindex, "sto.admin", m.Done, "Make the index anew."),

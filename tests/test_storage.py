@@ -587,29 +587,6 @@ def test_upkeep_is_a_person_s(aios: Aios, program: Program) -> None:
     assert done(aios, path) == ["access.denied"] * 3
 
 
-def test_a_backup_while_running(boot: Boot, tmp_path: Path) -> None:
-    system = boot()
-    with connect(system.home) as aios:
-        aios.sto_put("a", BIG)
-        aios.sto_backup(str(tmp_path / "copy")).wait()
-        aios.sto_put("a", b"later")
-        for target in (tmp_path / "copy", Path("/proc/none"), Path("relative")):
-            with pytest.raises(BadInput):
-                aios.sto_backup(str(target)).wait()
-    other = boot()
-    other.end()
-    (other.home / "store" / "data.mdb").unlink()
-    (tmp_path / "copy" / "data.mdb").rename(other.home / "store" / "data.mdb")
-    again = System(other.home, {"slots": 1, "ctx": 256}, detach=True)
-    try:
-        again.ready()
-        with connect(again.home) as aios:
-            assert aios.sto_get("a") == BIG
-            assert aios.sto_verify().wait()["problems"] == []
-    finally:
-        again.end()
-
-
 def test_a_damaged_content_is_found_and_harms_no_other(homes: Path) -> None:
     home = homes / "damaged"
     settings = {"slots": 1, "ctx": 256}
