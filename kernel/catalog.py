@@ -271,8 +271,11 @@ class Catalog:
         data = self.txn.get(TABLE, key(b"o", name))
         return Owned(name) if data is None else owned(data)
 
-    def owners(self) -> list[Owned]:
-        return [owned(data) for _, data in self.txn.scan(TABLE, b"o")]
+    def owners(self, after: str | None = None) -> Iterator[Owned]:
+        """Those behind `after`, in the order of their keys."""
+        start = b"" if after is None else key(b"o", after) + b"\0"
+        for _, data in self.txn.scan(TABLE, b"o", start):
+            yield owned(data)
 
     def _grow(self, owner: str, size: int) -> None:
         self.grown[owner] = self.grown.get(owner, 0) + size

@@ -153,7 +153,7 @@ class Upkeep:
 
     def _old(self, errand: Errand, keep: int) -> Iterator[tuple[str, str, int]]:
         """The versions behind the newest `keep` of each object."""
-        for owner in self.store.read(lambda txn: Catalog(txn).owners()):
+        for owner in self.store.read(lambda txn: list(Catalog(txn).owners())):
             for path in self._paths(owner.name):
                 errand.step("versions")
                 versions = self.store.read(partial(_versions, owner.name, path))

@@ -172,13 +172,21 @@ class Shares(Message):
 
 
 class Owners(Message):
-    pass
+    """In an order of their own: an owner that comes while pages are read may be left out."""
+
+    after: Owner | None = None  # go on behind this owner
+    limit: Annotated[int, Meta(ge=1, le=500)] = 200
 
 
 class Holding(Reply):
     owner: str
     bytes: int  # that count against the quota
     limit: int | None
+
+
+class Holdings(Reply):
+    owners: list[Holding]
+    after: str | None  # where the next page begins; none: this was the last
 
 
 class Watch(Message):

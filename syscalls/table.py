@@ -70,7 +70,7 @@ ROWS: tuple[Row, ...] = (
     Row("sto.purge", sto.Purge, "sto", sto.Version, "Drop an object with its history."),
     Row("sto.share", sto.Share, "sto", m.Done, "Let others read or write objects."),
     Row("sto.shares", sto.Shares, "sto", list[sto.Grant], "List what is shared."),
-    Row("sto.owners", sto.Owners, "sto", list[sto.Holding], "Who holds how much."),
+    Row("sto.owners", sto.Owners, "sto", sto.Holdings, "Who holds how much."),
     Row("sto.watch", sto.Watch, "sto", m.Done, "Follow changes.", sto.Version),
     Row("sto.verify", sto.Verify, "sto.admin", sto.Verified, "Check everything.", sto.Progress),
     Row("sto.compact", sto.Compact, "sto.admin", sto.Compacted, "Make room.", sto.Progress),

@@ -129,6 +129,29 @@ def test_large_contents_are_streamed(storage: Aios) -> None:
     assert storage.sto_read("big", 1, count=0).data == b""
 
 
+def test_owners_come_in_pages(storage: Aios) -> None:
+    names = ["", *(f"/owner/{number}" for number in range(430))]
+    for name in names:
+        storage.sto_put("a", name.encode(), owner=name)
+    found = [holding.owner for holding in storage.sto_owners()]
+    assert len(set(found)) == len(found)
+    assert set(found) >= set(names)
+    paged: list[str] = []
+    after = None
+    for size in [100] * (len(found) // 100) + [len(found) % 100]:
+        page = storage.start("sto.owners", limit=100, after=after).wait()
+        paged += [holding["owner"] for holding in page["owners"]]
+        assert (len(page["owners"]), page["after"]) == (size, paged[-1] if size == 100 else None)
+        after = page["after"]
+    assert paged == found
+
+
+def test_an_agent_hears_of_itself_alone(storage: Aios, program: Program) -> None:
+    storage.sto_put("a", b"1")
+    path = program("return [holding.owner for holding in aios.sto_owners()]")
+    assert done(storage, path, name="lonely") == ["/lonely"]
+
+
 def test_equal_contents_of_one_owner_are_stored_once(storage: Aios) -> None:
     before = {row.owner: row.bytes for row in storage.sto_owners()}.get("", 0)
     for number in range(3):
