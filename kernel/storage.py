@@ -27,7 +27,7 @@ from aios.syscalls.errors import (
 from aios.syscalls.messages import Done
 
 from .blobs import Blobs
-from .catalog import KEY, TABLE, Catalog, Row, check_path
+from .catalog import IN_BACKUP, KEY, TABLE, Catalog, Owned, Row, check_path
 from .process import Process
 from .shares import Mode, Shares, covers
 from .store import NoStore, Store, Txn
@@ -58,10 +58,11 @@ class Storage:
 
     def _begin(self, place: str) -> None:
         """Note where contents are, and end the uploads that another kernel had."""
-        before = self.store.read(lambda txn: txn.get(TABLE, b"b"))
-        if before not in (None, place.encode()) and self.store.read(_has_chunks):
+        before = (self.store.read(lambda txn: txn.get(TABLE, b"b")) or place.encode()).decode()
+        restored = before == IN_BACKUP and place != "lmdb"
+        if before != place and not restored and self.store.read(_has_chunks):
             raise BadInput(
-                f"the contents of this store are in {before.decode()}, not in {place}",
+                f"the contents of this store are in {before}, not in {place}",
                 "set `blobs` to that; `aios sto export` and `import` move objects",
             )
 
@@ -324,17 +325,22 @@ class Storage:
         grants: list[sto.Grant] = self.store.read(look)
         return grants
 
-    def owners(self, call: Call) -> list[sto.Holding]:
+    def owners(self, call: Call, args: sto.Owners) -> sto.Holdings:
         """All, for a person; an agent hears of itself."""
         name = call.process.principal
         self._owner(call, None)
-        rows = self.store.read(
-            lambda txn: Catalog(txn).owners() if not name else [Catalog(txn).owner(name)]
-        )
-        return [
+
+        def look(txn: Txn) -> list[Owned]:
+            cat = Catalog(txn)
+            return [cat.owner(name)] if name else [*islice(cat.owners(args.after), args.limit)]
+
+        rows: list[Owned] = self.store.read(look)
+        held = [
             sto.Holding(owner=row.name, bytes=row.used, limit=self.quota if row.name else None)
             for row in rows
         ]
+        more = not name and len(rows) == args.limit
+        return sto.Holdings(owners=held, after=rows[-1].name if more else None)
 
     # --- parts ------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ import threading
 import traceback
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -238,8 +239,10 @@ class Store:
         key = None if once is None else b"%d/%d" % once
         self.jobs.put(Job(do, then, fail, size, key))
 
-    def backup(self, target: Path) -> None:
-        """Copy what is committed now to the folder `target`, compacted; from any thread.
+    @contextmanager
+    def backup(self, target: Path) -> Iterator[Txn]:
+        """Copy what is committed now to the folder `target`, compacted; from any thread. The block
+        has a transaction over the copy; if it fails, nothing is left.
 
         Raises:
             BadInput: the folder cannot be made, or cannot hold the copy.
@@ -252,11 +255,23 @@ class Store:
             ) from error
         try:
             self.env.copy(os.fspath(target), compact=True)
-        except (lmdb.Error, OSError) as error:
+            with self._open_copy(target) as env:
+                tables = {name: env.open_db(name.encode()) for name in TABLES}
+                with env.begin(write=True) as txn:
+                    yield Txn(env, txn, tables)
+                env.sync(True)
+        except BaseException as error:
             shutil.rmtree(target)
-            raise BadInput(
-                f"no backup in {target}: {error}", "look for room on its disk"
-            ) from error
+            if isinstance(error, lmdb.Error | OSError):
+                hint = "look for room on its disk"
+                raise BadInput(f"no backup in {target}: {error}", hint) from error
+            raise
+
+    def _open_copy(self, target: Path) -> lmdb.Environment:
+        return lmdb.open(
+            os.fspath(target), map_size=self.limit, max_dbs=len(TABLES), mode=0o600, lock=False,
+            create=False,
+        )  # fmt: skip
 
     def close(self) -> None:
         """Have what was asked for committed, and stop."""
@@ -430,7 +445,7 @@ class NoStore:
     ) -> None:  # fmt: skip
         fail(self.error)
 
-    def backup(self, target: Path) -> None:
+    def backup(self, target: Path) -> AbstractContextManager[Txn]:
         raise self.error
 
     def close(self) -> None:

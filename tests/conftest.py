@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 import pytest
+from bucket import serving
 
 from aios.agents import Aios, connect
 from aios.shell.launch import System
@@ -136,6 +137,13 @@ def boot(homes: Path, request: pytest.FixtureRequest) -> Iterator[Boot]:
     yield start
     for steps in running:
         assert next(steps, None) is None
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """The address of a server that speaks S3."""
+    with serving() as address:
+        yield address
 
 
 @pytest.fixture
