@@ -20,7 +20,7 @@ from .core_link import CORE_KEY, CoreLink
 from .generation import Generations
 from .handlers import handlers
 from .index_link import INDEX_KEY, IndexLink
-from .init_protocol import Gone, Paused, Started, StartFailed, ToKernel, WindUp
+from .init_protocol import Census, Gone, Paused, Started, StartFailed, ToKernel, WindUp
 from .interactions import InteractionLog
 from .journal import Journal
 from .ledger import Ledger
@@ -37,6 +37,7 @@ from .shares import Shares
 from .stats import EventLog, Statistics
 from .storage import Storage
 from .store import NoStore, Store
+from .store_trial import try_store
 from .trap import Trap
 from .upkeep import Upkeep
 from .waiting import Waiters
@@ -60,7 +61,7 @@ class Kernel:
         self.loop = loop = Loop(config.path, init_fd)
         census = loop.first_word()
         self.ledger = ledger = Ledger(self._journal(patient=bool(census.children)), loop.send_now)
-        self.store = self._store(census.system)
+        self.store = self._store(census)
 
         def to_core(command: Command) -> None:
             loop.work.send(encode(command))
@@ -73,9 +74,9 @@ class Kernel:
         self.stats = Statistics()
         self.events = EventLog()
         self.table = ProcessTable(config.agents, config.clients, config.dead)
-        self.owners = Owners(self.store, self.table, config, census.system)
-        self.memory = Memory(self.store, self.owners)
-        self.interactions = InteractionLog(self.store, self.owners, config.log_bytes)
+        self.owners = self._owners(census.system)
+        self.memory = Memory(self.owners)
+        self.interactions = InteractionLog(self.owners, config.log_bytes)
         self.contexts = ContextManager(lambda ctx: to_core(Drop(ctx)))
         self.scheduler = Scheduler(config.policy, config.quantum)
         self.prompts = Prompts(self.contexts)
@@ -105,7 +106,10 @@ class Kernel:
             self.lifecycle.settle,
         )  # fmt: skip
         self.lifecycle.trap = self.trap
-        self.lifecycle.ended += [self.storage.uploads.ended, self.memory.ended]
+        self.lifecycle.ended += [
+            self.storage.uploads.ended, self.memory.ended,
+            lambda process: self.store.forget(process.pid),
+        ]  # fmt: skip
         ledger.table, ledger.contexts, ledger.generations = (
             self.table, self.contexts, self.generations,
         )  # fmt: skip
@@ -117,6 +121,8 @@ class Kernel:
         ledger.recover(census.system)
         self.lifecycle.recover(census)
         self.owners.recover()
+        for pid in [pid for pid in self.store.callers if not self.table.is_alive(pid)]:
+            self.store.forget(pid)
         self.core.recover(census)
         self.index.recover(census)
 
@@ -132,16 +138,26 @@ class Kernel:
                 print(f"waiting: {error}", file=sys.stderr, flush=True)
                 time.sleep(1)
 
-    def _store(self, system: str) -> Store | NoStore:
+    def _store(self, census: Census) -> Store | NoStore:
         """Without it all goes on but memory and storage, whose calls say why."""
+        folder = self.config.path / "store"
         try:
+            if census.crashed:
+                try_store(folder)
             return Store(
-                self.config.path / "store", self.loop.post, limit=self.config.store_bytes,
-                system=system,
-            )  # fmt: skip
+                folder, self.loop.post, limit=self.config.store_bytes, system=census.system
+            )
         except (StoreDamaged, DiskFull) as error:
             print(f"no store: {error}", file=sys.stderr, flush=True)
             return NoStore(error)
+
+    def _owners(self, system: str) -> Owners:
+        """Without them all goes on but memory."""
+        try:
+            return Owners(self.store, self.table, self.config, system)
+        except StoreDamaged as error:
+            print(f"no memory: {error}", file=sys.stderr, flush=True)
+            return Owners(NoStore(error), self.table, self.config, system)
 
     def _blobs(self) -> Blobs:
         """Raises BadInput where the settings name no place that can be used."""

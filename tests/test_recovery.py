@@ -170,7 +170,9 @@ def test_stop_ends_agents_first_and_is_answered(boot: Boot, program: Callable[[s
     system = boot(slots=1)
     with connect(system.home) as aios:
         pid = aios.spawn(
-            program("signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))\nprint('up')\naios.recv()")
+            program(
+                "signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))\nprint('up')\naios.recv()"
+            )
         )
         assert aios.log(pid, wait=20).data  # not before: it runs while the handler is not yet set
         follow = aios.start("kernel.events", kinds=["process"])

@@ -18,7 +18,8 @@ from typing import Any
 import msgspec
 import zmq
 
-from aios.syscalls.errors import AiosError, ModelError
+from aios.kernel.stderr import become_log
+from aios.syscalls.errors import AiosError, IndexFailed, ModelError
 
 from .database import Damaged
 from .embedder import WordLlama
@@ -86,7 +87,7 @@ class Service:
         try:
             return Found(search.req, self.index.search(search))
         except sqlite3.OperationalError as error:
-            why = AiosError(f"the index cannot be read: {error}", "see log/index.log")
+            why = IndexFailed(f"the index cannot be read: {error}")
             return Found(search.req, [], why.to_wire())
 
     def apply(self) -> None:
@@ -127,6 +128,7 @@ class Service:
 
 
 def main() -> int:
+    become_log()
     config = msgspec.json.decode(sys.argv[1], type=IndexConfig)
     context: zmq.Context[Any] = zmq.Context()
     try:
@@ -157,7 +159,7 @@ def connect(context: zmq.Context[Any], config: IndexConfig) -> zmq.Socket[bytes]
 def as_aios_error(error: Exception) -> AiosError:
     if isinstance(error, AiosError):
         return error
-    return AiosError(f"the index cannot be opened: {error}", "see log/index.log in the AIOS home")
+    return IndexFailed(f"the index cannot be opened: {error}")
 
 
 if __name__ == "__main__":
