@@ -12,7 +12,7 @@ from aios.syscalls import sto
 from aios.syscalls.errors import BadInput, Denied, LimitReached, NotFound
 
 from .catalog import TABLE, Catalog, key, short
-from .process import Process
+from .process import Process, check_principal
 from .store import Txn
 
 Mode = Literal["read", "write", "own"]  # own: purge and share, which is never granted
@@ -98,7 +98,10 @@ class Shares:
         """Raises NotFound: no such group, or no such grant to take back."""
         if len(share.to.encode()) > TO:
             raise BadInput(f"a name of more than {TO} bytes", "share with a subtree, or a group")
-        if not share.to.startswith("/") and share.to not in self.groups:
+        if share.to.startswith("/"):
+            if share.to != "/*":
+                check_principal(share.to.removesuffix("/*"))
+        elif share.to not in self.groups:
             raise NotFound(
                 f"no group {share.to!r}",
                 'a principal begins with "/"; groups are in config.toml',

@@ -277,6 +277,25 @@ def test_no_chunk_is_referred_to_before_it_is_durable(opened: Opened) -> None:
     assert seen == [True]
 
 
+def test_what_is_dropped_while_the_system_ends_is_no_trouble(
+    opened: Opened, capfd: pytest.CaptureFixture[str]
+) -> None:
+    opened.write({KEYS[0]: b"one"})
+    answers: list[Any] = []
+
+    def drop(txn: Txn, drop: Callable[[bytes], None]) -> None:
+        txn.delete("catalog", b"c" + KEYS[0])
+        drop(KEYS[0])
+
+    opened.blobs.write({}, drop, answers.append, answers.append)
+    opened.blobs.close()
+    opened.turn(lambda: answers)
+    assert answers == [None]
+    if isinstance(opened.blobs, Elsewhere):
+        assert "left for `aios sto compact`" in capfd.readouterr().err
+        assert list(opened.blobs.all()) == [KEYS[0]]
+
+
 # --- what goes wrong ------------------------------------------------------------------------------
 
 
