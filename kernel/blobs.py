@@ -49,10 +49,10 @@ class Blobs(Protocol):
 
     def write(
         self, chunks: Mapping[bytes, bytes], do: Do, then: Then, fail: Fail, *,
-        once: tuple[int, int] | None = None,
+        size: int = 0, once: tuple[int, int] | None = None,
     ) -> None:  # fmt: skip
-        """Have the chunks durable, then `do` committed; the rest is as with Store.write. Chunks
-        that were there stay as they are."""
+        """Have the chunks durable, then `do` committed; the rest is as with Store.write, `size`
+        being that of the rows. Chunks that were there stay as they are."""
 
     def read(self, keys: list[bytes], then: Then, fail: Fail) -> None:
         """The chunks of these keys. Fails with StoreDamaged where one is missing or damaged."""
@@ -84,14 +84,15 @@ class LmdbBlobs:
 
     def write(
         self, chunks: Mapping[bytes, bytes], do: Do, then: Then, fail: Fail, *,
-        once: tuple[int, int] | None = None,
+        size: int = 0, once: tuple[int, int] | None = None,
     ) -> None:  # fmt: skip
         def job(txn: Txn) -> Any:
             for key, data in chunks.items():
                 txn.put("blobs", PREFIX + key, data)
             return do(txn, lambda key: _drop(txn, key))
 
-        self.store.write(job, then, fail, size=sum(map(len, chunks.values())), once=once)
+        size += sum(map(len, chunks.values()))
+        self.store.write(job, then, fail, size=size, once=once)
 
     def read(self, keys: list[bytes], then: Then, fail: Fail) -> None:
         try:
@@ -160,10 +161,11 @@ class Elsewhere:
         # One thread puts and deletes: a chunk that is dropped and put again is there afterwards.
         self.writer = ThreadPoolExecutor(1, "blobs")
         self.readers = ThreadPoolExecutor(READERS, "blobs")
+        self.closed = False
 
     def write(
         self, chunks: Mapping[bytes, bytes], do: Do, then: Then, fail: Fail, *,
-        once: tuple[int, int] | None = None,
+        size: int = 0, once: tuple[int, int] | None = None,
     ) -> None:  # fmt: skip
         dropped: list[bytes] = []
         pinned = Counter(list(chunks))
@@ -179,8 +181,9 @@ class Elsewhere:
 
         def commit(_: None) -> None:
             self.store.write(
-                job, lambda result: ended(then, result), lambda error: ended(fail, error), once=once
-            )
+                job, lambda result: ended(then, result), lambda error: ended(fail, error),
+                size=size, once=once,
+            )  # fmt: skip
 
         self.pins += pinned
         if chunks:
@@ -237,6 +240,10 @@ class Elsewhere:
     def _run(
         self, threads: ThreadPoolExecutor, work: Callable[[], Any], then: Then, fail: Fail
     ) -> None:
+        if self.closed:  # what the last commits drop is left over
+            fail(BackendDown("the system stops"))
+            return
+
         def run() -> None:
             try:
                 result = work()
@@ -248,7 +255,7 @@ class Elsewhere:
         threads.submit(run)
 
     def close(self) -> None:
-        self.hold()  # for good: what is dropped now is left for `compact`
+        self.closed = True
         self.writer.shutdown()
         self.readers.shutdown()
 

@@ -18,13 +18,14 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Literal
 
 import msgspec
 from msgspec import Struct
 
 from aios.syscalls import sto
-from aios.syscalls.errors import BadInput, Conflict, LimitReached, NotFound
+from aios.syscalls.errors import BadInput, Conflict, LimitReached, NotFound, StoreDamaged
 
 from .store import Txn
 
@@ -225,12 +226,15 @@ class Catalog:
         return int.from_bytes(self.txn.get(TABLE, b"n") or b"")
 
     def changes(self, since: int, limit: int) -> list[tuple[int, str, str]]:
-        """(number, owner, path) of the objects whose last change came after `since`."""
+        """(number, owner, path) of the objects whose last change came after `since`. Where it is
+        damaged which object that was, it is the one that never is: path ""."""
         found = []
-        for place, data in self.txn.scan(TABLE, b"s", b"s" + NUMBER.pack(since + 1)):
-            found.append((int.from_bytes(place[1:]), *changed_of(data)))
-            if len(found) == limit:
-                break
+        for place in islice(self.txn.keys(TABLE, b"s", b"s" + NUMBER.pack(since + 1)), limit):
+            try:
+                owner, path = changed_of(self.txn.get(TABLE, place) or b"")
+            except StoreDamaged:
+                owner, path = "", ""
+            found.append((int.from_bytes(place[1:]), owner, path))
         return found
 
     # --- chunks -----------------------------------------------------------------------------------

@@ -54,6 +54,7 @@ from .init_protocol import (
     decode_to_init,
     encode,
 )
+from .stderr import become_log
 
 RUNNER = "aios.agents.runner"  # by name: the kernel knows the SDK only as a program to run
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -70,6 +71,7 @@ class Init:
         self.config = config
         self.kernel = 0
         self.kernel_started = 0.0
+        self.crashed = ""  # the signal that ended the last one, if nobody killed it
         self.backoff = BACKOFF
         self.crashes = 0  # in a row
         self.system = secrets.token_hex(8)
@@ -160,7 +162,8 @@ class Init:
             cut = slice(part * PART, (part + 1) * PART)
             some = dict(children[cut])
             paused = [os_pid for os_pid in some if os_pid in self.paused]
-            self.tell(Census(self.system, some, paused, gone[cut], more=part + 1 < parts))
+            more = part + 1 < parts
+            self.tell(Census(self.system, some, paused, gone[cut], more, self.crashed))
 
     def wind_up(self) -> None:
         if self.ending:  # told twice: no more patience
@@ -273,6 +276,8 @@ class Init:
                     (self.config.path / name).unlink(missing_ok=True)
             return True
         self._back_off(number)
+        crashed = number not in (0, signal.SIGKILL)
+        self.crashed = signal.Signals(number).name if crashed else ""
         how = f"died of {signal.Signals(number).name}" if number else f"failed with {code}"
         lived = time.monotonic() - self.kernel_started
         print(
@@ -340,6 +345,7 @@ def become_child(main: Callable[[], object], log: str, keep: int, cwd: str | Non
         for number in CAUGHT:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, CAUGHT)
+        sys.stderr = sys.__stderr__
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(output, 1)
@@ -390,6 +396,7 @@ def main() -> int:
 
     What keeps it from starting goes to stderr as the JSON of an AiosError.
     """
+    become_log()
     try:
         config = load(Path(sys.argv[1]), json.loads(sys.argv[2]))
         endpoint(config.path)  # refuses a home whose path is too long

@@ -50,6 +50,7 @@ class Census(Frame):
     paused: list[int]  # OS pids
     gone: list[Gone]  # not heard of yet
     more: bool  # another part follows
+    crashed: str = ""  # the signal that ended the kernel before, where nobody killed it
 
 
 class Started(Frame):

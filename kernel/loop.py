@@ -254,7 +254,7 @@ class Loop:
             whole.children |= part.children
             whole = Census(
                 part.system, whole.children, whole.paused + part.paused, whole.gone + part.gone,
-                part.more,
+                part.more, part.crashed,
             )  # fmt: skip
         self.init.setblocking(False)
         return whole

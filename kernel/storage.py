@@ -27,8 +27,8 @@ from aios.syscalls.errors import (
 from aios.syscalls.messages import Done
 
 from .blobs import Blobs
-from .catalog import IN_BACKUP, KEY, TABLE, Catalog, Owned, Row, check_path
-from .process import Process
+from .catalog import ENTRY, IN_BACKUP, KEY, TABLE, Catalog, Owned, Row, check_path
+from .process import Process, check_principal
 from .shares import Mode, Shares, covers
 from .store import NoStore, Store, Txn
 from .trap import Call
@@ -166,13 +166,16 @@ class Storage:
             (done or (lambda all: call.done(all[0])))(versions)
 
         self.store.read(check)  # before chunks are written for whoever may not
-        self.write(chunks or {}, run, committed, call.fail, call)
+        size = 0 if mode == "own" else ENTRY * len(steps)  # a purge makes room
+        self.write(chunks or {}, run, committed, call.fail, call, size)
 
     def write(
         self, chunks: dict[bytes, bytes], do: Callable[[Catalog], Any],
         then: Callable[[Any], None], fail: Callable[[AiosError], None], call: Call | None = None,
+        size: int = 0,
     ) -> None:  # fmt: skip
-        """Have the chunks durable, and `do` committed, for `call` once."""
+        """Have the chunks durable, and `do` committed, for `call` once. `size`: bytes of the rows
+        that it adds, 0 if it makes room."""
         quota = None if call is None or call.process.kind == "client" else self.quota
 
         def run(txn: Txn, drop: Callable[[bytes], None]) -> Any:
@@ -182,7 +185,7 @@ class Storage:
             return result
 
         once = None if call is None else (call.process.pid, call.id)
-        self.blobs.write(chunks, run, then, fail, once=once)
+        self.blobs.write(chunks, run, then, fail, size=size, once=once)
 
     def _tell(self, version: sto.Version) -> None:
         """Whoever follows, and the index."""
@@ -254,6 +257,8 @@ class Storage:
 
     def scopes(self, call: Call, owner: str | None, path: str) -> list[tuple[str, str]]:
         """What a search of the caller may look at; Denied as with Shares.scopes."""
+        if owner:
+            check_principal(owner)
         found: list[tuple[str, str]] = self.store.read(
             lambda txn: self.shares.scopes(txn, call.process, owner, path)
         )
@@ -313,14 +318,16 @@ class Storage:
             self.shares.check(cat.txn, call.process, owner, args.prefix, "own")
             self.shares.give(cat.txn, owner, args)
 
-        self.write({}, do, lambda _: call.done(Done()), call.fail, call)
+        size = 0 if args.mode == "none" else ENTRY
+        self.write({}, do, lambda _: call.done(Done()), call.fail, call, size)
 
     def list_shares(self, call: Call, args: sto.Shares) -> list[sto.Grant]:
         owner = self._owner(call, args.owner)
 
         def look(txn: Txn) -> list[sto.Grant]:
             self.shares.check(txn, call.process, owner, "", "own")
-            return [*self.shares.of(txn, owner), *self.shares.to(txn, owner)]
+            given = self.shares.of(txn, owner)
+            return given + [each for each in self.shares.to(txn, owner) if each.owner != owner]
 
         grants: list[sto.Grant] = self.store.read(look)
         return grants
@@ -357,6 +364,8 @@ class Storage:
     def _owner(self, call: Call, owner: str | None) -> str:
         if self.wrong is not None:
             raise self.wrong
+        if owner:  # "" is a person
+            check_principal(owner)
         return call.process.principal if owner is None else owner
 
     def _reach(self, call: Call, owner: str, mode: Mode) -> list[str]:

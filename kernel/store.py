@@ -3,13 +3,11 @@
 Reads run in the kernel's loop. Writes are functions over a transaction; a thread runs all that
 wait in one transaction (group commit), each in a transaction of its own below it, so one that
 raises leaves nothing behind. LMDB checks no sums: each value carries a CRC-32.
-
-The file is extended ahead, with written zeros: a commit then has no metadata of the file to sync,
-which makes it 30 times quicker (DESIGN.md section 2), and cannot run out of disk half way.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import queue
@@ -22,6 +20,8 @@ import traceback
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +38,16 @@ from aios.syscalls.errors import (
     StoreFull,
 )
 
+from .room import GROUP, Room
+
 FORMAT = 1
 TABLES = ("meta", "done", "memory", "log", "catalog", "blobs")
 MAX_KEY = 511  # bytes, LMDB's
-AHEAD = 8 << 20  # bytes that the file is extended by, at least
-GROUP = 4 << 20  # bytes of one commit, about
-ROOM = 2 * GROUP  # bytes that the file is to have for the next
-RESERVE = 256  # values of half a page that a store has room for when it counts as full
-PAGES = 8192  # bytes that a job adds to that, about: the pages that its keys are in
+PAGES = 8192  # bytes that a job adds to a group, about: the pages that its keys are in
 RESTORE = "restore a backup, or move the folder away to begin with an empty store"
 DONE = 1024  # replies that are kept for one caller
 CRC = struct.Struct("<I")
+CALL = struct.Struct(">QQ")  # who called, and its number
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
@@ -156,20 +155,21 @@ class Store:
     ) -> None:  # fmt: skip
         self.folder, self.post, self.limit, self.barrier = folder, post, limit, barrier
         self.path = folder / "data.mdb"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.lock = _lock(folder / "lock")
         self.broken: AiosError | None = None
-        self.full: str | None = None  # why the file cannot be extended
+        self.tables: dict[str, Any] = {}
+        self.callers: set[int] = set()  # of whom calls are remembered
         self.commits = self.written = 0
         self.freed = False  # there was a commit since the last put that had no room
         try:
-            self._open(system)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.lock = _lock(folder / "lock")
+            try:
+                self._open(system)
+            except BaseException:
+                os.close(self.lock)
+                raise
         except (lmdb.Error, OSError) as error:
-            os.close(self.lock)
-            raise StoreDamaged(f"cannot open the store in {folder}: {error}", RESTORE) from error
-        except AiosError:
-            os.close(self.lock)
-            raise
+            raise _cannot_open(folder, error) from error
         self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._work, name="store", daemon=True)
         self.thread.start()
@@ -179,28 +179,36 @@ class Store:
             os.fspath(self.folder), map_size=self.limit, max_dbs=len(TABLES), max_readers=16,
             mode=0o600, meminit=False,
         )  # fmt: skip
-        self.env.reader_check()
-        self.size = self.path.stat().st_size
-        if self._room() < 0:  # LMDB maps the file: a page that is not there would be our SIGBUS
-            raise StoreDamaged(f"{self.path} is cut short: {self.size} bytes", RESTORE)
-        self._extend()
-        with self.env.begin(write=True) as txn:
-            self.tables = {name: self.env.open_db(name.encode(), txn=txn) for name in TABLES}
-            new = Txn(self.env, txn, self.tables)
-            known = new.get("meta", b"format")
-            if known is not None and _decode(known) > FORMAT:
-                raise StoreDamaged(
-                    f"the store in {self.folder} has format {_decode(known)}, this AIOS knows up "
-                    f"to {FORMAT}",
-                    "use the AIOS that wrote it, or a newer one",
-                )
-            if known is None:
-                new.put("meta", b"format", _encode(FORMAT))
-                new.put("meta", b"id", secrets.token_bytes(32))
-            self.id = new.get("meta", b"id") or b""
-            if new.get("meta", b"system") != system.encode():
-                new.drop("done")
-                new.put("meta", b"system", system.encode())
+        try:
+            self.env.reader_check()
+            self.room = Room(self.env, self.path, self.limit, self.tables)
+            if self.room.behind() < 0:  # LMDB maps it: a page that is not there would be our SIGBUS
+                raise StoreDamaged(f"{self.path} is cut short: {self.room.size} bytes", RESTORE)
+            with self.env.begin(write=True) as txn:
+                self._begin(txn, system)
+            self.room.extend()
+        except BaseException:
+            self.env.close()
+            raise
+
+    def _begin(self, txn: lmdb.Transaction, system: str) -> None:
+        self.tables.update((name, self.env.open_db(name.encode(), txn=txn)) for name in TABLES)
+        new = Txn(self.env, txn, self.tables)
+        known = new.get("meta", b"format")
+        if known is not None and _decode(known) > FORMAT:
+            raise StoreDamaged(
+                f"the store in {self.folder} has format {_decode(known)}, this AIOS knows up "
+                f"to {FORMAT}",
+                "use the AIOS that wrote it, or a newer one",
+            )
+        if known is None:
+            new.put("meta", b"format", _encode(FORMAT))
+            new.put("meta", b"id", secrets.token_bytes(32))
+        self.id = new.get("meta", b"id") or b""
+        if new.get("meta", b"system") != system.encode():
+            new.drop("done")
+            new.put("meta", b"system", system.encode())
+        self.callers = {CALL.unpack(key)[0] for key in new.keys("done", b"")}
 
     # --- use --------------------------------------------------------------------------------------
 
@@ -236,8 +244,15 @@ class Store:
         the call that this is; should the same call come again, `then` hears the first result, which
         has to be plain.
         """
-        key = None if once is None else b"%d/%d" % once
-        self.jobs.put(Job(do, then, fail, size, key))
+        if once is not None:
+            self.callers.add(once[0])
+        self.jobs.put(Job(do, then, fail, size, None if once is None else CALL.pack(*once)))
+
+    def forget(self, pid: int) -> None:
+        """That caller has ended, and sends no call again."""
+        if pid in self.callers:
+            self.callers.remove(pid)
+            self.write(partial(_forget, pid), lambda _: None, _not_forgotten)
 
     @contextmanager
     def backup(self, target: Path) -> Iterator[Txn]:
@@ -293,7 +308,7 @@ class Store:
                 group.append(following)
                 size += following.size + PAGES
             self._commit(group)
-            self._extend()
+            self.room.extend()
 
     def _commit(self, group: list[Job]) -> None:
         """All at once, or each by itself if that fails, so that it fails whom it must."""
@@ -320,7 +335,7 @@ class Store:
             for job in group:
                 self._do(txn, job)
             if any(job.size and job.error is None for job in group):
-                self._check_reserve(txn)
+                self.room.check_limit(txn)
             self.barrier()
         self.freed = True
         self.commits += 1
@@ -328,10 +343,9 @@ class Store:
 
     def _do(self, txn: lmdb.Transaction, job: Job) -> None:
         job.result, job.error = None, None
-        if job.size and self.full is not None and self._room() < ROOM:
-            job.error = DiskFull(f"the store cannot grow: {self.full}", "make room on that disk")
-            return
         try:
+            if job.size:
+                self.room.check_disk()
             with self.env.begin(write=True, parent=txn) as child:
                 job.result = self._once(Txn(self.env, child, self.tables), job)
         except AiosError as error:
@@ -346,8 +360,9 @@ class Store:
 
     def _reclaim(self) -> bool:
         """LMDB reuses pages from the second commit after they came free on. A put that is refused
-        makes no commit, so there has to be one more, or it would be refused for ever."""
-        if not self.freed:
+        makes no commit, so there has to be one more, or it would be refused for ever. Nor does it
+        reuse what a reader might see, also one that was killed: which that is has to be asked."""
+        if not self.env.reader_check() and not self.freed:
             return False
         self.freed = False
         try:
@@ -357,16 +372,6 @@ class Store:
             return False
         return True
 
-    def _check_reserve(self, txn: lmdb.Transaction) -> None:
-        """Raises MapFullError where too little would be left to delete in: that takes pages, too.
-        Those that are free again LMDB counts nowhere, so it is tried, and undone."""
-        if self.limit - self._used() > ROOM:
-            return
-        with self.env.begin(write=True, parent=txn) as child:
-            for number in range(RESERVE):
-                child.put(b"reserve%d" % number, bytes(2000), db=self.tables["meta"])
-            child.abort()
-
     def _once(self, txn: Txn, job: Job) -> Any:
         if job.once is None:
             return job.do(txn)
@@ -375,8 +380,10 @@ class Store:
             return _decode(known)
         result = job.do(txn)
         txn.put("done", job.once, _encode(result))
-        pid, _, call = job.once.partition(b"/")
-        txn.delete("done", b"%b/%d" % (pid, int(call) - DONE))
+        pid, call = CALL.unpack(job.once)
+        last = CALL.pack(pid, max(0, call - DONE))
+        for key in list(takewhile(lambda key: key <= last, txn.keys("done", job.once[:8]))):
+            txn.delete("done", key)
         return result
 
     def _recovers(self, error: Exception) -> bool:
@@ -394,41 +401,13 @@ class Store:
         )
         return self.broken
 
-    # --- the file ---------------------------------------------------------------------------------
-
-    def _room(self) -> int:
-        """Bytes of the file behind all pages in use."""
-        return self.size - self._used()
-
-    def _used(self) -> int:
-        return int(self.env.info()["last_pgno"] + 1) * int(self.env.stat()["psize"])
-
-    def _extend(self) -> None:
-        self.full = None
-        self.size = self.path.stat().st_size  # LMDB has grown it, where one job was that large
-        if self._room() >= ROOM or self.size >= self.limit:
-            return
-        grown = min(self.limit, self.size + max(AHEAD, self.size // 8))
-        file = os.open(self.path, os.O_WRONLY)
-        try:
-            zeros = bytes(1 << 20)
-            at = self.size
-            while at < grown:
-                at += os.pwrite(file, zeros[: grown - at], at)
-            os.fsync(file)
-            self.size = grown
-        except OSError as error:
-            os.ftruncate(file, self.size)
-            self.full = error.strerror
-        finally:
-            os.close(file)
-
 
 class NoStore:
     """In the place of a store that cannot be opened: everything else goes on."""
 
     commits = 0
     id = b""
+    callers: frozenset[int] = frozenset()
 
     def barrier(self) -> None:
         pass
@@ -445,6 +424,9 @@ class NoStore:
     ) -> None:  # fmt: skip
         fail(self.error)
 
+    def forget(self, pid: int) -> None:
+        pass
+
     def backup(self, target: Path) -> AbstractContextManager[Txn]:
         raise self.error
 
@@ -458,6 +440,22 @@ def _tell(group: list[Job]) -> None:
             job.fail(job.error)
         else:
             job.then(job.result)
+
+
+def _forget(pid: int, txn: Txn) -> None:
+    for key in list(txn.keys("done", CALL.pack(pid, 0)[:8])):
+        txn.delete("done", key)
+
+
+def _not_forgotten(error: AiosError) -> None:
+    print(f"store: calls are remembered until the next start: {error}", file=sys.stderr, flush=True)
+
+
+def _cannot_open(folder: Path, error: Exception) -> AiosError:
+    text = f"cannot open the store in {folder}: {error}"
+    if isinstance(error, lmdb.DiskError) or getattr(error, "errno", 0) == errno.ENOSPC:
+        return DiskFull(text)
+    return StoreDamaged(text, RESTORE)
 
 
 def _lock(path: Path) -> int:

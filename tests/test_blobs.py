@@ -255,6 +255,25 @@ def test_what_is_dropped_while_it_is_held_goes_later(opened: Opened) -> None:
     assert list(opened.blobs.all()) == [KEYS[1]]
 
 
+def test_what_is_dropped_while_the_system_ends_is_no_trouble(
+    opened: Opened, capfd: pytest.CaptureFixture[str]
+) -> None:
+    opened.write({KEYS[0]: b"one"})
+    answers: list[Any] = []
+
+    def drop(txn: Txn, drop: Callable[[bytes], None]) -> None:
+        txn.delete("catalog", b"c" + KEYS[0])
+        drop(KEYS[0])
+
+    opened.blobs.write({}, drop, answers.append, answers.append)
+    opened.blobs.close()
+    opened.turn(lambda: answers)
+    assert answers == [None]
+    if isinstance(opened.blobs, Elsewhere):
+        assert "left for `aios sto compact`" in capfd.readouterr().err
+        assert list(opened.blobs.all()) == [KEYS[0]]
+
+
 # --- what goes wrong ------------------------------------------------------------------------------
 
 

@@ -20,7 +20,8 @@ import msgspec
 import zmq
 
 from aios.kernel.config import Prefixes
-from aios.syscalls.errors import AiosError, ModelError
+from aios.kernel.stderr import become_log
+from aios.syscalls.errors import AiosError, IndexFailed, ModelError
 
 from .database import Damaged
 from .embedder import Embedder, Mended, Missing, open_embedder
@@ -98,7 +99,7 @@ class Service:
         try:
             return Found(search.req, self.index.search(search))
         except sqlite3.OperationalError as error:
-            why = AiosError(f"the index cannot be read: {error}", "see log/index.log")
+            why = IndexFailed(f"the index cannot be read: {error}")
             return Found(search.req, [], why.to_wire())
         except ModelError as error:
             return Found(search.req, [], error.to_wire())
@@ -154,6 +155,7 @@ class Service:
 
 
 def main() -> int:
+    become_log()
     config = msgspec.json.decode(sys.argv[1], type=IndexConfig)
     context: zmq.Context[Any] = zmq.Context()
     try:
@@ -195,6 +197,12 @@ def connect(context: zmq.Context[Any], config: IndexConfig) -> zmq.Socket[bytes]
     link.set_hwm(0)
     link.connect(f"ipc://{config.home}/index.sock")
     return link
+
+
+def as_aios_error(error: Exception) -> AiosError:
+    if isinstance(error, AiosError):
+        return error
+    return IndexFailed(f"the index cannot be opened: {error}")
 
 
 if __name__ == "__main__":
