@@ -161,9 +161,7 @@ def main() -> int:
     try:
         index = Index(Path(config.folder), open_or_miss(config))
     except (OSError, sqlite3.Error) as error:
-        why = AiosError(
-            f"the index cannot be opened: {error}", "see log/index.log in the AIOS home"
-        )
+        why = IndexFailed(f"the index cannot be opened: {error}")
         connect(context, config).send(encode(Failed(why.to_wire())))
         context.term()  # lingers until the kernel has it
         return 1
@@ -197,12 +195,6 @@ def connect(context: zmq.Context[Any], config: IndexConfig) -> zmq.Socket[bytes]
     link.set_hwm(0)
     link.connect(f"ipc://{config.home}/index.sock")
     return link
-
-
-def as_aios_error(error: Exception) -> AiosError:
-    if isinstance(error, AiosError):
-        return error
-    return IndexFailed(f"the index cannot be opened: {error}")
 
 
 if __name__ == "__main__":
