@@ -203,13 +203,15 @@ class Aios(MemoryCalls, StorageCalls, AccessCalls):
         self, program: str, task: Any = None, *, args: Sequence[str] = (), name: str | None = None,
         limits: dict[str, Any] | None = None, nice: int | None = None, cwd: str | None = None,
         contexts: Sequence[Context] = (), manifest: Manifest | Mapping[str, Any] | None = None,
+        reach: t.Reach | Mapping[str, Any] | None = None,
     ) -> int:  # fmt: skip
         """Start an agent; its pid. It gets forks of `contexts`: Aios.inherited. Of what the caller
-        may do, it may do what its `manifest` allows."""
+        may do, it may do what its `manifest` allows. `reach` names files and ports beyond the walls
+        around its process."""
         spawned = self._call(
             t.Spawned, "proc.spawn", program=program, task=task, args=list(args), name=name,
             limits=limits, nice=nice, cwd=cwd, contexts=[context.id for context in contexts],
-            manifest=msgspec.to_builtins(manifest),
+            manifest=msgspec.to_builtins(manifest), reach=msgspec.to_builtins(reach),
         )  # fmt: skip
         return spawned.pid
 

@@ -29,7 +29,7 @@ from .core_link import CORE_KEY, CoreLink
 from .generation import Generations
 from .handlers import handlers
 from .index_link import INDEX_KEY, IndexLink
-from .init_protocol import Census, Gone, Paused, Started, StartFailed, ToKernel, WindUp
+from .init_protocol import Census, Gone, Paused, Refused, Started, StartFailed, ToKernel, WindUp
 from .interactions import InteractionLog
 from .journal import Journal
 from .ledger import Ledger
@@ -72,6 +72,7 @@ class Kernel:
         self.began = time.monotonic()
         self.loop = loop = Loop(config.path, init_fd)
         census = loop.first_word()
+        self.walls = census.walls
         self.ledger = ledger = self._ledger(patient=bool(census.children))
         self.store = self._store(census)
 
@@ -147,7 +148,7 @@ class Kernel:
         ledger.lifecycle, ledger.mailroom = self.lifecycle, self.mailroom
         ledger.accounts = self.accounts
         loop.on_turn = ledger.end_turn
-        loop.on_call = self.trap.receive
+        loop.on_call, loop.calls.is_known = self.trap.receive, self.trap.sessions.__contains__
         loop.on_lost = self._lost
         loop.on_init = self._from_init
 
@@ -174,6 +175,8 @@ class Kernel:
         self.index.recover(census)
 
         self.audit.note("kernel.begin", detail=f"version {VERSION}, system {census.system}")
+        walls = ", ".join(f"{name}: {how or 'none'}" for name, how in census.walls.items())
+        self.audit.note("kernel.walls", detail=walls)
 
     def _ledger(self, *, patient: bool) -> Ledger:
         """Of the audit log and the journal, in that order: what the one has, the other may."""
@@ -268,6 +271,8 @@ class Kernel:
                 served.gone(frame)
             case Paused():
                 self.lifecycle.paused(frame)
+            case Refused():
+                self.lifecycle.refused(frame)
             case WindUp():
                 self.wind_up(lambda: None)
 

@@ -21,6 +21,7 @@ from aios.syscalls.home import endpoint
 from aios.syscalls.messages import Limits
 
 from .scheduler import POLICIES
+from .walls import Walls
 
 
 class Prefixes(Struct, frozen=True, forbid_unknown_fields=True):
@@ -61,6 +62,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     grace: Annotated[float, Meta(ge=0)] = 2.0  # seconds between TERM and KILL
     hello: Annotated[float, Meta(ge=0)] = 10.0  # seconds a spawned agent has to say hello
     limits: Limits = field(default_factory=Limits)  # of an agent, unless its parent says otherwise
+    walls: Walls = field(default_factory=Walls)  # around each agent's process
 
     ask_timeout: Annotated[float, Meta(ge=0)] = 60.0  # seconds until no answer means deny
 

@@ -336,6 +336,7 @@ def kernel_status(k: Kernel, call: Call, args: t.Empty) -> t.Status:
         contexts=k.contexts.open_count(),
         running=len(k.scheduler.in_state("running")),
         ready=len(k.scheduler.in_state("ready")),
+        walls=k.walls,
     )
 
 

@@ -180,7 +180,11 @@ def status(answer: Status) -> Table:
                    f" (of {', '.join(answer.policies)})"),
         ("agents", f"{answer.agents}, with {answer.contexts} contexts"),
         ("generations", f"{answer.running} running, {answer.ready} waiting for a slot"),
+        ("walls", ", ".join(name for name, how in answer.walls.items() if how)),
     ]  # fmt: skip
+    missing = [name for name, how in answer.walls.items() if not how]
+    if missing:
+        rows.append(("", f"this Linux has none for {', '.join(missing)}: docs/walls.md"))
     return pairs(rows)
 
 

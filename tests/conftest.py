@@ -98,8 +98,11 @@ def run_system(home: Path, settings: dict[str, Any]) -> Iterator[System]:
 
 
 @pytest.fixture(scope="session")
-def shared(homes: Path) -> Iterator[System]:
-    yield from run_system(homes / "shared", {"slots": 4, "ctx": 1024, "grace": 0.5})
+def shared(homes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    read = [str(Path(__file__).parent), str(tmp_path_factory.getbasetemp())]
+    walls = {"processes": True, "read": read}
+    settings = {"slots": 4, "ctx": 1024, "grace": 0.5, "walls": walls}
+    yield from run_system(homes / "shared", settings)
 
 
 @pytest.fixture

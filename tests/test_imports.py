@@ -28,7 +28,6 @@ HOMES = {
         "kernel/index/index.py",
     },
     "zmq": {
-        "kernel/loop.py",
         "kernel/core/__main__.py",
         "kernel/index/__main__.py",
         "agents/client.py",
@@ -38,6 +37,7 @@ HOMES = {
 PURE = (
     "kernel/scheduler.py",
     "kernel/process.py",
+    "kernel/zmtp.py",
     "kernel/context.py",
     "kernel/audit/merkle.py",
     "kernel/index/passages.py",

@@ -21,7 +21,7 @@ import zmq
 
 from aios.kernel.config import Prefixes
 from aios.kernel.stderr import become_log
-from aios.syscalls.errors import AiosError, IndexFailed, ModelError
+from aios.syscalls.errors import IndexFailed, ModelError
 
 from .database import Damaged
 from .embedder import Embedder, Mended, Missing, open_embedder
