@@ -24,6 +24,7 @@ from aios.syscalls.home import default_home
 
 from . import (
     access,
+    audit,
     bench,
     contexts,
     demo,
@@ -88,18 +89,10 @@ def cli(ctx: click.Context, home: Path) -> int:
     return shell.interactive() if sys.stdin.isatty() else shell.batch(sys.stdin)
 
 
-for commands in (
-    system,
-    processes,
-    contexts,
-    generate,
-    memory,
-    storage,
-    access,
-    model,
-    demo,
-    bench,
-):
+GROUPS = (
+    system, processes, contexts, generate, memory, storage, access, audit, model, demo, bench,
+)  # fmt: skip
+for commands in GROUPS:
     for command in commands.COMMANDS:
         cli.add_command(command)
 for command in retrieval.COMMANDS:

@@ -7,6 +7,7 @@ import queue
 import random
 import resource
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -55,10 +56,14 @@ class Open:
         self.log = Log(home / "audit", signer, self.posted.append, boot=b"the boot", keep=keep)
 
     def add(self, count: int) -> list[Receipt]:
-        return [
-            self.log.append((7, "/writer", "intent", n, "mem.put", f"items=k{n}", b"", "", "", 0))
-            for n in range(count)
-        ]
+        """Records that are written: enough for the kernel's death."""
+        receipts = [self.append(number) for number in range(count)]
+        self.log.flush()
+        return receipts
+
+    def append(self, n: int) -> Receipt:
+        fields = (7, "/writer", "intent", n, "mem.put", f"items=k{n}", b"", "", "", 0)
+        return self.log.append(fields)
 
     def settle(self) -> None:
         """Wait until the thread has done what it was asked for."""
@@ -304,6 +309,19 @@ def test_a_log_goes_on(home: Home) -> None:
     assert [path.stat().st_mode & 0o777 for path in (home / "keys").iterdir()] == [0o600]
 
 
+def test_the_thread_that_makes_room_keeps_out_of_the_way(home: Home) -> None:
+    """At a pace at which segments follow each other quicker than files are made for them."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for number in range(3):
+            (home / str(number)).mkdir()
+            write(home / str(number), 4 * SEGMENT + 1)
+            assert not whats_wrong(home / str(number))
+    finally:
+        sys.setswitchinterval(before)
+
+
 @pytest.mark.parametrize("count", [SEGMENT - 1, SEGMENT, SEGMENT + 1])
 def test_a_log_goes_on_at_the_end_of_a_segment(home: Home, count: int) -> None:
     receipts = write(home, count) + write(home, 0) + write(home, 2)
@@ -439,7 +457,9 @@ def test_a_log_that_has_no_room_is_not_begun(home: Home, no_room: Callable[[int]
 def test_a_sync_that_fails_stops_the_kernel(home: Home) -> None:
     opened = Open(home)
     opened.add(1)
-    out, _in = os.pipe()  # which cannot be synced
+    out, into = os.pipe()  # which cannot be synced
+    opened.append(2)
+    opened.log.flush()
     true, opened.log.files[-1] = opened.log.files[-1], out
     with pytest.raises(OSError, match="Invalid argument"):
         opened.log.sync()
@@ -449,6 +469,8 @@ def test_a_sync_that_fails_stops_the_kernel(home: Home) -> None:
     opened.posted.clear()
     opened.log.files[-1] = true
     opened.close()
+    os.close(out)
+    os.close(into)
 
 
 # --- what is durable before what ------------------------------------------------------------------
@@ -465,7 +487,7 @@ def test_a_commit_of_the_store_comes_after_the_intents(home: Home) -> None:
         seen.append((there, opened.log.synced == opened.log.size))
 
     store = Store(home / "store", posted.put, barrier=barrier)
-    opened.add(3)
+    opened.append(1)
     store.write(
         lambda txn: txn.put("memory", b"k", b"v"),
         lambda _: None,
@@ -485,7 +507,12 @@ def test_what_leaves_the_kernel_waits_for_its_intent(home: Home) -> None:
     posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
     journal = Journal(home / "journal", posted.put, before_sync=opened.log.sync)
     told: list[object] = []
-    ledger = Ledger(journal, audit, lambda *reply: told.append(reply), told.append)
+
+    def tell(what: object) -> None:
+        assert opened.log.written == opened.log.size
+        told.append(what)
+
+    ledger = Ledger(journal, audit, lambda *reply: tell(reply), tell)
     ledger.table = ProcessTable(9, 9, 9)
     ledger.contexts = ContextManager(lambda _: None)
     process = ProcessTable(9, 9, 9).add("client", "me", 0, 0, Limits(), 0.0)

@@ -7,9 +7,10 @@ hash, and by what they are about.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable
 from functools import cache
 from hashlib import sha256
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -112,21 +113,20 @@ def short(text: str) -> str:
 
 
 @cache
-def _fields(args: type[Message]) -> tuple[str, ...]:
-    return tuple(name for name in ABOUT if name in args.__struct_fields__)
+def _getter(args: type[Message]) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]]:
+    names = tuple(name for name in ABOUT if name in args.__struct_fields__)
+    # Of one name attrgetter would give the value alone.
+    return names, attrgetter(*names, "__class__", "__class__")
 
 
 def about(args: Message) -> str:
-    """What a call is about, in a line: path=notes.txt owner=/writer."""
-    found = []
-    for name in _fields(type(args)):
-        value = getattr(args, name)
-        if value not in (None, "", []):
-            found.append(f"{name}={_plain(value)}")
-    return short(" ".join(found))
+    """What a call is about, in a line: owner=/writer path=notes.txt."""
+    names, get = _getter(type(args))
+    values = zip(names, get(args), strict=False)
+    return short(" ".join([f"{k}={_plain(v)}" for k, v in values if v or v == 0]))
 
 
 def _plain(value: Any) -> str:
-    if isinstance(value, Mapping | list):
-        return ",".join(str(getattr(each, "path", each)) for each in value)
+    if type(value) in (dict, list):
+        return ",".join([str(getattr(each, "path", each)) for each in value])
     return str(value)

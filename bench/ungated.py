@@ -1,0 +1,57 @@
+"""A kernel by itself, for the bench: `python -m aios.bench.ungated CONFIG LINK gated|ungated`.
+
+LINK is the descriptor of the socket on which the bench plays init. An ungated kernel asks no rule
+and records nothing; there is no such setting in the product, only this program does that.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+
+import msgspec
+
+from aios.kernel import access
+from aios.kernel.boot import Kernel
+from aios.kernel.config import Config
+from aios.kernel.process import Process
+from aios.syscalls.errors import AiosError
+from aios.syscalls.messages import Message
+from aios.syscalls.table import Row
+from aios.syscalls.wire import Receipt
+
+NOTHING: Receipt = (0, b"")
+
+
+class NoAudit:
+    def check_room(self, row: Row) -> None:
+        pass
+
+    def called(
+        self, process: Process, call_id: int, row: Row, args: Message, raw: msgspec.Raw, rule: str
+    ) -> Receipt:
+        return NOTHING
+
+    def ended(self, process: Process, call_id: int, row: Row, intent: int, code: str) -> Receipt:
+        return NOTHING
+
+    def refused(
+        self, process: Process | None, os_pid: int, call_id: int, name: str, raw: bytes,
+        error: AiosError,
+    ) -> Receipt | None:  # fmt: skip
+        return None
+
+
+def main() -> None:
+    config, link, gate = sys.argv[1:]
+    kernel = Kernel(msgspec.json.decode(config, type=Config), int(link))
+    if gate == "ungated":
+        kernel.trap.audit = NoAudit()
+        setattr(access, "check", lambda *_: "")  # noqa: B010 (what mypy would not let happen)
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)  # as the kernel's own program does
+    kernel.run()
+
+
+if __name__ == "__main__":
+    main()
