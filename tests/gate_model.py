@@ -18,7 +18,8 @@ VALUES: list[Any] = [0, 5, 10.5, "p", "p/q", "", True, ["p", "q"], [], ["p", 5],
 VALUES += [["q", "z"], ["z", {"a": "p"}], {"a": ["q"]}, {}]
 WANTED: list[Any] = ["*", "p", "p/**", ["p", "q"], Bounds(min=1), Bounds(max=5), Bounds(1, 10)]
 ORDER = ["deny", "ask", "allow"]
-EFFECTS: list[Effect] = ["deny", "ask", *["allow"] * 6]
+EFFECTS: list[Effect] = ["deny", "ask"]
+EFFECTS += ["allow"] * 6
 
 
 @dataclass
