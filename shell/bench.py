@@ -13,7 +13,7 @@ from . import render
 from .output import json_option, progress, show
 
 NAMES = (
-    "throughput", "agents", "switch", "exact", "syscall", "swap", "memory", "retrieval",
+    "throughput", "agents", "switch", "exact", "syscall", "swap", "memory", "retrieval", "dojo",
 )  # fmt: skip
 
 
