@@ -21,7 +21,7 @@ from aios.syscalls.rules import Rule
 from aios.syscalls.table import Row
 
 from .accounts import Accounts
-from .policy import Grant, Judge, Named, Request, Subject, all_fitting, rules_of
+from .policy import MANY, Grant, Judge, Named, Request, Subject, all_fitting, rules_of
 from .process import Process, ProcessTable
 from .shares import Mode
 
@@ -172,7 +172,7 @@ class Gate:
         if process.kind == "agent" and not labels <= process.labels:
             process.labels |= labels
             if len(process.labels) > LABELS:
-                process.labels = {"many"}
+                process.labels = {MANY}
             process.touch()
 
     def ended(self, process: Process) -> None:

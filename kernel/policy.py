@@ -29,6 +29,7 @@ from aios.syscalls.errors import BadInput
 from aios.syscalls.rules import Argument, Bounds, Effect, Group, Manifest, Rule
 
 AGENTS = "agents"  # the group of all that have no manifest
+MANY = "many"  # the label of one that has more than are kept: it may be any
 DEFAULT = Group(
     allow=[
         "proc", "llm", "msg", "mem", "sto.read", "sto.write", "sto.upload", "sto.own", "acc.read",
@@ -192,6 +193,7 @@ def fits(effect: Effect, rule: Rule, request: Request, me: str, labels: frozense
         and not (rule.unless and _arguments_fit(effect != "allow", rule.unless, request, me))
         and (
             not rule.tainted
+            or (effect != "allow" and MANY in labels)
             or any(matches(pattern, label, me) for pattern in rule.tainted for label in labels)
         )
     )

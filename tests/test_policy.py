@@ -55,6 +55,16 @@ def test_what_is_no_rule_is_refused(rule: str) -> None:
         rules_of("/a", Manifest(allow=[rule]), {"agents": Group()})
 
 
+def test_one_with_too_many_labels_may_have_any() -> None:
+    """Else who sends it enough messages could wash its labels off."""
+    manifest = Manifest(allow=["tool"], deny=[Rule("tool", ["pay"], tainted=["tool:web"])])
+    layers = [rules_of("/a", manifest, {})]
+    judge = Judge({}, lambda _: None)
+    for labels, said in [([], "allow"), (["tool:x"], "allow"), (["many"], "deny")]:
+        subject = Subject("/a", layers, 1, frozenset(labels))
+        assert judge.decide(subject, Request("tool", "pay"), 0).effect == said
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
