@@ -337,6 +337,7 @@ def kernel_status(k: Kernel, call: Call, args: t.Empty) -> t.Status:
         running=len(k.scheduler.in_state("running")),
         ready=len(k.scheduler.in_state("ready")),
         walls=k.walls,
+        audit=k.audit.info(),
     )
 
 

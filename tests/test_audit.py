@@ -19,6 +19,7 @@ from conftest import eventually
 from aios.kernel.audit.checkpoint import Signer, public_key
 from aios.kernel.audit.log import AHEAD, RESERVE, Log
 from aios.kernel.audit.merkle import Peaks
+from aios.kernel.audit.read import entries
 from aios.kernel.audit.recorder import Audit
 from aios.kernel.audit.segment import (
     HASH,
@@ -249,6 +250,18 @@ def test_a_segment_that_is_gone_shows(home: Home, number: int) -> None:
     assert found[0].startswith(f"{first}: records {first} to {last} are missing")
 
 
+def test_a_segment_of_another_log_shows(home: Home) -> None:
+    """Also where nothing was signed: it does not follow from the one before it."""
+    for number in (0, 1):
+        (home / str(number)).mkdir()
+        write(home / str(number), SEGMENT + 5)
+        (home / str(number) / "audit" / "checkpoints").unlink()
+        assert not whats_wrong(home / str(number))
+    shutil.copy(path_of(home / "1" / "audit", SEGMENT), home / "0" / "audit")
+    said = f"{SEGMENT}: the segment does not follow from the one before"
+    assert whats_wrong(home / "0") == [said]
+
+
 def test_receipts_show_what_was_cut_off_behind_the_last_checkpoint(home: Home) -> None:
     write(home, 10)
     opened = Open(home)
@@ -351,6 +364,16 @@ def test_what_is_not_whole_at_the_end_is_cut_off(home: Home) -> None:
         assert verify(again / "audit", receipts=receipts[:2]).problems == []
 
 
+def test_a_long_tail_that_is_not_whole_leaves_nothing(home: Home) -> None:
+    write(home, 5)
+    path = path_of(home / "audit", 0)
+    end = list(records(home))[-1][1]
+    data = path.read_bytes()
+    path.write_bytes(data[:end] + b"\x50\0\0\0" + b"?" * 5000 + data[end + 5004 :])
+    receipts = write(home, 1)
+    assert verify(home / "audit", receipts=receipts).problems == []
+
+
 def test_a_header_that_is_not_whole_is_begun_again(home: Home) -> None:
     write(home, SEGMENT)
     opened = Open(home)
@@ -448,6 +471,45 @@ def test_on_a_full_disk_nothing_is_lost(home: Home, no_room: Callable[[int], Non
     assert verify(home / "audit", receipts=receipts).problems == []
 
 
+def test_on_a_full_disk_calls_that_make_room_are_served_last(
+    home: Home, no_room: Callable[[int], None]
+) -> None:
+    opened = Open(home)
+    audit = Audit(opened.log)
+    process = ProcessTable(9, 9, 9).add("client", "me", 0, 0, Limits(), 0.0)
+    no_room(AHEAD - 1)
+    ends = []
+    for name in ("mem.put", "mem.get", "mem.delete"):
+        row, raw = TABLE[name], msgspec.Raw(b"")
+        with pytest.raises(DiskFull, match="cannot grow: File too large"):
+            while True:
+                audit.check_room(row)
+                audit.called(process, 1, row, Kill(pid=1), raw, "")
+        ends.append(opened.log.size)
+    assert ends[0] < ends[1] < ends[2] == SEGMENT
+    for _ in range(7):
+        assert audit.refused(process, 1, 1, "mem.get", b"", DiskFull("full")) is None
+    no_room(0)
+    eventually(lambda: opened.log.has_room(RESERVE))
+    audit.check_room(TABLE["mem.get"])
+    opened.close()
+    found = [record for record, _, _ in entries(home / "audit") if record.kind == "note"]
+    assert [(note.call, note.object) for note in found] == [("audit.unrecorded", "7 refused calls")]
+
+
+def test_a_key_that_is_no_key_is_said(home: Home) -> None:
+    write(home, 1)
+    (home / "keys" / "audit").write_bytes(b"short")
+    with pytest.raises(AuditDamaged, match="cannot be used"):
+        Open(home)
+    (home / "keys" / "audit").unlink()
+    opened = Open(home)
+    assert "signed by none of the log's keys" in opened.log.trouble
+    opened.add(1)
+    opened.close()
+    assert not whats_wrong(home)  # both keys are in the folder
+
+
 def test_a_log_that_has_no_room_is_not_begun(home: Home, no_room: Callable[[int], None]) -> None:
     no_room(AHEAD - 1)
     with pytest.raises(DiskFull, match="no audit log in"):
@@ -526,12 +588,14 @@ def test_what_leaves_the_kernel_waits_for_its_intent(home: Home) -> None:
     ledger.send_init(kill)
     ledger.send_synced(b"route", b"done")
     assert ledger.end_turn()
-    opened.log.sync()
+    assert opened.log.written == opened.log.size  # in time for the other replies of this turn
+    first = posted.get(timeout=10)  # the sync is done, and not heard of
+    assert audit.is_safe
     ledger.send_init(ended)
     assert ledger.end_turn()
     assert told == [ended]
-    for _ in range(2):
-        posted.get(timeout=10)()
+    first()
+    posted.get(timeout=10)()
     assert told == [ended, kill, (b"route", b"done"), ended]
     journal.close()
     opened.close()

@@ -32,7 +32,6 @@ from .segment import encode, end_of, framed
 AHEAD = 4 << 20  # bytes of zeros that a segment begins with: more than most need
 LONGEST = 1024  # bytes of a frame, at most
 RESERVE = 1024  # records that there is room for when nothing that has an effect may begin
-LOOK = 255  # records between two looks at the room, as a mask
 AGAIN = 1.0  # seconds until room is looked for again on a full disk
 
 Fields = tuple[int, str, str, int, str, str, bytes, str, str, int]  # of a Record, from `pid` on
@@ -57,6 +56,7 @@ class Log:
         # Frames; with that of a header, the segment that it begins.
         self.unwritten: deque[tuple[int | None, bytes]] = deque()
         self.ahead: dict[int, int] = {}  # files of segments to come, by their first record
+        self.spare = 0  # records that there is room for
         self.full, self.looked = "", 0.0  # why no room could be made, and when
         self.asked = False
         self.write_lock, self.files_lock, self.room_lock, self.sync_lock = (
@@ -99,9 +99,10 @@ class Log:
         self.unwritten.append((None, framed(body, chain)))
         self.chain = chain
         self.peaks.push(leaf)
+        self.spare -= 1
         if sequence + 1 == self.end:
             self.checkpoint()
-        elif not sequence & LOOK and self.left() < 2 * RESERVE:
+        elif self.spare < 2 * RESERVE:
             self._ask()
         return sequence, chain
 
@@ -144,17 +145,19 @@ class Log:
 
     def has_room(self, records: int) -> bool:
         """Whether that many can be written; if not, `full` says why."""
-        if self.left() >= records or (self.flush() and self.left() >= records):
+        if self.spare >= records or self._left() >= records:
             return True
-        return self._prepare() and self.left() >= records
+        if self.flush() and self._left() >= records:
+            return True
+        return self._prepare() and self._left() >= records
 
-    def left(self) -> int:
+    def _left(self) -> int:
         """Records that there is room for, at least."""
         following = self.end - self.size
         here = (self.room - self.at) // LONGEST - (self.size - self.written)
-        if here < following:
-            return here
-        return following + (AHEAD // LONGEST if self.end in self.ahead else 0)
+        more = AHEAD // LONGEST if self.end in self.ahead else 0
+        self.spare = here if here < following else following + more
+        return self.spare
 
     def _turn_over(self, first: int) -> bool:
         """Go on in the file of segment `first`."""
@@ -168,7 +171,7 @@ class Log:
         return True
 
     def _ask(self) -> None:
-        if not self.asked:
+        if self._left() < 2 * RESERVE and not self.asked:
             self.asked = True
             self.jobs.put(self._prepare_ahead)
 

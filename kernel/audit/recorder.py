@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from aios.syscalls.errors import AiosError, Denied, DiskFull
-from aios.syscalls.messages import Message
+from aios.syscalls.messages import AuditInfo, Message
 from aios.syscalls.table import Row
 from aios.syscalls.wire import Receipt
 
@@ -94,6 +94,12 @@ class Audit:
     def note(self, what: str, pid: int = 0, principal: str = "", detail: str = "") -> None:
         self.log.append((pid, short(principal), "note", 0, what, short(detail), b"", "", "", 0))
 
+    def info(self) -> AuditInfo:
+        log = self.log
+        return AuditInfo(
+            records=log.size, signed=log.checkpoints.size, kept=log.kept, trouble=log.trouble
+        )
+
     def flush(self) -> bool:
         """False: not all is written, and there is no room for it now."""
         return self.log.flush()
@@ -113,17 +119,21 @@ def short(text: str) -> str:
 
 
 @cache
-def _getter(args: type[Message]) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]]:
-    names = tuple(name for name in ABOUT if name in args.__struct_fields__)
+def _getter(args: type[Message]) -> tuple[list[str], Callable[[Any], tuple[Any, ...]]]:
+    names = [name for name in ABOUT if name in args.__struct_fields__]
     # Of one name attrgetter would give the value alone.
-    return names, attrgetter(*names, "__class__", "__class__")
+    return [f"{name}=" for name in names], attrgetter(*names, "__class__", "__class__")
 
 
 def about(args: Message) -> str:
     """What a call is about, in a line: owner=/writer path=notes.txt."""
     names, get = _getter(type(args))
-    values = zip(names, get(args), strict=False)
-    return short(" ".join([f"{k}={_plain(v)}" for k, v in values if v or v == 0]))
+    found = []
+    for name, value in zip(names, get(args), strict=False):
+        if value is None or value == "":
+            continue
+        found.append(name + (value if type(value) is str else _plain(value)))
+    return short(" ".join(found))
 
 
 def _plain(value: Any) -> str:
