@@ -27,7 +27,7 @@ from msgspec import Struct
 from aios.syscalls import sto
 from aios.syscalls.errors import BadInput, Conflict, LimitReached, NotFound, StoreDamaged
 
-from .store import Txn
+from .transaction import Txn
 
 TABLE = "catalog"
 KEY = 16  # bytes of a chunk's key, and of what stands for an owner

@@ -13,7 +13,7 @@ from aios.syscalls.errors import BadInput, Denied, LimitReached, NotFound
 
 from .catalog import TABLE, Catalog, key, short
 from .process import Process, check_principal
-from .store import Txn
+from .transaction import Txn
 
 Mode = Literal["read", "write", "own"]  # own: purge and share, which is never granted
 GRANTS = 256  # of one owner

@@ -19,7 +19,8 @@ from aios.syscalls.messages import Done
 
 from .catalog import Catalog, is_used
 from .storage import Storage
-from .store import NoStore, Store, Txn
+from .store import NoStore, Store
+from .transaction import Txn
 from .trap import Call
 from .verify import Verification
 
