@@ -32,7 +32,8 @@ from aios.syscalls.errors import (
 
 from .catalog import is_used
 from .files import sync_folder
-from .store import NoStore, Store, Txn
+from .store import NoStore, Store
+from .transaction import Txn
 
 PREFIX = b"sto/"  # of the keys in the store's table "blobs"
 PAGE = 500  # keys that are read at once

@@ -27,7 +27,7 @@ from msgspec import Struct
 from aios.syscalls import sto
 from aios.syscalls.errors import BadInput, Conflict, LimitReached, NotFound, StoreDamaged
 
-from .store import Txn
+from .transaction import Txn
 
 TABLE = "catalog"
 IN_BACKUP = "the folder `blobs` of a backup"  # where the contents of a copied catalogue are

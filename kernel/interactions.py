@@ -17,7 +17,7 @@ from aios.syscalls.messages import ChatMessage, Mail
 
 from .owners import Owner, Owners
 from .process import Process
-from .store import Txn
+from .transaction import Txn
 from .trap import Call
 
 if TYPE_CHECKING:

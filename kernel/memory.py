@@ -22,7 +22,7 @@ from aios.syscalls.messages import Done
 from .owners import Owner, Owners, Row, item_key
 from .process import Process
 from .puts import Put, Puts
-from .store import Txn
+from .transaction import Txn
 from .trap import Call
 
 PAGE = 256 << 10  # bytes of values that one reply holds, about

@@ -30,7 +30,8 @@ from aios.syscalls.mem import MAX_SPACES, Whose
 from .config import Config
 from .process import Process, ProcessTable, check_principal
 from .resident import Resident
-from .store import NoStore, Store, Txn
+from .store import NoStore, Store
+from .transaction import Txn
 from .trap import Call
 
 STEP = 500  # rows that one job removes

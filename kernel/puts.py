@@ -15,7 +15,7 @@ from aios.syscalls.errors import AiosError, LimitReached
 from aios.syscalls.messages import Done
 
 from .owners import Owner, Owners, Row, item_key
-from .store import Txn
+from .transaction import Txn
 from .trap import Call
 
 JOB = 1 << 20  # bytes of values that one job has, about

@@ -14,7 +14,7 @@ from aios.syscalls.rules import Group
 from .catalog import TABLE, Catalog, key, short
 from .policy import groups_of, names_of
 from .process import Process, check_principal
-from .store import Txn
+from .transaction import Txn
 
 Mode = Literal["read", "write", "own"]  # own: purge and share, which is never granted
 GRANTS = 256  # of one owner

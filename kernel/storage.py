@@ -30,7 +30,8 @@ from .blobs import Blobs
 from .catalog import ENTRY, IN_BACKUP, KEY, TABLE, Catalog, Owned, Row, check_path
 from .process import Process, check_principal
 from .shares import Mode, Shares, covers
-from .store import NoStore, Store, Txn
+from .store import NoStore, Store
+from .transaction import Txn
 from .trap import Call
 from .upload import Upload, Uploads
 

@@ -2,7 +2,7 @@
 
 Reads run in the kernel's loop. Writes are functions over a transaction; a thread runs all that
 wait in one transaction (group commit), each in a transaction of its own below it, so one that
-raises leaves nothing behind. LMDB checks no sums: each value carries a CRC-32.
+raises leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import struct
 import sys
 import threading
 import traceback
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -39,91 +38,17 @@ from aios.syscalls.errors import (
 )
 
 from .room import GROUP, Room
+from .transaction import Txn
 
 FORMAT = 1
 TABLES = ("meta", "done", "memory", "log", "catalog", "blobs")
-MAX_KEY = 511  # bytes, LMDB's
 PAGES = 8192  # bytes that a job adds to a group, about: the pages that its keys are in
 RESTORE = "restore a backup, or move the folder away to begin with an empty store"
 DONE = 1024  # replies that are kept for one caller
-CRC = struct.Struct("<I")
 CALL = struct.Struct(">QQ")  # who called, and its number
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
-
-
-class Txn:
-    """One transaction over the tables; keys and values are bytes."""
-
-    def __init__(
-        self, env: lmdb.Environment, txn: lmdb.Transaction, tables: dict[str, Any]
-    ) -> None:
-        self.env, self.txn, self.tables = env, txn, tables
-
-    def attempt(self, do: Callable[[Txn], Any]) -> AiosError | None:
-        """Run it in a transaction below this one; what it fails with, and has left nothing of."""
-        try:
-            with self.env.begin(write=True, parent=self.txn) as child:
-                do(Txn(self.env, child, self.tables))
-        except lmdb.MapFullError:
-            return StoreFull("the store has reached the size that it may have")
-        except AiosError as error:
-            return error
-        return None
-
-    def get(self, table: str, key: bytes) -> bytes | None:
-        """Raises StoreDamaged where the value is not the one that was put."""
-        data = self.txn.get(key, db=self.tables[table])
-        return None if data is None else _opened(table, key, bytes(data))
-
-    def size(self, table: str, key: bytes) -> int | None:
-        """Bytes of the value, damaged or not."""
-        data = self.txn.get(key, db=self.tables[table])
-        return None if data is None else len(data) - CRC.size
-
-    def put(self, table: str, key: bytes, value: bytes) -> None:
-        self.txn.put(
-            key, CRC.pack(zlib.crc32(value, zlib.crc32(key))) + value, db=self.tables[table]
-        )
-
-    def delete(self, table: str, key: bytes) -> bool:
-        return bool(self.txn.delete(key, db=self.tables[table]))
-
-    def scan(
-        self, table: str, prefix: bytes, start: bytes = b"", *, back: bool = False
-    ) -> Iterator[tuple[bytes, bytes]]:
-        """Keys that begin with `prefix`, rising, from `start` on; or `back` from the last one
-        before `start`, where there is one."""
-        for key in self.keys(table, prefix, start, back=back):
-            yield key, self.get(table, key) or b""
-
-    def keys(
-        self, table: str, prefix: bytes, start: bytes = b"", *, back: bool = False
-    ) -> Iterator[bytes]:
-        """Likewise, also those whose values are damaged."""
-        with self.txn.cursor(db=self.tables[table]) as cursor:
-            found = _before(cursor, prefix, start) if back else cursor.set_range(max(prefix, start))
-            while found and (key := bytes(cursor.key())).startswith(prefix):
-                yield key
-                found = cursor.prev() if back else cursor.next()
-
-    def drop(self, table: str) -> None:
-        """All of it."""
-        self.txn.drop(self.tables[table], delete=False)
-
-
-def _before(cursor: lmdb.Cursor, prefix: bytes, start: bytes) -> bool:
-    """Move to the last key with `prefix` that is below `start`."""
-    end = start or prefix + b"\xff" * (MAX_KEY - len(prefix))
-    return bool(cursor.prev() if cursor.set_range(end) else cursor.last())
-
-
-def _opened(table: str, key: bytes, data: bytes) -> bytes:
-    value = data[CRC.size :]
-    if len(data) < CRC.size or CRC.unpack_from(data)[0] != zlib.crc32(value, zlib.crc32(key)):
-        raise StoreDamaged(f"the store's {table} holds a damaged value at {key[:64]!r}")
-    return value
 
 
 class Job(msgspec.Struct):

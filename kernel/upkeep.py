@@ -26,7 +26,8 @@ from aios.syscalls.errors import (
 from .blobs import Folder
 from .catalog import IN_BACKUP, TABLE, Catalog, is_used
 from .storage import Storage
-from .store import NoStore, Store, Txn
+from .store import NoStore, Store
+from .transaction import Txn
 from .trap import Call
 from .verify import Verification
 

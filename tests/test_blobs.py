@@ -22,7 +22,8 @@ from aios.agents import connect
 from aios.kernel import blobs as module
 from aios.kernel.blobs import Blobs, Bucket, Elsewhere, Folder, LmdbBlobs, open_blobs
 from aios.kernel.catalog import KEY
-from aios.kernel.store import Store, Txn
+from aios.kernel.store import Store
+from aios.kernel.transaction import Txn
 from aios.shell.launch import System
 from aios.syscalls.errors import (
     AiosError,

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sqlite3
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -153,6 +154,26 @@ def test_the_guide_is_run(own: tuple[System, Aios]) -> None:
     names: dict[str, Any] = {"aios": aios}
     exec(block, names)
     assert [hit.path for hit in names["found"].hits] == ["trips/lisbon"]
+
+
+def test_the_guide_s_commands_run(own: tuple[System, Aios], tmp_path: Path) -> None:
+    system, _ = own
+    block = GUIDE.read_text().partition("```console\n")[2].partition("```")[0]
+    program = tmp_path / "aios"
+    program.write_text(f'#!/bin/sh\nexec {" ".join(commands.AIOS)} "$@"\n')
+    program.chmod(0o700)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    shown = {}
+    for line in block.splitlines():
+        command = line.removeprefix("$ ")
+        ran = subprocess.run(
+            command, shell=True, env=commands.environment(system.home) | {"PATH": path},
+            capture_output=True, text=True, timeout=commands.LIMIT, check=False,
+        )  # fmt: skip
+        assert (ran.returncode, ran.stderr) == (0, ""), line
+        shown[command] = ran.stdout
+    assert len(shown) == 5
+    assert sum("leaves at nine" in text for text in shown.values()) == 2
 
 
 def test_from_the_shell(own: tuple[System, Aios]) -> None:

@@ -22,8 +22,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from aios.kernel import store as module
 from aios.kernel.room import ROOM
-from aios.kernel.store import DONE, Store, Txn
+from aios.kernel.store import DONE, Store
 from aios.kernel.store_trial import try_store
+from aios.kernel.transaction import Txn
 from aios.syscalls.errors import (
     BadInput,
     Conflict,

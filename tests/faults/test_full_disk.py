@@ -34,9 +34,10 @@ def small_disk(at: Path, size: int = SIZE) -> Iterator[Path]:
     options = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "aios-test", str(at)]
     mounted = subprocess.run(options, capture_output=True, text=True, check=False)
     if mounted.returncode:
+        why = mounted.stderr.strip().rstrip(".")
         pytest.fail(
-            f"a tmpfs is needed as a small disk: {mounted.stderr.strip()}. Run `make faults` as "
-            "root; in a container that takes CAP_SYS_ADMIN", pytrace=False,
+            f"a tmpfs is needed as a small disk: {why}. Run `make faults` as root; in a container "
+            "that takes CAP_SYS_ADMIN", pytrace=False,
         )  # fmt: skip
     try:
         yield at
