@@ -36,10 +36,7 @@ class Groups:
         self.place = place
         self.prefix = f"aios-{sha256(home.encode()).hexdigest()[:16]}-"
         self.emptied: set[Path] = set()
-        for path in place.glob(self.prefix + "*"):  # of a system that was killed
-            self._empty(path)
-        self.remove()
-        self.remove()
+        self.end_all()  # of a system that was killed
         trial = self.make(0, 1)
         trial.rmdir()
         is_v2 = (place / "cgroup.controllers").exists()
@@ -60,6 +57,11 @@ class Groups:
         """Kill whoever is in the group; it is removed as soon as they are gone."""
         path = self.place / f"{self.prefix}{key}"
         if path.exists():
+            self._empty(path)
+        self.remove()
+
+    def end_all(self) -> None:
+        for path in self.place.glob(self.prefix + "*"):
             self._empty(path)
         self.remove()
 

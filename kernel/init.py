@@ -269,7 +269,7 @@ class Init:
         """Whoever was orphaned to init and is none of ours outlived the agent that started it; so
         may have what it started itself, and that comes up when it is reaped."""
         listed = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
-        ours = {*self.children, self.kernel}
+        ours = {*self.children, self.kernel, self.warden.guard}
         for os_pid in {int(word) for word in listed.split()} - ours:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(os_pid, signal.SIGKILL)
@@ -315,6 +315,7 @@ class Init:
             journal.rename(aside)
             print(f"init: set its journal aside, as {aside}", file=sys.stderr, flush=True)
             self.kill_all()
+            self.warden.post_guard()
             self.ended.clear()
             self.crashes = 0
 
@@ -322,6 +323,7 @@ class Init:
         for os_pid in self.children:
             signal_group(os_pid, signal.SIGKILL)
         self.children.clear()
+        self.warden.dismiss()
         with contextlib.suppress(ChildProcessError):
             while True:
                 self.kill_strays()

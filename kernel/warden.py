@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import selectors
 import socket
 from collections.abc import Callable
@@ -22,6 +23,28 @@ class Warden:
         self.groups = cgroup.open_groups(str(home))
         self.refusals = Refusals(selector)
         self.walls = walls.found(self.groups)
+        self.guard, self.held = 0, -1  # the guard's OS pid, and what it holds while init lives
+        self.post_guard()
+
+    def post_guard(self) -> None:
+        """A child that outlives init, if need be, to end what agents have detached."""
+        if self.groups is None:
+            return
+        reader, self.held = os.pipe()
+        self.guard = os.fork()
+        if self.guard == 0:
+            os.setsid()
+            os.dup2(reader, 0)
+            os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+            os.read(0, 1)  # until nobody can write any more
+            self.groups.end_all()
+            os._exit(0)
+        os.close(reader)
+
+    def dismiss(self) -> None:
+        """The guard is to end."""
+        if self.guard:
+            os.close(self.held)
 
     def check(self, frame: StartAgent) -> None:
         """Raises Denied where an agent asks for walls that are not here."""

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from helpers import end, row
 
 from aios.agents import Aios, connect
 from aios.kernel.walls import Walls, check
+from aios.shell.launch import System
 from aios.syscalls.errors import Denied
 
 PROBES = Path(__file__).parent / "probes"
@@ -243,6 +244,30 @@ def test_who_speaks_to_linux_in_another_architecture_is_ended(walled: Place) -> 
     task = {"table": "bombs", "only": "other_architecture", "targets": walled.targets}
     exited = walled.aios.wait(walled.aios.spawn(ATTACKER, task), timeout=20)
     assert exited.reason == ("signal SYS" if ON_X86 else "signal ILL")
+
+
+DETACHING = """
+import os, signal, sys
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        print(os.getpid(), flush=True)
+        signal.pause()
+    os._exit(0)
+aios.recv()
+"""
+
+
+def test_what_an_agent_detached_ends_with_init(
+    boot: Callable[..., System], program: Callable[[str], str]
+) -> None:
+    system = boot(slots=1, ctx=256, walls={"processes": True})
+    with connect(system.home) as aios:
+        pid = aios.spawn(program(DETACHING))
+        detached = psutil.Process(int(aios.log(pid, wait=20).data))
+        system.process.kill()
+        detached.wait(timeout=10)
 
 
 # --- levels and grants ---------------------------------------------------------------------------
