@@ -102,6 +102,7 @@ class Connection:
         self.endpoint = endpoint(home)
         self.pending: dict[int, Pending] = {}
         self.last = 0
+        self.is_agent = token is not None
         self.lost = False  # the kernel that was there is not any more
         self.welcome = self._connect({"token": token, "name": name})
 
@@ -199,7 +200,7 @@ class Connection:
                 if welcome is not None:
                     return welcome
                 self.close(0)
-            elif not init_runs(self.home):
+            elif not self.is_agent and not init_runs(self.home):  # an agent ends with init
                 what = "the kernel went away from" if self.lost else "no kernel answers at"
                 raise KernelGone(f"{what} {self.endpoint}")
             else:

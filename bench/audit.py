@@ -154,7 +154,8 @@ def kernel(gate: str) -> Iterator[Aios]:
     """A connection to a kernel without a model, whose init is this process."""
     with tempfile.TemporaryDirectory(prefix="aios-") as folder:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        (Path(folder) / "log").mkdir()
+        for name in ("log", "run"):
+            (Path(folder) / name).mkdir()
         config = msgspec.json.encode(Config(home=folder)).decode()
         ours.send(encode(Census("bench", {}, [], [], more=False)))
         process = subprocess.Popen(
@@ -164,7 +165,7 @@ def kernel(gate: str) -> Iterator[Aios]:
         theirs.close()
         with ours, process:
             try:
-                wait_for(Path(folder) / "kernel.sock")
+                wait_for(Path(folder) / "run" / "kernel.sock")
                 with connect(Path(folder), "bench") as aios:
                     yield aios
             finally:

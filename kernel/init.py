@@ -10,7 +10,6 @@ has a thread or a ZeroMQ socket. When init dies, every child gets SIGKILL from L
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import gc
 import importlib
@@ -36,7 +35,7 @@ import msgspec
 from aios.syscalls.errors import AiosError, BadInput, HomeBusy, NoProgram
 from aios.syscalls.home import endpoint
 
-from .config import Config, load
+from .config import Config, load, try_embedder
 from .init_protocol import (
     FRAME_BYTES,
     PART,
@@ -54,15 +53,16 @@ from .init_protocol import (
     decode_to_init,
     encode,
 )
+from .linux import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, prctl
+from .stderr import become_log
+from .warden import Warden
 
 RUNNER = "aios.agents.runner"  # by name: the kernel knows the SDK only as a program to run
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 BACKOFF, LONGEST_BACKOFF, HEALTHY = 0.05, 5.0, 10.0  # seconds
 CRASHES = 3  # of a kernel by itself, one soon after the other, until its journal is set aside
 TOKEN_FD = 3  # where a child finds what is its own: a kernel its link, an agent its token
 FATAL = 78  # the kernel's exit code when starting it again would not help (EX_CONFIG)
 CAUGHT = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_libc = ctypes.CDLL(None)
 
 
 class Init:
@@ -70,6 +70,7 @@ class Init:
         self.config = config
         self.kernel = 0
         self.kernel_started = 0.0
+        self.crashed = ""  # the signal that ended the last one, if nobody killed it
         self.backoff = BACKOFF
         self.crashes = 0  # in a row
         self.system = secrets.token_hex(8)
@@ -86,7 +87,10 @@ class Init:
         signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
         for number in CAUGHT:
             signal.signal(number, lambda *_: None)
-        _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # a listener for each agent
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        self.warden = Warden(config.path, self.selector, self.tell)
 
     # --- the loop -------------------------------------------------------------------------------
 
@@ -99,7 +103,9 @@ class Init:
         self.start_kernel()
         while True:
             for key, events in self.selector.select():
-                if key.fileobj == self.wake:
+                if key.data is not None:  # the warden's
+                    key.data()
+                elif key.fileobj == self.wake:
                     signals = os.read(self.wake, 4096)
                     if {signal.SIGTERM, signal.SIGINT, signal.SIGHUP} & set(signals):
                         self.wind_up()
@@ -160,7 +166,10 @@ class Init:
             cut = slice(part * PART, (part + 1) * PART)
             some = dict(children[cut])
             paused = [os_pid for os_pid in some if os_pid in self.paused]
-            self.tell(Census(self.system, some, paused, gone[cut], more=part + 1 < parts))
+            more = part + 1 < parts
+            self.tell(
+                Census(self.system, some, paused, gone[cut], more, self.crashed, self.warden.walls)
+            )
 
     def wind_up(self) -> None:
         if self.ending:  # told twice: no more patience
@@ -174,7 +183,7 @@ class Init:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         settings = msgspec.json.encode(self.config).decode()
         argv = [sys.executable, "-m", "aios.kernel", settings]
-        self.kernel = self.fork(exec_argv(argv), self.log("kernel"), keep=theirs.fileno())
+        self.kernel = self.fork(exec_argv(argv), self.log("kernel"), keep=(theirs.fileno(),))
         theirs.close()
         ours.setblocking(False)
         self.link = ours
@@ -197,20 +206,25 @@ class Init:
 
     def start_agent(self, frame: StartAgent) -> int:
         program: str = self.runner.resolve(frame.program)
+        self.warden.check(frame)
         Path(frame.log).unlink(missing_ok=True)  # of an earlier boot
         reader, writer = os.pipe()
         os.write(writer, frame.token)
         os.close(writer)
         is_agent = program.endswith(".py")
         main = self.runner.main if is_agent else exec_argv([program, *frame.args])
-        try:
-            return self.fork(main, frame.log, keep=reader, cwd=frame.cwd)
-        finally:
-            os.close(reader)
+        with os.fdopen(reader, "rb"), self.warden.line(frame.key) as line:
+            wall_in = self.warden.walls_of(frame, TOKEN_FD + 1)
+            try:
+                return self.fork(main, frame.log, keep=(reader, line.fileno()), wall_in=wall_in)
+            except OSError:
+                self.warden.ended(frame.key)
+                raise
 
     def fork(
-        self, main: Callable[[], object], log: str, *, keep: int = -1, cwd: str | None = None
-    ) -> int:
+        self, main: Callable[[], object], log: str, *, keep: tuple[int, ...] = (),
+        wall_in: Callable[[], None] = lambda: None,
+    ) -> int:  # fmt: skip
         sys.stdout.flush()
         sys.stderr.flush()
         # Until it has handlers of its own, what is sent to the child would wake init up.
@@ -218,7 +232,7 @@ class Init:
         try:
             os_pid = os.fork()
             if os_pid == 0:
-                become_child(main, log, keep, cwd)
+                become_child(main, log, keep, wall_in)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, CAUGHT)
         return os_pid
@@ -248,13 +262,14 @@ class Init:
                 name = signal.Signals(number).name.removeprefix("SIG") if number else ""
                 self.ended[os_pid] = Gone(key, os_pid, code, name)
                 self.tell(self.ended[os_pid])
+                self.warden.ended(key)
             self.kill_strays()
 
     def kill_strays(self) -> None:
         """Whoever was orphaned to init and is none of ours outlived the agent that started it; so
         may have what it started itself, and that comes up when it is reaped."""
         listed = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
-        ours = {*self.children, self.kernel}
+        ours = {*self.children, self.kernel, self.warden.guard}
         for os_pid in {int(word) for word in listed.split()} - ours:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(os_pid, signal.SIGKILL)
@@ -269,10 +284,12 @@ class Init:
         if self.ending or code in (0, FATAL):
             self.kill_all()
             if number:  # killed: it has left its sockets behind
-                for name in ("kernel.sock", "core.sock", "text.sock", "index.sock"):
+                for name in ("run/kernel.sock", "core.sock", "text.sock", "index.sock"):
                     (self.config.path / name).unlink(missing_ok=True)
             return True
         self._back_off(number)
+        crashed = number not in (0, signal.SIGKILL)
+        self.crashed = signal.Signals(number).name if crashed else ""
         how = f"died of {signal.Signals(number).name}" if number else f"failed with {code}"
         lived = time.monotonic() - self.kernel_started
         print(
@@ -298,6 +315,7 @@ class Init:
             journal.rename(aside)
             print(f"init: set its journal aside, as {aside}", file=sys.stderr, flush=True)
             self.kill_all()
+            self.warden.post_guard()
             self.ended.clear()
             self.crashes = 0
 
@@ -305,6 +323,7 @@ class Init:
         for os_pid in self.children:
             signal_group(os_pid, signal.SIGKILL)
         self.children.clear()
+        self.warden.dismiss()
         with contextlib.suppress(ChildProcessError):
             while True:
                 self.kill_strays()
@@ -329,28 +348,29 @@ def exec_argv(argv: list[str]) -> Callable[[], object]:
     return main
 
 
-def become_child(main: Callable[[], object], log: str, keep: int, cwd: str | None) -> NoReturn:
+def become_child(
+    main: Callable[[], object], log: str, keep: tuple[int, ...], wall_in: Callable[[], None]
+) -> NoReturn:
     """The forked child: a session, streams, descriptors and signals of its own; then `main`."""
     code = 1
     try:
-        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # its orphans are its own while it lives
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        prctl(PR_SET_CHILD_SUBREAPER, 1)  # its orphans are its own while it lives
         os.setsid()
         signal.set_wakeup_fd(-1)
         for number in CAUGHT:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, CAUGHT)
+        sys.stderr = sys.__stderr__
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        if keep >= 0:
-            os.dup2(keep, TOKEN_FD)
-        os.closerange(TOKEN_FD + (keep >= 0), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        for at, fd in enumerate(keep, TOKEN_FD):
+            os.dup2(fd, at)
+        os.closerange(TOKEN_FD + len(keep), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         os.environ["AIOS_FD"] = str(TOKEN_FD)
-        if cwd is not None:
-            os.chdir(cwd)
+        wall_in()
         random.seed()
         result = main()
         code = result if isinstance(result, int) else 0
@@ -368,7 +388,7 @@ def lock_home(home: Path) -> Any:
     Raises:
         HomeBusy: another init holds it.
     """
-    for folder in (home, home / "log"):
+    for folder in (home, home / "log", home / "run", home / "agents"):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = (home / "init.lock").open("a+")
     try:
@@ -390,10 +410,13 @@ def main() -> int:
 
     What keeps it from starting goes to stderr as the JSON of an AiosError.
     """
+    become_log()
     try:
         config = load(Path(sys.argv[1]), json.loads(sys.argv[2]))
         endpoint(config.path)  # refuses a home whose path is too long
         _lock = lock_home(config.path)
+        if config.embedder:
+            try_embedder(config.embedder)
     except AiosError as error:
         print(json.dumps(error.to_wire()), file=sys.stderr)
         return FATAL

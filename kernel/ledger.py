@@ -7,6 +7,7 @@
     birth/PID          a process that has not said hello
     mail/PID/N         a message in its mailbox
     reply/PID/ID       the final reply to a call that had an effect, until it was heard
+    grant/ID           a right that an agent has handed on
     context/ID         a context, and the work on it; then what the core reported since
 
 Objects that have changed in a turn of the loop are written at its end, in one commit; only then
@@ -17,12 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
-from aios.syscalls.messages import Limits, Mail, Spawn
+from aios.syscalls.messages import Mail, Spawn
 
+from .accounts import Accounts
 from .context import Context, ContextManager, Past
 from .core.protocol import Halted, Out
 from .generation import Generations, Work
@@ -54,6 +56,7 @@ class ContextRow(Past, kw_only=True):
     name: str | None
     checkpoints: dict[str, Past]
     own: bool
+    labels: set[str]
     work: Work | None
 
 
@@ -87,6 +90,7 @@ class Ledger:
         self.generations: Generations
         self.lifecycle: Lifecycle
         self.mailroom: Mailroom
+        self.accounts: Accounts
 
     # --- what the parts write -------------------------------------------------------------------
 
@@ -101,6 +105,9 @@ class Ledger:
 
     def note_work(self, ctx: int, what: Out | Halted) -> None:
         self.journal.add(f"context/{ctx}", _encode(what))
+
+    def note_grant(self, number: int, row: bytes | None) -> None:
+        self._set(f"grant/{number}", row)
 
     def send_synced(self, route: bytes, data: bytes) -> None:
         """Once what it follows from would survive a power cut."""
@@ -185,6 +192,7 @@ class Ledger:
                 name=context.name,
                 checkpoints=context.checkpoints,
                 own=context.own,
+                labels=context.labels,
                 work=gen.work if gen is not None else None,
             )
         )
@@ -218,14 +226,14 @@ class Ledger:
             ("mail", self._take_mail),
             ("reply", self._take_reply),
             ("birth", self._take_birth),
+            ("grant", lambda _, rows: self.accounts.take(rows[-1])),
             ("context", self._take_context),
         ):
             for found, items in sorted(grouped.get(kind, [])):
                 take(found, items)
 
     def _take_process(self, ids: list[int], items: list[bytes]) -> None:
-        row: dict[str, Any] = msgspec.msgpack.decode(items[-1])
-        process = Process(**{**row, "limits": msgspec.convert(row["limits"], Limits)})
+        process = msgspec.msgpack.decode(items[-1], type=Process)
         self.table.insert(process)
         if process.alive:
             self.lifecycle.trap.expect(process)
@@ -261,7 +269,7 @@ class Ledger:
             return
         context = Context(
             id=ids[0], owner=owner, owner_name=row.owner_name, name=row.name,
-            checkpoints=row.checkpoints, own=row.own,
+            checkpoints=row.checkpoints, own=row.own, labels=row.labels,
         )  # fmt: skip
         context.become(row)
         for note in map(_note, items[1:]):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
@@ -27,10 +27,11 @@ from aios.syscalls.errors import (
 from aios.syscalls.messages import Done
 
 from .blobs import Blobs
-from .catalog import KEY, TABLE, Catalog, Row, check_path
-from .process import Process
+from .catalog import ENTRY, IN_BACKUP, KEY, TABLE, Catalog, Owned, Row, check_path
+from .process import Process, check_principal
 from .shares import Mode, Shares, covers
-from .store import NoStore, Store, Txn
+from .store import NoStore, Store
+from .transaction import Txn
 from .trap import Call
 from .upload import Upload, Uploads
 
@@ -47,6 +48,7 @@ class Storage:
     ) -> None:
         self.store, self.blobs, self.shares, self.quota = store, blobs, shares, quota
         self.changed: Callable[[str, str], None] = lambda _owner, _path: None
+        self.on_read: Callable[[Process, set[str]], None] = lambda _process, _labels: None
         self.uploads = Uploads(self)
         self.watchers: list[tuple[Call, str, str]] = []
         self.wrong: AiosError | None = None  # why no call is served
@@ -57,10 +59,11 @@ class Storage:
 
     def _begin(self, place: str) -> None:
         """Note where contents are, and end the uploads that another kernel had."""
-        before = self.store.read(lambda txn: txn.get(TABLE, b"b"))
-        if before not in (None, place.encode()) and self.store.read(_has_chunks):
+        before = (self.store.read(lambda txn: txn.get(TABLE, b"b")) or place.encode()).decode()
+        restored = before == IN_BACKUP and place != "lmdb"
+        if before != place and not restored and self.store.read(_has_chunks):
             raise BadInput(
-                f"the contents of this store are in {before.decode()}, not in {place}",
+                f"the contents of this store are in {before}, not in {place}",
                 "set `blobs` to that; `aios sto export` and `import` move objects",
             )
 
@@ -88,11 +91,12 @@ class Storage:
         done: Callable[[list[sto.Version]], None],
     ) -> None:  # fmt: skip
         at, by, now = self._owner(call, owner), call.process.principal, time.time()
+        labels = sorted(call.process.labels)
         chunks: dict[bytes, bytes] = {}
         steps = []
         for change in changes:
             what: sto.What = "delete" if change.delete else "put"
-            row = Row(0, what, 0, now, by, change.tags, change.media, b"")
+            row = Row(0, what, 0, now, by, change.tags, change.media, b"", labels)
             upload = self._fill(call, at, change, row, chunks)
             steps.append(_step(at, change, row, upload))
 
@@ -163,13 +167,16 @@ class Storage:
             (done or (lambda all: call.done(all[0])))(versions)
 
         self.store.read(check)  # before chunks are written for whoever may not
-        self.write(chunks or {}, run, committed, call.fail, call)
+        size = 0 if mode == "own" else ENTRY * len(steps)  # a purge makes room
+        self.write(chunks or {}, run, committed, call.fail, call, size)
 
     def write(
         self, chunks: dict[bytes, bytes], do: Callable[[Catalog], Any],
         then: Callable[[Any], None], fail: Callable[[AiosError], None], call: Call | None = None,
+        size: int = 0,
     ) -> None:  # fmt: skip
-        """Have the chunks durable, and `do` committed, for `call` once."""
+        """Have the chunks durable, and `do` committed, for `call` once. `size`: bytes of the rows
+        that it adds, 0 if it makes room."""
         quota = None if call is None or call.process.kind == "client" else self.quota
 
         def run(txn: Txn, drop: Callable[[bytes], None]) -> Any:
@@ -179,7 +186,7 @@ class Storage:
             return result
 
         once = None if call is None else (call.process.pid, call.id)
-        self.blobs.write(chunks, run, then, fail, once=once)
+        self.blobs.write(chunks, run, then, fail, size=size, once=once)
 
     def _tell(self, version: sto.Version) -> None:
         """Whoever follows, and the index."""
@@ -209,6 +216,7 @@ class Storage:
             for chunk, data in zip(wanted, chunks, strict=True):
                 if self.key(owner, data) != chunk:
                     return failed(StoreDamaged(f"the content of {args.path!r} is damaged"))
+            self.on_read(call.process, labels_of(row, owner, call.process))
             start = args.offset - first * sto.CHUNK
             data = b"".join(chunks)[start : start + max(0, end - args.offset)]
             return call.done(sto.Content(data=data, info=row.told(owner, args.path)))
@@ -222,6 +230,22 @@ class Storage:
 
         self.blobs.read(wanted, found, failed)
 
+    def tell_read(self, process: Process, found: Iterable[tuple[str, str, int]]) -> None:
+        """A process hears of what is in these versions, as (owner, path, version)."""
+
+        def look(txn: Txn) -> set[str]:
+            labels: set[str] = set()
+            for owner, path, version in found:
+                try:
+                    row = Catalog(txn).find(owner, path, version)
+                except NotFound:  # purged meanwhile, and so nobody knows
+                    labels.add(f"sto:{owner}")
+                else:
+                    labels |= labels_of(row, owner, process)
+            return labels
+
+        self.on_read(process, self.store.read(look))
+
     def _find(self, call: Call, owner: str, args: sto.Get) -> Row:
         def find(txn: Txn) -> Row:
             self.shares.check(txn, call.process, owner, args.path, "read")
@@ -234,6 +258,8 @@ class Storage:
 
     def scopes(self, call: Call, owner: str | None, path: str) -> list[tuple[str, str]]:
         """What a search of the caller may look at; Denied as with Shares.scopes."""
+        if owner:
+            check_principal(owner)
         found: list[tuple[str, str]] = self.store.read(
             lambda txn: self.shares.scopes(txn, call.process, owner, path)
         )
@@ -293,29 +319,36 @@ class Storage:
             self.shares.check(cat.txn, call.process, owner, args.prefix, "own")
             self.shares.give(cat.txn, owner, args)
 
-        self.write({}, do, lambda _: call.done(Done()), call.fail, call)
+        size = 0 if args.mode == "none" else ENTRY
+        self.write({}, do, lambda _: call.done(Done()), call.fail, call, size)
 
     def list_shares(self, call: Call, args: sto.Shares) -> list[sto.Grant]:
         owner = self._owner(call, args.owner)
 
         def look(txn: Txn) -> list[sto.Grant]:
             self.shares.check(txn, call.process, owner, "", "own")
-            return [*self.shares.of(txn, owner), *self.shares.to(txn, owner)]
+            given = self.shares.of(txn, owner)
+            return given + [each for each in self.shares.to(txn, owner) if each.owner != owner]
 
         grants: list[sto.Grant] = self.store.read(look)
         return grants
 
-    def owners(self, call: Call) -> list[sto.Holding]:
+    def owners(self, call: Call, args: sto.Owners) -> sto.Holdings:
         """All, for a person; an agent hears of itself."""
         name = call.process.principal
         self._owner(call, None)
-        rows = self.store.read(
-            lambda txn: Catalog(txn).owners() if not name else [Catalog(txn).owner(name)]
-        )
-        return [
+
+        def look(txn: Txn) -> list[Owned]:
+            cat = Catalog(txn)
+            return [cat.owner(name)] if name else [*islice(cat.owners(args.after), args.limit)]
+
+        rows: list[Owned] = self.store.read(look)
+        held = [
             sto.Holding(owner=row.name, bytes=row.used, limit=self.quota if row.name else None)
             for row in rows
         ]
+        more = not name and len(rows) == args.limit
+        return sto.Holdings(owners=held, after=rows[-1].name if more else None)
 
     # --- parts ------------------------------------------------------------------------------------
 
@@ -332,6 +365,8 @@ class Storage:
     def _owner(self, call: Call, owner: str | None) -> str:
         if self.wrong is not None:
             raise self.wrong
+        if owner:  # "" is a person
+            check_principal(owner)
         return call.process.principal if owner is None else owner
 
     def _reach(self, call: Call, owner: str, mode: Mode) -> list[str]:
@@ -339,6 +374,13 @@ class Storage:
             lambda txn: self.shares.reach(txn, call.process, owner, mode)
         )
         return reach
+
+    def shared(self, principal: str, owner: str, path: str | None, mode: Mode) -> bool:
+        """Whether an owner has shared that with another; None: anything at all."""
+        reach: list[str] = self.store.read(
+            lambda txn: self.shares.shared(txn, principal, owner, mode)
+        )
+        return bool(reach) if path is None else any(covers(each, path) for each in reach)
 
     def reachable(self, call: Call, owner: str | None, mode: Mode) -> tuple[str, list[str]]:
         """The owner's name, and prefixes. Raises Denied where nothing of it may be reached."""
@@ -356,6 +398,12 @@ class Storage:
         store can tell from a key what it stands for."""
         own = hashlib.blake2b(owner.encode(), key=self.store.id, digest_size=32).digest()
         return hashlib.blake2b(data, key=own, digest_size=KEY).digest()
+
+
+def labels_of(row: Row, owner: str, reader: Process) -> set[str]:
+    """Where that may come from, as a process has to know that reads it."""
+    own = owner in ("", reader.principal)
+    return set(row.labels) | (set() if own else {f"sto:{owner}"})
 
 
 def _has_chunks(txn: Txn) -> bool:

@@ -7,11 +7,12 @@ call is then still on its way (detached), or has ended (its reply is kept), or h
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -34,8 +35,8 @@ from aios.syscalls.messages import Message, Return
 from aios.syscalls.table import TABLE, Row
 from aios.syscalls.wire import Receipt
 
-from . import access
 from .envelope import Envelope, arguments, open_envelope
+from .policy import Passed, Request
 from .process import Process, ProcessTable
 
 KEPT = 1024  # replies that are kept for one caller; one that says what it heard has far fewer
@@ -138,6 +139,12 @@ class Call:
 Handler = Callable[[Call, Any], Any]
 
 
+class Gate(Protocol):
+    def check(self, process: Process, row: Row, args: Any) -> Passed:
+        """By which rule the call is allowed, and what a person has to be asked first, if anything.
+        Raises Denied."""
+
+
 class Ledger(Protocol):
     """What the trap asks of the kernel's ledger."""
 
@@ -179,11 +186,13 @@ class Trap:
         handlers: dict[str, Handler],
         send: Callable[[bytes, bytes], None],
         hello: Callable[[Session, Any], Any],
+        gate: Gate,
+        ask: Callable[[Call, Request, str, Callable[[], None]], None],
         ledger: Ledger,
         audit: Recorder,
         settle: Callable[[Process], None] = lambda _: None,
     ) -> None:
-        self.ledger, self.audit = ledger, audit
+        self.gate, self.ask, self.ledger, self.audit = gate, ask, ledger, audit
         self.settle = settle
         self.table = table
         self.handlers = handlers
@@ -200,7 +209,7 @@ class Trap:
         if session.os_pid != os_pid:  # another process under a connection id that is taken
             self._record(Session(route, os_pid), call, Denied("the connection is another's"))
             return
-        try:
+        with self._refusing(session, lambda: call):
             if len(frames) != 1:
                 raise Malformed(f"a system call has 1 frame, not {len(frames)}")
             call = open_envelope(frames[0])
@@ -217,11 +226,17 @@ class Trap:
                 taken, call.id = call.id, 0  # an answer with that id would end the other call
                 raise OutOfOrder(f"call id {taken} is in use", "choose another")
             self._dispatch(session, call)
+
+    @contextlib.contextmanager
+    def _refusing(self, session: Session, call: Callable[[], Envelope]) -> Iterator[None]:
+        """Whatever goes wrong with a call is its final reply."""
+        try:
+            yield
         except AiosError as error:
-            self._refuse(session, call, error)
+            self._refuse(session, call(), error)
         except Exception:  # noqa: BLE001 (the one place where a defect of the kernel ends up)
             traceback.print_exc(file=sys.stderr)
-            self._refuse(session, call, Internal("the kernel failed to serve this call"))
+            self._refuse(session, call(), Internal("the kernel failed to serve this call"))
 
     def _dispatch(self, session: Session, asked: Envelope) -> None:
         name = asked.name
@@ -242,8 +257,7 @@ class Trap:
         process.calls += 1
         if process.calls == 1:
             self.settle(process)
-        access.check(self.table, process, row, args)
-        rule = ""
+        passed = self.gate.check(process, row, args)
         if row.effect:
             self.ledger.check_room()
         limit = process.limits.queue
@@ -252,12 +266,23 @@ class Trap:
         call = Call(
             self, session, process, asked.id, row, durable=row.outward, receipted=asked.receipt
         )
-        call.receipt = self.audit.called(process, asked.id, row, args, asked.args, rule)
+        call.receipt = self.audit.called(process, asked.id, row, args, asked.args, passed.rule)
         call.intent, _ = call.receipt
         session.calls[asked.id] = call
-        body = self.handlers[name](call, args)
+        if passed.asked is None:
+            self._serve(call, args)
+        else:
+            self.ask(call, passed.asked, passed.rule, lambda: self._go_on(asked, call, args))
+
+    def _serve(self, call: Call, args: Message) -> None:
+        body = self.handlers[call.row.name](call, args)
         if body is not None:  # else the final reply comes later
             call.done(body)
+
+    def _go_on(self, asked: Envelope, call: Call, args: Message) -> None:
+        """A person has said yes."""
+        with self._refusing(call.session, lambda: asked):
+            self._serve(call, args)
 
     def _hello(self, session: Session, asked: Envelope, row: Row, args: Message) -> None:
         body = self.hello(session, args)

@@ -16,15 +16,17 @@ import msgspec
 from aios.agents import Aios, connect
 from aios.agents.runner import registered
 from aios.syscalls.errors import NotFound, ProcessGone, TimedOut
-from aios.syscalls.messages import Exited, Limits
+from aios.syscalls.messages import Exited, Limits, Reach
 
 from . import render
+from .access import manifest
 from .completion import live_pids, log_names, programs
 from .output import json_option, show
 
 GRACE = 2.0  # seconds that an agent has between TERM and KILL
 LOG_WAIT = 30.0  # seconds that one call waits for more of a log
 LOOK = 0.2  # seconds between two looks at a log file
+READABLE = click.Path(exists=True, resolve_path=True, path_type=str)
 LOG_FILES = {"kernel": "log/kernel.log", "core": "log/core.log", "init": "init.log"}
 
 
@@ -44,6 +46,15 @@ def spawn_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for decorate in (
         click.option("--limit", "limits", multiple=True, callback=parse_limits,
                      metavar="NAME=NUMBER", help="A limit, as tokens=1000; may be repeated."),
+        click.option("--manifest", type=click.Path(path_type=Path, dir_okay=False, exists=True),
+                     callback=manifest, help="TOML: what it may do; see docs/access.md."),
+        click.option("--read", multiple=True, type=READABLE, metavar="PATH",
+                     help="A file or folder it may read, as those that the task names."),
+        click.option("--write", multiple=True, type=READABLE, metavar="PATH",
+                     help="A file or folder it may read and write."),
+        click.option("--port", "ports", multiple=True, type=click.IntRange(1, 65535),
+                     help="A TCP port it may connect to."),
+        click.option("--processes", is_flag=True, help="It may start processes of its own."),
         click.option("--nice", type=int, help="-20 to 19; a smaller one gets longer turns."),
         click.option("--name", help="What to list it as."),
         click.option("--task-json", metavar="JSON", help="The task, when it is not a string."),
@@ -55,11 +66,18 @@ def spawn_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def as_request(
-    program: str, task: tuple[str, ...], task_json: str | None, limits: dict[str, Any], **rest: Any
-) -> dict[str, Any]:
-    """The arguments of Aios.spawn. An agent takes one task, an executable any arguments."""
+    program: str, task: tuple[str, ...], task_json: str | None, limits: dict[str, Any],
+    read: tuple[str, ...], write: tuple[str, ...], ports: tuple[int, ...], processes: bool,
+    **rest: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """The arguments of Aios.spawn. An agent takes one task, an executable any arguments; files
+    that are named so are theirs to read."""
     is_path = "/" in program or program.endswith(".py")
+    named = [str(Path(word).absolute()) for word in task if is_file(word)]
     request = rest | {
+        "reach": Reach(
+            read=[*read, *named], write=list(write), ports=list(ports), processes=processes
+        ),
         "program": str(Path(program).absolute()) if is_path else program,
         "limits": limits or None,
         "cwd": str(Path.cwd()),
@@ -74,6 +92,13 @@ def as_request(
         return request | {"task": msgspec.json.decode(task_json)}
     except msgspec.DecodeError as error:
         raise click.BadParameter(str(error), param_hint="--task-json") from error
+
+
+def is_file(word: str) -> bool:
+    try:
+        return Path(word).is_file()
+    except (OSError, ValueError):  # too long for a name, or no name at all
+        return False
 
 
 @click.command()

@@ -83,9 +83,13 @@ class BadToken(AiosError):
 
 
 class Denied(AiosError):
-    """The access manager refused the call."""
+    """The access manager refused the call; `rule` says why, for the audit log."""
 
     code = "access.denied"
+
+    def __init__(self, message: str, hint: str = "", rule: str = "") -> None:
+        super().__init__(message, hint)
+        self.rule = rule
 
 
 class NotFound(AiosError):

@@ -22,7 +22,8 @@ from aios.syscalls.messages import AuditInfo, Event, Result, Status, Timings, Us
 STATUS = Status(
     version="0", abi=1, boot="", home="", os_pid=1, uptime=0.0, core="ready", core_error=None,
     core_restarts=0, model=None, slots=2, policy="rr", quantum=4, policies=["rr"], agents=0,
-    contexts=0, running=0, ready=0, audit=AuditInfo(records=0, signed=0, kept=0, trouble=""),
+    contexts=0, running=0, ready=0, walls={},
+    audit=AuditInfo(records=0, signed=0, kept=0, trouble=""),
 )  # fmt: skip
 RESULT = Result(
     text="a b", tokens=[1, 2], finish="length", digest="00",

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from aios.syscalls.errors import AiosError, DiskFull
+from aios.syscalls.errors import AiosError, Denied, DiskFull
 from aios.syscalls.messages import AuditInfo, Message
 from aios.syscalls.table import Row
 from aios.syscalls.wire import Receipt
@@ -28,7 +28,7 @@ TEXT = 160  # bytes of one text in a record
 ABOUT = (
     "owner", "principal", "pid", "ctx", "contexts", "call", "program", "name", "to", "sender",
     "signal", "space", "items", "keys", "changes", "upload", "path", "prefix", "version", "mode",
-    "target", "policy", "quantum", "nice", "kinds",
+    "right", "on", "id", "answer", "target", "policy", "quantum", "nice", "kinds",
 )  # fmt: skip
 
 
@@ -83,7 +83,7 @@ class Audit:
             self.unrecorded += 1
             return None
         pid, principal = (0, "") if process is None else (process.pid, process.principal)
-        rule = str(getattr(error, "rule", ""))
+        rule = error.rule if isinstance(error, Denied) else ""
         return self.log.append(
             (pid, short(principal), "denied", call_id, short(name), f"os_pid={os_pid}",
              sha256(raw).digest(), short(rule), error.code, 0)
