@@ -27,6 +27,7 @@ from aios.kernel.policy import Judge, Request, Subject, rules_of
 from aios.shell.cli import cli, execute
 from aios.syscalls.rules import Group, Manifest
 
+Open = Callable[..., Any]
 GUIDE = Path(__file__).parent.parent / "docs" / "access.md"
 COMMANDS = ["group list", "group set", "group remove", "grant", "revoke", "grants", "policy check",
             "policy ask", "policy answer"]  # fmt: skip
@@ -212,11 +213,22 @@ def completed(home: Path, words: list[str], word: str) -> list[str]:
 # --- in a terminal --------------------------------------------------------------------------------
 
 
-def terminal(home: Path, *args: str) -> Any:
-    env = environment(home) | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
-    return pexpect.spawn(
-        AIOS[0], [*AIOS[1:], *args], env=env, timeout=LIMIT, encoding="utf-8", dimensions=(40, 160)
-    )
+@pytest.fixture
+def terminal() -> Iterator[Open]:
+    """`aios` in a terminal of its own."""
+    opened = []
+
+    def start(home: Path, *args: str) -> Any:
+        env = environment(home) | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
+        opened.append(
+            pexpect.spawn(AIOS[0], [*AIOS[1:], *args], env=env, timeout=LIMIT, encoding="utf-8",
+                          dimensions=(40, 160))
+        )  # fmt: skip
+        return opened[-1]
+
+    yield start
+    for each in opened:
+        each.close(force=True)
 
 
 def ended(shell: Any) -> int:
@@ -225,7 +237,7 @@ def ended(shell: Any) -> int:
     return int(shell.exitstatus)
 
 
-def test_ask_asks_until_it_is_answered(home: Path, asker: list[str]) -> None:
+def test_ask_asks_until_it_is_answered(home: Path, asker: list[str], terminal: Open) -> None:
     asking = terminal(home, "policy", "ask")
     with started(home, "run", *asker) as agent:
         asking.expect_exact("asks for mem.put")
@@ -244,7 +256,7 @@ def test_ask_asks_until_it_is_answered(home: Path, asker: list[str]) -> None:
         assert agent.wait(LIMIT) == 1
 
 
-def test_run_asks_in_its_terminal(home: Path, asker: list[str]) -> None:
+def test_run_asks_in_its_terminal(home: Path, asker: list[str], terminal: Open) -> None:
     asked = terminal(home, "run", *asker)
     asked.expect_exact("asks for mem.put")
     asked.expect_exact("answer (once, agent, always, deny)")
@@ -259,7 +271,9 @@ def test_run_asks_in_its_terminal(home: Path, asker: list[str]) -> None:
         eventually(lambda: aios.ps() == [])
 
 
-def test_run_leaves_the_questions_of_others(home: Path, asker: list[str], tmp_path: Path) -> None:
+def test_run_leaves_the_questions_of_others(
+    home: Path, asker: list[str], tmp_path: Path, terminal: Open
+) -> None:
     """Its own child's it asks."""
     child = asker[0]
     (tmp_path / "above.toml").write_text('allow = ["msg", "proc"]\nask = ["mem.write"]')
@@ -283,7 +297,7 @@ def test_run_leaves_the_questions_of_others(home: Path, asker: list[str], tmp_pa
         assert agent.wait(LIMIT) == 0
 
 
-def test_the_shell_tells_what_waits(home: Path, asker: list[str]) -> None:
+def test_the_shell_tells_what_waits(home: Path, asker: list[str], terminal: Open) -> None:
     shell = terminal(home)
     shell.expect_exact("\x1b[?2004h")
     with started(home, "run", *asker) as agent:
