@@ -11,17 +11,14 @@ from hashlib import sha256
 from pathlib import Path
 
 
-def places(mounts: str = "/proc/self/mountinfo", own: str = "/proc/self/cgroup") -> list[Path]:
-    """Folders in which groups with `pids.max` may be made, the likeliest first."""
+def places(mounts: str = "/proc/self/mountinfo") -> list[Path]:
+    """Folders in which groups with a limit on processes may be, of either version of cgroups."""
     found = []
-    paths = {line.split(":", 2)[1]: line.split(":", 2)[2] for line in Path(own).read_text().split()}
     for line in Path(mounts).read_text().splitlines():
         before, _, after = line.partition(" - ")
-        mount, (kind, _, options) = Path(before.split()[4]), after.split()[:3]
-        if kind == "cgroup" and "pids" in options.split(","):
-            found.append(mount)
-        elif kind == "cgroup2":
-            found += [mount, mount / paths.get("", "/")[1:]]
+        kind, _, options = after.split()[:3]
+        if kind == "cgroup2" or (kind == "cgroup" and "pids" in options.split(",")):
+            found.append(Path(before.split()[4]))
     return found
 
 

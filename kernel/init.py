@@ -80,6 +80,8 @@ class Init:
         self.link: socket.socket | None = None
         self.out: deque[bytes] = deque()  # for the kernel to read
         self.ending = False
+        self.environment = int(os.environ.pop("AIOS_ENVIRONMENT"))
+        os.set_inheritable(self.environment, False)
         os.environ["AIOS_HOME"] = config.home  # how a child finds the kernel
         self.runner = importlib.import_module(RUNNER)
         self.selector = selectors.DefaultSelector()
@@ -136,7 +138,7 @@ class Init:
             case StartAgent():
                 self.start(frame.key, lambda: self.start_agent(frame))
             case StartService():
-                self.start(frame.key, lambda: self.fork(exec_argv(frame.argv), frame.log))
+                self.start(frame.key, lambda: self.start_service(frame))
             case SignalChild() if frame.os_pid in self.children:
                 signal_group(frame.os_pid, frame.signal)
             case Heard():
@@ -183,7 +185,8 @@ class Init:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         settings = msgspec.json.encode(self.config).decode()
         argv = [sys.executable, "-m", "aios.kernel", settings]
-        self.kernel = self.fork(exec_argv(argv), self.log("kernel"), keep=(theirs.fileno(),))
+        keep = (theirs.fileno(), self.environment)
+        self.kernel = self.fork(exec_service(argv, TOKEN_FD + 1), self.log("kernel"), keep=keep)
         theirs.close()
         ours.setblocking(False)
         self.link = ours
@@ -220,6 +223,10 @@ class Init:
             except OSError:
                 self.warden.ended(frame.key)
                 raise
+
+    def start_service(self, frame: StartService) -> int:
+        main = exec_service(frame.argv, TOKEN_FD)
+        return self.fork(main, frame.log, keep=(self.environment,))
 
     def fork(
         self, main: Callable[[], object], log: str, *, keep: tuple[int, ...] = (),
@@ -344,6 +351,17 @@ def signal_group(os_pid: int, number: int) -> None:
 def exec_argv(argv: list[str]) -> Callable[[], object]:
     def main() -> NoReturn:
         os.execvp(argv[0], argv)
+
+    return main
+
+
+def exec_service(argv: list[str], environment: int) -> Callable[[], object]:
+    """With the environment that the person's shell had, which is in a file of that number."""
+
+    def main() -> NoReturn:
+        given = json.loads(os.pread(environment, os.fstat(environment).st_size, 0))
+        os.close(environment)
+        os.execvpe(argv[0], argv, given | os.environ)
 
     return main
 

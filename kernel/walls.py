@@ -103,8 +103,7 @@ def _works(wall: Callable[[], object]) -> bool:
 
 
 def _try_seccomp() -> None:
-    refused = seccomp.rules(network=False, processes=False, modes=False)
-    seccomp.install(seccomp.assemble(refused, notify=False), listen=False)
+    seccomp.install(calls_filter(network=False, processes=False, modes=False), listen=True)
 
 
 @cache
@@ -116,14 +115,27 @@ def python() -> tuple[str, ...]:
     return tuple(dict.fromkeys([sys.prefix, sys.base_prefix, *sys.path, *places]))
 
 
+@cache
+def common(home: Path) -> tuple[list[str], list[str]]:
+    """What all agents of a system read, and the same as `view` wants it."""
+    read = [*SYSTEM, *(path for path in python() if is_harmless(path, home)), str(home / "run")]
+    seen = {next((top for top in WHOLE if path.startswith(top + "/")), path) for path in read}
+    return read, list(view.real(seen))
+
+
+@cache
+def calls_filter(*, network: bool, processes: bool, modes: bool) -> bytes:
+    rules = seccomp.rules(network=network, processes=processes, modes=modes)
+    return seccomp.assemble(rules, notify=True)
+
+
 class Room:
-    """What one agent has besides the system and Python: its own folder, the kernel's socket."""
+    """An agent's own folder."""
 
     def __init__(self, home: Path, key: int) -> None:
+        self.home = home
         self.own = home / "agents" / str(key)
         self.temporary = self.own / "tmp"
-        self.read = [path for path in python() if is_harmless(path, home)]
-        self.read.append(str(home / "run"))
 
     def make(self) -> None:
         """Its folder, empty, where its program looks for one. Raises OSError."""
@@ -146,24 +158,21 @@ def put_up(walls: Walls, have: dict[str, str], room: Room, cwd: str, line: int) 
     Raises:
         OSError: one of the walls that are here cannot be put up.
     """
-    read = [*SYSTEM, *room.read, *walls.read]
+    read, seen = common(room.home)
     write = [*DEVICES, str(room.own), *walls.write]
     Path("/proc/self/oom_score_adj").write_text("500")  # it goes before kernel and core do
     if have["view"]:
-        seen = {next((top for top in WHOLE if path.startswith(top + "/")), path) for path in read}
-        view.enter(seen, write, cwd)
+        view.enter([*seen, *view.real(walls.read)], view.real(write), os.path.realpath(cwd))
     _limit(walls, have)
     if landlock.abi():
-        landlock.restrict(read, write, walls.ports)
+        landlock.restrict([*read, *walls.read], write, walls.ports)
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     prctl(PR_SET_DUMPABLE, 0)
     drop_capabilities()
     if have["calls"]:
         network = bool(walls.ports and have["ports"])
-        refused = seccomp.rules(
-            network=network, processes=walls.processes, modes=bool(have["view"])
-        )
-        listener = seccomp.install(seccomp.assemble(refused, notify=True), listen=True)
+        program = calls_filter(network=network, processes=walls.processes, modes=bool(have["view"]))
+        listener = seccomp.install(program, listen=True)
         hand_over(line, listener)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 import selectors
@@ -23,6 +24,10 @@ class Warden:
         self.groups = cgroup.open_groups(str(home))
         self.refusals = Refusals(selector)
         self.walls = walls.found(self.groups)
+        walls.common(home)  # once, and not in each process that is forked
+        for network, processes in itertools.product((False, True), repeat=2):
+            modes = bool(self.walls["view"])
+            walls.calls_filter(network=network, processes=processes, modes=modes)
         self.guard, self.held = 0, -1  # the guard's OS pid, and what it holds while init lives
         self.post_guard()
 

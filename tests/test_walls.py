@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import eventually, run_system
+from conftest import eventually, left_of, run_system
 from helpers import end, row
 
 from aios.agents import Aios, connect
@@ -118,7 +118,9 @@ def place(
             walls["read"].append(str(folder / "lent"))
             walls |= {"write": [str(folder / "given")], "ports": [targets["tcp"]]}
         steps = run_system(home, {"slots": 1, "ctx": 256, "grace": 0.5, "walls": walls})
-        system = next(steps)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PERSONS_TOKEN", "not for agents")
+            system = next(steps)
         with connect(home) as aios:
             pid = aios.spawn(SIBLING)
             aios.send(pid, "who are you?")
@@ -203,6 +205,10 @@ def test_what_is_refused_is_told_once_of_each_call(walled: Place) -> None:
     }  # fmt: skip
 
 
+def test_the_kernel_has_the_environment_that_agents_do_not_have(walled: Place) -> None:
+    assert psutil.Process(walled.targets["kernel"]).environ()["PERSONS_TOKEN"] == "not for agents"
+
+
 # --- what the kernel can be made to hold ---------------------------------------------------------
 
 
@@ -268,6 +274,9 @@ def test_what_an_agent_detached_ends_with_init(
         detached = psutil.Process(int(aios.log(pid, wait=20).data))
         system.process.kill()
         detached.wait(timeout=10)
+    eventually(lambda: left_of(system.home) == [])
+    for path in system.home.rglob("*.sock"):  # nobody was left to do it
+        path.unlink()
 
 
 # --- levels and grants ---------------------------------------------------------------------------

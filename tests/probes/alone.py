@@ -34,7 +34,7 @@ def main() -> None:
     wall, own, targets = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
     put_up: dict[str, Callable[[], None]] = {
         "Landlock": lambda: landlock.restrict(READ, [own], []),
-        "view": lambda: view.enter(READ, [own]),
+        "view": lambda: view.enter(view.real(READ), view.real([own])),
         "seccomp": filter_calls,
         "capabilities": drop_capabilities,
         "none": lambda: None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,19 @@ def without_hello(t: Targets) -> Any:
         return body
 
 
+def the_shells_environment(_: Targets) -> bool:
+    """Anywhere in this process's memory, which is a copy of init's."""
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    with Path("/proc/self/mem").open("rb") as memory:
+        for span, rights, *_rest in maps:
+            start, end = (int(at, 16) for at in span.split("-"))
+            if rights.startswith("rw") and end - start < 1 << 28:
+                memory.seek(start)
+                if re.search(rb"PERSONS[_]TOKEN", memory.read(end - start)):
+                    return True
+    raise PermissionError("it is not there")
+
+
 IDENTITY: dict[str, Probe] = {
     "hello as a client": hello,
     "hello again": lambda t: t["aios"].start("hello", version=1).wait(),
@@ -39,6 +53,7 @@ IDENTITY: dict[str, Probe] = {
     "kill a sibling": lambda t: t["aios"].kill(t["pid"], "KILL"),
     "a sibling's log": lambda t: t["aios"].log(t["pid"]),
     "a sibling's limits": lambda t: t["aios"].limits(t["pid"], {}),
+    "the environment of the person's shell": the_shells_environment,
     "stop the system": lambda t: t["aios"].stop(),
 }  # fmt: skip
 
