@@ -21,7 +21,18 @@ from aios.syscalls.rules import Rule
 from aios.syscalls.table import Row
 
 from .accounts import Accounts
-from .policy import Grant, Judge, Named, Passed, Request, Subject, all_fitting, covers, rules_of
+from .policy import (
+    MANY,
+    Grant,
+    Judge,
+    Named,
+    Passed,
+    Request,
+    Subject,
+    all_fitting,
+    covers,
+    rules_of,
+)
 from .process import Process, ProcessTable
 from .shares import Mode
 
@@ -173,7 +184,7 @@ class Gate:
         if process.kind == "agent" and not labels <= process.labels:
             process.labels |= labels
             if len(process.labels) > LABELS:
-                process.labels = {"many"}
+                process.labels = {MANY}
             process.touch()
 
     def ended(self, process: Process) -> None:

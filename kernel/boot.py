@@ -47,6 +47,7 @@ from .shares import Shares
 from .stats import EventLog, Statistics
 from .storage import Storage
 from .store import NoStore, Store
+from .store_trial import try_store
 from .trap import Trap
 from .upkeep import Upkeep
 from .waiting import Waiters
@@ -73,7 +74,7 @@ class Kernel:
         census = loop.first_word()
         self.walls = census.walls
         self.ledger = ledger = self._ledger(patient=bool(census.children))
-        self.store = self._store(census.system)
+        self.store = self._store(census)
 
         def to_core(command: Command) -> None:
             loop.work.send(encode(command))
@@ -96,9 +97,9 @@ class Kernel:
         self.questions = Questions(self.gate, config.ask_timeout, loop.after)
         self.upkeep = Upkeep(self.storage, self.store, loop.post)
         self.stats = Statistics()
-        self.owners = Owners(self.store, self.table, config, census.system)
-        self.memory = Memory(self.store, self.owners)
-        self.interactions = InteractionLog(self.store, self.owners, config.log_bytes)
+        self.owners = self._owners(census.system)
+        self.memory = Memory(self.owners)
+        self.interactions = InteractionLog(self.owners, config.log_bytes)
         self.contexts = ContextManager(lambda ctx: to_core(Drop(ctx)))
         self.scheduler = Scheduler(config.policy, config.quantum)
         self.prompts = Prompts(self.contexts)
@@ -138,6 +139,7 @@ class Kernel:
         self.lifecycle.trap = self.trap
         self.lifecycle.ended += [
             self.storage.uploads.ended, self.memory.ended, self.gate.ended, self.accounts.ended,
+            lambda process: self.store.forget(process.pid),
         ]  # fmt: skip
         ledger, loop = self.ledger, self.loop
         ledger.table, ledger.contexts, ledger.generations = (
@@ -167,6 +169,8 @@ class Kernel:
         self.ledger.recover(census.system)
         self.lifecycle.recover(census)
         self.owners.recover()
+        for pid in [pid for pid in self.store.callers if not self.table.is_alive(pid)]:
+            self.store.forget(pid)
         self.core.recover(census)
         self.index.recover(census)
 
@@ -203,16 +207,27 @@ class Kernel:
                 print(f"waiting: {error}", file=sys.stderr, flush=True)
                 time.sleep(1)
 
-    def _store(self, system: str) -> Store | NoStore:
+    def _store(self, census: Census) -> Store | NoStore:
         """Without it all goes on but memory and storage, whose calls say why."""
+        folder = self.config.path / "store"
         try:
+            if census.crashed:
+                try_store(folder)
             return Store(
-                self.config.path / "store", self.loop.post, limit=self.config.store_bytes,
-                system=system, barrier=self.audit.log.sync,
+                folder, self.loop.post, limit=self.config.store_bytes, system=census.system,
+                barrier=self.audit.log.sync,
             )  # fmt: skip
         except (StoreDamaged, DiskFull) as error:
             print(f"no store: {error}", file=sys.stderr, flush=True)
             return NoStore(error)
+
+    def _owners(self, system: str) -> Owners:
+        """Without them all goes on but memory."""
+        try:
+            return Owners(self.store, self.table, self.config, system)
+        except StoreDamaged as error:
+            print(f"no memory: {error}", file=sys.stderr, flush=True)
+            return Owners(NoStore(error), self.table, self.config, system)
 
     def _or_close(self, make: Callable[[], T]) -> T:
         """A part that the settings, or what a person has written, may forbid: raises BadInput."""

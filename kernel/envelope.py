@@ -73,5 +73,7 @@ def _check_plain(row: Row, value: Any, depth: int) -> None:
     elif isinstance(value, list):
         for item in value:
             _check_plain(row, item, depth - 1)
+    elif isinstance(value, msgspec.Struct):  # the bounds of a grant
+        _check_plain(row, msgspec.structs.asdict(value), depth - 1)
     else:
         raise Malformed(f"{row.name}: holds what is not plain: {str(value)[:64]}")

@@ -54,6 +54,7 @@ from .init_protocol import (
     encode,
 )
 from .linux import PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, prctl
+from .stderr import become_log
 from .warden import Warden
 
 RUNNER = "aios.agents.runner"  # by name: the kernel knows the SDK only as a program to run
@@ -69,6 +70,7 @@ class Init:
         self.config = config
         self.kernel = 0
         self.kernel_started = 0.0
+        self.crashed = ""  # the signal that ended the last one, if nobody killed it
         self.backoff = BACKOFF
         self.crashes = 0  # in a row
         self.system = secrets.token_hex(8)
@@ -167,7 +169,9 @@ class Init:
             some = dict(children[cut])
             paused = [os_pid for os_pid in some if os_pid in self.paused]
             more = part + 1 < parts
-            self.tell(Census(self.system, some, paused, gone[cut], more, self.warden.walls))
+            self.tell(
+                Census(self.system, some, paused, gone[cut], more, self.crashed, self.warden.walls)
+            )
 
     def wind_up(self) -> None:
         if self.ending:  # told twice: no more patience
@@ -291,6 +295,8 @@ class Init:
                     (self.config.path / name).unlink(missing_ok=True)
             return True
         self._back_off(number)
+        crashed = number not in (0, signal.SIGKILL)
+        self.crashed = signal.Signals(number).name if crashed else ""
         how = f"died of {signal.Signals(number).name}" if number else f"failed with {code}"
         lived = time.monotonic() - self.kernel_started
         print(
@@ -374,6 +380,7 @@ def become_child(
         for number in CAUGHT:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, CAUGHT)
+        sys.stderr = sys.__stderr__
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(output, 1)
@@ -422,6 +429,7 @@ def main() -> int:
 
     What keeps it from starting goes to stderr as the JSON of an AiosError.
     """
+    become_log()
     try:
         config = load(Path(sys.argv[1]), json.loads(sys.argv[2]))
         endpoint(config.path)  # refuses a home whose path is too long

@@ -53,6 +53,7 @@ class Census(Frame):
     paused: list[int]  # OS pids
     gone: list[Gone]  # not heard of yet
     more: bool  # another part follows
+    crashed: str = ""  # the signal that ended the kernel before, where nobody killed it
     walls: dict[str, str] = {}  # what there is on this Linux, by what it keeps in
 
 

@@ -217,7 +217,7 @@ class Loop:
             whole.children |= part.children
             whole = Census(
                 part.system, whole.children, whole.paused + part.paused, whole.gone + part.gone,
-                part.more, whole.walls | part.walls,
+                part.more, part.crashed, whole.walls | part.walls,
             )  # fmt: skip
         self.init.setblocking(False)
         return whole

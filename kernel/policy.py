@@ -28,6 +28,7 @@ from aios.syscalls.errors import BadInput
 from aios.syscalls.rules import Argument, Bounds, Effect, Group, Manifest, Rule
 
 AGENTS = "agents"  # the group of all that have no manifest
+MANY = "many"  # the label of one that has more than are kept: it may be any
 DEFAULT = Group(
     allow=[
         "proc", "llm", "msg", "mem", "sto.read", "sto.write", "sto.upload", "sto.own", "acc.read",
@@ -192,12 +193,11 @@ def fits(effect: Effect, rule: Rule, request: Request, me: str, labels: frozense
     return (
         covers(rule.right, request.right)
         and any(_object_fits(effect, pattern, request, me) for pattern in rule.on)
-        and all(
-            name in request.args and _argument_fits(wanted, request.args[name], me)
-            for name, wanted in rule.args.items()
-        )
+        and _arguments_fit(effect == "allow", rule.args, request, me)
+        and not (rule.unless and _arguments_fit(effect != "allow", rule.unless, request, me))
         and (
             not rule.tainted
+            or (effect != "allow" and MANY in labels)
             or any(matches(pattern, label, me) for pattern in rule.tainted for label in labels)
         )
     )
@@ -214,16 +214,25 @@ def _object_fits(effect: Effect, pattern: str, request: Request, me: str) -> boo
     return matches(pattern, request.object + request.below, me)
 
 
-def _argument_fits(wanted: Argument, value: Any, me: str) -> bool:
-    if isinstance(value, list):
-        return bool(value) and all(_argument_fits(wanted, item, me) for item in value)
+def _arguments_fit(wholly: bool, wanted: Mapping[str, Argument], request: Request, me: str) -> bool:
+    args = request.args
+    return all(
+        name in args and _argument_fits(wholly, each, args[name], me)
+        for name, each in wanted.items()
+    )
+
+
+def _argument_fits(wholly: bool, wanted: Argument, value: Any, me: str) -> bool:
+    """Of a list: each item, or some item where not `wholly`; nothing fits a map wholly."""
+    if isinstance(value, list | dict):
+        items = value.values() if isinstance(value, dict) else value
+        found = (_argument_fits(wholly, wanted, item, me) for item in items)
+        return isinstance(value, list) and bool(value) and all(found) if wholly else any(found)
     if isinstance(wanted, Bounds):
         if not isinstance(value, int | float) or isinstance(value, bool):
             return False
         low, high = wanted.min, wanted.max
         return (low is None or value >= low) and (high is None or value <= high)
-    if isinstance(value, dict):
-        return False
     patterns = [wanted] if isinstance(wanted, str) else wanted
     said = value if isinstance(value, str) else repr(value)
     return any(matches(pattern, said, me) for pattern in patterns)
@@ -301,6 +310,8 @@ def in_words(rule: Rule) -> str:
     if rule.on != ["**"]:
         said += f" on {' or '.join(rule.on)}"
     said += "".join(f", {name}{_bounds(value)}" for name, value in rule.args.items())
+    for name, value in rule.unless.items():
+        said += f"{' and' if ' unless ' in said else ' unless'} {name}{_bounds(value)}"
     return said + (f", tainted by {' or '.join(rule.tainted)}" if rule.tainted else "")
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from aios.syscalls.errors import LimitReached, NotFound
+from aios.syscalls.errors import BadInput, LimitReached, NotFound
 from aios.syscalls.messages import Limits, Mail, ProcessInfo, ProcessState, Reach
 from aios.syscalls.rules import Manifest
 
@@ -113,6 +113,13 @@ class Process:
             code=self.code,
             reason=self.reason,
         )
+
+
+def check_principal(name: str) -> None:
+    """Raises BadInput for what can be no agent's: its name, below those of who started it."""
+    begin, *names = name.split("/")
+    if begin or not names or "" in names:
+        raise BadInput(f"no principal: {name!r}", "it is like /writer/helper")
 
 
 class ProcessTable:

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from typing import Any, BinaryIO
 import psutil
 
 from aios.agents import Aios, connect
-from aios.syscalls.errors import AiosError, BadInput, KernelGone, TimedOut, from_wire
+from aios.syscalls.errors import AiosError, BadInput, DiskFull, KernelGone, TimedOut, from_wire
 from aios.syscalls.messages import Status
 
 LOOK = 0.05  # seconds between two looks at a system that is starting
@@ -121,6 +122,8 @@ class System:
             with contextlib.suppress(ValueError, IndexError):
                 return from_wire(json.loads(text.splitlines()[-1]))
         tail = texts[-1].decode(errors="replace").strip()[-500:]
+        if not tail and not shutil.disk_usage(self.home).free:
+            return DiskFull(f"the disk of {self.home} is full")
         return AiosError(f"init ended with code {self.process.returncode}: {tail}")
 
     def end(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,12 +17,13 @@ import msgspec
 from aios.agents import Aios, connect
 from aios.agents.runner import registered
 from aios.syscalls.errors import NotFound, ProcessGone, TimedOut
-from aios.syscalls.messages import Exited, Limits, Reach
+from aios.syscalls.messages import Exited, Limits, LogPart, Reach
 
 from . import render
 from .access import manifest
 from .completion import live_pids, log_names, programs
 from .output import json_option, show
+from .questions import asking_in_place
 
 GRACE = 2.0  # seconds that an agent has between TERM and KILL
 LOG_WAIT = 30.0  # seconds that one call waits for more of a log
@@ -112,6 +114,7 @@ def run(home: Path, /, as_json: bool, **given: Any) -> int:
 
     PROGRAM is a registered name (see `aios agents`), a .py file that defines an Agent, or an
     executable. Ctrl-C ends the agent. With --json the log goes to stderr.
+    What a rule asks about is asked in the terminal.
 
     \b
     Examples:
@@ -122,13 +125,20 @@ def run(home: Path, /, as_json: bool, **given: Any) -> int:
     with connect(home, "aios-run") as aios:
         pid = aios.spawn(**as_request(**given))
         try:
-            copy(agent_log(aios, pid, follow=True), err=as_json)
+            copy(agent_log(aios, pid, follow=True, meanwhile=asking(aios, pid)), err=as_json)
             end = aios.wait(pid)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, click.Abort):
             finish_off(aios, pid)
             raise
     report(end, as_json)
     return end.code
+
+
+def asking(aios: Aios, pid: int) -> Callable[[], None]:
+    """Where nobody sits at a terminal, `aios policy ask` may run elsewhere."""
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        return asking_in_place(aios, pid)
+    return lambda: None
 
 
 def copy(parts: Iterator[bytes], *, err: bool) -> None:
@@ -297,15 +307,23 @@ def print_log(who: str, parts: Iterator[bytes], lines: int | None, as_json: bool
         click.echo(part, nl=False)
 
 
-def agent_log(aios: Aios, pid: int, *, follow: bool) -> Iterator[bytes]:
-    """First all that is there, then, with `follow`, what comes, until the agent's end."""
+def agent_log(
+    aios: Aios, pid: int, *, follow: bool, meanwhile: Callable[[], None] = lambda: None
+) -> Iterator[bytes]:
+    """First all that is there, then, with `follow`, what comes, until the agent's end. `meanwhile`
+    is called whenever something has come on the connection."""
     written, part = b"", aios.log(pid)
     while part.data and not part.ended:
         written += part.data
         part = aios.log(pid, part.offset)
     yield written + part.data
     while follow and not part.ended:
-        part = aios.log(pid, part.offset, LOG_WAIT)
+        call = aios.start("proc.log", pid=pid, offset=part.offset, wait=LOG_WAIT)
+        while not call.ended:
+            meanwhile()  # this may take what has come as well
+            if not call.ended:
+                aios.connection.pump()
+        part = msgspec.convert(call.wait(), LogPart)
         yield part.data
 
 

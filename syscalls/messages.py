@@ -446,6 +446,13 @@ class ModelInfo(Reply):
     measured: bool = False  # `aios model fit` has measured it in other formats
 
 
+class AuditInfo(Reply):
+    records: int  # ever
+    signed: int  # of these, by the newest checkpoint
+    kept: int  # the first that was not removed
+    trouble: str  # what was wrong with the log when the kernel started
+
+
 class Status(Reply):
     version: str
     abi: int
@@ -466,6 +473,7 @@ class Status(Reply):
     running: int  # generations that have a slot
     ready: int  # generations that wait for one
     walls: dict[str, str]  # around agents: by what is kept in, how; "" where this Linux cannot
+    audit: AuditInfo
 
 
 class Summary(Reply):

@@ -101,11 +101,11 @@ def test_what_is_no_call_is_recorded(system: System) -> None:
 def test_what_is_said_is_not_in_the_log(system: System, program: Callable[[str], str]) -> None:
     with connect(system.home) as aios:
         aios.mem_put({"k": SECRET})
-        aios.send(aios.pid, {"body": SECRET})
+        aios.send(aios.pid, SECRET)
         aios.recv()
         aios.generate(SECRET, max_tokens=1).result()
-        pid = aios.spawn(program("return task"), {"task": SECRET})
-        assert aios.wait(pid).result == {"task": SECRET}
+        pid = aios.spawn(program("return task"), SECRET)
+        assert aios.wait(pid).result == SECRET
         aios.sto_put("a", SECRET.encode())
         aios.sto_purge("a")
     for _, path in segments(system.home / "audit"):
@@ -159,19 +159,22 @@ def test_receipts_hold_when_the_kernel_is_killed(boot: Boot) -> None:
     receipts: list[Receipt] = []
     with connect(system.home, receipts=True) as aios:
         for number in range(3):
+            kernel = aios.status().os_pid
             calls = [aios.start("mem.put", items={f"k{n}": n}) for n in range(50)]
             calls += [aios.start("llm.open", name=f"c{number}{n}") for n in range(5)]
             answer = aios.generate("A story", max_tokens=4)
-            os.kill(aios.status().os_pid, signal.SIGKILL)
+            calls.append(aios.start("proc.whoami"))
+            calls[-1].wait()
+            os.kill(kernel, signal.SIGKILL)  # right behind the last reply
             for call in calls:
                 call.wait()
                 receipts += [call.receipt] if call.receipt else []
             assert answer.result().tokens
-        assert len(receipts) == 3 * 55
+        assert len(receipts) == 3 * 56
         assert aios.check() == []
     system.end()
     report = verify(system.home / "audit", receipts=receipts)
-    assert (report.problems, report.receipts) == ([], 3 * 55)
+    assert (report.problems, report.receipts) == ([], 3 * 56)
     assert report.signed == report.records  # the end was signed
     begins = [record for record in read(system.home) if record.call == "kernel.begin"]
     assert len({record.boot for record in begins}) == 4
@@ -191,5 +194,6 @@ def test_what_was_signed_while_the_system_ran_cannot_be_taken_away(boot: Boot) -
         aios.mem_put({"k": 1})
         notes = [record for record in read(system.home) if record.call == "audit.damaged"]
         assert "were signed, and are lost" in notes[0].object
+        assert "were signed, and are lost" in aios.status().audit.trouble
     assert verify(system.home / "audit").problems
     assert "were signed, and are lost" in (system.home / "log" / "kernel.log").read_text()

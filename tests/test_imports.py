@@ -19,6 +19,8 @@ ALLOWED = {
 HOMES = {
     "llama_cpp": {f"kernel/core/{name}.py" for name in ("llama", "gguf", "sampler", "encoder")},
     "llguidance": {"kernel/core/grammar.py", "kernel/core/trial.py", "kernel/index/embedder.py"},
+    "lmdb": {f"kernel/{name}.py" for name in ("store", "store_trial", "room", "transaction")}
+    | {"bench/memory.py"},
     "safetensors": {"kernel/index/embedder.py"},
     "cryptography": {"kernel/audit/checkpoint.py"},
     "sqlite3": {

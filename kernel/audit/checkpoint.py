@@ -25,7 +25,7 @@ from pathlib import Path
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from aios.syscalls.errors import AuditDamaged, BadInput
+from aios.syscalls.errors import AuditDamaged, BadInput, DiskFull
 
 from ..files import sync_folder
 
@@ -66,13 +66,25 @@ def public_key(text: str) -> PublicKey:
 
 
 class Signer:
-    """With the key in the file, which is made, readable by its user alone, if there is none."""
+    """With the key in the file, which is made, readable by its user alone, if there is none.
+
+    Raises:
+        DiskFull: it cannot be made.
+        AuditDamaged: the file holds no key, or cannot be read.
+    """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not path.exists():
-            _write_new(path, Ed25519PrivateKey.generate().private_bytes_raw())
-        self.key = Ed25519PrivateKey.from_private_bytes(path.read_bytes())
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not path.exists():
+                _write_new(path, Ed25519PrivateKey.generate().private_bytes_raw())
+        except OSError as error:
+            raise DiskFull(f"no key in {path}: {error.strerror}") from error
+        try:
+            self.key = Ed25519PrivateKey.from_private_bytes(path.read_bytes())
+        except (OSError, ValueError) as error:
+            hint = "restore it, or move it away: then another is made"
+            raise AuditDamaged(f"the key {path} cannot be used: {error}", hint) from error
         public = self.key.public_key().public_bytes_raw()
         self.public = PublicKey("aios/" + sha256(public).hexdigest()[:16], public)
 

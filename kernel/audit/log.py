@@ -1,8 +1,9 @@
 """The log as the kernel writes it.
 
-A record is written when it is appended, which is enough for the kernel's death; `sync` makes all
-that were appended outlast the machine's. Room is made ahead, full of zeros, by the log's own
-thread, which also signs checkpoints and removes what is older than is to be kept.
+Records that were appended are written by `flush`, all at once, before anything that follows from
+them leaves the kernel: that is enough for the kernel's death. `sync` makes them outlast the
+machine's. Room is made ahead, full of zeros, by the log's own thread, which also signs checkpoints
+and removes what is older than is to be kept.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ from .segment import encode, end_of, framed
 AHEAD = 4 << 20  # bytes of zeros that a segment begins with: more than most need
 LONGEST = 1024  # bytes of a frame, at most
 RESERVE = 1024  # records that there is room for when nothing that has an effect may begin
-LOOK = 255  # records between two looks at the room, as a mask
 AGAIN = 1.0  # seconds until room is looked for again on a full disk
 
 Fields = tuple[int, str, str, int, str, str, bytes, str, str, int]  # of a Record, from `pid` on
@@ -53,12 +53,15 @@ class Log:
         boot: bytes, keep: int = 1 << 30,
     ) -> None:  # fmt: skip
         self.folder, self.post, self.boot, self.keep = folder, post, boot, keep
-        # Frames that there was no room for; with that of a header, the segment that it begins.
+        # Frames; with that of a header, the segment that it begins.
         self.unwritten: deque[tuple[int | None, bytes]] = deque()
-        self.next: int | None = None  # the file that follows, made ahead
+        self.ahead: dict[int, int] = {}  # files of segments to come, by their first record
+        self.spare = 0  # records that there is room for
         self.full, self.looked = "", 0.0  # why no room could be made, and when
         self.asked = False
-        self.files_lock, self.room_lock, self.sync_lock = (threading.Lock() for _ in range(3))
+        self.write_lock, self.files_lock, self.room_lock, self.sync_lock = (
+            threading.Lock() for _ in range(4)
+        )
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
             self.checkpoints = Checkpoints(folder, signer)
@@ -86,55 +89,53 @@ class Log:
     # --- appending --------------------------------------------------------------------------------
 
     def append(self, fields: Fields) -> Receipt:
-        """A record; written, unless the disk is full: then `flush` does it, and nothing that
-        follows from it may be shown before."""
+        """A record. Nothing that follows from it may be shown before `flush` has written it."""
         if self.peaks.size == self.end:
             self._begin()
         sequence = self.peaks.size
         body = encode((sequence, self.boot, time.time_ns(), time.monotonic_ns(), *fields))
         leaf = sha256(b"\0" + body).digest()
         chain = sha256(self.chain + leaf).digest()
-        self._write(framed(body, chain), None)
+        self.unwritten.append((None, framed(body, chain)))
         self.chain = chain
         self.peaks.push(leaf)
-        if not self.unwritten:
-            self.written = sequence + 1
+        self.spare -= 1
         if sequence + 1 == self.end:
             self.checkpoint()
-        elif not sequence & LOOK and self.left() < 2 * RESERVE:
+        elif self.spare < 2 * RESERVE:
             self._ask()
         return sequence, chain
 
-    def _write(self, frame: bytes, first: int | None) -> None:
-        if self.unwritten or first is not None or self.at + len(frame) > self.room:
-            self.unwritten.append((first, frame))
-            self.flush()
-        else:
-            os.pwrite(self.files[-1], frame, self.at)
-            self.at += len(frame)
-
     def flush(self) -> bool:
-        """Write what is not written yet. False: there is no room for it now; call again."""
-        while self.unwritten:
-            first, frame = self.unwritten[0]
-            if first is not None and not self._turn_over(first):
-                return False
-            if self.at + len(frame) > self.room and not self._prepare():
-                return False
-            os.pwrite(self.files[-1], frame, self.at)
-            self.at += len(frame)
-            self.unwritten.popleft()
-            self.written = self.size - len(self.unwritten)
+        """Write what was appended; from any thread. False: there is no room for it now."""
+        with self.write_lock:
+            while self.unwritten:
+                first, _ = self.unwritten[0]
+                if first is not None and not self._turn_over(first):
+                    return False
+                frames: list[bytes] = []
+                size = self.room - self.at
+                while self.unwritten and (not frames or self.unwritten[0][0] is None):
+                    size -= len(self.unwritten[0][1])
+                    if size < 0:
+                        break
+                    frames.append(self.unwritten.popleft()[1])
+                if not frames and not self._prepare():
+                    return False
+                os.pwrite(self.files[-1], data := b"".join(frames), self.at)
+                self.at += len(data)
+                self.written += len(frames) - (first is not None)
         return True
 
     def _begin(self) -> None:
         """A new segment."""
         first = self.size
+        self.flush()
         gone = self._retain()
         frame, self.chain = segment.header(self.peaks, self.kept)
         self.end = end_of(first)
         self.sizes[first] = 0
-        self._write(frame, first)
+        self.unwritten.append((first, frame))
         if gone:
             what = f"{gone[0]}-{self.kept - 1}"
             self.append((0, "", "note", 0, "audit.retention", what, b"", "", "", 0))
@@ -144,31 +145,33 @@ class Log:
 
     def has_room(self, records: int) -> bool:
         """Whether that many can be written; if not, `full` says why."""
-        if not self.unwritten and self.left() >= records:
+        if self.spare >= records or self._left() >= records:
             return True
-        return self._prepare() and self.flush()
+        if self.flush() and self._left() >= records:
+            return True
+        return self._prepare() and self._left() >= records
 
-    def left(self) -> int:
+    def _left(self) -> int:
         """Records that there is room for, at least."""
-        here, following = (self.room - self.at) // LONGEST, self.end - self.size
-        if here < following:
-            return here
-        return following + (AHEAD // LONGEST if self.next is not None else 0)
+        following = self.end - self.size
+        here = (self.room - self.at) // LONGEST - (self.size - self.written)
+        more = AHEAD // LONGEST if self.end in self.ahead else 0
+        self.spare = here if here < following else following + more
+        return self.spare
 
     def _turn_over(self, first: int) -> bool:
         """Go on in the file of segment `first`."""
-        if self.next is None and not self._prepare(first):
+        if first not in self.ahead and not self._prepare(first):
             return False
         with self.room_lock, self.files_lock:
-            assert self.next is not None
             if self.files:
                 os.ftruncate(self.files[-1], self.at)
-            self.files.append(self.next)
-            self.next, self.at, self.room = None, 0, AHEAD
+            self.files.append(self.ahead.pop(first))
+            self.at, self.room = 0, AHEAD
         return True
 
     def _ask(self) -> None:
-        if not self.asked:
+        if self._left() < 2 * RESERVE and not self.asked:
             self.asked = True
             self.jobs.put(self._prepare_ahead)
 
@@ -182,15 +185,17 @@ class Log:
         if self.full and time.monotonic() < self.looked + AGAIN:
             return False
         with self.room_lock:
-            left = self.end - self.size
+            end = self.end  # once: the loop may be beginning a segment
+            left = end - self.size
             wanted = self.at + min(AHEAD, max(RESERVE, left) * LONGEST)
             try:
                 if self.files and self.room < wanted:
                     write_zeros(self.files[-1], self.room, wanted)
                     self.room = wanted
-                if self.next is None and (first is not None or left < 4 * RESERVE):
-                    following = self.end if first is None else first
-                    self.next = make_ahead(segment.path_of(self.folder, following), AHEAD)
+                following = end if first is None else first
+                if following not in self.ahead and (first is not None or left < 4 * RESERVE):
+                    path = segment.path_of(self.folder, following)
+                    self.ahead[following] = make_ahead(path, AHEAD)
             except OSError as error:
                 self.full, self.looked = str(error.strerror), time.monotonic()
                 return False
@@ -200,18 +205,20 @@ class Log:
     # --- what lasts -------------------------------------------------------------------------------
 
     def sync(self) -> None:
-        """When it returns, all that was written before would survive a power cut. From any thread.
+        """When it returns, all that was appended before would survive a power cut, but for what
+        there was no room for; of that nothing was shown. From any thread.
 
         Raises:
             OSError: it would not, and the kernel stops.
         """
         with self.sync_lock:
-            upto = self.written
-            if upto == self.synced:
-                return
-            with self.files_lock:
-                files = list(self.files)
             try:
+                self.flush()
+                upto = self.written
+                if upto == self.synced:
+                    return
+                with self.files_lock:
+                    files = list(self.files)
                 for file in files:
                     os.fdatasync(file)
             except OSError as error:  # what is on the disk is not known any more
@@ -225,13 +232,13 @@ class Log:
 
     def checkpoint(self) -> None:
         """Have what was written signed."""
-        if self.size > self.signed and not self.unwritten:
+        if self.size > self.signed:
             self.signed = self.size
             self.jobs.put(partial(self._sign, self.size, self.peaks.root()))
 
     def _sign(self, size: int, root: bytes) -> None:
         self.sync()
-        if not self.checkpoints.add(size, root):
+        if self.written < size or not self.checkpoints.add(size, root):
             self.signed = self.checkpoints.size  # the disk is full: tried again by and by
 
     # --- retention --------------------------------------------------------------------------------
@@ -276,7 +283,7 @@ class Log:
         self._close_files()
 
     def _close_files(self) -> None:
-        for file in [*self.files, *([] if self.next is None else [self.next])]:
+        for file in [*self.files, *self.ahead.values()]:
             os.close(file)
         self.checkpoints.close()
 

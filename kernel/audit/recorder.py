@@ -7,15 +7,16 @@ hash, and by what they are about.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable
 from functools import cache
 from hashlib import sha256
+from operator import attrgetter
 from typing import Any
 
 import msgspec
 
 from aios.syscalls.errors import AiosError, Denied, DiskFull
-from aios.syscalls.messages import Message
+from aios.syscalls.messages import AuditInfo, Message
 from aios.syscalls.table import Row
 from aios.syscalls.wire import Receipt
 
@@ -93,6 +94,12 @@ class Audit:
     def note(self, what: str, pid: int = 0, principal: str = "", detail: str = "") -> None:
         self.log.append((pid, short(principal), "note", 0, what, short(detail), b"", "", "", 0))
 
+    def info(self) -> AuditInfo:
+        log = self.log
+        return AuditInfo(
+            records=log.size, signed=log.checkpoints.size, kept=log.kept, trouble=log.trouble
+        )
+
     def flush(self) -> bool:
         """False: not all is written, and there is no room for it now."""
         return self.log.flush()
@@ -112,21 +119,24 @@ def short(text: str) -> str:
 
 
 @cache
-def _fields(args: type[Message]) -> tuple[str, ...]:
-    return tuple(name for name in ABOUT if name in args.__struct_fields__)
+def _getter(args: type[Message]) -> tuple[list[str], Callable[[Any], tuple[Any, ...]]]:
+    names = [name for name in ABOUT if name in args.__struct_fields__]
+    # Of one name attrgetter would give the value alone.
+    return [f"{name}=" for name in names], attrgetter(*names, "__class__", "__class__")
 
 
 def about(args: Message) -> str:
-    """What a call is about, in a line: path=notes.txt owner=/writer."""
+    """What a call is about, in a line: owner=/writer path=notes.txt."""
+    names, get = _getter(type(args))
     found = []
-    for name in _fields(type(args)):
-        value = getattr(args, name)
-        if value not in (None, "", []):
-            found.append(f"{name}={_plain(value)}")
+    for name, value in zip(names, get(args), strict=False):
+        if value is None or value == "":
+            continue
+        found.append(name + (value if type(value) is str else _plain(value)))
     return short(" ".join(found))
 
 
 def _plain(value: Any) -> str:
-    if isinstance(value, Mapping | list):
-        return ",".join(str(getattr(each, "path", each)) for each in value)
+    if type(value) in (dict, list):
+        return ",".join([str(getattr(each, "path", each)) for each in value])
     return str(value)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -23,6 +23,7 @@ from aios.syscalls.wire import Receipt
 from .checkpoint import Checkpoint, PublicKey, notes, opened, public_key
 from .segment import State, begin, end_of, follow, is_blank, segments
 
+SETTLE = 0.01  # seconds until what is wrong is looked at again
 FEW = 8  # segments that are verified in this process: others take a moment to start
 
 
@@ -70,16 +71,17 @@ class Checked(msgspec.Struct, array_like=True):
 
 def verify(
     folder: Path, *, keys: Sequence[PublicKey] = (), receipts: Iterable[Receipt] = (),
+    kept: Sequence[Checkpoint] = (),
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Report:  # fmt: skip
-    """`keys` are whose checkpoints count: those in the folder, unless given. `progress` hears how
-    many segments of how many are done.
+    """`keys` are whose checkpoints count: those in the folder, unless given. `kept` are checkpoints
+    from elsewhere. `progress` hears how many segments of how many are done.
 
     Raises:
         BadInput: there is no log.
     """
     report = Report()
-    signed = list(_signed(folder, keys or known_keys(folder), report))
+    signed = [*_signed(folder, keys or known_keys(folder), report), *kept]
     files = segments(folder)
     while files and is_blank(files[-1][1].read_bytes()):  # made ahead
         files.pop()
@@ -154,7 +156,15 @@ def _all_checked(files: list[tuple[int, Path]], stops: list[Stop]) -> Iterator[C
 
 
 def check_file(task: tuple[Path, int, list[Stop]]) -> Checked:
-    path, first, stops = task
+    """What is wrong is looked at again: it may have been being written just then."""
+    checked, again = None, _check(*task)
+    while again.problems and again != checked:
+        time.sleep(SETTLE)
+        checked, again = again, _check(*task)
+    return again
+
+
+def _check(path: Path, first: int, stops: list[Stop]) -> Checked:
     data = path.read_bytes()
     try:
         state = begin(data, first)
@@ -206,8 +216,3 @@ def _joints(checked: list[Checked]) -> Iterator[Problem]:
                 yield Problem(before.end, what)
         elif before.end > after.first or after.before not in (None, before.after):
             yield Problem(after.first, "the segment does not follow from the one before")
-
-
-def as_json(report: Report) -> dict[str, Any]:
-    found: dict[str, Any] = msgspec.to_builtins(report)
-    return found

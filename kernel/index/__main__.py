@@ -20,7 +20,8 @@ import msgspec
 import zmq
 
 from aios.kernel.config import Prefixes
-from aios.syscalls.errors import AiosError, ModelError
+from aios.kernel.stderr import become_log
+from aios.syscalls.errors import IndexFailed, ModelError
 
 from .database import Damaged
 from .embedder import Embedder, Mended, Missing, open_embedder
@@ -98,7 +99,7 @@ class Service:
         try:
             return Found(search.req, self.index.search(search))
         except sqlite3.OperationalError as error:
-            why = AiosError(f"the index cannot be read: {error}", "see log/index.log")
+            why = IndexFailed(f"the index cannot be read: {error}")
             return Found(search.req, [], why.to_wire())
         except ModelError as error:
             return Found(search.req, [], error.to_wire())
@@ -154,14 +155,13 @@ class Service:
 
 
 def main() -> int:
+    become_log()
     config = msgspec.json.decode(sys.argv[1], type=IndexConfig)
     context: zmq.Context[Any] = zmq.Context()
     try:
         index = Index(Path(config.folder), open_or_miss(config))
     except (OSError, sqlite3.Error) as error:
-        why = AiosError(
-            f"the index cannot be opened: {error}", "see log/index.log in the AIOS home"
-        )
+        why = IndexFailed(f"the index cannot be opened: {error}")
         connect(context, config).send(encode(Failed(why.to_wire())))
         context.term()  # lingers until the kernel has it
         return 1

@@ -113,6 +113,8 @@ class Index:
         """Keep what is indexed if it came from this store and `drop` does not say otherwise."""
         if store == self.store and not drop:
             return
+        if self.store not in ("", store):
+            self.began_again = "it was of another store"
         self.close()
         remove(self.folder)
         self._open()

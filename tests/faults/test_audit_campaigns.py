@@ -1,4 +1,4 @@
-"""The kernel killed at random moments under callers with receipts: each of them is in the log."""
+"""The audit log: the kernel killed under callers with receipts, and every change of a byte."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import pytest
+from audit_logs import COUNT, Victim
 from conftest import Boot
 
 from aios.agents import Aios, connect
@@ -58,3 +60,10 @@ def test_receipts_outlive_the_kernel(
     assert len(set(receipts)) == len(receipts)
     with capsys.disabled():
         print(f"\n{kills} kills: {len(receipts)} receipts, each in a log of {report.records}")
+
+
+@pytest.mark.faults
+def test_every_other_value_of_every_byte_shows(tmp_path: Path, full: bool) -> None:
+    victim = Victim(tmp_path)
+    for record in range(0, COUNT, 1 if full else 333):
+        assert victim.hidden(record, lambda: range(1, 256)) == []

@@ -1,0 +1,88 @@
+"""One transaction over the store's tables. LMDB checks no sums: each value carries a CRC-32."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import lmdb
+
+from aios.syscalls.errors import AiosError, StoreDamaged, StoreFull
+
+MAX_KEY = 511  # bytes, LMDB's
+CRC = struct.Struct("<I")
+
+
+class Txn:
+    """One transaction over the tables; keys and values are bytes."""
+
+    def __init__(
+        self, env: lmdb.Environment, txn: lmdb.Transaction, tables: dict[str, Any]
+    ) -> None:
+        self.env, self.txn, self.tables = env, txn, tables
+
+    def attempt(self, do: Callable[[Txn], Any]) -> AiosError | None:
+        """Run it in a transaction below this one; what it fails with, and has left nothing of."""
+        try:
+            with self.env.begin(write=True, parent=self.txn) as child:
+                do(Txn(self.env, child, self.tables))
+        except lmdb.MapFullError:
+            return StoreFull("the store has reached the size that it may have")
+        except AiosError as error:
+            return error
+        return None
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        """Raises StoreDamaged where the value is not the one that was put."""
+        data = self.txn.get(key, db=self.tables[table])
+        return None if data is None else _opened(table, key, bytes(data))
+
+    def size(self, table: str, key: bytes) -> int | None:
+        """Bytes of the value, damaged or not."""
+        data = self.txn.get(key, db=self.tables[table])
+        return None if data is None else len(data) - CRC.size
+
+    def put(self, table: str, key: bytes, value: bytes) -> None:
+        self.txn.put(
+            key, CRC.pack(zlib.crc32(value, zlib.crc32(key))) + value, db=self.tables[table]
+        )
+
+    def delete(self, table: str, key: bytes) -> bool:
+        return bool(self.txn.delete(key, db=self.tables[table]))
+
+    def scan(
+        self, table: str, prefix: bytes, start: bytes = b"", *, back: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Keys that begin with `prefix`, rising, from `start` on; or `back` from the last one
+        before `start`, where there is one."""
+        for key in self.keys(table, prefix, start, back=back):
+            yield key, self.get(table, key) or b""
+
+    def keys(
+        self, table: str, prefix: bytes, start: bytes = b"", *, back: bool = False
+    ) -> Iterator[bytes]:
+        """Likewise, also those whose values are damaged."""
+        with self.txn.cursor(db=self.tables[table]) as cursor:
+            found = _before(cursor, prefix, start) if back else cursor.set_range(max(prefix, start))
+            while found and (key := bytes(cursor.key())).startswith(prefix):
+                yield key
+                found = cursor.prev() if back else cursor.next()
+
+    def drop(self, table: str) -> None:
+        """All of it."""
+        self.txn.drop(self.tables[table], delete=False)
+
+
+def _before(cursor: lmdb.Cursor, prefix: bytes, start: bytes) -> bool:
+    """Move to the last key with `prefix` that is below `start`."""
+    end = start or prefix + b"\xff" * (MAX_KEY - len(prefix))
+    return bool(cursor.prev() if cursor.set_range(end) else cursor.last())
+
+
+def _opened(table: str, key: bytes, data: bytes) -> bytes:
+    value = data[CRC.size :]
+    if len(data) < CRC.size or CRC.unpack_from(data)[0] != zlib.crc32(value, zlib.crc32(key)):
+        raise StoreDamaged(f"the store's {table} holds a damaged value at {key[:64]!r}")
+    return value
