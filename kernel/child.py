@@ -1,4 +1,4 @@
-"""What a fork of init does to be a process of its own: session, streams, descriptors; its program."""
+"""What a fork of init does to be a process of its own: session, streams, descriptors, program."""
 
 from __future__ import annotations
 
