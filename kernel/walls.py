@@ -112,7 +112,8 @@ def python() -> tuple[str, ...]:
     names = ("syscalls", "agents", "examples")
     packages = [importlib.util.find_spec(f"aios.{name}") for name in names]
     places = [place for spec in packages if spec for place in spec.submodule_search_locations or []]
-    return tuple(dict.fromkeys([sys.prefix, sys.base_prefix, *sys.path, *places]))
+    found = [sys.prefix, sys.base_prefix, *sys.path, *places]
+    return tuple(dict.fromkeys(path for path in found if path.startswith("/")))  # else a hook's name
 
 
 @cache
