@@ -113,7 +113,8 @@ def python() -> tuple[str, ...]:
     packages = [importlib.util.find_spec(f"aios.{name}") for name in names]
     places = [place for spec in packages if spec for place in spec.submodule_search_locations or []]
     found = [sys.prefix, sys.base_prefix, *sys.path, *places]
-    return tuple(dict.fromkeys(path for path in found if path.startswith("/")))  # else a hook's name
+    # One without "/" is the name of an import hook.
+    return tuple(dict.fromkeys(path for path in found if path.startswith("/")))
 
 
 @cache
