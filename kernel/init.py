@@ -53,7 +53,7 @@ from .init_protocol import (
     decode_to_init,
     encode,
 )
-from .linux import PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, prctl
+from .linux import PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, prctl
 from .stderr import become_log
 from .warden import Warden
 
@@ -361,6 +361,7 @@ def exec_service(argv: list[str], environment: int) -> Callable[[], object]:
     def main() -> NoReturn:
         given = json.loads(os.pread(environment, os.fstat(environment).st_size, 0))
         os.close(environment)
+        prctl(PR_SET_NO_NEW_PRIVS, 1)
         os.execvpe(argv[0], argv, given | os.environ)
 
     return main

@@ -11,7 +11,7 @@ import stat
 import struct
 from collections.abc import Iterable
 
-from .linux import PR_SET_NO_NEW_PRIVS, prctl, syscall
+from .linux import syscall
 
 CREATE, ADD, RESTRICT = 444, 445, 446  # on every architecture
 FILE_BITS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # how many rights on files each ABI has
@@ -52,7 +52,6 @@ def restrict(read: Iterable[str], write: Iterable[str], ports: Iterable[int]) ->
             _allow(ruleset, path, rights & files)
     for port in ports if net else ():
         syscall(ADD, ruleset, PORT, struct.pack("=QQ", CONNECT_TCP, port), 0)
-    prctl(PR_SET_NO_NEW_PRIVS, 1)
     syscall(RESTRICT, ruleset, 0)
     os.close(ruleset)
 

@@ -10,7 +10,7 @@ import errno
 import struct
 from typing import NamedTuple
 
-from .linux import ON_ARM, PR_SET_NO_NEW_PRIVS, prctl, syscall
+from .linux import ON_ARM, syscall
 
 SECCOMP, SET_FILTER, NEW_LISTENER = 277 if ON_ARM else 317, 1, 8
 ARCH = 0xC00000B7 if ON_ARM else 0xC000003E
@@ -170,12 +170,11 @@ def _step(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
 
 def install(program: bytes, *, listen: bool) -> int:
     """The filter holds from here on, for this process and all that it starts; with `listen` a
-    descriptor on which refusals are heard, else 0.
+    descriptor on which refusals are heard, else 0. Needs `no_new_privs`.
 
     Raises:
         OSError: there is no seccomp.
     """
-    prctl(PR_SET_NO_NEW_PRIVS, 1)
     held = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("=HxxxxxxQ", len(program) // 8, ctypes.addressof(held))
     return syscall(SECCOMP, SET_FILTER, NEW_LISTENER if listen else 0, header)

@@ -103,6 +103,7 @@ def _works(wall: Callable[[], object]) -> bool:
 
 
 def _try_seccomp() -> None:
+    drop_privileges()
     seccomp.install(calls_filter(network=False, processes=False, modes=False), listen=True)
 
 
@@ -166,16 +167,22 @@ def put_up(walls: Walls, have: dict[str, str], room: Room, cwd: str, line: int) 
     if have["view"]:
         view.enter([*seen, *view.real(walls.read)], view.real(write), os.path.realpath(cwd))
     _limit(walls, have)
+    drop_privileges()
     if landlock.abi():
         landlock.restrict([*read, *walls.read], write, walls.ports)
-    prctl(PR_SET_NO_NEW_PRIVS, 1)
-    prctl(PR_SET_DUMPABLE, 0)
-    drop_capabilities()
     if have["calls"]:
         network = bool(walls.ports and have["ports"])
         program = calls_filter(network=network, processes=walls.processes, modes=bool(have["view"]))
         listener = seccomp.install(program, listen=True)
         hand_over(line, listener)
+
+
+def drop_privileges() -> None:
+    """No program that is executed from here on gets any; nobody else of this user may look into
+    this process, until it executes one."""
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+    prctl(PR_SET_DUMPABLE, 0)
+    drop_capabilities()
 
 
 def _limit(walls: Walls, have: dict[str, str]) -> None:

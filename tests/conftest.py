@@ -60,8 +60,12 @@ def left_of(home: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            mine = process.environ().get("AIOS_HOME", "").startswith(str(home))
-            if process.status() != psutil.STATUS_ZOMBIE and mine:
+            if process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            named = any(
+                str(home) in word for word in process.cmdline()
+            )  # agents are not to be read
+            if named or process.environ().get("AIOS_HOME", "").startswith(str(home)):
                 found.append(process)
     return found
 

@@ -161,7 +161,7 @@ def test_with_init_everything_ends(boot: Boot, program: Callable[[str], str], ho
         code = system.process.wait(timeout=20)
     eventually(lambda: not left_of(system.home), 5)
     assert code == (-signal.SIGKILL if how == "KILL" else 0)
-    sockets = list(system.home.glob("*.sock"))
+    sockets = list(system.home.rglob("*.sock"))
     assert how == "KILL" or sockets == []
     for path in sockets:  # a kernel that was killed leaves them; the next start replaces them
         path.unlink()

@@ -205,8 +205,20 @@ def test_what_is_refused_is_told_once_of_each_call(walled: Place) -> None:
     }  # fmt: skip
 
 
-def test_the_kernel_has_the_environment_that_agents_do_not_have(walled: Place) -> None:
-    assert psutil.Process(walled.targets["kernel"]).environ()["PERSONS_TOKEN"] == "not for agents"
+SERVICE = """
+import os
+from aios.kernel.init import exec_service
+file = os.memfd_create("environment")
+os.write(file, b'{"PERSONS_TOKEN": "not for agents"}')
+exec_service(["/usr/bin/env"], file)()
+"""
+
+
+def test_a_service_has_the_environment_that_agents_do_not_have() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SERVICE], capture_output=True, text=True, check=True
+    )
+    assert "PERSONS_TOKEN=not for agents" in done.stdout
 
 
 # --- what the kernel can be made to hold ---------------------------------------------------------
@@ -222,7 +234,8 @@ def test_the_kernel_holds_no_more_than_it_wants_to(walled: Place, flood: str, co
     assert found == {flood: f"got {count!r}"}
     assert kernel.memory_info().rss - before < 32 << 20
     assert walled.aios.status().os_pid == kernel.pid
-    eventually(lambda: kernel.num_fds() < 100)
+    socket_path = f"{walled.targets['home']}/run/kernel.sock"
+    eventually(lambda: Path("/proc/net/unix").read_text().count(socket_path) < 100)
 
 
 # --- bombs ---------------------------------------------------------------------------------------

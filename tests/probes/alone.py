@@ -18,7 +18,7 @@ from probes.sockets import SOCKETS
 from probes.system import LINUX
 
 from aios.kernel import landlock, seccomp, view, walls
-from aios.kernel.linux import drop_capabilities
+from aios.kernel.linux import PR_SET_NO_NEW_PRIVS, drop_capabilities, prctl
 
 WALLS = ("none", "Landlock", "view", "seccomp", "capabilities")
 READ = [*walls.SYSTEM, *walls.python(), "/proc"]
@@ -39,6 +39,7 @@ def main() -> None:
         "capabilities": drop_capabilities,
         "none": lambda: None,
     }
+    prctl(PR_SET_NO_NEW_PRIVS, 1)  # without it there are no others
     put_up[wall]()
     refused = []
     for name, probe in (FILES | OTHERS | SOCKETS | LINUX).items():

@@ -20,6 +20,12 @@ def capabilities(_: Targets) -> int:
     return 2
 
 
+def readable_by_others(_: Targets) -> bool:
+    if call(157, 167, 3, 0, 0, 0, 0) != 1:
+        raise PermissionError("it is not dumpable")
+    return True
+
+
 def a_setuid_program(_: Targets) -> bool:
     """Got where programs still gain what their file says."""
     if call(157, 167, 39, 0, 0, 0, 0) == 1:
@@ -87,6 +93,7 @@ LINUX: dict[str, Probe] = {
     "memfd_create": lambda t: call(319, 279, b"probe", 0),
     "capabilities": capabilities,
     "a setuid program": a_setuid_program,
+    "be dumpable": readable_by_others,
     "become dumpable": lambda t: call(157, 167, 4, 1, 0, 0, 0) == 0,
     "outlive its parent": lambda t: call(157, 167, 1, 0, 0, 0, 0) == 0,
     "a call that is not known": refused_before(467, 467, -100, 0, 0, 0, 0),
