@@ -19,6 +19,7 @@ Path = Annotated[str, Meta(min_length=1, max_length=MAX_PATH)]
 Prefix = Annotated[str, Meta(max_length=MAX_PATH)]  # a path and all below it; empty: everything
 Owner = Annotated[str, Meta(max_length=4096)]
 Tag = Annotated[str, Meta(min_length=1, max_length=64)]
+Folder = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
 Media = Annotated[str, Meta(max_length=128)]
 Number = Annotated[int, Meta(ge=0, lt=2**53)]
 What = Literal["put", "delete", "rollback", "purge"]
@@ -199,7 +200,7 @@ class Compact(Message):
 
 
 class Backup(Message):
-    target: Annotated[str, Meta(min_length=1, max_length=4096)]  # a folder that is to be made
+    target: Folder  # a folder that is to be made
 
 
 class Progress(Reply):

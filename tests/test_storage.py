@@ -22,6 +22,7 @@ from aios.syscalls.errors import (
     BadInput,
     Conflict,
     LimitReached,
+    Malformed,
     NotFound,
     StoreDamaged,
     StoreFull,
@@ -662,6 +663,8 @@ def test_a_backup_while_running(boot: Boot, tmp_path: Path) -> None:
         for target in (tmp_path / "copy", Path("/proc/none"), Path("relative")):
             with pytest.raises(BadInput):
                 aios.sto_backup(str(target)).wait()
+        with pytest.raises(Malformed, match="target"):
+            aios.sto_backup("/nul\0").wait()
     other = boot()
     other.end()
     (other.home / "store" / "data.mdb").unlink()
