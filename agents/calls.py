@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import msgspec
 
 from aios.syscalls import messages as t
+from aios.syscalls.errors import KernelGone
 
 from .client import Connection, Pending
 
@@ -22,6 +25,24 @@ class Calls:
     def start(self, name: str, /, **args: Any) -> Pending:
         """Any system call by its name, without waiting for it."""
         return self.connection.start(name, {k: v for k, v in args.items() if v is not None})
+
+    def cancel(self, call: int) -> bool:
+        """End a call of this connection; False: there is none of that number."""
+        return self._call(t.Cancelled, "call.cancel", call=call).found
+
+    def _follow(self, piece: type[R], name: str, /, **args: Any) -> Iterator[R]:
+        """The pieces of a call that has no end of its own; cancelled when nobody asks for more."""
+        return self._pieces(piece, self.start(name, **args))
+
+    def _pieces(self, piece: type[R], call: Pending) -> Iterator[R]:
+        try:
+            for body in call:
+                yield msgspec.convert(body, piece)
+            call.wait()
+        finally:
+            if not self.connection.socket.closed:
+                with contextlib.suppress(KernelGone):
+                    self.cancel(call.id)
 
     def _call(self, reply: type[R], call: str, /, **args: Any) -> R:
         return msgspec.convert(self.start(call, **args).wait(), reply)

@@ -43,14 +43,15 @@ class Pending:
         self.ended = False
         self.body: Any = None
         self.error: AiosError | None = None
+        self.receipt: wire.Receipt | None = None
 
-    def take(self, kind: int, body: Any) -> None:
+    def take(self, kind: int, body: Any, receipt: wire.Receipt | None) -> None:
         if kind == wire.PIECE:
             self.had += 1
             if self.skip < self.had:
                 self.pieces.append(body)
             return
-        self.ended = True
+        self.ended, self.receipt = True, receipt
         if kind == wire.FAILED:
             self.error = from_wire(body)
         else:
@@ -85,17 +86,23 @@ class Pending:
 
 
 class Connection:
-    """Says hello: as the agent that `token` was made for, or as a client listed as `name`.
+    """Says hello: as the agent that `token` was made for, or as a client listed as `name`. With
+    `receipts`, every final reply comes with where the audit log has its call.
 
     Raises:
         KernelGone: no kernel answers.
     """
 
-    def __init__(self, home: Path, token: bytes | None, name: str | None) -> None:
+    def __init__(
+        self, home: Path, token: bytes | None, name: str | None, *, receipts: bool = False
+    ) -> None:
         self.home = home
+        self.receipts = receipts
+        self.receipt: wire.Receipt | None = None  # the last
         self.endpoint = endpoint(home)
         self.pending: dict[int, Pending] = {}
         self.last = 0
+        self.is_agent = token is not None
         self.lost = False  # the kernel that was there is not any more
         self.welcome = self._connect({"token": token, "name": name})
 
@@ -111,7 +118,7 @@ class Connection:
             self._come_back()
         self.last += 1
         heard = next(iter(self.pending), self.last) - 1
-        data = wire.pack_call(self.last, name, args, heard)
+        data = wire.pack_call(self.last, name, args, heard, self.receipts)
         call = Pending(self, self.last, data, effect=name in EFFECTS)
         self.pending[self.last] = call
         self._send(call)
@@ -133,11 +140,12 @@ class Connection:
 
     def _take_all(self) -> None:
         while self.socket.poll(0):
-            call_id, kind, body = wire.unpack_reply(self.socket.recv())
+            call_id, kind, body, receipt = wire.unpack_reply(self.socket.recv())
             call = self.pending.get(call_id)
             if call is None:
                 raise from_wire(body)  # id 0: the kernel could not read what was sent
-            call.take(kind, body)
+            call.take(kind, body, receipt)
+            self.receipt = receipt or self.receipt
             if call.ended:
                 del self.pending[call_id]
 
@@ -192,7 +200,7 @@ class Connection:
                 if welcome is not None:
                     return welcome
                 self.close(0)
-            elif not init_runs(self.home):
+            elif not self.is_agent and not init_runs(self.home):  # an agent ends with init
                 what = "the kernel went away from" if self.lost else "no kernel answers at"
                 raise KernelGone(f"{what} {self.endpoint}")
             else:
@@ -227,7 +235,7 @@ class Connection:
             raise KernelGone(f"the kernel at {self.endpoint} does not answer")
         if self.socket not in ready:
             return None
-        _, kind, body = wire.unpack_reply(self.socket.recv())
+        _, kind, body, _ = wire.unpack_reply(self.socket.recv())
         if kind == wire.FAILED:
             raise from_wire(body)
         welcome: dict[str, Any] = body
@@ -251,6 +259,6 @@ def inherited_token() -> bytes | None:
         return pipe.read() or None
 
 
-def say_hello(home: Path | None, name: str | None) -> Connection:
+def say_hello(home: Path | None, name: str | None, *, receipts: bool = False) -> Connection:
     """A connection that the kernel knows: as the agent that init started, or as a client."""
-    return Connection(home or default_home(), inherited_token(), name)
+    return Connection(home or default_home(), inherited_token(), name, receipts=receipts)

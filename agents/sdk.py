@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -20,7 +20,10 @@ import msgspec
 from aios.syscalls import messages as t
 from aios.syscalls import retrieval as r
 from aios.syscalls.errors import AiosError, KernelGone, NotJson
+from aios.syscalls.rules import Manifest
+from aios.syscalls.wire import Receipt
 
+from .access import AccessCalls
 from .client import Pending, say_hello
 from .memory import MemoryCalls
 from .storage import StorageCalls
@@ -28,15 +31,16 @@ from .storage import StorageCalls
 Prompt = str | Sequence[dict[str, str]] | Sequence[int]
 
 
-def connect(home: Path | None = None, name: str | None = None) -> Aios:
+def connect(home: Path | None = None, name: str | None = None, *, receipts: bool = False) -> Aios:
     """Open a connection to the kernel of `home` (AIOS_HOME, or the user's own).
 
-    In an agent this speaks for the agent; elsewhere for a person, listed as `name`.
+    In an agent this speaks for the agent; elsewhere for a person, listed as `name`. With
+    `receipts`, Aios.receipt says where the audit log has the last call that ended.
 
     Raises:
         KernelGone: no kernel answers there.
     """
-    connection = say_hello(home, name)
+    connection = say_hello(home, name, receipts=receipts)
     return Aios(connection, msgspec.convert(connection.welcome, t.Welcome))
 
 
@@ -184,20 +188,30 @@ class Context:
         self.close()
 
 
-class Aios(MemoryCalls, StorageCalls):
+class Aios(MemoryCalls, StorageCalls, AccessCalls):
     """One connection to the kernel; not for several threads at once."""
+
+    @property
+    def receipt(self) -> Receipt | None:
+        """Sequence and chain value of the last call's record in the audit log, where receipts were
+        asked for. Whoever keeps it can show that the log is as it was then: docs/audit.md."""
+        return self.connection.receipt
 
     # --- process --------------------------------------------------------------------------------
 
     def spawn(
         self, program: str, task: Any = None, *, args: Sequence[str] = (), name: str | None = None,
         limits: dict[str, Any] | None = None, nice: int | None = None, cwd: str | None = None,
-        contexts: Sequence[Context] = (),
+        contexts: Sequence[Context] = (), manifest: Manifest | Mapping[str, Any] | None = None,
+        reach: t.Reach | Mapping[str, Any] | None = None,
     ) -> int:  # fmt: skip
-        """Start an agent; its pid. It gets forks of `contexts`: Aios.inherited."""
+        """Start an agent; its pid. It gets forks of `contexts`: Aios.inherited. Of what the caller
+        may do, it may do what its `manifest` allows. `reach` names files and ports beyond the walls
+        around its process."""
         spawned = self._call(
             t.Spawned, "proc.spawn", program=program, task=task, args=list(args), name=name,
             limits=limits, nice=nice, cwd=cwd, contexts=[context.id for context in contexts],
+            manifest=msgspec.to_builtins(manifest), reach=msgspec.to_builtins(reach),
         )  # fmt: skip
         return spawned.pid
 
@@ -272,9 +286,6 @@ class Aios(MemoryCalls, StorageCalls):
         given = {} if prompt is None else as_input(prompt, raw)
         return Generation(self, self.start("llm.generate", ctx=ctx, **given, **options))
 
-    def cancel(self, call: int) -> bool:
-        return self._call(t.Cancelled, "call.cancel", call=call).found
-
     def tokenize(self, prompt: str | Sequence[dict[str, str]], *, raw: bool = True) -> list[int]:
         return self._call(t.Tokens, "llm.tokenize", **as_input(prompt, raw)).tokens
 
@@ -303,15 +314,8 @@ class Aios(MemoryCalls, StorageCalls):
     def events(
         self, *kinds: Literal["process", "generation", "core", "policy"]
     ) -> Iterator[t.Event]:
-        """What happens, as it happens, from the first `next` on."""
-        call = self.start("kernel.events", kinds=list(kinds))
-        try:
-            for body in call:
-                yield msgspec.convert(body, t.Event)
-        finally:
-            if not self.connection.socket.closed:
-                with contextlib.suppress(KernelGone):
-                    self.start("call.cancel", call=call.id)
+        """What happens, as it happens."""
+        return self._follow(t.Event, "kernel.events", kinds=list(kinds))
 
     def policy(self, policy: str | None = None, quantum: int | None = None) -> t.Policy:
         return self._call(t.Policy, "kernel.policy", policy=policy, quantum=quantum)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import io
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
-import msgspec
-
 from aios.syscalls import messages as t
 from aios.syscalls import retrieval as r
 from aios.syscalls import sto as s
-from aios.syscalls.errors import BadInput, KernelGone, UploadGone
+from aios.syscalls.errors import BadInput, UploadGone
 
 from .calls import Calls
 from .client import Pending
@@ -172,8 +169,7 @@ class StorageCalls(Calls):
     def sto_watch(self, prefix: str = "", *, owner: str | None = None) -> Iterator[s.Version]:
         """Changes to the objects below a prefix, from now on. What changes while a killed kernel is
         replaced is not heard of: compare versions where that matters."""
-        call = self.start("sto.watch", prefix=prefix, owner=owner)
-        return _follow(self, call)
+        return self._follow(s.Version, "sto.watch", prefix=prefix, owner=owner)
 
     # --- finding ----------------------------------------------------------------------------------
 
@@ -216,9 +212,14 @@ class StorageCalls(Calls):
         """What an owner has shared, and what others have shared with it."""
         return self._call(list[s.Grant], "sto.shares", owner=owner)
 
-    def sto_owners(self) -> list[s.Holding]:
+    def sto_owners(self) -> Iterator[s.Holding]:
         """Who holds how much: for a person of everybody, for an agent of itself."""
-        return self._call(list[s.Holding], "sto.owners")
+        after: str | None = None
+        while True:
+            page = self._call(s.Holdings, "sto.owners", after=after)
+            yield from page.owners
+            if (after := page.after) is None:
+                return
 
     # --- a person's -------------------------------------------------------------------------------
 
@@ -231,16 +232,6 @@ class StorageCalls(Calls):
         return self.start("sto.compact", keep=keep)
 
     def sto_backup(self, target: str) -> Pending:
-        """Copy the store into a folder that does not exist yet."""
+        """Copy all of it into a folder that does not exist yet. Iterate for progress; `wait` for
+        sto.BackedUp as a map."""
         return self.start("sto.backup", target=target)
-
-
-def _follow(aios: StorageCalls, call: Pending) -> Iterator[s.Version]:
-    try:
-        for body in call:
-            yield msgspec.convert(body, s.Version)
-        call.wait()
-    finally:
-        if not aios.connection.socket.closed:
-            with contextlib.suppress(KernelGone):
-                aios.start("call.cancel", call=call.id)

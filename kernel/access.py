@@ -1,47 +1,218 @@
-"""The access manager: the one check that every system call passes before any effect.
+"""The access manager: the one gate that every system call passes before any effect.
 
-For now two groups. A client is a person's own process (same user, not started by init) and may do
-everything; an agent may use the model, speak to others, and control itself and what it started.
+Two things are asked of each call: whether a rule allows it (policy.py), and whether what it is
+about is the caller's own, or shared with it. A person's process (a client: same user, not started
+by init) may do everything.
 """
 
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import psutil
 
-from aios.syscalls.errors import Denied
-from aios.syscalls.mem import Whose
-from aios.syscalls.messages import Kill, Log, Message, SetLimits, SetNice, Spawn
+from aios.syscalls import acc, mem, retrieval, sto
+from aios.syscalls import messages as t
+from aios.syscalls.errors import BadInput, Denied
+from aios.syscalls.rules import Rule
 from aios.syscalls.table import Row
 
+from .accounts import Accounts
+from .policy import (
+    MANY,
+    Grant,
+    Judge,
+    Named,
+    Passed,
+    Request,
+    Subject,
+    all_fitting,
+    covers,
+    rules_of,
+)
 from .process import Process, ProcessTable
+from .shares import Mode
 
-AGENT_RIGHTS = frozenset(
-    {"none", "proc.spawn", "proc.self", "proc.control", "proc.list", "proc.log", "llm", "msg",
-     "mem", "sto", "kernel.read"}
-)  # fmt: skip
+LABELS = 64  # of one process; then they become one, that says so
 
-
-def check(table: ProcessTable, process: Process, row: Row, args: Message) -> None:
-    """Raises Denied unless `process` may make this call."""
-    if process.kind == "client":
-        return
-    if row.right not in AGENT_RIGHTS:
-        raise Denied(f"{row.name} needs the right {row.right}, which an agent does not have")
-    if isinstance(args, Kill | Log | SetNice | SetLimits) and args.pid is not None:
-        _check_above(table, process, row, args.pid)
-    if isinstance(args, Whose) and (
-        args.principal is not None or args.pid not in (None, process.pid)
-    ):
-        raise Denied(f"{row.name}: an agent reaches its own memory only")
-    if isinstance(args, SetNice | Spawn) and args.nice is not None and args.nice < process.nice:
-        raise Denied(f"{row.name}: an agent cannot go below its own nice value of {process.nice}")
+Shared = Callable[[str, str, str | None, Mode], bool]  # principal, owner, path or anything
 
 
-def _check_above(table: ProcessTable, process: Process, row: Row, pid: int) -> None:
-    if pid != process.pid and not table.is_above(process.pid, table.get(pid)):
-        raise Denied(f"{row.name}: process {pid} is neither the caller nor started by it")
+class Gate:
+    """`shared` knows what owners of storage have shared; `now` is Unix time."""
+
+    def __init__(
+        self, table: ProcessTable, accounts: Accounts, shared: Shared,
+        now: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
+        self.table, self.accounts, self.shared, self.now = table, accounts, shared, now
+        self.judge = Judge(accounts.grants, self._giver)
+        # Rules about a process, its own and those of each above it; by pid, and for each right.
+        self.layers: dict[int, dict[str, list[list[Named]]]] = {}
+        accounts.changed = self.layers.clear
+
+    # --- the check ------------------------------------------------------------------------------
+
+    def check(self, process: Process, row: Row, args: t.Message) -> Passed:
+        """Raises Denied, or NotFound of a process that is meant."""
+        if process.kind == "client" or row.right == "none":
+            return Passed("a person may" if process.kind == "client" else "everybody may")
+        passed = Passed("")
+        subject = self.subject(process, row.right)
+        for request in self.requests(process, row, args):
+            found = self.judge.decide(subject, request, self.now())
+            if found.effect == "deny":
+                about = f" on {request.object!r}" if request.object else ""
+                raise Denied(
+                    f"{process.principal} may not {row.name}{about}: {found.rule}",
+                    "a person sees why with `aios policy check`",
+                    found.rule,
+                )
+            if passed.asked is None:
+                passed = Passed(found.rule, request if found.effect == "ask" else None)
+        nice = args.nice if isinstance(args, t.SetNice | t.Spawn) else None
+        if nice is not None and nice < process.nice:
+            raise Denied(f"{row.name}: an agent cannot go below its own nice value, {process.nice}")
+        return passed
+
+    def subject(self, process: Process, right: str = "") -> Subject:
+        """Who asks; with `right`, with the rules alone that say anything of it."""
+        pid = 0 if process.kind == "client" else process.pid
+        layers = self._layers(process, right)
+        return Subject(process.principal, layers, pid, frozenset(process.labels))
+
+    def _layers(self, process: Process, right: str) -> list[list[Named]]:
+        known = self.layers.setdefault(process.pid, {})
+        found = known.get(right)
+        if found is None:
+            own = rules_of(process.principal, process.manifest, self.accounts.groups)
+            found = [[named for named in own if not right or covers(named.rule.right, right)]]
+            above = self.table.rows.get(process.parent)
+            if above is not None and above.kind == "agent":
+                found += self._layers(above, right)
+            known[right] = found
+        return found
+
+    def _giver(self, grant: Grant) -> Subject | None:
+        if not grant.pid:
+            return Subject("")
+        process = self.table.rows.get(grant.pid)
+        return self.subject(process) if process is not None and process.alive else None
+
+    def requests(self, process: Process, row: Row, args: t.Message) -> list[Request]:
+        """What a call asks for: one right, on one or more objects."""
+        make = partial(Request, row.right)
+        match args:
+            case t.Kill() | t.Log() | t.SetNice() | t.SetLimits():
+                target = process if args.pid is None else self.table.get(args.pid)
+                return [make(target.principal, owned=lambda who: self._controls(who, target))]
+            case t.Send():
+                return [make(self.table.find(args.to).principal)]
+            case t.Spawn():
+                return [make(args.program)]
+            case mem.Whose():
+                named = self.table.rows.get(args.pid or 0)
+                theirs = args.principal or (named.principal if named else "")
+                own = args.principal is None and args.pid in (None, process.pid)
+                pid = process.pid if own else args.pid
+                whose = process.principal if own else theirs
+                return [make(whose, owned=lambda who: args.principal is None and who.pid == pid)]
+        owner = getattr(args, "owner", None)
+        owner = process.principal if owner is None else owner
+        return [
+            make(
+                f"{owner}:{path}",
+                below=below,
+                owned=partial(self._reaches, owner, None if below else path, mode),
+            )
+            for path, below, mode in _objects(args)
+        ] or [make()]
+
+    def _controls(self, who: Subject, target: Process) -> bool:
+        return who.pid == target.pid or self.table.is_above(who.pid, target)
+
+    def _reaches(self, owner: str, path: str | None, mode: Mode, who: Subject) -> bool:
+        return who.principal == owner or self.shared(who.principal, owner, path, mode)
+
+    def readable(self, process: Process, scopes: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Of (owner, prefix) that were shared, those that the rules let a process read."""
+        if process.kind == "client":
+            return scopes
+        subject, now = self.subject(process), self.now()
+
+        def may(owner: str, prefix: str) -> bool:
+            request = Request("sto.read", f"{owner}:{prefix}", below="/:*")
+            return self.judge.decide(subject, request, now).effect == "allow"
+
+        return [scope for scope in scopes if may(*scope)]
+
+    def grant(self, process: Process, args: acc.Grant) -> acc.Granted:
+        """Raises BadInput for what is handed on otherwise."""
+        if args.right.split(".")[0] in ("sto", "*"):
+            raise BadInput("a grant of storage does nothing", "its owner shares it: `sto.share`")
+        expires = None if args.seconds is None else self.now() + args.seconds
+        rule = Rule(args.right, args.on, args.args)
+        return acc.Granted(id=self.accounts.give(process, args.to, rule, expires))
+
+    def explain(self, process: Process, args: acc.Check) -> acc.Verdict:
+        """What the gate would say; of the rules alone, as if the object were the caller's own.
+
+        Raises:
+            Denied: an agent asks of another.
+        """
+        if process.kind == "agent" and (args.principal or args.pid not in (None, process.pid)):
+            raise Denied("an agent asks of itself only")
+        target = process if args.pid is None else self.table.get(args.pid)
+        subject = self.subject(target)
+        if args.principal is not None:
+            rules = [rules_of(args.principal, None, self.accounts.groups)]
+            subject = Subject(args.principal, rules, -1)
+        request = Request(args.right, args.object, args=args.args)
+        decision = self.judge.decide(subject, request, self.now())
+        return acc.Verdict(
+            effect=decision.effect, rule=decision.rule, tainted=sorted(subject.labels),
+            fits=all_fitting(subject, request),
+        )  # fmt: skip
+
+    # --- what taints ----------------------------------------------------------------------------
+
+    def taint(self, process: Process, labels: set[str]) -> None:
+        """It has read what is so labelled; a person's process is never tainted."""
+        if process.kind == "agent" and not labels <= process.labels:
+            process.labels |= labels
+            if len(process.labels) > LABELS:
+                process.labels = {MANY}
+            process.touch()
+
+    def ended(self, process: Process) -> None:
+        self.layers.pop(process.pid, None)
+
+
+def _objects(args: t.Message) -> Iterator[tuple[str, str, Mode]]:
+    """Paths of storage that a call is about, what of it, and how; for `below` see Request."""
+    match args:
+        case sto.Batch():
+            for change in args.changes:
+                yield change.path, "", "write"
+        case sto.Put() | sto.Delete() | sto.Restore():
+            yield args.path, "", "write"
+        case sto.Get() | sto.History():
+            yield args.path, "", "read"
+        case retrieval.Search():
+            yield args.path, "/:*", "read"
+        case sto.List() | sto.Watch():
+            yield args.prefix, ":*", "read"
+        case sto.Purge():
+            yield args.path, "", "own"
+        case sto.Share():
+            yield args.prefix, "/:*", "own"
+        case sto.Upload():
+            yield "", ":*", "write"
+        case sto.Shares():
+            yield "", ":*", "own"
 
 
 def is_child(os_pid: int, init_pid: int) -> bool:

@@ -31,7 +31,7 @@ from aios.syscalls.errors import (
 )
 
 from .catalog import is_used
-from .journal import sync_folder
+from .files import sync_folder
 from .store import NoStore, Store
 from .transaction import Txn
 
@@ -46,6 +46,8 @@ Fail = Callable[[AiosError], None]
 
 
 class Blobs(Protocol):
+    apart: bool  # whether a copy of the store is without them
+
     def write(
         self, chunks: Mapping[bytes, bytes], do: Do, then: Then, fail: Fail, *,
         size: int = 0, once: tuple[int, int] | None = None,
@@ -62,6 +64,12 @@ class Blobs(Protocol):
     def all(self) -> Iterator[bytes]:
         """Of all chunks that are there; likewise."""
 
+    def hold(self) -> None:
+        """Remove none from now on."""
+
+    def release(self) -> None:
+        """Remove again, also what was to be removed meanwhile; once for each `hold`."""
+
     def close(self) -> None: ...
 
 
@@ -70,6 +78,8 @@ def missing(key: bytes) -> StoreDamaged:
 
 
 class LmdbBlobs:
+    apart = False
+
     def __init__(self, store: Store | NoStore) -> None:
         self.store = store
 
@@ -105,6 +115,12 @@ class LmdbBlobs:
             yield from (key[len(PREFIX) :] for key in page)
             at = page[-1] + b"\0"
 
+    def hold(self) -> None:
+        pass  # a transaction that has begun sees what is dropped after it
+
+    def release(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -134,11 +150,15 @@ class Place(Protocol):
 class Elsewhere:
     """`post` runs a function in the loop, where all of this runs but what `place` does."""
 
+    apart = True
+
     def __init__(
         self, store: Store | NoStore, place: Place, post: Callable[[Callable[[], None]], None]
     ) -> None:
         self.store, self.place, self.post = store, place, post
         self.pins: Counter[bytes] = Counter()  # chunks of writes that are not committed yet
+        self.holds = 0
+        self.held: list[bytes] = []  # to be looked at when there is no hold any more
         # One thread puts and deletes: a chunk that is dropped and put again is there afterwards.
         self.writer = ThreadPoolExecutor(1, "blobs")
         self.readers = ThreadPoolExecutor(READERS, "blobs")
@@ -175,11 +195,15 @@ class Elsewhere:
             commit(None)
 
     def _put(self, chunks: Mapping[bytes, bytes]) -> None:
+        self.store.barrier()
         for key, data in chunks.items():
             self.place.put(key.hex(), data)
 
     def _forget(self, keys: Iterable[bytes]) -> None:
         """Remove those of these that nobody refers to, and nobody is about to."""
+        if self.holds:
+            self.held += keys
+            return
         try:
             unused = self.store.read(
                 lambda txn: [key for key in keys if not self.pins[key] and not is_used(txn, key)]
@@ -189,6 +213,14 @@ class Elsewhere:
             return
         if unused:
             self._run(self.writer, lambda: self._delete(unused), lambda _: None, _left_over)
+
+    def hold(self) -> None:
+        self.holds += 1
+
+    def release(self) -> None:
+        self.holds -= 1
+        held, self.held = self.held, []
+        self._forget(held)
 
     def _delete(self, keys: list[bytes]) -> None:
         for key in keys:

@@ -8,10 +8,19 @@ import secrets
 import sys
 import time
 from collections.abc import Callable
+from typing import Any, TypeVar
 
+from aios.syscalls import VERSION
 from aios.syscalls.errors import BadInput, Cancelled, DiskFull, StoreDamaged
+from aios.syscalls.messages import Mail
+from aios.syscalls.retrieval import Hit
 
-from .blobs import Blobs, open_blobs
+from .access import Gate
+from .accounts import Accounts
+from .audit.checkpoint import Signer
+from .audit.log import Log
+from .audit.recorder import Audit
+from .blobs import open_blobs
 from .changes import Changes
 from .config import Config
 from .context import ContextManager
@@ -20,7 +29,7 @@ from .core_link import CORE_KEY, CoreLink
 from .generation import Generations
 from .handlers import handlers
 from .index_link import INDEX_KEY, IndexLink
-from .init_protocol import Census, Gone, Paused, Started, StartFailed, ToKernel, WindUp
+from .init_protocol import Census, Gone, Paused, Refused, Started, StartFailed, ToKernel, WindUp
 from .interactions import InteractionLog
 from .journal import Journal
 from .ledger import Ledger
@@ -28,10 +37,11 @@ from .lifecycle import Lifecycle
 from .logs import Logs
 from .loop import Loop
 from .memory import Memory
-from .message import Mailroom
+from .message import Mailroom, labels_of
 from .owners import Owners
-from .process import ProcessTable
+from .process import Process, ProcessTable
 from .prompt import Prompts
+from .questions import Questions
 from .scheduler import Scheduler
 from .shares import Shares
 from .stats import EventLog, Statistics
@@ -43,6 +53,8 @@ from .upkeep import Upkeep
 from .waiting import Waiters
 
 SWEEP = 0.1  # seconds between two looks at limits, figures and logs
+CHECKPOINT = 5.0  # seconds between two signatures below the audit log
+T = TypeVar("T")
 
 
 class Kernel:
@@ -60,20 +72,31 @@ class Kernel:
         self.began = time.monotonic()
         self.loop = loop = Loop(config.path, init_fd)
         census = loop.first_word()
-        self.ledger = ledger = Ledger(self._journal(patient=bool(census.children)), loop.send_now)
+        self.walls = census.walls
+        self.ledger = ledger = self._ledger(patient=bool(census.children))
         self.store = self._store(census)
 
         def to_core(command: Command) -> None:
             loop.work.send(encode(command))
 
-        self.blobs = self._blobs()
-        self.storage = Storage(
-            self.store, self.blobs, Shares(config.groups), config.storage_bytes, config.blobs
+        self.blobs = self._or_close(
+            lambda: open_blobs(config.blobs, config.blobs_options, self.store, loop.post)
         )
+        self.events = EventLog(self._note)
+        self.table = ProcessTable(config.agents, config.clients, config.dead)
+        self.accounts = self._or_close(
+            lambda: Accounts(
+                config.path / "policy.json", self.table, ledger.note_grant, self.audit.log.sync
+            )
+        )
+        self.storage = Storage(
+            self.store, self.blobs, Shares(lambda: self.accounts.groups), config.storage_bytes,
+            config.blobs,
+        )  # fmt: skip
+        self.gate = Gate(self.table, self.accounts, self.storage.shared)
+        self.questions = Questions(self.gate, config.ask_timeout, loop.after)
         self.upkeep = Upkeep(self.storage, self.store, loop.post)
         self.stats = Statistics()
-        self.events = EventLog()
-        self.table = ProcessTable(config.agents, config.clients, config.dead)
         self.owners = self._owners(census.system)
         self.memory = Memory(self.owners)
         self.interactions = InteractionLog(self.owners, config.log_bytes)
@@ -85,40 +108,65 @@ class Kernel:
             to_core, ledger.note_work,
         )  # fmt: skip
         self.core = CoreLink(config, loop, self.generations, self.events)
-        self.prompts.ask = self.core.ask
         self.index = IndexLink(config, loop, Changes(self.store, self.blobs), self.events)
-        self.storage.changed = lambda _owner, _path: self.index.changed()
         self.services: dict[int, CoreLink | IndexLink] = {
             CORE_KEY: self.core, INDEX_KEY: self.index,
         }  # fmt: skip
         self.logs = Logs(config.path / "log", self.table, loop.after)
         self.mailroom = Mailroom(loop.after, self.table.is_alive, ledger.note_mail)
-        self.generations.on_end = self.interactions.generated
-        self.mailroom.on_sent = self.interactions.sent
-        self.mailroom.on_received = self.interactions.received
         self.waiters = Waiters(self.table, loop.after)
         self.lifecycle = Lifecycle(
             config, self.boot, self.table, self.contexts, self.generations, self.mailroom,
-            self.waiters, self.events, self.logs, loop.send_init, loop.after,
+            self.waiters, self.events, self.logs, ledger.send_init, loop.after,
         )  # fmt: skip
         self.trap = Trap(
-            self.table, handlers(self), loop.send, self.lifecycle.hello, ledger,
-            self.lifecycle.settle,
+            self.table, handlers(self), loop.send, self.lifecycle.hello, self.gate,
+            self.questions.hold, ledger, self.audit, self.lifecycle.settle,
         )  # fmt: skip
+        self._connect()
+        self._recover(census)
+
+    def _connect(self) -> None:
+        """Tie the parts to each other and to the loop, where they know each other both ways."""
+        self.prompts.ask = self.core.ask
+        self.storage.changed = lambda _owner, _path: self.index.changed()
+        self.generations.on_end = self.interactions.generated
+        self.mailroom.on_sent = self.interactions.sent
+        self.mailroom.on_received = self._received
+        self.waiters.on_heard = self.hears
+        self.index.on_found = self._found
+        self.storage.on_read = self.owners.on_adopted = self.contexts.on_awake = self.gate.taint
         self.lifecycle.trap = self.trap
         self.lifecycle.ended += [
-            self.storage.uploads.ended, self.memory.ended,
+            self.storage.uploads.ended, self.memory.ended, self.gate.ended, self.accounts.ended,
             lambda process: self.store.forget(process.pid),
         ]  # fmt: skip
+        ledger, loop = self.ledger, self.loop
         ledger.table, ledger.contexts, ledger.generations = (
             self.table, self.contexts, self.generations,
         )  # fmt: skip
         ledger.lifecycle, ledger.mailroom = self.lifecycle, self.mailroom
+        ledger.accounts = self.accounts
         loop.on_turn = ledger.end_turn
-        loop.on_call = self.trap.receive
+        loop.on_call, loop.calls.is_known = self.trap.receive, self.trap.sessions.__contains__
         loop.on_lost = self._lost
         loop.on_init = self._from_init
-        ledger.recover(census.system)
+
+    def hears(self, process: Process, other: Process) -> None:
+        """It reads what the other has said, and is tainted by what that is tainted by."""
+        if other is not process:
+            self.gate.taint(process, set(labels_of(other)))
+
+    def _received(self, process: Process, mail: Mail) -> None:
+        self.gate.taint(process, set(mail.labels))
+        self.interactions.received(process, mail)
+
+    def _found(self, process: Process, hits: list[Hit]) -> None:
+        self.storage.tell_read(process, [(hit.owner, hit.path, hit.version) for hit in hits])
+
+    def _recover(self, census: Census) -> None:
+        """Take up what another kernel of this system left."""
+        self.ledger.recover(census.system)
         self.lifecycle.recover(census)
         self.owners.recover()
         for pid in [pid for pid in self.store.callers if not self.table.is_alive(pid)]:
@@ -126,11 +174,32 @@ class Kernel:
         self.core.recover(census)
         self.index.recover(census)
 
-    def _journal(self, *, patient: bool) -> Journal:
+        self.audit.note("kernel.begin", detail=f"version {VERSION}, system {census.system}")
+        walls = ", ".join(f"{name}: {how or 'none'}" for name, how in census.walls.items())
+        self.audit.note("kernel.walls", detail=walls)
+
+    def _ledger(self, *, patient: bool) -> Ledger:
+        """Of the audit log and the journal, in that order: what the one has, the other may."""
+        self.audit = Audit(self._opened(self._log, patient=patient))
+        journal = self._opened(self._journal, patient=patient)
+        return Ledger(journal, self.audit, self.loop.send_now, self.loop.tell_init)
+
+    def _log(self) -> Log:
+        return Log(
+            self.config.path / "audit", Signer(self.config.path / "keys" / "audit"),
+            self.loop.post, boot=bytes.fromhex(self.boot), keep=self.config.audit_bytes,
+        )  # fmt: skip
+
+    def _journal(self) -> Journal:
+        return Journal(
+            self.config.path / "journal", self.loop.post, before_sync=self.audit.log.sync
+        )
+
+    def _opened(self, make: Callable[[], T], *, patient: bool) -> T:
         """Where agents wait for this kernel, a full disk is waited for as well."""
         while True:
             try:
-                return Journal(self.config.path / "journal", self.loop.post)
+                return make()
             except DiskFull as error:
                 if not patient:
                     self.loop.close()
@@ -145,8 +214,9 @@ class Kernel:
             if census.crashed:
                 try_store(folder)
             return Store(
-                folder, self.loop.post, limit=self.config.store_bytes, system=census.system
-            )
+                folder, self.loop.post, limit=self.config.store_bytes, system=census.system,
+                barrier=self.audit.log.sync,
+            )  # fmt: skip
         except (StoreDamaged, DiskFull) as error:
             print(f"no store: {error}", file=sys.stderr, flush=True)
             return NoStore(error)
@@ -159,12 +229,10 @@ class Kernel:
             print(f"no memory: {error}", file=sys.stderr, flush=True)
             return Owners(NoStore(error), self.table, self.config, system)
 
-    def _blobs(self) -> Blobs:
-        """Raises BadInput where the settings name no place that can be used."""
+    def _or_close(self, make: Callable[[], T]) -> T:
+        """A part that the settings, or what a person has written, may forbid: raises BadInput."""
         try:
-            return open_blobs(
-                self.config.blobs, self.config.blobs_options, self.store, self.loop.post
-            )
+            return make()
         except BadInput:
             self.store.close()
             self.loop.close()
@@ -173,6 +241,7 @@ class Kernel:
     def run(self) -> None:
         """Serve until the system is stopped."""
         self.loop.every(SWEEP, self.lifecycle.sweep)
+        self.loop.every(CHECKPOINT, self.audit.log.checkpoint)
         self.loop.run()
         self.ledger.journal.close()
         self.memory.puts.flush()
@@ -182,6 +251,8 @@ class Kernel:
         self.loop.run_posted()  # what it was to commit
         self.store.close()
         self.loop.run_posted()  # replies that waited for the disk
+        self.audit.note("kernel.end")
+        self.audit.log.close()
         self.loop.close()
 
     def _lost(self, route: bytes, why: str) -> None:
@@ -200,8 +271,16 @@ class Kernel:
                 served.gone(frame)
             case Paused():
                 self.lifecycle.paused(frame)
+            case Refused():
+                self.lifecycle.refused(frame)
             case WindUp():
                 self.wind_up(lambda: None)
+
+    def _note(self, what: str, pid: int, detail: dict[str, Any]) -> None:
+        process = self.table.rows.get(pid)
+        principal = process.principal if process else ""
+        said = " ".join(f"{name}={value}" for name, value in detail.items())
+        self.audit.note(what, pid, principal, said)
 
     def wind_up(self, then: Callable[[], None]) -> None:
         """End every agent; then answer whoever asked for it, and end."""
@@ -234,4 +313,6 @@ class Kernel:
             *self.storage.check(live),
             *self.trap.check(),
             *self.owners.check(),
+            *self.accounts.check(),
+            *self.questions.check(),
         ]

@@ -30,6 +30,7 @@ from aios.syscalls.errors import BadInput, Conflict, LimitReached, NotFound, Sto
 from .transaction import Txn
 
 TABLE = "catalog"
+IN_BACKUP = "the folder `blobs` of a backup"  # where the contents of a copied catalogue are
 KEY = 16  # bytes of a chunk's key, and of what stands for an owner
 ENTRY = 256  # bytes that an object, and each version of it, counts for beside its content
 NUMBER, INDEX = struct.Struct(">Q"), struct.Struct(">QI")
@@ -59,6 +60,7 @@ class Row(Struct, array_like=True):
     tags: list[str]
     media: str
     chunks: bytes  # keys, one behind the other; all chunks but the last have the full size
+    labels: list[str] = []  # of who wrote it: where it may come from
 
     def pieces(self) -> Iterator[tuple[bytes, int]]:
         """Each chunk's key and size."""
@@ -68,6 +70,7 @@ class Row(Struct, array_like=True):
         return sto.Version(
             owner=owner, path=path, version=self.version, what=self.what, size=self.size,
             time=self.time, by=self.by, tags=self.tags, media=self.media,
+            labels=self.labels,
         )  # fmt: skip
 
 
@@ -274,8 +277,11 @@ class Catalog:
         data = self.txn.get(TABLE, key(b"o", name))
         return Owned(name) if data is None else owned(data)
 
-    def owners(self) -> list[Owned]:
-        return [owned(data) for _, data in self.txn.scan(TABLE, b"o")]
+    def owners(self, after: str | None = None) -> Iterator[Owned]:
+        """Those behind `after`, in the order of their keys."""
+        start = b"" if after is None else key(b"o", after) + b"\0"
+        for _, data in self.txn.scan(TABLE, b"o", start):
+            yield owned(data)
 
     def _grow(self, owner: str, size: int) -> None:
         self.grown[owner] = self.grown.get(owner, 0) + size

@@ -134,6 +134,7 @@ class Context(Past, kw_only=True):
     checkpoints: dict[str, Past] = {}
     busy: bool = False  # a call works on it
     own: bool = False  # it lives for one call
+    labels: set[str] = set()  # of those who had it: where what it holds may come from
 
     def info(self) -> ContextInfo:
         return ContextInfo(
@@ -153,6 +154,7 @@ class ContextManager:
 
     def __init__(self, drop: Callable[[int], None]) -> None:
         self.drop = drop
+        self.on_awake: Callable[[Process, set[str]], None] = lambda _process, _labels: None
         self.contexts: dict[int, Context] = {}
         self.changed: set[int] = set()
         self.window = 0  # tokens; known when the core is ready
@@ -185,6 +187,7 @@ class ContextManager:
             raise ContextBusy(
                 f"context {name!r} is open in process {context.owner.pid}", "close it there first"
             )
+        self.on_awake(owner, context.labels)
         context.owner = owner
         context.on_full = on_full or context.on_full
         owner.contexts.add(context.id)
@@ -243,6 +246,8 @@ class ContextManager:
         if any(token >= self.vocab for token in tokens):
             raise BadInput(f"a token id is out of the model's vocabulary of {self.vocab}")
         self.check_model(context)
+        if context.owner is not None:
+            context.labels |= context.owner.labels
         context.append(tokens, self.window)
         context.model = self.model
         self.changed.add(context.id)

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aios.syscalls import VERSION, mem, retrieval, sto, wire
+from aios.syscalls import VERSION, acc, mem, retrieval, sto, wire
 from aios.syscalls import messages as t
 from aios.syscalls.errors import BadInput
 from aios.syscalls.table import ROWS
@@ -89,6 +89,7 @@ def proc_whoami(k: Kernel, call: Call, args: t.Empty) -> t.ProcessInfo:
 
 
 def proc_log(k: Kernel, call: Call, args: t.Log) -> Any:
+    k.hears(call.process, k.table.get(args.pid))
     return k.logs.read(call, args.pid, args.offset, args.wait)
 
 
@@ -247,8 +248,8 @@ def sto_shares(k: Kernel, call: Call, args: sto.Shares) -> list[sto.Grant]:
     return k.storage.list_shares(call, args)
 
 
-def sto_owners(k: Kernel, call: Call, args: sto.Owners) -> list[sto.Holding]:
-    return k.storage.owners(call)
+def sto_owners(k: Kernel, call: Call, args: sto.Owners) -> sto.Holdings:
+    return k.storage.owners(call, args)
 
 
 def sto_watch(k: Kernel, call: Call, args: sto.Watch) -> None:
@@ -268,7 +269,8 @@ def sto_backup(k: Kernel, call: Call, args: sto.Backup) -> None:
 
 
 def sto_search(k: Kernel, call: Call, args: retrieval.Search) -> None:
-    k.index.search(call, args, k.storage.scopes(call, args.owner, args.path))
+    scopes = k.storage.scopes(call, args.owner, args.path)
+    k.index.search(call, args, k.gate.readable(call.process, scopes))
 
 
 def sto_index(k: Kernel, call: Call, args: retrieval.Index) -> retrieval.IndexReport:
@@ -278,6 +280,40 @@ def sto_index(k: Kernel, call: Call, args: retrieval.Index) -> retrieval.IndexRe
 def sto_reindex(k: Kernel, call: Call, args: retrieval.Reindex) -> t.Done:
     k.index.rebuild()
     return t.Done()
+
+
+def acc_groups(k: Kernel, call: Call, args: acc.Empty) -> acc.Policy:
+    return acc.Policy(groups=k.accounts.groups)
+
+
+def acc_set(k: Kernel, call: Call, args: acc.SetGroup) -> t.Done:
+    k.accounts.set_group(args.name, args.group)
+    return t.Done()
+
+
+def acc_grant(k: Kernel, call: Call, args: acc.Grant) -> acc.Granted:
+    return k.gate.grant(call.process, args)
+
+
+def acc_revoke(k: Kernel, call: Call, args: acc.Revoke) -> t.Done:
+    k.accounts.revoke(call.process, args.id)
+    return t.Done()
+
+
+def acc_grants(k: Kernel, call: Call, args: acc.Empty) -> list[acc.GrantRow]:
+    return k.accounts.visible(call.process)
+
+
+def acc_check(k: Kernel, call: Call, args: acc.Check) -> acc.Verdict:
+    return k.gate.explain(call.process, args)
+
+
+def acc_ask(k: Kernel, call: Call, args: acc.Questions) -> None:
+    k.questions.follow(call)
+
+
+def acc_answer(k: Kernel, call: Call, args: acc.Answer) -> t.Done:
+    return k.questions.answer(call, args)
 
 
 def kernel_status(k: Kernel, call: Call, args: t.Empty) -> t.Status:
@@ -300,6 +336,8 @@ def kernel_status(k: Kernel, call: Call, args: t.Empty) -> t.Status:
         contexts=k.contexts.open_count(),
         running=len(k.scheduler.in_state("running")),
         ready=len(k.scheduler.in_state("ready")),
+        walls=k.walls,
+        audit=k.audit.info(),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -31,6 +32,7 @@ from .index.protocol import (
 )
 from .init_protocol import Census, Gone, Heard, Started, StartFailed, StartService
 from .loop import Loop
+from .process import Process
 from .stats import EventLog
 from .trap import Call
 
@@ -66,6 +68,7 @@ class IndexLink:
         self.known = self._newest()  # the newest change that an index of this store can have
         self.began = ""  # why all of it had to be made again
         self.asked: dict[int, Asked] = {}
+        self.on_found: Callable[[Process, list[r.Hit]], None] = lambda _process, _hits: None
         self.restarts = self.deaths = 0
         self.backoff = BACKOFF
 
@@ -217,6 +220,7 @@ class IndexLink:
         if found.error is not None:
             asked.call.fail(from_wire(found.error))
         else:
+            self.on_found(asked.call.process, found.hits)
             asked.call.done(r.Hits(hits=found.hits, behind=self._behind()))
 
     # --- its process ------------------------------------------------------------------------------
@@ -224,7 +228,12 @@ class IndexLink:
     def _start(self) -> None:
         self.state = "starting"
         home = self.config.path
-        settings = {"home": str(home), "folder": str(home / "index")}
+        settings = {
+            "home": str(home),
+            "folder": str(home / "index"),
+            "embedder": self.config.embedder,
+            "embedder_prefixes": self.config.embedder_prefixes,
+        }
         argv = [sys.executable, "-m", "aios.kernel.index", msgspec.json.encode(settings).decode()]
         self.to_init(StartService(INDEX_KEY, argv, str(home / "log" / "index.log")))
 

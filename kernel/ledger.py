@@ -7,6 +7,7 @@
     birth/PID          a process that has not said hello
     mail/PID/N         a message in its mailbox
     reply/PID/ID       the final reply to a call that had an effect, until it was heard
+    grant/ID           a right that an agent has handed on
     context/ID         a context, and the work on it; then what the core reported since
 
 Objects that have changed in a turn of the loop are written at its end, in one commit; only then
@@ -17,15 +18,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
+from typing import Protocol
 
 import msgspec
 
-from aios.syscalls.messages import Limits, Mail, Spawn
+from aios.syscalls.messages import Mail, Spawn
 
+from .accounts import Accounts
 from .context import Context, ContextManager, Past
 from .core.protocol import Halted, Out
 from .generation import Generations, Work
+from .init_protocol import ToInit
 from .journal import Journal
 from .lifecycle import Birth, Lifecycle
 from .message import Mailroom
@@ -53,16 +56,33 @@ class ContextRow(Past, kw_only=True):
     name: str | None
     checkpoints: dict[str, Past]
     own: bool
+    labels: set[str]
     work: Work | None
 
 
-class Ledger:
-    """`send` sends to a caller at once."""
+class Audit(Protocol):
+    """What the ledger asks of the audit log."""
 
-    def __init__(self, journal: Journal, send: Callable[[bytes, bytes], None]) -> None:
-        self.journal = journal
-        self.send = send
+    @property
+    def is_safe(self) -> bool:
+        """Whether the intents of all that goes to init would survive a power cut."""
+
+    def flush(self) -> bool:
+        """False: not all is recorded, and there is no room for it now."""
+
+
+class Ledger:
+    """`send` sends to a caller at once, `tell_init` to init."""
+
+    def __init__(
+        self, journal: Journal, audit: Audit, send: Callable[[bytes, bytes], None],
+        tell_init: Callable[[ToInit], None],
+    ) -> None:  # fmt: skip
+        self.journal, self.audit = journal, audit
+        self.send, self.tell_init = send, tell_init
         self.synced: list[tuple[bytes, bytes]] = []
+        self.to_init: list[ToInit] = []
+        self.waiting = 0  # for the disk: what came with them goes first
         self.numbers = (0, 0)
         self.model = ("", 0, 0)
         self.table: ProcessTable  # these are set by the boot: they write here
@@ -70,6 +90,7 @@ class Ledger:
         self.generations: Generations
         self.lifecycle: Lifecycle
         self.mailroom: Mailroom
+        self.accounts: Accounts
 
     # --- what the parts write -------------------------------------------------------------------
 
@@ -85,9 +106,16 @@ class Ledger:
     def note_work(self, ctx: int, what: Out | Halted) -> None:
         self.journal.add(f"context/{ctx}", _encode(what))
 
+    def note_grant(self, number: int, row: bytes | None) -> None:
+        self._set(f"grant/{number}", row)
+
     def send_synced(self, route: bytes, data: bytes) -> None:
         """Once what it follows from would survive a power cut."""
         self.synced.append((route, data))
+
+    def send_init(self, frame: ToInit) -> None:
+        """At the end of this turn, or when the intent of the call that it follows from would."""
+        self.to_init.append(frame)
 
     def _set(self, key: str, item: bytes | None) -> None:
         if item is None:
@@ -99,6 +127,8 @@ class Ledger:
 
     def end_turn(self) -> bool:
         """Commit what has changed. False: there is no room for it now."""
+        if not self.audit.flush():
+            return False
         for pid in self.table.changed | self.table.spent:
             self._put_process(pid)
         self.table.changed.clear()
@@ -117,14 +147,29 @@ class Ledger:
             self.model = model
         if not self.journal.commit():
             return False
-        if self.synced:
-            ready, self.synced = self.synced, []
-            self.journal.sync(lambda: self._send(ready))
+        if self.to_init or self.synced:
+            self._let_out(self.to_init, self.synced)
+            self.to_init, self.synced = [], []
         return True
 
-    def _send(self, ready: list[tuple[bytes, bytes]]) -> None:
-        for route, data in ready:
-            self.send(route, data)
+    def _let_out(self, frames: list[ToInit], replies: list[tuple[bytes, bytes]]) -> None:
+        """Now or after a sync, but never before what came earlier."""
+
+        def out() -> None:
+            for frame in frames:
+                self.tell_init(frame)
+            for route, data in replies:
+                self.send(route, data)
+
+        def synced() -> None:
+            self.waiting -= 1
+            out()
+
+        if replies or self.waiting or not self.audit.is_safe:
+            self.waiting += 1
+            self.journal.sync(synced)
+        else:
+            out()
 
     def _put_process(self, pid: int) -> None:
         process = self.table.rows.get(pid)
@@ -147,6 +192,7 @@ class Ledger:
                 name=context.name,
                 checkpoints=context.checkpoints,
                 own=context.own,
+                labels=context.labels,
                 work=gen.work if gen is not None else None,
             )
         )
@@ -180,14 +226,14 @@ class Ledger:
             ("mail", self._take_mail),
             ("reply", self._take_reply),
             ("birth", self._take_birth),
+            ("grant", lambda _, rows: self.accounts.take(rows[-1])),
             ("context", self._take_context),
         ):
             for found, items in sorted(grouped.get(kind, [])):
                 take(found, items)
 
     def _take_process(self, ids: list[int], items: list[bytes]) -> None:
-        row: dict[str, Any] = msgspec.msgpack.decode(items[-1])
-        process = Process(**{**row, "limits": msgspec.convert(row["limits"], Limits)})
+        process = msgspec.msgpack.decode(items[-1], type=Process)
         self.table.insert(process)
         if process.alive:
             self.lifecycle.trap.expect(process)
@@ -223,7 +269,7 @@ class Ledger:
             return
         context = Context(
             id=ids[0], owner=owner, owner_name=row.owner_name, name=row.name,
-            checkpoints=row.checkpoints, own=row.own,
+            checkpoints=row.checkpoints, own=row.own, labels=row.labels,
         )  # fmt: skip
         context.become(row)
         for note in map(_note, items[1:]):

@@ -34,7 +34,7 @@ class Mailroom:
 
     def send(self, sender: Process, receiver: Process, body: Any) -> None:
         """Raises LimitReached when the receiver's mailbox is full: try again later."""
-        mail = Mail(sender=sender.pid, name=sender.name, body=body)
+        mail = Mail(sender=sender.pid, name=sender.name, body=body, labels=labels_of(sender))
         for wanted, call in self.waiting.get(receiver.pid, ()):
             if wanted in (None, sender.pid):
                 self.on_sent(sender, receiver, body)
@@ -95,6 +95,12 @@ class Mailroom:
             for wanted, call in list(waiting):
                 if wanted == pid:
                     call.fail(_gone(pid))
+
+
+def labels_of(sender: Process) -> list[str]:
+    """What says where an agent's words come from; a person's need none."""
+    own = {f"msg:{sender.principal}"} if sender.kind == "agent" else set()
+    return sorted(sender.labels | own)
 
 
 def _gone(pid: int) -> ProcessGone:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from operator import itemgetter
@@ -58,6 +58,7 @@ class Row(msgspec.Struct, omit_defaults=True):
     first_turn: int = 1  # of the interaction log
     last_turn: int = 0
     log_bytes: int = 0
+    labels: list[str] = []  # of those who had it: where it may come from
 
     @property
     def bytes(self) -> int:
@@ -84,6 +85,7 @@ class Owner:
     keep: bool = False
     ended: bool = False
     stored: bool = False  # there is a row, or will be
+    labels: frozenset[str] = frozenset()  # as in its row
     writing: dict[tuple[str, str], int] = field(default_factory=dict)  # not on disk yet: how often
     busy: int = 0  # writes to all of it that are on their way: it is adopted, or cleared
     accepted: int = 0  # puts of these that were acknowledged
@@ -124,6 +126,7 @@ class Owners:
         self.by_pid: dict[int, Owner] = {}  # those that have ended as well
         self.kept: dict[str, Owner] = {}  # by principal
         self.ended_ones: deque[Owner] = deque()  # the first to be forgotten first
+        self.on_adopted: Callable[[Process, set[str]], None] = lambda _process, _labels: None
         self.last = 0
         self.sweeping = False
         self.stale: list[Owner] = []  # whose agents ended with another system
@@ -143,6 +146,7 @@ class Owners:
                 continue
             owner = self._add(self.last, row.pid, row.principal)
             owner.keep, owner.ended, owner.stored = row.keep, row.ended > 0, True
+            owner.labels = frozenset(row.labels)
             if owner.keep:
                 self.kept[owner.principal] = owner
             if owner.ended:
@@ -187,7 +191,9 @@ class Owners:
             owner.pid = process.pid
             self.by_pid[process.pid] = owner
             if owner.keep:
+                self.on_adopted(process, set(owner.labels))
                 self._adopt(owner)
+        owner.labels |= process.labels
         owner.limit = process.limits.mem_bytes
         return owner
 
@@ -240,6 +246,7 @@ class Owners:
         data = txn.get("memory", b"o" + owner.key)
         row = Row(0, "", owner.principal, owner.keep) if data is None else _row(data)
         row.pid, row.system = owner.pid, self.system
+        row.labels = sorted(owner.labels)
         return row
 
     def put_row(self, txn: Txn, owner: Owner, row: Row) -> None:

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from aios.syscalls.errors import BadInput, LimitReached, NotFound
-from aios.syscalls.messages import Limits, Mail, ProcessInfo, ProcessState
+from aios.syscalls.messages import Limits, Mail, ProcessInfo, ProcessState, Reach
+from aios.syscalls.rules import Manifest
 
 MOVES: dict[ProcessState, frozenset[ProcessState]] = {
     "starting": frozenset({"running", "stopped", "ending", "zombie"}),
@@ -62,6 +63,9 @@ class Process:
     children: set[int] = field(default_factory=set)
     ended: float = 0.0
     principal: str = ""  # whose memory and storage it uses: its name below those of its ancestors
+    manifest: Manifest | None = None  # what it may do; None: the group "agents" says so
+    reach: Reach = field(default_factory=Reach)  # through its walls, besides what all reach
+    labels: set[str] = field(default_factory=set)  # of what it has read from others
     secret: bytes = b""  # to come back with after the kernel's death
     changed: set[int] = field(default_factory=set)  # the table's: what is to be journaled
     spent: set[int] = field(default_factory=set)  # likewise, of the tokens alone

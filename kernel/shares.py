@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import msgspec
 
 from aios.syscalls import sto
 from aios.syscalls.errors import BadInput, Denied, LimitReached, NotFound
+from aios.syscalls.rules import Group
 
 from .catalog import TABLE, Catalog, key, short
+from .policy import groups_of, names_of
 from .process import Process, check_principal
 from .transaction import Txn
 
@@ -29,16 +30,20 @@ def covers(prefix: str, path: str) -> bool:
 
 
 class Shares:
-    """`groups`: principals and subtrees by the name of their group."""
+    """`groups` gives those that there are, by name."""
 
-    def __init__(self, groups: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, groups: Callable[[], Mapping[str, Group]]) -> None:
         self.groups = groups
 
     def reach(self, txn: Txn, process: Process, owner: str, mode: Mode) -> list[str]:
         """The one decision: the prefixes of the owner's objects that `process` may reach so."""
         if process.kind == "client" or process.principal == owner:
             return [""]
-        names = self._names(process.principal)
+        return self.shared(txn, process.principal, owner, mode)
+
+    def shared(self, txn: Txn, principal: str, owner: str, mode: Mode) -> list[str]:
+        """The prefixes that an owner has shared with another."""
+        names = self._names(principal)
         return [
             grant.prefix
             for grant in self.of(txn, owner)
@@ -101,10 +106,9 @@ class Shares:
         if share.to.startswith("/"):
             if share.to != "/*":
                 check_principal(share.to.removesuffix("/*"))
-        elif share.to not in self.groups:
+        elif share.to not in self.groups():
             raise NotFound(
-                f"no group {share.to!r}",
-                'a principal begins with "/"; groups are in config.toml',
+                f"no group {share.to!r}", 'a principal begins with "/"; `aios group` makes groups'
             )
         place = key(b"g", owner, share.prefix.encode() + b"\0" + share.to.encode())
         mirror = b"t" + short(share.to) + place[1:]
@@ -119,11 +123,6 @@ class Shares:
         for each in (place, mirror):
             txn.put(TABLE, each, _encode(grant))
 
-    def _names(self, principal: str) -> set[str]:
-        """All that a grant can say to mean this agent; a person needs none."""
-        if not principal:
-            return set()
-        above = accumulate(principal.split("/")[:-1], lambda path, name: f"{path}/{name}")
-        names = {principal, *(f"{path}/*" for path in above)}
-        groups = {name for name, members in self.groups.items() if names.intersection(members)}
-        return names | groups
+    def _names(self, principal: str) -> frozenset[str]:
+        """All that a share can say to mean this agent; a person needs none."""
+        return names_of(principal) | groups_of(principal, self.groups())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
@@ -27,7 +27,7 @@ from aios.syscalls.errors import (
 from aios.syscalls.messages import Done
 
 from .blobs import Blobs
-from .catalog import ENTRY, KEY, TABLE, Catalog, Row, check_path
+from .catalog import ENTRY, IN_BACKUP, KEY, TABLE, Catalog, Owned, Row, check_path
 from .process import Process, check_principal
 from .shares import Mode, Shares, covers
 from .store import NoStore, Store
@@ -48,6 +48,7 @@ class Storage:
     ) -> None:
         self.store, self.blobs, self.shares, self.quota = store, blobs, shares, quota
         self.changed: Callable[[str, str], None] = lambda _owner, _path: None
+        self.on_read: Callable[[Process, set[str]], None] = lambda _process, _labels: None
         self.uploads = Uploads(self)
         self.watchers: list[tuple[Call, str, str]] = []
         self.wrong: AiosError | None = None  # why no call is served
@@ -58,10 +59,11 @@ class Storage:
 
     def _begin(self, place: str) -> None:
         """Note where contents are, and end the uploads that another kernel had."""
-        before = self.store.read(lambda txn: txn.get(TABLE, b"b"))
-        if before not in (None, place.encode()) and self.store.read(_has_chunks):
+        before = (self.store.read(lambda txn: txn.get(TABLE, b"b")) or place.encode()).decode()
+        restored = before == IN_BACKUP and place != "lmdb"
+        if before != place and not restored and self.store.read(_has_chunks):
             raise BadInput(
-                f"the contents of this store are in {before.decode()}, not in {place}",
+                f"the contents of this store are in {before}, not in {place}",
                 "set `blobs` to that; `aios sto export` and `import` move objects",
             )
 
@@ -89,11 +91,12 @@ class Storage:
         done: Callable[[list[sto.Version]], None],
     ) -> None:  # fmt: skip
         at, by, now = self._owner(call, owner), call.process.principal, time.time()
+        labels = sorted(call.process.labels)
         chunks: dict[bytes, bytes] = {}
         steps = []
         for change in changes:
             what: sto.What = "delete" if change.delete else "put"
-            row = Row(0, what, 0, now, by, change.tags, change.media, b"")
+            row = Row(0, what, 0, now, by, change.tags, change.media, b"", labels)
             upload = self._fill(call, at, change, row, chunks)
             steps.append(_step(at, change, row, upload))
 
@@ -213,6 +216,7 @@ class Storage:
             for chunk, data in zip(wanted, chunks, strict=True):
                 if self.key(owner, data) != chunk:
                     return failed(StoreDamaged(f"the content of {args.path!r} is damaged"))
+            self.on_read(call.process, labels_of(row, owner, call.process))
             start = args.offset - first * sto.CHUNK
             data = b"".join(chunks)[start : start + max(0, end - args.offset)]
             return call.done(sto.Content(data=data, info=row.told(owner, args.path)))
@@ -225,6 +229,22 @@ class Storage:
             call.fail(error)
 
         self.blobs.read(wanted, found, failed)
+
+    def tell_read(self, process: Process, found: Iterable[tuple[str, str, int]]) -> None:
+        """A process hears of what is in these versions, as (owner, path, version)."""
+
+        def look(txn: Txn) -> set[str]:
+            labels: set[str] = set()
+            for owner, path, version in found:
+                try:
+                    row = Catalog(txn).find(owner, path, version)
+                except NotFound:  # purged meanwhile, and so nobody knows
+                    labels.add(f"sto:{owner}")
+                else:
+                    labels |= labels_of(row, owner, process)
+            return labels
+
+        self.on_read(process, self.store.read(look))
 
     def _find(self, call: Call, owner: str, args: sto.Get) -> Row:
         def find(txn: Txn) -> Row:
@@ -313,17 +333,22 @@ class Storage:
         grants: list[sto.Grant] = self.store.read(look)
         return grants
 
-    def owners(self, call: Call) -> list[sto.Holding]:
+    def owners(self, call: Call, args: sto.Owners) -> sto.Holdings:
         """All, for a person; an agent hears of itself."""
         name = call.process.principal
         self._owner(call, None)
-        rows = self.store.read(
-            lambda txn: Catalog(txn).owners() if not name else [Catalog(txn).owner(name)]
-        )
-        return [
+
+        def look(txn: Txn) -> list[Owned]:
+            cat = Catalog(txn)
+            return [cat.owner(name)] if name else [*islice(cat.owners(args.after), args.limit)]
+
+        rows: list[Owned] = self.store.read(look)
+        held = [
             sto.Holding(owner=row.name, bytes=row.used, limit=self.quota if row.name else None)
             for row in rows
         ]
+        more = not name and len(rows) == args.limit
+        return sto.Holdings(owners=held, after=rows[-1].name if more else None)
 
     # --- parts ------------------------------------------------------------------------------------
 
@@ -350,6 +375,13 @@ class Storage:
         )
         return reach
 
+    def shared(self, principal: str, owner: str, path: str | None, mode: Mode) -> bool:
+        """Whether an owner has shared that with another; None: anything at all."""
+        reach: list[str] = self.store.read(
+            lambda txn: self.shares.shared(txn, principal, owner, mode)
+        )
+        return bool(reach) if path is None else any(covers(each, path) for each in reach)
+
     def reachable(self, call: Call, owner: str | None, mode: Mode) -> tuple[str, list[str]]:
         """The owner's name, and prefixes. Raises Denied where nothing of it may be reached."""
         at = self._owner(call, owner)
@@ -366,6 +398,12 @@ class Storage:
         store can tell from a key what it stands for."""
         own = hashlib.blake2b(owner.encode(), key=self.store.id, digest_size=32).digest()
         return hashlib.blake2b(data, key=own, digest_size=KEY).digest()
+
+
+def labels_of(row: Row, owner: str, reader: Process) -> set[str]:
+    """Where that may come from, as a process has to know that reads it."""
+    own = owner in ("", reader.principal)
+    return set(row.labels) | (set() if own else {f"sto:{owner}"})
 
 
 def _has_chunks(txn: Txn) -> bool:

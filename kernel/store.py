@@ -17,7 +17,8 @@ import struct
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -62,8 +63,10 @@ class Job(msgspec.Struct):
 
 class Store:
     """The store in `folder`. `post` runs a function in the kernel's loop, from another thread.
-    `limit` is what the file may grow to, in bytes. `system` names what the callers belong to: what
-    was kept of calls to another one is dropped. `id` is this store's for good, and secret.
+    `limit` is what the file may grow to, in bytes. `barrier` runs in the writer's thread before
+    each commit: what it makes durable lasts if the commit does. `system` names what the callers
+    belong to: what was kept of calls to another one is dropped. `id` is this store's for good, and
+    secret.
 
     Raises:
         HomeBusy: another process has it open.
@@ -73,9 +76,9 @@ class Store:
 
     def __init__(
         self, folder: Path, post: Callable[[Callable[[], None]], None], *, limit: int = 8 << 30,
-        system: str = "",
+        system: str = "", barrier: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
-        self.folder, self.post, self.limit = folder, post, limit
+        self.folder, self.post, self.limit, self.barrier = folder, post, limit, barrier
         self.path = folder / "data.mdb"
         self.broken: AiosError | None = None
         self.tables: dict[str, Any] = {}
@@ -176,8 +179,10 @@ class Store:
             self.callers.remove(pid)
             self.write(partial(_forget, pid), lambda _: None, _not_forgotten)
 
-    def backup(self, target: Path) -> None:
-        """Copy what is committed now to the folder `target`, compacted; from any thread.
+    @contextmanager
+    def backup(self, target: Path) -> Iterator[Txn]:
+        """Copy what is committed now to the folder `target`, compacted; from any thread. The block
+        has a transaction over the copy; if it fails, nothing is left.
 
         Raises:
             BadInput: the folder cannot be made, or cannot hold the copy.
@@ -190,11 +195,23 @@ class Store:
             ) from error
         try:
             self.env.copy(os.fspath(target), compact=True)
-        except (lmdb.Error, OSError) as error:
+            with self._open_copy(target) as env:
+                tables = {name: env.open_db(name.encode()) for name in TABLES}
+                with env.begin(write=True) as txn:
+                    yield Txn(env, txn, tables)
+                env.sync(True)
+        except BaseException as error:
             shutil.rmtree(target)
-            raise BadInput(
-                f"no backup in {target}: {error}", "look for room on its disk"
-            ) from error
+            if isinstance(error, lmdb.Error | OSError):
+                hint = "look for room on its disk"
+                raise BadInput(f"no backup in {target}: {error}", hint) from error
+            raise
+
+    def _open_copy(self, target: Path) -> lmdb.Environment:
+        return lmdb.open(
+            os.fspath(target), map_size=self.limit, max_dbs=len(TABLES), mode=0o600, lock=False,
+            create=False,
+        )  # fmt: skip
 
     def close(self) -> None:
         """Have what was asked for committed, and stop."""
@@ -244,6 +261,7 @@ class Store:
                 self._do(txn, job)
             if any(job.size and job.error is None for job in group):
                 self.room.check_limit(txn)
+            self.barrier()
         self.freed = True
         self.commits += 1
         self.written += sum(job.size for job in group)
@@ -316,6 +334,9 @@ class NoStore:
     id = b""
     callers: frozenset[int] = frozenset()
 
+    def barrier(self) -> None:
+        pass
+
     def __init__(self, error: AiosError) -> None:
         self.error = error
 
@@ -331,7 +352,7 @@ class NoStore:
     def forget(self, pid: int) -> None:
         pass
 
-    def backup(self, target: Path) -> None:
+    def backup(self, target: Path) -> AbstractContextManager[Txn]:
         raise self.error
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ class Waiters:
         self, table: ProcessTable, after: Callable[[float, Callable[[], None]], Any]
     ) -> None:
         self.table, self.after = table, after
+        self.on_heard: Callable[[Process, Process], None] = lambda _caller, _child: None
         self.waiters: list[tuple[int | None, Call]] = []
 
     def wait(self, call: Call, pid: int | None, timeout: float | None) -> Exited | None:
@@ -59,6 +60,7 @@ class Waiters:
             return None
         ended[0].waited |= ended[0].parent == caller.pid
         ended[0].touch()
+        self.on_heard(caller, ended[0])
         return exited(ended[0])
 
     def look(self) -> None:

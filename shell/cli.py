@@ -25,6 +25,8 @@ from aios.syscalls.errors import (
 from aios.syscalls.home import default_home
 
 from . import (
+    access,
+    audit,
     bench,
     contexts,
     demo,
@@ -89,7 +91,10 @@ def cli(ctx: click.Context, home: Path) -> int:
     return shell.interactive() if sys.stdin.isatty() else shell.batch(sys.stdin)
 
 
-for commands in (system, processes, contexts, generate, memory, storage, model, demo, bench):
+GROUPS = (
+    system, processes, contexts, generate, memory, storage, access, audit, model, demo, bench,
+)  # fmt: skip
+for commands in GROUPS:
     for command in commands.COMMANDS:
         cli.add_command(command)
 for command in retrieval.COMMANDS:

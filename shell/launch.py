@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import psutil
 
@@ -25,6 +25,10 @@ LOOK = 0.05  # seconds between two looks at a system that is starting
 PATIENCE = 300.0  # seconds for a model to load
 AGAIN = 0.2  # seconds between two TERMs
 PR_SET_PDEATHSIG = 1
+OPEN = (  # variables of the environment, by how they begin, that agents have as well
+    "AIOS_", "PATH", "LANG", "LC_", "TZ", "USER", "LOGNAME", "SHELL", "TERM", "COLORTERM",
+    "NO_COLOR", "PYTHON", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "SSL_CERT", "OMP_", "OPENBLAS_", "MKL_",
+)  # fmt: skip
 _libc = ctypes.CDLL(None)
 
 Progress = Callable[[str], None]
@@ -54,12 +58,15 @@ class System:
                 f"{home} cannot be used as a home: {error.strerror}",
                 "set AIOS_HOME to a folder that can be written to",
             ) from error
-        with log:
+        with log, memory_file(json.dumps(dict(os.environ))) as environment:
             self.log_start = log.tell()
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "aios.kernel.init", str(home), json.dumps(settings)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/",
-                start_new_session=True, env=os.environ | {"AIOS_HOME": str(home)},
+                start_new_session=True, pass_fds=[environment.fileno()],
+                env=open_environment() | {
+                    "AIOS_HOME": str(home), "AIOS_ENVIRONMENT": str(environment.fileno()),
+                },
                 preexec_fn=None if detach else end_with_parent,  # noqa: PLW1509 (one system call)
             )  # fmt: skip
 
@@ -130,6 +137,20 @@ class System:
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(AGAIN)
+
+
+def open_environment() -> dict[str, str]:
+    """What init may hold, whose memory every agent gets a copy of. The rest, among which may be
+    keys and tokens, is for the kernel and its services: they are told by a file."""
+    return {name: value for name, value in os.environ.items() if name.startswith(OPEN)}
+
+
+def memory_file(text: str) -> BinaryIO:
+    """A file with `text` that is on no disk."""
+    file = os.fdopen(os.memfd_create("environment"), "w+b")
+    file.write(text.encode())
+    file.flush()
+    return file
 
 
 def end_with_parent() -> None:

@@ -357,19 +357,27 @@ def compact(home: Path, keep: int | None, as_json: bool) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 @json_option
 @click.pass_obj
-def backup(home: Path, folder: Path, as_json: bool) -> None:
+def backup(home: Path, folder: Path, as_json: bool) -> int:
     """Copy the store (memory and storage) into a new FOLDER, while the system runs.
 
-    To use it, stop the system and put the copy's data.mdb into store/ of the home.
+    Contents that are in a folder or bucket are copied into FOLDER/blobs. To use it, stop the system
+    and put the copy's data.mdb into store/ of the home; docs/storage.md says where contents go.
+    Exit code 1 if contents were missing.
 
     \b
     Example:
       aios sto backup /backups/monday
     """
     with connect(home, "aios-sto") as aios:
-        followed(aios, aios.sto_backup(str(folder.absolute())), as_json)
-    size = (folder / "data.mdb").stat().st_size
-    show({"folder": str(folder), "bytes": size}, as_json, f"{decimal(size)} are in {folder}")
+        call = aios.sto_backup(str(folder.absolute()))
+        report = msgspec.convert(followed(aios, call, as_json), s.BackedUp)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    text = f"{decimal(size)} are in {folder}"
+    if report.missing:
+        text = f"{report.missing} chunks are missing: `aios sto verify` names them\n{text}"
+    told = {"folder": str(folder), "bytes": size, "missing": report.missing}
+    show(told, as_json, text)
+    return 1 if report.missing else 0
 
 
 def followed(aios: Aios, call: Pending, as_json: bool) -> Any:

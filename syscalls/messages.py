@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from .rules import Manifest
+
 Pid = Annotated[int, Meta(ge=0, le=2**31)]
 CtxId = Annotated[int, Meta(ge=1, le=2**31)]
 Nice = Annotated[int, Meta(ge=-20, le=19)]
@@ -51,6 +53,19 @@ class Limits(Message):
     children: Annotated[int, Meta(ge=0)] | None = 512  # alive at once
 
 
+AbsolutePath = Annotated[str, Meta(pattern="^/", max_length=4096)]
+
+
+class Reach(Message, kw_only=True):
+    """What an agent's process reaches outside of itself, through the walls around it."""
+
+    read: Annotated[list[AbsolutePath], Meta(max_length=256)] = []  # files and folders
+    write: Annotated[list[AbsolutePath], Meta(max_length=256)] = []
+    ports: Annotated[list[Annotated[int, Meta(ge=1, le=65535)]], Meta(max_length=256)] = []  # TCP
+    processes: bool = False  # whether it may start any itself
+    all_walls: bool = False  # it does not start where this Linux has not all of them
+
+
 class Return(Message):
     """Who comes back, after the kernel has died and another has taken its place."""
 
@@ -89,8 +104,10 @@ class Spawn(Message):
     name: Name | None = None
     limits: Limits | None = None
     nice: Nice | None = None  # the parent's unless given
-    cwd: str | None = None  # the kernel's home unless given
+    cwd: str | None = None  # its own folder unless given
     contexts: Annotated[list[CtxId], Meta(max_length=64)] = []  # of the caller: it gets forks
+    manifest: Manifest | None = None  # what it may do, of what the caller may
+    reach: Reach | None = None  # besides what all agents reach; of an agent, part of its own
 
 
 class Spawned(Reply):
@@ -395,6 +412,7 @@ class Mail(Reply):
     sender: Pid
     name: str
     body: Any
+    labels: list[str] = []  # where it comes from, but for a person: "msg:/writer", "tool:web"
 
 
 # --- kernel ----------------------------------------------------------------------------------
@@ -428,6 +446,13 @@ class ModelInfo(Reply):
     measured: bool = False  # `aios model fit` has measured it in other formats
 
 
+class AuditInfo(Reply):
+    records: int  # ever
+    signed: int  # of these, by the newest checkpoint
+    kept: int  # the first that was not removed
+    trouble: str  # what was wrong with the log when the kernel started
+
+
 class Status(Reply):
     version: str
     abi: int
@@ -447,6 +472,8 @@ class Status(Reply):
     contexts: int
     running: int  # generations that have a slot
     ready: int  # generations that wait for one
+    walls: dict[str, str]  # around agents: by what is kept in, how; "" where this Linux cannot
+    audit: AuditInfo
 
 
 class Summary(Reply):

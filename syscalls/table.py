@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from . import mem, sto
+from . import acc, mem, sto
 from . import messages as m
 from . import retrieval as r
 
@@ -26,18 +26,35 @@ class Row(NamedTuple):
         What has none is done again."""
         return self.name in EFFECTS
 
+    @property
+    def changes(self) -> bool:
+        """Whether something is another afterwards: an intent is recorded before, the outcome after.
+        What changes nothing is recorded once."""
+        return self.name not in READS
+
+    @property
+    def outward(self) -> bool:
+        """Whether it reaches beyond the kernel: what it asks for happens when its intent would
+        survive a power cut."""
+        return self.name in OUTWARD
+
+    @property
+    def frees(self) -> bool:
+        """Whether it is served on a full disk: it ends something, or makes room."""
+        return self.name in FREES
+
 
 ROWS: tuple[Row, ...] = (
     Row("hello", m.Hello, "none", m.Welcome, "Open the connection."),
     Row("call.cancel", m.Cancel, "none", m.Cancelled, "End another call of this connection."),
     Row("proc.spawn", m.Spawn, "proc.spawn", m.Spawned, "Start an agent as a child process."),
-    Row("proc.exit", m.Exit, "proc.self", m.Done, "Report code and result; the process then ends."),
-    Row("proc.wait", m.Wait, "proc.self", m.Exited, "Wait for a child's end."),
+    Row("proc.exit", m.Exit, "none", m.Done, "Report code and result; the process then ends."),
+    Row("proc.wait", m.Wait, "proc.wait", m.Exited, "Wait for a child's end."),
     Row("proc.kill", m.Kill, "proc.control", m.Done, "Send a signal."),
     Row("proc.nice", m.SetNice, "proc.control", m.NiceReply, "Set its share of the model."),
     Row("proc.limits", m.SetLimits, "proc.control", m.Limits, "Read or set limits."),
     Row("proc.ps", m.Ps, "proc.list", list[m.ProcessInfo], "List processes."),
-    Row("proc.whoami", m.Empty, "proc.self", m.ProcessInfo, "The caller's own row."),
+    Row("proc.whoami", m.Empty, "none", m.ProcessInfo, "The caller's own row."),
     Row("proc.log", m.Log, "proc.log", m.LogPart, "Read what an agent printed."),
     Row("llm.open", m.Open, "llm", m.Opened, "Open a context."),
     Row("llm.append", m.Append, "llm", m.Appended, "Append to a context."),
@@ -49,35 +66,43 @@ ROWS: tuple[Row, ...] = (
     Row("llm.rollback", m.Rollback, "llm", m.Used, "Go back to a checkpoint."),
     Row("llm.contexts", m.Empty, "llm", list[m.ContextInfo], "List contexts, those asleep too."),
     Row("llm.close", m.Close, "llm", m.Done, "Close a context and free what it holds."),
-    Row("msg.send", m.Send, "msg", m.Done, "Put a message into a process's mailbox."),
-    Row("msg.recv", m.Recv, "msg", m.Mail, "Take the oldest message, or wait for one."),
-    Row("mem.put", mem.Put, "mem", m.Done, "Set items of the agent's memory."),
-    Row("mem.get", mem.Get, "mem", mem.Items, "Read items by their keys."),
-    Row("mem.delete", mem.Delete, "mem", mem.Deleted, "Remove items."),
-    Row("mem.scan", mem.Scan, "mem", mem.Scanned, "Read items in the order of their keys."),
-    Row("mem.clear", mem.Clear, "mem", m.Done, "Remove all items of a space, or of all."),
-    Row("mem.spaces", mem.Spaces, "mem", list[mem.Memory], "What the memory holds, and where."),
-    Row("mem.keep", mem.Keep, "mem", m.Done, "Have the memory outlive the agent, or not."),
-    Row("mem.log", mem.Interactions, "mem", mem.LogPage, "Read the interaction log."),
-    Row("sto.put", sto.Put, "sto", sto.Version, "Write a version of an object."),
-    Row("sto.batch", sto.Batch, "sto", list[sto.Version], "Put and delete objects, all or none."),
-    Row("sto.upload", sto.Upload, "sto", sto.Uploaded, "Send a piece of a large content."),
-    Row("sto.get", sto.Get, "sto", sto.Content, "Read a version, or a part of it."),
-    Row("sto.list", sto.List, "sto", sto.Listed, "List objects."),
-    Row("sto.history", sto.History, "sto", list[sto.Version], "List an object's versions."),
-    Row("sto.delete", sto.Delete, "sto", sto.Version, "Delete an object; its history stays."),
-    Row("sto.rollback", sto.Restore, "sto", sto.Version, "Write an earlier version again."),
-    Row("sto.purge", sto.Purge, "sto", sto.Version, "Drop an object with its history."),
-    Row("sto.share", sto.Share, "sto", m.Done, "Let others read or write objects."),
-    Row("sto.shares", sto.Shares, "sto", list[sto.Grant], "List what is shared."),
-    Row("sto.owners", sto.Owners, "sto", list[sto.Holding], "Who holds how much."),
-    Row("sto.watch", sto.Watch, "sto", m.Done, "Follow changes.", sto.Version),
+    Row("msg.send", m.Send, "msg.send", m.Done, "Put a message into a process's mailbox."),
+    Row("msg.recv", m.Recv, "msg.recv", m.Mail, "Take the oldest message, or wait for one."),
+    Row("mem.put", mem.Put, "mem.write", m.Done, "Set items of the agent's memory."),
+    Row("mem.get", mem.Get, "mem.read", mem.Items, "Read items by their keys."),
+    Row("mem.delete", mem.Delete, "mem.write", mem.Deleted, "Remove items."),
+    Row("mem.scan", mem.Scan, "mem.read", mem.Scanned, "Read items in the order of their keys."),
+    Row("mem.clear", mem.Clear, "mem.write", m.Done, "Remove all items of a space, or of all."),
+    Row("mem.spaces", mem.Spaces, "mem.read", list[mem.Memory], "What it holds, and where."),
+    Row("mem.keep", mem.Keep, "mem.keep", m.Done, "Have the memory outlive the agent, or not."),
+    Row("mem.log", mem.Interactions, "mem.log", mem.LogPage, "Read the interaction log."),
+    Row("sto.put", sto.Put, "sto.write", sto.Version, "Write a version of an object."),
+    Row("sto.batch", sto.Batch, "sto.write", list[sto.Version], "Put and delete, all or none."),
+    Row("sto.upload", sto.Upload, "sto.upload", sto.Uploaded, "Send a piece of a large content."),
+    Row("sto.get", sto.Get, "sto.read", sto.Content, "Read a version, or a part of it."),
+    Row("sto.list", sto.List, "sto.read", sto.Listed, "List objects."),
+    Row("sto.history", sto.History, "sto.read", list[sto.Version], "List an object's versions."),
+    Row("sto.delete", sto.Delete, "sto.write", sto.Version, "Delete an object; its history stays."),
+    Row("sto.rollback", sto.Restore, "sto.write", sto.Version, "Write an earlier version again."),
+    Row("sto.purge", sto.Purge, "sto.own", sto.Version, "Drop an object with its history."),
+    Row("sto.share", sto.Share, "sto.own", m.Done, "Let others read or write objects."),
+    Row("sto.shares", sto.Shares, "sto.own", list[sto.Grant], "List what is shared."),
+    Row("sto.owners", sto.Owners, "sto.read", sto.Holdings, "Who holds how much."),
+    Row("sto.watch", sto.Watch, "sto.read", m.Done, "Follow changes.", sto.Version),
     Row("sto.verify", sto.Verify, "sto.admin", sto.Verified, "Check everything.", sto.Progress),
     Row("sto.compact", sto.Compact, "sto.admin", sto.Compacted, "Make room.", sto.Progress),
-    Row("sto.backup", sto.Backup, "sto.admin", m.Done, "Copy the store while it is used."),
-    Row("sto.search", r.Search, "sto", r.Hits, "Find passages of what is stored."),
-    Row("sto.index", r.Index, "sto", r.IndexReport, "How far the index is."),
+    Row("sto.backup", sto.Backup, "sto.admin", sto.BackedUp, "Copy all of it while it is used."),
+    Row("sto.search", r.Search, "sto.read", r.Hits, "Find passages of what is stored."),
+    Row("sto.index", r.Index, "sto.read", r.IndexReport, "How far the index is."),
     Row("sto.reindex", r.Reindex, "sto.admin", m.Done, "Make the index anew."),
+    Row("acc.groups", acc.Empty, "acc.groups", acc.Policy, "Read all groups."),
+    Row("acc.set", acc.SetGroup, "acc.groups", m.Done, "Make, change or remove a group."),
+    Row("acc.grant", acc.Grant, "acc.grant", acc.Granted, "Hand on a right."),
+    Row("acc.revoke", acc.Revoke, "acc.grant", m.Done, "Take a grant back."),
+    Row("acc.grants", acc.Empty, "acc.read", list[acc.GrantRow], "List grants."),
+    Row("acc.check", acc.Check, "acc.read", acc.Verdict, "What the gate would say, and why."),
+    Row("acc.ask", acc.Questions, "acc.answer", m.Done, "Follow what is asked.", acc.Question),
+    Row("acc.answer", acc.Answer, "acc.answer", m.Done, "Answer what is asked."),
     Row("kernel.status", m.Empty, "kernel.read", m.Status, "What runs: model, slots, policy."),
     Row("kernel.stats", m.Empty, "kernel.read", m.Stats, "Counters and timings since boot."),
     Row("kernel.events", m.Events, "kernel.read", m.Done, "Follow what happens.", m.Event),
@@ -89,7 +114,20 @@ ROWS: tuple[Row, ...] = (
 EFFECTS = frozenset(
     {"proc.spawn", "proc.exit", "proc.wait", "proc.nice", "proc.limits", "llm.open", "llm.append",
      "llm.generate", "llm.fork", "llm.checkpoint", "llm.rollback", "llm.close", "msg.send",
-     "msg.recv"}
+     "msg.recv", "acc.grant"}
+)  # fmt: skip
+
+READS = frozenset(
+    {"hello", "proc.ps", "proc.whoami", "proc.log", "llm.tokenize", "llm.detokenize",
+     "llm.contexts", "mem.get", "mem.scan", "mem.spaces", "mem.log", "sto.get", "sto.list",
+     "sto.history", "sto.shares", "sto.owners", "sto.watch", "sto.verify", "sto.search",
+     "sto.index", "acc.groups", "acc.grants", "acc.check", "acc.ask", "kernel.status",
+     "kernel.stats", "kernel.events", "kernel.check"}
+)  # fmt: skip
+OUTWARD = frozenset({"proc.spawn", "proc.kill", "kernel.stop"})
+FREES = frozenset(
+    {"call.cancel", "proc.exit", "proc.kill", "llm.close", "mem.delete", "mem.clear", "sto.delete",
+     "sto.purge", "sto.compact", "kernel.stop"}
 )  # fmt: skip
 
 TABLE: dict[str, Row] = {row.name: row for row in ROWS}

@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 import pytest
+from bucket import serving
 
 from aios.agents import Aios, connect
 from aios.shell.launch import System
@@ -103,8 +104,11 @@ def run_system(home: Path, settings: dict[str, Any]) -> Iterator[System]:
 
 
 @pytest.fixture(scope="session")
-def shared(homes: Path) -> Iterator[System]:
-    yield from run_system(homes / "shared", {"slots": 4, "ctx": 1024, "grace": 0.5})
+def shared(homes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    read = [str(Path(__file__).parent), str(tmp_path_factory.getbasetemp())]
+    walls = {"processes": True, "read": read}
+    settings = {"slots": 4, "ctx": 1024, "grace": 0.5, "walls": walls}
+    yield from run_system(homes / "shared", settings)
 
 
 @pytest.fixture
@@ -142,6 +146,13 @@ def boot(homes: Path, request: pytest.FixtureRequest) -> Iterator[Boot]:
     yield start
     for steps in running:
         assert next(steps, None) is None
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """The address of a server that speaks S3."""
+    with serving() as address:
+        yield address
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ def test_version(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "args",
-    ["status", "stats", "ps", "policy", "check", "run demo_worker", "spawn demo_worker", "kill 1",
+    ["status", "stats", "ps", "sched", "check", "run demo_worker", "spawn demo_worker", "kill 1",
      "nice 1 1", "wait 1", "logs 1", "generate hi", "events", "stop"],
 )  # fmt: skip
 def test_without_a_kernel(args: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,7 +91,7 @@ def test_wrong_usage(
         (["logs", "999999"], 1, "no process 999999"),
         (["kill", "999999"], 1, "no process 999999"),
         (["nice", "-5", "999999"], 1, "no process 999999"),
-        (["policy", "nonsense"], 78, "one of fifo, rr"),
+        (["sched", "nonsense"], 78, "one of fifo, rr"),
         (["generate", "hi", "--top-p", "0"], 1, "top_p"),
         (["generate", "hi " * 2000], 1, "do not fit"),
     ],
@@ -114,7 +114,7 @@ def test_what_the_kernel_refuses(
     [
         (["status"], {"core", "model", "slots", "policy"}),
         (["stats"], {"calls", "generations", "ttft"}),
-        (["policy"], {"policy", "quantum"}),
+        (["sched"], {"policy", "quantum"}),
         (["check"], {"problems"}),
         (["agents"], {"demo_worker"}),
         (["logs", "kernel"], {"of", "text"}),
@@ -154,15 +154,15 @@ def test_ps_kill_nice_and_wait(system: System, program: Program) -> None:
 
 
 def test_policy_is_set(system: System) -> None:
-    before = answer(system.home, "policy")
+    before = answer(system.home, "sched")
     try:
-        assert run(system.home, "policy", "fifo", "--quantum", "7").stdout == (
+        assert run(system.home, "sched", "fifo", "--quantum", "7").stdout == (
             "fifo, quantum 7 tokens\n"
         )
-        assert answer(system.home, "policy") == {"policy": "fifo", "quantum": 7}
+        assert answer(system.home, "sched") == {"policy": "fifo", "quantum": 7}
     finally:
-        run(system.home, "policy", before["policy"], "--quantum", str(before["quantum"]))
-    assert answer(system.home, "policy") == before
+        run(system.home, "sched", before["policy"], "--quantum", str(before["quantum"]))
+    assert answer(system.home, "sched") == before
 
 
 def test_events_are_followed(system: System, aios: Aios) -> None:
@@ -338,7 +338,7 @@ def test_completion_in_bash(system: System, aios: Aios, program: Program) -> Non
     assert complete("aios sta", 1) == ["start", "stats", "status"]
     assert complete("aios kill ", 2) == [str(pid)]
     assert complete("aios logs k", 2) == ["kernel"]
-    assert complete("aios policy ", 2) == ["fifo", "rr"]
+    assert complete("aios sched ", 2) == ["fifo", "rr"]
     assert complete("aios run demo_", 2)[0] == "demo_worker"
     aios.kill(pid)
     aios.wait(pid)

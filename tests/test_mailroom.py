@@ -10,10 +10,16 @@ from typing import Any
 import msgpack
 import pytest
 
+from aios.kernel.access import Gate
+from aios.kernel.accounts import Accounts
+from aios.kernel.audit.checkpoint import Signer
+from aios.kernel.audit.log import Log
+from aios.kernel.audit.recorder import Audit
 from aios.kernel.journal import Journal
 from aios.kernel.ledger import Ledger
 from aios.kernel.message import Mailroom
 from aios.kernel.process import Process, ProcessTable
+from aios.kernel.questions import Questions
 from aios.kernel.trap import Call, Session, Trap
 from aios.syscalls import wire
 from aios.syscalls.errors import Cancelled, LimitReached, ProcessGone
@@ -43,8 +49,14 @@ class Office:
 
     def __post_init__(self) -> None:
         self.table = ProcessTable(9, 9, 9)
-        self.ledger = Ledger(Journal(self.folder, lambda run: run()), self.sent)
-        self.trap = Trap(self.table, {}, self.sent, lambda _session, _args: None, self.ledger)
+        signer = Signer(self.folder / "key")
+        audit = Audit(Log(self.folder / "audit", signer, lambda run: run(), boot=b"boot"))
+        journal = Journal(self.folder / "journal", lambda run: run())
+        self.ledger = Ledger(journal, audit, self.sent, lambda _frame: None)
+        accounts = Accounts(self.folder / "policy.json", self.table, self.ledger.note_grant)
+        gate = Gate(self.table, accounts, lambda *_: False)
+        ask = Questions(gate, 60.0, self.after).hold
+        self.trap = Trap(self.table, {}, self.sent, lambda *_: None, gate, ask, self.ledger, audit)
         self.mailroom = Mailroom(self.after, self.table.is_alive, self.ledger.note_mail)
 
     def after(self, seconds: float, run: Callable[[], None]) -> Timer:
@@ -95,7 +107,7 @@ def test_mail_says_who_sent_it(office: Office) -> None:
     call = office.receive(bob)
     assert office.replies[call.id] == (
         wire.DONE,
-        {"sender": ann.pid, "name": "ann", "body": {"x": [1]}},
+        {"sender": ann.pid, "name": "ann", "body": {"x": [1]}, "labels": ["msg:/ann"]},
     )
 
 

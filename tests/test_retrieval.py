@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import msgpack
 import psutil
 import pytest
 from conftest import Boot, eventually, run_system
+from models import write_bert
 
 from aios.agents import Aios, connect
 from aios.shell.launch import System
@@ -186,6 +190,37 @@ def test_from_the_shell(own: tuple[System, Aios]) -> None:
     assert TEXTS["boat"] in shown
     assert commands.answer(system.home, "sto", "index", "--rebuild")["restarts"] == 0
     eventually(lambda: commands.answer(system.home, "sto", "index")["behind"] == 0)
+
+
+def test_a_model_of_one_s_own(boot: Boot, tmp_path: Path) -> None:
+    path = tmp_path / "own.gguf"
+    write_bert(path, list(TEXTS.values()))
+    prefixes = {"query": "the mainsail is reefed ", "passage": "knots "}
+    system = boot(embedder=str(path), embedder_prefixes=prefixes)
+    with connect(system.home, "test") as aios:
+        for name, text in TEXTS.items():
+            aios.sto_put(name, text)
+        assert paths(aios.sto_search("water", mode="words", fresh=True)) == ["garden/tomatoes"]
+        assert paths(aios.sto_search("water", mode="meaning"))[0] == "boat"
+        aios.stop()
+    system.process.wait()
+    with closing(sqlite3.connect(system.home / "index" / "index.db")) as db:
+        (made_with,) = db.execute("SELECT embedder FROM state").fetchone()
+    assert re.fullmatch(r"own\.gguf [0-9a-f]{32} knots ", made_with)
+
+
+@pytest.mark.parametrize("content", [b"no model", None])
+def test_a_file_that_is_no_model_is_refused(
+    content: bytes | None, homes: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "own.gguf"
+    if content:
+        path.write_bytes(content)
+    done = commands.run(homes / "refused", "start", "--embedder", path.name, cwd=tmp_path)
+    assert done.returncode == 78
+    assert str(path) in done.stderr
+    assert ("is not a GGUF file" if content else "No such file") in done.stderr
+    assert "name a GGUF file with --embedder" in done.stderr
 
 
 # --- death ----------------------------------------------------------------------------------------

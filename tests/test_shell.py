@@ -68,7 +68,7 @@ def test_cut_keeps_every_word_and_the_width(text: str, width: int) -> None:
 
 
 def test_lines_from_stdin(system: System) -> None:
-    done = run(system.home, stdin="policy\n\n# a comment\ngenerate 'open\nnonsense\nps\n")
+    done = run(system.home, stdin="sched\n\n# a comment\ngenerate 'open\nnonsense\nps\n")
     assert done.stdout.startswith("rr, quantum 32 tokens\nPID  ")
     assert "No closing quotation" in done.stderr
     assert "No such command 'nonsense'" in done.stderr
@@ -169,8 +169,8 @@ def test_live_pids_are_completed(
 
 def test_commands_are_completed_and_remembered(system: System, terminal: Open) -> None:
     shell = terminal(system.home)
-    shell.send("polic\t")
-    shell.expect("polic.*y")
+    shell.send("sche\t")
+    shell.expect("sche.*d")
     shell.send("\r")
     shell.expect_exact("rr, quantum 32 tokens")
     shell.expect_exact(PROMPT)
@@ -180,7 +180,7 @@ def test_commands_are_completed_and_remembered(system: System, terminal: Open) -
     shell.expect_exact("rr, quantum 32 tokens")
     shell.expect_exact(PROMPT)
     assert leave(shell) == 0
-    assert "+policy\n" in (system.home / "shell_history").read_text()
+    assert "+sched\n" in (system.home / "shell_history").read_text()
 
 
 def test_a_job_streams_above_the_prompt(
@@ -190,11 +190,11 @@ def test_a_job_streams_above_the_prompt(
     path = program("print('up')\nfor _ in range(2):\n    print(aios.recv().body)")
     shell.sendline(f"run {path} --name talker &")
     shell.expect_exact("[1] up")
-    shell.send("poli")
-    shell.expect_exact("poli")
+    shell.send("sch")
+    shell.expect_exact("sch")
     aios.send("talker", "heard meanwhile")
     shell.expect_exact("[1] heard meanwhile")
-    shell.send("cy\r")
+    shell.send("ed\r")
     shell.expect_exact("rr, quantum 32 tokens")
     shell.expect_exact(PROMPT)
     shell.sendline("jobs")
@@ -218,7 +218,7 @@ def test_ctrl_c(system: System, aios: Aios, terminal: Open) -> None:
     shell.sendline("generate 'Once upon a time' --raw --max-tokens 900")
     eventually(lambda: aios.status().running == 1)
     shell.sendcontrol("c")
-    shell.sendline("policy")
+    shell.sendline("sched")
     shell.expect_exact("rr, quantum 32 tokens")
     assert aios.status().running == 0
     shell.expect_exact(PROMPT)

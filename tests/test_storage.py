@@ -22,7 +22,6 @@ from aios.syscalls.errors import (
     BadInput,
     Conflict,
     LimitReached,
-    Malformed,
     NotFound,
     StoreDamaged,
     StoreFull,
@@ -129,6 +128,29 @@ def test_large_contents_are_streamed(storage: Aios) -> None:
     assert middle.data == BIG[sto.CHUNK - 10 : sto.CHUNK + 10]
     assert storage.sto_read("big", 1, offset=len(BIG) + 5).data == b""
     assert storage.sto_read("big", 1, count=0).data == b""
+
+
+def test_owners_come_in_pages(storage: Aios) -> None:
+    names = ["", *(f"/owner/{number}" for number in range(430))]
+    for name in names:
+        storage.sto_put("a", name.encode(), owner=name)
+    found = [holding.owner for holding in storage.sto_owners()]
+    assert len(set(found)) == len(found)
+    assert set(found) >= set(names)
+    paged: list[str] = []
+    after = None
+    for size in [100] * (len(found) // 100) + [len(found) % 100]:
+        page = storage.start("sto.owners", limit=100, after=after).wait()
+        paged += [holding["owner"] for holding in page["owners"]]
+        assert (len(page["owners"]), page["after"]) == (size, paged[-1] if size == 100 else None)
+        after = page["after"]
+    assert paged == found
+
+
+def test_an_agent_hears_of_itself_alone(storage: Aios, program: Program) -> None:
+    storage.sto_put("a", b"1")
+    path = program("return [holding.owner for holding in aios.sto_owners()]")
+    assert done(storage, path, name="lonely") == ["/lonely"]
 
 
 def test_equal_contents_of_one_owner_are_stored_once(storage: Aios) -> None:
@@ -331,7 +353,7 @@ def test_what_is_shared_can_be_reached_so_far_and_no_further(
 
 
 def test_subtrees_and_groups(boot: Boot, program: Program) -> None:
-    system = boot(groups={"readers": ["/ann", "/team/*"]})
+    system = boot()
     read = program(
         "try:\n    return aios.sto_get('a', owner='').decode()\n"
         "except AiosError as error:\n    return error.code"
@@ -339,6 +361,7 @@ def test_subtrees_and_groups(boot: Boot, program: Program) -> None:
     below = program(f"pid = aios.spawn({read!r}, name='bob')\nreturn aios.wait(pid).result")
     with connect(system.home) as aios:
         aios.sto_put("a", b"1")
+        aios.set_group("readers", {"members": ["/ann", "/team/*"]})
         for to, who in [
             ("/ann", ["1", "access.denied", "access.denied"]),
             ("/team/*", ["access.denied", "access.denied", "1"]),
@@ -652,31 +675,6 @@ def test_upkeep_is_a_person_s(aios: Aios, program: Program) -> None:
         "    except AiosError as error:\n        found.append(error.code)\nreturn found"
     )
     assert done(aios, path) == ["access.denied"] * 3
-
-
-def test_a_backup_while_running(boot: Boot, tmp_path: Path) -> None:
-    system = boot()
-    with connect(system.home) as aios:
-        aios.sto_put("a", BIG)
-        aios.sto_backup(str(tmp_path / "copy")).wait()
-        aios.sto_put("a", b"later")
-        for target in (tmp_path / "copy", Path("/proc/none"), Path("relative")):
-            with pytest.raises(BadInput):
-                aios.sto_backup(str(target)).wait()
-        with pytest.raises(Malformed, match="target"):
-            aios.sto_backup("/nul\0").wait()
-    other = boot()
-    other.end()
-    (other.home / "store" / "data.mdb").unlink()
-    (tmp_path / "copy" / "data.mdb").rename(other.home / "store" / "data.mdb")
-    again = System(other.home, {"slots": 1, "ctx": 256}, detach=True)
-    try:
-        again.ready()
-        with connect(again.home) as aios:
-            assert aios.sto_get("a") == BIG
-            assert aios.sto_verify().wait()["problems"] == []
-    finally:
-        again.end()
 
 
 def test_a_damaged_content_is_found_and_harms_no_other(homes: Path) -> None:

@@ -28,6 +28,7 @@ from aios.kernel.verify import Verification
 from aios.syscalls import sto, wire
 from aios.syscalls.errors import AiosError, Denied
 from aios.syscalls.messages import Limits
+from aios.syscalls.rules import Group
 from aios.syscalls.table import TABLE
 
 LIMIT = 10.0  # seconds
@@ -65,8 +66,8 @@ class System:
         self.folder, self.boot = folder, boot
         self.posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.store = Store(folder, self.posted.put, system=str(boot))
-        groups = {"team": ["/a/*"]}
-        self.storage = Storage(self.store, LmdbBlobs(self.store), Shares(groups), QUOTA, "lmdb")
+        shares = Shares(lambda: {"team": Group(members=["/a/*"])})
+        self.storage = Storage(self.store, LmdbBlobs(self.store), shares, QUOTA, "lmdb")
         self.upkeep = Upkeep(self.storage, self.store, self.posted.put)
         table = ProcessTable(9, 9, 9)
         self.processes = {PERSON: table.add("client", "me", 0, 0, Limits(), 0.0)}
@@ -380,7 +381,10 @@ class Machine(RuleBasedStateMachine):
         assert held == []  # every upload was put, or has ended
         report = Verification(self.system.storage, lambda _: None).run()
         assert report.problems == []
-        for row in self.system.ask(PERSON, self.system.storage.owners):
+        holdings = self.system.ask(
+            PERSON, lambda call: self.system.storage.owners(call, sto.Owners())
+        )
+        for row in holdings.owners:
             assert row.bytes <= QUOTA + 50_000 or not row.owner
 
     @invariant()

@@ -397,7 +397,8 @@ def test_a_store_of_a_later_version_is_refused(
 
 def test_a_backup_while_running_is_a_store(opened: Opened, tmp_path: Path) -> None:
     opened.put(b"a", b"1")
-    opened.store.backup(tmp_path / "backup")
+    with opened.store.backup(tmp_path / "backup"):
+        pass
     opened.put(b"a", b"2")
     copy = Opened(tmp_path / "backup")
     assert copy.get(b"a") == b"1"

@@ -1,0 +1,64 @@
+"""The access manager as methods of the SDK: grants for agents, the rest for persons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from aios.syscalls import acc
+from aios.syscalls import messages as t
+from aios.syscalls.rules import Group
+
+from .calls import Calls
+
+
+class AccessCalls(Calls):
+    def grant(
+        self, to: str, right: str, on: str | Sequence[str] = "**", *,
+        args: Mapping[str, Any] | None = None, seconds: float | None = None,
+    ) -> int:  # fmt: skip
+        """Hand on a right, as long as the caller has it; the grant's number.
+
+        Raises:
+            LimitReached: too many of the caller's grants stand.
+        """
+        patterns = [on] if isinstance(on, str) else list(on)
+        reply = self._call(
+            acc.Granted, "acc.grant", to=to, right=right, on=patterns, args=dict(args or {}),
+            seconds=seconds,
+        )  # fmt: skip
+        return reply.id
+
+    def revoke(self, number: int) -> None:
+        """Raises NotFound for a grant that is not the caller's to take back."""
+        self._call(t.Done, "acc.revoke", id=number)
+
+    def grants(self) -> list[acc.GrantRow]:
+        return self._call(list[acc.GrantRow], "acc.grants")
+
+    def check_access(
+        self, right: str, object: str = "", *, args: Mapping[str, Any] | None = None,
+        pid: int | None = None, principal: str | None = None,
+    ) -> acc.Verdict:  # fmt: skip
+        """What the gate would say, and by which rule."""
+        return self._call(
+            acc.Verdict, "acc.check", right=right, object=object, args=dict(args or {}), pid=pid,
+            principal=principal,
+        )  # fmt: skip
+
+    def groups(self) -> dict[str, Group]:
+        return self._call(acc.Policy, "acc.groups").groups
+
+    def set_group(self, name: str, group: Group | Mapping[str, Any] | None) -> None:
+        """Make a group anew, or with None remove it."""
+        self._call(t.Done, "acc.set", name=name, group=msgspec.to_builtins(group))
+
+    def questions(self) -> Iterator[acc.Question]:
+        """What is asked of a person, as it comes; those that wait first."""
+        return self._follow(acc.Question, "acc.ask")
+
+    def answer(self, number: int, answer: Literal["once", "agent", "always", "deny"]) -> None:
+        """Raises NotFound where nobody waits for that answer any more."""
+        self._call(t.Done, "acc.answer", id=number, answer=answer)

@@ -1,0 +1,188 @@
+"""Groups and grants, and where they are kept: what persons say in policy.json, which is there for
+each system in this home; what agents hand on in the journal, as long as they live."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from aios.syscalls import acc
+from aios.syscalls.errors import BadInput, DiskFull, LimitReached, NotFound
+from aios.syscalls.rules import Group, Rule
+
+from .files import sync_folder
+from .policy import AGENTS, DEFAULT, Grant, check_rules, names_of
+from .process import Process, ProcessTable
+
+GRANTS = 256  # that one agent has given
+FORMAT = 1
+
+_decode = msgspec.msgpack.Decoder(Grant).decode
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Kept(msgspec.Struct, forbid_unknown_fields=True):
+    """What policy.json holds."""
+
+    format: int = FORMAT
+    groups: dict[str, Group] = msgspec.field(default_factory=lambda: {AGENTS: DEFAULT})
+    grants: list[Grant] = []
+
+
+class Accounts:
+    """`note(number, row)` journals a grant, or with None that it is no more. `barrier` runs before
+    policy.json is written: what it makes durable is so before that.
+
+    Raises:
+        BadInput: policy.json cannot be read. Nothing is served then: it may hold what denies.
+    """
+
+    def __init__(
+        self, path: Path, table: ProcessTable, note: Callable[[int, bytes | None], None],
+        barrier: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        self.path, self.table, self.note, self.barrier = path, table, note, barrier
+        self.last = 0  # number that a grant had
+        kept = read(path)
+        self.groups = kept.groups
+        self.grants: dict[int, Grant] = {}
+        for grant in kept.grants:
+            self._insert(grant)
+        self.changed: Callable[[], None] = lambda: None  # groups have
+
+    # --- groups ---------------------------------------------------------------------------------
+
+    def set_group(self, name: str, group: Group | None) -> None:
+        """Make it anew, or remove it.
+
+        Raises:
+            BadInput: a rule is none. NotFound: there is none to remove. DiskFull.
+        """
+        groups = dict(self.groups)
+        if group is not None:
+            check_rules([group])
+            groups[name] = group
+        elif name == AGENTS:
+            raise BadInput(f"the group {AGENTS!r} cannot be removed", "give it other rules")
+        elif groups.pop(name, None) is None:
+            raise NotFound(f"no group {name!r}", "`aios group list` lists them")
+        self._write(groups, self.grants)
+        self.groups = groups
+        self.changed()
+
+    # --- grants ---------------------------------------------------------------------------------
+
+    def give(self, giver: Process, to: str, rule: Rule, expires: float | None = None) -> int:
+        """A new grant: an agent's lives as long as that, one to "#PID" as long as that process.
+
+        Raises:
+            LimitReached: an agent has given so many. DiskFull.
+        """
+        pid = giver.pid if giver.kind == "agent" else 0
+        if pid and sum(grant.pid == pid for grant in self.grants.values()) >= GRANTS:
+            raise LimitReached(f"{GRANTS} grants of process {pid} stand", "revoke some")
+        grant = Grant(self.last + 1, giver.principal, pid, to, rule, expires)
+        if _lasts(grant):
+            self._write(self.groups, {**self.grants, grant.id: grant})
+        else:
+            self.note(grant.id, _encode(grant))
+        self._insert(grant)
+        return grant.id
+
+    def revoke(self, process: Process, number: int) -> None:
+        """Raises NotFound, also where it is another's: who gave it may, those above, a person."""
+        grant = self.grants.get(number)
+        giver = self.table.rows.get(grant.pid) if grant is not None else None
+        above = giver is not None and (giver is process or self.table.is_above(process.pid, giver))
+        if grant is None or not (process.kind == "client" or above):
+            raise NotFound(f"no grant {number} that you could revoke", "`aios grants` lists them")
+        self._remove(grant)
+
+    def ended(self, process: Process) -> None:
+        """What it has given, and what was given to it alone, goes with it."""
+        for grant in list(self.grants.values()):
+            if process.pid == grant.pid or grant.to == f"#{process.pid}":
+                self._remove(grant)
+
+    def take(self, row: bytes) -> None:
+        """A grant out of the journal."""
+        self._insert(_decode(row))
+
+    def visible(self, process: Process) -> list[acc.GrantRow]:
+        """All, for a person; an agent sees what it has given, and what it was given."""
+        names = names_of(process.principal) | {f"#{process.pid}"}
+        return [
+            acc.GrantRow(
+                id=grant.id, giver=grant.giver, pid=grant.pid, to=grant.to, right=grant.rule.right,
+                on=grant.rule.on, args=grant.rule.args, expires=grant.expires,
+            )
+            for grant in self.grants.values()
+            if process.kind == "client" or grant.pid == process.pid or grant.to in names
+        ]  # fmt: skip
+
+    def _insert(self, grant: Grant) -> None:
+        self.grants[grant.id] = grant
+        self.last = max(self.last, grant.id)
+
+    def _remove(self, grant: Grant) -> None:
+        left = {number: each for number, each in self.grants.items() if number != grant.id}
+        if _lasts(grant):
+            self._write(self.groups, left)
+        else:
+            self.note(grant.id, None)
+        del self.grants[grant.id]
+
+    # --- the file -------------------------------------------------------------------------------
+
+    def _write(self, groups: dict[str, Group], grants: dict[int, Grant]) -> None:
+        """On disk before anything changes here."""
+        kept = Kept(groups=groups, grants=[each for each in grants.values() if _lasts(each)])
+        temp = self.path.with_suffix(".new")
+        self.barrier()
+        try:
+            with open(temp, "wb", opener=_private) as file:
+                file.write(msgspec.json.format(msgspec.json.encode(kept)))
+                file.flush()
+                os.fsync(file.fileno())
+            temp.rename(self.path)
+            sync_folder(self.path.parent)
+        except OSError as error:
+            temp.unlink(missing_ok=True)
+            raise DiskFull(f"cannot write {self.path}: {error.strerror}") from error
+
+    def check(self) -> list[str]:
+        return [
+            f"grant {grant.id} of dead process {grant.pid} is kept"
+            for grant in self.grants.values()
+            if grant.pid and not self.table.is_alive(grant.pid)
+        ]
+
+
+def _lasts(grant: Grant) -> bool:
+    return not grant.pid and not grant.to.startswith("#")
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def read(path: Path) -> Kept:
+    """What is kept there; the default where nothing is. Raises BadInput."""
+    if not path.exists():
+        return Kept()
+    try:
+        kept = msgspec.json.decode(path.read_bytes(), type=Kept)
+        check_rules(kept.groups.values())
+    except (OSError, ValueError, BadInput) as error:
+        raise BadInput(
+            f"{path} cannot be read: {error}", "correct it, or move it away and set groups anew"
+        ) from error
+    if kept.format != FORMAT or AGENTS not in kept.groups:
+        raise BadInput(
+            f"{path} has format {kept.format}, and this AIOS reads {FORMAT}",
+            "use the AIOS that wrote it",
+        )
+    return kept

@@ -1,0 +1,351 @@
+"""The commands about who may do what: groups, grants, the rule that decides, and the questions."""
+
+from __future__ import annotations
+
+import tomllib
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from aios.agents import connect
+from aios.syscalls.acc import GrantRow
+from aios.syscalls.errors import BadInput, NotFound
+from aios.syscalls.rules import Bounds, Group, Manifest, Rule
+
+from . import render
+from .completion import grant_numbers, group_names, live_pids
+from .output import as_json_text, json_option, show
+from .questions import ANSWERS, ask_person
+
+EFFECTS = ("allow", "ask", "deny")
+
+
+def read_toml(path: Path, kind: type[Any]) -> Any:
+    """A manifest or a group out of a TOML file. Raises BadInput."""
+    try:
+        return msgspec.convert(tomllib.loads(path.read_text()), kind)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: {error}", "see docs/access.md") from error
+
+
+def manifest(_: click.Context, __: click.Parameter, path: Path | None) -> Manifest | None:
+    """The value of --manifest."""
+    return None if path is None else read_toml(path, Manifest)
+
+
+# --- groups -----------------------------------------------------------------------------------
+
+
+@click.group()
+def group() -> None:
+    """Privilege groups: who is in them, and what they may do.
+
+    Every agent without a manifest of its own is in the group "agents".
+
+    \b
+    Examples:
+      aios group list
+      aios group set readers --member /scout --member '/team/*' --allow 'sto.read /library:**'
+      aios group set agents --file agents.toml
+    """
+
+
+@group.command("list")
+@json_option
+@click.pass_obj
+def list_(home: Path, as_json: bool) -> None:
+    """All groups, with their members and rules.
+
+    \b
+    Examples:
+      aios group list
+      aios group list --json
+    """
+    with connect(home, "aios-group") as aios:
+        groups = aios.groups()
+    rows = [
+        [name, effect, rule if isinstance(rule, str) else render.line(rule, 200)]
+        for name, each in groups.items()
+        for effect, rules in [("member", each.members), *((e, getattr(each, e)) for e in EFFECTS)]
+        for rule in rules
+    ]
+    show(groups, as_json, render.columns(["group", "what", "rule"], rows))
+
+
+@group.command("set")
+@click.argument("name", shell_complete=group_names)
+@click.option(
+    "--file",
+    "path",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="TOML: members, allow, ask, deny. Replaces the group.",
+)
+@click.option(
+    "--member", multiple=True, metavar="/NAME", help="Add an agent; /TEAM/* is all below."
+)
+@click.option("--allow", multiple=True, metavar="'RIGHT [OBJECT]'", help="Add a rule.")
+@click.option("--ask", multiple=True, metavar="'RIGHT [OBJECT]'", help="Add a rule.")
+@click.option("--deny", multiple=True, metavar="'RIGHT [OBJECT]'", help="Add a rule.")
+@click.pass_obj
+def set_(
+    home: Path, /, name: str, path: Path | None, member: tuple[str, ...], **rules: tuple[str, ...]
+) -> None:  # fmt: skip
+    """Make a group, or add to it.
+
+    \b
+    Examples:
+      aios group set readers --member /scout --allow 'sto.read /library:papers/**'
+      aios group set agents --ask proc.spawn
+      aios group set careful --file careful.toml
+    """
+    with connect(home, "aios-group") as aios:
+        made = read_toml(path, Group) if path else aios.groups().get(name, Group())
+        made.members = [*made.members, *(m for m in member if m not in made.members)]
+        for effect, added in rules.items():
+            setattr(made, effect, [*getattr(made, effect), *added])
+        aios.set_group(name, made)
+
+
+@group.command()
+@click.argument("name", shell_complete=group_names)
+@click.option("--member", multiple=True, metavar="/NAME", help="Only these, not the group.")
+@click.option("--rule", multiple=True, metavar="'RIGHT [OBJECT]'", help="Likewise, of any effect.")
+@click.pass_obj
+def remove(home: Path, name: str, member: tuple[str, ...], rule: tuple[str, ...]) -> None:
+    """Remove a group, or members and rules of it.
+
+    \b
+    Examples:
+      aios group remove readers --member /scout
+      aios group remove agents --rule proc.spawn
+      aios group remove readers
+    """
+    with connect(home, "aios-group") as aios:
+        made = aios.groups().get(name)
+        if not member and not rule:
+            aios.set_group(name, None)
+            return
+        if made is None:
+            raise NotFound(f"no group {name!r}", "`aios group list` lists them")
+        held = {*made.members, *made.allow, *made.ask, *made.deny} if _plain(made) else set()
+        for each in (*member, *rule):
+            if each not in held:
+                raise NotFound(f"{each!r} is not in {name!r}", "`aios group list` lists what is")
+        made.members = [each for each in made.members if each not in member]
+        for effect in EFFECTS:
+            setattr(made, effect, [each for each in getattr(made, effect) if each not in rule])
+        aios.set_group(name, made)
+
+
+def _plain(made: Group) -> bool:
+    """Raises BadInput for rules that a file has made: they are no strings."""
+    if any(isinstance(rule, Rule) for effect in EFFECTS for rule in getattr(made, effect)):
+        raise BadInput("it has rules that are not in one line", "`aios group set NAME --file`")
+    return True
+
+
+# --- grants -----------------------------------------------------------------------------------
+
+
+def parse_args(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, Any]:
+    """`to=*@example.org`; `amount=0..100` is a number in bounds."""
+    found: dict[str, Any] = {}
+    for item in given:
+        name, equals, value = item.partition("=")
+        if not equals or not name:
+            raise click.BadParameter(f"{item!r}: NAME=PATTERN, or NAME=MIN..MAX")
+        low, dots, high = value.partition("..")
+        try:
+            bounds = {"min": float(low) if low else None, "max": float(high) if high else None}
+        except ValueError:
+            dots = ""
+        found[name] = msgspec.to_builtins(Bounds(**bounds)) if dots else value
+    return found
+
+
+args_option = click.option(
+    "--arg", "args", multiple=True, callback=parse_args, metavar="NAME=PATTERN",
+    help="Of a tool: what an argument has to be like; NAME=MIN..MAX of a number.",
+)  # fmt: skip
+
+
+@click.command()
+@click.argument("to", metavar="/NAME")
+@click.argument("right")
+@click.argument("on", nargs=-1, metavar="[OBJECT]...")
+@args_option
+@click.option("--for", "seconds", type=float, metavar="SECONDS", help="Until it expires.")
+@json_option
+@click.pass_obj
+def grant(
+    home: Path, to: str, right: str, on: tuple[str, ...], args: dict[str, Any],
+    seconds: float | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Let an agent do something; prints the number of the grant.
+
+    It makes up for a rule that is missing, and answers a rule that asks; one that denies stands.
+
+    \b
+    Examples:
+      aios grant /planner proc.control /worker
+      aios grant /buyer tool pay --arg amount=0..100 --for 3600
+    """
+    with connect(home, "aios-grant") as aios:
+        number = aios.grant(to, right, on or "**", args=args, seconds=seconds)
+    if as_json:
+        click.echo(as_json_text({"id": number}))
+    else:
+        click.echo(number)
+
+
+@click.command()
+@click.argument("number", type=int, shell_complete=grant_numbers)
+@click.pass_obj
+def revoke(home: Path, number: int) -> None:
+    """Take a grant back, with all that hangs on it.
+
+    \b
+    Example:
+      aios revoke 3
+    """
+    with connect(home, "aios-grant") as aios:
+        aios.revoke(number)
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def grants(home: Path, as_json: bool) -> None:
+    """All grants that stand.
+
+    \b
+    Examples:
+      aios grants
+      aios grants --json
+    """
+    with connect(home, "aios-grant") as aios:
+        found = aios.grants()
+    titles = ["id", "from", "to", "right", "on", "args", "expires"]
+    show(found, as_json, render.columns(titles, map(_row, found), right=["id"]))
+
+
+def _row(each: GrantRow) -> list[Any]:
+    expires = (
+        "-" if each.expires is None else datetime.fromtimestamp(each.expires).strftime("%F %T")
+    )
+    args = render.line(each.args) if each.args else "-"
+    return [
+        each.id,
+        each.giver or "a person",
+        each.to,
+        each.right,
+        " ".join(each.on),
+        args,
+        expires,
+    ]
+
+
+# --- the rule that decides --------------------------------------------------------------------
+
+
+@click.group()
+def policy() -> None:
+    """What the gate says of a call, and why; and the questions it asks.
+
+    \b
+    Examples:
+      aios policy check /scout sto.read /library:papers/one --explain
+      aios policy ask
+    """
+
+
+@policy.command()
+@click.argument("who", metavar="PID|/NAME", shell_complete=live_pids)
+@click.argument("right")
+@click.argument("object", default="")
+@args_option
+@click.option("--explain", is_flag=True, help="Also all other rules that fit.")
+@json_option
+@click.pass_obj
+def check(
+    home: Path, who: str, right: str, object: str, args: dict[str, Any], explain: bool,
+    as_json: bool,
+) -> int:  # fmt: skip
+    """What an agent may do, and by which rule. Exits with 0 for allow, 1 else.
+
+    Of the rules alone: as if the object were its own, or shared with it.
+
+    \b
+    Examples:
+      aios policy check 7 proc.spawn --explain
+      aios policy check /buyer tool pay --arg amount=20 --json
+    """
+    whom: dict[str, Any] = {"pid": int(who)} if who.isdigit() else {"principal": who}
+    given = {name: as_number(value) for name, value in args.items()}
+    with connect(home, "aios-policy") as aios:
+        verdict = aios.check_access(right, object, args=given, **whom)
+    if as_json:
+        click.echo(as_json_text(verdict))
+    else:
+        click.echo(f"{verdict.effect}: {verdict.rule}")
+        for label in verdict.tainted:
+            click.echo(f"tainted by {label}")
+        for rule in verdict.fits if explain else []:
+            click.echo(f"fits: {rule}")
+    return 0 if verdict.effect == "allow" else 1
+
+
+def as_number(value: Any) -> Any:
+    """What an argument that was typed stands for."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return value
+
+
+@policy.command()
+@click.option("--count", "-n", type=click.IntRange(min=1), help="End after so many.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the questions, one a line; ask nothing."
+)
+@click.pass_obj
+def ask(home: Path, count: int | None, as_json: bool) -> None:
+    """Answer what agents ask for, as it comes, until Ctrl-C. No answer in time means deny.
+
+    once: this call; agent: this process from now on; always: agents of this name, which makes a
+    grant that `aios revoke` takes back.
+
+    \b
+    Examples:
+      aios policy ask
+      aios policy ask --json -n 1
+    """
+    with connect(home, "aios-ask") as follower, connect(home, "aios-ask") as aios:
+        for number, question in enumerate(follower.questions(), 1):
+            if as_json:
+                click.echo(as_json_text(question, indent=-1))
+            else:
+                ask_person(aios, question)
+            if number == count:
+                return
+
+
+@policy.command()
+@click.argument("number", type=int)
+@click.argument("answer", type=click.Choice(ANSWERS))
+@click.pass_obj
+def answer(home: Path, number: int, answer: Any) -> None:
+    """Answer one question.
+
+    \b
+    Example:
+      aios policy answer 3 once
+    """
+    with connect(home, "aios-ask") as aios:
+        aios.answer(number, answer)
+
+
+COMMANDS: tuple[click.Command, ...] = (group, grant, revoke, grants, policy)
