@@ -13,8 +13,9 @@ import msgspec
 from aios.syscalls.errors import AiosError
 
 from .boot import Kernel
+from .child import TOKEN_FD
 from .config import Config
-from .init import FATAL, TOKEN_FD
+from .init import FATAL
 from .stderr import become_log
 
 

@@ -16,7 +16,6 @@ import importlib
 import json
 import math
 import os
-import random
 import resource
 import secrets
 import selectors
@@ -24,17 +23,17 @@ import signal
 import socket
 import sys
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 
 from aios.syscalls.errors import AiosError, BadInput, HomeBusy, NoProgram
 from aios.syscalls.home import endpoint
 
+from .child import CAUGHT, TOKEN_FD, become_child, exec_argv, exec_service
 from .config import Config, load, try_embedder
 from .init_protocol import (
     FRAME_BYTES,
@@ -53,16 +52,14 @@ from .init_protocol import (
     decode_to_init,
     encode,
 )
-from .linux import PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, prctl
+from .linux import PR_SET_CHILD_SUBREAPER, prctl
 from .stderr import become_log
 from .warden import Warden
 
 RUNNER = "aios.agents.runner"  # by name: the kernel knows the SDK only as a program to run
 BACKOFF, LONGEST_BACKOFF, HEALTHY = 0.05, 5.0, 10.0  # seconds
 CRASHES = 3  # of a kernel by itself, one soon after the other, until its journal is set aside
-TOKEN_FD = 3  # where a child finds what is its own: a kernel its link, an agent its token
 FATAL = 78  # the kernel's exit code when starting it again would not help (EX_CONFIG)
-CAUGHT = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Init:
@@ -346,59 +343,6 @@ def signal_group(os_pid: int, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             send(os_pid, number)
             return
-
-
-def exec_argv(argv: list[str]) -> Callable[[], object]:
-    def main() -> NoReturn:
-        os.execvp(argv[0], argv)
-
-    return main
-
-
-def exec_service(argv: list[str], environment: int) -> Callable[[], object]:
-    """With the environment that the person's shell had, which is in a file of that number."""
-
-    def main() -> NoReturn:
-        given = json.loads(os.pread(environment, os.fstat(environment).st_size, 0))
-        os.close(environment)
-        prctl(PR_SET_NO_NEW_PRIVS, 1)
-        os.execvpe(argv[0], argv, given | os.environ)
-
-    return main
-
-
-def become_child(
-    main: Callable[[], object], log: str, keep: tuple[int, ...], wall_in: Callable[[], None]
-) -> NoReturn:
-    """The forked child: a session, streams, descriptors and signals of its own; then `main`."""
-    code = 1
-    try:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        prctl(PR_SET_CHILD_SUBREAPER, 1)  # its orphans are its own while it lives
-        os.setsid()
-        signal.set_wakeup_fd(-1)
-        for number in CAUGHT:
-            signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, CAUGHT)
-        sys.stderr = sys.__stderr__
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        for at, fd in enumerate(keep, TOKEN_FD):
-            os.dup2(fd, at)
-        os.closerange(TOKEN_FD + len(keep), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-        os.environ["AIOS_FD"] = str(TOKEN_FD)
-        wall_in()
-        random.seed()
-        result = main()
-        code = result if isinstance(result, int) else 0
-    except BaseException:  # noqa: BLE001 (nothing of init may run on in the child)
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
 
 
 def lock_home(home: Path) -> Any:

@@ -207,7 +207,7 @@ def test_what_is_refused_is_told_once_of_each_call(walled: Place) -> None:
 
 SERVICE = """
 import os
-from aios.kernel.init import exec_service
+from aios.kernel.child import exec_service
 file = os.memfd_create("environment")
 os.write(file, b'{"PERSONS_TOKEN": "not for agents"}')
 exec_service(["/usr/bin/env"], file)()
