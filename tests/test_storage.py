@@ -522,8 +522,9 @@ def test_rows_alone_do_not_fill_a_store_for_good(boot: Boot, tmp_path: Path, pla
             aios.sto_purge(f"{number}/0")
         assert aios.sto_compact(1).wait()["chunks"] == 0
         for number in range(count):
-            for n in range(1, 20):
-                aios.sto_purge(f"{number}/{n}")
+            purges = [aios.start("sto.purge", path=f"{number}/{n}") for n in range(1, 20)]
+            for purge in purges:
+                purge.wait()
         aios.mem_put({"a": "x" * 9000}, principal="/w")
         aios.sto_put("0/0", b"", tags=tags)
         assert aios.sto_verify().wait()["problems"] == []
