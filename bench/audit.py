@@ -126,7 +126,7 @@ def hash_all(records: int, size: float) -> float:
 def round_trips(progress: Progress, calls: int) -> dict[tuple[str, str], float]:
     """Median seconds of a call, by kernel and kind."""
     kinds: dict[str, Callable[[Aios], object]] = {
-        "change": lambda aios: aios.limits(limits={}),
+        "change": lambda aios: aios.limits(limits={}),  # both are decided by a rule
         "read": lambda aios: aios.ps(),
     }
     taken: dict[tuple[str, str], list[float]] = {}

@@ -7,8 +7,11 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from hashlib import sha256
 from pathlib import Path
+
+TRIES, WAIT = 200, 0.01  # seconds: those that are killed need a moment
 
 
 def places(mounts: str = "/proc/self/mountinfo") -> list[Path]:
@@ -23,19 +26,20 @@ def places(mounts: str = "/proc/self/mountinfo") -> list[Path]:
 
 
 class Groups:
-    """One group for each agent of the system in `home`, in the folder `place`.
+    """One group for each agent of the `system` in `home`, in the folder `place`. What an earlier
+    system in that home has left is killed and removed.
 
     Raises:
         OSError: no group with a limit can be made there.
     """
 
-    def __init__(self, place: Path, home: str) -> None:
+    def __init__(self, place: Path, home: str, system: str) -> None:
         self.place = place
-        self.prefix = f"aios-{sha256(home.encode()).hexdigest()[:16]}-"
+        of_home = f"aios-{sha256(home.encode()).hexdigest()[:16]}-"
+        self.prefix = f"{of_home}{system}-"
         self.emptied: set[Path] = set()
-        self.end_all()  # of a system that was killed
-        trial = self.make(0, 1)
-        trial.rmdir()
+        self.end_all(of_home)
+        self.make(0, 1).rmdir()
         is_v2 = (place / "cgroup.controllers").exists()
         self.name = f"cgroup v{2 if is_v2 else 1}"
 
@@ -57,10 +61,15 @@ class Groups:
             self._empty(path)
         self.remove()
 
-    def end_all(self) -> None:
-        for path in self.place.glob(self.prefix + "*"):
+    def end_all(self, prefix: str = "") -> None:
+        """Of this system, or of all whose groups begin so."""
+        for path in self.place.glob((prefix or self.prefix) + "*"):
             self._empty(path)
-        self.remove()
+        for _ in range(TRIES):
+            self.remove()
+            if not self.emptied:
+                return
+            time.sleep(WAIT)
 
     def _empty(self, path: Path) -> None:
         (path / "pids.max").write_text("0")  # nobody comes in any more
@@ -82,9 +91,9 @@ def enter(group: Path) -> None:
     (group / "cgroup.procs").write_text("0")
 
 
-def open_groups(home: str) -> Groups | None:
+def open_groups(home: str, system: str) -> Groups | None:
     """None where this Linux, or who may do what in it, has no such groups."""
     for place in places():
         with contextlib.suppress(OSError):
-            return Groups(place, home)
+            return Groups(place, home, system)
     return None

@@ -89,7 +89,7 @@ class Init:
         prctl(PR_SET_CHILD_SUBREAPER, 1)
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # a listener for each agent
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-        self.warden = Warden(config.path, self.selector, self.tell)
+        self.warden = Warden(config.path, self.system, self.selector, self.tell)
 
     # --- the loop -------------------------------------------------------------------------------
 

@@ -162,8 +162,9 @@ class Storage:
 
         def committed(result: Any) -> None:  # plain, where the call had come before
             versions = msgspec.convert(result, list[sto.Version])
-            for version in versions:
-                self._tell(version)
+            for version in result:
+                if isinstance(version, sto.Version):  # else who watches has heard, or later ones
+                    self._tell(version)
             (done or (lambda all: call.done(all[0])))(versions)
 
         self.store.read(check)  # before chunks are written for whoever may not

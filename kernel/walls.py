@@ -113,7 +113,9 @@ def python() -> tuple[str, ...]:
     names = ("syscalls", "agents", "examples")
     packages = [importlib.util.find_spec(f"aios.{name}") for name in names]
     places = [place for spec in packages if spec for place in spec.submodule_search_locations or []]
-    return tuple(dict.fromkeys([sys.prefix, sys.base_prefix, *sys.path, *places]))
+    found = [sys.prefix, sys.base_prefix, *sys.path, *places]
+    # One without "/" is the name of an import hook.
+    return tuple(dict.fromkeys(path for path in found if path.startswith("/")))
 
 
 @cache

@@ -18,10 +18,14 @@ from .refusals import Refusals
 
 class Warden:
     def __init__(
-        self, home: Path, selector: selectors.BaseSelector, tell: Callable[[ToKernel], None]
+        self,
+        home: Path,
+        system: str,
+        selector: selectors.BaseSelector,
+        tell: Callable[[ToKernel], None],
     ) -> None:
         self.home, self.tell = home, tell
-        self.groups = cgroup.open_groups(str(home))
+        self.groups = cgroup.open_groups(str(home), system)
         self.refusals = Refusals(selector)
         self.walls = walls.found(self.groups)
         walls.common(home)  # once, and not in each process that is forked

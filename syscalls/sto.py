@@ -19,6 +19,7 @@ Path = Annotated[str, Meta(min_length=1, max_length=MAX_PATH)]
 Prefix = Annotated[str, Meta(max_length=MAX_PATH)]  # a path and all below it; empty: everything
 Owner = Annotated[str, Meta(max_length=4096)]
 Tag = Annotated[str, Meta(min_length=1, max_length=64)]
+Folder = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
 Media = Annotated[str, Meta(max_length=128)]
 Number = Annotated[int, Meta(ge=0, lt=2**53)]
 What = Literal["put", "delete", "rollback", "purge"]
@@ -211,7 +212,7 @@ class Backup(Message):
     """Copy the store into `data.mdb` of a folder and, where contents are in a folder or a bucket,
     those that the copy refers to into its folder `blobs`."""
 
-    target: Annotated[str, Meta(min_length=1, max_length=4096)]  # a folder that is to be made
+    target: Folder  # a folder that is to be made
 
 
 class BackedUp(Reply):

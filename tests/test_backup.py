@@ -15,7 +15,7 @@ from conftest import Boot, eventually, run_system
 
 from aios.agents import Aios, connect
 from aios.kernel.blobs import Folder
-from aios.syscalls.errors import BadInput, Cancelled
+from aios.syscalls.errors import BadInput, Cancelled, Malformed
 
 SMALL = {"slots": 1, "ctx": 256}
 CONTENTS = {f"n{number}": os.urandom(3000) for number in range(300)} | {"big": os.urandom(900_000)}
@@ -146,9 +146,9 @@ def test_a_backup_that_ends_early_leaves_nothing(boot: Boot, tmp_path: Path) -> 
         assert len(names) == len(CONTENTS) - 1
 
 
-@pytest.mark.parametrize("target", ["there", "/proc/none", "relative"])
+@pytest.mark.parametrize("target", ["there", "/proc/none", "relative", "/nul\0"])
 def test_where_no_backup_can_be(boot: Boot, tmp_path: Path, target: str) -> None:
     (tmp_path / "there").mkdir()
-    with connect(boot(**SMALL).home) as aios, pytest.raises(BadInput):
+    with connect(boot(**SMALL).home) as aios, pytest.raises((BadInput, Malformed)):
         aios.sto_backup(target if target != "there" else str(tmp_path / target)).wait()
     assert [*(tmp_path / "there").iterdir()] == []

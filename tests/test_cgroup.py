@@ -20,7 +20,7 @@ def test_both_versions_are_found_where_they_are_mounted(tmp_path: Path) -> None:
 
 def test_where_groups_have_no_limit_there_are_none(tmp_path: Path) -> None:
     with pytest.raises(OSError):
-        Groups(tmp_path / "not there", "/home")
+        Groups(tmp_path / "not there", "/home", "1")
 
 
 def test_a_process_enters_its_group(tmp_path: Path) -> None:

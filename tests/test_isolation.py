@@ -17,7 +17,7 @@ from aios.shell.launch import System
 from aios.syscalls.errors import Denied, UploadGone
 from aios.syscalls.table import ROWS, Row
 
-OURS = [row for row in ROWS if row.right in ("mem", "sto", "sto.admin")]
+OURS = [row for row in ROWS if row.name.startswith(("mem.", "sto."))]
 NAMING = {"pid", "principal", "owner", "upload"}  # fields that can name what is another's
 
 AGENT = """

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from conftest import eventually, left_of, run_system
 from helpers import end, row
 
 from aios.agents import Aios, connect
+from aios.kernel.cgroup import places
 from aios.kernel.walls import Walls, check
 from aios.shell.launch import System
 from aios.syscalls.errors import Denied
@@ -288,6 +290,8 @@ def test_what_an_agent_detached_ends_with_init(
         system.process.kill()
         detached.wait(timeout=10)
     eventually(lambda: left_of(system.home) == [])
+    of_home = f"aios-{sha256(str(system.home).encode()).hexdigest()[:16]}-*"
+    assert [group for place in places() for group in place.glob(of_home)] == []
     for path in system.home.rglob("*.sock"):  # nobody was left to do it
         path.unlink()
 
