@@ -64,7 +64,8 @@ class Groups:
     def end_all(self, prefix: str = "") -> None:
         """Of this system, or of all whose groups begin so."""
         for path in self.place.glob((prefix or self.prefix) + "*"):
-            self._empty(path)
+            with contextlib.suppress(FileNotFoundError):  # another system's guard was quicker
+                self._empty(path)
         for _ in range(TRIES):
             self.remove()
             if not self.emptied:
