@@ -150,7 +150,7 @@ def vars_of(row: Any) -> dict[str, Any]:
 def test_grants_end_with_their_giver_and_persons_outlive_the_system(
     homes: Path, program: Program
 ) -> None:
-    home = homes / "lasting"
+    home = homes / "lasting-grants"
     system = started(home)
     path = program(DOER)
     with connect(home, "test") as aios:
@@ -287,7 +287,7 @@ def test_a_kept_memory_and_a_named_context_taint_who_gets_them(
 
 
 def test_a_damaged_policy_is_not_started_with(homes: Path) -> None:
-    home = homes / "damaged"
+    home = homes / "damaged-policy"
     system = started(home)
     with connect(home) as aios:
         aios.set_group("team", {"members": ["/a"], "deny": ["llm"]})
