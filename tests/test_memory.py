@@ -218,7 +218,7 @@ def test_what_is_used_least_leaves_ram_and_comes_back(boot: Boot) -> None:
 
 REACH = """
 aios.mem_put({"secret": aios.pid})
-aios.send("test", "ready")
+aios.send(task, "ready")  # by pid: another client of that name may be about to go
 task = aios.recv().body
 seen = []
 for pid in task:
@@ -239,7 +239,7 @@ return [seen, aios.mem_get(["secret"]), list(aios.mem_items())]
 def test_every_agent_against_every_other(aios: Aios, program: Program) -> None:
     """Also those of one name and program: only what is one's own is reached."""
     path = program(REACH)
-    pids = [aios.spawn(path, name=name) for name in ("one", "one", "two", "three")]
+    pids = [aios.spawn(path, aios.pid, name=name) for name in ("one", "one", "two", "three")]
     for _ in pids:
         aios.recv(timeout=30)
     for pid in pids:
