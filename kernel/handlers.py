@@ -282,7 +282,7 @@ def sto_reindex(k: Kernel, call: Call, args: retrieval.Reindex) -> t.Done:
     return t.Done()
 
 
-def acc_groups(k: Kernel, call: Call, args: acc.Empty) -> acc.Policy:
+def acc_groups(k: Kernel, call: Call, args: t.Empty) -> acc.Policy:
     return acc.Policy(groups=k.accounts.groups)
 
 
@@ -300,7 +300,7 @@ def acc_revoke(k: Kernel, call: Call, args: acc.Revoke) -> t.Done:
     return t.Done()
 
 
-def acc_grants(k: Kernel, call: Call, args: acc.Empty) -> list[acc.GrantRow]:
+def acc_grants(k: Kernel, call: Call, args: t.Empty) -> list[acc.GrantRow]:
     return k.accounts.visible(call.process)
 
 

@@ -93,7 +93,3 @@ class Answer(Message):
 
     id: Annotated[int, Meta(ge=1, lt=2**53)]
     answer: Literal["once", "agent", "always", "deny"]
-
-
-class Empty(Message):
-    pass
