@@ -19,7 +19,7 @@ import msgspec
 
 from aios.syscalls import messages as t
 from aios.syscalls import retrieval as r
-from aios.syscalls.errors import AiosError, KernelGone, NotJson
+from aios.syscalls.errors import AiosError, NotJson
 from aios.syscalls.rules import Manifest
 from aios.syscalls.wire import Receipt
 
@@ -27,6 +27,8 @@ from .access import AccessCalls
 from .client import Pending, say_hello
 from .memory import MemoryCalls
 from .storage import StorageCalls
+
+FAREWELL = 2.0  # seconds that the kernel has to take note of a client's end
 
 Prompt = str | Sequence[dict[str, str]] | Sequence[int]
 
@@ -329,8 +331,8 @@ class Aios(MemoryCalls, StorageCalls, AccessCalls):
     def close(self) -> None:
         """End the connection; a client's process row ends with it."""
         if self.welcome.kind == "client" and not self.connection.socket.closed:
-            with contextlib.suppress(KernelGone):
-                self.start("proc.exit")
+            with contextlib.suppress(AiosError):  # then the row goes when the connection does
+                self.start("proc.exit").wait(FAREWELL)
         self.connection.close()
 
     def __enter__(self) -> Self:

@@ -149,7 +149,7 @@ class Kernel:
         ledger.accounts = self.accounts
         loop.on_turn = ledger.end_turn
         loop.on_call, loop.calls.is_known = self.trap.receive, self.trap.sessions.__contains__
-        loop.on_lost = self._lost
+        loop.on_lost, loop.on_closed = self._lost, self._closed
         loop.on_init = self._from_init
 
     def hears(self, process: Process, other: Process) -> None:
@@ -259,6 +259,11 @@ class Kernel:
         session = self.trap.sessions.get(route)
         if session is not None:
             self.lifecycle.lost(session, why)
+
+    def _closed(self, route: bytes) -> None:
+        session = self.trap.sessions.get(route)
+        if session is not None:
+            self.lifecycle.closed(session)
 
     def _from_init(self, frame: ToKernel) -> None:
         served = self.services.get(getattr(frame, "key", 1), self.lifecycle)

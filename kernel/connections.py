@@ -77,6 +77,7 @@ class Listener:
     on_message: Callable[[bytes, int, bytes | None], None]  # route, OS pid, what zmtp makes of it
     is_known: Callable[[bytes], bool]  # by its route
     may_connect: Callable[[int], bool]  # by its OS pid
+    on_closed: Callable[[bytes], object]  # its route
 
     def __init__(self, path: Path, poll: Poll, longest: int, *, bounded: bool) -> None:
         """Frames of at most `longest` bytes; where `bounded`, who does not read is lost."""
@@ -181,6 +182,7 @@ class Listener:
             self.to_flush.pop(peer.route, None)
             self.poll.forget(peer.socket.fileno())
             peer.socket.close()
+            self.on_closed(peer.route)
 
     def close(self) -> None:
         limit = time.monotonic() + LINGER

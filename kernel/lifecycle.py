@@ -283,6 +283,11 @@ class Lifecycle:
             self.signal(process, "TERM")
         self.after(self.config.grace, lambda: self._kill_if_alive(process))
 
+    def closed(self, session: Session) -> None:
+        """Its connection is no more: a client goes with it, an agent may have work left."""
+        if session.process is not None and session.process.kind == "client":
+            self.lost(session, "closed its connection")
+
     def lost(self, session: Session, why: str) -> None:
         """Its connection does not take what is sent."""
         self.trap.close(session)

@@ -50,6 +50,7 @@ class Line:
         self.listener.on_message = self._receive
         self.listener.is_known = lambda route: route == self.route
         self.listener.may_connect = lambda os_pid: os_pid == self.os_pid
+        self.listener.on_closed = lambda _route: None  # init tells of its end
         self.os_pid = 0
         self.route: bytes | None = None
 
@@ -75,6 +76,7 @@ class Loop:
 
     on_call: Callable[[bytes, int, list[bytes]], None]  # route, OS pid of the sender, frames
     on_lost: Callable[[bytes, str], None]  # route, why
+    on_closed: Callable[[bytes], None]  # route
     on_init: Callable[[ToKernel], None]
     on_turn: Callable[[], bool]  # all of a turn is done; True: it is committed
 
@@ -83,6 +85,7 @@ class Loop:
         self.calls = Listener(home / "run" / "kernel.sock", self.poll, MAX_FRAME, bounded=True)
         self.calls.on_message = self._from_caller
         self.calls.may_connect = lambda _os_pid: True
+        self.calls.on_closed = lambda route: self.after(0, lambda: self.on_closed(route))
         self.work = Line(home / "core.sock", self.poll)
         self.text = Line(home / "text.sock", self.poll)
         self.index = Line(home / "index.sock", self.poll)

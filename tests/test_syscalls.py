@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from raw import PATIENCE, Raw
 from samples import DEEP, JUNK, SAMPLES, pack
 
-from aios.agents import Aios
+from aios.agents import Aios, connect
 from aios.shell.launch import System
 from aios.syscalls.errors import BY_CODE
 from aios.syscalls.home import endpoint
@@ -71,6 +71,21 @@ def test_a_client_that_exits_is_gone_at_once(aios: Aios, system: System) -> None
     with Raw(system.home) as raw:
         assert raw.pid in {row.pid for row in aios.ps(all=True)}
     eventually(lambda: raw.pid not in {row.pid for row in aios.ps(all=True)}, 1)
+
+
+def test_a_client_whose_connection_closes_without_a_word_goes_with_it(
+    aios: Aios, system: System
+) -> None:
+    raw = Raw(system.home)
+    assert raw.pid in {row.pid for row in aios.ps(all=True)}
+    raw.socket.close()
+    eventually(lambda: raw.pid not in {row.pid for row in aios.ps(all=True)})
+
+
+def test_the_next_client_of_a_name_never_meets_the_last(system: System) -> None:
+    for _ in range(50):
+        with connect(system.home, "same") as aios:
+            assert [row.pid for row in aios.ps(all=True) if row.name == "same"] == [aios.pid]
 
 
 # --- malformed ---------------------------------------------------------------------------------
