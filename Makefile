@@ -47,7 +47,7 @@ lint: .venv/linters
 	touch $@
 
 bench: .venv/peers
-	for name in throughput agents switch exact syscall swap memory; do $(BIN)/aios bench $$name || exit 1; done
+	for name in throughput agents switch exact syscall swap memory seal; do $(BIN)/aios bench $$name || exit 1; done
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -15,6 +15,7 @@ from aios.syscalls.errors import AiosError
 from .boot import Kernel
 from .config import Config
 from .init import FATAL, TOKEN_FD
+from .seal import inherited
 
 
 def main() -> int:
@@ -26,7 +27,8 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     config = msgspec.json.decode(sys.argv[1], type=Config)
     try:
-        kernel = Kernel(config, TOKEN_FD)
+        seal = inherited(TOKEN_FD + 1) if config.encrypt else None
+        kernel = Kernel(config, TOKEN_FD, seal)
     except AiosError as error:
         print(json.dumps(error.to_wire()), file=sys.stderr)  # as init does: the starter reads it
         return FATAL

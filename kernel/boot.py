@@ -39,6 +39,7 @@ from .process import Process, ProcessTable
 from .prompt import Prompts
 from .questions import Questions
 from .scheduler import Scheduler
+from .seal import Checked, Seal
 from .shares import Shares
 from .stats import EventLog, Statistics
 from .storage import Storage
@@ -59,8 +60,8 @@ class Kernel:
         DiskFull: there is no room for a journal.
     """
 
-    def __init__(self, config: Config, init_fd: int) -> None:
-        self.config = config
+    def __init__(self, config: Config, init_fd: int, seal: Seal | None = None) -> None:
+        self.config, self.seal = config, seal
         self.boot = secrets.token_hex(8)
         self.os_pid = os.getpid()
         self.began = time.monotonic()
@@ -73,7 +74,7 @@ class Kernel:
             loop.work.send(encode(command))
 
         self.blobs = self._or_close(
-            lambda: open_blobs(config.blobs, config.blobs_options, self.store, loop.post)
+            lambda: open_blobs(config.blobs, config.blobs_options, self.store, loop.post, seal)
         )
         self.events = EventLog()
         self.table = ProcessTable(config.agents, config.clients, config.dead)
@@ -166,7 +167,7 @@ class Kernel:
         """Where agents wait for this kernel, a full disk is waited for as well."""
         while True:
             try:
-                return Journal(self.config.path / "journal", self.loop.post)
+                return Journal(self.config.path / "journal", self.loop.post, seal=self.seal)
             except DiskFull as error:
                 if not patient:
                     self.loop.close()
@@ -179,7 +180,7 @@ class Kernel:
         try:
             return Store(
                 self.config.path / "store", self.loop.post, limit=self.config.store_bytes,
-                system=system,
+                system=system, keeper=self.seal or Checked(),
             )  # fmt: skip
         except (StoreDamaged, DiskFull) as error:
             print(f"no store: {error}", file=sys.stderr, flush=True)

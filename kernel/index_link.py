@@ -208,7 +208,7 @@ class IndexLink:
     def _start(self) -> None:
         self.state = "starting"
         home = self.config.path
-        settings = {"home": str(home), "folder": str(home / "index")}
+        settings = {"home": str(home), "folder": "" if self.config.encrypt else str(home / "index")}
         argv = [sys.executable, "-m", "aios.kernel.index", msgspec.json.encode(settings).decode()]
         self.to_init(StartService(INDEX_KEY, argv, str(home / "log" / "index.log")))
 

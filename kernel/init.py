@@ -23,11 +23,12 @@ import secrets
 import selectors
 import signal
 import socket
+import subprocess
 import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -66,8 +67,8 @@ _libc = ctypes.CDLL(None)
 
 
 class Init:
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    def __init__(self, config: Config, ring: int) -> None:
+        self.config, self.ring = config, ring
         self.kernel = 0
         self.kernel_started = 0.0
         self.backoff = BACKOFF
@@ -130,7 +131,7 @@ class Init:
             case StartAgent():
                 self.start(frame.key, lambda: self.start_agent(frame))
             case StartService():
-                self.start(frame.key, lambda: self.fork(exec_argv(frame.argv), frame.log))
+                self.start(frame.key, lambda: self.start_service(frame))
             case SignalChild() if frame.os_pid in self.children:
                 signal_group(frame.os_pid, frame.signal)
             case Heard():
@@ -174,7 +175,9 @@ class Init:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         settings = msgspec.json.encode(self.config).decode()
         argv = [sys.executable, "-m", "aios.kernel", settings]
-        self.kernel = self.fork(exec_argv(argv), self.log("kernel"), keep=theirs.fileno())
+        self.kernel = self.fork(
+            exec_argv(argv), self.log("kernel"), keep=[theirs.fileno(), *self.rings()]
+        )
         theirs.close()
         ours.setblocking(False)
         self.link = ours
@@ -204,13 +207,21 @@ class Init:
         is_agent = program.endswith(".py")
         main = self.runner.main if is_agent else exec_argv([program, *frame.args])
         try:
-            return self.fork(main, frame.log, keep=reader, cwd=frame.cwd)
+            return self.fork(main, frame.log, keep=[reader], cwd=frame.cwd)
         finally:
             os.close(reader)
 
+    def start_service(self, frame: StartService) -> int:
+        keep = self.rings() if frame.ring else []
+        return self.fork(exec_argv(frame.argv), frame.log, keep=keep)
+
+    def rings(self) -> list[int]:
+        return [] if self.ring < 0 else [self.ring]
+
     def fork(
-        self, main: Callable[[], object], log: str, *, keep: int = -1, cwd: str | None = None
-    ) -> int:
+        self, main: Callable[[], object], log: str, *, keep: Sequence[int] = (),
+        cwd: str | None = None,
+    ) -> int:  # fmt: skip
         sys.stdout.flush()
         sys.stderr.flush()
         # Until it has handlers of its own, what is sent to the child would wake init up.
@@ -329,8 +340,11 @@ def exec_argv(argv: list[str]) -> Callable[[], object]:
     return main
 
 
-def become_child(main: Callable[[], object], log: str, keep: int, cwd: str | None) -> NoReturn:
-    """The forked child: a session, streams, descriptors and signals of its own; then `main`."""
+def become_child(
+    main: Callable[[], object], log: str, keep: Sequence[int], cwd: str | None
+) -> NoReturn:
+    """The forked child: a session, streams, descriptors and signals of its own; then `main`. It
+    has those of `keep` from TOKEN_FD on, and no others."""
     code = 1
     try:
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -344,9 +358,10 @@ def become_child(main: Callable[[], object], log: str, keep: int, cwd: str | Non
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        if keep >= 0:
-            os.dup2(keep, TOKEN_FD)
-        os.closerange(TOKEN_FD + (keep >= 0), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        above = [fcntl.fcntl(fd, fcntl.F_DUPFD, TOKEN_FD + len(keep)) for fd in keep]
+        for at, fd in enumerate(above, TOKEN_FD):
+            os.dup2(fd, at)
+        os.closerange(TOKEN_FD + len(keep), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.environ["AIOS_FD"] = str(TOKEN_FD)
         if cwd is not None:
@@ -385,6 +400,20 @@ def lock_home(home: Path) -> Any:
     return lock
 
 
+def open_ring(config: Config) -> int | None:
+    """A descriptor of the data keys, for the kernel and the core. init does not read them, since
+    agents are forked out of it. -1: the home is in clear; None: keyring.py has said what is wrong.
+    """
+    if not config.encrypt and not (config.path / "keys" / "data.json").exists():
+        return -1
+    ring = os.memfd_create("aios-keys")
+    settings = msgspec.json.encode(config).decode()
+    argv = [sys.executable, "-m", "aios.kernel.keyring", "open", settings]
+    opened = subprocess.run(argv, stdout=ring, check=False).returncode == 0
+    os.environ.pop("AIOS_KEY_FILE", None)
+    return ring if opened else None
+
+
 def main() -> int:
     """Runs a system in the home argv[1], with the settings of argv[2] (JSON) above config.toml.
 
@@ -394,6 +423,7 @@ def main() -> int:
         config = load(Path(sys.argv[1]), json.loads(sys.argv[2]))
         endpoint(config.path)  # refuses a home whose path is too long
         _lock = lock_home(config.path)
+        ring = open_ring(config)
     except AiosError as error:
         print(json.dumps(error.to_wire()), file=sys.stderr)
         return FATAL
@@ -401,7 +431,7 @@ def main() -> int:
         refused = BadInput(f"the home cannot be used: {error}", "set AIOS_HOME to another folder")
         print(json.dumps(refused.to_wire()), file=sys.stderr)
         return FATAL
-    return Init(config).run()
+    return FATAL if ring is None else Init(config, ring).run()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Reads run in the kernel's loop. Writes are functions over a transaction; a thread runs all that
 wait in one transaction (group commit), each in a transaction of its own below it, so one that
-raises leaves nothing behind. LMDB checks no sums: each value carries a CRC-32.
+raises leaves nothing behind. LMDB checks no sums: each value is checked, or sealed (seal.py).
 
 The file is extended ahead, with written zeros: a commit then has no metadata of the file to sync,
 which makes it 30 times quicker (DESIGN.md section 2), and cannot run out of disk half way.
@@ -15,11 +15,9 @@ import os
 import queue
 import secrets
 import shutil
-import struct
 import sys
 import threading
 import traceback
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +35,8 @@ from aios.syscalls.errors import (
     StoreFull,
 )
 
+from .seal import Checked, Damaged, Keeper
+
 FORMAT = 1
 TABLES = ("meta", "done", "memory", "log", "catalog", "blobs")
 MAX_KEY = 511  # bytes, LMDB's
@@ -47,7 +47,6 @@ RESERVE = 256  # values of half a page that a store has room for when it counts 
 PAGES = 8192  # bytes that a job adds to that, about: the pages that its keys are in
 RESTORE = "restore a backup, or move the folder away to begin with an empty store"
 DONE = 1024  # replies that are kept for one caller
-CRC = struct.Struct("<I")
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
@@ -57,15 +56,15 @@ class Txn:
     """One transaction over the tables; keys and values are bytes."""
 
     def __init__(
-        self, env: lmdb.Environment, txn: lmdb.Transaction, tables: dict[str, Any]
+        self, env: lmdb.Environment, txn: lmdb.Transaction, tables: dict[str, Any], keeper: Keeper
     ) -> None:
-        self.env, self.txn, self.tables = env, txn, tables
+        self.env, self.txn, self.tables, self.keeper = env, txn, tables, keeper
 
     def attempt(self, do: Callable[[Txn], Any]) -> AiosError | None:
         """Run it in a transaction below this one; what it fails with, and has left nothing of."""
         try:
             with self.env.begin(write=True, parent=self.txn) as child:
-                do(Txn(self.env, child, self.tables))
+                do(Txn(self.env, child, self.tables, self.keeper))
         except lmdb.MapFullError:
             return StoreFull("the store has reached the size that it may have")
         except AiosError as error:
@@ -75,17 +74,20 @@ class Txn:
     def get(self, table: str, key: bytes) -> bytes | None:
         """Raises StoreDamaged where the value is not the one that was put."""
         data = self.txn.get(key, db=self.tables[table])
-        return None if data is None else _opened(table, key, bytes(data))
+        try:
+            return None if data is None else self.keeper.open(table, key, data)
+        except Damaged as error:
+            raise StoreDamaged(
+                f"the store's {table} holds a damaged value at {key[:64]!r}: {error}"
+            ) from None
 
     def size(self, table: str, key: bytes) -> int | None:
         """Bytes of the value, damaged or not."""
         data = self.txn.get(key, db=self.tables[table])
-        return None if data is None else len(data) - CRC.size
+        return None if data is None else len(data) - self.keeper.overhead
 
     def put(self, table: str, key: bytes, value: bytes) -> None:
-        self.txn.put(
-            key, CRC.pack(zlib.crc32(value, zlib.crc32(key))) + value, db=self.tables[table]
-        )
+        self.txn.put(key, self.keeper.close(table, key, value), db=self.tables[table])
 
     def delete(self, table: str, key: bytes) -> bool:
         return bool(self.txn.delete(key, db=self.tables[table]))
@@ -119,13 +121,6 @@ def _before(cursor: lmdb.Cursor, prefix: bytes, start: bytes) -> bool:
     return bool(cursor.prev() if cursor.set_range(end) else cursor.last())
 
 
-def _opened(table: str, key: bytes, data: bytes) -> bytes:
-    value = data[CRC.size :]
-    if len(data) < CRC.size or CRC.unpack_from(data)[0] != zlib.crc32(value, zlib.crc32(key)):
-        raise StoreDamaged(f"the store's {table} holds a damaged value at {key[:64]!r}")
-    return value
-
-
 class Job(msgspec.Struct):
     do: Callable[[Txn], Any]
     then: Callable[[Any], None]
@@ -149,8 +144,9 @@ class Store:
 
     def __init__(
         self, folder: Path, post: Callable[[Callable[[], None]], None], *, limit: int = 8 << 30,
-        system: str = "",
+        system: str = "", keeper: Keeper = Checked(),  # noqa: B008 (it has no state)
     ) -> None:  # fmt: skip
+        self.keeper = keeper
         self.folder, self.post, self.limit = folder, post, limit
         self.path = folder / "data.mdb"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -183,7 +179,7 @@ class Store:
         self._extend()
         with self.env.begin(write=True) as txn:
             self.tables = {name: self.env.open_db(name.encode(), txn=txn) for name in TABLES}
-            new = Txn(self.env, txn, self.tables)
+            new = Txn(self.env, txn, self.tables, self.keeper)
             known = new.get("meta", b"format")
             if known is not None and _decode(known) > FORMAT:
                 raise StoreDamaged(
@@ -219,7 +215,7 @@ class Store:
 
     def _read(self, do: Callable[[Txn], Any]) -> Any:
         with self.env.begin() as txn:
-            return do(Txn(self.env, txn, self.tables))
+            return do(Txn(self.env, txn, self.tables, self.keeper))
 
     def write(
         self, do: Callable[[Txn], Any], then: Callable[[Any], None],
@@ -315,7 +311,7 @@ class Store:
             return
         try:
             with self.env.begin(write=True, parent=txn) as child:
-                job.result = self._once(Txn(self.env, child, self.tables), job)
+                job.result = self._once(Txn(self.env, child, self.tables, self.keeper), job)
         except AiosError as error:
             job.error = error
         except lmdb.BadValsizeError as error:

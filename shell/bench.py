@@ -14,6 +14,7 @@ from .output import json_option, progress, show
 
 NAMES = (
     "throughput", "agents", "switch", "exact", "syscall", "swap", "memory", "retrieval",
+    "seal",
 )  # fmt: skip
 
 

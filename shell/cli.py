@@ -17,6 +17,8 @@ from aios.syscalls.errors import (
     BadInput,
     HomeBusy,
     KernelGone,
+    KeyMissing,
+    KeyWrong,
     ModelError,
     NoRoom,
 )
@@ -28,6 +30,7 @@ from . import (
     contexts,
     demo,
     generate,
+    keys,
     memory,
     model,
     processes,
@@ -44,6 +47,8 @@ EXIT_CODES: dict[type[AiosError], int] = {
     BadGrammar: 78,
     ModelError: 78,
     NoRoom: 78,
+    KeyMissing: 78,
+    KeyWrong: 78,
 }
 INTERRUPTED = 130
 
@@ -96,6 +101,7 @@ for commands in (
     memory,
     storage,
     access,
+    keys,
     model,
     demo,
     bench,

@@ -39,10 +39,12 @@ class System:
 
     `settings` are those of config.toml (docs/settings.md). Without `detach` the system ends with
     the thread that made it. Either way it has its own session: a Ctrl-C in the terminal reaches
-    the starter alone, which is to call `end`.
+    the starter alone, which is to call `end`. `passphrase` is that of an encrypted home.
     """
 
-    def __init__(self, home: Path, settings: dict[str, Any], *, detach: bool) -> None:
+    def __init__(
+        self, home: Path, settings: dict[str, Any], *, detach: bool, passphrase: str = ""
+    ) -> None:  # fmt: skip
         self.home = home
         self.log = home / "init.log"
         try:
@@ -57,10 +59,13 @@ class System:
             self.log_start = log.tell()
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "aios.kernel.init", str(home), json.dumps(settings)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/",
-                start_new_session=True, env=os.environ | {"AIOS_HOME": str(home)},
+                stdin=subprocess.PIPE, stdout=log, stderr=log, cwd="/",
+                start_new_session=True, env=_environment(home),
                 preexec_fn=None if detach else end_with_parent,  # noqa: PLW1509 (one system call)
             )  # fmt: skip
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), self.process.stdin as stdin:  # it says why
+            stdin.write(json.dumps({"passphrase": passphrase}).encode())
 
     def ready(self, progress: Progress = lambda _: None) -> Status:
         """Wait until the model is loaded; `progress` is told what is waited for.
@@ -127,6 +132,13 @@ class System:
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(AGAIN)
+
+
+def _environment(home: Path) -> dict[str, str]:
+    """init runs in another folder."""
+    key = os.environ.get("AIOS_KEY_FILE")
+    named = {"AIOS_KEY_FILE": str(Path(key).absolute())} if key else {}
+    return os.environ | {"AIOS_HOME": str(home)} | named
 
 
 def end_with_parent() -> None:

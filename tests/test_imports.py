@@ -25,6 +25,7 @@ HOMES = {
         "kernel/index/database.py",
         "kernel/index/index.py",
     },
+    "cryptography": {"kernel/seal.py", "kernel/keyring.py"},
     "zmq": {
         "kernel/loop.py",
         "kernel/core/__main__.py",

@@ -22,6 +22,7 @@ import zmq
 from aios.syscalls.errors import AiosError, ModelError
 from aios.syscalls.messages import ModelInfo
 
+from ..seal import inherited
 from .batcher import Batcher
 from .certify import certify
 from .disk import Codec, Disk
@@ -42,6 +43,8 @@ from .protocol import (
 )
 from .text import answer
 
+RING_FD = 3
+
 
 class CoreConfig(msgspec.Struct, frozen=True):
     home: str
@@ -58,6 +61,7 @@ class CoreConfig(msgspec.Struct, frozen=True):
     disk_bytes: int
     disk_codec: Codec
     idle_ttl: float
+    encrypt: bool  # then the data keys are at RING_FD
 
 
 def main() -> int:
@@ -110,7 +114,8 @@ def _batcher(config: CoreConfig, engine: Engine, certified: int) -> Batcher:
     disk = None
     if config.disk_bytes and engine.form is not None:
         fingerprint = engine.fingerprint(certified)
-        disk = Disk(Path(config.disk), fingerprint, config.disk_bytes, config.disk_codec)
+        seal = inherited(RING_FD) if config.encrypt else None
+        disk = Disk(Path(config.disk), fingerprint, config.disk_bytes, config.disk_codec, seal)
     return Batcher(engine, certified, config.snapshot_bytes, disk, config.idle_ttl)
 
 

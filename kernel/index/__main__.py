@@ -44,7 +44,7 @@ RETRY = 1000  # milliseconds until a batch is tried again that could not be writ
 
 class IndexConfig(msgspec.Struct, frozen=True):
     home: str
-    folder: str
+    folder: str  # empty: nothing is to be on disk
 
 
 class Service:
@@ -130,7 +130,7 @@ def main() -> int:
     config = msgspec.json.decode(sys.argv[1], type=IndexConfig)
     context: zmq.Context[Any] = zmq.Context()
     try:
-        index = Index(Path(config.folder), WordLlama())
+        index = Index(Path(config.folder) if config.folder else None, WordLlama())
     except (ModelError, OSError, sqlite3.Error) as error:
         connect(context, config).send(encode(Failed(as_aios_error(error).to_wire())))
         context.term()  # lingers until the kernel has it
