@@ -23,22 +23,31 @@ from aios.syscalls.errors import AiosError, KernelGone, NotJson
 from aios.syscalls.rules import Manifest
 
 from .access import AccessCalls
-from .client import Pending, say_hello
+from .client import Pending, kernel_elsewhere, named_address, say_hello
 from .memory import MemoryCalls
 from .storage import StorageCalls
 
 Prompt = str | Sequence[dict[str, str]] | Sequence[int]
 
 
-def connect(home: Path | None = None, name: str | None = None) -> Aios:
+def connect(
+    home: Path | None = None, name: str | None = None, *, address: str | None = None,
+    key: Path | None = None, server_key: str | None = None,
+) -> Aios:  # fmt: skip
     """Open a connection to the kernel of `home` (AIOS_HOME, or the user's own).
 
-    In an agent this speaks for the agent; elsewhere for a person, listed as `name`.
+    In an agent this speaks for the agent; elsewhere for a person, listed as `name`. With an
+    `address`, "tcp://...", to a kernel that has allowed the key in the file `key`, and whose own is
+    `server_key`; without it and a home, AIOS_ADDRESS, AIOS_KEY and AIOS_SERVER_KEY say so.
 
     Raises:
         KernelGone: no kernel answers there.
+        Denied: it does not allow the key.
     """
-    connection = say_hello(home, name)
+    if address is None and home is None:
+        address = named_address()
+    elsewhere = None if address is None else kernel_elsewhere(address, key, server_key)
+    connection = say_hello(home, name, elsewhere)
     return Aios(connection, msgspec.convert(connection.welcome, t.Welcome))
 
 
@@ -318,7 +327,7 @@ class Aios(MemoryCalls, StorageCalls, AccessCalls):
 
     def close(self) -> None:
         """End the connection; a client's process row ends with it."""
-        if self.welcome.kind == "client" and not self.connection.socket.closed:
+        if self.welcome.kind != "agent" and not self.connection.socket.closed:
             with contextlib.suppress(KernelGone):
                 self.start("proc.exit")
         self.connection.close()

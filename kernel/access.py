@@ -79,7 +79,7 @@ class Gate:
         if found is None:
             found = [rules_of(process.principal, process.manifest, self.accounts.groups)]
             above = self.table.rows.get(process.parent)
-            if above is not None and above.kind == "agent":
+            if above is not None and above.kind != "client":
                 found += self._layers(above)
             self.layers[process.pid] = found
         return found
@@ -151,7 +151,7 @@ class Gate:
         Raises:
             Denied: an agent asks of another.
         """
-        if process.kind == "agent" and (args.principal or args.pid not in (None, process.pid)):
+        if process.kind != "client" and (args.principal or args.pid not in (None, process.pid)):
             raise Denied("an agent asks of itself only")
         target = process if args.pid is None else self.table.get(args.pid)
         subject = self.subject(target)
@@ -169,7 +169,7 @@ class Gate:
 
     def taint(self, process: Process, labels: set[str]) -> None:
         """It has read what is so labelled; a person's process is never tainted."""
-        if process.kind == "agent" and not labels <= process.labels:
+        if process.kind != "client" and not labels <= process.labels:
             process.labels |= labels
             if len(process.labels) > LABELS:
                 process.labels = {"many"}

@@ -38,6 +38,7 @@ from .owners import Owners
 from .process import Process, ProcessTable
 from .prompt import Prompts
 from .questions import Questions
+from .remotes import GATEWAY_KEY, Remotes
 from .scheduler import Scheduler
 from .seal import Checked, Seal
 from .shares import Shares
@@ -101,8 +102,9 @@ class Kernel:
         )  # fmt: skip
         self.core = CoreLink(config, loop, self.generations, self.events)
         self.index = IndexLink(config, loop, Changes(self.store, self.blobs), self.events)
-        self.services: dict[int, CoreLink | IndexLink] = {
-            CORE_KEY: self.core, INDEX_KEY: self.index,
+        self.remotes = self._or_close(lambda: Remotes(config, loop, self.table, self.events))
+        self.services: dict[int, CoreLink | IndexLink | Remotes] = {
+            CORE_KEY: self.core, INDEX_KEY: self.index, GATEWAY_KEY: self.remotes,
         }  # fmt: skip
         self.logs = Logs(config.path / "log", self.table, loop.after)
         self.mailroom = Mailroom(loop.after, self.table.is_alive, ledger.note_mail)
@@ -128,7 +130,8 @@ class Kernel:
         self.waiters.on_heard = self.hears
         self.index.on_found = self._found
         self.storage.on_read = self.owners.on_adopted = self.contexts.on_awake = self.gate.taint
-        self.lifecycle.trap = self.trap
+        self.lifecycle.trap = self.remotes.trap = self.trap
+        self.lifecycle.remotes, self.remotes.on_lost = self.remotes, self.lifecycle.lost
         self.lifecycle.ended += [
             self.storage.uploads.ended, self.memory.ended, self.gate.ended, self.accounts.ended,
         ]  # fmt: skip
@@ -162,6 +165,7 @@ class Kernel:
         self.owners.recover()
         self.core.recover(census)
         self.index.recover(census)
+        self.remotes.recover(census)
 
     def _journal(self, *, patient: bool) -> Journal:
         """Where agents wait for this kernel, a full disk is waited for as well."""

@@ -49,6 +49,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     hello: Annotated[float, Meta(ge=0)] = 10.0  # seconds a spawned agent has to say hello
     limits: Limits = field(default_factory=Limits)  # of an agent, unless its parent says otherwise
 
+    listen: str = ""  # for callers from elsewhere: "tcp://ADDRESS:PORT"; docs/security.md
     encrypt: bool = False  # what is kept on disk: docs/security.md
     key_file: str = ""  # its key; empty: AIOS_KEY_FILE, or the passphrase that `aios start` asks
     ask_timeout: Annotated[float, Meta(ge=0)] = 60.0  # seconds until no answer means deny

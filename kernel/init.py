@@ -95,7 +95,12 @@ class Init:
         """Until the kernel ends by itself; its exit code."""
         gc.freeze()  # a fork then shares these pages with its parent
         self.selector.register(self.wake, selectors.EVENT_READ)
-        for name in ("kernel", "core", "index"):  # of an earlier system; those that follow append
+        for name in (
+            "kernel",
+            "core",
+            "index",
+            "gateway",
+        ):  # of an earlier system; those that follow append
             Path(self.log(name)).unlink(missing_ok=True)
         self.start_kernel()
         while True:
@@ -280,7 +285,7 @@ class Init:
         if self.ending or code in (0, FATAL):
             self.kill_all()
             if number:  # killed: it has left its sockets behind
-                for name in ("kernel.sock", "core.sock", "text.sock", "index.sock"):
+                for name in ("kernel.sock", "core.sock", "text.sock", "index.sock", "gate.sock"):
                     (self.config.path / name).unlink(missing_ok=True)
             return True
         self._back_off(number)

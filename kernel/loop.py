@@ -29,6 +29,7 @@ MAX_FRAME = 1 << 20  # a longer one is cut off by libzmq; over 64 KiB the trap a
 UNREAD = 4096  # replies that a peer may leave unread before it counts as gone
 CROWDED = 1024  # timers that are kept before the cancelled ones are thrown out
 RETRY = 0.1  # seconds until a commit is tried again, when the disk is full
+REMOTE = bytes(256)  # begins the routes of callers from elsewhere: no id on ipc is that long
 BURST = 64  # messages taken from one socket before the others get a turn
 
 
@@ -84,6 +85,7 @@ class Loop:
     on_call: Callable[[bytes, int, list[bytes]], None]  # route, OS pid of the sender, frames
     on_lost: Callable[[bytes, str], None]  # route, why
     on_init: Callable[[ToKernel], None]
+    say_remote: Callable[[bytes, bytes], None]  # to a caller from elsewhere
     on_turn: Callable[[], bool]  # all of a turn is done; True: it is committed
 
     def __init__(self, home: Path, init_fd: int) -> None:
@@ -93,7 +95,9 @@ class Loop:
         self.work = Line(self._bind(home / "core.sock", 0, -1))
         self.text = Line(self._bind(home / "text.sock", 0, -1))
         self.index = Line(self._bind(home / "index.sock", 0, -1))
-        self.lines = {line.bound: line for line in (self.work, self.text, self.index)}
+        self.gate = Line(self._bind(home / "gate.sock", 0, -1))
+        lines = (self.work, self.text, self.index, self.gate)
+        self.lines = {line.bound: line for line in lines}
         self.init = socket.socket(fileno=init_fd)
         self.init.setblocking(False)
         self.to_init: deque[bytes] = deque()
@@ -147,6 +151,9 @@ class Loop:
 
     def send_now(self, route: bytes, data: bytes) -> None:
         """One that is gone or does not read is lost, which on_lost hears later."""
+        if route.startswith(REMOTE):
+            self.say_remote(route.removeprefix(REMOTE), data)
+            return
         try:
             self.calls.send_multipart([route, data], zmq.NOBLOCK)
         except zmq.Again:

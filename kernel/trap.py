@@ -80,11 +80,12 @@ class Session:
     """One connection: its peer as Linux names it; after hello, the process it speaks for."""
 
     route: bytes
-    os_pid: int
+    os_pid: int  # 0: of none here, but of who has the key
     process: Process | None = None
     calls: dict[int, Call] = field(default_factory=dict)
     kept: dict[int, Kept] = field(default_factory=dict)
     closed: bool = False
+    key: str = ""
 
 
 @dataclass
@@ -190,9 +191,9 @@ class Trap:
         self.calls: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
 
-    def receive(self, route: bytes, os_pid: int, frames: list[bytes]) -> None:
-        session = self.sessions.get(route) or Session(route, os_pid)  # kept from hello on
-        if session.os_pid != os_pid:  # another process under a connection id that is taken
+    def receive(self, route: bytes, os_pid: int, frames: list[bytes], key: str = "") -> None:
+        session = self.sessions.get(route) or Session(route, os_pid, key=key)  # kept from hello on
+        if (session.os_pid, session.key) != (os_pid, key):  # another, under an id that is taken
             return
         call_id = 0
         with self._refusing(session, lambda: call_id):
@@ -307,8 +308,15 @@ class Trap:
 
     def expect(self, process: Process) -> Session:
         """A session for a process that is to come back."""
-        session = self.by_pid[process.pid] = Session(b"", process.os_pid, process, closed=True)
+        session = self.by_pid[process.pid] = Session(
+            b"", process.os_pid, process, closed=True, key=process.key
+        )
         return session
+
+    def part(self, session: Session) -> None:
+        """Its connection is gone; the process is expected back by another."""
+        self.sessions.pop(session.route, None)
+        session.route, session.closed = b"", True
 
     def take_reply(self, pid: int, call_id: int, data: bytes) -> None:
         self.by_pid[pid].kept[call_id] = _kept(data)
@@ -331,7 +339,7 @@ class Trap:
         if (
             known is None
             or known.process is None
-            or known.os_pid != session.os_pid
+            or (known.os_pid, known.key) != (session.os_pid, session.key)
             or not secrets.compare_digest(known.process.secret, back.secret)
         ):
             raise BadToken("no process of that number and secret is expected back")

@@ -1,29 +1,124 @@
-"""`aios key`: what an encrypted home is opened with. The work is done by aios.kernel.keyring, which
-the shell knows only as a program to run."""
+"""`aios key`: keys of callers elsewhere, and what an encrypted home is opened with; the latter is
+the work of aios.kernel.keyring, which the shell knows only as a program to run."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Group, RenderableType
 
+from aios.agents import connect
+from aios.agents.client import new_key
+from aios.syscalls.acc import Keys
 from aios.syscalls.errors import AiosError, KeyMissing, from_wire
 
+from . import render
 from .output import json_option, show
 
 
 @click.group()
 def key() -> None:
-    """Keys: what an encrypted home is opened with (docs/security.md).
+    """Keys of callers elsewhere, and of an encrypted home (docs/security.md).
+
+    \b
+    Examples:
+      aios key new ann
+      aios key allow ann 'PUBLIC KEY' --person
+      aios key list
+      aios key rotate
+    """
+
+
+@key.command()
+@click.argument("name")
+@click.option(
+    "--file", type=click.Path(path_type=Path), help="Where to; default: keys/NAME.key of the home."
+)
+@json_option
+@click.pass_obj
+def new(home: Path, name: str, file: Path | None, as_json: bool) -> None:
+    """Make a key pair in a file, and print its public key.
+
+    \b
+    Examples:
+      aios key new ann
+      aios key new scout --file scout.key --json
+    """
+    path = file or home / "keys" / f"{name}.key"
+    public = new_key(path)
+    text = f"{public}\nthe secret is in {path}; there: aios key allow {name} '{public}'"
+    show({"name": name, "public": public, "file": str(path)}, as_json, text)
+
+
+@key.command()
+@click.argument("name")
+@click.argument("public")
+@click.option("--person", is_flag=True, help="Whoever has it may do everything, as you may.")
+@json_option
+@click.pass_obj
+def allow(home: Path, name: str, public: str, person: bool, as_json: bool) -> None:
+    """Let whoever has the secret key to PUBLIC connect, where the kernel listens.
+
+    As the agent /NAME, which may do what the groups allow that it is put into; or as a person.
+
+    \b
+    Examples:
+      aios key allow ann 'PUBLIC KEY' --person
+      aios key allow scout 'PUBLIC KEY' && aios group set far --member /scout --allow llm
+    """
+    with connect(home, "aios-key") as aios:
+        aios.allow_key(name, public, person=person)
+    show({"allowed": name}, as_json, f"{name} may connect")
+
+
+@key.command()
+@click.argument("name")
+@json_option
+@click.pass_obj
+def remove(home: Path, name: str, as_json: bool) -> None:
+    """Take a key out of the list; what is connected with it ends at once.
 
     \b
     Example:
-      aios key rotate
+      aios key remove scout
     """
+    with connect(home, "aios-key") as aios:
+        aios.remove_key(name)
+    show({"removed": name}, as_json, f"{name} is not heard any more")
+
+
+@key.command("list")
+@json_option
+@click.pass_obj
+def list_(home: Path, as_json: bool) -> None:
+    """Where the kernel listens, its own key, and the keys that are allowed.
+
+    \b
+    Examples:
+      aios key list
+      aios key list --json | jq -r .server
+    """
+    with connect(home, "aios-key") as aios:
+        keys = aios.keys()
+    show(keys, as_json, Group(*overview(keys)))
+
+
+def overview(keys: Keys) -> Iterator[RenderableType]:
+    if keys.address:
+        yield f"listens at {keys.address}, with the key {keys.server}"
+    else:
+        yield keys.error["message"] if keys.error else "listens nowhere: `listen` in config.toml"
+    rows = [
+        (each.name, "person" if each.person else "agent", len(each.pids), each.public)
+        for each in keys.keys
+    ]
+    yield render.columns(["name", "is", "connected", "public key"], rows)
 
 
 @key.command()

@@ -30,6 +30,7 @@ HOMES = {
         "kernel/loop.py",
         "kernel/core/__main__.py",
         "kernel/index/__main__.py",
+        "kernel/gateway.py",
         "agents/client.py",
         "bench/syscall.py",  # the raw echo that system calls are compared with
     },
