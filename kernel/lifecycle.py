@@ -403,6 +403,8 @@ class Lifecycle:
         self.trap.end_calls(process, error)
         if process.kind == "agent":
             self.terminate(process, f"limit {which}")
+        elif process.kind == "remote":
+            self._end(process, 0, f"limit {which}")
 
     def set_limits(self, caller: Process, process: Process, limits: Limits) -> None:
         is_agent = caller.kind != "client"
