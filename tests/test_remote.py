@@ -15,7 +15,7 @@ import psutil
 import pytest
 import zmq
 from commands import run as run_aios
-from conftest import Boot, eventually
+from conftest import Boot, eventually, run_system
 from helpers import kill_kernel
 from zmq.utils.monitor import recv_monitor_message
 
@@ -54,11 +54,20 @@ class Server:
         return connect(name=name, **self.where(key))
 
 
+@pytest.fixture(scope="module")
+def listening(homes: Path) -> Iterator[System]:
+    yield from run_system(homes / "listening", {"listen": LOOPBACK, "slots": 1, "ctx": 256})
+
+
 @pytest.fixture
-def server(boot: Boot, tmp_path: Path) -> Iterator[Server]:
-    system = boot(listen=LOOPBACK, slots=1, ctx=256)
-    with connect(system.home, "here") as aios:
-        yield Server(system, tmp_path, aios)
+def server(listening: System, tmp_path: Path) -> Iterator[Server]:
+    """Without keys and groups of earlier tests."""
+    with connect(listening.home, "here") as aios:
+        yield Server(listening, tmp_path, aios)
+        for each in aios.keys().keys:
+            aios.remove_key(each.name)
+        for name in aios.groups().keys() - {"agents"}:
+            aios.set_group(name, None)
         assert aios.check() == []
 
 
