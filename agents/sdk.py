@@ -21,6 +21,7 @@ from aios.syscalls import messages as t
 from aios.syscalls import retrieval as r
 from aios.syscalls.errors import AiosError, KernelGone, NotJson
 from aios.syscalls.rules import Manifest
+from aios.syscalls.wire import Receipt
 
 from .access import AccessCalls
 from .client import Pending, kernel_elsewhere, named_address, say_hello
@@ -32,13 +33,14 @@ Prompt = str | Sequence[dict[str, str]] | Sequence[int]
 
 def connect(
     home: Path | None = None, name: str | None = None, *, address: str | None = None,
-    key: Path | None = None, server_key: str | None = None,
+    key: Path | None = None, server_key: str | None = None, receipts: bool = False,
 ) -> Aios:  # fmt: skip
     """Open a connection to the kernel of `home` (AIOS_HOME, or the user's own).
 
     In an agent this speaks for the agent; elsewhere for a person, listed as `name`. With an
     `address`, "tcp://...", to a kernel that has allowed the key in the file `key`, and whose own is
-    `server_key`; without it and a home, AIOS_ADDRESS, AIOS_KEY and AIOS_SERVER_KEY say so.
+    `server_key`; without it and a home, AIOS_ADDRESS, AIOS_KEY and AIOS_SERVER_KEY say so. With
+    `receipts`, Aios.receipt says where the audit log has the last call that ended.
 
     Raises:
         KernelGone: no kernel answers there.
@@ -47,7 +49,7 @@ def connect(
     if address is None and home is None:
         address = named_address()
     elsewhere = None if address is None else kernel_elsewhere(address, key, server_key)
-    connection = say_hello(home, name, elsewhere)
+    connection = say_hello(home, name, elsewhere, receipts=receipts)
     return Aios(connection, msgspec.convert(connection.welcome, t.Welcome))
 
 
@@ -198,19 +200,27 @@ class Context:
 class Aios(MemoryCalls, StorageCalls, AccessCalls):
     """One connection to the kernel; not for several threads at once."""
 
+    @property
+    def receipt(self) -> Receipt | None:
+        """Sequence and chain value of the last call's record in the audit log, where receipts were
+        asked for. Whoever keeps it can show that the log is as it was then: docs/audit.md."""
+        return self.connection.receipt
+
     # --- process --------------------------------------------------------------------------------
 
     def spawn(
         self, program: str, task: Any = None, *, args: Sequence[str] = (), name: str | None = None,
         limits: dict[str, Any] | None = None, nice: int | None = None, cwd: str | None = None,
         contexts: Sequence[Context] = (), manifest: Manifest | Mapping[str, Any] | None = None,
+        reach: t.Reach | Mapping[str, Any] | None = None,
     ) -> int:  # fmt: skip
         """Start an agent; its pid. It gets forks of `contexts`: Aios.inherited. Of what the caller
-        may do, it may do what its `manifest` allows."""
+        may do, it may do what its `manifest` allows. `reach` names files and ports beyond the walls
+        around its process."""
         spawned = self._call(
             t.Spawned, "proc.spawn", program=program, task=task, args=list(args), name=name,
             limits=limits, nice=nice, cwd=cwd, contexts=[context.id for context in contexts],
-            manifest=msgspec.to_builtins(manifest),
+            manifest=msgspec.to_builtins(manifest), reach=msgspec.to_builtins(reach),
         )  # fmt: skip
         return spawned.pid
 

@@ -212,9 +212,14 @@ class StorageCalls(Calls):
         """What an owner has shared, and what others have shared with it."""
         return self._call(list[s.Grant], "sto.shares", owner=owner)
 
-    def sto_owners(self) -> list[s.Holding]:
+    def sto_owners(self) -> Iterator[s.Holding]:
         """Who holds how much: for a person of everybody, for an agent of itself."""
-        return self._call(list[s.Holding], "sto.owners")
+        after: str | None = None
+        while True:
+            page = self._call(s.Holdings, "sto.owners", after=after)
+            yield from page.owners
+            if (after := page.after) is None:
+                return
 
     # --- a person's -------------------------------------------------------------------------------
 
@@ -227,5 +232,6 @@ class StorageCalls(Calls):
         return self.start("sto.compact", keep=keep)
 
     def sto_backup(self, target: str) -> Pending:
-        """Copy the store into a folder that does not exist yet."""
+        """Copy all of it into a folder that does not exist yet. Iterate for progress; `wait` for
+        sto.BackedUp as a map."""
         return self.start("sto.backup", target=target)

@@ -22,7 +22,8 @@ from typing import Any, TypeVar, get_args
 import msgspec
 import numpy as np
 
-from aios.kernel.index.embedder import WordLlama
+from aios.kernel.config import Prefixes
+from aios.kernel.index.embedder import Embedder, open_embedder
 from aios.kernel.index.index import STOP_WORDS, WORD, Index
 from aios.kernel.index.protocol import Put, Search
 from aios.syscalls.errors import BadInput
@@ -77,17 +78,21 @@ def _read(path: Path, row: type[Row]) -> list[Row]:
 
 
 def run(
-    progress: Progress, data: Path | None = None, sizes: tuple[int, ...] = SIZES
+    progress: Progress,
+    data: Path | None = None,
+    sizes: tuple[int, ...] = SIZES,
+    embedder: Path | None = None,
 ) -> dict[str, Any]:
     collection = Collection(data)
+    model = open_embedder(str(embedder or ""), Prefixes())
     ours: dict[str, float] = {}
     peer: dict[str, float] = {}
-    quality(progress, collection, ours)
+    quality(progress, collection, model, ours)
     for measure in (f"recall@{BEST}", f"ndcg@{BEST}"):
         peer[measure] = max(ours[f"{measure}_words"], ours[f"{measure}_meaning"])
     ratio = min(ours[measure] / alone for measure, alone in peer.items())
     for size in sizes:
-        speed(progress, collection, size, ours, peer)
+        speed(progress, collection, model, size, ours, peer)
     return {"bench": NAME, "ratio": ratio, "target": TARGET, "ours": ours, "peer": peer}
 
 
@@ -102,10 +107,12 @@ def ask(query: str, mode: Mode, count: int) -> Search:
 # --- quality -------------------------------------------------------------------------------------
 
 
-def quality(progress: Progress, collection: Collection, ours: dict[str, float]) -> None:
+def quality(
+    progress: Progress, collection: Collection, model: Embedder, ours: dict[str, float]
+) -> None:
     """Of each ranking, over all queries; of the fused one also over the odd ones."""
     with tempfile.TemporaryDirectory(prefix="aios-") as folder:
-        index = Index(Path(folder), WordLlama())
+        index = Index(Path(folder), model)
         index.apply([put(doc.id, f"{doc.title}\n\n{doc.text}") for doc in collection.documents])
         for mode in get_args(Mode):
             progress(f"{len(collection.queries)} queries, {mode}")
@@ -140,13 +147,13 @@ def grades(index: Index, query: Query, answers: set[int], mode: Mode) -> tuple[i
 
 
 def speed(
-    progress: Progress, collection: Collection, size: int, ours: dict[str, float],
-    peer: dict[str, float],
+    progress: Progress, collection: Collection, model: Embedder, size: int,
+    ours: dict[str, float], peer: dict[str, float],
 ) -> None:  # fmt: skip
     dice = random.Random(size)
     queries = [query.text for query in dice.sample(collection.queries, QUERIES)]
     with tempfile.TemporaryDirectory(prefix="aios-") as folder:
-        index = Index(Path(folder), WordLlama())
+        index = Index(Path(folder), model)
         begin = time.perf_counter()
         texts = shuffled(collection, size, dice)
         for start in range(0, size, BATCH):
@@ -181,7 +188,7 @@ def milliseconds(work: Callable[[], object]) -> float:
 
 def both(index: Index, query: str, mode: Mode) -> tuple[float, float]:
     """Milliseconds of the search, and of the libraries called for the same."""
-    vector = index.embedder.embed([query])[0]
+    vector = index.embedder.query(query)
     words = dict.fromkeys(WORD.findall(query.lower()))
     match = " OR ".join(f'"{word}"' for word in words if word not in STOP_WORDS.split())
 

@@ -16,9 +16,11 @@ from .boot import Kernel
 from .config import Config
 from .init import FATAL, TOKEN_FD
 from .seal import inherited
+from .stderr import become_log
 
 
 def main() -> int:
+    become_log()
     # Ctrl-C and TERM are init's: it tells the kernel to wind up.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -21,7 +21,18 @@ from aios.syscalls.rules import Rule
 from aios.syscalls.table import Row
 
 from .accounts import Accounts
-from .policy import Grant, Judge, Named, Request, Subject, all_fitting, rules_of
+from .policy import (
+    MANY,
+    Grant,
+    Judge,
+    Named,
+    Passed,
+    Request,
+    Subject,
+    all_fitting,
+    covers,
+    rules_of,
+)
 from .process import Process, ProcessTable
 from .shares import Mode
 
@@ -39,21 +50,18 @@ class Gate:
     ) -> None:  # fmt: skip
         self.table, self.accounts, self.shared, self.now = table, accounts, shared, now
         self.judge = Judge(accounts.grants, self._giver)
-        self.layers: dict[int, list[list[Named]]] = {}  # by pid
+        # Rules about a process, its own and those of each above it; by pid, and for each right.
+        self.layers: dict[int, dict[str, list[list[Named]]]] = {}
         accounts.changed = self.layers.clear
 
     # --- the check ------------------------------------------------------------------------------
 
-    def check(self, process: Process, row: Row, args: t.Message) -> tuple[Request, str] | None:
-        """What a person has to be asked, and by which rule; None: the call is allowed.
-
-        Raises:
-            Denied, or NotFound of a process that is meant.
-        """
+    def check(self, process: Process, row: Row, args: t.Message) -> Passed:
+        """Raises Denied, or NotFound of a process that is meant."""
         if process.kind == "client" or row.right == "none":
-            return None
-        asked = None
-        subject = self.subject(process)
+            return Passed("a person may" if process.kind == "client" else "everybody may")
+        passed = Passed("")
+        subject = self.subject(process, row.right)
         for request in self.requests(process, row, args):
             found = self.judge.decide(subject, request, self.now())
             if found.effect == "deny":
@@ -61,27 +69,31 @@ class Gate:
                 raise Denied(
                     f"{process.principal} may not {row.name}{about}: {found.rule}",
                     "a person sees why with `aios policy check`",
+                    found.rule,
                 )
-            if found.effect == "ask" and asked is None:
-                asked = request, found.rule
+            if passed.asked is None:
+                passed = Passed(found.rule, request if found.effect == "ask" else None)
         nice = args.nice if isinstance(args, t.SetNice | t.Spawn) else None
         if nice is not None and nice < process.nice:
             raise Denied(f"{row.name}: an agent cannot go below its own nice value, {process.nice}")
-        return asked
+        return passed
 
-    def subject(self, process: Process) -> Subject:
+    def subject(self, process: Process, right: str = "") -> Subject:
+        """Who asks; with `right`, with the rules alone that say anything of it."""
         pid = 0 if process.kind == "client" else process.pid
-        return Subject(process.principal, self._layers(process), pid, frozenset(process.labels))
+        layers = self._layers(process, right)
+        return Subject(process.principal, layers, pid, frozenset(process.labels))
 
-    def _layers(self, process: Process) -> list[list[Named]]:
-        """Its own rules, and those of each agent above it."""
-        found = self.layers.get(process.pid)
+    def _layers(self, process: Process, right: str) -> list[list[Named]]:
+        known = self.layers.setdefault(process.pid, {})
+        found = known.get(right)
         if found is None:
-            found = [rules_of(process.principal, process.manifest, self.accounts.groups)]
+            own = rules_of(process.principal, process.manifest, self.accounts.groups)
+            found = [[named for named in own if not right or covers(named.rule.right, right)]]
             above = self.table.rows.get(process.parent)
             if above is not None and above.kind != "client":
-                found += self._layers(above)
-            self.layers[process.pid] = found
+                found += self._layers(above, right)
+            known[right] = found
         return found
 
     def _giver(self, grant: Grant) -> Subject | None:
@@ -172,7 +184,7 @@ class Gate:
         if process.kind != "client" and not labels <= process.labels:
             process.labels |= labels
             if len(process.labels) > LABELS:
-                process.labels = {"many"}
+                process.labels = {MANY}
             process.touch()
 
     def ended(self, process: Process) -> None:

@@ -13,7 +13,7 @@ from aios.syscalls import acc
 from aios.syscalls.errors import BadInput, DiskFull, LimitReached, NotFound
 from aios.syscalls.rules import Group, Rule
 
-from .journal import sync_folder
+from .files import sync_folder
 from .policy import AGENTS, DEFAULT, Grant, check_rules, names_of
 from .process import Process, ProcessTable
 
@@ -33,16 +33,18 @@ class Kept(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Accounts:
-    """`note(number, row)` journals a grant, or with None that it is no more.
+    """`note(number, row)` journals a grant, or with None that it is no more. `barrier` runs before
+    policy.json is written: what it makes durable is so before that.
 
     Raises:
         BadInput: policy.json cannot be read. Nothing is served then: it may hold what denies.
     """
 
     def __init__(
-        self, path: Path, table: ProcessTable, note: Callable[[int, bytes | None], None]
-    ) -> None:
-        self.path, self.table, self.note = path, table, note
+        self, path: Path, table: ProcessTable, note: Callable[[int, bytes | None], None],
+        barrier: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        self.path, self.table, self.note, self.barrier = path, table, note, barrier
         self.last = 0  # number that a grant had
         kept = read(path)
         self.groups = kept.groups
@@ -139,6 +141,7 @@ class Accounts:
         """On disk before anything changes here."""
         kept = Kept(groups=groups, grants=[each for each in grants.values() if _lasts(each)])
         temp = self.path.with_suffix(".new")
+        self.barrier()
         try:
             with open(temp, "wb", opener=_private) as file:
                 file.write(msgspec.json.format(msgspec.json.encode(kept)))

@@ -31,9 +31,10 @@ from aios.syscalls.errors import (
 )
 
 from .catalog import is_used
-from .journal import sync_folder
+from .files import sync_folder
 from .seal import Damaged, Seal
-from .store import NoStore, Store, Txn
+from .store import NoStore, Store
+from .transaction import Txn
 
 PREFIX = b"sto/"  # of the keys in the store's table "blobs"
 PAGE = 500  # keys that are read at once
@@ -46,12 +47,14 @@ Fail = Callable[[AiosError], None]
 
 
 class Blobs(Protocol):
+    apart: bool  # whether a copy of the store is without them
+
     def write(
         self, chunks: Mapping[bytes, bytes], do: Do, then: Then, fail: Fail, *,
-        once: tuple[int, int] | None = None,
+        size: int = 0, once: tuple[int, int] | None = None,
     ) -> None:  # fmt: skip
-        """Have the chunks durable, then `do` committed; the rest is as with Store.write. Chunks
-        that were there stay as they are."""
+        """Have the chunks durable, then `do` committed; the rest is as with Store.write, `size`
+        being that of the rows. Chunks that were there stay as they are."""
 
     def read(self, keys: list[bytes], then: Then, fail: Fail) -> None:
         """The chunks of these keys. Fails with StoreDamaged where one is missing or damaged."""
@@ -62,6 +65,12 @@ class Blobs(Protocol):
     def all(self) -> Iterator[bytes]:
         """Of all chunks that are there; likewise."""
 
+    def hold(self) -> None:
+        """Remove none from now on."""
+
+    def release(self) -> None:
+        """Remove again, also what was to be removed meanwhile; once for each `hold`."""
+
     def close(self) -> None: ...
 
 
@@ -70,19 +79,22 @@ def missing(key: bytes) -> StoreDamaged:
 
 
 class LmdbBlobs:
+    apart = False
+
     def __init__(self, store: Store | NoStore) -> None:
         self.store = store
 
     def write(
         self, chunks: Mapping[bytes, bytes], do: Do, then: Then, fail: Fail, *,
-        once: tuple[int, int] | None = None,
+        size: int = 0, once: tuple[int, int] | None = None,
     ) -> None:  # fmt: skip
         def job(txn: Txn) -> Any:
             for key, data in chunks.items():
                 txn.put("blobs", PREFIX + key, data)
             return do(txn, lambda key: _drop(txn, key))
 
-        self.store.write(job, then, fail, size=sum(map(len, chunks.values())), once=once)
+        size += sum(map(len, chunks.values()))
+        self.store.write(job, then, fail, size=size, once=once)
 
     def read(self, keys: list[bytes], then: Then, fail: Fail) -> None:
         try:
@@ -103,6 +115,12 @@ class LmdbBlobs:
         while page := self.store.read(partial(_page, at)):
             yield from (key[len(PREFIX) :] for key in page)
             at = page[-1] + b"\0"
+
+    def hold(self) -> None:
+        pass  # a transaction that has begun sees what is dropped after it
+
+    def release(self) -> None:
+        pass
 
     def close(self) -> None:
         pass
@@ -133,18 +151,23 @@ class Place(Protocol):
 class Elsewhere:
     """`post` runs a function in the loop, where all of this runs but what `place` does."""
 
+    apart = True
+
     def __init__(
         self, store: Store | NoStore, place: Place, post: Callable[[Callable[[], None]], None]
     ) -> None:
         self.store, self.place, self.post = store, place, post
         self.pins: Counter[bytes] = Counter()  # chunks of writes that are not committed yet
+        self.holds = 0
+        self.held: list[bytes] = []  # to be looked at when there is no hold any more
         # One thread puts and deletes: a chunk that is dropped and put again is there afterwards.
         self.writer = ThreadPoolExecutor(1, "blobs")
         self.readers = ThreadPoolExecutor(READERS, "blobs")
+        self.closed = False
 
     def write(
         self, chunks: Mapping[bytes, bytes], do: Do, then: Then, fail: Fail, *,
-        once: tuple[int, int] | None = None,
+        size: int = 0, once: tuple[int, int] | None = None,
     ) -> None:  # fmt: skip
         dropped: list[bytes] = []
         pinned = Counter(list(chunks))
@@ -160,8 +183,9 @@ class Elsewhere:
 
         def commit(_: None) -> None:
             self.store.write(
-                job, lambda result: ended(then, result), lambda error: ended(fail, error), once=once
-            )
+                job, lambda result: ended(then, result), lambda error: ended(fail, error),
+                size=size, once=once,
+            )  # fmt: skip
 
         self.pins += pinned
         if chunks:
@@ -172,11 +196,15 @@ class Elsewhere:
             commit(None)
 
     def _put(self, chunks: Mapping[bytes, bytes]) -> None:
+        self.store.barrier()
         for key, data in chunks.items():
             self.place.put(key.hex(), data)
 
     def _forget(self, keys: Iterable[bytes]) -> None:
         """Remove those of these that nobody refers to, and nobody is about to."""
+        if self.holds:
+            self.held += keys
+            return
         try:
             unused = self.store.read(
                 lambda txn: [key for key in keys if not self.pins[key] and not is_used(txn, key)]
@@ -186,6 +214,14 @@ class Elsewhere:
             return
         if unused:
             self._run(self.writer, lambda: self._delete(unused), lambda _: None, _left_over)
+
+    def hold(self) -> None:
+        self.holds += 1
+
+    def release(self) -> None:
+        self.holds -= 1
+        held, self.held = self.held, []
+        self._forget(held)
 
     def _delete(self, keys: list[bytes]) -> None:
         for key in keys:
@@ -206,6 +242,10 @@ class Elsewhere:
     def _run(
         self, threads: ThreadPoolExecutor, work: Callable[[], Any], then: Then, fail: Fail
     ) -> None:
+        if self.closed:  # what the last commits drop is left over
+            fail(BackendDown("the system stops"))
+            return
+
         def run() -> None:
             try:
                 result = work()
@@ -217,6 +257,7 @@ class Elsewhere:
         threads.submit(run)
 
     def close(self) -> None:
+        self.closed = True
         self.writer.shutdown()
         self.readers.shutdown()
 
@@ -360,6 +401,10 @@ class Sealed:
             raise StoreDamaged(f"the chunk {name} of a content is damaged: {error}") from None
 
 
+def sealed(place: Place, seal: Seal | None) -> Place:
+    return place if seal is None else Sealed(place, seal)
+
+
 def open_blobs(
     url: str, options: Mapping[str, str], store: Store | NoStore,
     post: Callable[[Callable[[], None]], None], seal: Seal | None = None,
@@ -378,4 +423,4 @@ def open_blobs(
         place = Bucket(url, options)
     else:
         raise BadInput(f"blobs = {url!r}", 'use "lmdb", "file:///a/folder" or "s3://bucket/prefix"')
-    return Elsewhere(store, place if seal is None else Sealed(place, seal), post)
+    return Elsewhere(store, sealed(place, seal), post)

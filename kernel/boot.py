@@ -8,14 +8,18 @@ import secrets
 import sys
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from aios.syscalls import VERSION
 from aios.syscalls.errors import BadInput, Cancelled, DiskFull, StoreDamaged
 from aios.syscalls.messages import Mail
 from aios.syscalls.retrieval import Hit
 
 from .access import Gate
 from .accounts import Accounts
+from .audit.checkpoint import Signer
+from .audit.log import Log
+from .audit.recorder import Audit
 from .blobs import open_blobs
 from .changes import Changes
 from .config import Config
@@ -25,7 +29,7 @@ from .core_link import CORE_KEY, CoreLink
 from .generation import Generations
 from .handlers import handlers
 from .index_link import INDEX_KEY, IndexLink
-from .init_protocol import Census, Gone, Paused, Started, StartFailed, ToKernel, WindUp
+from .init_protocol import Census, Gone, Paused, Refused, Started, StartFailed, ToKernel, WindUp
 from .interactions import InteractionLog
 from .journal import Journal
 from .ledger import Ledger
@@ -45,12 +49,14 @@ from .shares import Shares
 from .stats import EventLog, Statistics
 from .storage import Storage
 from .store import NoStore, Store
+from .store_trial import try_store
 from .trap import Trap
 from .upkeep import Upkeep
 from .waiting import Waiters
 
-T = TypeVar("T")
 SWEEP = 0.1  # seconds between two looks at limits, figures and logs
+CHECKPOINT = 5.0  # seconds between two signatures below the audit log
+T = TypeVar("T")
 
 
 class Kernel:
@@ -68,8 +74,9 @@ class Kernel:
         self.began = time.monotonic()
         self.loop = loop = Loop(config.path, init_fd)
         census = loop.first_word()
-        self.ledger = ledger = Ledger(self._journal(patient=bool(census.children)), loop.send_now)
-        self.store = self._store(census.system)
+        self.walls = census.walls
+        self.ledger = ledger = self._ledger(patient=bool(census.children))
+        self.store = self._store(census)
 
         def to_core(command: Command) -> None:
             loop.work.send(encode(command))
@@ -77,10 +84,12 @@ class Kernel:
         self.blobs = self._or_close(
             lambda: open_blobs(config.blobs, config.blobs_options, self.store, loop.post, seal)
         )
-        self.events = EventLog()
+        self.events = EventLog(self._note)
         self.table = ProcessTable(config.agents, config.clients, config.dead)
         self.accounts = self._or_close(
-            lambda: Accounts(config.path / "policy.json", self.table, ledger.note_grant)
+            lambda: Accounts(
+                config.path / "policy.json", self.table, ledger.note_grant, self.audit.log.sync
+            )
         )
         self.storage = Storage(
             self.store, self.blobs, Shares(lambda: self.accounts.groups), config.storage_bytes,
@@ -88,11 +97,11 @@ class Kernel:
         )  # fmt: skip
         self.gate = Gate(self.table, self.accounts, self.storage.shared)
         self.questions = Questions(self.gate, config.ask_timeout, loop.after)
-        self.upkeep = Upkeep(self.storage, self.store, loop.post)
+        self.upkeep = Upkeep(self.storage, self.store, loop.post, seal)
         self.stats = Statistics()
-        self.owners = Owners(self.store, self.table, config, census.system)
-        self.memory = Memory(self.store, self.owners)
-        self.interactions = InteractionLog(self.store, self.owners, config.log_bytes)
+        self.owners = self._owners(census.system)
+        self.memory = Memory(self.owners)
+        self.interactions = InteractionLog(self.owners, config.log_bytes)
         self.contexts = ContextManager(lambda ctx: to_core(Drop(ctx)))
         self.scheduler = Scheduler(config.policy, config.quantum)
         self.prompts = Prompts(self.contexts)
@@ -102,7 +111,9 @@ class Kernel:
         )  # fmt: skip
         self.core = CoreLink(config, loop, self.generations, self.events)
         self.index = IndexLink(config, loop, Changes(self.store, self.blobs), self.events)
-        self.remotes = self._or_close(lambda: Remotes(config, loop, self.table, self.events))
+        self.remotes = self._or_close(
+            lambda: Remotes(config, loop, self.table, self.events, self.audit.log.sync)
+        )
         self.services: dict[int, CoreLink | IndexLink | Remotes] = {
             CORE_KEY: self.core, INDEX_KEY: self.index, GATEWAY_KEY: self.remotes,
         }  # fmt: skip
@@ -111,11 +122,11 @@ class Kernel:
         self.waiters = Waiters(self.table, loop.after)
         self.lifecycle = Lifecycle(
             config, self.boot, self.table, self.contexts, self.generations, self.mailroom,
-            self.waiters, self.events, self.logs, loop.send_init, loop.after,
+            self.waiters, self.events, self.logs, ledger.send_init, loop.after,
         )  # fmt: skip
         self.trap = Trap(
             self.table, handlers(self), loop.send, self.lifecycle.hello, self.gate,
-            self.questions.hold, ledger, self.lifecycle.settle,
+            self.questions.hold, ledger, self.audit, self.lifecycle.settle,
         )  # fmt: skip
         self._connect()
         self._recover(census)
@@ -134,6 +145,7 @@ class Kernel:
         self.lifecycle.remotes, self.remotes.on_lost = self.remotes, self.lifecycle.lost
         self.lifecycle.ended += [
             self.storage.uploads.ended, self.memory.ended, self.gate.ended, self.accounts.ended,
+            lambda process: self.store.forget(process.pid),
         ]  # fmt: skip
         ledger, loop = self.ledger, self.loop
         ledger.table, ledger.contexts, ledger.generations = (
@@ -142,7 +154,7 @@ class Kernel:
         ledger.lifecycle, ledger.mailroom = self.lifecycle, self.mailroom
         ledger.accounts = self.accounts
         loop.on_turn = ledger.end_turn
-        loop.on_call = self.trap.receive
+        loop.on_call, loop.calls.is_known = self.trap.receive, self.trap.sessions.__contains__
         loop.on_lost = self._lost
         loop.on_init = self._from_init
 
@@ -163,15 +175,39 @@ class Kernel:
         self.ledger.recover(census.system)
         self.lifecycle.recover(census)
         self.owners.recover()
+        for pid in [pid for pid in self.store.callers if not self.table.is_alive(pid)]:
+            self.store.forget(pid)
         self.core.recover(census)
         self.index.recover(census)
         self.remotes.recover(census)
 
-    def _journal(self, *, patient: bool) -> Journal:
+        self.audit.note("kernel.begin", detail=f"version {VERSION}, system {census.system}")
+        walls = ", ".join(f"{name}: {how or 'none'}" for name, how in census.walls.items())
+        self.audit.note("kernel.walls", detail=walls)
+
+    def _ledger(self, *, patient: bool) -> Ledger:
+        """Of the audit log and the journal, in that order: what the one has, the other may."""
+        self.audit = Audit(self._opened(self._log, patient=patient))
+        journal = self._opened(self._journal, patient=patient)
+        return Ledger(journal, self.audit, self.loop.send_now, self.loop.tell_init)
+
+    def _log(self) -> Log:
+        return Log(
+            self.config.path / "audit", Signer(self.config.path / "keys" / "audit"),
+            self.loop.post, boot=bytes.fromhex(self.boot), keep=self.config.audit_bytes,
+        )  # fmt: skip
+
+    def _journal(self) -> Journal:
+        return Journal(
+            self.config.path / "journal", self.loop.post, seal=self.seal,
+            before_sync=self.audit.log.sync,
+        )  # fmt: skip
+
+    def _opened(self, make: Callable[[], T], *, patient: bool) -> T:
         """Where agents wait for this kernel, a full disk is waited for as well."""
         while True:
             try:
-                return Journal(self.config.path / "journal", self.loop.post, seal=self.seal)
+                return make()
             except DiskFull as error:
                 if not patient:
                     self.loop.close()
@@ -179,16 +215,27 @@ class Kernel:
                 print(f"waiting: {error}", file=sys.stderr, flush=True)
                 time.sleep(1)
 
-    def _store(self, system: str) -> Store | NoStore:
+    def _store(self, census: Census) -> Store | NoStore:
         """Without it all goes on but memory and storage, whose calls say why."""
+        folder = self.config.path / "store"
         try:
+            if census.crashed:
+                try_store(folder)
             return Store(
-                self.config.path / "store", self.loop.post, limit=self.config.store_bytes,
-                system=system, keeper=self.seal or Checked(),
+                folder, self.loop.post, limit=self.config.store_bytes, system=census.system,
+                barrier=self.audit.log.sync, keeper=self.seal or Checked(),
             )  # fmt: skip
         except (StoreDamaged, DiskFull) as error:
             print(f"no store: {error}", file=sys.stderr, flush=True)
             return NoStore(error)
+
+    def _owners(self, system: str) -> Owners:
+        """Without them all goes on but memory."""
+        try:
+            return Owners(self.store, self.table, self.config, system)
+        except StoreDamaged as error:
+            print(f"no memory: {error}", file=sys.stderr, flush=True)
+            return Owners(NoStore(error), self.table, self.config, system)
 
     def _or_close(self, make: Callable[[], T]) -> T:
         """A part that the settings, or what a person has written, may forbid: raises BadInput."""
@@ -202,6 +249,7 @@ class Kernel:
     def run(self) -> None:
         """Serve until the system is stopped."""
         self.loop.every(SWEEP, self.lifecycle.sweep)
+        self.loop.every(CHECKPOINT, self.audit.log.checkpoint)
         self.loop.run()
         self.ledger.journal.close()
         self.memory.puts.flush()
@@ -211,6 +259,8 @@ class Kernel:
         self.loop.run_posted()  # what it was to commit
         self.store.close()
         self.loop.run_posted()  # replies that waited for the disk
+        self.audit.note("kernel.end")
+        self.audit.log.close()
         self.loop.close()
 
     def _lost(self, route: bytes, why: str) -> None:
@@ -229,8 +279,16 @@ class Kernel:
                 served.gone(frame)
             case Paused():
                 self.lifecycle.paused(frame)
+            case Refused():
+                self.lifecycle.refused(frame)
             case WindUp():
                 self.wind_up(lambda: None)
+
+    def _note(self, what: str, pid: int, detail: dict[str, Any]) -> None:
+        process = self.table.rows.get(pid)
+        principal = process.principal if process else ""
+        said = " ".join(f"{name}={value}" for name, value in detail.items())
+        self.audit.note(what, pid, principal, said)
 
     def wind_up(self, then: Callable[[], None]) -> None:
         """End every agent; then answer whoever asked for it, and end."""

@@ -18,17 +18,19 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Literal
 
 import msgspec
 from msgspec import Struct
 
 from aios.syscalls import sto
-from aios.syscalls.errors import BadInput, Conflict, LimitReached, NotFound
+from aios.syscalls.errors import BadInput, Conflict, LimitReached, NotFound, StoreDamaged
 
-from .store import Txn
+from .transaction import Txn
 
 TABLE = "catalog"
+IN_BACKUP = "the folder `blobs` of a backup"  # where the contents of a copied catalogue are
 KEY = 16  # bytes of a chunk's key, and of what stands for an owner
 ENTRY = 256  # bytes that an object, and each version of it, counts for beside its content
 NUMBER, INDEX = struct.Struct(">Q"), struct.Struct(">QI")
@@ -224,12 +226,15 @@ class Catalog:
         return int.from_bytes(self.txn.get(TABLE, b"n") or b"")
 
     def changes(self, since: int, limit: int) -> list[tuple[int, str, str]]:
-        """(number, owner, path) of the objects whose last change came after `since`."""
+        """(number, owner, path) of the objects whose last change came after `since`. Where it is
+        damaged which object that was, it is the one that never is: path ""."""
         found = []
-        for place, data in self.txn.scan(TABLE, b"s", b"s" + NUMBER.pack(since + 1)):
-            found.append((int.from_bytes(place[1:]), *changed_of(data)))
-            if len(found) == limit:
-                break
+        for place in islice(self.txn.keys(TABLE, b"s", b"s" + NUMBER.pack(since + 1)), limit):
+            try:
+                owner, path = changed_of(self.txn.get(TABLE, place) or b"")
+            except StoreDamaged:
+                owner, path = "", ""
+            found.append((int.from_bytes(place[1:]), owner, path))
         return found
 
     # --- chunks -----------------------------------------------------------------------------------
@@ -272,8 +277,11 @@ class Catalog:
         data = self.txn.get(TABLE, key(b"o", name))
         return Owned(name) if data is None else owned(data)
 
-    def owners(self) -> list[Owned]:
-        return [owned(data) for _, data in self.txn.scan(TABLE, b"o")]
+    def owners(self, after: str | None = None) -> Iterator[Owned]:
+        """Those behind `after`, in the order of their keys."""
+        start = b"" if after is None else key(b"o", after) + b"\0"
+        for _, data in self.txn.scan(TABLE, b"o", start):
+            yield owned(data)
 
     def _grow(self, owner: str, size: int) -> None:
         self.grown[owner] = self.grown.get(owner, 0) + size

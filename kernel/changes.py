@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterator
 
-from aios.syscalls.errors import AiosError, StoreDamaged
+from aios.syscalls.errors import AiosError, NotFound, StoreDamaged
 
 from .blobs import Blobs
 from .catalog import Catalog, Row
@@ -34,8 +35,8 @@ class Changes:
         self, number: int, count: int, epoch: int, then: Callable[[list[Change]], None],
         fail: Callable[[AiosError], None],
     ) -> None:  # fmt: skip
-        """`then` hears of the next ones after `number`, at most `count` of them. One whose content
-        is damaged is as if it were removed."""
+        """`then` hears of the next ones after `number`, at most `count` of them. One that is
+        damaged in the catalogue, or whose content is, is as if it were removed."""
         found = self.store.read(lambda txn: _rows(Catalog(txn), number, min(count, BATCH)))
         keys = [key for _, _, _, row in found if row is not None for key in _beginning(row)]
 
@@ -58,8 +59,10 @@ def _rows(cat: Catalog, after: int, count: int) -> list[tuple[int, str, str, Row
     """The version of each that is to be found, if there is one."""
     found = []
     for number, owner, path in cat.changes(after, count):
-        live = cat.head(owner, path).state == "live"
-        found.append((number, owner, path, cat.find(owner, path) if live else None))
+        row = None
+        with contextlib.suppress(NotFound, StoreDamaged):
+            row = cat.find(owner, path)
+        found.append((number, owner, path, row))
     return found
 
 

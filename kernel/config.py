@@ -6,6 +6,9 @@ Read from `config.toml` in the AIOS home, then overridden by what `aios start` w
 from __future__ import annotations
 
 import importlib.util
+import json
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,11 +16,19 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct, field
 
-from aios.syscalls.errors import BadInput, ModelError
+from aios.syscalls.errors import BadInput, ModelError, from_wire
 from aios.syscalls.home import endpoint
 from aios.syscalls.messages import Limits
 
 from .scheduler import POLICIES
+from .walls import Walls
+
+
+class Prefixes(Struct, frozen=True, forbid_unknown_fields=True):
+    """What an embedding model wants to see before a text."""
+
+    query: str = ""
+    passage: str = ""
 
 
 class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -40,14 +51,18 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     log_bytes: Annotated[int, Meta(ge=4096)] = 1 << 20  # of an agent's interaction log
     logs: Annotated[int, Meta(ge=0)] = 4096  # ended agents whose interaction log is kept
     storage_bytes: Annotated[int, Meta(ge=0)] = 1 << 30  # of an agent's objects, all versions
+    audit_bytes: Annotated[int, Meta(ge=2**23)] = 1 << 30  # of the audit log's full segments
     blobs: str = "lmdb"  # where contents are; or file:///a/folder, or s3://bucket/prefix
     blobs_options: dict[str, str] = {}  # of a bucket: endpoint, region, ...
+    embedder: str = ""  # a GGUF file of an embedding model; empty: the one in the package wordllama
+    embedder_prefixes: Prefixes = Prefixes()  # of such a file
     agents: Annotated[int, Meta(ge=1)] = 4096  # alive at once
     clients: Annotated[int, Meta(ge=1)] = 256  # connected at once
     dead: Annotated[int, Meta(ge=1)] = 1024  # ended processes that are remembered
     grace: Annotated[float, Meta(ge=0)] = 2.0  # seconds between TERM and KILL
     hello: Annotated[float, Meta(ge=0)] = 10.0  # seconds a spawned agent has to say hello
     limits: Limits = field(default_factory=Limits)  # of an agent, unless its parent says otherwise
+    walls: Walls = field(default_factory=Walls)  # around each agent's process
 
     listen: str = ""  # for callers from elsewhere: "tcp://ADDRESS:PORT"; docs/security.md
     encrypt: bool = False  # what is kept on disk: docs/security.md
@@ -93,3 +108,17 @@ def load(home: Path, overrides: dict[str, Any]) -> Config:
     if config.policy not in POLICIES:
         raise BadInput(f"no policy {config.policy!r}", "one of " + ", ".join(sorted(POLICIES)))
     return config
+
+
+def try_embedder(path: str) -> None:
+    """Have another process load it: the index does so later, and has nobody to tell.
+
+    Raises:
+        ModelError: it is missing, or no embedding model.
+    """
+    command = [sys.executable, "-m", "aios.kernel.index.embedder", path]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    if done.returncode > 0:
+        raise from_wire(json.loads(done.stdout))
+    if done.returncode < 0:
+        raise ModelError(f"llama.cpp cannot load {path}: it ended with signal {-done.returncode}")

@@ -22,6 +22,7 @@ from zmq.utils import z85
 from aios.syscalls.errors import BadInput, StoreDamaged
 
 from .gateway_protocol import Allow, Bound, Came, Left, Refused, Say, decode_command, encode
+from .stderr import become_log
 
 LONGEST = 1 << 18  # bytes of a frame; over 64 KiB the trap answers TooBig
 UNREAD = 4096  # replies that a caller may leave unread
@@ -168,6 +169,7 @@ def own_pair(path: Path) -> Pair:
 
 
 def main() -> int:
+    become_log()
     config = msgspec.json.decode(sys.argv[1], type=GatewayConfig)
     gateway = Gateway(config, own_pair(Path(config.home) / "keys" / "kernel.key"))
     gateway.serve()

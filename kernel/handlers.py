@@ -248,8 +248,8 @@ def sto_shares(k: Kernel, call: Call, args: sto.Shares) -> list[sto.Grant]:
     return k.storage.list_shares(call, args)
 
 
-def sto_owners(k: Kernel, call: Call, args: sto.Owners) -> list[sto.Holding]:
-    return k.storage.owners(call)
+def sto_owners(k: Kernel, call: Call, args: sto.Owners) -> sto.Holdings:
+    return k.storage.owners(call, args)
 
 
 def sto_watch(k: Kernel, call: Call, args: sto.Watch) -> None:
@@ -350,6 +350,8 @@ def kernel_status(k: Kernel, call: Call, args: t.Empty) -> t.Status:
         contexts=k.contexts.open_count(),
         running=len(k.scheduler.in_state("running")),
         ready=len(k.scheduler.in_state("ready")),
+        walls=k.walls,
+        audit=k.audit.info(),
     )
 
 

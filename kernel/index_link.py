@@ -40,6 +40,7 @@ INDEX_KEY = -1
 BACKOFF, LONGEST_BACKOFF = 0.05, 5.0  # seconds
 DEATHS = 3  # in a row without a word, after which the index is given up until the next search
 RETRY = 5.0  # seconds until storage is read again, where it could not be
+ROOM = "make room on its disk; a search that is not `fresh` goes on"
 AHEAD = 512  # changes that are sent before the index says that it has them
 
 
@@ -64,6 +65,8 @@ class IndexLink:
         self.sent = 0
         self.feeding = False
         self.position = Position(0, 0, 0, 0)
+        self.known = self._newest()  # the newest change that an index of this store can have
+        self.began = ""  # why all of it had to be made again
         self.asked: dict[int, Asked] = {}
         self.on_found: Callable[[Process, list[r.Hit]], None] = lambda _process, _hits: None
         self.restarts = self.deaths = 0
@@ -93,6 +96,7 @@ class IndexLink:
             self.deaths = 0
             self._start()
         self._ask()
+        self._look_at_trouble()
 
     def rebuild(self) -> None:
         self.drop = True
@@ -106,7 +110,7 @@ class IndexLink:
         return r.IndexReport(
             state=self.state, position=at.seq, behind=self._behind(), documents=at.documents,
             passages=at.passages, restarts=self.restarts,
-            trouble=str(self.error) if self.error else at.trouble or at.began_again,
+            trouble=str(self.error) if self.error else at.trouble or at.began_again or self.began,
         )  # fmt: skip
 
     def _newest(self) -> int:
@@ -140,6 +144,7 @@ class IndexLink:
             if change.epoch == self.epoch:  # else they are read again, from where it stands now
                 self.line.send(encode(change))
                 self.sent = change.seq
+                self.known = max(self.known, change.seq)
         self.after(0, self._feed)  # others get their turn
 
     def _cannot_read(self, error: AiosError) -> None:
@@ -147,6 +152,18 @@ class IndexLink:
         self.feeding = False
         self.after(RETRY, self._feed)
         self.events.publish("index", "cannot read storage", error=error.to_wire())
+        self._fail_fresh(error)
+
+    def _look_at_trouble(self) -> None:
+        why = self.position.trouble
+        if why:
+            self._fail_fresh(IndexFailed(f"the index cannot be written: {why}", ROOM))
+
+    def _fail_fresh(self, error: AiosError) -> None:
+        """What these wait for cannot be indexed now: they are told, rather than left to wait."""
+        for asked in list(self.asked.values()):
+            if asked.needs > self.position.seq:
+                asked.call.fail(error)
 
     def _ask(self) -> None:
         if self.state != "ready":
@@ -187,9 +204,12 @@ class IndexLink:
         if report.trouble and report.trouble != self.position.trouble:
             self.events.publish("index", "trouble", why=report.trouble)
         self.position = report
-        if report.seq > self._newest():  # of a store that a backup has replaced
+        if report.seq > self.known:  # of a store that a backup has replaced
+            self.began = "the store is an earlier one than what was indexed"
+            self.events.publish("index", "begun again", why=self.began)
             self.rebuild()
             return
+        self._look_at_trouble()
         self._feed()
         self._ask()
 
@@ -208,7 +228,12 @@ class IndexLink:
     def _start(self) -> None:
         self.state = "starting"
         home = self.config.path
-        settings = {"home": str(home), "folder": "" if self.config.encrypt else str(home / "index")}
+        settings = {
+            "home": str(home),
+            "folder": "" if self.config.encrypt else str(home / "index"),
+            "embedder": self.config.embedder,
+            "embedder_prefixes": self.config.embedder_prefixes,
+        }
         argv = [sys.executable, "-m", "aios.kernel.index", msgspec.json.encode(settings).decode()]
         self.to_init(StartService(INDEX_KEY, argv, str(home / "log" / "index.log")))
 

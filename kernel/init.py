@@ -10,7 +10,6 @@ has a thread or a ZeroMQ socket. When init dies, every child gets SIGKILL from L
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import gc
 import importlib
@@ -37,7 +36,7 @@ import msgspec
 from aios.syscalls.errors import AiosError, BadInput, HomeBusy, NoProgram
 from aios.syscalls.home import endpoint
 
-from .config import Config, load
+from .config import Config, load, try_embedder
 from .init_protocol import (
     FRAME_BYTES,
     PART,
@@ -55,15 +54,16 @@ from .init_protocol import (
     decode_to_init,
     encode,
 )
+from .linux import PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, prctl
+from .stderr import become_log
+from .warden import Warden
 
 RUNNER = "aios.agents.runner"  # by name: the kernel knows the SDK only as a program to run
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 BACKOFF, LONGEST_BACKOFF, HEALTHY = 0.05, 5.0, 10.0  # seconds
 CRASHES = 3  # of a kernel by itself, one soon after the other, until its journal is set aside
 TOKEN_FD = 3  # where a child finds what is its own: a kernel its link, an agent its token
 FATAL = 78  # the kernel's exit code when starting it again would not help (EX_CONFIG)
 CAUGHT = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_libc = ctypes.CDLL(None)
 
 
 class Init:
@@ -71,6 +71,7 @@ class Init:
         self.config, self.ring = config, ring
         self.kernel = 0
         self.kernel_started = 0.0
+        self.crashed = ""  # the signal that ended the last one, if nobody killed it
         self.backoff = BACKOFF
         self.crashes = 0  # in a row
         self.system = secrets.token_hex(8)
@@ -80,6 +81,8 @@ class Init:
         self.link: socket.socket | None = None
         self.out: deque[bytes] = deque()  # for the kernel to read
         self.ending = False
+        self.environment = int(os.environ.pop("AIOS_ENVIRONMENT"))
+        os.set_inheritable(self.environment, False)
         os.environ["AIOS_HOME"] = config.home  # how a child finds the kernel
         self.runner = importlib.import_module(RUNNER)
         self.selector = selectors.DefaultSelector()
@@ -87,7 +90,10 @@ class Init:
         signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
         for number in CAUGHT:
             signal.signal(number, lambda *_: None)
-        _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # a listener for each agent
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        self.warden = Warden(config.path, self.selector, self.tell)
 
     # --- the loop -------------------------------------------------------------------------------
 
@@ -95,17 +101,14 @@ class Init:
         """Until the kernel ends by itself; its exit code."""
         gc.freeze()  # a fork then shares these pages with its parent
         self.selector.register(self.wake, selectors.EVENT_READ)
-        for name in (
-            "kernel",
-            "core",
-            "index",
-            "gateway",
-        ):  # of an earlier system; those that follow append
+        for name in ("kernel", "core", "index", "gateway"):  # of an earlier system
             Path(self.log(name)).unlink(missing_ok=True)
         self.start_kernel()
         while True:
             for key, events in self.selector.select():
-                if key.fileobj == self.wake:
+                if key.data is not None:  # the warden's
+                    key.data()
+                elif key.fileobj == self.wake:
                     signals = os.read(self.wake, 4096)
                     if {signal.SIGTERM, signal.SIGINT, signal.SIGHUP} & set(signals):
                         self.wind_up()
@@ -166,7 +169,10 @@ class Init:
             cut = slice(part * PART, (part + 1) * PART)
             some = dict(children[cut])
             paused = [os_pid for os_pid in some if os_pid in self.paused]
-            self.tell(Census(self.system, some, paused, gone[cut], more=part + 1 < parts))
+            more = part + 1 < parts
+            self.tell(
+                Census(self.system, some, paused, gone[cut], more, self.crashed, self.warden.walls)
+            )
 
     def wind_up(self) -> None:
         if self.ending:  # told twice: no more patience
@@ -180,9 +186,9 @@ class Init:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         settings = msgspec.json.encode(self.config).decode()
         argv = [sys.executable, "-m", "aios.kernel", settings]
-        self.kernel = self.fork(
-            exec_argv(argv), self.log("kernel"), keep=[theirs.fileno(), *self.rings()]
-        )
+        keep = (theirs.fileno(), *self.rings(), self.environment)
+        main = exec_service(argv, TOKEN_FD + len(keep) - 1)
+        self.kernel = self.fork(main, self.log("kernel"), keep=keep)
         theirs.close()
         ours.setblocking(False)
         self.link = ours
@@ -205,27 +211,32 @@ class Init:
 
     def start_agent(self, frame: StartAgent) -> int:
         program: str = self.runner.resolve(frame.program)
+        self.warden.check(frame)
         Path(frame.log).unlink(missing_ok=True)  # of an earlier boot
         reader, writer = os.pipe()
         os.write(writer, frame.token)
         os.close(writer)
         is_agent = program.endswith(".py")
         main = self.runner.main if is_agent else exec_argv([program, *frame.args])
-        try:
-            return self.fork(main, frame.log, keep=[reader], cwd=frame.cwd)
-        finally:
-            os.close(reader)
+        with os.fdopen(reader, "rb"), self.warden.line(frame.key) as line:
+            wall_in = self.warden.walls_of(frame, TOKEN_FD + 1)
+            try:
+                return self.fork(main, frame.log, keep=(reader, line.fileno()), wall_in=wall_in)
+            except OSError:
+                self.warden.ended(frame.key)
+                raise
 
     def start_service(self, frame: StartService) -> int:
-        keep = self.rings() if frame.ring else []
-        return self.fork(exec_argv(frame.argv), frame.log, keep=keep)
+        keep = (*(self.rings() if frame.ring else ()), self.environment)
+        main = exec_service(frame.argv, TOKEN_FD + len(keep) - 1)
+        return self.fork(main, frame.log, keep=keep)
 
     def rings(self) -> list[int]:
         return [] if self.ring < 0 else [self.ring]
 
     def fork(
         self, main: Callable[[], object], log: str, *, keep: Sequence[int] = (),
-        cwd: str | None = None,
+        wall_in: Callable[[], None] = lambda: None,
     ) -> int:  # fmt: skip
         sys.stdout.flush()
         sys.stderr.flush()
@@ -234,7 +245,7 @@ class Init:
         try:
             os_pid = os.fork()
             if os_pid == 0:
-                become_child(main, log, keep, cwd)
+                become_child(main, log, keep, wall_in)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, CAUGHT)
         return os_pid
@@ -264,13 +275,14 @@ class Init:
                 name = signal.Signals(number).name.removeprefix("SIG") if number else ""
                 self.ended[os_pid] = Gone(key, os_pid, code, name)
                 self.tell(self.ended[os_pid])
+                self.warden.ended(key)
             self.kill_strays()
 
     def kill_strays(self) -> None:
         """Whoever was orphaned to init and is none of ours outlived the agent that started it; so
         may have what it started itself, and that comes up when it is reaped."""
         listed = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
-        ours = {*self.children, self.kernel}
+        ours = {*self.children, self.kernel, self.warden.guard}
         for os_pid in {int(word) for word in listed.split()} - ours:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(os_pid, signal.SIGKILL)
@@ -285,10 +297,14 @@ class Init:
         if self.ending or code in (0, FATAL):
             self.kill_all()
             if number:  # killed: it has left its sockets behind
-                for name in ("kernel.sock", "core.sock", "text.sock", "index.sock", "gate.sock"):
+                for name in (
+                    "run/kernel.sock", "core.sock", "text.sock", "index.sock", "gate.sock",
+                ):  # fmt: skip
                     (self.config.path / name).unlink(missing_ok=True)
             return True
         self._back_off(number)
+        crashed = number not in (0, signal.SIGKILL)
+        self.crashed = signal.Signals(number).name if crashed else ""
         how = f"died of {signal.Signals(number).name}" if number else f"failed with {code}"
         lived = time.monotonic() - self.kernel_started
         print(
@@ -314,6 +330,7 @@ class Init:
             journal.rename(aside)
             print(f"init: set its journal aside, as {aside}", file=sys.stderr, flush=True)
             self.kill_all()
+            self.warden.post_guard()
             self.ended.clear()
             self.crashes = 0
 
@@ -321,6 +338,7 @@ class Init:
         for os_pid in self.children:
             signal_group(os_pid, signal.SIGKILL)
         self.children.clear()
+        self.warden.dismiss()
         with contextlib.suppress(ChildProcessError):
             while True:
                 self.kill_strays()
@@ -345,20 +363,33 @@ def exec_argv(argv: list[str]) -> Callable[[], object]:
     return main
 
 
+def exec_service(argv: list[str], environment: int) -> Callable[[], object]:
+    """With the environment that the person's shell had, which is in a file of that number."""
+
+    def main() -> NoReturn:
+        given = json.loads(os.pread(environment, os.fstat(environment).st_size, 0))
+        os.close(environment)
+        prctl(PR_SET_NO_NEW_PRIVS, 1)
+        os.execvpe(argv[0], argv, given | os.environ)
+
+    return main
+
+
 def become_child(
-    main: Callable[[], object], log: str, keep: Sequence[int], cwd: str | None
+    main: Callable[[], object], log: str, keep: Sequence[int], wall_in: Callable[[], None]
 ) -> NoReturn:
     """The forked child: a session, streams, descriptors and signals of its own; then `main`. It
     has those of `keep` from TOKEN_FD on, and no others."""
     code = 1
     try:
-        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # its orphans are its own while it lives
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        prctl(PR_SET_CHILD_SUBREAPER, 1)  # its orphans are its own while it lives
         os.setsid()
         signal.set_wakeup_fd(-1)
         for number in CAUGHT:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, CAUGHT)
+        sys.stderr = sys.__stderr__
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(output, 1)
@@ -367,10 +398,9 @@ def become_child(
         for at, fd in enumerate(above, TOKEN_FD):
             os.dup2(fd, at)
         os.closerange(TOKEN_FD + len(keep), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # kernel and core may have the data keys
         os.environ["AIOS_FD"] = str(TOKEN_FD)
-        if cwd is not None:
-            os.chdir(cwd)
+        wall_in()
         random.seed()
         result = main()
         code = result if isinstance(result, int) else 0
@@ -388,7 +418,7 @@ def lock_home(home: Path) -> Any:
     Raises:
         HomeBusy: another init holds it.
     """
-    for folder in (home, home / "log"):
+    for folder in (home, home / "log", home / "run", home / "agents"):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = (home / "init.lock").open("a+")
     try:
@@ -424,10 +454,13 @@ def main() -> int:
 
     What keeps it from starting goes to stderr as the JSON of an AiosError.
     """
+    become_log()
     try:
         config = load(Path(sys.argv[1]), json.loads(sys.argv[2]))
         endpoint(config.path)  # refuses a home whose path is too long
         _lock = lock_home(config.path)
+        if config.embedder:
+            try_embedder(config.embedder)
         ring = open_ring(config)
     except AiosError as error:
         print(json.dumps(error.to_wire()), file=sys.stderr)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
+from .walls import Walls
+
 
 class Frame(Struct, tag_field="t"):
     """Base of all that travels between init and kernel."""
@@ -17,8 +19,9 @@ class StartAgent(Frame):
     program: str
     args: list[str]
     token: bytes
-    cwd: str
+    cwd: str  # "": its own folder
     log: str
+    walls: Walls
 
 
 class StartService(Frame):
@@ -51,6 +54,8 @@ class Census(Frame):
     paused: list[int]  # OS pids
     gone: list[Gone]  # not heard of yet
     more: bool  # another part follows
+    crashed: str = ""  # the signal that ended the kernel before, where nobody killed it
+    walls: dict[str, str] = {}  # what there is on this Linux, by what it keeps in
 
 
 class Started(Frame):
@@ -77,13 +82,20 @@ class Paused(Frame):
     paused: bool  # False: it goes on
 
 
+class Refused(Frame):
+    """An agent's process made a system call of Linux that is not for it; told once of each."""
+
+    key: int
+    name: str
+
+
 class WindUp(Frame):
     """init was told to end: the kernel shall end its agents, then itself."""
 
 
 PART = 1000  # children in one part of a census
 ToInit = StartAgent | StartService | SignalChild | Heard
-ToKernel = Census | Started | StartFailed | Gone | Paused | WindUp
+ToKernel = Census | Started | StartFailed | Gone | Paused | Refused | WindUp
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_init = msgspec.msgpack.Decoder(ToInit).decode

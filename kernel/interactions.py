@@ -17,7 +17,7 @@ from aios.syscalls.messages import ChatMessage, Mail
 
 from .owners import Owner, Owners
 from .process import Process
-from .store import NoStore, Store, Txn
+from .transaction import Txn
 from .trap import Call
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ _entry = msgspec.msgpack.Decoder(Interaction).decode
 class InteractionLog:
     """`limit`: bytes of one agent's log; the oldest entries go."""
 
-    def __init__(self, store: Store | NoStore, owners: Owners, limit: int) -> None:
-        self.store, self.owners, self.limit = store, owners, limit
+    def __init__(self, owners: Owners, limit: int) -> None:
+        self.store, self.owners, self.limit = owners.store, owners, limit
         self.waiting: list[tuple[Owner, Interaction]] = []
         self.jobs = 0  # that are being written
         self.failed = False

@@ -23,6 +23,7 @@ import msgspec
 
 from aios.syscalls.errors import DiskFull, StoreDamaged
 
+from .files import make_ahead, sync_folder
 from .seal import Damaged, Seal
 
 LOG_BYTES = 8 << 20
@@ -39,7 +40,8 @@ _changes = msgspec.msgpack.Decoder(list[Change]).decode
 
 class Journal:
     """Opens the journal in `folder`; `rows` holds what it found there. `post` runs a function in
-    the kernel's loop, called from the journal's thread.
+    the kernel's loop, called from the journal's thread. `before_sync` runs in that thread: what is
+    durable before the rows are.
 
     Raises:
         DiskFull: there is no room for a log.
@@ -48,18 +50,20 @@ class Journal:
 
     def __init__(
         self, folder: Path, post: Callable[[Callable[[], None]], None], log_bytes: int = LOG_BYTES,
-        seal: Seal | None = None,
+        seal: Seal | None = None, before_sync: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self.folder, self.post, self.log_bytes, self.seal = folder, post, log_bytes, seal
+        self.before_sync = before_sync
         self.changes: list[Change] = []
         self.next: int | None = None  # the descriptor of the log that follows, made ahead
         self.asked = False
         folder.mkdir(mode=0o700, exist_ok=True)
         self.rows, self.number = read(folder, seal=seal)
         try:
+            before_sync()
             _write_base(folder, self.number + 1, self.rows, seal)
             self.number += 2
-            self.log = _make_log(folder, self.number, log_bytes)
+            self.log = make_ahead(folder / f"log-{self.number}", log_bytes)
         except OSError as error:
             raise DiskFull(f"no journal in {folder}: {error.strerror}") from error
         _remove_before(folder, self.number - 1)
@@ -108,6 +112,7 @@ class Journal:
         log = self.log
 
         def job() -> None:
+            self.before_sync()
             os.fdatasync(log)
             self.post(then)
 
@@ -133,7 +138,7 @@ class Journal:
     def _make_next(self, number: int) -> None:
         made = None
         try:
-            made = _make_log(self.folder, number, self.log_bytes)
+            made = make_ahead(self.folder / f"log-{number}", self.log_bytes)
         except OSError as error:  # asked for again by who finds too little room
             print(f"journal: no room for another log: {error.strerror}", flush=True)
 
@@ -149,7 +154,7 @@ class Journal:
                 return False  # it is being made
             try:
                 room = max(self.log_bytes, needed)
-                made = _make_log(self.folder, self.number + 1, room)
+                made = make_ahead(self.folder / f"log-{self.number + 1}", room)
             except OSError:
                 return False
             if self.next is not None:
@@ -166,6 +171,7 @@ class Journal:
         self.at = len(mark)
 
         def fold() -> None:
+            self.before_sync()
             os.fdatasync(full)
             os.close(full)
             rows, _ = read(self.folder, last, self.seal)
@@ -270,35 +276,9 @@ def _write_base(folder: Path, number: int, rows: Rows, seal: Seal | None) -> Non
     sync_folder(folder)
 
 
-def _make_log(folder: Path, number: int, size: int) -> int:
-    """A log of zeros, on disk: its descriptor."""
-    path = folder / f"log-{number}"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        zeros = bytes(1 << 20)
-        for at in range(0, size, len(zeros)):
-            if os.pwrite(fd, zeros[: size - at], at) < min(len(zeros), size - at):
-                raise OSError(28, "No space left on device")
-        os.fdatasync(fd)
-    except OSError:
-        os.close(fd)
-        path.unlink()
-        raise
-    sync_folder(folder)
-    return fd
-
-
 def _remove_before(folder: Path, number: int) -> None:
     """What the base of this number holds."""
     for path in folder.iterdir():
         kind, _, n = path.name.partition("-")
         if n.isdigit() and (int(n) < number or (kind == "log" and int(n) == number)):
             path.unlink()
-
-
-def sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -27,8 +27,8 @@ from msgspec import Meta
 from aios.syscalls.errors import AiosError, BadInput, KeyMissing, KeyWrong, StoreDamaged
 
 from .config import Config, load
+from .files import sync_folder
 from .init import FATAL, lock_home
-from .journal import sync_folder
 from .seal import Ring
 
 SALT, NONCE = 16, bytes(12)  # each wrapping has a salt, so a key, of its own

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
+from typing import Protocol
 
 import msgspec
 
@@ -27,6 +28,7 @@ from .accounts import Accounts
 from .context import Context, ContextManager, Past
 from .core.protocol import Halted, Out
 from .generation import Generations, Work
+from .init_protocol import ToInit
 from .journal import Journal
 from .lifecycle import Birth, Lifecycle
 from .message import Mailroom
@@ -58,13 +60,29 @@ class ContextRow(Past, kw_only=True):
     work: Work | None
 
 
-class Ledger:
-    """`send` sends to a caller at once."""
+class Audit(Protocol):
+    """What the ledger asks of the audit log."""
 
-    def __init__(self, journal: Journal, send: Callable[[bytes, bytes], None]) -> None:
-        self.journal = journal
-        self.send = send
+    @property
+    def is_safe(self) -> bool:
+        """Whether the intents of all that goes to init would survive a power cut."""
+
+    def flush(self) -> bool:
+        """False: not all is recorded, and there is no room for it now."""
+
+
+class Ledger:
+    """`send` sends to a caller at once, `tell_init` to init."""
+
+    def __init__(
+        self, journal: Journal, audit: Audit, send: Callable[[bytes, bytes], None],
+        tell_init: Callable[[ToInit], None],
+    ) -> None:  # fmt: skip
+        self.journal, self.audit = journal, audit
+        self.send, self.tell_init = send, tell_init
         self.synced: list[tuple[bytes, bytes]] = []
+        self.to_init: list[ToInit] = []
+        self.waiting = 0  # for the disk: what came with them goes first
         self.numbers = (0, 0)
         self.model = ("", 0, 0)
         self.table: ProcessTable  # these are set by the boot: they write here
@@ -95,6 +113,10 @@ class Ledger:
         """Once what it follows from would survive a power cut."""
         self.synced.append((route, data))
 
+    def send_init(self, frame: ToInit) -> None:
+        """At the end of this turn, or when the intent of the call that it follows from would."""
+        self.to_init.append(frame)
+
     def _set(self, key: str, item: bytes | None) -> None:
         if item is None:
             self.journal.delete(key)
@@ -105,6 +127,8 @@ class Ledger:
 
     def end_turn(self) -> bool:
         """Commit what has changed. False: there is no room for it now."""
+        if not self.audit.flush():
+            return False
         for pid in self.table.changed | self.table.spent:
             self._put_process(pid)
         self.table.changed.clear()
@@ -123,14 +147,29 @@ class Ledger:
             self.model = model
         if not self.journal.commit():
             return False
-        if self.synced:
-            ready, self.synced = self.synced, []
-            self.journal.sync(lambda: self._send(ready))
+        if self.to_init or self.synced:
+            self._let_out(self.to_init, self.synced)
+            self.to_init, self.synced = [], []
         return True
 
-    def _send(self, ready: list[tuple[bytes, bytes]]) -> None:
-        for route, data in ready:
-            self.send(route, data)
+    def _let_out(self, frames: list[ToInit], replies: list[tuple[bytes, bytes]]) -> None:
+        """Now or after a sync, but never before what came earlier."""
+
+        def out() -> None:
+            for frame in frames:
+                self.tell_init(frame)
+            for route, data in replies:
+                self.send(route, data)
+
+        def synced() -> None:
+            self.waiting -= 1
+            out()
+
+        if replies or self.waiting or not self.audit.is_safe:
+            self.waiting += 1
+            self.journal.sync(synced)
+        else:
+            out()
 
     def _put_process(self, pid: int) -> None:
         process = self.table.rows.get(pid)

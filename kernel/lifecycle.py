@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 
 from aios.syscalls import wire
@@ -23,7 +24,7 @@ from aios.syscalls.errors import (
     ProcessGone,
     from_wire,
 )
-from aios.syscalls.messages import Hello, Limits, Spawn, Spawned, Welcome
+from aios.syscalls.messages import Hello, Limits, Reach, Spawn, Spawned, Welcome
 from aios.syscalls.rules import Manifest
 
 from . import access
@@ -35,6 +36,7 @@ from .init_protocol import (
     Gone,
     Heard,
     Paused,
+    Refused,
     SignalChild,
     StartAgent,
     Started,
@@ -49,6 +51,7 @@ from .remotes import Remotes
 from .stats import EventLog
 from .trap import Call, Session, Trap
 from .waiting import Waiters
+from .walls import is_harmless, widened
 
 LAST_WORD = 0.2  # seconds that init has to say of what a process died whose connection is lost
 SLICE = 25  # processes whose figures are read in one sweep
@@ -104,8 +107,10 @@ class Lifecycle:
             raise LimitReached(f"{len(lent)} contexts are more than its limit, {limits.contexts}")
         if args.manifest is not None:
             check_rules([args.manifest])
+        reach = self._handed_on(call.process, args) if agent_above else self._given(args)
         process = self.table.add("agent", name, parent, nice, limits, time.monotonic())
         process.manifest, process.labels = args.manifest, set(call.process.labels)
+        process.reach = reach
         for context in lent:
             self.contexts.fork(context, process)
         birth = Birth(process, secrets.token_bytes(32), args, call)
@@ -113,10 +118,35 @@ class Lifecycle:
         call.on_end = process.touch  # its birth has no caller any more
         self._start(birth)
 
+    def _given(self, args: Spawn) -> Reach:
+        """By a person: that, and the program with what is beside it."""
+        given = args.reach or Reach()
+        if not args.program.startswith("/"):
+            return given
+        beside = str(Path(args.program).parent)
+        shown = beside if is_harmless(beside, self.config.path) else args.program
+        return msgspec.structs.replace(given, read=[*given.read, shown])
+
+    def _handed_on(self, parent: Process, args: Spawn) -> Reach:
+        """By an agent: what it reaches itself, or the part that is named.
+
+        Raises:
+            Denied: it names what it was not given, word for word.
+        """
+        if args.reach is None:
+            return parent.reach
+        for name in Reach.__struct_fields__:
+            had, wanted = getattr(parent.reach, name), getattr(args.reach, name)
+            more = set(wanted) - set(had) if isinstance(wanted, list) else wanted and not had
+            if more and name != "all_walls":
+                raise Denied(f"{name}: an agent hands on what it was given itself, not {more}")
+        return args.reach
+
     def _start(self, birth: Birth) -> None:
         pid, spawn = birth.process.pid, birth.spawn
-        cwd, log = spawn.cwd or self.config.home, str(self.logs.path(pid))
-        self.to_init(StartAgent(pid, spawn.program, spawn.args, birth.token, cwd, log))
+        cwd, log = spawn.cwd or "", str(self.logs.path(pid))
+        around = widened(self.config.walls, birth.process.reach)
+        self.to_init(StartAgent(pid, spawn.program, spawn.args, birth.token, cwd, log, around))
 
     def started(self, frame: Started) -> None:
         birth = self.births.get(frame.key)
@@ -225,6 +255,7 @@ class Lifecycle:
             process = self.table.add("remote", allowed.name, 0, 0, self.config.limits, now)
             process.manifest = Manifest()
         process.key = session.key
+        self.events.publish("process", "connected", process.pid, key=session.key)
         return process
 
     # --- death ----------------------------------------------------------------------------------
@@ -235,6 +266,10 @@ class Lifecycle:
             reason = f"signal {frame.signal}" if frame.signal else "exit"
             self._end(process, frame.code, reason)
         self.to_init(Heard(frame.os_pid))
+
+    def refused(self, frame: Refused) -> None:
+        """A wall stopped it."""
+        self.events.publish("process", "refused", frame.key, call=frame.name)
 
     # --- after the kernel's death ---------------------------------------------------------------
 

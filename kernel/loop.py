@@ -1,4 +1,4 @@
-"""The kernel's loop: all of its ZeroMQ, its link to init, and its timers. Nothing here blocks.
+"""The kernel's loop: its connections, its link to init, and its timers. Nothing here blocks.
 
 What goes out to callers and to init waits for the end of the turn, when the journal has taken note
 of what it follows from.
@@ -9,28 +9,24 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
-import math
 import os
 import socket
 import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import zmq
-
-from aios.syscalls.errors import HomeBusy
-
+from .connections import Listener, Lost
 from .init_protocol import FRAME_BYTES, Census, ToInit, ToKernel, decode_to_kernel
 from .init_protocol import encode as encode_to_init
+from .poll import READ, WRITE, Poll
 
-MAX_FRAME = 1 << 20  # a longer one is cut off by libzmq; over 64 KiB the trap answers TooBig
-UNREAD = 4096  # replies that a peer may leave unread before it counts as gone
+MAX_FRAME = 1 << 20  # a longer one costs the connection; over 64 KiB the trap answers TooBig
+UNBOUNDED = 1 << 40
 CROWDED = 1024  # timers that are kept before the cancelled ones are thrown out
 RETRY = 0.1  # seconds until a commit is tried again, when the disk is full
-REMOTE = bytes(256)  # begins the routes of callers from elsewhere: no id on ipc is that long
-BURST = 64  # messages taken from one socket before the others get a turn
+REMOTE = bytes(9)  # begins the routes of callers from elsewhere: a listener's have 8 bytes
+BURST = 64  # frames taken from init before the others get a turn
 
 
 class Timer:
@@ -50,30 +46,26 @@ class Line:
     on_data: Callable[[bytes], None]
     on_here: Callable[[], None]
 
-    def __init__(self, bound: zmq.Socket[bytes]) -> None:
-        self.bound = bound
+    def __init__(self, path: Path, poll: Poll) -> None:
+        self.listener = Listener(path, poll, UNBOUNDED, bounded=False)
+        self.listener.on_message = self._receive
+        self.listener.is_known = lambda route: route == self.route
+        self.listener.may_connect = lambda os_pid: os_pid == self.os_pid
         self.os_pid = 0
         self.route: bytes | None = None
 
     def send(self, data: bytes) -> None:
         # A process that is gone is noticed by init; all that was sent to it is sent again then.
         if self.route is not None:
-            with contextlib.suppress(zmq.ZMQError):
-                self.bound.send_multipart([self.route, data], zmq.NOBLOCK)
+            with contextlib.suppress(Lost):
+                self.listener.say(self.route, data)
 
-    def receive(self) -> None:
-        for _ in range(BURST):
-            try:
-                route, *frames = self.bound.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                return
-            # Else it is not our process, or one that was given up.
-            if len(frames) == 1 and _os_pid(frames[0]) == self.os_pid:
-                if frames[0].bytes:
-                    self.on_data(frames[0].bytes)
-                else:  # ZMQ_PROBE_ROUTER: it has just connected
-                    self.route = route.bytes
-                    self.on_here()
+    def _receive(self, route: bytes, _os_pid: int, data: bytes | None) -> None:
+        if data:
+            self.on_data(data)
+        elif data is not None:  # ZMQ_PROBE_ROUTER: it has just connected
+            self.route = route
+            self.on_here()
 
     def gone(self) -> None:
         self.os_pid, self.route = 0, None
@@ -89,41 +81,29 @@ class Loop:
     on_turn: Callable[[], bool]  # all of a turn is done; True: it is committed
 
     def __init__(self, home: Path, init_fd: int) -> None:
-        self.context: zmq.Context[Any] = zmq.Context()
-        self.paths: list[Path] = []
-        self.calls = self._bind(home / "kernel.sock", UNREAD, MAX_FRAME)
-        self.work = Line(self._bind(home / "core.sock", 0, -1))
-        self.text = Line(self._bind(home / "text.sock", 0, -1))
-        self.index = Line(self._bind(home / "index.sock", 0, -1))
-        self.gate = Line(self._bind(home / "gate.sock", 0, -1))
+        self.poll = Poll()
+        self.calls = Listener(home / "run" / "kernel.sock", self.poll, MAX_FRAME, bounded=True)
+        self.calls.on_message = self._from_caller
+        self.calls.may_connect = lambda _os_pid: True
+        self.work = Line(home / "core.sock", self.poll)
+        self.text = Line(home / "text.sock", self.poll)
+        self.index = Line(home / "index.sock", self.poll)
+        self.gate = Line(home / "gate.sock", self.poll)
         lines = (self.work, self.text, self.index, self.gate)
-        self.lines = {line.bound: line for line in lines}
+        self.listeners = [self.calls, *(line.listener for line in lines)]
         self.init = socket.socket(fileno=init_fd)
         self.init.setblocking(False)
+        self.poll.watch(init_fd, self._from_init)
         self.to_init: deque[bytes] = deque()
         self.to_callers: list[tuple[bytes, bytes]] = []
         self.posted: deque[Callable[[], None]] = deque()
         self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.poll.watch(self.wake, self._woken)
         self.lost: dict[bytes, str] = {}
         self.timers: list[tuple[float, int, Timer]] = []
         self.crowded = CROWDED
         self.count = itertools.count()
         self.running = True
-
-    def _bind(self, path: Path, unread: int, longest: int) -> zmq.Socket[bytes]:
-        bound: zmq.Socket[bytes] = self.context.socket(zmq.ROUTER)
-        bound.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        bound.setsockopt(zmq.SNDHWM, unread)
-        bound.setsockopt(zmq.MAXMSGSIZE, longest)
-        bound.setsockopt(zmq.LINGER, 500)
-        if path.exists():
-            if _answers(path):
-                raise HomeBusy(f"another kernel listens at {path}", "stop it first")
-            path.unlink()
-        bound.bind(f"ipc://{path}")
-        path.chmod(0o600)
-        self.paths.append(path)
-        return bound
 
     # --- out ------------------------------------------------------------------------------------
 
@@ -148,6 +128,8 @@ class Loop:
         ready, self.to_callers = self.to_callers, []
         for route, data in ready:
             self.send_now(route, data)
+        for listener in self.listeners:
+            listener.flush()
 
     def send_now(self, route: bytes, data: bytes) -> None:
         """One that is gone or does not read is lost, which on_lost hears later."""
@@ -155,17 +137,18 @@ class Loop:
             self.say_remote(route.removeprefix(REMOTE), data)
             return
         try:
-            self.calls.send_multipart([route, data], zmq.NOBLOCK)
-        except zmq.Again:
-            self.lost[route] = "does not read its replies"
-        except zmq.ZMQError as error:
-            if error.errno != zmq.EHOSTUNREACH:
-                raise
-            self.lost[route] = "closed its connection"
+            self.calls.say(route, data)
+        except Lost as error:
+            self.lost[route] = str(error)
 
     def send_init(self, frame: ToInit) -> None:
         """At the end of this turn."""
         self.to_init.append(encode_to_init(frame))
+
+    def tell_init(self, frame: ToInit) -> None:
+        """Now, if init listens."""
+        self.send_init(frame)
+        self._flush_init()
 
     def _flush_init(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -201,41 +184,24 @@ class Loop:
     # --- in -------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        poller = zmq.Poller()
-        for bound in (self.calls, *self.lines, self.wake):
-            poller.register(bound, zmq.POLLIN)
         while self.running:
             self._end_turn()
-            events = zmq.POLLIN | (zmq.POLLOUT if self.to_init else 0)
-            poller.register(self.init.fileno(), events)
+            self.poll.change(self.init.fileno(), READ | WRITE if self.to_init else READ)
             wait = max(0.0, self.timers[0][0] - time.monotonic()) if self.timers else 1.0
-            wait = 0.0 if self.lost else wait
-            ready = dict(poller.poll(math.ceil(wait * 1000)))
-            if self.init.fileno() in ready:
-                self._from_init()
-            if self.wake in ready:
-                os.eventfd_read(self.wake)
-                self.run_posted()
-            for bound, line in self.lines.items():
-                if bound in ready:
-                    line.receive()
-            if self.calls in ready:
-                self._from_callers()
+            self.poll.wait(0.0 if self.lost else wait)
             self._run_timers()
             while self.lost:
                 self.on_lost(*self.lost.popitem())
         self._end_turn()
 
-    def _from_callers(self) -> None:
-        for _ in range(BURST):
-            try:
-                route, *frames = self.calls.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                return
-            sender = _os_pid(frames[0]) if frames else 0
-            self.on_call(route.bytes, sender, [frame.bytes for frame in frames])
+    def _woken(self, _events: int) -> None:
+        os.eventfd_read(self.wake)
+        self.run_posted()
 
-    def _from_init(self) -> None:
+    def _from_caller(self, route: bytes, os_pid: int, data: bytes | None) -> None:
+        self.on_call(route, os_pid, [b"", b""] if data is None else [data])
+
+    def _from_init(self, _events: int) -> None:
         for _ in range(BURST):
             try:
                 data = self.init.recv(FRAME_BYTES)
@@ -256,27 +222,12 @@ class Loop:
             whole.children |= part.children
             whole = Census(
                 part.system, whole.children, whole.paused + part.paused, whole.gone + part.gone,
-                part.more,
+                part.more, part.crashed, whole.walls | part.walls,
             )  # fmt: skip
         self.init.setblocking(False)
         return whole
 
     def close(self) -> None:
-        self.calls.close()
-        for bound in self.lines:
-            bound.close(linger=0)
-        self.context.term()
-        for path in self.paths:  # libzmq leaves them
-            path.unlink(missing_ok=True)
-
-
-def _os_pid(frame: zmq.Frame) -> int:
-    """Who sent it, as Linux says (SO_PEERCRED), in libzmq's form `host:uid:gid:pid`."""
-    return int(str(frame.get("Peer-Address")).rpartition(":")[2])
-
-
-def _answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
-        probe.connect(os.fspath(path))
-        return True
-    return False
+        for listener in self.listeners:
+            listener.close()
+        self.poll.close()

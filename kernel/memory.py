@@ -8,6 +8,7 @@ being written wait in the store's queue behind it.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -15,13 +16,13 @@ from typing import Any
 import msgspec
 
 from aios.syscalls import mem
-from aios.syscalls.errors import AiosError, BadInput, StoreDamaged
+from aios.syscalls.errors import AiosError, BadInput, Conflict, StoreDamaged
 from aios.syscalls.messages import Done
 
 from .owners import Owner, Owners, Row, item_key
 from .process import Process
 from .puts import Put, Puts
-from .store import NoStore, Store, Txn
+from .transaction import Txn
 from .trap import Call
 
 PAGE = 256 << 10  # bytes of values that one reply holds, about
@@ -34,9 +35,9 @@ Name = tuple[str, str]  # space and key
 class Memory:
     """All methods end the call, now or when the store has done its part."""
 
-    def __init__(self, store: Store | NoStore, owners: Owners) -> None:
-        self.store, self.owners = store, owners
-        self.puts = Puts(store, owners)
+    def __init__(self, owners: Owners) -> None:
+        self.store, self.owners = owners.store, owners
+        self.puts = Puts(owners)
 
     # --- writing ----------------------------------------------------------------------------------
 
@@ -88,7 +89,7 @@ class Memory:
 
     def keep(self, call: Call, args: mem.Keep) -> None:
         """Raises Conflict where other memory is kept under the same name."""
-        owner = self.owners.find(call, args, make=True)
+        owner = self.owners.find(call, args, make=args.keep)
         before = owner.keep
         self.owners.keep(owner, keep=args.keep)
 
@@ -98,7 +99,8 @@ class Memory:
             self.owners.put_row(txn, owner, row)
 
         def fail(error: AiosError) -> None:
-            self.owners.keep(owner, keep=before)
+            with contextlib.suppress(Conflict):  # another has claimed the name meanwhile
+                self.owners.keep(owner, keep=before)
             call.fail(error)
 
         owner.stored = True

@@ -28,9 +28,10 @@ from aios.syscalls.errors import AiosError, BadInput, Conflict, LimitReached, No
 from aios.syscalls.mem import MAX_SPACES, Whose
 
 from .config import Config
-from .process import Process, ProcessTable
+from .process import Process, ProcessTable, check_principal
 from .resident import Resident
-from .store import NoStore, Store, Txn
+from .store import NoStore, Store
+from .transaction import Txn
 from .trap import Call
 
 STEP = 500  # rows that one job removes
@@ -215,12 +216,13 @@ class Owners:
             return self.of(self._alive(args.pid))
         if args.principal is None:
             return self.of(call.process)
+        check_principal(args.principal)
         owner = self.kept.get(args.principal) or self._living(args.principal)
         if owner is None and make:
-            if not args.principal.startswith("/"):
-                raise BadInput(f"no principal: {args.principal!r}", "it is like /writer/helper")
             owner = self._new(0, args.principal)
             self.keep(owner, keep=True)
+        if owner is None and isinstance(self.store, NoStore):
+            raise self.store.error
         if owner is None:
             raise NotFound(f"{args.principal} has no memory", "`aios mem list` says who has")
         return owner

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -29,6 +28,7 @@ from aios.syscalls.errors import BadInput
 from aios.syscalls.rules import Argument, Bounds, Effect, Group, Manifest, Rule
 
 AGENTS = "agents"  # the group of all that have no manifest
+MANY = "many"  # the label of one that has more than are kept: it may be any
 DEFAULT = Group(
     allow=[
         "proc", "llm", "msg", "mem", "sto.read", "sto.write", "sto.upload", "sto.own", "acc.read",
@@ -48,8 +48,7 @@ class Named(NamedTuple):
     text: str
 
 
-@dataclass(frozen=True)
-class Subject:
+class Subject(NamedTuple):
     """Who asks. `layers`: its own rules, then those of each agent above it."""
 
     principal: str
@@ -58,8 +57,7 @@ class Subject:
     labels: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """`owned` says of a subject whether the object is its own, or shared with it.
 
     Of a call about all that begins with `object`, or is below it, `below` is ":*" or "/:*". To
@@ -69,7 +67,7 @@ class Request:
     right: str
     object: str = ""
     below: str = ""
-    args: Mapping[str, Any] = field(default_factory=dict)
+    args: Mapping[str, Any] = {}
     owned: Callable[[Subject], bool] = lambda _: True
 
 
@@ -87,6 +85,13 @@ class Grant(Struct, frozen=True):
 class Decision(NamedTuple):
     effect: Effect
     rule: str  # that decided, for a person to read
+
+
+class Passed(NamedTuple):
+    """What the gate says of a call that it does not refuse."""
+
+    rule: str
+    asked: Request | None = None  # what a person has to be asked first
 
 
 class Judge:
@@ -186,17 +191,20 @@ def all_fitting(subject: Subject, request: Request) -> list[str]:
 def fits(effect: Effect, rule: Rule, request: Request, me: str, labels: frozenset[str]) -> bool:
     """Whether a rule says anything of a request that `me` makes."""
     return (
-        (rule.right in ("*", request.right) or request.right.startswith(rule.right + "."))
+        covers(rule.right, request.right)
         and any(_object_fits(effect, pattern, request, me) for pattern in rule.on)
-        and all(
-            name in request.args and _argument_fits(wanted, request.args[name], me)
-            for name, wanted in rule.args.items()
-        )
+        and _arguments_fit(effect == "allow", rule.args, request, me)
+        and not (rule.unless and _arguments_fit(effect != "allow", rule.unless, request, me))
         and (
             not rule.tainted
+            or (effect != "allow" and MANY in labels)
             or any(matches(pattern, label, me) for pattern in rule.tainted for label in labels)
         )
     )
+
+
+def covers(right: str, asked: str) -> bool:
+    return right in ("*", asked) or asked.startswith(right + ".")
 
 
 def _object_fits(effect: Effect, pattern: str, request: Request, me: str) -> bool:
@@ -206,16 +214,25 @@ def _object_fits(effect: Effect, pattern: str, request: Request, me: str) -> boo
     return matches(pattern, request.object + request.below, me)
 
 
-def _argument_fits(wanted: Argument, value: Any, me: str) -> bool:
-    if isinstance(value, list):
-        return bool(value) and all(_argument_fits(wanted, item, me) for item in value)
+def _arguments_fit(wholly: bool, wanted: Mapping[str, Argument], request: Request, me: str) -> bool:
+    args = request.args
+    return all(
+        name in args and _argument_fits(wholly, each, args[name], me)
+        for name, each in wanted.items()
+    )
+
+
+def _argument_fits(wholly: bool, wanted: Argument, value: Any, me: str) -> bool:
+    """Of a list: each item, or some item where not `wholly`; nothing fits a map wholly."""
+    if isinstance(value, list | dict):
+        items = value.values() if isinstance(value, dict) else value
+        found = (_argument_fits(wholly, wanted, item, me) for item in items)
+        return isinstance(value, list) and bool(value) and all(found) if wholly else any(found)
     if isinstance(wanted, Bounds):
         if not isinstance(value, int | float) or isinstance(value, bool):
             return False
         low, high = wanted.min, wanted.max
         return (low is None or value >= low) and (high is None or value <= high)
-    if isinstance(value, dict):
-        return False
     patterns = [wanted] if isinstance(wanted, str) else wanted
     said = value if isinstance(value, str) else repr(value)
     return any(matches(pattern, said, me) for pattern in patterns)
@@ -293,6 +310,8 @@ def in_words(rule: Rule) -> str:
     if rule.on != ["**"]:
         said += f" on {' or '.join(rule.on)}"
     said += "".join(f", {name}{_bounds(value)}" for name, value in rule.args.items())
+    for name, value in rule.unless.items():
+        said += f"{' and' if ' unless ' in said else ' unless'} {name}{_bounds(value)}"
     return said + (f", tainted by {' or '.join(rule.tainted)}" if rule.tainted else "")
 
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from aios.syscalls.errors import LimitReached, NotFound
-from aios.syscalls.messages import Kind, Limits, Mail, ProcessInfo, ProcessState
+from aios.syscalls.errors import BadInput, LimitReached, NotFound
+from aios.syscalls.messages import Kind, Limits, Mail, ProcessInfo, ProcessState, Reach
 from aios.syscalls.rules import Manifest
 
 MOVES: dict[ProcessState, frozenset[ProcessState]] = {
@@ -64,6 +64,7 @@ class Process:
     ended: float = 0.0
     principal: str = ""  # whose memory and storage it uses: its name below those of its ancestors
     manifest: Manifest | None = None  # what it may do; None: the group "agents" says so
+    reach: Reach = field(default_factory=Reach)  # through its walls, besides what all reach
     labels: set[str] = field(default_factory=set)  # of what it has read from others
     key: str = ""  # of who is elsewhere, in Z85
     secret: bytes = b""  # to come back with after the kernel's death
@@ -113,6 +114,13 @@ class Process:
             code=self.code,
             reason=self.reason,
         )
+
+
+def check_principal(name: str) -> None:
+    """Raises BadInput for what can be no agent's: its name, below those of who started it."""
+    begin, *names = name.split("/")
+    if begin or not names or "" in names:
+        raise BadInput(f"no principal: {name!r}", "it is like /writer/helper")
 
 
 class ProcessTable:

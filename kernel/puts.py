@@ -15,7 +15,7 @@ from aios.syscalls.errors import AiosError, LimitReached
 from aios.syscalls.messages import Done
 
 from .owners import Owner, Owners, Row, item_key
-from .store import NoStore, Store, Txn
+from .transaction import Txn
 from .trap import Call
 
 JOB = 1 << 20  # bytes of values that one job has, about
@@ -36,8 +36,8 @@ class Put:
 
 
 class Puts:
-    def __init__(self, store: Store | NoStore, owners: Owners) -> None:
-        self.store, self.owners = store, owners
+    def __init__(self, owners: Owners) -> None:
+        self.store, self.owners = owners.store, owners
         self.waiting: list[Put] = []
         self.size = 0
         self.jobs = 0  # that are being written
@@ -129,7 +129,7 @@ def _settle(put: Put, error: AiosError | None) -> None:
     owner.accepted -= put.early
     for key, value in put.data.items():
         owner.settled((put.space, key))
-        if error is None:
+        if error is None and not owner.ended:
             owner.resident.put((put.space, key), value)
     if error is not None:
         owner.failed += put.early

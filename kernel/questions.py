@@ -46,7 +46,7 @@ class Questions:
             rule=rule, tainted=sorted(call.process.labels), expires=time.time() + self.timeout,
         )  # fmt: skip
         self.held[question.id] = Held(question, call, go_on)
-        late = Denied(f"nobody has answered within {self.timeout:g} s: {rule}", "`aios ask`")
+        late = Denied(f"nobody has answered within {self.timeout:g} s: {rule}", "`aios policy ask`")
         timer = self.after(self.timeout, lambda: call.fail(late))
 
         def stop() -> None:

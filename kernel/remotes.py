@@ -20,9 +20,9 @@ from aios.syscalls import acc
 from aios.syscalls.errors import BadInput, Denied, DiskFull, NotFound
 
 from .config import Config
+from .files import sync_folder
 from .gateway_protocol import Allow, Bound, Came, Left, Refused, Say, decode_report, encode
 from .init_protocol import Census, Gone, Heard, SignalChild, Started, StartFailed, StartService
-from .journal import sync_folder
 from .loop import REMOTE, Loop
 from .process import Process, ProcessTable
 from .stats import EventLog
@@ -40,7 +40,8 @@ class Allowed(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Remotes:
-    """
+    """`barrier` runs before the list is written: what it makes durable is so before that.
+
     Raises:
         BadInput: the list cannot be read. Nothing is served then.
     """
@@ -48,8 +49,11 @@ class Remotes:
     trap: Trap  # these are set by the boot
     on_lost: Callable[[Session, str], None]
 
-    def __init__(self, config: Config, loop: Loop, table: ProcessTable, events: EventLog) -> None:
-        self.config, self.table, self.events = config, table, events
+    def __init__(
+        self, config: Config, loop: Loop, table: ProcessTable, events: EventLog,
+        barrier: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        self.config, self.table, self.events, self.barrier = config, table, events, barrier
         self.line, self.to_init, self.after = loop.gate, loop.send_init, loop.after
         self.line.on_here = self._tell_keys
         self.line.on_data = self._report
@@ -87,6 +91,7 @@ class Remotes:
     def _write(self, keys: list[Allowed]) -> None:
         """Raises DiskFull."""
         temp = self.path.with_suffix(".new")
+        self.barrier()
         try:
             self.path.parent.mkdir(mode=0o700, exist_ok=True)
             with temp.open("wb") as file:

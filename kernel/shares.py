@@ -13,8 +13,8 @@ from aios.syscalls.rules import Group
 
 from .catalog import TABLE, Catalog, key, short
 from .policy import groups_of, names_of
-from .process import Process
-from .store import Txn
+from .process import Process, check_principal
+from .transaction import Txn
 
 Mode = Literal["read", "write", "own"]  # own: purge and share, which is never granted
 GRANTS = 256  # of one owner
@@ -103,7 +103,10 @@ class Shares:
         """Raises NotFound: no such group, or no such grant to take back."""
         if len(share.to.encode()) > TO:
             raise BadInput(f"a name of more than {TO} bytes", "share with a subtree, or a group")
-        if not share.to.startswith("/") and share.to not in self.groups():
+        if share.to.startswith("/"):
+            if share.to != "/*":
+                check_principal(share.to.removesuffix("/*"))
+        elif share.to not in self.groups():
             raise NotFound(
                 f"no group {share.to!r}", 'a principal begins with "/"; `aios group` makes groups'
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from aios.syscalls.messages import Event, Summary
@@ -48,9 +49,11 @@ class Statistics:
 
 
 class EventLog:
-    """Publishes events to the calls that follow them; nothing is kept."""
+    """Publishes events to the calls that follow them, and has `note` record them, all but those of
+    generations, of which the calls are recorded."""
 
-    def __init__(self) -> None:
+    def __init__(self, note: Callable[[str, int, dict[str, Any]], None]) -> None:
+        self.note = note
         self.followers: list[tuple[frozenset[str], Call]] = []
 
     def follow(self, call: Call, kinds: list[str]) -> None:
@@ -59,6 +62,8 @@ class EventLog:
         call.on_end = lambda: self.followers.remove(entry)
 
     def publish(self, kind: str, what: str, pid: int = 0, **detail: Any) -> None:
+        if kind != "generation":
+            self.note(f"{kind}.{what}", pid, detail)
         if not self.followers:
             return
         event = Event(time=time.time(), kind=kind, what=what, pid=pid, detail=detail)

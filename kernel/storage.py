@@ -27,10 +27,11 @@ from aios.syscalls.errors import (
 from aios.syscalls.messages import Done
 
 from .blobs import Blobs
-from .catalog import KEY, TABLE, Catalog, Row, check_path
-from .process import Process
+from .catalog import ENTRY, IN_BACKUP, KEY, TABLE, Catalog, Owned, Row, check_path
+from .process import Process, check_principal
 from .shares import Mode, Shares, covers
-from .store import NoStore, Store, Txn
+from .store import NoStore, Store
+from .transaction import Txn
 from .trap import Call
 from .upload import Upload, Uploads
 
@@ -58,10 +59,11 @@ class Storage:
 
     def _begin(self, place: str) -> None:
         """Note where contents are, and end the uploads that another kernel had."""
-        before = self.store.read(lambda txn: txn.get(TABLE, b"b"))
-        if before not in (None, place.encode()) and self.store.read(_has_chunks):
+        before = (self.store.read(lambda txn: txn.get(TABLE, b"b")) or place.encode()).decode()
+        restored = before == IN_BACKUP and place != "lmdb"
+        if before != place and not restored and self.store.read(_has_chunks):
             raise BadInput(
-                f"the contents of this store are in {before.decode()}, not in {place}",
+                f"the contents of this store are in {before}, not in {place}",
                 "set `blobs` to that; `aios sto export` and `import` move objects",
             )
 
@@ -165,13 +167,16 @@ class Storage:
             (done or (lambda all: call.done(all[0])))(versions)
 
         self.store.read(check)  # before chunks are written for whoever may not
-        self.write(chunks or {}, run, committed, call.fail, call)
+        size = 0 if mode == "own" else ENTRY * len(steps)  # a purge makes room
+        self.write(chunks or {}, run, committed, call.fail, call, size)
 
     def write(
         self, chunks: dict[bytes, bytes], do: Callable[[Catalog], Any],
         then: Callable[[Any], None], fail: Callable[[AiosError], None], call: Call | None = None,
+        size: int = 0,
     ) -> None:  # fmt: skip
-        """Have the chunks durable, and `do` committed, for `call` once."""
+        """Have the chunks durable, and `do` committed, for `call` once. `size`: bytes of the rows
+        that it adds, 0 if it makes room."""
         quota = None if call is None or call.process.kind == "client" else self.quota
 
         def run(txn: Txn, drop: Callable[[bytes], None]) -> Any:
@@ -181,7 +186,7 @@ class Storage:
             return result
 
         once = None if call is None else (call.process.pid, call.id)
-        self.blobs.write(chunks, run, then, fail, once=once)
+        self.blobs.write(chunks, run, then, fail, size=size, once=once)
 
     def _tell(self, version: sto.Version) -> None:
         """Whoever follows, and the index."""
@@ -253,6 +258,8 @@ class Storage:
 
     def scopes(self, call: Call, owner: str | None, path: str) -> list[tuple[str, str]]:
         """What a search of the caller may look at; Denied as with Shares.scopes."""
+        if owner:
+            check_principal(owner)
         found: list[tuple[str, str]] = self.store.read(
             lambda txn: self.shares.scopes(txn, call.process, owner, path)
         )
@@ -312,29 +319,36 @@ class Storage:
             self.shares.check(cat.txn, call.process, owner, args.prefix, "own")
             self.shares.give(cat.txn, owner, args)
 
-        self.write({}, do, lambda _: call.done(Done()), call.fail, call)
+        size = 0 if args.mode == "none" else ENTRY
+        self.write({}, do, lambda _: call.done(Done()), call.fail, call, size)
 
     def list_shares(self, call: Call, args: sto.Shares) -> list[sto.Grant]:
         owner = self._owner(call, args.owner)
 
         def look(txn: Txn) -> list[sto.Grant]:
             self.shares.check(txn, call.process, owner, "", "own")
-            return [*self.shares.of(txn, owner), *self.shares.to(txn, owner)]
+            given = self.shares.of(txn, owner)
+            return given + [each for each in self.shares.to(txn, owner) if each.owner != owner]
 
         grants: list[sto.Grant] = self.store.read(look)
         return grants
 
-    def owners(self, call: Call) -> list[sto.Holding]:
+    def owners(self, call: Call, args: sto.Owners) -> sto.Holdings:
         """All, for a person; an agent hears of itself."""
         name = call.process.principal
         self._owner(call, None)
-        rows = self.store.read(
-            lambda txn: Catalog(txn).owners() if not name else [Catalog(txn).owner(name)]
-        )
-        return [
+
+        def look(txn: Txn) -> list[Owned]:
+            cat = Catalog(txn)
+            return [cat.owner(name)] if name else [*islice(cat.owners(args.after), args.limit)]
+
+        rows: list[Owned] = self.store.read(look)
+        held = [
             sto.Holding(owner=row.name, bytes=row.used, limit=self.quota if row.name else None)
             for row in rows
         ]
+        more = not name and len(rows) == args.limit
+        return sto.Holdings(owners=held, after=rows[-1].name if more else None)
 
     # --- parts ------------------------------------------------------------------------------------
 
@@ -351,6 +365,8 @@ class Storage:
     def _owner(self, call: Call, owner: str | None) -> str:
         if self.wrong is not None:
             raise self.wrong
+        if owner:  # "" is a person
+            check_principal(owner)
         return call.process.principal if owner is None else owner
 
     def _reach(self, call: Call, owner: str, mode: Mode) -> list[str]:

@@ -2,23 +2,25 @@
 
 Reads run in the kernel's loop. Writes are functions over a transaction; a thread runs all that
 wait in one transaction (group commit), each in a transaction of its own below it, so one that
-raises leaves nothing behind. LMDB checks no sums: each value is checked, or sealed (seal.py).
-
-The file is extended ahead, with written zeros: a commit then has no metadata of the file to sync,
-which makes it 30 times quicker (DESIGN.md section 2), and cannot run out of disk half way.
+raises leaves nothing behind. Each value is checked, or sealed (seal.py).
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import queue
 import secrets
 import shutil
+import struct
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -35,90 +37,19 @@ from aios.syscalls.errors import (
     StoreFull,
 )
 
-from .seal import Checked, Damaged, Keeper
+from .room import GROUP, Room
+from .seal import Checked, Keeper
+from .transaction import Txn
 
 FORMAT = 1
 TABLES = ("meta", "done", "memory", "log", "catalog", "blobs")
-MAX_KEY = 511  # bytes, LMDB's
-AHEAD = 8 << 20  # bytes that the file is extended by, at least
-GROUP = 4 << 20  # bytes of one commit, about
-ROOM = 2 * GROUP  # bytes that the file is to have for the next
-RESERVE = 256  # values of half a page that a store has room for when it counts as full
-PAGES = 8192  # bytes that a job adds to that, about: the pages that its keys are in
+PAGES = 8192  # bytes that a job adds to a group, about: the pages that its keys are in
 RESTORE = "restore a backup, or move the folder away to begin with an empty store"
 DONE = 1024  # replies that are kept for one caller
+CALL = struct.Struct(">QQ")  # who called, and its number
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
-
-
-class Txn:
-    """One transaction over the tables; keys and values are bytes."""
-
-    def __init__(
-        self, env: lmdb.Environment, txn: lmdb.Transaction, tables: dict[str, Any], keeper: Keeper
-    ) -> None:
-        self.env, self.txn, self.tables, self.keeper = env, txn, tables, keeper
-
-    def attempt(self, do: Callable[[Txn], Any]) -> AiosError | None:
-        """Run it in a transaction below this one; what it fails with, and has left nothing of."""
-        try:
-            with self.env.begin(write=True, parent=self.txn) as child:
-                do(Txn(self.env, child, self.tables, self.keeper))
-        except lmdb.MapFullError:
-            return StoreFull("the store has reached the size that it may have")
-        except AiosError as error:
-            return error
-        return None
-
-    def get(self, table: str, key: bytes) -> bytes | None:
-        """Raises StoreDamaged where the value is not the one that was put."""
-        data = self.txn.get(key, db=self.tables[table])
-        try:
-            return None if data is None else self.keeper.open(table, key, data)
-        except Damaged as error:
-            raise StoreDamaged(
-                f"the store's {table} holds a damaged value at {key[:64]!r}: {error}"
-            ) from None
-
-    def size(self, table: str, key: bytes) -> int | None:
-        """Bytes of the value, damaged or not."""
-        data = self.txn.get(key, db=self.tables[table])
-        return None if data is None else len(data) - self.keeper.overhead
-
-    def put(self, table: str, key: bytes, value: bytes) -> None:
-        self.txn.put(key, self.keeper.close(table, key, value), db=self.tables[table])
-
-    def delete(self, table: str, key: bytes) -> bool:
-        return bool(self.txn.delete(key, db=self.tables[table]))
-
-    def scan(
-        self, table: str, prefix: bytes, start: bytes = b"", *, back: bool = False
-    ) -> Iterator[tuple[bytes, bytes]]:
-        """Keys that begin with `prefix`, rising, from `start` on; or `back` from the last one
-        before `start`, where there is one."""
-        for key in self.keys(table, prefix, start, back=back):
-            yield key, self.get(table, key) or b""
-
-    def keys(
-        self, table: str, prefix: bytes, start: bytes = b"", *, back: bool = False
-    ) -> Iterator[bytes]:
-        """Likewise, also those whose values are damaged."""
-        with self.txn.cursor(db=self.tables[table]) as cursor:
-            found = _before(cursor, prefix, start) if back else cursor.set_range(max(prefix, start))
-            while found and (key := bytes(cursor.key())).startswith(prefix):
-                yield key
-                found = cursor.prev() if back else cursor.next()
-
-    def drop(self, table: str) -> None:
-        """All of it."""
-        self.txn.drop(self.tables[table], delete=False)
-
-
-def _before(cursor: lmdb.Cursor, prefix: bytes, start: bytes) -> bool:
-    """Move to the last key with `prefix` that is below `start`."""
-    end = start or prefix + b"\xff" * (MAX_KEY - len(prefix))
-    return bool(cursor.prev() if cursor.set_range(end) else cursor.last())
 
 
 class Job(msgspec.Struct):
@@ -133,8 +64,10 @@ class Job(msgspec.Struct):
 
 class Store:
     """The store in `folder`. `post` runs a function in the kernel's loop, from another thread.
-    `limit` is what the file may grow to, in bytes. `system` names what the callers belong to: what
-    was kept of calls to another one is dropped. `id` is this store's for good, and secret.
+    `limit` is what the file may grow to, in bytes. `barrier` runs in the writer's thread before
+    each commit: what it makes durable lasts if the commit does. `system` names what the callers
+    belong to: what was kept of calls to another one is dropped. `id` is this store's for good, and
+    secret.
 
     Raises:
         HomeBusy: another process has it open.
@@ -144,25 +77,27 @@ class Store:
 
     def __init__(
         self, folder: Path, post: Callable[[Callable[[], None]], None], *, limit: int = 8 << 30,
-        system: str = "", keeper: Keeper = Checked(),  # noqa: B008 (it has no state)
+        system: str = "", barrier: Callable[[], None] = lambda: None,
+        keeper: Keeper = Checked(),  # noqa: B008 (it has no state)
     ) -> None:  # fmt: skip
+        self.folder, self.post, self.limit, self.barrier = folder, post, limit, barrier
         self.keeper = keeper
-        self.folder, self.post, self.limit = folder, post, limit
         self.path = folder / "data.mdb"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.lock = _lock(folder / "lock")
         self.broken: AiosError | None = None
-        self.full: str | None = None  # why the file cannot be extended
+        self.tables: dict[str, Any] = {}
+        self.callers: set[int] = set()  # of whom calls are remembered
         self.commits = self.written = 0
         self.freed = False  # there was a commit since the last put that had no room
         try:
-            self._open(system)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.lock = _lock(folder / "lock")
+            try:
+                self._open(system)
+            except BaseException:
+                os.close(self.lock)
+                raise
         except (lmdb.Error, OSError) as error:
-            os.close(self.lock)
-            raise StoreDamaged(f"cannot open the store in {folder}: {error}", RESTORE) from error
-        except AiosError:
-            os.close(self.lock)
-            raise
+            raise _cannot_open(folder, error) from error
         self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._work, name="store", daemon=True)
         self.thread.start()
@@ -172,28 +107,36 @@ class Store:
             os.fspath(self.folder), map_size=self.limit, max_dbs=len(TABLES), max_readers=16,
             mode=0o600, meminit=False,
         )  # fmt: skip
-        self.env.reader_check()
-        self.size = self.path.stat().st_size
-        if self._room() < 0:  # LMDB maps the file: a page that is not there would be our SIGBUS
-            raise StoreDamaged(f"{self.path} is cut short: {self.size} bytes", RESTORE)
-        self._extend()
-        with self.env.begin(write=True) as txn:
-            self.tables = {name: self.env.open_db(name.encode(), txn=txn) for name in TABLES}
-            new = Txn(self.env, txn, self.tables, self.keeper)
-            known = new.get("meta", b"format")
-            if known is not None and _decode(known) > FORMAT:
-                raise StoreDamaged(
-                    f"the store in {self.folder} has format {_decode(known)}, this AIOS knows up "
-                    f"to {FORMAT}",
-                    "use the AIOS that wrote it, or a newer one",
-                )
-            if known is None:
-                new.put("meta", b"format", _encode(FORMAT))
-                new.put("meta", b"id", secrets.token_bytes(32))
-            self.id = new.get("meta", b"id") or b""
-            if new.get("meta", b"system") != system.encode():
-                new.drop("done")
-                new.put("meta", b"system", system.encode())
+        try:
+            self.env.reader_check()
+            self.room = Room(self.env, self.path, self.limit, self.tables)
+            if self.room.behind() < 0:  # LMDB maps it: a page that is not there would be our SIGBUS
+                raise StoreDamaged(f"{self.path} is cut short: {self.room.size} bytes", RESTORE)
+            with self.env.begin(write=True) as txn:
+                self._begin(txn, system)
+            self.room.extend()
+        except BaseException:
+            self.env.close()
+            raise
+
+    def _begin(self, txn: lmdb.Transaction, system: str) -> None:
+        self.tables.update((name, self.env.open_db(name.encode(), txn=txn)) for name in TABLES)
+        new = Txn(self.env, txn, self.tables, self.keeper)
+        known = new.get("meta", b"format")
+        if known is not None and _decode(known) > FORMAT:
+            raise StoreDamaged(
+                f"the store in {self.folder} has format {_decode(known)}, this AIOS knows up "
+                f"to {FORMAT}",
+                "use the AIOS that wrote it, or a newer one",
+            )
+        if known is None:
+            new.put("meta", b"format", _encode(FORMAT))
+            new.put("meta", b"id", secrets.token_bytes(32))
+        self.id = new.get("meta", b"id") or b""
+        if new.get("meta", b"system") != system.encode():
+            new.drop("done")
+            new.put("meta", b"system", system.encode())
+        self.callers = {CALL.unpack(key)[0] for key in new.keys("done", b"")}
 
     # --- use --------------------------------------------------------------------------------------
 
@@ -229,11 +172,20 @@ class Store:
         the call that this is; should the same call come again, `then` hears the first result, which
         has to be plain.
         """
-        key = None if once is None else b"%d/%d" % once
-        self.jobs.put(Job(do, then, fail, size, key))
+        if once is not None:
+            self.callers.add(once[0])
+        self.jobs.put(Job(do, then, fail, size, None if once is None else CALL.pack(*once)))
 
-    def backup(self, target: Path) -> None:
-        """Copy what is committed now to the folder `target`, compacted; from any thread.
+    def forget(self, pid: int) -> None:
+        """That caller has ended, and sends no call again."""
+        if pid in self.callers:
+            self.callers.remove(pid)
+            self.write(partial(_forget, pid), lambda _: None, _not_forgotten)
+
+    @contextmanager
+    def backup(self, target: Path) -> Iterator[Txn]:
+        """Copy what is committed now to the folder `target`, compacted; from any thread. The block
+        has a transaction over the copy; if it fails, nothing is left.
 
         Raises:
             BadInput: the folder cannot be made, or cannot hold the copy.
@@ -246,11 +198,23 @@ class Store:
             ) from error
         try:
             self.env.copy(os.fspath(target), compact=True)
-        except (lmdb.Error, OSError) as error:
+            with self._open_copy(target) as env:
+                tables = {name: env.open_db(name.encode()) for name in TABLES}
+                with env.begin(write=True) as txn:
+                    yield Txn(env, txn, tables, self.keeper)
+                env.sync(True)
+        except BaseException as error:
             shutil.rmtree(target)
-            raise BadInput(
-                f"no backup in {target}: {error}", "look for room on its disk"
-            ) from error
+            if isinstance(error, lmdb.Error | OSError):
+                hint = "look for room on its disk"
+                raise BadInput(f"no backup in {target}: {error}", hint) from error
+            raise
+
+    def _open_copy(self, target: Path) -> lmdb.Environment:
+        return lmdb.open(
+            os.fspath(target), map_size=self.limit, max_dbs=len(TABLES), mode=0o600, lock=False,
+            create=False,
+        )  # fmt: skip
 
     def close(self) -> None:
         """Have what was asked for committed, and stop."""
@@ -272,7 +236,7 @@ class Store:
                 group.append(following)
                 size += following.size + PAGES
             self._commit(group)
-            self._extend()
+            self.room.extend()
 
     def _commit(self, group: list[Job]) -> None:
         """All at once, or each by itself if that fails, so that it fails whom it must."""
@@ -299,17 +263,17 @@ class Store:
             for job in group:
                 self._do(txn, job)
             if any(job.size and job.error is None for job in group):
-                self._check_reserve(txn)
+                self.room.check_limit(txn)
+            self.barrier()
         self.freed = True
         self.commits += 1
         self.written += sum(job.size for job in group)
 
     def _do(self, txn: lmdb.Transaction, job: Job) -> None:
         job.result, job.error = None, None
-        if job.size and self.full is not None and self._room() < ROOM:
-            job.error = DiskFull(f"the store cannot grow: {self.full}", "make room on that disk")
-            return
         try:
+            if job.size:
+                self.room.check_disk()
             with self.env.begin(write=True, parent=txn) as child:
                 job.result = self._once(Txn(self.env, child, self.tables, self.keeper), job)
         except AiosError as error:
@@ -324,8 +288,9 @@ class Store:
 
     def _reclaim(self) -> bool:
         """LMDB reuses pages from the second commit after they came free on. A put that is refused
-        makes no commit, so there has to be one more, or it would be refused for ever."""
-        if not self.freed:
+        makes no commit, so there has to be one more, or it would be refused for ever. Nor does it
+        reuse what a reader might see, also one that was killed: which that is has to be asked."""
+        if not self.env.reader_check() and not self.freed:
             return False
         self.freed = False
         try:
@@ -335,16 +300,6 @@ class Store:
             return False
         return True
 
-    def _check_reserve(self, txn: lmdb.Transaction) -> None:
-        """Raises MapFullError where too little would be left to delete in: that takes pages, too.
-        Those that are free again LMDB counts nowhere, so it is tried, and undone."""
-        if self.limit - self._used() > ROOM:
-            return
-        with self.env.begin(write=True, parent=txn) as child:
-            for number in range(RESERVE):
-                child.put(b"reserve%d" % number, bytes(2000), db=self.tables["meta"])
-            child.abort()
-
     def _once(self, txn: Txn, job: Job) -> Any:
         if job.once is None:
             return job.do(txn)
@@ -353,8 +308,10 @@ class Store:
             return _decode(known)
         result = job.do(txn)
         txn.put("done", job.once, _encode(result))
-        pid, _, call = job.once.partition(b"/")
-        txn.delete("done", b"%b/%d" % (pid, int(call) - DONE))
+        pid, call = CALL.unpack(job.once)
+        last = CALL.pack(pid, max(0, call - DONE))
+        for key in list(takewhile(lambda key: key <= last, txn.keys("done", job.once[:8]))):
+            txn.delete("done", key)
         return result
 
     def _recovers(self, error: Exception) -> bool:
@@ -372,41 +329,16 @@ class Store:
         )
         return self.broken
 
-    # --- the file ---------------------------------------------------------------------------------
-
-    def _room(self) -> int:
-        """Bytes of the file behind all pages in use."""
-        return self.size - self._used()
-
-    def _used(self) -> int:
-        return int(self.env.info()["last_pgno"] + 1) * int(self.env.stat()["psize"])
-
-    def _extend(self) -> None:
-        self.full = None
-        self.size = self.path.stat().st_size  # LMDB has grown it, where one job was that large
-        if self._room() >= ROOM or self.size >= self.limit:
-            return
-        grown = min(self.limit, self.size + max(AHEAD, self.size // 8))
-        file = os.open(self.path, os.O_WRONLY)
-        try:
-            zeros = bytes(1 << 20)
-            at = self.size
-            while at < grown:
-                at += os.pwrite(file, zeros[: grown - at], at)
-            os.fsync(file)
-            self.size = grown
-        except OSError as error:
-            os.ftruncate(file, self.size)
-            self.full = error.strerror
-        finally:
-            os.close(file)
-
 
 class NoStore:
     """In the place of a store that cannot be opened: everything else goes on."""
 
     commits = 0
     id = b""
+    callers: frozenset[int] = frozenset()
+
+    def barrier(self) -> None:
+        pass
 
     def __init__(self, error: AiosError) -> None:
         self.error = error
@@ -420,7 +352,10 @@ class NoStore:
     ) -> None:  # fmt: skip
         fail(self.error)
 
-    def backup(self, target: Path) -> None:
+    def forget(self, pid: int) -> None:
+        pass
+
+    def backup(self, target: Path) -> AbstractContextManager[Txn]:
         raise self.error
 
     def close(self) -> None:
@@ -433,6 +368,22 @@ def _tell(group: list[Job]) -> None:
             job.fail(job.error)
         else:
             job.then(job.result)
+
+
+def _forget(pid: int, txn: Txn) -> None:
+    for key in list(txn.keys("done", CALL.pack(pid, 0)[:8])):
+        txn.delete("done", key)
+
+
+def _not_forgotten(error: AiosError) -> None:
+    print(f"store: calls are remembered until the next start: {error}", file=sys.stderr, flush=True)
+
+
+def _cannot_open(folder: Path, error: Exception) -> AiosError:
+    text = f"cannot open the store in {folder}: {error}"
+    if isinstance(error, lmdb.DiskError) or getattr(error, "errno", 0) == errno.ENOSPC:
+        return DiskFull(text)
+    return StoreDamaged(text, RESTORE)
 
 
 def _lock(path: Path) -> int:

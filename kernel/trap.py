@@ -8,7 +8,6 @@ call is then still on its way (detached), or has ended (its reply is kept), or h
 from __future__ import annotations
 
 import contextlib
-import math
 import secrets
 import sys
 import traceback
@@ -24,33 +23,26 @@ from aios.syscalls.errors import (
     AiosError,
     BadToken,
     Cancelled,
+    Denied,
     Internal,
     LimitReached,
     Malformed,
     OutOfOrder,
     ProcessGone,
-    TooBig,
     UnknownCall,
 )
 from aios.syscalls.messages import Message, Return
 from aios.syscalls.table import TABLE, Row
+from aios.syscalls.wire import Receipt
 
-from .policy import Request
+from .envelope import Envelope, arguments, open_envelope
+from .policy import Passed, Request
 from .process import Process, ProcessTable
 
 KEPT = 1024  # replies that are kept for one caller; one that says what it heard has far fewer
 UNLIMITED = ("call.cancel", "proc.exit")  # whoever waits for too much can still make an end
-MAX_DEPTH = 32  # of what agents pass on to each other
-PLAIN, KEYS = (str, int, float, bytes, type(None)), (str, int)
 
 _encode = msgspec.msgpack.Encoder().encode
-
-
-class Envelope(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    id: int
-    name: str
-    args: msgspec.Raw
-    heard: int = 0
 
 
 class Kept(msgspec.Struct, array_like=True):
@@ -59,20 +51,10 @@ class Kept(msgspec.Struct, array_like=True):
     kind: int
     body: msgspec.Raw
     pieces: list[msgspec.Raw]
-
-
-_envelope = msgspec.msgpack.Decoder(Envelope).decode
-
-
-def _no_extensions(code: int, _data: memoryview) -> Any:
-    raise ValueError(f"extension type {code} is not part of the ABI")
+    receipt: Receipt | None = None
 
 
 _kept = msgspec.msgpack.Decoder(Kept).decode
-_decoders = {
-    row.name: msgspec.msgpack.Decoder(row.args, ext_hook=_no_extensions).decode
-    for row in TABLE.values()
-}
 
 
 @dataclass
@@ -86,6 +68,10 @@ class Session:
     kept: dict[int, Kept] = field(default_factory=dict)
     closed: bool = False
     key: str = ""
+
+    @property
+    def peer(self) -> str:
+        return f"key={self.key}" if self.key else f"os_pid={self.os_pid}"
 
 
 @dataclass
@@ -102,6 +88,9 @@ class Call:
     pieces: list[Any] = field(default_factory=list)  # sent so far, of a call that has an effect
     detached: bool = False  # its caller has to send it again to hear of it
     durable: bool = False  # the final reply waits until its effect would survive a power cut
+    intent: int = 0  # the sequence of its record
+    receipt: Receipt | None = None  # of its last record
+    receipted: bool = False  # its caller wants that
     ended: bool = False
 
     def piece(self, body: Any) -> None:
@@ -132,10 +121,16 @@ class Call:
             return
         self.ended = True
         self.session.calls.pop(self.id, None)
+        if self.row.changes:
+            code = "ok" if kind == wire.DONE else body["code"]
+            self.receipt = self.trap.audit.ended(self.process, self.id, self.row, self.intent, code)
+        receipt = self.receipt if self.receipted else None
         if self.row.effect:
-            self.trap.keep(self, kind, body)
+            self.trap.keep(self, kind, body, receipt)
         if not self.detached:
-            self.trap.reply(self.session, self.id, kind, body, durable=self.durable)
+            self.trap.reply(
+                self.session, self.id, kind, body, durable=self.durable, receipt=receipt
+            )
         if self.on_end is not None:
             self.on_end()
 
@@ -150,8 +145,9 @@ Handler = Callable[[Call, Any], Any]
 
 
 class Gate(Protocol):
-    def check(self, process: Process, row: Row, args: Any) -> tuple[Request, str] | None:
-        """What a person has to be asked, and by which rule; None: nothing. Raises Denied."""
+    def check(self, process: Process, row: Row, args: Any) -> Passed:
+        """By which rule the call is allowed, and what a person has to be asked first, if anything.
+        Raises Denied."""
 
 
 class Ledger(Protocol):
@@ -166,6 +162,26 @@ class Ledger(Protocol):
     def send_synced(self, route: bytes, data: bytes) -> None: ...
 
 
+class Recorder(Protocol):
+    """What the trap asks of the audit log."""
+
+    def check_room(self, row: Row) -> None:
+        """Raises DiskFull where the call could not be recorded."""
+
+    def called(
+        self, process: Process, call_id: int, row: Row, args: Message, raw: msgspec.Raw, rule: str
+    ) -> Receipt: ...
+
+    def ended(
+        self, process: Process, call_id: int, row: Row, intent: int, code: str
+    ) -> Receipt: ...
+
+    def refused(
+        self, process: Process | None, peer: str, call_id: int, name: str, raw: bytes,
+        error: AiosError,
+    ) -> Receipt | None: ...  # fmt: skip
+
+
 class Trap:
     """`hello` makes a Process out of a session; `handlers` has one function a row of the table."""
 
@@ -178,9 +194,10 @@ class Trap:
         gate: Gate,
         ask: Callable[[Call, Request, str, Callable[[], None]], None],
         ledger: Ledger,
+        audit: Recorder,
         settle: Callable[[Process], None] = lambda _: None,
     ) -> None:
-        self.gate, self.ask, self.ledger = gate, ask, ledger
+        self.gate, self.ask, self.ledger, self.audit = gate, ask, ledger, audit
         self.settle = settle
         self.table = table
         self.handlers = handlers
@@ -193,48 +210,52 @@ class Trap:
 
     def receive(self, route: bytes, os_pid: int, frames: list[bytes], key: str = "") -> None:
         session = self.sessions.get(route) or Session(route, os_pid, key=key)  # kept from hello on
+        call = Envelope(0, "", msgspec.Raw(b"".join(frames)))
         if (session.os_pid, session.key) != (os_pid, key):  # another, under an id that is taken
+            other = Session(route, os_pid, key=key)
+            self._record(other, call, Denied("the connection is another's"))
             return
-        call_id = 0
-        with self._refusing(session, lambda: call_id):
+        with self._refusing(session, lambda: call):
             if len(frames) != 1:
                 raise Malformed(f"a system call has 1 frame, not {len(frames)}")
-            call_id, name, raw, heard = _open(frames[0])
-            self._forget_heard(session, heard)
-            if call_id in session.kept:
-                self._say_again(session, call_id)
+            call = open_envelope(frames[0])
+            self._forget_heard(session, call.heard)
+            if call.id in session.kept:
+                self._say_again(session, call.id)
                 return
-            known = session.calls.get(call_id)
+            known = session.calls.get(call.id)
             if known is not None and known.detached:
+                known.receipted = call.receipt
                 known.attach()
                 return
             if known is not None:
-                taken, call_id = call_id, 0  # an answer with that id would end the other call
+                taken, call.id = call.id, 0  # an answer with that id would end the other call
                 raise OutOfOrder(f"call id {taken} is in use", "choose another")
-            self._dispatch(session, call_id, name, raw)
+            self._dispatch(session, call)
 
     @contextlib.contextmanager
-    def _refusing(self, session: Session, call_id: Callable[[], int]) -> Iterator[None]:
+    def _refusing(self, session: Session, call: Callable[[], Envelope]) -> Iterator[None]:
         """Whatever goes wrong with a call is its final reply."""
         try:
             yield
         except AiosError as error:
-            self._refuse(session, call_id(), error)
+            self._refuse(session, call(), error)
         except Exception:  # noqa: BLE001 (the one place where a defect of the kernel ends up)
             traceback.print_exc(file=sys.stderr)
-            self._refuse(session, call_id(), Internal("the kernel failed to serve this call"))
+            self._refuse(session, call(), Internal("the kernel failed to serve this call"))
 
-    def _dispatch(self, session: Session, call_id: int, name: str, raw: msgspec.Raw) -> None:
+    def _dispatch(self, session: Session, asked: Envelope) -> None:
+        name = asked.name
         row = TABLE.get(name)
         if row is None:
             raise UnknownCall(f"no system call {name[:64]!r}", "see docs/abi.md")
         if (session.process is None) != (name == "hello"):
             raise OutOfOrder("hello comes first, and once", "see docs/abi.md")
-        args = _arguments(row, raw)
+        args = arguments(row, asked.args)
         self.calls[name] += 1
+        self.audit.check_room(row)
         if session.process is None:
-            body = self.hello(session, args)
-            self.reply(session, call_id, wire.DONE, body)
+            self._hello(session, asked, row, args)
             return
         process = session.process
         if process.reported:
@@ -242,50 +263,71 @@ class Trap:
         process.calls += 1
         if process.calls == 1:
             self.settle(process)
-        asked = self.gate.check(process, row, args)
+        passed = self.gate.check(process, row, args)
         if row.effect:
             self.ledger.check_room()
         limit = process.limits.queue
         if limit is not None and len(session.calls) >= limit and name not in UNLIMITED:
             raise LimitReached(f"{limit} calls are waiting: the limit of process {process.pid}")
-        call = Call(self, session, process, call_id, row)
-        session.calls[call_id] = call
-        if asked is None:
+        call = Call(
+            self, session, process, asked.id, row, durable=row.outward, receipted=asked.receipt
+        )
+        call.receipt = self.audit.called(process, asked.id, row, args, asked.args, passed.rule)
+        call.intent, _ = call.receipt
+        session.calls[asked.id] = call
+        if passed.asked is None:
             self._serve(call, args)
         else:
-            self.ask(call, *asked, lambda: self._go_on(call, args))
+            self.ask(call, passed.asked, passed.rule, lambda: self._go_on(asked, call, args))
 
     def _serve(self, call: Call, args: Message) -> None:
         body = self.handlers[call.row.name](call, args)
         if body is not None:  # else the final reply comes later
             call.done(body)
 
-    def _go_on(self, call: Call, args: Message) -> None:
+    def _go_on(self, asked: Envelope, call: Call, args: Message) -> None:
         """A person has said yes."""
-        with self._refusing(call.session, lambda: call.id):
+        with self._refusing(call.session, lambda: asked):
             self._serve(call, args)
 
-    def _refuse(self, session: Session, call_id: int, error: AiosError) -> None:
-        call = session.calls.get(call_id)
+    def _hello(self, session: Session, asked: Envelope, row: Row, args: Message) -> None:
+        body = self.hello(session, args)
+        process = session.process or self.sessions[session.route].process
+        assert process is not None
+        receipt = self.audit.called(process, asked.id, row, args, asked.args, "")
+        self.reply(session, asked.id, wire.DONE, body, receipt=receipt if asked.receipt else None)
+
+    def _refuse(self, session: Session, asked: Envelope, error: AiosError) -> None:
+        call = session.calls.get(asked.id)
         if call is not None:
             call.fail(error)
-        else:
-            self.errors[error.code] += 1
-            self.reply(session, call_id, wire.FAILED, error.to_wire())
+            return
+        self.errors[error.code] += 1
+        receipt = self._record(session, asked, error)
+        self.reply(
+            session, asked.id, wire.FAILED, error.to_wire(),
+            receipt=receipt if asked.receipt else None,
+        )  # fmt: skip
+
+    def _record(self, session: Session, asked: Envelope, error: AiosError) -> Receipt | None:
+        raw = bytes(asked.args)
+        return self.audit.refused(session.process, session.peer, asked.id, asked.name, raw, error)
 
     def reply(
-        self, session: Session, call_id: int, kind: int, body: Any, *, durable: bool = False
-    ) -> None:
+        self, session: Session, call_id: int, kind: int, body: Any, *, durable: bool = False,
+        receipt: Receipt | None = None,
+    ) -> None:  # fmt: skip
         if not session.closed:
             send = self.ledger.send_synced if durable else self.send
-            send(session.route, _encode((call_id, kind, body)))
+            frame = (call_id, kind, body) if receipt is None else (call_id, kind, body, receipt)
+            send(session.route, _encode(frame))
 
     # --- coming back ----------------------------------------------------------------------------
 
-    def keep(self, call: Call, kind: int, body: Any) -> None:
+    def keep(self, call: Call, kind: int, body: Any, receipt: Receipt | None) -> None:
         """Its reply, until it was heard."""
         kept, pid = call.session.kept, call.process.pid
-        data = _encode((kind, body, call.pieces))
+        data = _encode((kind, body, call.pieces, receipt))
         kept[call.id] = _kept(data)
         self.ledger.keep_reply(pid, call.id, data)
         if len(kept) > KEPT:
@@ -304,7 +346,7 @@ class Trap:
         kept = session.kept[call_id]
         for piece in kept.pieces:
             self.reply(session, call_id, wire.PIECE, piece)
-        self.reply(session, call_id, kept.kind, kept.body, durable=True)
+        self.reply(session, call_id, kept.kind, kept.body, durable=True, receipt=kept.receipt)
 
     def expect(self, process: Process) -> Session:
         """A session for a process that is to come back."""
@@ -387,45 +429,3 @@ class Trap:
                 f"call {i} has ended and is kept" for i, c in session.calls.items() if c.ended
             ]
         return problems
-
-
-def _open(data: bytes) -> tuple[int, str, msgspec.Raw, int]:
-    try:
-        call = _envelope(data)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise Malformed(f"not a system call: {error}", "send msgpack [id, name, args]") from error
-    if not 0 < call.id < 2**63:
-        raise Malformed("a call id is an integer above 0")
-    return call.id, call.name, call.args, call.heard
-
-
-def _arguments(row: Row, raw: msgspec.Raw) -> Message:
-    size = len(memoryview(raw))
-    if size > wire.MAX_CALL_BYTES:
-        raise TooBig(f"{row.name}: {size} bytes, a system call holds {wire.MAX_CALL_BYTES}")
-    try:
-        args: Message = _decoders[row.name](raw)
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise Malformed(f"{row.name}: {error}", "see docs/abi.md") from error
-    for name in ("body", "task", "result", "schema", "items", "args"):
-        _check_plain(row, getattr(args, name, None), MAX_DEPTH)
-    return args
-
-
-def _check_plain(row: Row, value: Any, depth: int) -> None:
-    """Whatever agents pass on must be something that any msgpack library can take apart."""
-    if isinstance(value, PLAIN):
-        if isinstance(value, float) and math.isnan(value):
-            raise Malformed(f"{row.name}: holds what is not plain: nan")
-    elif depth == 0:
-        raise Malformed(f"{row.name}: nested deeper than {MAX_DEPTH}")
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, KEYS):
-                raise Malformed(f"{row.name}: a map's keys are strings or integers")
-            _check_plain(row, item, depth - 1)
-    elif isinstance(value, list):
-        for item in value:
-            _check_plain(row, item, depth - 1)
-    else:
-        raise Malformed(f"{row.name}: holds what is not plain: {str(value)[:64]}")

@@ -14,12 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from aios.syscalls import sto
-from aios.syscalls.errors import AiosError, BadInput, Cancelled, Internal, LimitReached
-from aios.syscalls.messages import Done
+from aios.syscalls.errors import (
+    AiosError,
+    BadInput,
+    Cancelled,
+    Internal,
+    LimitReached,
+    StoreDamaged,
+)
 
-from .catalog import Catalog, is_used
+from .blobs import Folder, Place, sealed
+from .catalog import IN_BACKUP, TABLE, Catalog, is_used
+from .seal import Seal
 from .storage import Storage
-from .store import NoStore, Store, Txn
+from .store import NoStore, Store
+from .transaction import Txn
 from .trap import Call
 from .verify import Verification
 
@@ -69,9 +78,10 @@ class Errand:
 
 class Upkeep:
     def __init__(
-        self, storage: Storage, store: Store | NoStore, post: Callable[[Callable[[], None]], None]
-    ) -> None:
-        self.storage, self.store, self.post = storage, store, post
+        self, storage: Storage, store: Store | NoStore,
+        post: Callable[[Callable[[], None]], None], seal: Seal | None = None,
+    ) -> None:  # fmt: skip
+        self.storage, self.store, self.post, self.seal = storage, store, post, seal
         self.errand: Errand | None = None
         self.thread = threading.Thread()
 
@@ -85,11 +95,7 @@ class Upkeep:
         if not target.is_absolute():
             raise BadInput(f"{target} is a relative path", "name a folder from the root on")
 
-        def copy(_: Errand) -> Done:
-            self.store.backup(target)
-            return Done()
-
-        self._start(call, copy)
+        self._start(call, lambda errand: self._backup(errand, target), self.storage.blobs.hold)
 
     def close(self) -> None:
         """End what runs; before the store is closed."""
@@ -97,12 +103,44 @@ class Upkeep:
             self.errand.stop.set()
             self.thread.join()
 
-    def _start(self, call: Call, work: Callable[[Errand], Any]) -> None:
+    def _start(
+        self, call: Call, work: Callable[[Errand], Any], before: Callable[[], None] = lambda: None
+    ) -> None:
+        """Have the work done in its thread; `before` is done here, if the work is."""
         if self.errand is not None and not self.errand.over:
             raise LimitReached(f"{self.errand.call.row.name} runs already", "wait for its end")
+        before()
         self.errand = Errand(call, self.post)
         self.thread = threading.Thread(target=self.errand.run, args=(work,), name="upkeep")
         self.thread.start()
+
+    # --- back up ----------------------------------------------------------------------------------
+
+    def _backup(self, errand: Errand, target: Path) -> sto.BackedUp:
+        try:
+            with self.store.backup(target) as copy:
+                if not self.storage.blobs.apart:
+                    return sto.BackedUp(chunks=0, missing=0)
+                copy.put(TABLE, b"b", IN_BACKUP.encode())
+                place = sealed(Folder(target / "blobs"), self.seal)
+                return self._copy_contents(errand, copy, place)
+        finally:
+            self.post(self.storage.blobs.release)
+
+    def _copy_contents(self, errand: Errand, copy: Txn, place: Place) -> sto.BackedUp:
+        """The chunks that the copied catalogue refers to, which are not removed meanwhile."""
+        copied = missing = 0
+        for key in copy.keys(TABLE, b"c"):
+            errand.step("contents")
+            chunk = key[1:]
+            try:
+                data = self.storage.blobs.load(chunk)
+            except StoreDamaged:
+                missing += 1
+            else:
+                place.put(chunk.hex(), data)
+                copied += 1
+        return sto.BackedUp(chunks=copied, missing=missing)
 
     # --- compact ----------------------------------------------------------------------------------
 
@@ -119,7 +157,7 @@ class Upkeep:
 
     def _old(self, errand: Errand, keep: int) -> Iterator[tuple[str, str, int]]:
         """The versions behind the newest `keep` of each object."""
-        for owner in self.store.read(lambda txn: Catalog(txn).owners()):
+        for owner in self.store.read(lambda txn: list(Catalog(txn).owners())):
             for path in self._paths(owner.name):
                 errand.step("versions")
                 versions = self.store.read(partial(_versions, owner.name, path))

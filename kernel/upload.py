@@ -16,7 +16,7 @@ from aios.syscalls.errors import (
     UploadGone,
 )
 
-from .catalog import KEY, Catalog, Held
+from .catalog import ENTRY, KEY, Catalog, Held
 from .process import Process
 from .trap import Call
 
@@ -92,7 +92,7 @@ class Uploads:
             self.release(upload)
             call.fail(error)
 
-        self.storage.write({held.chunk: data}, hold, is_held, failed, call)
+        self.storage.write({held.chunk: data}, hold, is_held, failed, call, ENTRY)
 
     def _begin(self, process: Process, owner: str, args: sto.Upload) -> Upload:
         if args.upload is not None:

@@ -23,7 +23,7 @@ from .catalog import (
     short,
 )
 from .storage import Storage
-from .store import Txn
+from .transaction import Txn
 
 OWNER = slice(1, 1 + KEY)  # of a key
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import tomllib
 from datetime import datetime
 from pathlib import Path
@@ -11,15 +10,16 @@ from typing import Any
 import click
 import msgspec
 
-from aios.agents import Aios, connect
-from aios.syscalls.acc import GrantRow, Question
+from aios.agents import connect
+from aios.syscalls.acc import GrantRow
 from aios.syscalls.errors import BadInput, NotFound
 from aios.syscalls.rules import Bounds, Group, Manifest, Rule
 
 from . import render
+from .completion import grant_numbers, group_names, live_pids
 from .output import as_json_text, json_option, show
+from .questions import ANSWERS, ask_person
 
-ANSWERS = ("once", "agent", "always", "deny")
 EFFECTS = ("allow", "ask", "deny")
 
 
@@ -76,7 +76,7 @@ def list_(home: Path, as_json: bool) -> None:
 
 
 @group.command("set")
-@click.argument("name")
+@click.argument("name", shell_complete=group_names)
 @click.option(
     "--file",
     "path",
@@ -110,7 +110,7 @@ def set_(
 
 
 @group.command()
-@click.argument("name")
+@click.argument("name", shell_complete=group_names)
 @click.option("--member", multiple=True, metavar="/NAME", help="Only these, not the group.")
 @click.option("--rule", multiple=True, metavar="'RIGHT [OBJECT]'", help="Likewise, of any effect.")
 @click.pass_obj
@@ -202,7 +202,7 @@ def grant(
 
 
 @click.command()
-@click.argument("number", type=int)
+@click.argument("number", type=int, shell_complete=grant_numbers)
 @click.pass_obj
 def revoke(home: Path, number: int) -> None:
     """Take a grant back, with all that hangs on it.
@@ -263,7 +263,7 @@ def policy() -> None:
 
 
 @policy.command()
-@click.argument("who", metavar="PID|/NAME")
+@click.argument("who", metavar="PID|/NAME", shell_complete=live_pids)
 @click.argument("right")
 @click.argument("object", default="")
 @args_option
@@ -328,28 +328,9 @@ def ask(home: Path, count: int | None, as_json: bool) -> None:
             if as_json:
                 click.echo(as_json_text(question, indent=-1))
             else:
-                click.echo(in_words(question), err=True)
-                answer_it(aios, question, click.prompt("answer", type=click.Choice(ANSWERS)))
+                ask_person(aios, question)
             if number == count:
                 return
-
-
-def answer_it(aios: Aios, question: Question, answer: Any) -> None:
-    try:
-        aios.answer(question.id, answer)
-    except NotFound as error:  # it took too long: the next one may be waiting
-        click.echo(f"aios: {error.message}", err=True)
-
-
-def in_words(question: Question) -> str:
-    about = f" on {question.object!r}" if question.object else ""
-    args = f" with {render.line(question.args, 400)}" if question.args else ""
-    left = max(0.0, question.expires - time.time())
-    tainted = f"\n  it has read from {', '.join(question.tainted)}" if question.tainted else ""
-    return (
-        f"{question.id}: {question.principal} (process {question.pid}) asks for {question.call}"
-        f"{about}{args}{tainted}\n  {question.rule}; {left:.0f} s to answer"
-    )
 
 
 @policy.command()

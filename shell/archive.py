@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import msgspec
 
@@ -39,14 +40,33 @@ class Content:
         return data
 
 
-def members(file: Path) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
+class Piped(io.RawIOBase):
+    """A content out of a pipe, which cannot be read twice; tarfile's own does not say so."""
+
+    def __init__(self, content: IO[bytes]) -> None:
+        super().__init__()
+        self.content = content
+
+    def read(self, size: int = -1, /) -> bytes:
+        return self.content.read(size)
+
+
+@contextlib.contextmanager
+def reading(file: IO[bytes]) -> Iterator[Iterator[tuple[tarfile.TarInfo, IO[bytes]]]]:
+    """The objects in it. Raises BadInput, also while contents are read, where `file` is none that
+    `export` has written, or not all of it."""
     try:
-        with tarfile.open(file) as tar:
-            for member in tar:
-                content = tar.extractfile(member)
-                if content is not None:
-                    if SCHEMA + "path" not in member.pax_headers:
-                        raise BadInput(f"{file} was not written by `aios sto export`")
-                    yield member, content
+        with tarfile.open(fileobj=file, mode="r:*" if file.seekable() else "r|*") as tar:
+            yield members(tar, file)
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise BadInput(f"cannot read {file}: {error}") from error
+        first = str(error).partition("\n")[0].rstrip(":")
+        raise BadInput(f"cannot read {file.name}: {first}") from error
+
+
+def members(tar: tarfile.TarFile, file: IO[bytes]) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
+    for member in tar:
+        content = tar.extractfile(member)
+        if content is not None:
+            if SCHEMA + "path" not in member.pax_headers:
+                raise BadInput(f"{file.name} was not written by `aios sto export`")
+            yield member, content if file.seekable() else cast(IO[bytes], Piped(content))

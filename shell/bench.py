@@ -14,7 +14,7 @@ from .output import json_option, progress, show
 
 NAMES = (
     "throughput", "agents", "switch", "exact", "syscall", "swap", "memory", "retrieval",
-    "seal",
+    "audit", "dojo", "seal",
 )  # fmt: skip
 
 
@@ -24,8 +24,12 @@ NAMES = (
     "--data", metavar="FOLDER", type=click.Path(path_type=Path),
     help="The collection that `retrieval` is measured on (Cranfield; docs/retrieval.md).",
 )  # fmt: skip
+@click.option(
+    "--embedder", type=click.Path(path_type=Path),
+    help="A GGUF file that `retrieval` embeds texts with; default: wordllama.",
+)  # fmt: skip
 @json_option
-def bench(name: str, data: Path | None, as_json: bool) -> None:
+def bench(name: str, as_json: bool, **given: Path | None) -> None:
     """Measure AIOS against a peer.
 
     Both are measured in one run: ratio, target, and the figures of both.
@@ -34,11 +38,11 @@ def bench(name: str, data: Path | None, as_json: bool) -> None:
     Examples:
       aios bench switch
       aios bench throughput --json
-      aios bench retrieval --data ~/cranfield
+      aios bench retrieval --data ~/cranfield --embedder model.gguf
     """
-    if data and name != "retrieval":
-        raise click.UsageError(f"bench {name} takes no --data")
-    options = {"data": data} if data else {}
+    options = {option: path for option, path in given.items() if path}
+    if options and name != "retrieval":
+        raise click.UsageError(f"bench {name} takes no --{min(options)}")
     try:
         module = importlib.import_module(f"aios.bench.{name}")
     except ModuleNotFoundError as error:

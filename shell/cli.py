@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from aios.syscalls.errors import (
     AiosError,
     BadGrammar,
     BadInput,
+    DiskFull,
     HomeBusy,
     KernelGone,
     KeyMissing,
@@ -26,6 +28,7 @@ from aios.syscalls.home import default_home
 
 from . import (
     access,
+    audit,
     bench,
     contexts,
     demo,
@@ -93,19 +96,10 @@ def cli(ctx: click.Context, home: Path) -> int:
     return shell.interactive() if sys.stdin.isatty() else shell.batch(sys.stdin)
 
 
-for commands in (
-    system,
-    processes,
-    contexts,
-    generate,
-    memory,
-    storage,
-    access,
-    keys,
-    model,
-    demo,
-    bench,
-):
+GROUPS = (
+    system, processes, contexts, generate, memory, storage, access, keys, audit, model, demo, bench,
+)  # fmt: skip
+for commands in GROUPS:
     for command in commands.COMMANDS:
         cli.add_command(command)
 for command in retrieval.COMMANDS:
@@ -125,19 +119,30 @@ def execute(args: Sequence[str]) -> int:
         else:
             error.show()
         return error.exit_code
+    except OSError as error:
+        return complain(file_error(error), as_json)
     except AiosError as error:
-        complain(error, as_json)
-        return EXIT_CODES.get(type(error), 1)
+        return complain(error, as_json)
     return code if isinstance(code, int) else 0
 
 
-def complain(error: AiosError, as_json: bool) -> None:
+def file_error(error: OSError) -> AiosError:
+    """Of a file that was named, or of a stream."""
+    text = f"{error.filename or 'the output'}: {error.strerror}"
+    if error.errno == errno.ENOSPC:
+        return DiskFull(text, "make room on its disk")
+    return BadInput(text)
+
+
+def complain(error: AiosError, as_json: bool) -> int:
+    """Say it; the exit code."""
     if as_json:
         click.echo(as_json_text(error.to_wire()), err=True)
-        return
-    click.echo(f"aios: {error.message}", err=True)
-    if error.hint:
-        click.echo(f"hint: {error.hint}", err=True)
+    else:
+        click.echo(f"aios: {error.message}", err=True)
+        if error.hint:
+            click.echo(f"hint: {error.hint}", err=True)
+    return EXIT_CODES.get(type(error), 1)
 
 
 def main() -> NoReturn:

@@ -54,3 +54,31 @@ def policies(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[Co
     except AiosError:
         return []
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def grant_numbers(
+    ctx: click.Context, _: click.Parameter, incomplete: str
+) -> list[CompletionItem[str]]:
+    """The numbers of the grants that stand; none when no kernel answers."""
+    try:
+        with connect(home_of(ctx), "aios-complete") as aios:
+            rows = aios.grants()
+    except AiosError:
+        return []
+    return [
+        CompletionItem(str(row.id), help=f"{row.right} to {row.to}")
+        for row in rows
+        if str(row.id).startswith(incomplete)
+    ]
+
+
+def group_names(
+    ctx: click.Context, _: click.Parameter, incomplete: str
+) -> list[CompletionItem[str]]:
+    """The names of the groups; none when no kernel answers."""
+    try:
+        with connect(home_of(ctx), "aios-complete") as aios:
+            names = aios.groups()
+    except AiosError:
+        return []
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]

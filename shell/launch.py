@@ -6,24 +6,29 @@ import contextlib
 import ctypes
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import psutil
 
 from aios.agents import Aios, connect
-from aios.syscalls.errors import AiosError, BadInput, KernelGone, TimedOut, from_wire
+from aios.syscalls.errors import AiosError, BadInput, DiskFull, KernelGone, TimedOut, from_wire
 from aios.syscalls.messages import Status
 
 LOOK = 0.05  # seconds between two looks at a system that is starting
 PATIENCE = 300.0  # seconds for a model to load
 AGAIN = 0.2  # seconds between two TERMs
 PR_SET_PDEATHSIG = 1
+OPEN = (  # variables of the environment, by how they begin, that agents have as well
+    "AIOS_", "PATH", "LANG", "LC_", "TZ", "USER", "LOGNAME", "SHELL", "TERM", "COLORTERM",
+    "NO_COLOR", "PYTHON", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "SSL_CERT", "OMP_", "OPENBLAS_", "MKL_",
+)  # fmt: skip
 _libc = ctypes.CDLL(None)
 
 Progress = Callable[[str], None]
@@ -55,12 +60,15 @@ class System:
                 f"{home} cannot be used as a home: {error.strerror}",
                 "set AIOS_HOME to a folder that can be written to",
             ) from error
-        with log:
+        with log, memory_file(json.dumps(dict(os.environ))) as environment:
             self.log_start = log.tell()
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "aios.kernel.init", str(home), json.dumps(settings)],
                 stdin=subprocess.PIPE, stdout=log, stderr=log, cwd="/",
-                start_new_session=True, env=_environment(home),
+                start_new_session=True, pass_fds=[environment.fileno()],
+                env=open_environment() | {
+                    "AIOS_HOME": str(home), "AIOS_ENVIRONMENT": str(environment.fileno()),
+                },
                 preexec_fn=None if detach else end_with_parent,  # noqa: PLW1509 (one system call)
             )  # fmt: skip
         assert self.process.stdin is not None
@@ -119,6 +127,8 @@ class System:
             with contextlib.suppress(ValueError, IndexError):
                 return from_wire(json.loads(text.splitlines()[-1]))
         tail = texts[-1].decode(errors="replace").strip()[-500:]
+        if not tail and not shutil.disk_usage(self.home).free:
+            return DiskFull(f"the disk of {self.home} is full")
         return AiosError(f"init ended with code {self.process.returncode}: {tail}")
 
     def end(self) -> int:
@@ -134,11 +144,21 @@ class System:
                 self.process.wait(AGAIN)
 
 
-def _environment(home: Path) -> dict[str, str]:
-    """init runs in another folder."""
-    key = os.environ.get("AIOS_KEY_FILE")
-    named = {"AIOS_KEY_FILE": str(Path(key).absolute())} if key else {}
-    return os.environ | {"AIOS_HOME": str(home)} | named
+def open_environment() -> dict[str, str]:
+    """What init may hold, whose memory every agent gets a copy of. The rest, among which may be
+    keys and tokens, is for the kernel and its services: they are told by a file."""
+    found = {name: value for name, value in os.environ.items() if name.startswith(OPEN)}
+    if key := found.get("AIOS_KEY_FILE"):
+        found["AIOS_KEY_FILE"] = str(Path(key).absolute())  # init runs in another folder
+    return found
+
+
+def memory_file(text: str) -> BinaryIO:
+    """A file with `text` that is on no disk."""
+    file = os.fdopen(os.memfd_create("environment"), "w+b")
+    file.write(text.encode())
+    file.flush()
+    return file
 
 
 def end_with_parent() -> None:

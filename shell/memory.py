@@ -16,7 +16,7 @@ from aios.agents import Aios, connect
 from aios.syscalls.errors import BadInput, NotFound
 
 from . import render
-from .output import json_option, show
+from .output import json_option, show, whole
 
 FORMAT = {"aios": "memory", "version": 1}
 BATCH = 16 << 10  # bytes of items, about, that one call of an import takes
@@ -27,7 +27,7 @@ space_option = click.option("--space", default="main", show_default=True)
 
 def target(who: str) -> dict[str, Any]:
     """WHO as arguments of the SDK: a PID, or names like /writer/helper."""
-    if who.isdigit():
+    if who.isascii() and who.isdigit():
         return {"pid": int(who)}
     if who.startswith("/"):
         return {"principal": who}
@@ -108,7 +108,8 @@ def get(home: Path, who: str, key: str, space: str, as_json: bool) -> None:
 def put(
     home: Path, who: str, key: str, text: str | None, value_json: str | None, space: str
 ) -> None:
-    """Set a value: TEXT, or what stdin has. Memory of /NAME is kept until that agent comes.
+    """Set a value: TEXT, or what stdin has, as bytes where that is no text in UTF-8. Memory of
+    /NAME is kept until that agent comes.
 
     \b
     Examples:
@@ -122,9 +123,17 @@ def put(
         except ValueError as error:
             raise click.BadParameter(f"--value-json: {error}") from error
     else:
-        value = sys.stdin.read() if text is None else text
+        value = from_stdin() if text is None else text
     with connect(home, "aios-mem") as aios:
         aios.mem_put({key: value}, space=space, **target(who))
+
+
+def from_stdin() -> str | bytes:
+    data = sys.stdin.buffer.read()
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
 
 
 @mem.command()
@@ -162,6 +171,34 @@ def clear(home: Path, who: str, space: str | None) -> None:
 
 @mem.command()
 @who_argument
+@click.pass_obj
+def keep(home: Path, who: str) -> None:
+    """Have an agent's memory outlive it: the next agent of that name gets it.
+
+    \b
+    Example:
+      aios mem keep 12
+    """
+    with connect(home, "aios-mem") as aios:
+        aios.mem_keep(True, **target(who))
+
+
+@mem.command()
+@who_argument
+@click.pass_obj
+def forget(home: Path, who: str) -> None:
+    """Not keep it: what an ended agent left is gone, that of a live one ends with it.
+
+    \b
+    Example:
+      aios mem forget /writer
+    """
+    with connect(home, "aios-mem") as aios:
+        aios.mem_keep(False, **target(who))
+
+
+@mem.command()
+@who_argument
 @click.option("--count", "-n", type=click.IntRange(min=1), help="The newest only.")
 @json_option
 @click.pass_obj
@@ -189,20 +226,24 @@ def log(home: Path, who: str, count: int | None, as_json: bool) -> None:
 
 @mem.command()
 @who_argument
-@click.argument("file", type=click.File("wb"), default="-")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False), default="-")
 @click.pass_obj
-def export(home: Path, who: str, file: BinaryIO) -> None:
+def export(home: Path, who: str, file: Path) -> None:
     """Write all of an agent's memory to FILE, or stdout, as msgpack.
 
     \b
-    Example:
+    Examples:
       aios mem export /writer writer.mem
+      aios mem export /writer | aios mem import /copy -
     """
-    with connect(home, "aios-mem") as aios:
-        file.write(msgpack.packb(FORMAT))
+    count = 0
+    with connect(home, "aios-mem") as aios, whole(file) as out:
+        out.write(msgpack.packb(FORMAT))
         for space in [s.name for m in aios.mem_spaces(**target(who)) for s in m.spaces]:
             for key, value in aios.mem_items(space=space, **target(who)):
-                file.write(msgpack.packb([space, key, value]))
+                out.write(msgpack.packb([space, key, value]))
+                count += 1
+        out.write(msgpack.packb(count))
 
 
 @mem.command("import")
@@ -228,14 +269,16 @@ def import_(home: Path, who: str, file: BinaryIO, as_json: bool) -> None:
 def read(file: BinaryIO) -> list[tuple[str, str, Any]]:
     """Raises BadInput for what is no export, or not all of one."""
     try:
-        head, *items = msgpack.Unpacker(file, strict_map_key=False)
-        good = head == FORMAT and all(
+        head, *items, count = msgpack.Unpacker(file, strict_map_key=False)
+        good = (head, count) == (FORMAT, len(items)) and all(
             isinstance(space, str) and isinstance(key, str) for space, key, _ in items
         )
-    except (ValueError, TypeError, msgpack.UnpackException) as error:
-        raise BadInput(f"{file.name} is no export of memory: {error}") from error
+    except (ValueError, TypeError, msgpack.UnpackException):
+        good = False
     if not good:
-        raise BadInput(f"{file.name} is no export of memory", "`aios mem export` makes one")
+        raise BadInput(
+            f"{file.name} is no export of memory, or not all of one", "`aios mem export` makes one"
+        )
     return [tuple(item) for item in items]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,16 +17,18 @@ import msgspec
 from aios.agents import Aios, connect
 from aios.agents.runner import registered
 from aios.syscalls.errors import NotFound, ProcessGone, TimedOut
-from aios.syscalls.messages import Exited, Limits
+from aios.syscalls.messages import Exited, Limits, LogPart, Reach
 
 from . import render
 from .access import manifest
 from .completion import live_pids, log_names, programs
 from .output import json_option, show
+from .questions import asking_in_place
 
 GRACE = 2.0  # seconds that an agent has between TERM and KILL
 LOG_WAIT = 30.0  # seconds that one call waits for more of a log
 LOOK = 0.2  # seconds between two looks at a log file
+READABLE = click.Path(exists=True, resolve_path=True, path_type=str)
 LOG_FILES = {"kernel": "log/kernel.log", "core": "log/core.log", "init": "init.log"}
 
 
@@ -47,6 +50,13 @@ def spawn_options(command: Callable[..., Any]) -> Callable[..., Any]:
                      metavar="NAME=NUMBER", help="A limit, as tokens=1000; may be repeated."),
         click.option("--manifest", type=click.Path(path_type=Path, dir_okay=False, exists=True),
                      callback=manifest, help="TOML: what it may do; see docs/access.md."),
+        click.option("--read", multiple=True, type=READABLE, metavar="PATH",
+                     help="A file or folder it may read, as those that the task names."),
+        click.option("--write", multiple=True, type=READABLE, metavar="PATH",
+                     help="A file or folder it may read and write."),
+        click.option("--port", "ports", multiple=True, type=click.IntRange(1, 65535),
+                     help="A TCP port it may connect to."),
+        click.option("--processes", is_flag=True, help="It may start processes of its own."),
         click.option("--nice", type=int, help="-20 to 19; a smaller one gets longer turns."),
         click.option("--name", help="What to list it as."),
         click.option("--task-json", metavar="JSON", help="The task, when it is not a string."),
@@ -58,11 +68,18 @@ def spawn_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def as_request(
-    program: str, task: tuple[str, ...], task_json: str | None, limits: dict[str, Any], **rest: Any
-) -> dict[str, Any]:
-    """The arguments of Aios.spawn. An agent takes one task, an executable any arguments."""
+    program: str, task: tuple[str, ...], task_json: str | None, limits: dict[str, Any],
+    read: tuple[str, ...], write: tuple[str, ...], ports: tuple[int, ...], processes: bool,
+    **rest: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """The arguments of Aios.spawn. An agent takes one task, an executable any arguments; files
+    that are named so are theirs to read."""
     is_path = "/" in program or program.endswith(".py")
+    named = [str(Path(word).absolute()) for word in task if is_file(word)]
     request = rest | {
+        "reach": Reach(
+            read=[*read, *named], write=list(write), ports=list(ports), processes=processes
+        ),
         "program": str(Path(program).absolute()) if is_path else program,
         "limits": limits or None,
         "cwd": str(Path.cwd()),
@@ -79,6 +96,13 @@ def as_request(
         raise click.BadParameter(str(error), param_hint="--task-json") from error
 
 
+def is_file(word: str) -> bool:
+    try:
+        return Path(word).is_file()
+    except (OSError, ValueError):  # too long for a name, or no name at all
+        return False
+
+
 @click.command()
 @spawn_options
 @json_option
@@ -90,6 +114,7 @@ def run(home: Path, /, as_json: bool, **given: Any) -> int:
 
     PROGRAM is a registered name (see `aios agents`), a .py file that defines an Agent, or an
     executable. Ctrl-C ends the agent. With --json the log goes to stderr.
+    What a rule asks about is asked in the terminal.
 
     \b
     Examples:
@@ -100,13 +125,20 @@ def run(home: Path, /, as_json: bool, **given: Any) -> int:
     with connect(home, "aios-run") as aios:
         pid = aios.spawn(**as_request(**given))
         try:
-            copy(agent_log(aios, pid, follow=True), err=as_json)
+            copy(agent_log(aios, pid, follow=True, meanwhile=asking(aios, pid)), err=as_json)
             end = aios.wait(pid)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, click.Abort):
             finish_off(aios, pid)
             raise
     report(end, as_json)
     return end.code
+
+
+def asking(aios: Aios, pid: int) -> Callable[[], None]:
+    """Where nobody sits at a terminal, `aios policy ask` may run elsewhere."""
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        return asking_in_place(aios, pid)
+    return lambda: None
 
 
 def copy(parts: Iterator[bytes], *, err: bool) -> None:
@@ -275,15 +307,23 @@ def print_log(who: str, parts: Iterator[bytes], lines: int | None, as_json: bool
         click.echo(part, nl=False)
 
 
-def agent_log(aios: Aios, pid: int, *, follow: bool) -> Iterator[bytes]:
-    """First all that is there, then, with `follow`, what comes, until the agent's end."""
+def agent_log(
+    aios: Aios, pid: int, *, follow: bool, meanwhile: Callable[[], None] = lambda: None
+) -> Iterator[bytes]:
+    """First all that is there, then, with `follow`, what comes, until the agent's end. `meanwhile`
+    is called whenever something has come on the connection."""
     written, part = b"", aios.log(pid)
     while part.data and not part.ended:
         written += part.data
         part = aios.log(pid, part.offset)
     yield written + part.data
     while follow and not part.ended:
-        part = aios.log(pid, part.offset, LOG_WAIT)
+        call = aios.start("proc.log", pid=pid, offset=part.offset, wait=LOG_WAIT)
+        while not call.ended:
+            meanwhile()  # this may take what has come as well
+            if not call.ended:
+                aios.connection.pump()
+        part = msgspec.convert(call.wait(), LogPart)
         yield part.data
 
 

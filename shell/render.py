@@ -180,7 +180,14 @@ def status(answer: Status) -> Table:
                    f" (of {', '.join(answer.policies)})"),
         ("agents", f"{answer.agents}, with {answer.contexts} contexts"),
         ("generations", f"{answer.running} running, {answer.ready} waiting for a slot"),
+        ("walls", ", ".join(name for name, how in answer.walls.items() if how)),
+        ("audit log", f"{answer.audit.records} records, {answer.audit.signed} signed"),
     ]  # fmt: skip
+    missing = [name for name, how in answer.walls.items() if not how]
+    if missing:
+        rows.append(("", f"this Linux has no wall for {', '.join(missing)}: docs/walls.md"))
+    if answer.audit.trouble:
+        rows.append(("", f"DAMAGED: {answer.audit.trouble}; see `aios audit verify`"))
     return pairs(rows)
 
 

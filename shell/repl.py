@@ -17,6 +17,7 @@ from prompt_toolkit.history import FileHistory
 from prompt_toolkit.patch_stdout import patch_stdout
 
 from .jobs import Job
+from .questions import Notices
 
 BUILTINS = {
     "jobs": "list what runs in the background",
@@ -105,15 +106,17 @@ class Shell:
             complete_while_typing=False, complete_in_thread=True,
         )  # fmt: skip
         code = 0
+        notices = Notices(self.home, self._emit)
         try:
             while True:
                 try:
-                    code = self.run(self._prompt(session))
+                    code = self.run(self._prompt(session, notices))
                 except KeyboardInterrupt:
                     continue
         except EOFError:
             return code
         finally:
+            notices.end()
             self._end_jobs()
 
     def batch(self, lines: Iterable[str]) -> int:
@@ -130,13 +133,15 @@ class Shell:
             self._end_jobs()
         return code
 
-    def _prompt(self, session: PromptSession[str]) -> str:
+    def _prompt(self, session: PromptSession[str], notices: Notices) -> str:
         patched = patch_stdout()  # what jobs print meanwhile goes above the prompt
         with self.printing:
             patched.__enter__()
+        notices.prompting.set()
         try:
             return session.prompt("aios> ")
         finally:
+            notices.prompting.clear()
             with self.printing:
                 patched.__exit__(None, None, None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import get_args
 
@@ -17,17 +18,22 @@ from .output import json_option, show
 
 @click.command()
 @click.argument("query")
-@click.option("--count", default=5, show_default=True, help="Passages, at most.")
+@click.option(
+    "--count", type=click.IntRange(1, 50), default=5, show_default=True, help="Passages, at most."
+)
 @click.option("--mode", type=click.Choice(get_args(Mode)), default="fused", show_default=True)
 @click.option("--owner", metavar="/NAME", help="Of one owner alone.")
 @click.option("--path", default="", help="This path and all below it alone.")
 @click.option("--tag", "tags", multiple=True, help="With this tag; several: with all of them.")
+@click.option("--since", type=click.DateTime(), help="Stored at that time or later.")
+@click.option("--until", type=click.DateTime(), help="Stored before that time.")
 @click.option("--fresh", is_flag=True, help="Wait until all that is stored is indexed.")
 @json_option
 @click.pass_obj
 def search(
     home: Path, query: str, count: int, mode: Mode, owner: str | None, path: str,
-    tags: tuple[str, ...], fresh: bool, as_json: bool,
+    tags: tuple[str, ...], since: datetime | None, until: datetime | None, fresh: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Find passages of what is stored, by words and by meaning.
 
@@ -35,11 +41,13 @@ def search(
     Examples:
       aios sto search "when does the boat leave"
       aios sto search harbour --mode words --owner /writer --json
+      aios sto search harbour --path trips --tag boats --since 2026-01-31
     """
     with connect(home, "aios-sto") as aios:
         found = aios.sto_search(
-            query, count=count, mode=mode, owner=owner, path=path, tags=tags, fresh=fresh
-        )
+            query, count=count, mode=mode, owner=owner, path=path, tags=tags, fresh=fresh,
+            since=since.timestamp() if since else None, until=until.timestamp() if until else None,
+        )  # fmt: skip
     show(found, as_json, render.hits(found))
 
 

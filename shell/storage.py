@@ -13,11 +13,10 @@ from rich.filesize import decimal
 from aios.agents import Aios, connect
 from aios.agents.client import Pending
 from aios.syscalls import sto as s
-from aios.syscalls.errors import BadInput
 
 from . import render
-from .archive import SCHEMA, Content, header, members
-from .output import json_option, progress, show
+from .archive import SCHEMA, Content, header, reading
+from .output import STREAM, json_option, progress, show, whole
 
 owner_option = click.option(
     "--owner", default="", metavar="/NAME",
@@ -67,11 +66,11 @@ def list_(
 
 @sto.command()
 @click.argument("path")
-@click.argument("file", type=click.File("wb", lazy=True), default="-")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False), default="-")
 @click.option("--version", type=int, help="An earlier one.")
 @owner_option
 @click.pass_obj
-def get(home: Path, path: str, file: IO[bytes], version: int | None, owner: str) -> None:
+def get(home: Path, path: str, file: Path, version: int | None, owner: str) -> None:
     """Write a content to FILE, or to stdout, byte by byte as it was put.
 
     \b
@@ -80,9 +79,9 @@ def get(home: Path, path: str, file: IO[bytes], version: int | None, owner: str)
       aios sto get photo copy.jpg --version 2
     """
     done = 0
-    with connect(home, "aios-sto") as aios, progress() as tell:
+    with connect(home, "aios-sto") as aios, progress() as tell, whole(file) as out:
         for piece in aios.sto_stream(path, version, owner=owner):
-            done += file.write(piece)
+            done += out.write(piece)
             tell(f"{decimal(done)} read")
 
 
@@ -257,7 +256,7 @@ def share(
 @json_option
 @click.pass_obj
 def export_(home: Path, file: Path, prefix: str, everyone: bool, owner: str, as_json: bool) -> None:
-    """Write the newest versions of objects into a tar file, with their tags.
+    """Write the newest versions of objects into a tar file, or to stdout as -, with their tags.
 
     An owner's objects are below a folder of that name; a person's are in person/.
 
@@ -265,43 +264,44 @@ def export_(home: Path, file: Path, prefix: str, everyone: bool, owner: str, as_
     Examples:
       aios sto export backup.tar --all
       aios sto export notes.tar --prefix notes/
+      aios sto export - | gzip > notes.tar.gz
     """
     count = 0
-    part = file.with_name(file.name + ".part")
-    try:
-        with (
-            connect(home, "aios-sto") as aios,
-            tarfile.open(part, "w", format=tarfile.PAX_FORMAT) as tar,
-            progress(plain=not as_json) as tell,
-        ):
-            owners = [holding.owner for holding in aios.sto_owners()] if everyone else [owner]
-            for each in owners:
-                for info in aios.sto_list(prefix, owner=each):
-                    tar.addfile(header(info), Content(aios, info))
-                    count += 1
-                    tell(f"{count} objects")
-        part.replace(file)
-    except OSError as error:
-        raise BadInput(f"cannot write {file}: {error.strerror}") from error
-    finally:
-        part.unlink(missing_ok=True)
-    show({"objects": count}, as_json, f"{count} objects are in {file}")
+    with (
+        connect(home, "aios-sto") as aios,
+        whole(file) as out,
+        tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as tar,
+        progress(plain=not as_json) as tell,
+    ):
+        owners = [holding.owner for holding in aios.sto_owners()] if everyone else [owner]
+        for each in owners:
+            for info in aios.sto_list(prefix, owner=each):
+                tar.addfile(header(info), Content(aios, info))
+                count += 1
+                tell(f"{count} objects")
+    if file != STREAM:
+        show({"objects": count}, as_json, f"{count} objects are in {file}")
 
 
 @sto.command("import")
-@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("file", type=click.File("rb"))
 @json_option
 @click.pass_obj
-def import_(home: Path, file: Path, as_json: bool) -> None:
+def import_(home: Path, file: IO[bytes], as_json: bool) -> None:
     """Store what `export` has written, as new versions for the same owners.
 
     \b
-    Example:
+    Examples:
       aios sto import backup.tar
+      aios --home /other sto export - | aios sto import -
     """
     count = 0
-    with connect(home, "aios-sto") as aios, progress(plain=not as_json) as tell:
-        for member, content in members(file):
+    with (
+        connect(home, "aios-sto") as aios,
+        progress(plain=not as_json) as tell,
+        reading(file) as members,
+    ):
+        for member, content in members:
             known = {name: member.pax_headers.get(SCHEMA + name, "") for name in ("owner", "path")}
             tags = msgspec.json.decode(member.pax_headers.get(SCHEMA + "tags", "[]"))
             aios.sto_put(
@@ -357,19 +357,27 @@ def compact(home: Path, keep: int | None, as_json: bool) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 @json_option
 @click.pass_obj
-def backup(home: Path, folder: Path, as_json: bool) -> None:
+def backup(home: Path, folder: Path, as_json: bool) -> int:
     """Copy the store (memory and storage) into a new FOLDER, while the system runs.
 
-    To use it, stop the system and put the copy's data.mdb into store/ of the home.
+    Contents that are in a folder or bucket are copied into FOLDER/blobs. To use it, stop the system
+    and put the copy's data.mdb into store/ of the home; docs/storage.md says where contents go.
+    Exit code 1 if contents were missing.
 
     \b
     Example:
       aios sto backup /backups/monday
     """
     with connect(home, "aios-sto") as aios:
-        followed(aios, aios.sto_backup(str(folder.absolute())), as_json)
-    size = (folder / "data.mdb").stat().st_size
-    show({"folder": str(folder), "bytes": size}, as_json, f"{decimal(size)} are in {folder}")
+        call = aios.sto_backup(str(folder.absolute()))
+        report = msgspec.convert(followed(aios, call, as_json), s.BackedUp)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    text = f"{decimal(size)} are in {folder}"
+    if report.missing:
+        text = f"{report.missing} chunks are missing: `aios sto verify` names them\n{text}"
+    told = {"folder": str(folder), "bytes": size, "missing": report.missing}
+    show(told, as_json, text)
+    return 1 if report.missing else 0
 
 
 def followed(aios: Aios, call: Pending, as_json: bool) -> Any:

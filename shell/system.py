@@ -39,6 +39,10 @@ KINDS = get_args(get_args(get_type_hints(Events)["kinds"])[0])
     "--exact/--no-exact", default=None,
     help="Keep decode batches within what the self-test certifies as exact. [default: exact]",
 )  # fmt: skip
+@click.option(
+    "--embedder", type=click.Path(path_type=Path),
+    help="A GGUF file that `aios sto search` embeds texts with; default: wordllama.",
+)  # fmt: skip
 @click.option("--detach", "-d", is_flag=True, help="Return when the system is ready.")
 @json_option
 @click.pass_obj
@@ -54,8 +58,8 @@ def start(home: Path, /, detach: bool, as_json: bool, **given: Any) -> int:
       aios --home /tmp/second start --model model.gguf --slots 8 --policy fifo
     """
     settings = {name: value for name, value in given.items() if value is not None}
-    if "model" in settings:
-        settings["model"] = str(settings["model"].absolute())
+    for name in {"model", "embedder"} & settings.keys():
+        settings[name] = str(settings[name].absolute())
     try:
         launched = System(home, settings, detach=detach)
         with progress() as tell:

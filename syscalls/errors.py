@@ -83,9 +83,13 @@ class BadToken(AiosError):
 
 
 class Denied(AiosError):
-    """The access manager refused the call."""
+    """The access manager refused the call; `rule` says why, for the audit log."""
 
     code = "access.denied"
+
+    def __init__(self, message: str, hint: str = "", rule: str = "") -> None:
+        super().__init__(message, hint)
+        self.rule = rule
 
 
 class NotFound(AiosError):
@@ -182,6 +186,13 @@ class StoreDamaged(AiosError):
 
     code = "store.damaged"
     default_hint = "restore a backup"
+
+
+class AuditDamaged(AiosError):
+    """The audit log is not what was written: something was changed, cut off, or lost."""
+
+    code = "audit.damaged"
+    default_hint = "`aios audit verify` says where; docs/audit.md what that means"
 
 
 class Conflict(AiosError):

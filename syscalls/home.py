@@ -34,7 +34,7 @@ def endpoint(home: Path) -> str:
     Raises:
         BadInput: the path is too long for a Unix socket.
     """
-    path = str(home / "kernel.sock")
+    path = str(home / "run" / "kernel.sock")
     if len(path.encode()) > LONGEST:
         raise BadInput(f"{path} is too long for a socket", "set AIOS_HOME to a shorter path")
     return "ipc://" + path

@@ -54,6 +54,19 @@ class Limits(Message):
     children: Annotated[int, Meta(ge=0)] | None = 512  # alive at once
 
 
+AbsolutePath = Annotated[str, Meta(pattern="^/", max_length=4096)]
+
+
+class Reach(Message, kw_only=True):
+    """What an agent's process reaches outside of itself, through the walls around it."""
+
+    read: Annotated[list[AbsolutePath], Meta(max_length=256)] = []  # files and folders
+    write: Annotated[list[AbsolutePath], Meta(max_length=256)] = []
+    ports: Annotated[list[Annotated[int, Meta(ge=1, le=65535)]], Meta(max_length=256)] = []  # TCP
+    processes: bool = False  # whether it may start any itself
+    all_walls: bool = False  # it does not start where this Linux has not all of them
+
+
 class Return(Message):
     """Who comes back, after the kernel has died and another has taken its place."""
 
@@ -92,9 +105,10 @@ class Spawn(Message):
     name: Name | None = None
     limits: Limits | None = None
     nice: Nice | None = None  # the parent's unless given
-    cwd: str | None = None  # the kernel's home unless given
+    cwd: str | None = None  # its own folder unless given
     contexts: Annotated[list[CtxId], Meta(max_length=64)] = []  # of the caller: it gets forks
     manifest: Manifest | None = None  # what it may do, of what the caller may
+    reach: Reach | None = None  # besides what all agents reach; of an agent, part of its own
 
 
 class Spawned(Reply):
@@ -433,6 +447,13 @@ class ModelInfo(Reply):
     measured: bool = False  # `aios model fit` has measured it in other formats
 
 
+class AuditInfo(Reply):
+    records: int  # ever
+    signed: int  # of these, by the newest checkpoint
+    kept: int  # the first that was not removed
+    trouble: str  # what was wrong with the log when the kernel started
+
+
 class Status(Reply):
     version: str
     abi: int
@@ -452,6 +473,8 @@ class Status(Reply):
     contexts: int
     running: int  # generations that have a slot
     ready: int  # generations that wait for one
+    walls: dict[str, str]  # around agents: by what is kept in, how; "" where this Linux cannot
+    audit: AuditInfo
 
 
 class Summary(Reply):

@@ -26,12 +26,15 @@ class Bounds(Struct, forbid_unknown_fields=True):
     max: float | None = None
 
 
-# Of one argument: what one of the patterns fits (of a list, each item), or a number in bounds.
+# Of one argument: what one of the patterns fits, or a number in bounds. To allow, each item of a
+# list has to fit, and a map never does; to ask or deny it is enough that some item or value fits.
 Argument = Pattern | Annotated[list[Pattern], Meta(min_length=1, max_length=64)] | Bounds
 
 
 class Rule(Struct, forbid_unknown_fields=True):
-    """Fits a request whose right, object and arguments all fit, of a caller that is so tainted.
+    """Fits a request whose right, object and arguments all fit, of a caller that is so tainted,
+    except where all that `unless` says fits as well; there each item of a list has to, for a rule
+    that asks or denies, and some item for one that allows: when in doubt the rule is the stricter.
 
     In patterns `*` is any text without "/" and ":", `**` any text, `{self}` the caller's
     principal. As a string, a rule is "RIGHT" or "RIGHT OBJECT".
@@ -43,6 +46,7 @@ class Rule(Struct, forbid_unknown_fields=True):
     )
     args: Annotated[dict[str, Argument], Meta(max_length=64)] = field(default_factory=dict)
     tainted: Annotated[list[Pattern], Meta(max_length=64)] = []  # by one of these; none: or not
+    unless: Annotated[dict[str, Argument], Meta(max_length=64)] = field(default_factory=dict)
 
 
 Rules = Annotated[list[Rule | Annotated[str, Meta(max_length=600)]], Meta(max_length=256)]

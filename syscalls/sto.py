@@ -173,13 +173,21 @@ class Shares(Message):
 
 
 class Owners(Message):
-    pass
+    """In an order of their own: an owner that comes while pages are read may be left out."""
+
+    after: Owner | None = None  # go on behind this owner
+    limit: Annotated[int, Meta(ge=1, le=500)] = 200
 
 
 class Holding(Reply):
     owner: str
     bytes: int  # that count against the quota
     limit: int | None
+
+
+class Holdings(Reply):
+    owners: list[Holding]
+    after: str | None  # where the next page begins; none: this was the last
 
 
 class Watch(Message):
@@ -200,7 +208,15 @@ class Compact(Message):
 
 
 class Backup(Message):
+    """Copy the store into `data.mdb` of a folder and, where contents are in a folder or a bucket,
+    those that the copy refers to into its folder `blobs`."""
+
     target: Annotated[str, Meta(min_length=1, max_length=4096)]  # a folder that is to be made
+
+
+class BackedUp(Reply):
+    chunks: int  # in the folder `blobs`; 0 where data.mdb has the contents
+    missing: int  # chunks that could not be found; `sto.verify` names them
 
 
 class Progress(Reply):

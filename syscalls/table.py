@@ -26,6 +26,23 @@ class Row(NamedTuple):
         What has none is done again."""
         return self.name in EFFECTS
 
+    @property
+    def changes(self) -> bool:
+        """Whether something is another afterwards: an intent is recorded before, the outcome after.
+        What changes nothing is recorded once."""
+        return self.name not in READS
+
+    @property
+    def outward(self) -> bool:
+        """Whether it reaches beyond the kernel: what it asks for happens when its intent would
+        survive a power cut."""
+        return self.name in OUTWARD
+
+    @property
+    def frees(self) -> bool:
+        """Whether it is served on a full disk: it ends something, or makes room."""
+        return self.name in FREES
+
 
 ROWS: tuple[Row, ...] = (
     Row("hello", m.Hello, "none", m.Welcome, "Open the connection."),
@@ -56,19 +73,11 @@ ROWS: tuple[Row, ...] = (
     Row("mem.delete", mem.Delete, "mem.write", mem.Deleted, "Remove items."),
     Row("mem.scan", mem.Scan, "mem.read", mem.Scanned, "Read items in the order of their keys."),
     Row("mem.clear", mem.Clear, "mem.write", m.Done, "Remove all items of a space, or of all."),
-    Row(
-        "mem.spaces", mem.Spaces, "mem.read", list[mem.Memory], "What the memory holds, and where."
-    ),
+    Row("mem.spaces", mem.Spaces, "mem.read", list[mem.Memory], "What it holds, and where."),
     Row("mem.keep", mem.Keep, "mem.keep", m.Done, "Have the memory outlive the agent, or not."),
     Row("mem.log", mem.Interactions, "mem.log", mem.LogPage, "Read the interaction log."),
     Row("sto.put", sto.Put, "sto.write", sto.Version, "Write a version of an object."),
-    Row(
-        "sto.batch",
-        sto.Batch,
-        "sto.write",
-        list[sto.Version],
-        "Put and delete objects, all or none.",
-    ),
+    Row("sto.batch", sto.Batch, "sto.write", list[sto.Version], "Put and delete, all or none."),
     Row("sto.upload", sto.Upload, "sto.upload", sto.Uploaded, "Send a piece of a large content."),
     Row("sto.get", sto.Get, "sto.read", sto.Content, "Read a version, or a part of it."),
     Row("sto.list", sto.List, "sto.read", sto.Listed, "List objects."),
@@ -78,11 +87,11 @@ ROWS: tuple[Row, ...] = (
     Row("sto.purge", sto.Purge, "sto.own", sto.Version, "Drop an object with its history."),
     Row("sto.share", sto.Share, "sto.own", m.Done, "Let others read or write objects."),
     Row("sto.shares", sto.Shares, "sto.own", list[sto.Grant], "List what is shared."),
-    Row("sto.owners", sto.Owners, "sto.read", list[sto.Holding], "Who holds how much."),
+    Row("sto.owners", sto.Owners, "sto.read", sto.Holdings, "Who holds how much."),
     Row("sto.watch", sto.Watch, "sto.read", m.Done, "Follow changes.", sto.Version),
     Row("sto.verify", sto.Verify, "sto.admin", sto.Verified, "Check everything.", sto.Progress),
     Row("sto.compact", sto.Compact, "sto.admin", sto.Compacted, "Make room.", sto.Progress),
-    Row("sto.backup", sto.Backup, "sto.admin", m.Done, "Copy the store while it is used."),
+    Row("sto.backup", sto.Backup, "sto.admin", sto.BackedUp, "Copy all of it while it is used."),
     Row("sto.search", r.Search, "sto.read", r.Hits, "Find passages of what is stored."),
     Row("sto.index", r.Index, "sto.read", r.IndexReport, "How far the index is."),
     Row("sto.reindex", r.Reindex, "sto.admin", m.Done, "Make the index anew."),
@@ -109,6 +118,19 @@ EFFECTS = frozenset(
     {"proc.spawn", "proc.exit", "proc.wait", "proc.nice", "proc.limits", "llm.open", "llm.append",
      "llm.generate", "llm.fork", "llm.checkpoint", "llm.rollback", "llm.close", "msg.send",
      "msg.recv", "acc.grant"}
+)  # fmt: skip
+
+READS = frozenset(
+    {"hello", "proc.ps", "proc.whoami", "proc.log", "llm.tokenize", "llm.detokenize",
+     "llm.contexts", "mem.get", "mem.scan", "mem.spaces", "mem.log", "sto.get", "sto.list",
+     "sto.history", "sto.shares", "sto.owners", "sto.watch", "sto.verify", "sto.search",
+     "sto.index", "acc.groups", "acc.grants", "acc.check", "acc.ask", "key.list", "kernel.status",
+     "kernel.stats", "kernel.events", "kernel.check"}
+)  # fmt: skip
+OUTWARD = frozenset({"proc.spawn", "proc.kill", "kernel.stop"})
+FREES = frozenset(
+    {"call.cancel", "proc.exit", "proc.kill", "llm.close", "mem.delete", "mem.clear", "sto.delete",
+     "sto.purge", "sto.compact", "kernel.stop"}
 )  # fmt: skip
 
 TABLE: dict[str, Row] = {row.name: row for row in ROWS}

@@ -13,11 +13,12 @@ NAMES = ["/a", "/a/b", "/a/b/c", "/d", "/d/b"]  # a process each, in this order
 RIGHTS = ["x", "x.r", "x.w", "y"]
 PATTERNS = ["**", "*", "{self}:*", "{self}:**", "/a:*", "/a:**", "/d:p/**", "/d:p*", "*/q", "/a"]
 OBJECTS = ["", "/a:p", "/a:p/q", "/d:p", "/d:p/q", "/a/b:p", "/a", "/d", "/a:"]
-LABELS = ["m:/a", "m:/d", "t:web"]
+LABELS = ["m:/a", "m:/d", "t:web", "many"]
 VALUES: list[Any] = [0, 5, 10.5, "p", "p/q", "", True, ["p", "q"], [], ["p", 5], {"p": 1}, None]
+VALUES += [["q", "z"], ["z", {"a": "p"}], {"a": ["q"]}, {}]
 WANTED: list[Any] = ["*", "p", "p/**", ["p", "q"], Bounds(min=1), Bounds(max=5), Bounds(1, 10)]
 ORDER = ["deny", "ask", "allow"]
-EFFECTS: list[Effect] = ["deny", "ask", *["allow"] * 6]
+EFFECTS: list[Effect] = ["deny", "ask", "allow", "allow", "allow", "allow", "allow"]
 
 
 @dataclass
@@ -41,6 +42,9 @@ def rule(rng: random.Random) -> Rule:
         ["**"] if rng.random() < 0.5 else rng.sample(PATTERNS, rng.choice([1, 1, 2])),
         {"n": rng.choice(WANTED)} if rng.random() < 0.2 else {},
         [rng.choice(["m:**", "t:*", "m:/a"])] if rng.random() < 0.2 else [],
+        {name: rng.choice(WANTED) for name in rng.choice(["n", "n", "m", "nm"])}
+        if rng.random() < 0.2
+        else {},
     )
 
 
@@ -53,7 +57,7 @@ def world(rng: random.Random) -> World:
     for pid, name in enumerate(NAMES, 1):
         above = [i for i, other in enumerate(NAMES) if name.startswith(other + "/")]
         layers = [own[pid - 1], *(own[i] for i in above)]
-        labels = frozenset(label for label in LABELS if rng.random() < 0.3)
+        labels = frozenset(label for label in LABELS if rng.random() < 0.25)
         subjects.append(Subject(name, layers, pid, labels))
     grants = {}
     for number in range(1, rng.choice([1, 1, 3, 8])):
@@ -66,7 +70,7 @@ def world(rng: random.Random) -> World:
 
 
 def request(rng: random.Random, world: World) -> Request:
-    args = {"n": rng.choice(VALUES)} if rng.random() < 0.7 else {}
+    args = {name: rng.choice(VALUES) for name in "nm" if rng.random() < 0.7}
     about = rng.choice(OBJECTS)
     below = rng.choice(["", "", "", ":*", "/:*"])
     right = rng.choice(RIGHTS)
@@ -123,9 +127,14 @@ def applies(
         return False
     if not any(about(effect, p.replace("{self}", who.principal), request) for p in rule.on):
         return False
-    for name, wanted in rule.args.items():
-        if name not in request.args or not value_fits(wanted, request.args[name]):
-            return False
+    strict = effect != "allow"
+    if any(not said(request, name, wanted, some=strict) for name, wanted in rule.args.items()):
+        return False
+    known = [said(request, name, wanted, some=not strict) for name, wanted in rule.unless.items()]
+    if known and all(known):
+        return False
+    if effect != "allow" and "many" in labels:
+        return True
     return not rule.tainted or any(glob(p, label) for p in rule.tainted for label in labels)
 
 
@@ -137,17 +146,34 @@ def about(effect: str, pattern: str, request: Request) -> bool:
     return start[:length] == request.object[:length]
 
 
-def value_fits(wanted: Any, value: Any) -> bool:
-    if isinstance(value, list):
-        return value != [] and False not in [value_fits(wanted, item) for item in value]
+def said(request: Request, name: str, wanted: Any, some: bool) -> bool:
+    """Of all that stands in an argument, whether some of it fits, or all, in no map."""
+    if name not in request.args:
+        return False
+    leaves, mapped = leaves_of(request.args[name])
+    verdicts = [leaf is not EMPTY and leaf_fits(wanted, leaf) for leaf in leaves]
+    return True in verdicts if some else not mapped and False not in verdicts
+
+
+EMPTY = object()  # an empty list
+
+
+def leaves_of(value: Any) -> tuple[list[Any], bool]:
+    """What stands in lists and maps, and whether there was a map."""
+    if type(value) not in (list, dict):
+        return [value], False
+    parts = [leaves_of(item) for item in (value.values() if type(value) is dict else value)]
+    leaves = [leaf for found, _ in parts for leaf in found] or [EMPTY]
+    return leaves, type(value) is dict or any(mapped for _, mapped in parts)
+
+
+def leaf_fits(wanted: Any, value: Any) -> bool:
     if isinstance(wanted, Bounds):
         if type(value) not in (int, float):
             return False
         return not (wanted.min is not None and value < wanted.min) and not (
             wanted.max is not None and value > wanted.max
         )
-    if type(value) is dict:
-        return False
     text = value if type(value) is str else repr(value)
     return any(glob(p, text) for p in ([wanted] if type(wanted) is str else wanted))
 

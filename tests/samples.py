@@ -90,7 +90,7 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {
         {"prefix": "notes", "to": "nobody", "mode": "none"},
     ],
     "sto.shares": [{}, {"owner": "/nobody"}],
-    "sto.owners": [{}],
+    "sto.owners": [{}, {"after": "", "limit": 1}],
     "sto.watch": [{}, {"prefix": "notes"}],
     "sto.verify": [{}],
     "sto.compact": [{}, {"keep": 3}],

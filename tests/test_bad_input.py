@@ -104,18 +104,18 @@ def test_a_home_in_use_is_refused_and_undisturbed(aios: Aios, system: System) ->
 def test_another_kernels_live_socket_is_not_taken(aios: Aios, system: System, homes: Path) -> None:
     home = homes / "taken"
     home.mkdir()
-    (home / "kernel.sock").symlink_to(system.home / "kernel.sock")
+    (home / "run").symlink_to(system.home / "run")
     with pytest.raises(HomeBusy, match="another kernel"):
         System(home, {}, detach=True).ready()
     assert left_of(home) == []
-    (home / "kernel.sock").unlink()
+    (home / "run").unlink()
     assert aios.status().core == "ready"
 
 
 def test_a_dead_kernels_socket_is_replaced(homes: Path) -> None:
     home = homes / "stale"
-    home.mkdir()
-    for name in ("kernel.sock", "core.sock", "text.sock", "index.sock"):
+    (home / "run").mkdir(parents=True)
+    for name in ("run/kernel.sock", "core.sock", "text.sock", "index.sock", "gate.sock"):
         with socket.socket(socket.AF_UNIX) as dead:
             dead.bind(str(home / name))
     system = System(home, {"slots": 1, "ctx": 256}, detach=True)

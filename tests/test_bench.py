@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from aios.bench import exact, memory, retrieval, seal, swap, switch, syscall
+from aios.bench import audit, exact, memory, retrieval, seal, swap, switch, syscall
 from aios.bench.chats import ANSWER, our_side
 from aios.bench.load import AGENTS, make_prompts, our_system, tokens_per_second
 from aios.kernel.core.llama import CHUNK
@@ -56,6 +56,18 @@ def test_seal_measures_both_sides() -> None:
     for side in ("ours", "peer"):
         assert all(figure > 0 for figure in report[side].values())
     assert report["ours"].keys() - report["peer"].keys() == {"write_ratio", "read_ratio"}
+
+
+def test_audit_measures_both_sides() -> None:
+    report = audit.run(quiet, records=2000, calls=5)
+    check_shape(report, "audit")
+    ours, peer = report["ours"], report["peer"]
+    assert report["ratio"] == ours["change"] / peer["change"]
+    assert ours["read_ratio"] == ours["read"] / peer["read"]
+    assert 100 < ours["bytes_a_record"] < 300
+    for side, rate in ((ours, "verified_per_second"), (peer, "hashed_per_second")):
+        assert side["durable_per_second"] > 0
+        assert side[rate] > 0
 
 
 def test_switch_measures_the_engine_and_the_system() -> None:

@@ -6,11 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import queue
-import socket
 import stat
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bucket import bucket_at
 from conftest import Boot, eventually
 from helpers import kill_kernel
 
@@ -25,7 +22,8 @@ from aios.agents import connect
 from aios.kernel import blobs as module
 from aios.kernel.blobs import Blobs, Bucket, Elsewhere, Folder, LmdbBlobs, open_blobs
 from aios.kernel.catalog import KEY
-from aios.kernel.store import Store, Txn
+from aios.kernel.store import Store
+from aios.kernel.transaction import Txn
 from aios.shell.launch import System
 from aios.syscalls.errors import (
     AiosError,
@@ -106,38 +104,6 @@ def referred(chunks: dict[bytes, bytes], txn: Txn, _drop: Callable[[bytes], None
 
 def all_there(answers: list[Any], count: int) -> bool:
     return len(answers) == count
-
-
-@pytest.fixture(scope="session")
-def server() -> Iterator[str]:
-    """Its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-p", str(port)]
-    with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if "Running on" in line:
-                break
-        drain = threading.Thread(target=process.stderr.read)
-        drain.start()
-        yield f"http://127.0.0.1:{port}"
-        process.terminate()
-        drain.join()
-
-
-def bucket_at(server: str, name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """The options of a bucket that is made there."""
-    from urllib.request import Request, urlopen  # noqa: PLC0415
-
-    with urlopen(Request(f"{server}/{name}", method="PUT"), timeout=LIMIT):
-        pass
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    return {"endpoint": server, "region": "us-east-1"}
 
 
 @pytest.fixture(params=["lmdb", "folder", "bucket"])
@@ -275,6 +241,38 @@ def test_no_chunk_is_referred_to_before_it_is_durable(opened: Opened) -> None:
 
     opened.write({KEYS[0]: b"one"}, look)
     assert seen == [True]
+
+
+@pytest.mark.parametrize("opened", ["folder", "bucket"], indirect=True)
+def test_what_is_dropped_while_it_is_held_goes_later(opened: Opened) -> None:
+    opened.write({KEYS[0]: b"one", KEYS[1]: b"two"})
+    opened.blobs.hold()
+    opened.drop(KEYS[0], KEYS[1])
+    opened.write({KEYS[1]: b"two"})
+    opened.settle()
+    assert opened.blobs.load(KEYS[0]) == b"one"
+    opened.blobs.release()
+    opened.settle()
+    assert list(opened.blobs.all()) == [KEYS[1]]
+
+
+def test_what_is_dropped_while_the_system_ends_is_no_trouble(
+    opened: Opened, capfd: pytest.CaptureFixture[str]
+) -> None:
+    opened.write({KEYS[0]: b"one"})
+    answers: list[Any] = []
+
+    def drop(txn: Txn, drop: Callable[[bytes], None]) -> None:
+        txn.delete("catalog", b"c" + KEYS[0])
+        drop(KEYS[0])
+
+    opened.blobs.write({}, drop, answers.append, answers.append)
+    opened.blobs.close()
+    opened.turn(lambda: answers)
+    assert answers == [None]
+    if isinstance(opened.blobs, Elsewhere):
+        assert "left for `aios sto compact`" in capfd.readouterr().err
+        assert list(opened.blobs.all()) == [KEYS[0]]
 
 
 # --- what goes wrong ------------------------------------------------------------------------------

@@ -17,12 +17,13 @@ from aios.agents import Aios, AiosError
 from aios.shell.demo import play
 from aios.shell.demo_jobs import JOBS, DemoJob, pick
 from aios.shell.demo_view import Report, Runner, live, summary
-from aios.syscalls.messages import Event, Result, Status, Timings, Usage
+from aios.syscalls.messages import AuditInfo, Event, Result, Status, Timings, Usage
 
 STATUS = Status(
     version="0", abi=1, boot="", home="", os_pid=1, uptime=0.0, core="ready", core_error=None,
     core_restarts=0, model=None, slots=2, policy="rr", quantum=4, policies=["rr"], agents=0,
-    contexts=0, running=0, ready=0,
+    contexts=0, running=0, ready=0, walls={},
+    audit=AuditInfo(records=0, signed=0, kept=0, trouble=""),
 )  # fmt: skip
 RESULT = Result(
     text="a b", tokens=[1, 2], finish="length", digest="00",

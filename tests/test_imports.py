@@ -17,17 +17,18 @@ ALLOWED = {
     "examples": {"examples", "agents", "syscalls"},
 }
 HOMES = {
-    "llama_cpp": {f"kernel/core/{name}.py" for name in ("llama", "gguf", "sampler")},
+    "llama_cpp": {f"kernel/core/{name}.py" for name in ("llama", "gguf", "sampler", "encoder")},
     "llguidance": {"kernel/core/grammar.py", "kernel/core/trial.py", "kernel/index/embedder.py"},
+    "lmdb": {f"kernel/{name}.py" for name in ("store", "store_trial", "room", "transaction")}
+    | {"bench/memory.py"},
     "safetensors": {"kernel/index/embedder.py"},
     "sqlite3": {
         "kernel/index/__main__.py",
         "kernel/index/database.py",
         "kernel/index/index.py",
     },
-    "cryptography": {"kernel/seal.py", "kernel/keyring.py"},
+    "cryptography": {"kernel/seal.py", "kernel/keyring.py", "kernel/audit/checkpoint.py"},
     "zmq": {
-        "kernel/loop.py",
         "kernel/core/__main__.py",
         "kernel/index/__main__.py",
         "kernel/gateway.py",
@@ -38,7 +39,9 @@ HOMES = {
 PURE = (
     "kernel/scheduler.py",
     "kernel/process.py",
+    "kernel/zmtp.py",
     "kernel/context.py",
+    "kernel/audit/merkle.py",
     "kernel/index/passages.py",
     "kernel/index/ranking.py",
 )

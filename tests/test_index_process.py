@@ -1,4 +1,4 @@
-"""The index as a process, from the kernel's side of the socket."""
+"""The index as a process: fed, killed, damaged, and out of step."""
 
 from __future__ import annotations
 
@@ -7,23 +7,17 @@ import random
 import resource
 import signal
 import sqlite3
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, TypeVar
 
-import msgspec
 import pytest
 import zmq
 from conftest import eventually
+from indexes import PATIENCE, Kernel, with_index
 from texts import CAR, FOX, ask, put
 
 from aios.kernel.index.database import ASIDE, NAME
 from aios.kernel.index.protocol import (
-    Command,
     Failed,
     Found,
     Position,
@@ -32,101 +26,11 @@ from aios.kernel.index.protocol import (
     encode,
 )
 
-PATIENCE = 60_000  # milliseconds
-Told = TypeVar("Told", Position, Found, Failed)
-
-
-class Kernel:
-    """As much of one as the index sees."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.context: zmq.Context[Any] = zmq.Context()
-        self.route = b""
-        self.process: subprocess.Popen[bytes] | None = None
-        self.epoch = 0
-        self.bind()
-
-    def bind(self) -> None:
-        self.socket: zmq.Socket[bytes] = self.context.socket(zmq.ROUTER)
-        self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self.socket.setsockopt(zmq.LINGER, 0)
-        self.socket.set_hwm(0)
-        self.socket.bind(f"ipc://{self.home}/index.sock")
-
-    def start(self, **options: Any) -> None:
-        """And wait until it is connected."""
-        config = {"home": str(self.home), "folder": str(self.home / "index")}
-        command = [sys.executable, "-m", "aios.kernel.index", msgspec.json.encode(config).decode()]
-        with (self.home / "index.log").open("ab") as log:
-            self.process = subprocess.Popen(command, stderr=log, **options)
-        self.here()
-
-    def here(self) -> None:
-        route, data = self.receive()
-        assert data == b""
-        self.route = route
-
-    def receive(self) -> list[bytes]:
-        assert self.socket.poll(PATIENCE), (self.home / "index.log").read_text()
-        return self.socket.recv_multipart()
-
-    def kill(self) -> None:
-        assert self.process
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-
-    def close(self) -> None:
-        if self.process and self.process.poll() is None:
-            self.kill()
-        self.socket.close()
-        self.context.term()
-
-    def send(self, *commands: Command) -> None:
-        for command in commands:
-            self.socket.send_multipart([self.route, encode(command)])
-
-    def hear(self, kind: type[Told]) -> Told:
-        """The next of this kind; Positions are passed over when it is another's turn."""
-        while True:
-            report = decode_report(self.receive()[1])
-            if isinstance(report, kind):
-                return report
-            assert isinstance(report, Position)
-
-    def reset(self, store: str = "store", drop: bool = False) -> Position:
-        self.epoch += 1
-        self.send(Reset(self.epoch, store, drop))
-        while (position := self.hear(Position)).epoch != self.epoch:
-            pass
-        return position
-
-    def until(self, seq: int) -> Position:
-        """The Position that says so; they never go back."""
-        last = -1
-        while (position := self.hear(Position)).seq < seq:
-            assert last < position.seq
-            last = position.seq
-        return position
-
-    def put(self, *seqs: int, text: str = "", **fields: Any) -> None:
-        for seq in seqs:
-            words = f"word{seq} " + text
-            self.send(put(seq, f"p{seq}", words, **{"epoch": self.epoch} | fields))
-
-    def paths(self, query: str) -> set[str]:
-        self.send(ask(query, "words", count=1000))
-        return {hit.path for hit in self.hear(Found).hits}
-
 
 @pytest.fixture
 def kernel() -> Iterator[Kernel]:
-    """With an index just started."""
-    with tempfile.TemporaryDirectory(prefix="aios-") as home:
-        kernel = Kernel(Path(home))
-        with contextlib.closing(kernel):
-            kernel.start()
-            yield kernel
+    with with_index() as kernel:
+        yield kernel
 
 
 def test_it_indexes_and_finds(kernel: Kernel) -> None:
@@ -162,7 +66,8 @@ def test_what_another_epoch_sent_is_ignored(kernel: Kernel) -> None:
     assert kernel.paths("word1 word4") == set()
     kernel.put(5)
     assert kernel.until(5).documents == 1
-    assert kernel.reset(store="restored from a backup") == Position(3, 0, 0, 0)
+    other = kernel.reset(store="restored from a backup")
+    assert other == Position(3, 0, 0, 0, began_again="it was of another store")
 
 
 def test_what_waits_is_dropped_at_a_reset(kernel: Kernel) -> None:
@@ -298,7 +203,7 @@ def test_a_full_disk_is_told_and_got_over(kernel: Kernel) -> None:
     resource.prlimit(kernel.process.pid, resource.RLIMIT_FSIZE, limits)
     position = kernel.until(501)
     assert (position.trouble, position.documents) == ("", 501)
-    assert "cannot write" in (kernel.home / "index.log").read_text()
+    assert "cannot index" in (kernel.home / "index.log").read_text()
 
 
 def test_it_says_why_it_cannot_start(kernel: Kernel) -> None:

@@ -12,6 +12,9 @@ import pytest
 
 from aios.kernel.access import Gate
 from aios.kernel.accounts import Accounts
+from aios.kernel.audit.checkpoint import Signer
+from aios.kernel.audit.log import Log
+from aios.kernel.audit.recorder import Audit
 from aios.kernel.journal import Journal
 from aios.kernel.ledger import Ledger
 from aios.kernel.message import Mailroom
@@ -46,11 +49,14 @@ class Office:
 
     def __post_init__(self) -> None:
         self.table = ProcessTable(9, 9, 9)
-        self.ledger = Ledger(Journal(self.folder, lambda run: run()), self.sent)
+        signer = Signer(self.folder / "key")
+        audit = Audit(Log(self.folder / "audit", signer, lambda run: run(), boot=b"boot"))
+        journal = Journal(self.folder / "journal", lambda run: run())
+        self.ledger = Ledger(journal, audit, self.sent, lambda _frame: None)
         accounts = Accounts(self.folder / "policy.json", self.table, self.ledger.note_grant)
         gate = Gate(self.table, accounts, lambda *_: False)
         ask = Questions(gate, 60.0, self.after).hold
-        self.trap = Trap(self.table, {}, self.sent, lambda *_: None, gate, ask, self.ledger)
+        self.trap = Trap(self.table, {}, self.sent, lambda *_: None, gate, ask, self.ledger, audit)
         self.mailroom = Mailroom(self.after, self.table.is_alive, self.ledger.note_mail)
 
     def after(self, seconds: float, run: Callable[[], None]) -> Timer:

@@ -275,6 +275,10 @@ def test_memory_ends_with_its_agent_unless_it_is_kept(aios: Aios, program: Progr
     assert run(aios, program, body, 3, name="kept") == {"n": 2}
     assert aios.mem_get(["n"], principal="/kept") == {"n": 3}
     aios.mem_keep(False, principal="/kept")
+    with pytest.raises(NotFound):
+        aios.mem_keep(False, principal="/kept")
+    with pytest.raises(NotFound):
+        aios.mem_clear(principal="/kept")
     assert run(aios, program, body, 4, name="kept") == {}
     assert aios.check() == []
 

@@ -12,11 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands import answer, run
+from commands import AIOS, LIMIT, answer, environment, run
 from helpers import end
 
 from aios.agents import Aios
 from aios.shell.launch import System
+from aios.shell.memory import read
+from aios.syscalls.errors import BadInput, NotFound
 
 GUIDE = (Path(__file__).parent.parent / "docs" / "memory.md").read_text()
 
@@ -35,7 +37,7 @@ def test_the_guide_s_commands_run(homes: Path, tmp_path: Path) -> None:
         shown[line] = done.stdout
     assert shown["aios mem get /writer style"] == "short sentences\n"
     assert "generation" in shown["aios mem log /writer -n 3"]
-    assert len(commands) == 13
+    assert len(commands) == 15
 
 
 def test_the_guide_s_code_runs(aios: Aios, program: Callable[[str], str]) -> None:
@@ -66,6 +68,71 @@ def test_values_come_back_as_they_were(aios: Aios, system: System, tmp_path: Pat
         aios.mem_keep(False, principal=name)
 
 
+def test_an_export_is_whole_or_none(aios: Aios, system: System, tmp_path: Path) -> None:
+    """What fails leaves the file as it was; what was cut short is told from what was not."""
+    file = tmp_path / "a.mem"
+    file.write_text("precious")
+    assert run(system.home, "mem", "export", "/nobody", str(file)).returncode == 1
+    assert (file.read_text(), [*tmp_path.iterdir()]) == ("precious", [file])
+    aios.mem_put({"a": 1, "b": [2], "c": "three"}, principal="/cli")
+    assert run(system.home, "mem", "export", "/cli", str(file)).returncode == 0
+    data = file.read_bytes()
+    for size in range(len(data)):
+        file.write_bytes(data[:size])
+        with file.open("rb") as cut, pytest.raises(BadInput, match="not all of one"):
+            read(cut)
+    torn = run(system.home, "mem", "import", "/copy", str(file))
+    assert (torn.returncode, torn.stdout) == (78, "")
+    with pytest.raises(NotFound):
+        aios.mem_get(["a"], principal="/copy")
+    full = run(system.home, "mem", "export", "/cli", "/dev/full")
+    assert (full.returncode, full.stderr.splitlines()[0]) == (
+        1, "aios: /dev/full: No space left on device"
+    )  # fmt: skip
+    aios.mem_keep(False, principal="/cli")
+
+
+def test_from_and_into_pipes(aios: Aios, system: System) -> None:
+    env = environment(system.home)
+    for data, value in ((b"\xff\x00", b"\xff\x00"), ("é\n".encode(), "é\n")):
+        put = [*AIOS, "mem", "put", "/cli", "piped"]
+        subprocess.run(put, env=env, input=data, timeout=LIMIT, check=True)
+        assert aios.mem_get(["piped"], principal="/cli") == {"piped": value}
+        get = [*AIOS, "mem", "get", "/cli", "piped"]
+        shown = subprocess.run(get, env=env, capture_output=True, timeout=LIMIT, check=True)
+        assert shown.stdout.rstrip(b"\n") == data.rstrip(b"\n")
+    exported = subprocess.run(
+        [*AIOS, "mem", "export", "/cli"], env=env, capture_output=True, timeout=LIMIT, check=True
+    )
+    subprocess.run(
+        [*AIOS, "mem", "import", "/copy", "-"], env=env, input=exported.stdout,
+        stdout=subprocess.DEVNULL, timeout=LIMIT, check=True,
+    )  # fmt: skip
+    assert aios.mem_get(["piped"], principal="/copy") == {"piped": "é\n"}
+    for name in ("/cli", "/copy"):
+        aios.mem_keep(False, principal=name)
+
+
+def test_memory_is_kept_and_forgotten(
+    aios: Aios, system: System, program: Callable[[str], str]
+) -> None:
+    path = program("aios.mem_put({'a': 1})\naios.send('test', 1)\naios.recv()")
+    pids = [aios.spawn(path, name=name) for name in ("stays", "goes")]
+    for _ in pids:
+        aios.recv(timeout=30)
+    assert run(system.home, "mem", "keep", str(pids[0])).returncode == 0
+    for pid in pids:
+        end(aios, pid)
+    assert answer(system.home, "mem", "list", "/stays") == {"a": 1}
+    assert run(system.home, "mem", "list", "/goes").returncode == 1
+    assert run(system.home, "mem", "forget", "/stays").returncode == 0
+    for command in ("forget", "list"):
+        done = run(system.home, "mem", command, "/stays")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "aios: /stays has no memory" in done.stderr
+    assert run(system.home, "mem", "keep", "999999").returncode == 1
+
+
 def test_everybody_s_memory_is_listed(
     aios: Aios, system: System, program: Callable[[str], str]
 ) -> None:
@@ -83,6 +150,13 @@ def test_everybody_s_memory_is_listed(
     ("args", "code", "named"),
     [
         (["list", "nobody"], 2, "neither a PID"),
+        (["list", "\u00b2"], 2, "neither a PID"),
+        (["list", "/a//b"], 78, "no principal"),
+        (["keep", "nobody"], 2, "neither a PID"),
+        (["forget", "/none"], 1, "/none"),
+        (["clear", "/none"], 1, "/none"),
+        (["delete", "/none", "a"], 1, "/none"),
+        (["export", "/none", "/nonexistent/file"], 78, "/nonexistent/file"),
         (["get", "/none", "a"], 1, "/none"),
         (["get", "999999", "a"], 1, "999999"),
         (["put", "/w", "a", "--value-json", "{"], 2, "--value-json"),
@@ -99,5 +173,5 @@ def test_what_cannot_be_done_is_said(
     assert (done.returncode, done.stdout) == (code, "")
     assert named in done.stderr
     as_json = run(system.home, "mem", *args, "--json", cwd=root)
-    if args[0] != "put":
+    if args[0] in ("list", "get", "delete", "log", "import"):
         assert named in json.loads(as_json.stderr)["message"]

@@ -67,7 +67,7 @@ class Machine(RuleBasedStateMachine):
         self.store = Store(folder, self.loop.posted.put)
         config = Config(home="/", mem_resident=RAM, logs=2)
         self.owners = Owners(self.store, self.table, config, "system")
-        self.memory = Memory(self.store, self.owners)
+        self.memory = Memory(self.owners)
         self.owners.recover()
 
     def start(self, place: int, name: str) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import pytest
 from gate_model import OBJECTS, PATTERNS, compare, glob
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aios.kernel.policy import exactly, matches, rules_of
+from aios.kernel.policy import Judge, Request, Subject, exactly, matches, rules_of
 from aios.syscalls.errors import BadInput
-from aios.syscalls.rules import Group, Manifest, Rule
+from aios.syscalls.rules import Argument, Bounds, Group, Manifest, Rule
 
 
 def test_the_gate_says_what_the_plain_model_says() -> None:
@@ -52,3 +53,44 @@ def test_rules_of_an_agent() -> None:
 def test_what_is_no_rule_is_refused(rule: str) -> None:
     with pytest.raises(BadInput, match="no rule"):
         rules_of("/a", Manifest(allow=[rule]), {"agents": Group()})
+
+
+def test_one_with_too_many_labels_may_have_any() -> None:
+    """Else who sends it enough messages could wash its labels off."""
+    manifest = Manifest(allow=["tool"], deny=[Rule("tool", ["pay"], tainted=["tool:web"])])
+    layers = [rules_of("/a", manifest, {})]
+    judge = Judge({}, lambda _: None)
+    for labels, said in [([], "allow"), (["tool:x"], "allow"), (["many"], "deny")]:
+        subject = Subject("/a", layers, 1, frozenset(labels))
+        assert judge.decide(subject, Request("tool", "pay"), 0).effect == said
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ({"to": "a@us.org", "sum": 5}, "allow"),
+        ({"to": ["a@us.org", "b@us.org"], "sum": 5}, "allow"),
+        ({"to": "a@us.org", "sum": 11}, "ask"),
+        ({"to": "a@us.org", "sum": "5"}, "ask"),
+        ({"to": "a@us.org"}, "ask"),
+        ({"to": ["a@us.org", "x@else.org"], "sum": 5}, "ask"),
+        ({"to": ["a@us.org", {"x": "b@us.org"}], "sum": 5}, "ask"),
+        ({"to": ["evil@us.org", "a@us.org"], "sum": 5}, "deny"),
+        ({"to": [{"x": "evil@us.org"}], "sum": 5}, "deny"),
+    ],
+)
+def test_a_rule_that_asks_but_for_what_is_known(args: dict[str, Any], said: str) -> None:
+    """One item is enough to deny; what is unknown, missing or of another type is asked about."""
+    known: dict[str, Argument] = {"to": "*@us.org", "sum": Bounds(0, 10)}
+    manifest = Manifest(
+        allow=["tool"],
+        ask=[Rule("tool", ["pay"], unless=known)],
+        deny=[Rule("tool", args={"to": "evil@*"})],
+    )
+    layer = rules_of("/a", manifest, {})
+    assert layer[1].text == (
+        "manifest of /a: ask tool on pay unless to like *@us.org and sum from 0 to 10"
+    )
+    judge = Judge({}, lambda _: None)
+    asked = judge.decide(Subject("/a", [layer], 1), Request("tool", "pay", args=args), 0)
+    assert asked.effect == said

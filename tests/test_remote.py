@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -55,8 +56,17 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def listening(homes: Path) -> Iterator[System]:
-    yield from run_system(homes / "listening", {"listen": LOOPBACK, "slots": 1, "ctx": 256})
+def programs(homes: Path) -> Path:
+    """A folder that every agent reads."""
+    folder = homes / "programs"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def listening(homes: Path, programs: Path) -> Iterator[System]:
+    settings = {"listen": LOOPBACK, "slots": 1, "ctx": 256, "walls": {"read": [str(programs)]}}
+    yield from run_system(homes / "listening", settings)
 
 
 @pytest.fixture
@@ -105,23 +115,51 @@ def test_who_has_a_key_is_a_person_or_an_agent_with_the_rights_of_its_groups(
 
 
 def test_what_a_remote_agent_starts_or_hands_on_is_bound_by_its_own_rights(
-    server: Server, tmp_path: Path
+    server: Server, programs: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "child.py").write_text(
-        "from aios.agents import Agent\n\n\nclass Child(Agent):\n    def run(self, task):\n"
-        "        self.aios.mem_put({'k': 1})\n"
-    )
+    for folder in (programs, tmp_path):
+        (folder / "child.py").write_text(
+            "from aios.agents import Agent\n\n\nclass Child(Agent):\n    def run(self, task):\n"
+            "        self.aios.mem_put({'k': 1})\n"
+        )
     rules = {"members": ["/scout"], "allow": ["proc", "acc.grant"]}
     server.aios.set_group("far", rules)
     with server.connect(server.key("scout")) as scout:
-        child = scout.spawn(str(tmp_path / "child.py"))
-        end = scout.wait(child, timeout=30)
-        assert end.code == 1
-        assert "/scout/child may not mem.put" in server.aios.log(child).data.decode()
+        for folder, why in (
+            (programs, "/scout/child may not mem.put"),
+            (tmp_path, "there is no file"),  # its walls show no more than all agents see
+        ):
+            child = scout.spawn(str(folder / "child.py"))
+            end = scout.wait(child, timeout=30)
+            assert end.code == 1
+            assert why in server.aios.log(child).data.decode()
+        with pytest.raises(Denied):
+            scout.spawn(str(tmp_path / "child.py"), reach={"read": [str(tmp_path)]})
         grant = scout.grant("/other", "mem")
         [row] = [row for row in server.aios.grants() if row.id == grant]
         assert row.pid == scout.pid  # not a person's, which would be worth anything
     eventually(lambda: server.aios.grants() == [])
+
+
+def test_keys_and_who_came_by_them_are_recorded(server: Server) -> None:
+    path = server.key("scout")
+    public = json.loads(path.read_text())["public"]
+    where = server.where(path)
+    with connect(**where) as scout, pytest.raises(Denied):
+        scout.mem_put({"k": 1})
+    server.aios.remove_key("scout")
+    server.aios.keys()
+    log = run_aios(server.system.home, "audit", "search", "--json").stdout
+    records = [json.loads(line) for line in log.splitlines()]
+    for kind, call, about in (
+        ("intent", "key.allow", f"name=scout public={public} person=False"),
+        ("note", "process.connected", f"key={public}"),
+        ("denied", "mem.put", f"key={public}"),
+        ("intent", "key.remove", "name=scout"),
+        ("read", "key.list", ""),
+    ):
+        found = [record for record in records if (record["kind"], record["call"]) == (kind, call)]
+        assert about in [record["object"] for record in found], (kind, call)
 
 
 def monitored(options: dict[zmq.SocketOption, bytes], address: str) -> int:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import sqlite3
+import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import commands
+import msgpack
 import psutil
 import pytest
-from conftest import Boot, eventually
+from conftest import Boot, eventually, run_system
+from models import write_bert
 
 from aios.agents import Aios, connect
 from aios.shell.launch import System
-from aios.syscalls.errors import Denied, Malformed, StoreDamaged
+from aios.syscalls.errors import Denied, IndexFailed, Malformed, StoreDamaged
 from aios.syscalls.retrieval import Hits
 
 GUIDE = Path(__file__).parent.parent / "docs" / "retrieval.md"
@@ -150,6 +156,26 @@ def test_the_guide_is_run(own: tuple[System, Aios]) -> None:
     assert [hit.path for hit in names["found"].hits] == ["trips/lisbon"]
 
 
+def test_the_guide_s_commands_run(own: tuple[System, Aios], tmp_path: Path) -> None:
+    system, _ = own
+    block = GUIDE.read_text().partition("```console\n")[2].partition("```")[0]
+    program = tmp_path / "aios"
+    program.write_text(f'#!/bin/sh\nexec {" ".join(commands.AIOS)} "$@"\n')
+    program.chmod(0o700)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    shown = {}
+    for line in block.splitlines():
+        command = line.removeprefix("$ ")
+        ran = subprocess.run(
+            command, shell=True, env=commands.environment(system.home) | {"PATH": path},
+            capture_output=True, text=True, timeout=commands.LIMIT, check=False,
+        )  # fmt: skip
+        assert (ran.returncode, ran.stderr) == (0, ""), line
+        shown[command] = ran.stdout
+    assert len(shown) == 5
+    assert sum("leaves at nine" in text for text in shown.values()) == 2
+
+
 def test_from_the_shell(own: tuple[System, Aios]) -> None:
     system, aios = own
     assert commands.run(system.home, "sto", "search", "x").stdout == "nothing was found\n"
@@ -164,6 +190,37 @@ def test_from_the_shell(own: tuple[System, Aios]) -> None:
     assert TEXTS["boat"] in shown
     assert commands.answer(system.home, "sto", "index", "--rebuild")["restarts"] == 0
     eventually(lambda: commands.answer(system.home, "sto", "index")["behind"] == 0)
+
+
+def test_a_model_of_one_s_own(boot: Boot, tmp_path: Path) -> None:
+    path = tmp_path / "own.gguf"
+    write_bert(path, list(TEXTS.values()))
+    prefixes = {"query": "the mainsail is reefed ", "passage": "knots "}
+    system = boot(embedder=str(path), embedder_prefixes=prefixes)
+    with connect(system.home, "test") as aios:
+        for name, text in TEXTS.items():
+            aios.sto_put(name, text)
+        assert paths(aios.sto_search("water", mode="words", fresh=True)) == ["garden/tomatoes"]
+        assert paths(aios.sto_search("water", mode="meaning"))[0] == "boat"
+        aios.stop()
+    system.process.wait()
+    with closing(sqlite3.connect(system.home / "index" / "index.db")) as db:
+        (made_with,) = db.execute("SELECT embedder FROM state").fetchone()
+    assert re.fullmatch(r"own\.gguf [0-9a-f]{32} knots ", made_with)
+
+
+@pytest.mark.parametrize("content", [b"no model", None])
+def test_a_file_that_is_no_model_is_refused(
+    content: bytes | None, homes: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "own.gguf"
+    if content:
+        path.write_bytes(content)
+    done = commands.run(homes / "refused", "start", "--embedder", path.name, cwd=tmp_path)
+    assert done.returncode == 78
+    assert str(path) in done.stderr
+    assert ("is not a GGUF file" if content else "No such file") in done.stderr
+    assert "name a GGUF file with --embedder" in done.stderr
 
 
 # --- death ----------------------------------------------------------------------------------------
@@ -245,6 +302,60 @@ def test_a_damaged_text_is_left_out_and_the_rest_is_found(own: tuple[System, Aio
             assert "two" in paths(aios.sto_search("lighthouse", fresh=True))
     finally:
         again.end()
+
+
+def test_a_damaged_row_of_the_catalogue_holds_up_no_other(own: tuple[System, Aios]) -> None:
+    """Neither the version's nor that of the change."""
+    system, aios = own
+    for path in ("one", "two-of-four", "three", "four"):
+        aios.sto_put(path, f"a lighthouse, {path}", media=f"text/{path}")
+    aios.sto_search("lighthouse", fresh=True)
+    aios.stop()
+    system.process.wait()
+    file = system.home / "store" / "data.mdb"
+    data = file.read_bytes()
+    for row in (b"text/three", msgpack.packb(["", "two-of-four"])):
+        assert row in data
+        data = data.replace(row, row[:-1] + b"X")
+    file.write_bytes(data)
+    shutil.rmtree(system.home / "index")
+    for again in run_system(system.home, {"slots": 1, "ctx": 256}):
+        with connect(again.home) as aios:
+            found = aios.sto_search("lighthouse", fresh=True)
+            assert sorted(paths(found)) == ["four", "one"]
+            aios.sto_put("late", "a lighthouse")
+            assert "late" in paths(aios.sto_search("lighthouse", fresh=True))
+            assert len(aios.sto_verify().wait()["problems"]) >= 2
+
+
+def test_an_index_that_is_ahead_of_its_store_is_made_anew_and_said_so(
+    own: tuple[System, Aios], tmp_path: Path
+) -> None:
+    """A backup replaces the store, which is past that again before the index can be started."""
+    system, aios = own
+    aios.sto_put("one", "an umbrella against the rain")
+    aios.sto_backup(str(tmp_path / "copy")).wait()
+    aios.sto_put("two", "a lighthouse on the rocks")
+    aios.sto_search("lighthouse", fresh=True)
+    aios.stop()
+    system.process.wait()
+    (tmp_path / "copy" / "data.mdb").rename(system.home / "store" / "data.mdb")
+    index = system.home / "index"
+    index.rename(tmp_path / "index")
+    index.write_text("where the folder should be")
+    for again in run_system(system.home, {"slots": 1, "ctx": 256}):
+        with connect(again.home) as aios:
+            eventually(lambda: aios.sto_index().state == "failed")
+            for number in range(5):
+                aios.sto_put(f"{number}", "a harbour")
+            with pytest.raises(IndexFailed, match="cannot be opened"):
+                aios.sto_search("harbour")
+            index.unlink()
+            (tmp_path / "index").rename(index)
+            assert aios.sto_search("lighthouse", mode="words", fresh=True).hits == []
+            assert len(aios.sto_search("harbour", mode="words", fresh=True, count=9).hits) == 5
+            assert paths(aios.sto_search("umbrella", mode="words")) == ["one"]
+            assert "earlier" in aios.sto_index().trouble
 
 
 def test_without_a_store_the_rest_goes_on_though_the_index_lives(own: tuple[System, Aios]) -> None:

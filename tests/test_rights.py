@@ -7,9 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-from helpers import end, row, running, script
+from helpers import end, row, script
 from raw import Raw
 
 from aios.agents import Aios
@@ -111,12 +110,11 @@ def test_an_agent_controls_what_it_started(aios: Aios, program: Program) -> None
 
 
 def test_a_token_is_nowhere_to_be_read_after_hello(aios: Aios, program: Program) -> None:
-    pid = aios.spawn(program(IDLE))
-    process = psutil.Process(running(aios, pid).os_pid)
-    assert "AIOS_FD" not in process.environ()
-    files = [fd.readlink().name for fd in Path(f"/proc/{process.pid}/fd").iterdir()]
-    assert not [name for name in files if name.startswith("pipe:")]
-    end(aios, pid)
+    path = program(
+        "files = [os.readlink(f'/proc/self/fd/{fd}') for fd in os.listdir('/proc/self/fd')[:-1]]\n"
+        "return [[name for name in files if name.startswith('pipe:')], 'AIOS_FD' in os.environ]"
+    )
+    assert aios.wait(aios.spawn(path), timeout=30).result == [[], False]
 
 
 def test_a_token_serves_its_process_alone_and_once(

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from aios.agents import Aios, connect
 from aios.kernel import keyring
-from aios.kernel.blobs import Folder, Sealed
+from aios.kernel.blobs import Folder, Sealed, sealed
 from aios.kernel.config import Config
 from aios.kernel.core.disk import HEADER as FILE_HEADER
 from aios.kernel.core.disk import BadExtent, Disk, Name
@@ -288,11 +288,18 @@ def test_what_is_said_is_in_the_files_of_a_home_in_clear_only(
         live = found(system.home, answer) | found(tmp_path / "blobs", answer)
         expected = set() if encrypt else {*SAID, "tokens"}
         assert live == expected
+        copy = tmp_path / "copy"
+        assert aios.sto_backup(str(copy)).wait()["chunks"] > 0
+        assert found(copy, answer) & {"value", "content"} == expected & {"value", "content"}
         kill_kernel(aios)
         assert aios.mem_get(["key"]) == {"key": SAID["value"]}
         assert aios.check() == []
     system.end()
     assert found(system.home, answer) | found(tmp_path / "blobs", answer) <= expected
+    key = {"key_file": str(tmp_path / "key")}
+    seal = Seal(unlock(config(system.home, **key), Request())) if encrypt else None
+    place = sealed(Folder(copy / "blobs"), seal)
+    assert SAID["content"].encode() in [place.get(name) for name in place.names()]
 
 
 def again(home: Path, **given: Any) -> System:

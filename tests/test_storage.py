@@ -24,6 +24,7 @@ from aios.syscalls.errors import (
     LimitReached,
     NotFound,
     StoreDamaged,
+    StoreFull,
     UploadGone,
 )
 from aios.syscalls.wire import ABI_VERSION, DONE, FAILED
@@ -127,6 +128,29 @@ def test_large_contents_are_streamed(storage: Aios) -> None:
     assert middle.data == BIG[sto.CHUNK - 10 : sto.CHUNK + 10]
     assert storage.sto_read("big", 1, offset=len(BIG) + 5).data == b""
     assert storage.sto_read("big", 1, count=0).data == b""
+
+
+def test_owners_come_in_pages(storage: Aios) -> None:
+    names = ["", *(f"/owner/{number}" for number in range(430))]
+    for name in names:
+        storage.sto_put("a", name.encode(), owner=name)
+    found = [holding.owner for holding in storage.sto_owners()]
+    assert len(set(found)) == len(found)
+    assert set(found) >= set(names)
+    paged: list[str] = []
+    after = None
+    for size in [100] * (len(found) // 100) + [len(found) % 100]:
+        page = storage.start("sto.owners", limit=100, after=after).wait()
+        paged += [holding["owner"] for holding in page["owners"]]
+        assert (len(page["owners"]), page["after"]) == (size, paged[-1] if size == 100 else None)
+        after = page["after"]
+    assert paged == found
+
+
+def test_an_agent_hears_of_itself_alone(storage: Aios, program: Program) -> None:
+    storage.sto_put("a", b"1")
+    path = program("return [holding.owner for holding in aios.sto_owners()]")
+    assert done(storage, path, name="lonely") == ["/lonely"]
 
 
 def test_equal_contents_of_one_owner_are_stored_once(storage: Aios) -> None:
@@ -363,6 +387,14 @@ def test_shares_are_listed_for_both_sides(storage: Aios, program: Program) -> No
     assert done(storage, path, name="other") == []
 
 
+def test_what_one_shares_with_oneself_is_listed_once(storage: Aios, program: Program) -> None:
+    path = program(
+        "for to in ('/self', '/*'):\n    aios.sto_share('a', to)\n"
+        "return [[g.prefix, g.to] for g in aios.sto_shares()]"
+    )
+    assert done(storage, path, name="self") == [["a", "/*"], ["a", "/self"]]
+
+
 def test_an_agent_s_objects_are_there_when_it_comes_back(storage: Aios, program: Program) -> None:
     done(storage, program("aios.sto_put('a', b'kept')"), name="back")
     assert done(storage, program("return aios.sto_get('a')"), name="back") == b"kept"
@@ -385,6 +417,26 @@ def test_what_is_no_path_is_refused(storage: Aios, path: str) -> None:
         with pytest.raises(BadInput):
             act()
     assert list(storage.sto_list()) == []
+
+
+@pytest.mark.parametrize("name", ["writer", "/", "//", "/a/", "/a//b", "a/b"])
+def test_what_is_no_owner_is_refused(storage: Aios, name: str) -> None:
+    """A slip would else make objects that no agent ever finds."""
+    for act in (
+        lambda: storage.sto_put("a", b"", owner=name),
+        lambda: list(storage.sto_list(owner=name)),
+        lambda: storage.sto_get("a", owner=name),
+        lambda: storage.sto_upload(io.BytesIO(b"a"), owner=name),
+        lambda: storage.sto_shares(name),
+        lambda: storage.sto_search("a", owner=name),
+        lambda: storage.mem_put({"a": 1}, principal=name),
+        lambda: storage.mem_keep(principal=name),
+    ):
+        with pytest.raises(BadInput, match="no principal"):
+            act()
+    with pytest.raises((BadInput, NotFound)):
+        storage.sto_share("a", name)
+    storage.sto_share("a", "/*")
 
 
 def test_paths_of_any_script(storage: Aios) -> None:
@@ -437,6 +489,43 @@ def test_a_full_store_refuses_and_reads_on(boot: Boot) -> None:
         for number in range(4):
             aios.sto_purge(f"a{number}")
         assert aios.sto_put("b", b"x" * 100).version == 1
+        assert aios.sto_verify().wait()["problems"] == []
+
+
+@pytest.mark.parametrize("place", ["lmdb", "folder"])
+def test_rows_alone_do_not_fill_a_store_for_good(boot: Boot, tmp_path: Path, place: str) -> None:
+    """What adds a row is refused in time, so that what makes room always has enough of it."""
+    blobs = "lmdb" if place == "lmdb" else f"file://{tmp_path}/blobs"
+    system = boot(store_bytes=1 << 25, blobs=blobs)
+    tags = [f"{number:02}" + "t" * 62 for number in range(32)]
+    with connect(system.home) as aios:
+        count = 0
+        with pytest.raises(StoreFull):
+            while True:
+                aios.sto_batch(
+                    [{"path": f"{count}/{n}", "data": b"", "tags": tags} for n in range(20)]
+                )
+                count += 1
+        assert count > 100
+        for adds in (
+            lambda: aios.sto_put("0/0", b""),
+            lambda: aios.sto_delete("0/0"),
+            lambda: aios.sto_rollback("0/0", 1),
+            lambda: aios.sto_share("0", "/x"),
+            lambda: aios.sto_upload(io.BytesIO(bytes(300_000))),
+            lambda: aios.mem_put({"a": "x" * 9000}, principal="/w"),
+        ):
+            with pytest.raises(StoreFull):
+                for _ in range(1000):
+                    adds()
+        for number in range(count):
+            aios.sto_purge(f"{number}/0")
+        assert aios.sto_compact(1).wait() == {"versions": 0, "chunks": 0}
+        for number in range(count):
+            for n in range(1, 20):
+                aios.sto_purge(f"{number}/{n}")
+        aios.mem_put({"a": "x" * 9000}, principal="/w")
+        aios.sto_put("0/0", b"", tags=tags)
         assert aios.sto_verify().wait()["problems"] == []
 
 
@@ -586,29 +675,6 @@ def test_upkeep_is_a_person_s(aios: Aios, program: Program) -> None:
         "    except AiosError as error:\n        found.append(error.code)\nreturn found"
     )
     assert done(aios, path) == ["access.denied"] * 3
-
-
-def test_a_backup_while_running(boot: Boot, tmp_path: Path) -> None:
-    system = boot()
-    with connect(system.home) as aios:
-        aios.sto_put("a", BIG)
-        aios.sto_backup(str(tmp_path / "copy")).wait()
-        aios.sto_put("a", b"later")
-        for target in (tmp_path / "copy", Path("/proc/none"), Path("relative")):
-            with pytest.raises(BadInput):
-                aios.sto_backup(str(target)).wait()
-    other = boot()
-    other.end()
-    (other.home / "store" / "data.mdb").unlink()
-    (tmp_path / "copy" / "data.mdb").rename(other.home / "store" / "data.mdb")
-    again = System(other.home, {"slots": 1, "ctx": 256}, detach=True)
-    try:
-        again.ready()
-        with connect(again.home) as aios:
-            assert aios.sto_get("a") == BIG
-            assert aios.sto_verify().wait()["problems"] == []
-    finally:
-        again.end()
 
 
 def test_a_damaged_content_is_found_and_harms_no_other(homes: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tarfile
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from commands import AIOS, LIMIT, answer, environment
-from conftest import run_system
+from conftest import eventually, run_system
 
 from aios.agents import connect
 from aios.shell.cli import cli
@@ -125,6 +126,87 @@ def test_export_and_import(home: Path, homes: Path, tmp_path: Path) -> None:
     assert list(tmp_path.glob("*.part")) == []
 
 
+def test_tar_files_in_pipes_and_cut_short(home: Path, tmp_path: Path) -> None:
+    data = os.urandom(200_000)
+    with connect(home) as aios:
+        aios.sto_put("t/long", data, owner="/tar")
+        aios.sto_put("t/short", b"1", owner="/tar")
+    done = sto(home, "export", "-", "--owner", "/tar")
+    assert done.returncode == 0
+    assert json.loads(sto(home, "import", "-", "--json", stdin=done.stdout).stdout)["objects"] == 2
+    for size in (0, 100, 5000, 150_000):
+        (tmp_path / "torn.tar").write_bytes(done.stdout[:size])
+        piped = sto(home, "import", "-", stdin=done.stdout[:size])
+        for torn in (piped, sto(home, "import", str(tmp_path / "torn.tar"))):
+            assert (torn.returncode, torn.stdout) == (78, b"")
+            assert torn.stderr.splitlines()[-1].startswith(b"aios: cannot read ")
+    with connect(home) as aios:
+        assert aios.sto_get("t/long", owner="/tar") == data
+        assert aios.sto_read("t/long", count=0, owner="/tar").info.version == 2
+
+
+def test_a_file_is_whole_or_as_it_was(home: Path, tmp_path: Path) -> None:
+    with connect(home) as aios:
+        aios.sto_put("whole", bytes(2 << 20))
+    file = tmp_path / "file"
+    file.write_bytes(b"precious")
+    for args in (["get", "whole", str(file)], ["export", str(file)]):
+        limited = subprocess.run(
+            ["prlimit", f"--fsize={1 << 20}", *AIOS, "sto", *args], env=environment(home),
+            capture_output=True, text=True, timeout=LIMIT, check=False,
+        )  # fmt: skip
+        assert limited.returncode == 78
+        assert limited.stderr.splitlines()[-1] == f"aios: {file}: File too large"
+        assert (file.read_bytes(), [*tmp_path.iterdir()]) == (b"precious", [file])
+    for args in (["get", "none", str(file)], ["get", "whole", str(file), "--version", "9"]):
+        assert sto(home, *args).returncode == 1
+        assert (file.read_bytes(), [*tmp_path.iterdir()]) == (b"precious", [file])
+    link = tmp_path / "link"
+    link.symlink_to(file)
+    fine(home, "get", "whole", str(link))
+    assert link.is_symlink()
+    assert file.read_bytes() == bytes(2 << 20)
+    full = sto(home, "get", "whole", "/dev/full")
+    assert (full.returncode, full.stderr.splitlines()[0]) == (
+        1, b"aios: /dev/full: No space left on device"
+    )  # fmt: skip
+    assert Path("/dev/full").is_char_device()
+    with Path("/dev/full").open("wb") as stream:
+        listed = subprocess.run(
+            [*AIOS, "sto", "list"], env=environment(home), stdout=stream, stderr=subprocess.PIPE,
+            timeout=LIMIT, check=False,
+        )  # fmt: skip
+    assert (listed.returncode, listed.stderr.count(b"\n")) == (1, 2)
+
+
+def test_ctrl_c_ends_a_transfer(home: Path, tmp_path: Path) -> None:
+    """Without a word, and with nothing left of it."""
+    with connect(home) as aios:
+        aios.sto_put("transfer", bytes(2 << 20))
+        before = aios.sto_verify().wait()["chunks"]
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        for args in (["get", "transfer", str(pipe)], ["put", "half", str(pipe)]):
+            with subprocess.Popen(
+                [*AIOS, "sto", *args], env=environment(home), stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            ) as process:  # fmt: skip
+                if args[0] == "get":
+                    with pipe.open("rb") as end:
+                        assert end.read(10) == bytes(10)
+                        process.send_signal(signal.SIGINT)
+                        out = process.communicate(timeout=LIMIT)
+                else:
+                    with pipe.open("wb") as end:
+                        end.write(os.urandom(1 << 20))
+                        end.flush()
+                        process.send_signal(signal.SIGINT)
+                        out = process.communicate(timeout=LIMIT)
+                assert (process.returncode, out) == (130, (b"", b"\n"))
+        eventually(lambda: aios.sto_verify().wait()["chunks"] == before)
+        assert list(aios.sto_list("half")) == []
+
+
 def test_upkeep(home: Path, tmp_path: Path) -> None:
     for text in (b"1", b"2", b"3"):
         fine(home, "put", "u", stdin=text)
@@ -158,6 +240,16 @@ def test_errors_say_what_to_do(home: Path, tmp_path: Path) -> None:
         (["put", "a", str(tmp_path / "none")], 2, b"No such file"),
         (["diff", "nothing", "1"], 1, b"aios: no object"),
         (["share", "x", "nobody"], 1, b"hint: a principal begins with"),
+        (["list", "--owner", "writer"], 78, b"hint: it is like /writer/helper"),
+        (["search", "x", "--owner", "writer"], 78, b"hint: it is like /writer/helper"),
+        (["search", "x", "--count", "51"], 2, b"51 is not in the range"),
+        (["search", "x", "--since", "yesterday"], 2, b"does not match the format"),
+        (["compact", "--keep", "0"], 2, b"0 is not in the range"),
+        (["rollback", "nothing", "1"], 1, b"aios: no version 1"),
+        (["delete", "nothing"], 1, b"aios: no object"),
+        (["purge", "nothing", "--yes"], 1, b"aios: no object"),
+        (["import", str(tmp_path / "none")], 2, b"No such file"),
+        (["get", "a", "/nonexistent/file"], 78, b"aios: /nonexistent/file: No such"),
     ):
         done = sto(home, *args)
         assert done.returncode == code, done

@@ -381,7 +381,10 @@ class Machine(RuleBasedStateMachine):
         assert held == []  # every upload was put, or has ended
         report = Verification(self.system.storage, lambda _: None).run()
         assert report.problems == []
-        for row in self.system.ask(PERSON, self.system.storage.owners):
+        holdings = self.system.ask(
+            PERSON, lambda call: self.system.storage.owners(call, sto.Owners())
+        )
+        for row in holdings.owners:
             assert row.bytes <= QUOTA + 50_000 or not row.owner
 
     @invariant()

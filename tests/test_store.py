@@ -21,8 +21,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from aios.kernel import store as module
+from aios.kernel.room import ROOM
 from aios.kernel.seal import Checked, Keeper, Ring, Seal
-from aios.kernel.store import DONE, ROOM, Store, Txn
+from aios.kernel.store import DONE, Store
+from aios.kernel.store_trial import try_store
+from aios.kernel.transaction import Txn
 from aios.syscalls.errors import (
     BadInput,
     Conflict,
@@ -177,6 +180,27 @@ def test_a_call_that_comes_again_is_done_once(tmp_path: Path) -> None:
     opened.store.close()
 
 
+def remembered(opened: Opened) -> int:
+    found: int = opened.store.read(lambda txn: sum(1 for _ in txn.keys("done", b"")))
+    return found
+
+
+def test_no_more_calls_are_remembered_than_a_caller_may_repeat(opened: Opened) -> None:
+    """Also where most of its calls are others, and until it ends."""
+    for call in (1, 2, 500, 501, DONE + 1, DONE + 600, 9000):
+        assert opened.write(lambda _: "done", once=(3, call)) == ["done"]
+        opened.write(lambda _: "done", once=(4, 1))
+    assert remembered(opened) == 2
+    assert opened.write(lambda _: "again", once=(3, 9000)) == ["done"]
+    opened.store.forget(3)
+    opened.store.forget(5)
+    assert opened.write(lambda _: "again", once=(3, 9000)) == ["again"]
+    opened.store.forget(3)
+    opened.store.forget(4)
+    opened.write(lambda _: None)
+    assert remembered(opened) == 0
+
+
 def test_a_call_that_failed_is_tried_again(opened: Opened) -> None:
     assert isinstance(opened.write(fail, once=(1, 1))[0], Conflict)
     assert opened.write(lambda _: "done", once=(1, 1)) == ["done"]
@@ -188,8 +212,10 @@ def test_a_call_that_failed_is_tried_again(opened: Opened) -> None:
 def test_the_file_is_extended_ahead_of_what_is_written(opened: Opened) -> None:
     for number in range(6):
         assert opened.put(b"%d" % number, b"x" * (4 << 20)) is None
-    assert opened.write(lambda _: opened.store._room() >= ROOM) == [True]
-    assert opened.store.path.stat().st_blocks * 512 >= opened.store.size - (1 << 20)  # no holes
+    assert opened.write(lambda _: opened.store.room.behind() >= ROOM) == [True]
+    assert opened.store.path.stat().st_blocks * 512 >= opened.store.room.size - (
+        1 << 20
+    )  # no holes
 
 
 def test_two_kernels_cannot_have_one_store(tmp_path: Path) -> None:
@@ -211,6 +237,31 @@ def test_a_full_store_refuses_and_reads_on(tmp_path: Path) -> None:
     assert opened.write(lambda txn: txn.delete("memory", b"0")) == [True]
     assert opened.write(lambda txn: txn.delete("memory", b"1")) == [True]
     assert opened.put(b"small", b"x") is None
+    opened.store.close()
+
+
+READER = """
+import lmdb, sys
+env = lmdb.open(sys.argv[1])
+txn = env.begin()
+print("reads", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_reader_that_was_killed_holds_no_room(tmp_path: Path) -> None:
+    """Another program that looked at the store: what it could see is not used again before it is
+    known to be gone."""
+    opened = Opened(tmp_path, limit=1 << 25)
+    assert opened.put(b"first", b"x") is None
+    with subprocess.Popen(
+        [sys.executable, "-c", READER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as reader:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == b"reads\n"
+        reader.kill()
+    for number in range(200):  # each in place of the one before
+        assert opened.put(b"same", b"%d" % number * (1 << 18)) is None
     opened.store.close()
 
 
@@ -246,7 +297,7 @@ def test_a_full_disk_refuses_what_grows_and_lets_delete(
     assert answers[0] is None
     assert isinstance(answers[-1], DiskFull)
     size = opened.store.path.stat().st_size
-    assert size == opened.store.size
+    assert size == opened.store.room.size
     assert opened.get(b"0") is not None
     assert opened.write(lambda txn: txn.delete("memory", b"0")) == [True]
     monkeypatch.setattr(os, "pwrite", real)
@@ -313,6 +364,23 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data.mdb").write_bytes(b"something else" * 1000)
     with pytest.raises(StoreDamaged):
         Opened(tmp_path)
+    (tmp_path / "file").write_text("where the folder should be")
+    with pytest.raises(StoreDamaged, match="cannot open the store"):
+        Opened(tmp_path / "file")
+
+
+def test_what_reading_would_crash_is_found_by_another_process(tmp_path: Path) -> None:
+    """LMDB ends the process that meets a page of a wrong kind."""
+    try_store(tmp_path)  # there is none yet
+    path = filled(tmp_path)
+    try_store(tmp_path)
+    data = bytearray(path.read_bytes())
+    leaf = data.index(b"value 7 value 7") // 4096 * 4096
+    data[leaf : leaf + 4096] = bytes(4096)
+    path.write_bytes(data)
+    with pytest.raises(StoreDamaged, match="cannot be read") as refused:
+        try_store(tmp_path)
+    assert "backup" in refused.value.hint
 
 
 def test_a_store_of_a_later_version_is_refused(
@@ -321,13 +389,17 @@ def test_a_store_of_a_later_version_is_refused(
     monkeypatch.setattr(module, "FORMAT", 2)
     filled(tmp_path)
     monkeypatch.setattr(module, "FORMAT", 1)
-    with pytest.raises(StoreDamaged, match="format 2"):
-        Opened(tmp_path)
+    data = (tmp_path / "data.mdb").read_bytes()
+    for _ in range(2):
+        with pytest.raises(StoreDamaged, match="format 2"):
+            Opened(tmp_path)
+    assert (tmp_path / "data.mdb").read_bytes() == data
 
 
 def test_a_backup_while_running_is_a_store(opened: Opened, tmp_path: Path) -> None:
     opened.put(b"a", b"1")
-    opened.store.backup(tmp_path / "backup")
+    with opened.store.backup(tmp_path / "backup"):
+        pass
     opened.put(b"a", b"2")
     copy = Opened(tmp_path / "backup")
     assert copy.get(b"a") == b"1"

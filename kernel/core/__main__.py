@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 import zmq
 
+from aios.kernel.stderr import become_log
 from aios.syscalls.errors import AiosError, ModelError
 from aios.syscalls.messages import ModelInfo
 
@@ -65,6 +66,7 @@ class CoreConfig(msgspec.Struct, frozen=True):
 
 
 def main() -> int:
+    become_log()
     config = msgspec.json.decode(sys.argv[1], type=CoreConfig)
     context: zmq.Context[Any] = zmq.Context()
     try:

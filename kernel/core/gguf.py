@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import llama_cpp as ll
 
-from aios.syscalls.errors import ModelError
+from aios.syscalls.errors import Internal, ModelError
 
 BINDING = f"llama-cpp-python {ll.__version__}"
 FORMATS = {  # llama.cpp's name; bits a weight
@@ -42,8 +43,8 @@ log = Log()
 ll.llama_log_set(log.callback, ctypes.c_void_p(0))
 
 
-def load(path: Path) -> Any:
-    """llama.cpp's model of a file.
+def load(path: Path, option: str = "--model") -> Any:
+    """llama.cpp's model of a file, which was named by the `option`.
 
     Raises:
         ModelError: the file is missing, truncated or not a GGUF.
@@ -53,10 +54,10 @@ def load(path: Path) -> Any:
             magic = file.read(4)
     except OSError as error:
         raise ModelError(
-            f"cannot read the model {path}: {error.strerror}", "name a GGUF file with --model"
+            f"cannot read the model {path}: {error.strerror}", f"name a GGUF file with {option}"
         ) from error
     if magic != b"GGUF":
-        raise ModelError(f"{path} is not a GGUF file", "name a GGUF file with --model")
+        raise ModelError(f"{path} is not a GGUF file", f"name a GGUF file with {option}")
     params = ll.llama_model_default_params()
     params.n_gpu_layers = 0
     model = ll.llama_model_load_from_file(os.fsencode(path), params)
@@ -66,6 +67,33 @@ def load(path: Path) -> Any:
             "the file may be truncated: compare its size with its source",
         )
     return model
+
+
+def tokenize(vocab: Any, text: str, *, start: bool, special: bool) -> list[int]:
+    """Token ids of `text`. With `start`, between those that the model wants around a text; with
+    `special`, what reads like a control token is one."""
+    data = text.encode()
+    room = len(data) + 8
+    buffer = (ll.llama_token * room)()
+    count = ll.llama_tokenize(vocab, data, len(data), buffer, room, start, special)
+    if count < 0:
+        raise Internal(f"llama_tokenize needs {-count} places for {len(data)} bytes")
+    return list(buffer[:count])
+
+
+def identity(path: Path) -> str:
+    """Names a model file by both its ends and its size: to hash all of a large one takes seconds
+    at each start.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        ends = file.read(1 << 20)
+        file.seek(max(0, size - (1 << 20)))
+        ends += file.read()
+    return blake2b(ends + str(size).encode(), digest_size=16).hexdigest()
 
 
 def requantize(source: Path, target: Path, name: str, threads: int) -> None:

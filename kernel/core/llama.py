@@ -1,5 +1,5 @@
-"""The engine: one llama.cpp model and context. llama_cpp is imported here, in gguf.py and in
-sampler.py alone.
+"""The engine: one llama.cpp model and context. llama_cpp is imported here, in gguf.py,
+sampler.py and encoder.py alone.
 
 A slot is a llama.cpp sequence with a KV stream of its own (`kv_unified=False`): what one sequence
 computes then depends neither on its slot nor on its neighbours, as long as three rules hold, and
@@ -32,7 +32,7 @@ from aios.syscalls import VERSION
 from aios.syscalls.errors import BadInput, Internal, NoRoom
 from aios.syscalls.messages import Sampling
 
-from .gguf import load, log
+from .gguf import identity, load, log, tokenize
 from .grammar import Grammar, Grammars
 from .sampler import Sampler
 from .state import Bytes, Part, StateForm
@@ -144,13 +144,7 @@ class Engine:
         model wants one and the text does not bring it."""
         bos = self._text_of(ll.llama_vocab_bos)
         start = start and not (bos and text.startswith(bos))
-        data = text.encode()
-        room = len(data) + 8
-        buffer = (ll.llama_token * room)()
-        count = ll.llama_tokenize(self.vocab, data, len(data), buffer, room, start, True)
-        if count < 0:
-            raise Internal(f"llama_tokenize needs {-count} places for {len(data)} bytes")
-        return list(buffer[:count])
+        return tokenize(self.vocab, text, start=start, special=True)
 
     def piece(self, token: int) -> bytes:
         """The bytes of one token; control tokens have none.
@@ -337,14 +331,7 @@ class Engine:
 
     @cached_property
     def model_id(self) -> str:
-        """Names the model file by both its ends and its size: to hash all of a large one takes
-        seconds at each start."""
-        size = self.path.stat().st_size
-        with self.path.open("rb") as file:
-            ends = file.read(1 << 20)
-            file.seek(max(0, size - (1 << 20)))
-            ends += file.read()
-        return blake2b(ends + str(size).encode(), digest_size=16).hexdigest()
+        return identity(self.path)
 
     def clear(self, slot: int, since: int = 0) -> None:
         """Drop what a slot holds from position `since` on."""

@@ -3,8 +3,9 @@
     python -m aios.kernel.index CONFIG    (an IndexConfig as JSON)
 
 It outlives its kernel like an LLM core: the socket connects to the next one and announces itself
-(ZMQ_PROBE_ROUTER). Searches go before changes, of which a batch is one transaction and one call of
-the model. When the file is damaged, the process goes on with an empty one and a new connection.
+(ZMQ_PROBE_ROUTER). Searches go before changes, of which a batch is one transaction; they are also
+answered between two passages that the model reads. When the file is damaged, the process goes on
+with an empty one and a new connection. Without a model it searches by words, and changes wait.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ from typing import Any
 import msgspec
 import zmq
 
-from aios.syscalls.errors import AiosError, ModelError
+from aios.kernel.config import Prefixes
+from aios.kernel.stderr import become_log
+from aios.syscalls.errors import IndexFailed, ModelError
 
 from .database import Damaged
-from .embedder import WordLlama
+from .embedder import Embedder, Mended, Missing, open_embedder
 from .index import Index
 from .protocol import (
     Change,
+    Command,
     Failed,
     Found,
     Position,
@@ -45,6 +49,16 @@ RETRY = 1000  # milliseconds until a batch is tried again that could not be writ
 class IndexConfig(msgspec.Struct, frozen=True):
     home: str
     folder: str  # empty: nothing is to be on disk
+    embedder: str = ""
+    embedder_prefixes: Prefixes = Prefixes()
+
+    @property
+    def path(self) -> Path | None:
+        return Path(self.folder) if self.folder else None
+
+
+class Overtaken(Exception):
+    """By a Reset: what is being indexed is not wanted any more."""
 
 
 class Service:
@@ -54,22 +68,25 @@ class Service:
         self.link, self.index = link, index
         self.epoch = 0
         self.pending: deque[Change] = deque()
-        self.trouble = ""
+        self.held: deque[Command] = deque()  # what came while a batch was worked on
+        self.trouble = index.embedder.trouble if isinstance(index.embedder, Missing) else ""
 
     def serve(self) -> None:
-        """Until the file turns out to be damaged."""
+        """Until the file turns out to be damaged, or a model that was missing is there."""
         while True:
+            while self.held:
+                self.take(self.held.popleft())
             wait = (RETRY if self.trouble else 0) if self.pending else None
             if self.link.poll(wait):
                 for _ in range(BURST):
-                    self.take(self.link.recv())
+                    self.take(decode_command(self.link.recv()))
                     if not self.link.poll(0):
                         break
             if self.pending:
                 self.apply()
 
-    def take(self, data: bytes) -> None:
-        match decode_command(data):
+    def take(self, command: Command) -> None:
+        match command:
             case Search() as search:
                 self.link.send(encode(self.found(search)))
             case Reset() as reset:
@@ -86,23 +103,38 @@ class Service:
         try:
             return Found(search.req, self.index.search(search))
         except sqlite3.OperationalError as error:
-            why = AiosError(f"the index cannot be read: {error}", "see log/index.log")
+            why = IndexFailed(f"the index cannot be read: {error}")
             return Found(search.req, [], why.to_wire())
+        except ModelError as error:
+            return Found(search.req, [], error.to_wire())
 
     def apply(self) -> None:
         batch, before = self.batch(), self.trouble
         try:
-            self.index.apply(batch)
-        except sqlite3.OperationalError as error:
-            self.trouble = str(error)
+            self.index.apply(batch, self.between)
+        except Overtaken:
+            return
+        except (sqlite3.OperationalError, ModelError) as error:
+            self.trouble = error.message if isinstance(error, ModelError) else str(error)
         else:
             self.trouble = ""
             for _ in batch:
                 self.pending.popleft()
         if self.trouble != before:
-            print("cannot write:", self.trouble or "it works again", file=sys.stderr, flush=True)
+            print("cannot index:", self.trouble or "it works again", file=sys.stderr, flush=True)
         if not self.trouble or self.trouble != before:
             self.report()
+
+    def between(self) -> None:
+        """Answer a search that has come; a Reset ends the batch, the rest is for later."""
+        while self.link.poll(0):
+            command = decode_command(self.link.recv())
+            if isinstance(command, Search):
+                self.take(command)
+                return
+            self.held.append(command)
+            if isinstance(command, Reset):
+                raise Overtaken
 
     def batch(self) -> list[Change]:
         chosen: list[Change] = []
@@ -127,12 +159,14 @@ class Service:
 
 
 def main() -> int:
+    become_log()
     config = msgspec.json.decode(sys.argv[1], type=IndexConfig)
     context: zmq.Context[Any] = zmq.Context()
     try:
-        index = Index(Path(config.folder) if config.folder else None, WordLlama())
-    except (ModelError, OSError, sqlite3.Error) as error:
-        connect(context, config).send(encode(Failed(as_aios_error(error).to_wire())))
+        index = Index(config.path, open_or_miss(config))
+    except (OSError, sqlite3.Error) as error:
+        why = IndexFailed(f"the index cannot be opened: {error}")
+        connect(context, config).send(encode(Failed(why.to_wire())))
         context.term()  # lingers until the kernel has it
         return 1
     while True:
@@ -141,7 +175,20 @@ def main() -> int:
             Service(link, index).serve()
         except Damaged as damaged:
             index.begin_again(str(damaged))
+        except Mended as mended:
+            index.close()
+            index = Index(config.path, mended.embedder)
         link.close(linger=0)  # with all that the kernel sent before it knew
+
+
+def open_or_miss(config: IndexConfig) -> Embedder:
+    def opened() -> Embedder:
+        return open_embedder(config.embedder, config.embedder_prefixes)
+
+    try:
+        return opened()
+    except ModelError as error:
+        return Missing(opened, error)
 
 
 def connect(context: zmq.Context[Any], config: IndexConfig) -> zmq.Socket[bytes]:
@@ -152,12 +199,6 @@ def connect(context: zmq.Context[Any], config: IndexConfig) -> zmq.Socket[bytes]
     link.set_hwm(0)
     link.connect(f"ipc://{config.home}/index.sock")
     return link
-
-
-def as_aios_error(error: Exception) -> AiosError:
-    if isinstance(error, AiosError):
-        return error
-    return AiosError(f"the index cannot be opened: {error}", "see log/index.log in the AIOS home")
 
 
 if __name__ == "__main__":

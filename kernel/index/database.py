@@ -56,7 +56,8 @@ def is_damage(error: sqlite3.Error) -> bool:
 
 
 def connect(path: Path | str, embedder: str) -> sqlite3.Connection:
-    """Open the file, making it if there is none.
+    """Open the file, making it if there is none. `embedder` is the name of the model that it is
+    for; empty: it is not known, and any is right.
 
     Raises:
         Damaged: it is no index, or one that this version or this model has no use for.
@@ -101,8 +102,8 @@ def _check(db: sqlite3.Connection, embedder: str) -> None:
         raise Damaged(found.splitlines()[-1])
     db.execute("INSERT INTO words(words, rank) VALUES ('integrity-check', 1)")
     (made_with,) = db.execute("SELECT embedder FROM state").fetchone()
-    if made_with != embedder:
-        raise Damaged(f"it was made with another model, {made_with}")
+    if embedder and made_with != embedder:
+        raise Damaged(f"it was made with another model, {made_with or 'which was missing'}")
 
 
 def set_aside(folder: Path, why: str) -> None:

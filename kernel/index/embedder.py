@@ -1,32 +1,59 @@
 """Texts as vectors, so that what means the same is near.
 
-The model is wordllama's, a vector for each of 32,000 tokens, which comes in its wheel. Only the
-files are used: the package itself would import an HTTP client and a validator of its settings, look
-for the tokenizer in the wrong folder and want to download it.
+The embedded model is wordllama's, a vector for each of 32,000 tokens, which comes in its wheel.
+Only the files are used: the package itself would import an HTTP client and a validator of its
+settings, look for the tokenizer in the wrong folder and want to download it.
+
+    python -m aios.kernel.index.embedder PATH
+
+tries a GGUF file: what is wrong with it goes to stdout, as the JSON of an AiosError.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import numpy as np
 from llguidance import LLTokenizer
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from aios.syscalls.errors import ModelError
+from aios.kernel.config import Prefixes
+from aios.syscalls.errors import AiosError, ModelError
+
+Vector = NDArray[np.float32]
 
 
 class Embedder(Protocol):
-    """Any model of meaning. An index is made anew when the name of its model changes."""
+    """Any model of meaning. An index is made anew when the name of its model changes.
+
+    A text's vector depends on nothing else, to the last bit; it has [dim] numbers and the length 1,
+    or is 0 where the text has no content.
+    """
 
     name: str
     dim: int
 
-    def embed(self, texts: list[str]) -> NDArray[np.float32]:
-        """Vectors of length 1, [texts, dim]; that of a text without content is 0."""
+    def passage(self, text: str) -> Vector:
+        """Of a text that is to be found."""
+
+    def query(self, text: str) -> Vector:
+        """Of one that is looked for."""
+
+
+def open_embedder(path: str, prefixes: Prefixes) -> Embedder:
+    """The model in the GGUF file `path`, or the embedded one where it is empty.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    return Gguf(Path(path), prefixes) if path else WordLlama()
 
 
 class WordLlama:
@@ -49,12 +76,74 @@ class WordLlama:
                 f"the embedding model in {folder} cannot be read: {error}", "run `make install`"
             ) from error
 
-    def embed(self, texts: list[str]) -> NDArray[np.float32]:
-        found = np.zeros((len(texts), self.dim), np.float32)
-        for at, text in enumerate(texts):
-            if text.strip():
-                # llguidance leaves out the space that this tokenizer puts before a text.
-                tokens = self.tokenizer.tokenize_str(" " + text)
-                mean = self.vectors[tokens].mean(0, np.float32)
-                found[at] = mean / max(float(np.linalg.norm(mean)), 1e-12)
-        return found
+    def passage(self, text: str) -> Vector:
+        if not text.strip():
+            return np.zeros(self.dim, np.float32)
+        # llguidance leaves out the space that this tokenizer puts before a text.
+        mean: Vector = self.vectors[self.tokenizer.tokenize_str(" " + text)].mean(0, np.float32)
+        return mean / max(float(np.linalg.norm(mean)), 1e-12)
+
+    query = passage
+
+
+class Gguf:
+    """A model of any kind that llama.cpp knows: BERT, nomic-embed, Qwen, ..."""
+
+    def __init__(self, path: Path, prefixes: Prefixes) -> None:
+        # Here, since wordllama does without llama.cpp, which takes time and memory.
+        from aios.kernel.core.encoder import Encoder  # noqa: PLC0415
+        from aios.kernel.core.gguf import identity  # noqa: PLC0415
+
+        # The LLM core has all processors, so this takes half of them. They change no bit.
+        self.encoder = Encoder(path, max(1, (os.cpu_count() or 1) // 2))
+        self.prefixes, self.dim = prefixes, self.encoder.dim
+        self.name = " ".join(filter(None, (path.name, identity(path), prefixes.passage)))
+
+    def passage(self, text: str) -> Vector:
+        return self._vector(self.prefixes.passage, text)
+
+    def query(self, text: str) -> Vector:
+        return self._vector(self.prefixes.query, text)
+
+    def _vector(self, prefix: str, text: str) -> Vector:
+        return self.encoder.encode(prefix + text) if text.strip() else np.zeros(self.dim, "f4")
+
+
+class Mended(Exception):
+    """The model that was missing can be loaded."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self.embedder = embedder
+
+
+class Missing:
+    """In place of a model that cannot be loaded. Each use tries again: it raises ModelError where
+    that fails too, else Mended."""
+
+    name, dim = "", 0
+
+    def __init__(self, again: Callable[[], Embedder], why: ModelError) -> None:
+        self.again, self.trouble = again, why.message
+
+    def passage(self, text: str) -> NoReturn:
+        try:
+            embedder = self.again()
+        except ModelError as error:
+            hint = "put it right, it is tried again; until then search with the mode `words`"
+            raise ModelError(error.message, hint) from error
+        raise Mended(embedder)
+
+    query = passage
+
+
+def main() -> int:
+    try:
+        open_embedder(sys.argv[1], Prefixes()).query("a text")
+    except AiosError as error:
+        print(json.dumps(error.to_wire()))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

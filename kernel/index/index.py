@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aios.syscalls.retrieval import Hit, Standing
 
@@ -99,7 +100,7 @@ class Index:
             vectors = np.frombuffer(b"".join(row[2] for row in some), np.float16)
             self.rows.put(
                 [row[0] for row in some],
-                vectors.reshape(len(some), self.embedder.dim).astype(np.float32),
+                vectors.reshape(len(some), -1)[:, : self.embedder.dim].astype(np.float32),
                 [row[-1] for row in some],
             )
 
@@ -116,6 +117,8 @@ class Index:
         """Keep what is indexed if it came from this store and `drop` does not say otherwise."""
         if store == self.store and not drop:
             return
+        if self.store not in ("", store):
+            self.began_again = "it was of another store"
         self.close()
         if self.folder is not None:
             remove(self.folder)
@@ -123,18 +126,20 @@ class Index:
         self.db.execute("UPDATE state SET store = ?", (store,))
         self.store = store
 
-    def apply(self, changes: Sequence[Change]) -> None:
+    def apply(self, changes: Sequence[Change], between: Callable[[], None] = lambda: None) -> None:
         """All of them, or none; `changes` are in the order of their `seq`, the last is the
-        position then.
+        position then. `between` is called before each passage that the model reads, which may
+        take long; it may search, and what it raises ends the work.
 
         Raises:
             sqlite3.OperationalError: it cannot be written now; nothing has changed.
+            ModelError: there is no model; likewise.
         """
         newest = {(change.owner, change.path): change for change in changes}
         puts = [change for change in newest.values() if isinstance(change, Put)]
         spans = [(put, span) for put in puts for span in cut(put.text)]
         texts = [put.text[start:end] for put, (start, end) in spans]
-        vectors = self.embedder.embed(texts).astype(np.float16)
+        vectors = self._vectors(texts, between)
         lengths = [len(WORD.findall(text)) for text in texts]
         ids = self.rows.unused(len(spans))
         with self._transaction():
@@ -160,6 +165,13 @@ class Index:
         self.readable.clear()
         self.rows.put(ids, vectors.astype(np.float32), lengths)
         self.rows.remove(gone)
+
+    def _vectors(self, texts: list[str], between: Callable[[], None]) -> NDArray[np.float16]:
+        vectors = np.empty((len(texts), self.embedder.dim), np.float16)
+        for at, text in enumerate(texts):
+            between()
+            vectors[at] = self.embedder.passage(text)
+        return vectors
 
     def _insert(self, put: Put) -> int:
         document = self.db.execute(
@@ -205,6 +217,7 @@ class Index:
 
         Raises:
             sqlite3.OperationalError: the file cannot be read now.
+            ModelError: there is no model, and it was not asked by words alone.
         """
         query = search.query[:QUERY]
         with _damage_named():
@@ -238,7 +251,7 @@ class Index:
         return ranking.bm25(map(self._postings, self.terms(query)), ids, self.rows.lengths)
 
     def _by_meaning(self, query: str, ids: Ids) -> Scores:
-        return ranking.cosine(self.rows.vectors, self.embedder.embed([query])[0], ids)
+        return ranking.cosine(self.rows.vectors, self.embedder.query(query), ids)
 
     def terms(self, query: str) -> list[str]:
         """What is looked up for it: stop words only if there is nothing else."""

@@ -26,9 +26,10 @@ from aios.kernel.config import Config
 from aios.kernel.keyring import Request, unlock
 from aios.kernel.owners import Row
 from aios.kernel.seal import Checked, Keeper, Seal
-from aios.kernel.store import Store, Txn
+from aios.kernel.store import Store
+from aios.kernel.transaction import Txn
 from aios.shell.launch import System
-from aios.syscalls.errors import AiosError, DiskFull, StoreFull
+from aios.syscalls.errors import AiosError, StoreFull
 
 WRITERS = 16
 KEYS = 40  # that each writer puts again and again
@@ -282,31 +283,19 @@ def test_the_power_cut_while_16_write(
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("kind", ["disk", "limit"])
-def test_no_room_loses_nothing_and_is_told(homes: Path, kind: str) -> None:
-    """A file system of 40 MB; where none can be mounted, and else, a store of 32 MB."""
-    folder = homes / f"full-{kind}"
-    folder.mkdir()
-    mounts = kind == "disk" and can_mount(folder)
-    disk = Disk(folder, "disk", mounts=mounts)
-    if mounts:
-        disk.make(40 << 20)
-    store_bytes = 1 << 30 if mounts else 1 << 25
+def test_a_full_store_loses_nothing_and_is_told(boot: Boot) -> None:
+    """What a full disk does is in test_full_disk.py."""
     kept: list[str] = []
-    settings = {"store_bytes": store_bytes, "mem_resident": 0}
-    with (
-        disk,
-        on_disk(folder / "home", disk.at, **settings) as system,
-        connect(system.home, "test") as aios,
-    ):
-        with pytest.raises(DiskFull if mounts else StoreFull):
+    system = boot(slots=1, ctx=256, store_bytes=1 << 25, mem_resident=0)
+    with connect(system.home, "test") as aios:
+        with pytest.raises(StoreFull):
             while True:
                 aios.mem_put({f"k{len(kept)}": "x" * 60_000})
                 kept.append(f"k{len(kept)}")
         assert len(kept) > 100
         assert all(len(value) == 60_000 for value in aios.mem_get(kept).values())
         assert len(aios.mem_get(kept)) == len(kept)
-        with pytest.raises(DiskFull if mounts else StoreFull):
+        with pytest.raises(StoreFull):
             aios.mem_put({"k0": "y", **{f"n{n}": "x" * 20_000 for n in range(3)}})
         assert aios.mem_get(["k0", "n0"]) == {"k0": "x" * 60_000}
         os.kill(aios.status().os_pid, signal.SIGKILL)  # another kernel finds all of it

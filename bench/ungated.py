@@ -1,0 +1,75 @@
+"""A kernel by itself, for the bench: `python -m aios.bench.ungated CONFIG LINK gated|ungated`.
+
+LINK is the descriptor of the socket on which the bench plays init. An ungated kernel asks no rule
+and records nothing; there is no such setting in the product, only this program does that.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from aios.kernel.boot import Kernel
+from aios.kernel.config import Config
+from aios.kernel.lifecycle import Lifecycle
+from aios.kernel.policy import Passed
+from aios.kernel.process import Process
+from aios.kernel.trap import Session
+from aios.syscalls.errors import AiosError
+from aios.syscalls.messages import Message, Welcome
+from aios.syscalls.table import Row
+from aios.syscalls.wire import Receipt
+
+NOTHING: Receipt = (0, b"")
+
+
+class NoAudit:
+    def check_room(self, row: Row) -> None:
+        pass
+
+    def called(
+        self, process: Process, call_id: int, row: Row, args: Message, raw: msgspec.Raw, rule: str
+    ) -> Receipt:
+        return NOTHING
+
+    def ended(self, process: Process, call_id: int, row: Row, intent: int, code: str) -> Receipt:
+        return NOTHING
+
+    def refused(
+        self, process: Process | None, peer: str, call_id: int, name: str, raw: bytes,
+        error: AiosError,
+    ) -> Receipt | None:  # fmt: skip
+        return None
+
+
+class NoGate:
+    def check(self, process: Process, row: Row, args: Any) -> Passed:
+        return Passed("")
+
+
+def hello(kernel: Kernel, session: Session, args: Any) -> Welcome:
+    """The bench is an agent to the gate: of a person it asks nothing."""
+    welcome = Lifecycle.hello(kernel.lifecycle, session, args)
+    assert session.process is not None
+    session.process.kind, session.process.principal = "agent", "/bench"
+    return welcome
+
+
+def main() -> None:
+    config, link, gate = sys.argv[1:]
+    kernel = Kernel(msgspec.json.decode(config, type=Config), int(link))
+    if gate == "ungated":
+        kernel.trap.audit, kernel.trap.gate = NoAudit(), NoGate()
+    kernel.lifecycle.hello = partial(hello, kernel)  # type: ignore[method-assign]
+    kernel.trap.hello = kernel.lifecycle.hello
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)  # as the kernel's own program does
+    kernel.run()
+
+
+if __name__ == "__main__":
+    main()

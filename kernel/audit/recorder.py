@@ -1,0 +1,144 @@
+"""What is recorded: of each call who, what, on what, which rule decided, and what came of it.
+
+What agents say, their messages, prompts and values, is never in the log: arguments are there as a
+hash, and by what they are about.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import cache
+from hashlib import sha256
+from operator import attrgetter
+from typing import Any
+
+import msgspec
+
+from aios.syscalls.errors import AiosError, Denied, DiskFull
+from aios.syscalls.messages import AuditInfo, Message
+from aios.syscalls.table import Row
+from aios.syscalls.wire import Receipt
+
+from ..process import Process
+from .log import RESERVE, Log
+
+TEXT = 160  # bytes of one text in a record
+# Fields of arguments that say what a call is about; of a map its keys, of changes their paths.
+ABOUT = (
+    "owner", "principal", "pid", "ctx", "contexts", "call", "program", "name", "to", "sender",
+    "signal", "space", "items", "keys", "changes", "upload", "path", "prefix", "version", "mode",
+    "right", "on", "id", "answer", "target", "policy", "quantum", "nice", "kinds",
+    "public", "person",
+)  # fmt: skip
+
+
+class Audit:
+    def __init__(self, log: Log) -> None:
+        self.log = log
+        self.due = 0  # records that are to last before what they announce may leave the kernel
+        self.unrecorded = 0  # refusals since there was room last
+        if log.trouble:
+            print(f"audit: {log.trouble}", file=sys.stderr, flush=True)
+            self.note("audit.damaged", detail=log.trouble)
+        if log.torn:
+            self.note("audit.torn", detail=f"{log.torn} bytes cut off")
+
+    # --- calls ------------------------------------------------------------------------------------
+
+    def check_room(self, row: Row) -> None:
+        """Raises DiskFull where this call could not be recorded, or is one that has to wait."""
+        needed = 1 if row.frees else RESERVE if row.changes else RESERVE // 2
+        if not self.log.has_room(needed):
+            raise DiskFull(f"the audit log cannot grow: {self.log.full}")
+        if self.unrecorded:
+            count, self.unrecorded = self.unrecorded, 0
+            self.note("audit.unrecorded", detail=f"{count} refused calls")
+
+    def called(
+        self, process: Process, call_id: int, row: Row, args: Message, raw: msgspec.Raw, rule: str
+    ) -> Receipt:
+        """Before it is served: the intent of what changes something, of the rest all there is."""
+        kind = "intent" if row.changes else "read"
+        receipt = self.log.append(
+            (process.pid, short(process.principal), kind, call_id, row.name, about(args),
+             sha256(raw).digest(), short(rule), "", 0)
+        )  # fmt: skip
+        if row.outward:
+            self.due = receipt[0] + 1
+        return receipt
+
+    def ended(self, process: Process, call_id: int, row: Row, intent: int, code: str) -> Receipt:
+        """The outcome of what changes something, before its final reply leaves."""
+        return self.log.append(
+            (process.pid, short(process.principal), "outcome", call_id, row.name, "", b"", "",
+             code, intent)
+        )  # fmt: skip
+
+    def refused(
+        self, process: Process | None, peer: str, call_id: int, name: str, raw: bytes,
+        error: AiosError,
+    ) -> Receipt | None:  # fmt: skip
+        """A call that is not served; `peer` says whose connection it came by. None: the disk is
+        full, and it is only counted."""
+        if not self.log.has_room(1):
+            self.unrecorded += 1
+            return None
+        pid, principal = (0, "") if process is None else (process.pid, process.principal)
+        rule = error.rule if isinstance(error, Denied) else ""
+        return self.log.append(
+            (pid, short(principal), "denied", call_id, short(name), peer,
+             sha256(raw).digest(), short(rule), error.code, 0)
+        )  # fmt: skip
+
+    # --- the kernel's own -------------------------------------------------------------------------
+
+    def note(self, what: str, pid: int = 0, principal: str = "", detail: str = "") -> None:
+        self.log.append((pid, short(principal), "note", 0, what, short(detail), b"", "", "", 0))
+
+    def info(self) -> AuditInfo:
+        log = self.log
+        return AuditInfo(
+            records=log.size, signed=log.checkpoints.size, kept=log.kept, trouble=log.trouble
+        )
+
+    def flush(self) -> bool:
+        """False: not all is written, and there is no room for it now."""
+        return self.log.flush()
+
+    @property
+    def is_safe(self) -> bool:
+        """Whether what calls announced may leave the kernel."""
+        return self.log.synced >= self.due
+
+
+def short(text: str) -> str:
+    """`text`, or its beginning and a hash of all of it."""
+    if len(text) <= TEXT // 4 or len(text.encode()) <= TEXT:
+        return text
+    digest = sha256(text.encode()).hexdigest()[:16]
+    return text.encode()[: TEXT - 17].decode(errors="ignore") + "~" + digest
+
+
+@cache
+def _getter(args: type[Message]) -> tuple[list[str], Callable[[Any], tuple[Any, ...]]]:
+    names = [name for name in ABOUT if name in args.__struct_fields__]
+    # Of one name attrgetter would give the value alone.
+    return [f"{name}=" for name in names], attrgetter(*names, "__class__", "__class__")
+
+
+def about(args: Message) -> str:
+    """What a call is about, in a line: owner=/writer path=notes.txt."""
+    names, get = _getter(type(args))
+    found = []
+    for name, value in zip(names, get(args), strict=False):
+        if value is None or value == "":
+            continue
+        found.append(name + (value if type(value) is str else _plain(value)))
+    return short(" ".join(found))
+
+
+def _plain(value: Any) -> str:
+    if type(value) in (dict, list):
+        return ",".join([str(getattr(each, "path", each)) for each in value])
+    return str(value)

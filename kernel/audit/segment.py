@@ -1,0 +1,156 @@
+"""The form of a segment: a file of frames, each with a link of the hash chain, then zeros.
+
+    frame    length of the body (4 bytes, little-endian), body (msgpack), chain (32 bytes)
+
+The first frame is the header, the others are records. The header's chain value is the SHA-256 of
+its body; a record's is that of the value before it and the record's leaf, which is the one of the
+Merkle tree: SHA-256 of a zero byte and the body. The header has the peaks of the tree up to here,
+so each chain value stands for all records before it, and segments are verified each by itself.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import msgspec
+
+from aios.syscalls.errors import AuditDamaged
+
+from .merkle import Peaks
+
+SEGMENT = 1 << 14  # records; a full segment is a perfect subtree
+MAGIC, FORMAT = "aios-audit", 1
+LENGTH = struct.Struct("<I")
+HASH = 32  # bytes
+SUFFIX = ".audit"
+
+
+class Header(msgspec.Struct, array_like=True):
+    magic: str
+    format: int
+    first: int  # sequence of its first record
+    kept: int  # that of the first segment that was kept when this one was begun
+    roots: list[bytes]  # peaks of the tree of all records before it
+
+
+class Record(msgspec.Struct, array_like=True):
+    sequence: int
+    boot: bytes  # of the kernel that wrote it
+    wall: int  # ns since 1970
+    clock: int  # monotonic, ns
+    pid: int  # of the caller; 0: nobody that has said hello
+    principal: str  # of an agent; empty: a person's client, or the kernel
+    kind: str  # intent, outcome, read, denied, note
+    call_id: int
+    call: str
+    object: str  # what it is about
+    args: bytes  # SHA-256 of the arguments as they came
+    rule: str  # that decided
+    result: str  # of an outcome: "ok", or the code of an error; of what was denied as well
+    intent: int  # of an outcome: the sequence of its intent; 0: it is older than this kernel
+
+
+encode = msgspec.msgpack.Encoder().encode
+decode_header = msgspec.msgpack.Decoder(Header).decode
+decode = msgspec.msgpack.Decoder(Record).decode
+
+
+@dataclass
+class State:
+    """Behind a record: what it takes to go on from there."""
+
+    at: int  # bytes of the file before
+    chain: bytes
+    peaks: Peaks
+    kept: int
+
+    @property
+    def sequence(self) -> int:
+        """Of the next record."""
+        return self.peaks.size
+
+
+def end_of(sequence: int) -> int:
+    """The sequence that the segment with this record ends before."""
+    return (sequence // SEGMENT + 1) * SEGMENT
+
+
+def framed(body: bytes, chain: bytes) -> bytes:
+    return LENGTH.pack(len(body)) + body + chain
+
+
+def header(peaks: Peaks, kept: int) -> tuple[bytes, bytes]:
+    """The frame of a header, and its chain value."""
+    body = encode(Header(MAGIC, FORMAT, peaks.size, kept, peaks.roots))
+    chain = sha256(body).digest()
+    return framed(body, chain), chain
+
+
+def path_of(folder: Path, first: int) -> Path:
+    return folder / f"{first:016d}{SUFFIX}"
+
+
+def segments(folder: Path) -> list[tuple[int, Path]]:
+    """Sequence of the first record, and file, rising."""
+    return sorted((int(path.stem), path) for path in folder.glob(f"*{SUFFIX}"))
+
+
+def is_blank(data: bytes) -> bool:
+    """Whether nothing was written to it: a file that was made ahead."""
+    return not data.strip(b"\0")
+
+
+def begin(data: bytes, first: int) -> State:
+    """The state behind the header of segment `first`.
+
+    Raises:
+        AuditDamaged: it has none.
+    """
+    try:
+        (length,) = LENGTH.unpack_from(data)
+        body = data[LENGTH.size : LENGTH.size + length]
+        found = decode_header(body)
+        peaks = Peaks(found.first, found.roots)
+    except (struct.error, msgspec.DecodeError, ValueError) as error:
+        raise AuditDamaged("the header cannot be read") from error
+    at = LENGTH.size + length + HASH
+    chain = sha256(body).digest()
+    if data[at - HASH : at] != chain:
+        raise AuditDamaged("the header was changed")
+    if (found.magic, found.first) != (MAGIC, first):
+        raise AuditDamaged("the header is another segment's")
+    if found.format > FORMAT:
+        raise AuditDamaged(f"the format is {found.format}, this AIOS knows up to {FORMAT}")
+    return State(at, chain, peaks, found.kept)
+
+
+def follow(data: bytes | bytearray, state: State, until: int) -> None:
+    """Move `state` on over the records before `until`, or before the zeros behind the last.
+
+    Raises:
+        AuditDamaged: the next record is not whole, or not what was written; `state` is before it.
+    """
+    at, chain, peaks, push = state.at, state.chain, state.peaks, state.peaks.push
+    zero, fits = b"\0", len(data) - LENGTH.size
+    try:
+        for sequence in range(peaks.size, until):
+            (length,) = LENGTH.unpack_from(data, at) if at <= fits else (0,)
+            if not length:
+                break
+            end = at + 4 + length
+            body = data[at + 4 : end]
+            leaf = sha256(zero + body).digest()
+            link = sha256(chain + leaf).digest()
+            if data[end : end + HASH] != link:
+                raise AuditDamaged("the record was changed, or is not whole")
+            if decode(body).sequence != sequence:
+                raise AuditDamaged("the record has another sequence")
+            push(leaf)
+            chain, at = link, end + HASH
+    except msgspec.DecodeError as error:
+        raise AuditDamaged(f"the record cannot be read: {error}") from error
+    finally:
+        state.at, state.chain = at, chain

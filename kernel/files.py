@@ -1,0 +1,50 @@
+"""Steps with files that must last."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+ZEROS = bytes(1 << 20)
+
+
+def write_zeros(fd: int, start: int, end: int) -> None:
+    """From byte `start` to before `end`: what is written there later has no metadata to sync, and
+    cannot run out of disk.
+
+    Raises:
+        OSError: there is no room; some may be written.
+    """
+    at = start
+    while at < end:
+        written = os.pwrite(fd, ZEROS[: end - at], at)
+        if not written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        at += written
+
+
+def make_ahead(path: Path, size: int) -> int:
+    """A new file of zeros, on disk: its descriptor.
+
+    Raises:
+        OSError: there is no room; there is no file then.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        write_zeros(fd, 0, size)
+        os.fdatasync(fd)
+    except OSError:
+        os.close(fd)
+        path.unlink()
+        raise
+    sync_folder(path.parent)
+    return fd
+
+
+def sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

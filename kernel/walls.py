@@ -1,0 +1,201 @@
+"""The walls around an agent's process: what it does to itself right before its program runs.
+
+Each is a means of Linux. init finds out which there are (`found`), the kernel shows it, and a
+setting says whether an agent may run where one is missing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import resource
+import shutil
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from aios.syscalls.errors import Denied
+from aios.syscalls.messages import Reach
+
+from . import cgroup, landlock, seccomp, view
+from .linux import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, drop_capabilities, prctl
+from .refusals import hand_over
+
+# What programs need of the system; neither secrets nor sockets are in there.
+SYSTEM = (
+    "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/sys/devices/system/cpu",
+    *("/etc/" + name for name in (
+        "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "timezone", "alternatives",
+        "passwd", "group", "hosts", "host.conf", "resolv.conf", "nsswitch.conf", "gai.conf",
+        "services", "protocols", "ssl", "pki", "ca-certificates", "mime.types", "os-release",
+        "locale.alias", "fonts",
+    )),
+    *("/proc/" + name for name in (
+        "self", "cpuinfo", "meminfo", "stat", "loadavg", "uptime", "version", "filesystems",
+        "sys/vm/overcommit_memory", "sys/kernel/random",
+    )),
+    "/dev/random", "/dev/urandom",
+)  # fmt: skip
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full")
+WHOLE = ("/proc", "/etc")  # seen as one mount; Landlock tells apart what is in them
+USER_NAMESPACE = "user namespace"
+LANDLOCK_NEEDS = {"files": 3, "ports": 4, "signals": 6}  # versions of its ABI
+
+
+class Walls(Reach, kw_only=True):
+    """How agents are walled in, and what all of them reach."""
+
+    off: bool = False  # there are none: an agent can do whatever its user can
+    tasks: Annotated[int, Meta(ge=16)] = 128  # processes and threads of its own, at once
+    files: Annotated[int, Meta(ge=32)] = 256  # descriptors open in a process
+    file_bytes: Annotated[int, Meta(ge=4096)] = 1 << 30  # the longest file it can write
+    memory: Annotated[int, Meta(ge=1 << 28)] = 8 << 30  # address space of a process
+
+
+def widened(walls: Walls, reach: Reach) -> Walls:
+    """`walls` for an agent that reaches more."""
+    more = {
+        name: getattr(walls, name) + getattr(reach, name) for name in ("read", "write", "ports")
+    }
+    processes = walls.processes or reach.processes
+    asked = walls.all_walls or reach.all_walls
+    return msgspec.structs.replace(walls, **more, processes=processes, all_walls=asked)
+
+
+def found(cgroups: cgroup.Groups | None) -> dict[str, str]:
+    """What there is on this Linux, by what it keeps in; "" where it is missing."""
+    abi = landlock.abi()
+    walls = {"privileges": "no_new_privs, no capabilities"}
+    for name, needed in LANDLOCK_NEEDS.items():
+        walls[name] = f"Landlock ABI {abi}" if abi >= needed else ""
+    walls["calls"] = "seccomp" if _works(_try_seccomp) else ""
+    walls["view"] = "mount namespace" if _works(lambda: view.enter((), ())) else ""
+    counted = os.getuid() != 0 and walls["view"]  # such a namespace has its own RLIMIT_NPROC
+    walls["tasks"] = cgroups.name if cgroups else USER_NAMESPACE if counted else ""
+    return walls
+
+
+def check(walls: Walls, have: dict[str, str]) -> None:
+    """Raises Denied where an agent with `walls` may not start."""
+    missing = [name for name, how in have.items() if not how]
+    if walls.all_walls and missing:
+        raise Denied(
+            f"this Linux has no wall for {', '.join(missing)}, and all are asked for",
+            "see docs/walls.md",
+        )
+
+
+def _works(wall: Callable[[], object]) -> bool:
+    """Whether it can be put up: a child tries."""
+    os_pid = os.fork()
+    if os_pid == 0:
+        try:
+            wall()
+            os._exit(0)
+        except OSError:
+            os._exit(1)
+    return os.waitpid(os_pid, 0)[1] == 0
+
+
+def _try_seccomp() -> None:
+    drop_privileges()
+    seccomp.install(calls_filter(network=False, processes=False, modes=False), listen=True)
+
+
+@cache
+def python() -> tuple[str, ...]:
+    """Where this interpreter and what it imports are."""
+    names = ("syscalls", "agents", "examples")
+    packages = [importlib.util.find_spec(f"aios.{name}") for name in names]
+    places = [place for spec in packages if spec for place in spec.submodule_search_locations or []]
+    found = [sys.prefix, sys.base_prefix, *sys.path, *places]
+    # One without "/" is the name of an import hook.
+    return tuple(dict.fromkeys(path for path in found if path.startswith("/")))
+
+
+@cache
+def common(home: Path) -> tuple[list[str], list[str]]:
+    """What all agents of a system read, and the same as `view` wants it."""
+    read = [*SYSTEM, *(path for path in python() if is_harmless(path, home)), str(home / "run")]
+    seen = {next((top for top in WHOLE if path.startswith(top + "/")), path) for path in read}
+    return read, list(view.real(seen))
+
+
+@cache
+def calls_filter(*, network: bool, processes: bool, modes: bool) -> bytes:
+    rules = seccomp.rules(network=network, processes=processes, modes=modes)
+    return seccomp.assemble(rules, notify=True)
+
+
+class Room:
+    """An agent's own folder."""
+
+    def __init__(self, home: Path, key: int) -> None:
+        self.home = home
+        self.own = home / "agents" / str(key)
+        self.temporary = self.own / "tmp"
+
+    def make(self) -> None:
+        """Its folder, empty, where its program looks for one. Raises OSError."""
+        if self.own.exists():
+            shutil.rmtree(self.own)
+        self.temporary.mkdir(mode=0o700, parents=True)
+        os.environ |= {"HOME": str(self.own), "TMPDIR": str(self.temporary)}
+
+
+def is_harmless(folder: str, home: Path) -> bool:
+    """Whether all in it may be read: neither the user's home nor this system's is below it."""
+    real = os.path.realpath(folder)
+    return not any(path.resolve().is_relative_to(real) for path in (home, Path.home()))
+
+
+def put_up(walls: Walls, have: dict[str, str], room: Room, cwd: str, line: int) -> None:
+    """Wall this process in, for good; `cwd` it can be in, whatever it can read there, and over
+    `line` init hears of what is refused.
+
+    Raises:
+        OSError: one of the walls that are here cannot be put up.
+    """
+    read, seen = common(room.home)
+    write = [*DEVICES, str(room.own), *walls.write]
+    Path("/proc/self/oom_score_adj").write_text("500")  # it goes before kernel and core do
+    if have["view"]:
+        view.enter([*seen, *view.real(walls.read)], view.real(write), os.path.realpath(cwd))
+    _limit(walls, have)
+    drop_privileges()
+    if landlock.abi():
+        landlock.restrict([*read, *walls.read], write, walls.ports)
+    if have["calls"]:
+        network = bool(walls.ports and have["ports"])
+        program = calls_filter(network=network, processes=walls.processes, modes=bool(have["view"]))
+        listener = seccomp.install(program, listen=True)
+        hand_over(line, listener)
+
+
+def drop_privileges() -> None:
+    """No program that is executed from here on gets any; nobody else of this user may look into
+    this process, until it executes one."""
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+    prctl(PR_SET_DUMPABLE, 0)
+    drop_capabilities()
+
+
+def _limit(walls: Walls, have: dict[str, str]) -> None:
+    limits = {
+        resource.RLIMIT_NOFILE: walls.files,
+        resource.RLIMIT_FSIZE: walls.file_bytes,
+        resource.RLIMIT_AS: walls.memory,
+        resource.RLIMIT_MSGQUEUE: 0,
+        resource.RLIMIT_CORE: 0,
+    }
+    if have["tasks"] == USER_NAMESPACE:
+        limits[resource.RLIMIT_NPROC] = walls.tasks
+    for which, most in limits.items():
+        hard = resource.getrlimit(which)[1]
+        least = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(which, (least, least))

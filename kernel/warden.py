@@ -1,0 +1,87 @@
+"""init's side of the walls: which there are, who is counted in which group, what was refused."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import resource
+import selectors
+import socket
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from . import cgroup, walls
+from .init_protocol import Refused, StartAgent, ToKernel
+from .refusals import Refusals
+
+
+class Warden:
+    def __init__(
+        self, home: Path, selector: selectors.BaseSelector, tell: Callable[[ToKernel], None]
+    ) -> None:
+        self.home, self.tell = home, tell
+        self.groups = cgroup.open_groups(str(home))
+        self.refusals = Refusals(selector)
+        self.walls = walls.found(self.groups)
+        walls.common(home)  # once, and not in each process that is forked
+        for network, processes in itertools.product((False, True), repeat=2):
+            modes = bool(self.walls["view"])
+            walls.calls_filter(network=network, processes=processes, modes=modes)
+        self.guard, self.held = 0, -1  # the guard's OS pid, and what it holds while init lives
+        self.post_guard()
+
+    def post_guard(self) -> None:
+        """A child that outlives init, if need be, to end what agents have detached."""
+        if self.groups is None:
+            return
+        reader, self.held = os.pipe()
+        self.guard = os.fork()
+        if self.guard == 0:
+            os.setsid()
+            os.dup2(reader, 0)
+            os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+            os.read(0, 1)  # until nobody can write any more
+            self.groups.end_all()
+            os._exit(0)
+        os.close(reader)
+
+    def dismiss(self) -> None:
+        """The guard is to end."""
+        if self.guard:
+            os.close(self.held)
+
+    def check(self, frame: StartAgent) -> None:
+        """Raises Denied where an agent asks for walls that are not here."""
+        if not frame.walls.off:
+            walls.check(frame.walls, self.walls)
+
+    def line(self, key: int) -> socket.socket:
+        """Over which the agent is to hand its listener: `wall_in` does."""
+        return self.refusals.expect(lambda name: self.tell(Refused(key, name)))
+
+    def walls_of(self, frame: StartAgent, line: int) -> Callable[[], None]:
+        """What the agent's process does to itself, whose end of the line has the number `line`.
+
+        Raises:
+            OSError: there can be no group for it.
+        """
+        room = walls.Room(self.home, frame.key)
+        group = None
+        if self.groups is not None and not frame.walls.off:
+            group = self.groups.make(frame.key, frame.walls.tasks)
+        return partial(self._wall_in, frame, room, group, line)
+
+    def _wall_in(self, frame: StartAgent, room: walls.Room, group: Path | None, line: int) -> None:
+        room.make()
+        if group is not None:
+            cgroup.enter(group)
+        if not frame.walls.off:
+            walls.put_up(frame.walls, self.walls, room, frame.cwd or str(room.own), line)
+        os.close(line)
+        os.chdir(frame.cwd or room.own)
+
+    def ended(self, key: int) -> None:
+        """The agent is gone, or was never there: so is all that it started."""
+        if self.groups is not None:
+            self.groups.end(key)

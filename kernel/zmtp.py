@@ -1,0 +1,92 @@
+"""What ZeroMQ's sockets say on a connection (ZMTP 3.0, without security), as the side that listens.
+Pure: bytes in, messages out.
+
+libzmq has no bound on what a peer may make it keep: all parts of a message, however many come
+before the last.
+"""
+
+from __future__ import annotations
+
+GREETING = b"\xff" + bytes(8) + b"\x7f" + b"\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
+MORE, LONG, COMMAND = 1, 2, 4  # flags of a frame
+READY = b"\x05READY\x0bSocket-Type\0\0\0\x06ROUTER\x08Identity\0\0\0\0"
+PING, PONG = b"\x04PING", b"\x04PONG"
+
+
+class NotZmtp(Exception):
+    """A peer says what is not the protocol, or too much of it."""
+
+
+class Conversation:
+    """With one peer, whose frames have at most `longest` bytes; no more than one is ever kept.
+
+    What is in `answer` is to be sent to it.
+    """
+
+    def __init__(self, longest: int) -> None:
+        self.longest = longest
+        self.kept = bytearray()
+        self.answer = GREETING
+        self.greeted = False
+        self.parts = 0  # of the message that has begun
+
+    def take(self, data: bytes) -> list[bytes | None]:
+        """The messages that are whole with `data`; None is one in several parts.
+
+        Raises:
+            NotZmtp: the connection is of no use any more.
+        """
+        self.kept += data
+        if not self.greeted and not self._greet():
+            return []
+        found: list[bytes | None] = []
+        at = 0
+        while (frame := self._frame(at)) is not None:
+            start, at, flags = frame
+            if flags & COMMAND:
+                self._obey(bytes(self.kept[start:at]))
+                continue
+            self.parts += 1
+            if not flags & MORE:
+                found.append(bytes(self.kept[start:at]) if self.parts == 1 else None)
+                self.parts = 0
+        del self.kept[:at]
+        return found
+
+    def _frame(self, at: int) -> tuple[int, int, int] | None:
+        """The frame at `at`: where its body begins and ends, its flags; None: not yet whole."""
+        left = len(self.kept) - at
+        if left < 2:
+            return None
+        flags = self.kept[at]
+        head = 9 if flags & LONG else 2
+        if left < head:
+            return None
+        size = int.from_bytes(self.kept[at + 1 : at + head], "big")
+        if flags > MORE | LONG | COMMAND or size > self.longest:
+            raise NotZmtp(f"a frame of {size} bytes with flags {flags}")
+        return (at + head, at + head + size, flags) if left >= head + size else None
+
+    def _greet(self) -> bool:
+        said, meant = bytes(self.kept[: len(GREETING)]), GREETING
+        if said[:1] != meant[: len(said[:1])] or said[10:11] > b"\x7f":
+            raise NotZmtp("not a greeting")
+        if len(said) < len(meant):
+            return False
+        if said[9] & 1 == 0 or said[10] < 3 or said[12:32] != meant[12:32]:
+            raise NotZmtp("another version of the protocol, or another mechanism")
+        del self.kept[: len(meant)]
+        self.greeted = True
+        self.answer += framed(READY, COMMAND)
+        return True
+
+    def _obey(self, command: bytes) -> None:
+        if command.startswith(PING):
+            self.answer += framed(PONG + command[len(PING) + 2 :], COMMAND)  # without its time
+
+
+def framed(body: bytes, flags: int = 0) -> bytes:
+    """`body` as a frame, the only one of its message."""
+    if len(body) < 256:
+        return bytes((flags, len(body))) + body
+    return bytes((flags | LONG,)) + len(body).to_bytes(8, "big") + body

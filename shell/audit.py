@@ -1,0 +1,375 @@
+"""`aios audit`: who asked for what, what was decided, and whether the log is as it was written.
+
+What reads the log is a process of its own, aios.kernel.audit, which the shell knows only as a
+program to run. It needs the folder alone: no system has to run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from aios.syscalls.errors import AiosError, BadInput, from_wire
+
+from .launch import end_with_parent
+from .output import as_json_text, json_option, show
+from .render import pairs
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+folder_option = click.option(
+    "--log", "folder", type=click.Path(path_type=Path), metavar="FOLDER",
+    help="Where the log is; default: audit in the AIOS home.",
+)  # fmt: skip
+key_option = click.option(
+    "--key", metavar="KEY", help="Whose signatures count; default: those that audit/key lists."
+)
+
+
+@click.group()
+def audit() -> None:
+    """The audit log: every system call, who made it, what was decided, what came of it.
+
+    \b
+    Examples:
+      aios audit tail -f
+      aios audit search --decision denied --since 1h
+      aios audit verify
+    """
+
+
+class When(click.ParamType[float]):
+    name = "time"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Unix time of 2026-01-31T12:00, or of so long ago: 90s, 10m, 2h, 3d."""
+        ago = re.fullmatch(r"(\d+)([smhd])", str(value))
+        if ago:
+            return time.time() - int(ago[1]) * UNITS[ago[2]]
+        try:
+            return datetime.fromisoformat(str(value)).timestamp()
+        except ValueError:
+            return self.fail(f"{value!r} is no time: give 2026-01-31T12:00, or 10m, 2h, 3d")
+
+
+def filters(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of a filter."""
+    for option in (
+        click.option("--until", type=When(), help="Before this time."),
+        click.option("--since", type=When(), help="From this time on: 2026-01-31T12:00, 10m, 2h."),
+        click.option("--decision", type=click.Choice(["allowed", "denied"])),
+        click.option("--object", help="What it was about: a part of a path, a key, pid=7."),
+        click.option("--call", help="A system call; * stands for any part: 'mem.*'."),
+        click.option("--agent", help="/writer and what it started; or a pid."),
+    ):
+        command = option(command)
+    return command
+
+
+@audit.command()
+@click.option("-n", "count", default=20, show_default=True, help="How many.")
+@click.option("-f", "--follow", is_flag=True, help="Go on as records come, until Ctrl-C.")
+@filters
+@folder_option
+@json_option
+@click.pass_obj
+def tail(
+    home: Path, /, count: int, follow: bool, folder: Path | None, as_json: bool, **wanted: Any
+) -> None:
+    """Show the last records; with --json one a line.
+
+    \b
+    Examples:
+      aios audit tail
+      aios audit tail -f --agent /writer
+    """
+    action = "follow" if follow else "tail"
+    records = said(home, folder, action, count=count, wanted=wanted)
+    lines(records, as_json, "no records match")
+
+
+@audit.command()
+@filters
+@folder_option
+@json_option
+@click.pass_obj
+def search(home: Path, /, folder: Path | None, as_json: bool, **wanted: Any) -> None:
+    """Show all records that match; with --json one a line.
+
+    \b
+    Examples:
+      aios audit search --agent /writer --call 'sto.*'
+      aios audit search --decision denied --since 2h
+    """
+    lines(said(home, folder, "search", wanted=wanted), as_json, "no records match")
+
+
+@audit.command("export")
+@filters
+@folder_option
+@click.argument("target", type=click.File("w"))
+@click.pass_obj
+def export_records(home: Path, /, target: Any, folder: Path | None, **wanted: Any) -> None:
+    """Write records to TARGET (- for stdout), a JSON object a line.
+
+    \b
+    Example:
+      aios audit export audit.jsonl --since 1d
+    """
+    for kind, what in said(home, folder, "search", wanted=wanted):
+        if kind == "record":
+            target.write(json.dumps(what) + "\n")
+
+
+@audit.command("show")
+@click.argument("number", type=click.IntRange(min=0))
+@folder_option
+@json_option
+@click.pass_obj
+def show_record(home: Path, number: int, folder: Path | None, as_json: bool) -> None:
+    """Show record NUMBER with all that is known of it: the intent's outcome, the receipt.
+
+    \b
+    Example:
+      aios audit show 4711
+    """
+    found = ask(home, folder, "show", sequence=number)
+    record = found["record"]
+    rows = [(name, text(name, value)) for name, value in record.items() if value not in ("", None)]
+    rows.append(("receipt", f"{number} {found['head']}"))
+    if found["other"]:
+        rows.append(
+            (
+                found["other"]["kind"],
+                f"record {found['other']['sequence']}: {line(found['other'])[-1]}",
+            )
+        )
+    show(found, as_json, pairs(rows))
+
+
+@audit.command()
+@click.option("--receipts", type=FILE, help='A JSON array of [sequence, "head in hex"].')
+@click.option("--checkpoint", type=FILE, help="A checkpoint that was kept elsewhere.")
+@click.option("--proof", type=FILE, help="Verify this proof alone; no log is needed for that.")
+@key_option
+@folder_option
+@json_option
+@click.pass_obj
+def verify(
+    home: Path, receipts: Path | None, checkpoint: Path | None, proof: Path | None,
+    key: str | None, folder: Path | None, as_json: bool,
+) -> int:  # fmt: skip
+    """Verify that the log is as it was written: exit code 1 if not.
+
+    What a person keeps elsewhere (receipts, a checkpoint, the key) is what even somebody with all
+    rights on this machine cannot work around.
+
+    \b
+    Examples:
+      aios audit verify
+      aios audit verify --receipts mine.json --json
+      aios audit verify --proof record.tlog-proof --key "$(cat audit.key)"
+    """
+    kept = None if checkpoint is None else checkpoint.read_text()
+    if proof is not None:
+        found = ask(home, folder, "check", proof=proof.read_text(), key=key, checkpoint=kept)
+        show(found, as_json, proved(found))
+        return 0
+    with bar(as_json) as step:
+        report = ask(
+            home, folder, "verify", step, receipts=read_receipts(receipts), key=key, checkpoint=kept
+        )
+    show(report, as_json, verified(report))
+    return 1 if report["problems"] else 0
+
+
+@audit.command()
+@click.argument("number", type=click.IntRange(min=0))
+@click.option("--growth", is_flag=True, help="That the log begins with its first NUMBER records.")
+@folder_option
+@json_option
+@click.pass_obj
+def prove(home: Path, number: int, growth: bool, folder: Path | None, as_json: bool) -> None:
+    """Print a proof that record NUMBER is in the log that was signed last.
+
+    Whoever has the public key can verify it without the log: `aios audit verify --proof`.
+
+    \b
+    Examples:
+      aios audit prove 4711 > record.tlog-proof
+      aios audit prove --growth 4000 > growth.txt
+    """
+    found = ask(home, folder, "grown" if growth else "prove", sequence=number)
+    if as_json:
+        click.echo(as_json_text(found))
+    else:
+        click.echo(found["proof"], nl=False)
+
+
+# --- the process that reads ----------------------------------------------------------------------
+
+
+def said(home: Path, folder: Path | None, action: str, **fields: Any) -> Iterator[tuple[str, Any]]:
+    """What it says, a kind and what. Whatever ends this ends that process.
+
+    Raises:
+        AiosError: what it could not do, and why.
+    """
+    where = str(folder.absolute() if folder else home / "audit")
+    request = {"action": action, "folder": where, **fields}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "aios.kernel.audit", json.dumps(request)],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=end_with_parent,  # noqa: PLW1509 (one system call)
+    )  # fmt: skip
+    with process:
+        try:
+            assert process.stdout is not None
+            for each in process.stdout:
+                [(kind, what)] = json.loads(each).items()
+                if kind == "error":
+                    raise from_wire(what)
+                yield kind, what
+                if kind == "report":
+                    return
+        finally:
+            process.kill()
+    how = f"exit code {process.returncode}"
+    raise AiosError(f"the process that reads the log ended unasked: {how}", "its errors are above")
+
+
+def ask(
+    home: Path, folder: Path | None, action: str,
+    step: Callable[[dict[str, int]], None] = lambda _: None, **fields: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Its report."""
+    for kind, what in said(home, folder, action, **fields):
+        if kind == "report":
+            return dict(what)
+        step(what)
+    raise AssertionError("it says a report or an error, and else raises")
+
+
+def read_receipts(path: Path | None) -> list[list[Any]]:
+    """Raises BadInput where the file holds something else."""
+    if path is None:
+        return []
+    try:
+        found = json.loads(path.read_text())
+        return [[int(sequence), bytes.fromhex(head).hex()] for sequence, head in found]
+    except (ValueError, TypeError) as error:
+        raise BadInput(
+            f"{path} holds no receipts: {error}", 'write [[7, "ab12..."], ...]'
+        ) from error
+
+
+# --- what is shown -------------------------------------------------------------------------------
+
+TITLES = ("number", "time", "pid", "agent", "kind", "call", "about")
+WIDTHS = (8, 19, 5, 16, 7, 16, 0)
+
+
+def lines(said: Iterator[tuple[str, Any]], as_json: bool, nothing: str) -> None:
+    """A line a record, as it comes."""
+    count = 0
+    for kind, record in said:
+        if kind != "record":
+            break
+        if as_json:
+            click.echo(json.dumps(record))
+        else:
+            if not count:
+                click.echo(row([title.upper() for title in TITLES]))
+            click.echo(row(line(record)))
+        count += 1
+    if not count and not as_json:
+        click.echo(nothing, err=True)
+
+
+def row(cells: list[str]) -> str:
+    padded = (cell.ljust(width) for cell, width in zip(cells, WIDTHS, strict=True))
+    return " ".join(padded).rstrip()
+
+
+def line(record: dict[str, Any]) -> list[str]:
+    at = datetime.fromtimestamp(record["wall"] / 1e9).strftime("%Y-%m-%d %H:%M:%S")
+    what = [record["result"], record["rule"] and f"by {record['rule']}", record["object"]]
+    if record["kind"] == "outcome":
+        what.append(f"of {record['intent']}" if record["intent"] else "of an earlier kernel's")
+    return [
+        str(record["sequence"]), at, str(record["pid"] or "-"), record["principal"] or "-",
+        record["kind"], record["call"], printable("  ".join(filter(None, what))),
+    ]  # fmt: skip
+
+
+def printable(said: str) -> str:
+    """Nothing in it moves the cursor: names are chosen by agents."""
+    return "".join(c if c.isprintable() else "?" for c in said)
+
+
+def text(name: str, value: Any) -> str:
+    if name == "wall":
+        return datetime.fromtimestamp(value / 1e9).astimezone().isoformat()
+    return printable(str(value))
+
+
+def proved(found: dict[str, Any]) -> str:
+    if "grown" in found:
+        old, new = found["grown"]
+        return f"the log of {new} records begins with the one of {old}"
+    record = found["record"]
+    return f"record {record['sequence']} is in the log of {found['signed']} records:\n" + row(
+        line(record)
+    )
+
+
+def verified(report: dict[str, Any]) -> Table | str:
+    count, first = report["records"] - report["first"], report["first"]
+    rows: list[tuple[str, object]] = [
+        ("records", f"{count}, from {first} on" if first else count),
+        ("signed", f"up to {report['signed']}, by {report['checkpoints']} checkpoints"),
+        ("receipts", report["receipts"]),
+    ]
+    if not report["problems"]:
+        return pairs([*rows, ("verdict", "as it was written")])
+    wrong = [
+        (
+            "PROBLEM",
+            f"record {each['sequence']}: {each['what']}"
+            if each["sequence"] is not None
+            else each["what"],
+        )
+        for each in report["problems"]
+    ]
+    return pairs([*rows, *wrong])
+
+
+@contextmanager
+def bar(as_json: bool) -> Iterator[Callable[[dict[str, int]], None]]:
+    """On stderr, in a terminal: how many segments are done."""
+    if as_json or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    shown = TextColumn("segments"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*shown, console=Console(stderr=True), transient=True) as display:
+        task = display.add_task("", total=None)
+        yield lambda step: display.update(task, completed=step["done"], total=step["total"])
+
+
+COMMANDS = (audit,)

@@ -1,0 +1,199 @@
+"""What of system calls is in the audit log, on a real system."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import msgpack
+import pytest
+from conftest import Boot, eventually
+from helpers import kill_kernel
+from raw import Raw
+
+from aios.agents import connect
+from aios.kernel.audit.segment import LENGTH, Record, begin, decode, segments
+from aios.kernel.audit.verify import verify
+from aios.shell.launch import System
+from aios.syscalls.errors import AiosError, Denied, NotFound
+from aios.syscalls.wire import DONE, FAILED, Receipt
+
+SECRET = "the-password-is-hunter2"
+
+
+def read(home: Path) -> Iterator[Record]:
+    """All records, as they are now."""
+    for first, path in segments(home / "audit"):
+        data = path.read_bytes()
+        at = begin(data, first).at if data[0] else 0
+        while length := LENGTH.unpack_from(data.ljust(at + 4, b"\0"), at)[0]:
+            yield decode(data[at + LENGTH.size : at + LENGTH.size + length])
+            at += LENGTH.size + length + 32
+
+
+def of(home: Path, pid: int) -> list[Record]:
+    return [record for record in read(home) if record.pid == pid and record.kind != "note"]
+
+
+def told(records: list[Record]) -> list[tuple[str, ...]]:
+    return [(r.kind, r.call, r.object, r.result) for r in records]
+
+
+def test_a_change_is_an_intent_and_an_outcome_a_read_is_one_record(system: System) -> None:
+    with connect(system.home, "ann") as aios:
+        aios.mem_put({"k": 1}, space="notes")
+        aios.mem_get("k", space="notes")
+        with pytest.raises(NotFound):
+            aios.kill(99999)
+        records = of(system.home, aios.pid)
+    assert told(records) == [
+        ("read", "hello", "name=ann version=1", ""),
+        ("intent", "mem.put", "space=notes items=k", ""),
+        ("outcome", "mem.put", "", "ok"),
+        ("read", "mem.get", "space=notes keys=k", ""),
+        ("intent", "proc.kill", "pid=99999 signal=TERM", ""),
+        ("outcome", "proc.kill", "", "not_found"),
+    ]
+    assert records[2].intent == records[1].sequence
+    assert records[5].intent == records[4].sequence
+    args = msgpack.packb({"items": {"k": 1}, "space": "notes", "ack": "durable"})
+    assert records[1].args == sha256(args).digest()
+    walls = [record.wall for record in records]
+    assert walls == sorted(walls)
+
+
+def test_what_agents_may_not_is_recorded(system: System, program: Callable[[str], str]) -> None:
+    path = program("try:\n    aios.stop()\nexcept AiosError as error:\n    return error.code")
+    with connect(system.home) as aios:
+        pid = aios.spawn(path, name="climber")
+        assert aios.wait(pid).result == Denied.code
+        [denied] = [r for r in of(system.home, pid) if r.kind == "denied"]
+        notes = [r.call for r in read(system.home) if r.kind == "note" and r.pid == pid]
+    assert (denied.call, denied.result, denied.principal) == (
+        "kernel.stop",
+        Denied.code,
+        "/climber",
+    )
+    assert notes[0] == "process.started"
+    assert notes[-1] == "process.ended"
+
+
+def test_what_is_no_call_is_recorded(system: System) -> None:
+    with Raw(system.home) as raw:
+        raw.send(b"\xc1 no msgpack")
+        raw.reply()
+        raw.error("no.such.call", x=1)
+        raw.error("mem.put", space=3)
+        assert told(of(system.home, raw.pid))[1:] == [
+            ("denied", "", f"os_pid={os.getpid()}", "call.malformed"),
+            ("denied", "no.such.call", f"os_pid={os.getpid()}", "call.unknown"),
+            ("denied", "mem.put", f"os_pid={os.getpid()}", "call.malformed"),
+        ]
+    with Raw(system.home, hello=False) as raw:
+        raw.error("hello", version=1, token=b"x" * 32)
+    last = [record for record in read(system.home) if record.pid == 0][-1]
+    assert (last.kind, last.call, last.result) == ("denied", "hello", "hello.token")
+
+
+def test_what_is_said_is_not_in_the_log(system: System, program: Callable[[str], str]) -> None:
+    with connect(system.home) as aios:
+        aios.mem_put({"k": SECRET})
+        aios.send(aios.pid, SECRET)
+        aios.recv()
+        aios.generate(SECRET, max_tokens=1).result()
+        pid = aios.spawn(program("return task"), SECRET)
+        assert aios.wait(pid).result == SECRET
+        aios.sto_put("a", SECRET.encode())
+        aios.sto_purge("a")
+    for _, path in segments(system.home / "audit"):
+        assert SECRET.encode() not in path.read_bytes()
+
+
+def test_long_names_are_cut_and_told_apart(system: System) -> None:
+    with connect(system.home) as aios:
+        for end in ("x", "y"):
+            aios.mem_get("k" * 399 + end)
+        first, second = of(system.home, aios.pid)[1:]
+    assert first.object != second.object
+    assert first.object[:120] == second.object[:120]
+    assert len(first.object) < 200
+
+
+def test_every_final_reply_can_have_a_receipt(system: System) -> None:
+    receipts: list[Receipt] = []
+    with connect(system.home, receipts=True) as aios:
+        pending = [aios.start("mem.put", items={f"k{n}": n}) for n in range(20)]
+        for call in pending:
+            call.wait()
+            assert call.receipt is not None
+            receipts.append(call.receipt)
+        aios.generate("Hi", max_tokens=2).result()
+        assert aios.receipt is not None
+        receipts.append(aios.receipt)
+        with pytest.raises(AiosError):
+            aios.start("no.such.call").wait()
+        receipts.append(aios.receipt)
+        records = {record.sequence: record for record in read(system.home)}
+    assert [records[sequence].kind for sequence, _ in receipts] == [*["outcome"] * 21, "denied"]
+    assert len(set(receipts)) == 22
+    assert verify(system.home / "audit", receipts=receipts).problems == []
+    with connect(system.home) as aios:
+        aios.whoami()
+        assert aios.receipt is None
+
+
+def test_a_receipt_is_the_fourth_element_of_a_reply(system: System) -> None:
+    with Raw(system.home) as raw:
+        for name, kind in (("proc.whoami", DONE), ("no.such.call", FAILED)):
+            raw.send(msgpack.packb([70 + kind, name, {}, 0, True]))
+            call_id, found, _, (sequence, head) = msgpack.unpackb(raw.socket.recv())
+            assert (call_id, found, len(head)) == (70 + kind, kind, 32)
+            assert verify(system.home / "audit", receipts=[(sequence, head)]).problems == []
+
+
+def test_receipts_hold_when_the_kernel_is_killed(boot: Boot) -> None:
+    system = boot(slots=1)
+    receipts: list[Receipt] = []
+    with connect(system.home, receipts=True) as aios:
+        for number in range(3):
+            kernel = aios.status().os_pid
+            calls = [aios.start("mem.put", items={f"k{n}": n}) for n in range(50)]
+            calls += [aios.start("llm.open", name=f"c{number}{n}") for n in range(5)]
+            answer = aios.generate("A story", max_tokens=4)
+            calls.append(aios.start("proc.whoami"))
+            calls[-1].wait()
+            os.kill(kernel, signal.SIGKILL)  # right behind the last reply
+            for call in calls:
+                call.wait()
+                receipts += [call.receipt] if call.receipt else []
+            assert answer.result().tokens
+        assert len(receipts) == 3 * 56
+        assert aios.check() == []
+    system.end()
+    report = verify(system.home / "audit", receipts=receipts)
+    assert (report.problems, report.receipts) == ([], 3 * 56)
+    assert report.signed == report.records  # the end was signed
+    begins = [record for record in read(system.home) if record.call == "kernel.begin"]
+    assert len({record.boot for record in begins}) == 4
+    assert [record.call for record in read(system.home)][-1] == "kernel.end"
+
+
+def test_what_was_signed_while_the_system_ran_cannot_be_taken_away(boot: Boot) -> None:
+    system = boot(slots=1)
+    with connect(system.home) as aios:
+        aios.mem_put({"k": 1})
+        last = list(read(system.home))[-1].sequence
+        eventually(lambda: verify(system.home / "audit").signed > last)
+        [(_, path), *_] = segments(system.home / "audit")
+        data = path.read_bytes()
+        path.write_bytes(data[: begin(data, 0).at])
+        kill_kernel(aios)
+        aios.mem_put({"k": 1})
+        notes = [record for record in read(system.home) if record.call == "audit.damaged"]
+        assert "were signed, and are lost" in notes[0].object
+        assert "were signed, and are lost" in aios.status().audit.trouble
+    assert verify(system.home / "audit").problems
+    assert "were signed, and are lost" in (system.home / "log" / "kernel.log").read_text()

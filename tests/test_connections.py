@@ -1,0 +1,68 @@
+"""The kernel's side of ZeroMQ's protocol: in any pieces, and what a peer may not say."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aios.kernel.zmtp import COMMAND, GREETING, LONG, MORE, Conversation, NotZmtp, framed
+
+LONGEST = 1000
+HELLO = GREETING + framed(b"\x05READY\x0bSocket-Type\0\0\0\x06DEALER", COMMAND)
+
+bodies = st.binary(max_size=300)
+messages = st.lists(st.lists(bodies, min_size=1, max_size=3), max_size=6)
+
+
+def said(message: list[bytes]) -> bytes:
+    parts = [framed(body, MORE) for body in message[:-1]]
+    return b"".join([*parts, framed(message[-1])])
+
+
+@given(messages, st.lists(st.integers(1, 400), max_size=40))
+def test_in_whatever_pieces_messages_are_the_same(
+    sent: list[list[bytes]], sizes: list[int]
+) -> None:
+    data = HELLO + b"".join(said(message) for message in sent)
+    talk, heard = Conversation(LONGEST), []
+    for size in sizes:
+        heard += talk.take(data[:size])
+        data = data[size:]
+    heard += talk.take(data)
+    assert heard == [message[0] if len(message) == 1 else None for message in sent]
+    assert talk.kept == b""
+
+
+def test_it_answers_with_its_greeting_and_a_ready_and_each_ping_with_a_pong() -> None:
+    talk = Conversation(LONGEST)
+    assert talk.answer == GREETING
+    talk.answer = b""
+    talk.take(HELLO)
+    assert b"READY" in talk.answer
+    talk.answer = b""
+    talk.take(framed(b"\x04PING\x00\x0acontext", COMMAND))
+    assert talk.answer == framed(b"\x04PONGcontext", COMMAND)
+
+
+def test_of_a_message_that_never_ends_nothing_is_kept() -> None:
+    talk = Conversation(LONGEST)
+    talk.take(HELLO)
+    for _ in range(1000):
+        assert talk.take(framed(bytes(LONGEST), MORE)) == []
+        assert len(talk.kept) == 0
+
+
+CURVE = GREETING[:12] + b"CURVE".ljust(20, b"\0") + bytes(32)
+OLD = GREETING[:10] + b"\x01" + GREETING[11:]
+TOO_LONG = bytes([LONG]) + (LONGEST + 1).to_bytes(8, "big")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"GET / HTTP/1.1\r\n\r\n", b"\0", CURVE, OLD, HELLO + TOO_LONG, HELLO + b"\x80\x01x"],
+    ids=["HTTP", "zeros", "CURVE", "ZMTP 1", "too long", "flags"],
+)  # fmt: skip
+def test_what_is_not_the_protocol_ends_the_conversation(data: bytes) -> None:
+    with pytest.raises(NotZmtp):
+        Conversation(LONGEST).take(data)

@@ -1,0 +1,320 @@
+"""Agents that try to get out of their process, by every way in the tables of tests/probes.
+
+What a wall stops is tried in a system without walls as well: there it works, so that it is the
+wall that stops it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from conftest import eventually, left_of, run_system
+from helpers import end, row
+
+from aios.agents import Aios, connect
+from aios.kernel.walls import Walls, check
+from aios.shell.launch import System
+from aios.syscalls.errors import Denied
+
+PROBES = Path(__file__).parent / "probes"
+ATTACKER, SIBLING = str(PROBES / "attacks.py"), str(PROBES / "sibling.py")
+TESTS = str(Path(__file__).parent)
+ON_X86 = platform.machine() == "x86_64"
+NEEDS_ROOT: set[str] = set()
+BOUNDS = {"tasks": 48, "files": 64, "file_bytes": 1 << 20, "memory": 1 << 30}
+# What each wall stops by itself, and none of the others needs to be there for.
+ALONE: dict[str, set[str]] = {
+    "none": set(),
+    "Landlock": {
+        "read by its path", "read with ..", "read by a symlink", "read by a hard link",
+        "read through /proc/self/root", "read through init's root", "read by O_PATH and openat",
+        "list a folder", "move a file in", "move a file out", "truncate", "create", "its program",
+        "the journal", "a sibling's file", "a sibling's memory", "ptrace", "pidfd_getfd",
+        "signal a sibling", "signal the kernel", "signal by pidfd", "TCP", "bind TCP",
+        "an abstract socket", "bind a name",
+    },
+    "view": {
+        "read by its path", "read through /proc/self/root", "read by O_PATH and openat",
+        "list a folder", "move a file in", "truncate", "create", "change a mode", "change times",
+        "its program", "the journal", "a person's Unix socket", "core.sock",
+    },
+    "seccomp": {
+        "change a mode", "change an owner", "change an attribute", "a sibling's memory",
+        "write a sibling's memory", "ptrace", "pidfd_getfd", "kcmp", "a sibling's priority",
+        "a sibling's processors", "a sibling's scheduling", "a sibling's limits", "TCP", "UDP",
+        "raw", "netlink", "packet", "vsock", "bind a name", "bind an abstract name", "listen",
+        "mount", "unshare users", "setns", "keyctl", "add_key", "bpf", "userfaultfd", "io_uring",
+        "perf_event_open", "personality", "System V memory", "memfd_create", "become dumpable",
+        "outlive its parent", "a call that is not known",
+    },
+    "capabilities": {"read by a device made", "read after chroot", "mount", "raw", "packet"},
+}  # fmt: skip
+
+
+@dataclass
+class Place:
+    """A running system, what there is to reach in it, and an agent that others go on talking to."""
+
+    aios: Aios
+    targets: dict[str, Any]
+    waits: list[float] = field(default_factory=list)
+
+    def attack(self, table: str, only: str | None = None, **targets: Any) -> dict[str, str]:
+        """What an agent got, while the sibling answers all the time."""
+        task = {"table": table, "only": only, "targets": self.targets | targets}
+        pid = self.aios.spawn(ATTACKER, task)
+        waiting = self.aios.start("proc.wait", pid=pid)
+        while not waiting.ended:
+            begin = time.monotonic()
+            self.aios.send(self.targets["pid"], begin)
+            assert self.aios.recv(timeout=10).body == begin
+            self.waits.append(time.monotonic() - begin)
+        exited = waiting.wait()
+        assert exited["code"] == 0, (exited, self.aios.log(pid).data.decode())
+        return dict(exited["result"])
+
+
+@contextlib.contextmanager
+def listeners(folder: Path) -> Iterator[dict[str, Any]]:
+    """A person's sockets: a named one, an abstract one, and two ports."""
+    with contextlib.ExitStack() as open_:
+        targets: dict[str, Any] = {
+            "unix": str(folder / "sock"), "abstract": f"\0{folder}", "tcp": 0, "other": 0,
+        }  # fmt: skip
+        for name, address in targets.items():
+            family = socket.AF_UNIX if address else socket.AF_INET
+            end = open_.enter_context(socket.socket(family))
+            end.bind(address or ("127.0.0.1", 0))
+            end.listen(16)
+            targets[name] = address or end.getsockname()[1]
+        yield targets
+
+
+def place(
+    home: Path, folder: Path, walls: dict[str, Any], *, grant: bool = False
+) -> Iterator[Place]:
+    """A system with `walls`; with `grant` one of the ports and folders in there is let through."""
+    for name in ("private", "lent", "given"):
+        (folder / name).mkdir(parents=True)
+    secret, loose = folder / "private" / "secret", folder / "loose"
+    for path in (secret, loose, folder / "lent" / "file"):
+        path.write_text("what is in there")
+    with listeners(folder) as targets:
+        walls = {"read": [TESTS]} | walls
+        if grant:
+            walls["read"].append(str(folder / "lent"))
+            walls |= {"write": [str(folder / "given")], "ports": [targets["tcp"]]}
+        steps = run_system(home, {"slots": 1, "ctx": 256, "grace": 0.5, "walls": walls})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PERSONS_TOKEN", "not for agents")
+            system = next(steps)
+        with connect(home) as aios:
+            pid = aios.spawn(SIBLING)
+            aios.send(pid, "who are you?")
+            address, own, word = aios.recv(timeout=20).body
+            yield Place(aios, targets | {
+                "secret": str(secret), "loose": str(loose), "folder": str(folder),
+                "home": str(home), "person": os.getpid(), "kernel": aios.status().os_pid,
+                "init": system.process.pid, "sibling": row(aios, pid).os_pid, "pid": pid,
+                "sibling_folder": own, "address": address, "word": word,
+                "processors": sorted(os.sched_getaffinity(0)),
+            })  # fmt: skip
+            end(aios, pid)
+            assert aios.check() == []
+        assert next(steps, None) is None
+
+
+def kept(home: Path, walls: dict[str, Any], *, grant: bool = False) -> Iterator[Place]:
+    yield from place(home, home.with_name(home.name + "-person"), walls, grant=grant)
+
+
+@pytest.fixture(scope="module")
+def walled(homes: Path) -> Iterator[Place]:
+    yield from kept(homes / "walled", {"all_walls": True})
+
+
+@pytest.fixture(scope="module")
+def bare(homes: Path) -> Iterator[Place]:
+    yield from kept(homes / "bare", {"off": True})
+
+
+@pytest.fixture(scope="module")
+def granted(homes: Path) -> Iterator[Place]:
+    """Its agents may start processes, and reach a port and two folders."""
+    walls = {"all_walls": True, "processes": True, **BOUNDS}
+    yield from kept(homes / "granted", walls, grant=True)
+
+
+def got(found: dict[str, str]) -> set[str]:
+    return {name for name, what in found.items() if what.startswith("got")}
+
+
+@pytest.mark.parametrize("table", ["files", "others", "sockets", "linux", "identity"])
+def test_no_probe_gets_out(walled: Place, table: str) -> None:
+    found = walled.attack(table)
+    assert found
+    assert got(found) == set(), found
+
+
+@pytest.mark.parametrize("table", ["files", "others", "sockets", "linux"])
+def test_without_walls_the_probes_get_out(bare: Place, table: str) -> None:
+    found = bare.attack(table)
+    missing = {
+        name
+        for name, what in found.items()
+        if what.startswith(("refused: [Errno 38]", "refused: [Errno 97]"))
+    }  # not in this Linux
+    by_others = set() if os.getuid() == 0 else NEEDS_ROOT
+    assert found.keys() - got(found) - missing <= by_others, found
+
+
+@pytest.mark.parametrize("wall", ALONE)
+def test_each_wall_stops_what_is_its_own_to_stop(walled: Place, tmp_path: Path, wall: str) -> None:
+    command = [sys.executable, str(PROBES / "alone.py"), wall, str(tmp_path)]
+    done = subprocess.run(
+        [*command, json.dumps(walled.targets)], capture_output=True, text=True, check=True
+    )
+    refused = set(json.loads(done.stdout))
+    assert ALONE[wall] - refused == set()
+    assert not refused & (ALONE["Landlock"] | ALONE["view"]) or wall != "none"
+
+
+def test_what_is_refused_is_told_once_of_each_call(walled: Place) -> None:
+    following = walled.aios.start("kernel.events", kinds=["process"])
+    walled.attack("others")
+    walled.attack("linux")
+    walled.aios.cancel(following.id)
+    refused = [event for event in following if event["what"] == "refused"]
+    told = [(event["pid"], event["detail"]["call"]) for event in refused]
+    assert len(set(told)) == len(told)
+    assert {name for _, name in told} > {
+        "ptrace", "process_vm_readv", "pidfd_getfd", "kcmp", "keyctl", "bpf", "mount", "unshare",
+    }  # fmt: skip
+
+
+SERVICE = """
+import os
+from aios.kernel.init import exec_service
+file = os.memfd_create("environment")
+os.write(file, b'{"PERSONS_TOKEN": "not for agents"}')
+exec_service(["/usr/bin/env"], file)()
+"""
+
+
+def test_a_service_has_the_environment_that_agents_do_not_have() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SERVICE], capture_output=True, text=True, check=True
+    )
+    assert "PERSONS_TOKEN=not for agents" in done.stdout
+
+
+# --- what the kernel can be made to hold ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flood", "count"), [("endless", 300), ("unread", 50), ("crowd", 2000), ("long_frame", 0)]
+)
+def test_the_kernel_holds_no_more_than_it_wants_to(walled: Place, flood: str, count: int) -> None:
+    kernel = psutil.Process(walled.targets["kernel"])
+    before = kernel.memory_info().rss
+    found = walled.attack("floods", flood, count=count)
+    assert found == {flood: f"got {count!r}"}
+    assert kernel.memory_info().rss - before < 32 << 20
+    assert walled.aios.status().os_pid == kernel.pid
+    socket_path = f"{walled.targets['home']}/run/kernel.sock"
+    eventually(lambda: Path("/proc/net/unix").read_text().count(socket_path) < 100)
+
+
+# --- bombs ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bomb", "most"),
+    [
+        ("fork_bomb", BOUNDS["tasks"]), ("thread_bomb", BOUNDS["tasks"]),
+        ("memory_bomb", BOUNDS["memory"]), ("descriptor_bomb", BOUNDS["files"]),
+        ("file_bomb", BOUNDS["file_bytes"]),
+    ],
+)  # fmt: skip
+def test_a_bomb_ends_at_a_number(granted: Place, bomb: str, most: int) -> None:
+    came = granted.attack("bombs", bomb)[bomb]
+    assert most / 4 < int(came.removeprefix("got ")) <= most
+
+
+def test_processes_are_started_where_that_is_granted(walled: Place, granted: Place) -> None:
+    assert granted.attack("bombs", "a_child") == {"a_child": "got 0"}
+    assert got(walled.attack("bombs", "a_child")) == set()
+
+
+def test_who_speaks_to_linux_in_another_architecture_is_ended(walled: Place) -> None:
+    task = {"table": "bombs", "only": "other_architecture", "targets": walled.targets}
+    exited = walled.aios.wait(walled.aios.spawn(ATTACKER, task), timeout=20)
+    assert exited.reason == ("signal SYS" if ON_X86 else "signal ILL")
+
+
+DETACHING = """
+import os, signal, sys
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        print(os.getpid(), flush=True)
+        signal.pause()
+    os._exit(0)
+aios.recv()
+"""
+
+
+def test_what_an_agent_detached_ends_with_init(
+    boot: Callable[..., System], program: Callable[[str], str]
+) -> None:
+    system = boot(slots=1, ctx=256, walls={"processes": True})
+    with connect(system.home) as aios:
+        pid = aios.spawn(program(DETACHING))
+        detached = psutil.Process(int(aios.log(pid, wait=20).data))
+        system.process.kill()
+        detached.wait(timeout=10)
+    eventually(lambda: left_of(system.home) == [])
+    for path in system.home.rglob("*.sock"):  # nobody was left to do it
+        path.unlink()
+
+
+# --- levels and grants ---------------------------------------------------------------------------
+
+
+def test_what_is_granted_is_let_through_and_nothing_else(granted: Place) -> None:
+    assert got(granted.attack("sockets")) == {"TCP", "TCP over IPv6"}
+    assert got(granted.attack("sockets", "TCP", tcp=granted.targets["other"])) == set()
+    folder = granted.targets["folder"]
+    lent = f"{folder}/lent/file"
+    reads = {name for name in granted.attack("files") if name.startswith("read ")}
+    by_others = {name for name in reads if "init" in name or "sibling" in name}
+    tricks = {"read by a hard link", "read by a device made", "read after chroot"}
+    assert got(granted.attack("files", secret=lent, loose=lent)) == reads - by_others - tricks
+    given = f"{folder}/given"
+    assert got(granted.attack("files", folder=given)) == {"list a folder", "create"}
+
+
+def test_a_wall_that_is_missing_refuses_the_spawn_where_all_are_asked_for() -> None:
+    have = dict.fromkeys(["files", "view"], "here") | {"tasks": ""}
+    check(Walls(), have)
+    with pytest.raises(Denied, match="no wall for tasks"):
+        check(Walls(all_walls=True), have)
+
+
+def test_status_says_which_walls_there_are(walled: Place) -> None:
+    walls = walled.aios.status().walls
+    assert walls.keys() == {"privileges", "files", "ports", "signals", "calls", "view", "tasks"}
