@@ -48,6 +48,17 @@ class AccessCalls(Calls):
             principal=principal,
         )  # fmt: skip
 
+    def allow_key(self, name: str, public: str, *, person: bool = False) -> None:
+        """Let whoever has this CURVE key connect by tcp, as the agent "/NAME" or as a person."""
+        self._call(t.Done, "key.allow", name=name, public=public, person=person)
+
+    def remove_key(self, name: str) -> None:
+        """What is connected with it ends at once. Raises NotFound."""
+        self._call(t.Done, "key.remove", name=name)
+
+    def keys(self) -> acc.Keys:
+        return self._call(acc.Keys, "key.list")
+
     def groups(self) -> dict[str, Group]:
         return self._call(acc.Policy, "acc.groups").groups
 

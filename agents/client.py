@@ -6,6 +6,7 @@ sends again what it has no final reply to. Whoever waits notices nothing but the
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import socket
@@ -13,13 +14,21 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from aios.syscalls import wire
-from aios.syscalls.errors import AiosError, BadToken, KernelGone, TimedOut, from_wire
+from aios.syscalls.errors import (
+    AiosError,
+    BadInput,
+    BadToken,
+    Denied,
+    KernelGone,
+    TimedOut,
+    from_wire,
+)
 from aios.syscalls.home import default_home, endpoint, init_runs
 from aios.syscalls.table import EFFECTS
 
@@ -27,6 +36,10 @@ HELLO = 30.0  # seconds a kernel has to answer the first call
 LOOK, LONGEST_LOOK = 0.01, 0.25  # seconds between two looks for the next kernel
 
 NEVER = 2**30  # ms
+BACK = 25.0  # seconds that a kernel elsewhere may be away; it waits a little longer
+BEAT, DEAF = 5_000, 15_000  # ms between heartbeats to one elsewhere, and until it counts as gone
+REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH
+NO_KEY = "there, `aios key list` shows the keys that are allowed, and the kernel's own"
 
 
 class Pending:
@@ -85,21 +98,33 @@ class Pending:
         return self.body
 
 
+class Elsewhere(NamedTuple):
+    """A kernel that is reached by tcp, and the key pair to show; all keys in Z85."""
+
+    address: str
+    server: str  # the kernel's public key
+    public: str
+    secret: str
+
+
 class Connection:
-    """Says hello: as the agent that `token` was made for, or as a client listed as `name`. With
-    `receipts`, every final reply comes with where the audit log has its call.
+    """Says hello: as the agent that `token` was made for, or as a client listed as `name`; to the
+    kernel of `home`, or to one elsewhere, which says by the key who it is. With `receipts`, every
+    final reply comes with where the audit log has its call.
 
     Raises:
         KernelGone: no kernel answers.
+        Denied: one elsewhere does not know the key.
     """
 
     def __init__(
-        self, home: Path, token: bytes | None, name: str | None, *, receipts: bool = False
-    ) -> None:
-        self.home = home
+        self, home: Path, token: bytes | None, name: str | None,
+        elsewhere: Elsewhere | None = None, *, receipts: bool = False,
+    ) -> None:  # fmt: skip
+        self.home, self.elsewhere = home, elsewhere
         self.receipts = receipts
         self.receipt: wire.Receipt | None = None  # the last
-        self.endpoint = endpoint(home)
+        self.endpoint = endpoint(home) if elsewhere is None else elsewhere.address
         self.pending: dict[int, Pending] = {}
         self.last = 0
         self.is_agent = token is not None
@@ -140,7 +165,10 @@ class Connection:
 
     def _take_all(self) -> None:
         while self.socket.poll(0):
-            call_id, kind, body, receipt = wire.unpack_reply(self.socket.recv())
+            data = self.socket.recv()
+            if not data:  # from elsewhere: it only looks whether somebody is here
+                continue
+            call_id, kind, body, receipt = wire.unpack_reply(data)
             call = self.pending.get(call_id)
             if call is None:
                 raise from_wire(body)  # id 0: the kernel could not read what was sent
@@ -188,7 +216,7 @@ class Connection:
 
     def _connect(self, who: dict[str, Any]) -> dict[str, Any]:
         """Say hello to the kernel that is there, or to the next one; its welcome."""
-        wait = LOOK
+        wait, limit = LOOK, time.monotonic() + (BACK if self.lost else 0.0)
         while True:
             if self._listens():
                 self._open()
@@ -200,12 +228,17 @@ class Connection:
                 if welcome is not None:
                     return welcome
                 self.close(0)
-            elif not self.is_agent and not init_runs(self.home):  # an agent ends with init
+            if not self._follows(limit):
                 what = "the kernel went away from" if self.lost else "no kernel answers at"
                 raise KernelGone(f"{what} {self.endpoint}")
-            else:
-                time.sleep(wait)
-                wait = min(wait * 1.2, LONGEST_LOOK)
+            time.sleep(wait)
+            wait = min(wait * 1.2, LONGEST_LOOK)
+
+    def _follows(self, limit: float) -> bool:
+        """Whether another kernel may come, or this one again."""
+        if self.elsewhere is not None:
+            return time.monotonic() < limit
+        return self.is_agent or init_runs(self.home)  # an agent ends with init
 
     def _open(self) -> None:
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
@@ -214,7 +247,13 @@ class Connection:
         self.socket.setsockopt(zmq.SNDHWM, 0)  # what is sent is kept here anyway
         # Another kernel must hear who we are first. (-1 would lose what came and is not read yet.)
         self.socket.setsockopt(zmq.RECONNECT_IVL, NEVER)
-        lost = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_CONNECT_RETRIED
+        lost = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_CONNECT_RETRIED | REFUSED
+        if self.elsewhere is not None:
+            self.socket.setsockopt(zmq.CURVE_SERVERKEY, self.elsewhere.server.encode())
+            self.socket.setsockopt(zmq.CURVE_PUBLICKEY, self.elsewhere.public.encode())
+            self.socket.setsockopt(zmq.CURVE_SECRETKEY, self.elsewhere.secret.encode())
+            self.socket.setsockopt(zmq.HEARTBEAT_IVL, BEAT)
+            self.socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, DEAF)
         self.monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(lost)
         self.poller = zmq.Poller()
         self.poller.register(self.socket, zmq.POLLIN)
@@ -234,14 +273,19 @@ class Connection:
         if not ready:
             raise KernelGone(f"the kernel at {self.endpoint} does not answer")
         if self.socket not in ready:
+            if recv_monitor_message(self.monitor)["event"] == REFUSED:
+                raise Denied(f"the kernel at {self.endpoint} refuses this key", NO_KEY)
             return None
-        _, kind, body, _ = wire.unpack_reply(self.socket.recv())
+        data = self.socket.recv()
+        _, kind, body, _ = wire.unpack_reply(data or self.socket.recv())
         if kind == wire.FAILED:
             raise from_wire(body)
         welcome: dict[str, Any] = body
         return welcome
 
     def _listens(self) -> bool:
+        if self.elsewhere is not None:
+            return True
         with socket.socket(socket.AF_UNIX) as probe:
             try:
                 probe.connect(self.endpoint.removeprefix("ipc://"))
@@ -259,6 +303,48 @@ def inherited_token() -> bytes | None:
         return pipe.read() or None
 
 
-def say_hello(home: Path | None, name: str | None, *, receipts: bool = False) -> Connection:
-    """A connection that the kernel knows: as the agent that init started, or as a client."""
-    return Connection(home or default_home(), inherited_token(), name, receipts=receipts)
+def say_hello(
+    home: Path | None, name: str | None, elsewhere: Elsewhere | None, *, receipts: bool = False
+) -> Connection:
+    """A connection that the kernel knows: as the agent that init started, as a client, or as who
+    has the key."""
+    return Connection(home or default_home(), inherited_token(), name, elsewhere, receipts=receipts)
+
+
+def named_address() -> str | None:
+    """AIOS_ADDRESS; an agent's kernel is always the one whose init has started it."""
+    return None if "AIOS_FD" in os.environ else os.environ.get("AIOS_ADDRESS")
+
+
+def kernel_elsewhere(address: str, key: Path | None, server_key: str | None) -> Elsewhere:
+    """With the keys that are given, or else those of AIOS_KEY and AIOS_SERVER_KEY.
+
+    Raises:
+        BadInput: one is missing, or none.
+    """
+    path = key or os.environ.get("AIOS_KEY")
+    server = server_key or os.environ.get("AIOS_SERVER_KEY")
+    if not path or not server:
+        hint = "give both, or set AIOS_KEY and AIOS_SERVER_KEY"
+        raise BadInput(f"{address} takes your key and the kernel's", hint)
+    try:
+        pair = json.loads(Path(path).read_text())
+        return Elsewhere(address, server, pair["public"], pair["secret"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"no key in {path}: {error}", "make one with `aios key new`") from error
+
+
+def new_key(path: Path) -> str:
+    """A key pair in a new file, which only this user may read; its public key.
+
+    Raises:
+        BadInput: the file cannot be made.
+    """
+    public, secret = (half.decode() for half in zmq.curve_keypair())
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            json.dump({"public": public, "secret": secret}, file)
+    except OSError as error:
+        raise BadInput(f"cannot make {path}: {error.strerror}", "choose another name") from error
+    return public

@@ -24,7 +24,7 @@ from aios.syscalls.rules import Manifest
 from aios.syscalls.wire import Receipt
 
 from .access import AccessCalls
-from .client import Pending, say_hello
+from .client import Pending, kernel_elsewhere, named_address, say_hello
 from .memory import MemoryCalls
 from .storage import StorageCalls
 
@@ -33,16 +33,25 @@ FAREWELL = 2.0  # seconds that the kernel has to take note of a client's end
 Prompt = str | Sequence[dict[str, str]] | Sequence[int]
 
 
-def connect(home: Path | None = None, name: str | None = None, *, receipts: bool = False) -> Aios:
+def connect(
+    home: Path | None = None, name: str | None = None, *, address: str | None = None,
+    key: Path | None = None, server_key: str | None = None, receipts: bool = False,
+) -> Aios:  # fmt: skip
     """Open a connection to the kernel of `home` (AIOS_HOME, or the user's own).
 
-    In an agent this speaks for the agent; elsewhere for a person, listed as `name`. With
+    In an agent this speaks for the agent; elsewhere for a person, listed as `name`. With an
+    `address`, "tcp://...", to a kernel that has allowed the key in the file `key`, and whose own is
+    `server_key`; without it and a home, AIOS_ADDRESS, AIOS_KEY and AIOS_SERVER_KEY say so. With
     `receipts`, Aios.receipt says where the audit log has the last call that ended.
 
     Raises:
         KernelGone: no kernel answers there.
+        Denied: it does not allow the key.
     """
-    connection = say_hello(home, name, receipts=receipts)
+    if address is None and home is None:
+        address = named_address()
+    elsewhere = None if address is None else kernel_elsewhere(address, key, server_key)
+    connection = say_hello(home, name, elsewhere, receipts=receipts)
     return Aios(connection, msgspec.convert(connection.welcome, t.Welcome))
 
 
@@ -330,7 +339,7 @@ class Aios(MemoryCalls, StorageCalls, AccessCalls):
 
     def close(self) -> None:
         """End the connection; a client's process row ends with it."""
-        if self.welcome.kind == "client" and not self.connection.socket.closed:
+        if self.welcome.kind != "agent" and not self.connection.socket.closed:
             with contextlib.suppress(AiosError):  # then the row goes when the connection does
                 self.start("proc.exit").wait(FAREWELL)
         self.connection.close()

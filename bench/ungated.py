@@ -40,7 +40,7 @@ class NoAudit:
         return NOTHING
 
     def refused(
-        self, process: Process | None, os_pid: int, call_id: int, name: str, raw: bytes,
+        self, process: Process | None, peer: str, call_id: int, name: str, raw: bytes,
         error: AiosError,
     ) -> Receipt | None:  # fmt: skip
         return None

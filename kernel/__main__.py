@@ -16,6 +16,7 @@ from .boot import Kernel
 from .child import TOKEN_FD
 from .config import Config
 from .init import FATAL
+from .seal import inherited
 from .stderr import become_log
 
 
@@ -29,7 +30,8 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     config = msgspec.json.decode(sys.argv[1], type=Config)
     try:
-        kernel = Kernel(config, TOKEN_FD)
+        seal = inherited(TOKEN_FD + 1) if config.encrypt else None
+        kernel = Kernel(config, TOKEN_FD, seal)
     except AiosError as error:
         print(json.dumps(error.to_wire()), file=sys.stderr)  # as init does: the starter reads it
         return FATAL

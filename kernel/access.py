@@ -91,7 +91,7 @@ class Gate:
             own = rules_of(process.principal, process.manifest, self.accounts.groups)
             found = [[named for named in own if not right or covers(named.rule.right, right)]]
             above = self.table.rows.get(process.parent)
-            if above is not None and above.kind == "agent":
+            if above is not None and above.kind != "client":
                 found += self._layers(above, right)
             known[right] = found
         return found
@@ -163,7 +163,7 @@ class Gate:
         Raises:
             Denied: an agent asks of another.
         """
-        if process.kind == "agent" and (args.principal or args.pid not in (None, process.pid)):
+        if process.kind != "client" and (args.principal or args.pid not in (None, process.pid)):
             raise Denied("an agent asks of itself only")
         target = process if args.pid is None else self.table.get(args.pid)
         subject = self.subject(target)
@@ -181,7 +181,7 @@ class Gate:
 
     def taint(self, process: Process, labels: set[str]) -> None:
         """It has read what is so labelled; a person's process is never tainted."""
-        if process.kind == "agent" and not labels <= process.labels:
+        if process.kind != "client" and not labels <= process.labels:
             process.labels |= labels
             if len(process.labels) > LABELS:
                 process.labels = {MANY}

@@ -81,7 +81,7 @@ class Accounts:
         Raises:
             LimitReached: an agent has given so many. DiskFull.
         """
-        pid = giver.pid if giver.kind == "agent" else 0
+        pid = giver.pid if giver.kind != "client" else 0
         if pid and sum(grant.pid == pid for grant in self.grants.values()) >= GRANTS:
             raise LimitReached(f"{GRANTS} grants of process {pid} stand", "revoke some")
         grant = Grant(self.last + 1, giver.principal, pid, to, rule, expires)

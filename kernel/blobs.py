@@ -32,6 +32,7 @@ from aios.syscalls.errors import (
 
 from .catalog import is_used
 from .files import sync_folder
+from .seal import Damaged, Seal
 from .store import NoStore, Store
 from .transaction import Txn
 
@@ -381,9 +382,32 @@ class Bucket:
             raise BackendDown(f"{self.url} does not serve: {first}") from error
 
 
+class Sealed:
+    """A place that gets nothing in clear, but the names."""
+
+    def __init__(self, place: Place, seal: Seal) -> None:
+        self.place, self.seal = place, seal
+        self.delete, self.names = place.delete, place.names
+
+    def put(self, name: str, data: bytes) -> None:
+        self.place.put(name, self.seal.close("chunk", name.encode(), data))
+
+    def get(self, name: str) -> bytes | None:
+        """Raises StoreDamaged as well."""
+        data = self.place.get(name)
+        try:
+            return None if data is None else self.seal.open("chunk", name.encode(), data)
+        except Damaged as error:
+            raise StoreDamaged(f"the chunk {name} of a content is damaged: {error}") from None
+
+
+def sealed(place: Place, seal: Seal | None) -> Place:
+    return place if seal is None else Sealed(place, seal)
+
+
 def open_blobs(
     url: str, options: Mapping[str, str], store: Store | NoStore,
-    post: Callable[[Callable[[], None]], None],
+    post: Callable[[Callable[[], None]], None], seal: Seal | None = None,
 ) -> Blobs:  # fmt: skip
     """By the setting `blobs`: "lmdb", file:///a/folder, or s3://bucket/prefix.
 
@@ -394,7 +418,9 @@ def open_blobs(
     if url == "lmdb":
         return LmdbBlobs(store)
     if parts.scheme == "file" and parts.path.startswith("/") and not parts.netloc:
-        return Elsewhere(store, Folder(Path(parts.path)), post)
-    if parts.scheme == "s3" and parts.netloc:
-        return Elsewhere(store, Bucket(url, options), post)
-    raise BadInput(f"blobs = {url!r}", 'use "lmdb", "file:///a/folder" or "s3://bucket/prefix"')
+        place: Place = Folder(Path(parts.path))
+    elif parts.scheme == "s3" and parts.netloc:
+        place = Bucket(url, options)
+    else:
+        raise BadInput(f"blobs = {url!r}", 'use "lmdb", "file:///a/folder" or "s3://bucket/prefix"')
+    return Elsewhere(store, sealed(place, seal), post)

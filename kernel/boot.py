@@ -42,7 +42,9 @@ from .owners import Owners
 from .process import Process, ProcessTable
 from .prompt import Prompts
 from .questions import Questions
+from .remotes import GATEWAY_KEY, Remotes
 from .scheduler import Scheduler
+from .seal import Checked, Seal
 from .shares import Shares
 from .stats import EventLog, Statistics
 from .storage import Storage
@@ -65,8 +67,8 @@ class Kernel:
         DiskFull: there is no room for a journal.
     """
 
-    def __init__(self, config: Config, init_fd: int) -> None:
-        self.config = config
+    def __init__(self, config: Config, init_fd: int, seal: Seal | None = None) -> None:
+        self.config, self.seal = config, seal
         self.boot = secrets.token_hex(8)
         self.os_pid = os.getpid()
         self.began = time.monotonic()
@@ -80,7 +82,7 @@ class Kernel:
             loop.work.send(encode(command))
 
         self.blobs = self._or_close(
-            lambda: open_blobs(config.blobs, config.blobs_options, self.store, loop.post)
+            lambda: open_blobs(config.blobs, config.blobs_options, self.store, loop.post, seal)
         )
         self.events = EventLog(self._note)
         self.table = ProcessTable(config.agents, config.clients, config.dead)
@@ -95,7 +97,7 @@ class Kernel:
         )  # fmt: skip
         self.gate = Gate(self.table, self.accounts, self.storage.shared)
         self.questions = Questions(self.gate, config.ask_timeout, loop.after)
-        self.upkeep = Upkeep(self.storage, self.store, loop.post)
+        self.upkeep = Upkeep(self.storage, self.store, loop.post, seal)
         self.stats = Statistics()
         self.owners = self._owners(census.system)
         self.memory = Memory(self.owners)
@@ -109,8 +111,11 @@ class Kernel:
         )  # fmt: skip
         self.core = CoreLink(config, loop, self.generations, self.events)
         self.index = IndexLink(config, loop, Changes(self.store, self.blobs), self.events)
-        self.services: dict[int, CoreLink | IndexLink] = {
-            CORE_KEY: self.core, INDEX_KEY: self.index,
+        self.remotes = self._or_close(
+            lambda: Remotes(config, loop, self.table, self.events, self.audit.log.sync)
+        )
+        self.services: dict[int, CoreLink | IndexLink | Remotes] = {
+            CORE_KEY: self.core, INDEX_KEY: self.index, GATEWAY_KEY: self.remotes,
         }  # fmt: skip
         self.logs = Logs(config.path / "log", self.table, loop.after)
         self.mailroom = Mailroom(loop.after, self.table.is_alive, ledger.note_mail)
@@ -136,7 +141,8 @@ class Kernel:
         self.waiters.on_heard = self.hears
         self.index.on_found = self._found
         self.storage.on_read = self.owners.on_adopted = self.contexts.on_awake = self.gate.taint
-        self.lifecycle.trap = self.trap
+        self.lifecycle.trap = self.remotes.trap = self.trap
+        self.lifecycle.remotes, self.remotes.on_lost = self.remotes, self.lifecycle.lost
         self.lifecycle.ended += [
             self.storage.uploads.ended, self.memory.ended, self.gate.ended, self.accounts.ended,
             lambda process: self.store.forget(process.pid),
@@ -173,6 +179,7 @@ class Kernel:
             self.store.forget(pid)
         self.core.recover(census)
         self.index.recover(census)
+        self.remotes.recover(census)
 
         self.audit.note("kernel.begin", detail=f"version {VERSION}, system {census.system}")
         walls = ", ".join(f"{name}: {how or 'none'}" for name, how in census.walls.items())
@@ -192,8 +199,9 @@ class Kernel:
 
     def _journal(self) -> Journal:
         return Journal(
-            self.config.path / "journal", self.loop.post, before_sync=self.audit.log.sync
-        )
+            self.config.path / "journal", self.loop.post, seal=self.seal,
+            before_sync=self.audit.log.sync,
+        )  # fmt: skip
 
     def _opened(self, make: Callable[[], T], *, patient: bool) -> T:
         """Where agents wait for this kernel, a full disk is waited for as well."""
@@ -215,7 +223,7 @@ class Kernel:
                 try_store(folder)
             return Store(
                 folder, self.loop.post, limit=self.config.store_bytes, system=census.system,
-                barrier=self.audit.log.sync,
+                barrier=self.audit.log.sync, keeper=self.seal or Checked(),
             )  # fmt: skip
         except (StoreDamaged, DiskFull) as error:
             print(f"no store: {error}", file=sys.stderr, flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
@@ -9,7 +10,7 @@ import resource
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from .linux import PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, prctl
@@ -38,9 +39,10 @@ def exec_service(argv: list[str], environment: int) -> Callable[[], object]:
 
 
 def become_child(
-    main: Callable[[], object], log: str, keep: tuple[int, ...], wall_in: Callable[[], None]
+    main: Callable[[], object], log: str, keep: Sequence[int], wall_in: Callable[[], None]
 ) -> NoReturn:
-    """The forked child: a session, streams, descriptors and signals of its own; then `main`."""
+    """The forked child: a session, streams, descriptors and signals of its own; then `main`. It
+    has those of `keep` from TOKEN_FD on, and no others."""
     code = 1
     try:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -55,9 +57,11 @@ def become_child(
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        for at, fd in enumerate(keep, TOKEN_FD):
+        above = [fcntl.fcntl(fd, fcntl.F_DUPFD, TOKEN_FD + len(keep)) for fd in keep]
+        for at, fd in enumerate(above, TOKEN_FD):
             os.dup2(fd, at)
         os.closerange(TOKEN_FD + len(keep), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # kernel and core may have the data keys
         os.environ["AIOS_FD"] = str(TOKEN_FD)
         wall_in()
         random.seed()

@@ -64,6 +64,9 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     limits: Limits = field(default_factory=Limits)  # of an agent, unless its parent says otherwise
     walls: Walls = field(default_factory=Walls)  # around each agent's process
 
+    listen: str = ""  # for callers from elsewhere: "tcp://ADDRESS:PORT"; docs/security.md
+    encrypt: bool = False  # what is kept on disk: docs/security.md
+    key_file: str = ""  # its key; empty: AIOS_KEY_FILE, or the passphrase that `aios start` asks
     ask_timeout: Annotated[float, Meta(ge=0)] = 60.0  # seconds until no answer means deny
 
     @property

@@ -75,9 +75,11 @@ class CoreLink:
             "disk_bytes": config.disk_bytes,
             "disk_codec": config.disk_codec,
             "idle_ttl": config.idle_ttl,
+            "encrypt": config.encrypt,
         }
         argv = [sys.executable, "-m", "aios.kernel.core", msgspec.json.encode(settings).decode()]
-        self.to_init(StartService(CORE_KEY, argv, str(config.path / "log" / "core.log")))
+        log = str(config.path / "log" / "core.log")
+        self.to_init(StartService(CORE_KEY, argv, log, ring=config.encrypt))
 
     def recover(self, census: Census) -> None:
         """Take over the core of the kernel before, or start one."""

@@ -80,7 +80,7 @@ def proc_limits(k: Kernel, call: Call, args: t.SetLimits) -> t.Limits:
 
 def proc_ps(k: Kernel, call: Call, args: t.Ps) -> list[t.ProcessInfo]:
     now = time.monotonic()
-    shown = (p for p in k.table.rows.values() if args.all or (p.alive and p.kind == "agent"))
+    shown = (p for p in k.table.rows.values() if args.all or (p.alive and p.kind != "client"))
     return [process.info(now) for process in shown]
 
 
@@ -314,6 +314,20 @@ def acc_ask(k: Kernel, call: Call, args: acc.Questions) -> None:
 
 def acc_answer(k: Kernel, call: Call, args: acc.Answer) -> t.Done:
     return k.questions.answer(call, args)
+
+
+def key_allow(k: Kernel, call: Call, args: acc.KeyAllow) -> t.Done:
+    k.remotes.allow(args)
+    return t.Done()
+
+
+def key_remove(k: Kernel, call: Call, args: acc.KeyRemove) -> t.Done:
+    k.remotes.remove(args.name)
+    return t.Done()
+
+
+def key_list(k: Kernel, call: Call, args: t.Empty) -> acc.Keys:
+    return k.remotes.listed()
 
 
 def kernel_status(k: Kernel, call: Call, args: t.Empty) -> t.Status:

@@ -230,7 +230,7 @@ class IndexLink:
         home = self.config.path
         settings = {
             "home": str(home),
-            "folder": str(home / "index"),
+            "folder": "" if self.config.encrypt else str(home / "index"),
             "embedder": self.config.embedder,
             "embedder_prefixes": self.config.embedder_prefixes,
         }

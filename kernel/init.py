@@ -21,10 +21,11 @@ import secrets
 import selectors
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,8 @@ FATAL = 78  # the kernel's exit code when starting it again would not help (EX_C
 
 
 class Init:
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    def __init__(self, config: Config, ring: int) -> None:
+        self.config, self.ring = config, ring
         self.kernel = 0
         self.kernel_started = 0.0
         self.crashed = ""  # the signal that ended the last one, if nobody killed it
@@ -97,7 +98,7 @@ class Init:
         """Until the kernel ends by itself; its exit code."""
         gc.freeze()  # a fork then shares these pages with its parent
         self.selector.register(self.wake, selectors.EVENT_READ)
-        for name in ("kernel", "core", "index"):  # of an earlier system; those that follow append
+        for name in ("kernel", "core", "index", "gateway"):  # of an earlier system
             Path(self.log(name)).unlink(missing_ok=True)
         self.start_kernel()
         while True:
@@ -182,8 +183,9 @@ class Init:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         settings = msgspec.json.encode(self.config).decode()
         argv = [sys.executable, "-m", "aios.kernel", settings]
-        keep = (theirs.fileno(), self.environment)
-        self.kernel = self.fork(exec_service(argv, TOKEN_FD + 1), self.log("kernel"), keep=keep)
+        keep = (theirs.fileno(), *self.rings(), self.environment)
+        main = exec_service(argv, TOKEN_FD + len(keep) - 1)
+        self.kernel = self.fork(main, self.log("kernel"), keep=keep)
         theirs.close()
         ours.setblocking(False)
         self.link = ours
@@ -222,11 +224,15 @@ class Init:
                 raise
 
     def start_service(self, frame: StartService) -> int:
-        main = exec_service(frame.argv, TOKEN_FD)
-        return self.fork(main, frame.log, keep=(self.environment,))
+        keep = (*(self.rings() if frame.ring else ()), self.environment)
+        main = exec_service(frame.argv, TOKEN_FD + len(keep) - 1)
+        return self.fork(main, frame.log, keep=keep)
+
+    def rings(self) -> list[int]:
+        return [] if self.ring < 0 else [self.ring]
 
     def fork(
-        self, main: Callable[[], object], log: str, *, keep: tuple[int, ...] = (),
+        self, main: Callable[[], object], log: str, *, keep: Sequence[int] = (),
         wall_in: Callable[[], None] = lambda: None,
     ) -> int:  # fmt: skip
         sys.stdout.flush()
@@ -288,7 +294,9 @@ class Init:
         if self.ending or code in (0, FATAL):
             self.kill_all()
             if number:  # killed: it has left its sockets behind
-                for name in ("run/kernel.sock", "core.sock", "text.sock", "index.sock"):
+                for name in (
+                    "run/kernel.sock", "core.sock", "text.sock", "index.sock", "gate.sock",
+                ):  # fmt: skip
                     (self.config.path / name).unlink(missing_ok=True)
             return True
         self._back_off(number)
@@ -368,6 +376,20 @@ def lock_home(home: Path) -> Any:
     return lock
 
 
+def open_ring(config: Config) -> int | None:
+    """A descriptor of the data keys, for the kernel and the core. init does not read them, since
+    agents are forked out of it. -1: the home is in clear; None: keyring.py has said what is wrong.
+    """
+    if not config.encrypt and not (config.path / "keys" / "data.json").exists():
+        return -1
+    ring = os.memfd_create("aios-keys")
+    settings = msgspec.json.encode(config).decode()
+    argv = [sys.executable, "-m", "aios.kernel.keyring", "open", settings]
+    opened = subprocess.run(argv, stdout=ring, check=False).returncode == 0
+    os.environ.pop("AIOS_KEY_FILE", None)
+    return ring if opened else None
+
+
 def main() -> int:
     """Runs a system in the home argv[1], with the settings of argv[2] (JSON) above config.toml.
 
@@ -380,6 +402,7 @@ def main() -> int:
         _lock = lock_home(config.path)
         if config.embedder:
             try_embedder(config.embedder)
+        ring = open_ring(config)
     except AiosError as error:
         print(json.dumps(error.to_wire()), file=sys.stderr)
         return FATAL
@@ -387,7 +410,7 @@ def main() -> int:
         refused = BadInput(f"the home cannot be used: {error}", "set AIOS_HOME to another folder")
         print(json.dumps(refused.to_wire()), file=sys.stderr)
         return FATAL
-    return Init(config).run()
+    return FATAL if ring is None else Init(config, ring).run()
 
 
 if __name__ == "__main__":

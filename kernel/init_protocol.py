@@ -30,6 +30,7 @@ class StartService(Frame):
     key: int
     argv: list[str]
     log: str
+    ring: bool = False  # it is to have the data keys, at the descriptor TOKEN_FD
 
 
 class SignalChild(Frame):

@@ -71,7 +71,7 @@ class InteractionLog:
 
     def _add(self, process: Process, entry: Interaction, cut: dict[str, int]) -> None:
         """Nothing is logged of a person."""
-        if process.kind != "agent":
+        if process.kind == "client":
             return
         if cut:
             entry.cut = cut

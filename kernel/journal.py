@@ -21,12 +21,13 @@ from pathlib import Path
 
 import msgspec
 
-from aios.syscalls.errors import DiskFull
+from aios.syscalls.errors import DiskFull, StoreDamaged
 
 from .files import make_ahead, sync_folder
+from .seal import Damaged, Seal
 
 LOG_BYTES = 8 << 20
-MARK = 64  # bytes, at least as many as the frame that begins a log
+MARK = 128  # bytes, at least as many as the frame that begins a log
 RESERVE = 1 << 20  # bytes of the last log for what runs already, when the disk is full
 FRAME = struct.Struct("<II")  # length, CRC-32 of what follows
 PUT, ADD, DELETE, BEHIND = 0, 1, 2, 3  # BEHIND: how long the log before this one is
@@ -44,22 +45,23 @@ class Journal:
 
     Raises:
         DiskFull: there is no room for a log.
+        StoreDamaged: it is sealed, and not with this seal, or a sealed frame was moved.
     """
 
     def __init__(
         self, folder: Path, post: Callable[[Callable[[], None]], None], log_bytes: int = LOG_BYTES,
-        before_sync: Callable[[], None] = lambda: None,
+        seal: Seal | None = None, before_sync: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
-        self.folder, self.post, self.log_bytes = folder, post, log_bytes
+        self.folder, self.post, self.log_bytes, self.seal = folder, post, log_bytes, seal
         self.before_sync = before_sync
         self.changes: list[Change] = []
         self.next: int | None = None  # the descriptor of the log that follows, made ahead
         self.asked = False
         folder.mkdir(mode=0o700, exist_ok=True)
-        self.rows, self.number = read(folder)
+        self.rows, self.number = read(folder, seal=seal)
         try:
             before_sync()
-            _write_base(folder, self.number + 1, self.rows)
+            _write_base(folder, self.number + 1, self.rows, seal)
             self.number += 2
             self.log = make_ahead(folder / f"log-{self.number}", log_bytes)
         except OSError as error:
@@ -90,15 +92,20 @@ class Journal:
     def commit(self) -> bool:
         """Write what was changed. False: there is no room for it now; call again."""
         if self.changes:
-            data = _frame(self.changes)
-            if self.at + len(data) > self.size and not self._turn_over(len(data) + MARK):
-                return False
+            data = self._framed(self.changes)
+            if self.at + len(data) > self.size:
+                if not self._turn_over(len(data) + MARK):
+                    return False
+                data = self._framed(self.changes)  # a seal holds for one place
             os.pwrite(self.log, data, self.at)
             self.at += len(data)
             self.changes = []
             if self.next is None and self.at > self.size // 2:
                 self._make_ahead()
         return True
+
+    def _framed(self, changes: list[Change]) -> bytes:
+        return _frame(changes, self.seal, f"log-{self.number}", self.at)
 
     def sync(self, then: Callable[[], None]) -> None:
         """Run `then` in the loop once all that is committed now would survive a power cut."""
@@ -158,7 +165,8 @@ class Journal:
         full, last, end = self.log, self.number, self.at
         self.log, self.next = self.next, None
         self.number += 1
-        mark = _frame([(BEHIND, "", str(end).encode())])
+        self.at = 0
+        mark = self._framed([(BEHIND, "", str(end).encode())])
         os.pwrite(self.log, mark, 0)
         self.at = len(mark)
 
@@ -166,9 +174,9 @@ class Journal:
             self.before_sync()
             os.fdatasync(full)
             os.close(full)
-            rows, _ = read(self.folder, last)
+            rows, _ = read(self.folder, last, self.seal)
             try:
-                _write_base(self.folder, last, rows)
+                _write_base(self.folder, last, rows, self.seal)
             except OSError as error:  # the logs stay, and are folded with the next
                 print(f"journal: not folded: {error.strerror}", flush=True)
             else:
@@ -194,7 +202,9 @@ def _stop(error: OSError) -> None:
 # --- files -------------------------------------------------------------------------------------
 
 
-def read(folder: Path, last: int | None = None) -> tuple[Rows, int]:
+def read(
+    folder: Path, last: int | None = None, seal: Seal | None = None
+) -> tuple[Rows, int]:  # fmt: skip
     """All rows, of the newest base and the logs behind it, up to `last`; the last number used."""
     bases = sorted(int(path.name[5:]) for path in folder.glob("base-*") if path.name[5:].isdigit())
     logs = sorted(int(path.name[4:]) for path in folder.glob("log-*") if path.name[4:].isdigit())
@@ -209,7 +219,7 @@ def read(folder: Path, last: int | None = None) -> tuple[Rows, int]:
         before, end = end, 0
         for body, stop in _whole(path.read_bytes()):
             end = stop
-            for change, key, item in _changes(body):
+            for change, key, item in _changes(_opened(path, stop - len(body), body, seal)):
                 if change == PUT:
                     rows[key] = [item]
                 elif change == ADD:
@@ -222,8 +232,21 @@ def read(folder: Path, last: int | None = None) -> tuple[Rows, int]:
     return rows, last_used
 
 
-def _frame(changes: list[Change]) -> bytes:
+def _opened(path: Path, at: int, body: bytes, seal: Seal | None) -> bytes:
+    try:
+        return body if seal is None else seal.open(path.name, b"%d" % (at - FRAME.size), body)
+    except Damaged as error:
+        raise StoreDamaged(
+            f"the journal's {path} is damaged at byte {at}: {error}",
+            f"move {path.parent} away to start without what ran",
+        ) from None
+
+
+def _frame(changes: list[Change], seal: Seal | None, name: str, at: int) -> bytes:
+    """What is written at byte `at` of the file of that name."""
     body = _encode(changes)
+    if seal is not None:
+        body = seal.close(name, b"%d" % at, body)
     return FRAME.pack(len(body), zlib.crc32(body)) + body
 
 
@@ -241,11 +264,12 @@ def _whole(data: bytes) -> Iterator[tuple[bytes, int]]:
         yield body, at
 
 
-def _write_base(folder: Path, number: int, rows: Rows) -> None:
+def _write_base(folder: Path, number: int, rows: Rows, seal: Seal | None) -> None:
     temp = folder / "base-new"
     with temp.open("wb") as file:
         for key, (first, *rest) in rows.items():
-            file.write(_frame([(PUT, key, first), *((ADD, key, item) for item in rest)]))
+            changes = [(PUT, key, first), *((ADD, key, item) for item in rest)]
+            file.write(_frame(changes, seal, f"base-{number}", file.tell()))
         file.flush()
         os.fsync(file.fileno())
     temp.rename(folder / f"base-{number}")

@@ -25,6 +25,7 @@ from aios.syscalls.errors import (
     from_wire,
 )
 from aios.syscalls.messages import Hello, Limits, Reach, Spawn, Spawned, Welcome
+from aios.syscalls.rules import Manifest
 
 from . import access
 from .config import Config
@@ -46,6 +47,7 @@ from .logs import Logs
 from .message import Mailroom
 from .policy import check_rules
 from .process import Process, ProcessTable
+from .remotes import Remotes
 from .stats import EventLog
 from .trap import Call, Session, Trap
 from .waiting import Waiters
@@ -79,7 +81,8 @@ class Lifecycle:
         self.table, self.contexts, self.generations = table, contexts, generations
         self.mailroom, self.waiters, self.events, self.logs = mailroom, waiters, events, logs
         self.to_init, self.after = to_init, after
-        self.trap: Trap  # set by the boot: the two know each other
+        self.trap: Trap  # set by the boot: they know each other
+        self.remotes: Remotes
         self.ended = [mailroom.ended]  # who hears of an end
         self.init_pid = os.getppid()
         self.births: dict[int, Birth] = {}  # by pid
@@ -93,7 +96,7 @@ class Lifecycle:
         if self.on_empty is not None:
             raise Denied("the system is stopping: nothing new is started")
         name = args.name or Path(args.program).stem[:64] or "agent"
-        agent_above = call.process.kind == "agent"
+        agent_above = call.process.kind != "client"
         parent = call.process.pid if agent_above else 0
         limits = args.limits or (call.process.limits if agent_above else self.config.limits)
         if agent_above:
@@ -190,6 +193,8 @@ class Lifecycle:
             process = self.trap.back(session, args.back)
         elif args.token is not None:
             process, spawn = self._redeem(session, args.token)
+        elif session.key:
+            process = self._remote(session, args.name)
         else:
             process = self._client(session, args.name)
         if args.back is None:
@@ -239,6 +244,19 @@ class Lifecycle:
         free = Limits(contexts=None, queue=1024)
         now = time.monotonic()
         return self.table.add("client", name or "client", 0, 0, free, now, session.os_pid)
+
+    def _remote(self, session: Session, name: str | None) -> Process:
+        """A person elsewhere, or an agent: that may do what the groups say that it was put into."""
+        allowed, now = self.remotes.of(session.key), time.monotonic()
+        if allowed.person:
+            limits = Limits(contexts=None, queue=1024)
+            process = self.table.add("client", name or allowed.name, 0, 0, limits, now)
+        else:
+            process = self.table.add("remote", allowed.name, 0, 0, self.config.limits, now)
+            process.manifest = Manifest()
+        process.key = session.key
+        self.events.publish("process", "connected", process.pid, key=session.key)
+        return process
 
     # --- death ----------------------------------------------------------------------------------
 
@@ -294,7 +312,7 @@ class Lifecycle:
         process = session.process
         if process is None or not process.alive:
             return
-        if process.kind == "client":
+        if process.kind != "agent":
             self._end(process, 0, why)
         else:  # most likely it has ended, and init is about to say how
             self.after(LAST_WORD, lambda: self._disconnected(process, why))
@@ -306,7 +324,7 @@ class Lifecycle:
     def leave(self, call: Call) -> None:
         """proc.exit: an agent is to be gone within the grace; a client is gone now."""
         process = call.process
-        if process.kind == "client":
+        if process.kind != "agent":
             self.after(0, lambda: self.lost(call.session, "exit"))
         elif process.state != "ending":
             process.move("ending")
@@ -425,9 +443,11 @@ class Lifecycle:
         self.trap.end_calls(process, error)
         if process.kind == "agent":
             self.terminate(process, f"limit {which}")
+        elif process.kind == "remote":
+            self._end(process, 0, f"limit {which}")
 
     def set_limits(self, caller: Process, process: Process, limits: Limits) -> None:
-        is_agent = caller.kind == "agent"
+        is_agent = caller.kind != "client"
         process.limits = tightened(caller.limits, limits) if is_agent else limits
         process.touch()
 

@@ -25,6 +25,7 @@ MAX_FRAME = 1 << 20  # a longer one costs the connection; over 64 KiB the trap a
 UNBOUNDED = 1 << 40
 CROWDED = 1024  # timers that are kept before the cancelled ones are thrown out
 RETRY = 0.1  # seconds until a commit is tried again, when the disk is full
+REMOTE = bytes(9)  # begins the routes of callers from elsewhere: a listener's have 8 bytes
 BURST = 64  # frames taken from init before the others get a turn
 
 
@@ -78,6 +79,7 @@ class Loop:
     on_lost: Callable[[bytes, str], None]  # route, why
     on_closed: Callable[[bytes], None]  # route
     on_init: Callable[[ToKernel], None]
+    say_remote: Callable[[bytes, bytes], None]  # to a caller from elsewhere
     on_turn: Callable[[], bool]  # all of a turn is done; True: it is committed
 
     def __init__(self, home: Path, init_fd: int) -> None:
@@ -89,9 +91,9 @@ class Loop:
         self.work = Line(home / "core.sock", self.poll)
         self.text = Line(home / "text.sock", self.poll)
         self.index = Line(home / "index.sock", self.poll)
-        self.listeners = [
-            self.calls, *(line.listener for line in (self.work, self.text, self.index))
-        ]  # fmt: skip
+        self.gate = Line(home / "gate.sock", self.poll)
+        lines = (self.work, self.text, self.index, self.gate)
+        self.listeners = [self.calls, *(line.listener for line in lines)]
         self.init = socket.socket(fileno=init_fd)
         self.init.setblocking(False)
         self.poll.watch(init_fd, self._from_init)
@@ -134,6 +136,9 @@ class Loop:
 
     def send_now(self, route: bytes, data: bytes) -> None:
         """One that is gone or does not read is lost, which on_lost hears later."""
+        if route.startswith(REMOTE):
+            self.say_remote(route.removeprefix(REMOTE), data)
+            return
         try:
             self.calls.say(route, data)
         except Lost as error:

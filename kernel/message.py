@@ -99,7 +99,7 @@ class Mailroom:
 
 def labels_of(sender: Process) -> list[str]:
     """What says where an agent's words come from; a person's need none."""
-    own = {f"msg:{sender.principal}"} if sender.kind == "agent" else set()
+    own = {f"msg:{sender.principal}"} if sender.kind != "client" else set()
     return sorted(sender.labels | own)
 
 

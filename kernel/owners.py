@@ -235,7 +235,7 @@ class Owners:
 
     def _living(self, principal: str) -> Owner | None:
         for process in self.table.live():
-            if process.kind == "agent" and process.principal == principal:
+            if process.kind != "client" and process.principal == principal:
                 return self.of(process)
         return None
 

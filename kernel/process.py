@@ -1,7 +1,7 @@
 """The process table: who runs, in which state, whose child, under which limits. Pure: no sockets,
 no signals; the time is passed in.
 
-    starting -> running <-> stopped          a client is running from the start
+    starting -> running <-> stopped          what is no agent of init's is running from the start
     starting, running, stopped -> ending     told to end, not gone yet
     any of them -> zombie                    gone; kept until its parent is gone too, or there are
                                              too many of them
@@ -12,10 +12,10 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from aios.syscalls.errors import BadInput, LimitReached, NotFound
-from aios.syscalls.messages import Limits, Mail, ProcessInfo, ProcessState, Reach
+from aios.syscalls.messages import Kind, Limits, Mail, ProcessInfo, ProcessState, Reach
 from aios.syscalls.rules import Manifest
 
 MOVES: dict[ProcessState, frozenset[ProcessState]] = {
@@ -36,8 +36,8 @@ class Process:
     pid: int
     parent: int
     name: str
-    kind: Literal["agent", "client"]
-    os_pid: int
+    kind: Kind
+    os_pid: int  # 0: it is not known yet, or elsewhere
     nice: int
     limits: Limits
     started: float
@@ -66,6 +66,7 @@ class Process:
     manifest: Manifest | None = None  # what it may do; None: the group "agents" says so
     reach: Reach = field(default_factory=Reach)  # through its walls, besides what all reach
     labels: set[str] = field(default_factory=set)  # of what it has read from others
+    key: str = ""  # of who is elsewhere, in Z85
     secret: bytes = b""  # to come back with after the kernel's death
     changed: set[int] = field(default_factory=set)  # the table's: what is to be journaled
     spent: set[int] = field(default_factory=set)  # likewise, of the tokens alone
@@ -126,7 +127,7 @@ class ProcessTable:
     """All processes by pid. Pid 0 is init: no row, the parent of what clients leave behind."""
 
     def __init__(self, max_agents: int, max_clients: int, max_dead: int) -> None:
-        self.max = {"agent": max_agents, "client": max_clients}
+        self.max = {"agent": max_agents, "client": max_clients, "remote": max_clients}
         self.max_dead = max_dead
         self.rows: dict[int, Process] = {}
         self.changed: set[int] = set()
@@ -135,7 +136,7 @@ class ProcessTable:
         self.last = 0
 
     def add(
-        self, kind: Literal["agent", "client"], name: str, parent: int, nice: int, limits: Limits,
+        self, kind: Kind, name: str, parent: int, nice: int, limits: Limits,
         now: float, os_pid: int = 0,
     ) -> Process:  # fmt: skip
         """A new row: an agent `starting`, a client `running`.
@@ -153,7 +154,7 @@ class ProcessTable:
         self.last += 1
         state: ProcessState = "starting" if kind == "agent" else "running"
         process = Process(self.last, parent, name, kind, os_pid, nice, limits, now, state)
-        if kind == "agent":
+        if kind != "client":
             process.principal = f"{above.principal if above is not None else ''}/{name}"
         process.secret = secrets.token_bytes(16)
         self.insert(process)
@@ -218,7 +219,7 @@ class ProcessTable:
         for child in left:
             if not child.alive:
                 self.forget(child)
-        if process.kind == "client":
+        if process.kind != "agent":
             self.forget(process)
         self._trim()
         return [child for child in left if child.alive]

@@ -2,7 +2,7 @@
 
 Reads run in the kernel's loop. Writes are functions over a transaction; a thread runs all that
 wait in one transaction (group commit), each in a transaction of its own below it, so one that
-raises leaves nothing behind.
+raises leaves nothing behind. Each value is checked, or sealed (seal.py).
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from aios.syscalls.errors import (
 )
 
 from .room import GROUP, Room
+from .seal import Checked, Keeper
 from .transaction import Txn
 
 FORMAT = 1
@@ -77,8 +78,10 @@ class Store:
     def __init__(
         self, folder: Path, post: Callable[[Callable[[], None]], None], *, limit: int = 8 << 30,
         system: str = "", barrier: Callable[[], None] = lambda: None,
+        keeper: Keeper = Checked(),  # noqa: B008 (it has no state)
     ) -> None:  # fmt: skip
         self.folder, self.post, self.limit, self.barrier = folder, post, limit, barrier
+        self.keeper = keeper
         self.path = folder / "data.mdb"
         self.broken: AiosError | None = None
         self.tables: dict[str, Any] = {}
@@ -118,7 +121,7 @@ class Store:
 
     def _begin(self, txn: lmdb.Transaction, system: str) -> None:
         self.tables.update((name, self.env.open_db(name.encode(), txn=txn)) for name in TABLES)
-        new = Txn(self.env, txn, self.tables)
+        new = Txn(self.env, txn, self.tables, self.keeper)
         known = new.get("meta", b"format")
         if known is not None and _decode(known) > FORMAT:
             raise StoreDamaged(
@@ -155,7 +158,7 @@ class Store:
 
     def _read(self, do: Callable[[Txn], Any]) -> Any:
         with self.env.begin() as txn:
-            return do(Txn(self.env, txn, self.tables))
+            return do(Txn(self.env, txn, self.tables, self.keeper))
 
     def write(
         self, do: Callable[[Txn], Any], then: Callable[[Any], None],
@@ -198,7 +201,7 @@ class Store:
             with self._open_copy(target) as env:
                 tables = {name: env.open_db(name.encode()) for name in TABLES}
                 with env.begin(write=True) as txn:
-                    yield Txn(env, txn, tables)
+                    yield Txn(env, txn, tables, self.keeper)
                 env.sync(True)
         except BaseException as error:
             shutil.rmtree(target)
@@ -272,7 +275,7 @@ class Store:
             if job.size:
                 self.room.check_disk()
             with self.env.begin(write=True, parent=txn) as child:
-                job.result = self._once(Txn(self.env, child, self.tables), job)
+                job.result = self._once(Txn(self.env, child, self.tables, self.keeper), job)
         except AiosError as error:
             job.error = error
         except lmdb.BadValsizeError as error:

@@ -1,9 +1,8 @@
-"""One transaction over the store's tables. LMDB checks no sums: each value carries a CRC-32."""
+"""One transaction over the store's tables. LMDB checks no sums: each value is checked, or sealed
+(seal.py)."""
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,23 +10,24 @@ import lmdb
 
 from aios.syscalls.errors import AiosError, StoreDamaged, StoreFull
 
+from .seal import Damaged, Keeper
+
 MAX_KEY = 511  # bytes, LMDB's
-CRC = struct.Struct("<I")
 
 
 class Txn:
     """One transaction over the tables; keys and values are bytes."""
 
     def __init__(
-        self, env: lmdb.Environment, txn: lmdb.Transaction, tables: dict[str, Any]
+        self, env: lmdb.Environment, txn: lmdb.Transaction, tables: dict[str, Any], keeper: Keeper
     ) -> None:
-        self.env, self.txn, self.tables = env, txn, tables
+        self.env, self.txn, self.tables, self.keeper = env, txn, tables, keeper
 
     def attempt(self, do: Callable[[Txn], Any]) -> AiosError | None:
         """Run it in a transaction below this one; what it fails with, and has left nothing of."""
         try:
             with self.env.begin(write=True, parent=self.txn) as child:
-                do(Txn(self.env, child, self.tables))
+                do(Txn(self.env, child, self.tables, self.keeper))
         except lmdb.MapFullError:
             return StoreFull("the store has reached the size that it may have")
         except AiosError as error:
@@ -37,17 +37,20 @@ class Txn:
     def get(self, table: str, key: bytes) -> bytes | None:
         """Raises StoreDamaged where the value is not the one that was put."""
         data = self.txn.get(key, db=self.tables[table])
-        return None if data is None else _opened(table, key, bytes(data))
+        try:
+            return None if data is None else self.keeper.open(table, key, data)
+        except Damaged as error:
+            raise StoreDamaged(
+                f"the store's {table} holds a damaged value at {key[:64]!r}: {error}"
+            ) from None
 
     def size(self, table: str, key: bytes) -> int | None:
         """Bytes of the value, damaged or not."""
         data = self.txn.get(key, db=self.tables[table])
-        return None if data is None else len(data) - CRC.size
+        return None if data is None else len(data) - self.keeper.overhead
 
     def put(self, table: str, key: bytes, value: bytes) -> None:
-        self.txn.put(
-            key, CRC.pack(zlib.crc32(value, zlib.crc32(key))) + value, db=self.tables[table]
-        )
+        self.txn.put(key, self.keeper.close(table, key, value), db=self.tables[table])
 
     def delete(self, table: str, key: bytes) -> bool:
         return bool(self.txn.delete(key, db=self.tables[table]))
@@ -79,10 +82,3 @@ def _before(cursor: lmdb.Cursor, prefix: bytes, start: bytes) -> bool:
     """Move to the last key with `prefix` that is below `start`."""
     end = start or prefix + b"\xff" * (MAX_KEY - len(prefix))
     return bool(cursor.prev() if cursor.set_range(end) else cursor.last())
-
-
-def _opened(table: str, key: bytes, data: bytes) -> bytes:
-    value = data[CRC.size :]
-    if len(data) < CRC.size or CRC.unpack_from(data)[0] != zlib.crc32(value, zlib.crc32(key)):
-        raise StoreDamaged(f"the store's {table} holds a damaged value at {key[:64]!r}")
-    return value

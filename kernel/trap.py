@@ -62,11 +62,16 @@ class Session:
     """One connection: its peer as Linux names it; after hello, the process it speaks for."""
 
     route: bytes
-    os_pid: int
+    os_pid: int  # 0: of none here, but of who has the key
     process: Process | None = None
     calls: dict[int, Call] = field(default_factory=dict)
     kept: dict[int, Kept] = field(default_factory=dict)
     closed: bool = False
+    key: str = ""
+
+    @property
+    def peer(self) -> str:
+        return f"key={self.key}" if self.key else f"os_pid={self.os_pid}"
 
 
 @dataclass
@@ -172,7 +177,7 @@ class Recorder(Protocol):
     ) -> Receipt: ...
 
     def refused(
-        self, process: Process | None, os_pid: int, call_id: int, name: str, raw: bytes,
+        self, process: Process | None, peer: str, call_id: int, name: str, raw: bytes,
         error: AiosError,
     ) -> Receipt | None: ...  # fmt: skip
 
@@ -203,11 +208,12 @@ class Trap:
         self.calls: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
 
-    def receive(self, route: bytes, os_pid: int, frames: list[bytes]) -> None:
-        session = self.sessions.get(route) or Session(route, os_pid)  # kept from hello on
+    def receive(self, route: bytes, os_pid: int, frames: list[bytes], key: str = "") -> None:
+        session = self.sessions.get(route) or Session(route, os_pid, key=key)  # kept from hello on
         call = Envelope(0, "", msgspec.Raw(b"".join(frames)))
-        if session.os_pid != os_pid:  # another process under a connection id that is taken
-            self._record(Session(route, os_pid), call, Denied("the connection is another's"))
+        if (session.os_pid, session.key) != (os_pid, key):  # another, under an id that is taken
+            other = Session(route, os_pid, key=key)
+            self._record(other, call, Denied("the connection is another's"))
             return
         with self._refusing(session, lambda: call):
             if len(frames) != 1:
@@ -305,7 +311,7 @@ class Trap:
 
     def _record(self, session: Session, asked: Envelope, error: AiosError) -> Receipt | None:
         raw = bytes(asked.args)
-        return self.audit.refused(session.process, session.os_pid, asked.id, asked.name, raw, error)
+        return self.audit.refused(session.process, session.peer, asked.id, asked.name, raw, error)
 
     def reply(
         self, session: Session, call_id: int, kind: int, body: Any, *, durable: bool = False,
@@ -344,8 +350,15 @@ class Trap:
 
     def expect(self, process: Process) -> Session:
         """A session for a process that is to come back."""
-        session = self.by_pid[process.pid] = Session(b"", process.os_pid, process, closed=True)
+        session = self.by_pid[process.pid] = Session(
+            b"", process.os_pid, process, closed=True, key=process.key
+        )
         return session
+
+    def part(self, session: Session) -> None:
+        """Its connection is gone; the process is expected back by another."""
+        self.sessions.pop(session.route, None)
+        session.route, session.closed = b"", True
 
     def take_reply(self, pid: int, call_id: int, data: bytes) -> None:
         self.by_pid[pid].kept[call_id] = _kept(data)
@@ -368,7 +381,7 @@ class Trap:
         if (
             known is None
             or known.process is None
-            or known.os_pid != session.os_pid
+            or (known.os_pid, known.key) != (session.os_pid, session.key)
             or not secrets.compare_digest(known.process.secret, back.secret)
         ):
             raise BadToken("no process of that number and secret is expected back")

@@ -23,8 +23,9 @@ from aios.syscalls.errors import (
     StoreDamaged,
 )
 
-from .blobs import Folder
+from .blobs import Folder, Place, sealed
 from .catalog import IN_BACKUP, TABLE, Catalog, is_used
+from .seal import Seal
 from .storage import Storage
 from .store import NoStore, Store
 from .transaction import Txn
@@ -77,9 +78,10 @@ class Errand:
 
 class Upkeep:
     def __init__(
-        self, storage: Storage, store: Store | NoStore, post: Callable[[Callable[[], None]], None]
-    ) -> None:
-        self.storage, self.store, self.post = storage, store, post
+        self, storage: Storage, store: Store | NoStore,
+        post: Callable[[Callable[[], None]], None], seal: Seal | None = None,
+    ) -> None:  # fmt: skip
+        self.storage, self.store, self.post, self.seal = storage, store, post, seal
         self.errand: Errand | None = None
         self.thread = threading.Thread()
 
@@ -120,22 +122,23 @@ class Upkeep:
                 if not self.storage.blobs.apart:
                     return sto.BackedUp(chunks=0, missing=0)
                 copy.put(TABLE, b"b", IN_BACKUP.encode())
-                return self._copy_contents(errand, copy, Folder(target / "blobs"))
+                place = sealed(Folder(target / "blobs"), self.seal)
+                return self._copy_contents(errand, copy, place)
         finally:
             self.post(self.storage.blobs.release)
 
-    def _copy_contents(self, errand: Errand, copy: Txn, folder: Folder) -> sto.BackedUp:
+    def _copy_contents(self, errand: Errand, copy: Txn, place: Place) -> sto.BackedUp:
         """The chunks that the copied catalogue refers to, which are not removed meanwhile."""
         copied = missing = 0
-        for place in copy.keys(TABLE, b"c"):
+        for key in copy.keys(TABLE, b"c"):
             errand.step("contents")
-            chunk = place[1:]
+            chunk = key[1:]
             try:
                 data = self.storage.blobs.load(chunk)
             except StoreDamaged:
                 missing += 1
             else:
-                folder.put(chunk.hex(), data)
+                place.put(chunk.hex(), data)
                 copied += 1
         return sto.BackedUp(chunks=copied, missing=missing)
 

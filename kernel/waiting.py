@@ -46,9 +46,9 @@ class Waiters:
         """What a wait of `caller` gets now. Waiting for any child hands out each child once."""
         if pid is not None:
             child = self.table.get(pid)
-            if child.kind == "client":
-                raise BadInput(f"process {pid} is a client: only agents are waited for")
-            if caller.kind == "agent" and child.parent != caller.pid:
+            if child.kind != "agent":
+                raise BadInput(f"process {pid} is a {child.kind}: only agents are waited for")
+            if caller.kind != "client" and child.parent != caller.pid:
                 raise Denied(f"process {pid} is not a child of {caller.pid}")
             ended = [] if child.alive else [child]
         else:

@@ -19,6 +19,8 @@ from aios.syscalls.errors import (
     DiskFull,
     HomeBusy,
     KernelGone,
+    KeyMissing,
+    KeyWrong,
     ModelError,
     NoRoom,
 )
@@ -31,6 +33,7 @@ from . import (
     contexts,
     demo,
     generate,
+    keys,
     memory,
     model,
     processes,
@@ -47,6 +50,8 @@ EXIT_CODES: dict[type[AiosError], int] = {
     BadGrammar: 78,
     ModelError: 78,
     NoRoom: 78,
+    KeyMissing: 78,
+    KeyWrong: 78,
 }
 INTERRUPTED = 130
 
@@ -92,7 +97,7 @@ def cli(ctx: click.Context, home: Path) -> int:
 
 
 GROUPS = (
-    system, processes, contexts, generate, memory, storage, access, audit, model, demo, bench,
+    system, processes, contexts, generate, memory, storage, access, keys, audit, model, demo, bench,
 )  # fmt: skip
 for commands in GROUPS:
     for command in commands.COMMANDS:

@@ -44,10 +44,12 @@ class System:
 
     `settings` are those of config.toml (docs/settings.md). Without `detach` the system ends with
     the thread that made it. Either way it has its own session: a Ctrl-C in the terminal reaches
-    the starter alone, which is to call `end`.
+    the starter alone, which is to call `end`. `passphrase` is that of an encrypted home.
     """
 
-    def __init__(self, home: Path, settings: dict[str, Any], *, detach: bool) -> None:
+    def __init__(
+        self, home: Path, settings: dict[str, Any], *, detach: bool, passphrase: str = ""
+    ) -> None:  # fmt: skip
         self.home = home
         self.log = home / "init.log"
         try:
@@ -62,13 +64,16 @@ class System:
             self.log_start = log.tell()
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "aios.kernel.init", str(home), json.dumps(settings)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/",
+                stdin=subprocess.PIPE, stdout=log, stderr=log, cwd="/",
                 start_new_session=True, pass_fds=[environment.fileno()],
                 env=open_environment() | {
                     "AIOS_HOME": str(home), "AIOS_ENVIRONMENT": str(environment.fileno()),
                 },
                 preexec_fn=None if detach else end_with_parent,  # noqa: PLW1509 (one system call)
             )  # fmt: skip
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), self.process.stdin as stdin:  # it says why
+            stdin.write(json.dumps({"passphrase": passphrase}).encode())
 
     def ready(self, progress: Progress = lambda _: None) -> Status:
         """Wait until the model is loaded; `progress` is told what is waited for.
@@ -142,7 +147,10 @@ class System:
 def open_environment() -> dict[str, str]:
     """What init may hold, whose memory every agent gets a copy of. The rest, among which may be
     keys and tokens, is for the kernel and its services: they are told by a file."""
-    return {name: value for name, value in os.environ.items() if name.startswith(OPEN)}
+    found = {name: value for name, value in os.environ.items() if name.startswith(OPEN)}
+    if key := found.get("AIOS_KEY_FILE"):
+        found["AIOS_KEY_FILE"] = str(Path(key).absolute())  # init runs in another folder
+    return found
 
 
 def memory_file(text: str) -> BinaryIO:

@@ -10,10 +10,10 @@ import click
 import psutil
 
 from aios.agents import connect
-from aios.syscalls.errors import TimedOut
+from aios.syscalls.errors import KeyMissing, TimedOut
 from aios.syscalls.messages import Events, Status
 
-from . import render
+from . import keys, render
 from .completion import policies
 from .launch import System, init_of
 from .output import as_json_text, json_option, progress, show
@@ -60,9 +60,16 @@ def start(home: Path, /, detach: bool, as_json: bool, **given: Any) -> int:
     settings = {name: value for name, value in given.items() if value is not None}
     for name in {"model", "embedder"} & settings.keys():
         settings[name] = str(settings[name].absolute())
-    launched = System(home, settings, detach=detach)
-    with progress() as tell:
-        status = launched.ready(tell)
+    try:
+        launched = System(home, settings, detach=detach)
+        with progress() as tell:
+            status = launched.ready(tell)
+    except KeyMissing:
+        if not sys.stdin.isatty():
+            raise
+        launched = System(home, settings, detach=detach, passphrase=keys.passphrase(home))
+        with progress() as tell:
+            status = launched.ready(tell)
     try:
         show(status, as_json, render.ready_line(status))
         if not as_json:

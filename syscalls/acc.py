@@ -93,3 +93,34 @@ class Answer(Message):
 
     id: Annotated[int, Meta(ge=1, lt=2**53)]
     answer: Literal["once", "agent", "always", "deny"]
+
+
+PublicKey = Annotated[str, Meta(min_length=40, max_length=40)]  # of CURVE, in Z85
+
+
+class KeyAllow(Message):
+    """Let whoever has this key connect: as the agent "/NAME", or as a person, who may do all."""
+
+    name: Name
+    public: PublicKey
+    person: bool = False
+
+
+class KeyRemove(Message):
+    """End what is connected with it; nothing more is heard of who has it."""
+
+    name: Name
+
+
+class Key(Reply):
+    name: str
+    public: str
+    person: bool
+    pids: list[Pid]  # of its connections
+
+
+class Keys(Reply):
+    address: str  # where the kernel listens; "": nowhere
+    server: str  # the kernel's public key, where it listens
+    error: dict[str, str] | None  # why it does not
+    keys: list[Key]

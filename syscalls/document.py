@@ -27,7 +27,8 @@ VERSIONS = f"""
 A call holds at most {wire.MAX_CALL_BYTES} bytes. DONE is {wire.DONE}, FAILED is {wire.FAILED},
 PIECE is {wire.PIECE}. `args` is a map: a field that has a default may be left out, a field that
 the table does not know is an error. The kernel knows its caller from the connection, so no
-message says who sent it.
+message says who sent it. By tcp the kernel may send an empty message, to see whether the caller is
+there: drop it.
 
 ## Versions
 

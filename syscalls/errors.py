@@ -223,6 +223,20 @@ class IndexFailed(AiosError):
     default_hint = "see log/index.log in the AIOS home; `aios sto index --rebuild` makes it anew"
 
 
+class KeyMissing(AiosError):
+    """The home is encrypted, and there is no key file or passphrase: on the starter's side."""
+
+    code = "key.missing"
+    default_hint = "set key_file or AIOS_KEY_FILE, or start it in a terminal, which asks"
+
+
+class KeyWrong(AiosError):
+    """The key file or passphrase is not that of this home: on the starter's side."""
+
+    code = "key.wrong"
+    default_hint = "docs/security.md says which key a home has; without it nothing can be read"
+
+
 class CoreFailed(AiosError):
     """The LLM core died too often under this call."""
 

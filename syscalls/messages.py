@@ -15,6 +15,7 @@ Pid = Annotated[int, Meta(ge=0, le=2**31)]
 CtxId = Annotated[int, Meta(ge=1, le=2**31)]
 Nice = Annotated[int, Meta(ge=-20, le=19)]
 Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[\w.+-]+$")]
+Kind = Literal["agent", "client", "remote"]  # client: a person's; remote: an agent elsewhere
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 Token = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Signal = Literal["TERM", "KILL", "STOP", "CONT"]
@@ -83,7 +84,7 @@ class Hello(Message):
 class Welcome(Reply):
     pid: Pid
     name: str
-    kind: Literal["agent", "client"]
+    kind: Kind
     version: int
     boot: str  # changes with each start of the kernel
     program: str  # what was spawned, and its task; empty for a client
@@ -161,7 +162,7 @@ class ProcessInfo(Reply):
     pid: Pid
     parent: Pid
     name: str
-    kind: Literal["agent", "client"]
+    kind: Kind
     state: ProcessState
     os_pid: int
     nice: int

@@ -103,6 +103,9 @@ ROWS: tuple[Row, ...] = (
     Row("acc.check", acc.Check, "acc.read", acc.Verdict, "What the gate would say, and why."),
     Row("acc.ask", acc.Questions, "acc.answer", m.Done, "Follow what is asked.", acc.Question),
     Row("acc.answer", acc.Answer, "acc.answer", m.Done, "Answer what is asked."),
+    Row("key.allow", acc.KeyAllow, "acc.keys", m.Done, "Let a key's owner connect by tcp."),
+    Row("key.remove", acc.KeyRemove, "acc.keys", m.Done, "Take a key out of the list."),
+    Row("key.list", m.Empty, "acc.keys", acc.Keys, "The keys, and where the kernel listens."),
     Row("kernel.status", m.Empty, "kernel.read", m.Status, "What runs: model, slots, policy."),
     Row("kernel.stats", m.Empty, "kernel.read", m.Stats, "Counters and timings since boot."),
     Row("kernel.events", m.Events, "kernel.read", m.Done, "Follow what happens.", m.Event),
@@ -121,7 +124,7 @@ READS = frozenset(
     {"hello", "proc.ps", "proc.whoami", "proc.log", "llm.tokenize", "llm.detokenize",
      "llm.contexts", "mem.get", "mem.scan", "mem.spaces", "mem.log", "sto.get", "sto.list",
      "sto.history", "sto.shares", "sto.owners", "sto.watch", "sto.verify", "sto.search",
-     "sto.index", "acc.groups", "acc.grants", "acc.check", "acc.ask", "kernel.status",
+     "sto.index", "acc.groups", "acc.grants", "acc.check", "acc.ask", "key.list", "kernel.status",
      "kernel.stats", "kernel.events", "kernel.check"}
 )  # fmt: skip
 OUTWARD = frozenset({"proc.spawn", "proc.kill", "kernel.stop"})

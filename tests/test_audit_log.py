@@ -220,7 +220,7 @@ def test_on_a_full_disk_calls_that_make_room_are_served_last(
         ends.append(opened.log.size)
     assert ends[0] < ends[1] < ends[2] == SEGMENT
     for _ in range(7):
-        assert audit.refused(process, 1, 1, "mem.get", b"", DiskFull("full")) is None
+        assert audit.refused(process, "os_pid=1", 1, "mem.get", b"", DiskFull("full")) is None
     no_room(0)
     eventually(lambda: opened.log.has_room(RESERVE))
     audit.check_room(TABLE["mem.get"])

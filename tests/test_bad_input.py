@@ -115,7 +115,7 @@ def test_another_kernels_live_socket_is_not_taken(aios: Aios, system: System, ho
 def test_a_dead_kernels_socket_is_replaced(homes: Path) -> None:
     home = homes / "stale"
     (home / "run").mkdir(parents=True)
-    for name in ("run/kernel.sock", "core.sock", "text.sock", "index.sock"):
+    for name in ("run/kernel.sock", "core.sock", "text.sock", "index.sock", "gate.sock"):
         with socket.socket(socket.AF_UNIX) as dead:
             dead.bind(str(home / name))
     system = System(home, {"slots": 1, "ctx": 256}, detach=True)

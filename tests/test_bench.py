@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from aios.bench import audit, exact, memory, retrieval, swap, switch, syscall
+from aios.bench import audit, exact, memory, retrieval, seal, swap, switch, syscall
 from aios.bench.chats import ANSWER, our_side
 from aios.bench.load import AGENTS, make_prompts, our_system, tokens_per_second
 from aios.kernel.core.llama import CHUNK
@@ -48,6 +48,14 @@ def test_memory_measures_both_sides() -> None:
     for side in (ours, peer):
         assert 0 < side["single_p50"] <= side["single_p99"]
         assert side["puts_per_second"] > 0
+
+
+def test_seal_measures_both_sides() -> None:
+    report = seal.run(quiet, puts=640, rounds=1, pages=3)
+    check_shape(report, "seal")
+    for side in ("ours", "peer"):
+        assert all(figure > 0 for figure in report[side].values())
+    assert report["ours"].keys() - report["peer"].keys() == {"write_ratio", "read_ratio"}
 
 
 def test_audit_measures_both_sides() -> None:

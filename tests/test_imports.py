@@ -22,15 +22,16 @@ HOMES = {
     "lmdb": {f"kernel/{name}.py" for name in ("store", "store_trial", "room", "transaction")}
     | {"bench/memory.py"},
     "safetensors": {"kernel/index/embedder.py"},
-    "cryptography": {"kernel/audit/checkpoint.py"},
     "sqlite3": {
         "kernel/index/__main__.py",
         "kernel/index/database.py",
         "kernel/index/index.py",
     },
+    "cryptography": {"kernel/seal.py", "kernel/keyring.py", "kernel/audit/checkpoint.py"},
     "zmq": {
         "kernel/core/__main__.py",
         "kernel/index/__main__.py",
+        "kernel/gateway.py",
         "agents/client.py",
         "bench/syscall.py",  # the raw echo that system calls are compared with
     },

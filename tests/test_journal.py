@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from aios.kernel.journal import Journal, Rows, read
+from aios.kernel.seal import Ring, Seal
 from aios.syscalls.errors import DiskFull
 
 SMALL = 4096  # bytes of a log: it fills up often
@@ -29,9 +30,9 @@ items = st.binary(max_size=600)
 class Kept:
     """A journal, with a loop for what its thread posts."""
 
-    def __init__(self, folder: Path, log_bytes: int = SMALL) -> None:
+    def __init__(self, folder: Path, log_bytes: int = SMALL, seal: Seal | None = None) -> None:
         self.posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self.journal = Journal(folder, self.posted.put, log_bytes)
+        self.journal = Journal(folder, self.posted.put, log_bytes, seal)
 
     def commit(self) -> None:
         while not self.journal.commit():
@@ -44,10 +45,12 @@ class Kept:
 
 
 class JournalMachine(RuleBasedStateMachine):
+    seal: Seal | None = None
+
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp()) / "journal"
-        self.kept = Kept(self.folder)
+        self.kept = Kept(self.folder, seal=self.seal)
         self.rows: Rows = {}  # with what is not committed
         self.committed: list[Rows] = [{}]  # since it was opened
 
@@ -93,14 +96,14 @@ class JournalMachine(RuleBasedStateMachine):
         cut = data.draw(st.integers(0, end))
         with log.open("r+b") as file:
             file.truncate(cut)
-        found, _ = read(self.folder)
+        found, _ = read(self.folder, seal=self.seal)
         assert found in self.committed
         if cut == end:
             assert found == self.committed[-1]
         self.reopen(found)
 
     def reopen(self, expected: Rows) -> None:
-        self.kept = Kept(self.folder)
+        self.kept = Kept(self.folder, seal=self.seal)
         assert self.kept.journal.rows == expected
         self.rows = dict(expected)
         self.committed = [dict(expected)]
@@ -114,6 +117,16 @@ JournalMachine.TestCase.settings = settings(
     derandomize=True, max_examples=40, stateful_step_count=40, deadline=None
 )
 TestJournal = JournalMachine.TestCase
+
+
+class SealedJournalMachine(JournalMachine):
+    seal = Seal(Ring.new())
+
+
+SealedJournalMachine.TestCase.settings = settings(
+    derandomize=True, max_examples=10, stateful_step_count=40, deadline=None
+)
+TestSealedJournal = SealedJournalMachine.TestCase
 
 
 @pytest.fixture
@@ -193,6 +206,7 @@ import resource, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_journal import Kept, SMALL
+from aios.kernel.seal import Ring, Seal
 from aios.syscalls.errors import DiskFull
 import aios.kernel.journal as journal
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import pytest
 from hypothesis import settings
@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from aios.kernel.process import MOVES, IllegalMove, Process, ProcessTable
 from aios.syscalls.errors import LimitReached, NotFound
-from aios.syscalls.messages import Limits, Mail, ProcessState
+from aios.syscalls.messages import Kind, Limits, Mail, ProcessState
 
 STATES: tuple[ProcessState, ...] = get_args(ProcessState)
 MAX_AGENTS, MAX_CLIENTS, MAX_DEAD, MAX_CHILDREN = 7, 2, 3, 2
@@ -123,7 +123,7 @@ def test_check_sees_what_is_wrong(damage: Callable[[ProcessTable], None], proble
 
 @dataclass
 class Row:
-    kind: Literal["agent", "client"]
+    kind: Kind
     parent: int
     state: ProcessState
     os_pid: int = 0
@@ -150,7 +150,7 @@ class Table(RuleBasedStateMachine):
         ]
 
     @rule(kind=st.sampled_from(["agent", "agent", "client"]), n=st.integers(0, 20))
-    def add(self, kind: Literal["agent", "client"], n: int) -> None:
+    def add(self, kind: Kind, n: int) -> None:
         parent = self.pick(n) if kind == "agent" and n % 3 else 0
         most = MAX_AGENTS if kind == "agent" else MAX_CLIENTS
         alive = sum(row.kind == kind and row.state != "zombie" for row in self.rows.values())

@@ -22,6 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from aios.kernel import store as module
 from aios.kernel.room import ROOM
+from aios.kernel.seal import Checked, Keeper, Ring, Seal
 from aios.kernel.store import DONE, Store
 from aios.kernel.store_trial import try_store
 from aios.kernel.transaction import Txn
@@ -408,11 +409,15 @@ def test_a_backup_while_running_is_a_store(opened: Opened, tmp_path: Path) -> No
 
 # --- crashes --------------------------------------------------------------------------------------
 
+RING = bytes(range(32)).hex()
+KEEPERS: list[Keeper] = [Checked(), Seal(Ring({b"ring": bytes.fromhex(RING)}, b"ring"))]
 WRITER = """
 import os, sys
 from pathlib import Path
 from aios.kernel.store import Store
-store = Store(Path(sys.argv[1]), lambda run: run())
+from aios.kernel.seal import Checked, Ring, Seal
+keeper = Seal(Ring({b"ring": bytes.fromhex(sys.argv[3])}, b"ring")) if sys.argv[3:] else Checked()
+store = Store(Path(sys.argv[1]), lambda run: run(), keeper=keeper)
 def put(number):
     def do(txn):
         for half in (b"a", b"b"):
@@ -428,11 +433,13 @@ while True:
 """
 
 
-def test_kill_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+@pytest.mark.parametrize("keeper", KEEPERS)
+def test_kill_loses_nothing_that_was_acknowledged(tmp_path: Path, keeper: Keeper) -> None:
     acknowledged: list[int] = []
     for round_ in range(4):
         first = 1000 * round_
-        command = [sys.executable, "-c", WRITER, str(tmp_path), str(first)]
+        command = [sys.executable, "-c", WRITER, str(tmp_path), str(first), RING]
+        command = command[: 5 + isinstance(keeper, Seal)]
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
         ) as writer:
@@ -445,7 +452,7 @@ def test_kill_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
             writer.send_signal(signal.SIGKILL)
             data += writer.stdout.read()
         acknowledged += map(int, data.split(b"\n")[:-1])
-        opened = Opened(tmp_path)
+        opened = Opened(tmp_path, keeper=keeper)
         for number in acknowledged:
             assert opened.get(b"a%d" % number) == opened.get(b"b%d" % number) == b"%d" % number * 50
         halves = opened.store.read(
@@ -459,10 +466,12 @@ class Machine(RuleBasedStateMachine):
     """Against a dict; the store is closed and opened, and its file as it is at any moment, with
     what no reply has come for yet, opened as after a power cut."""
 
+    keeper: Keeper = Checked()
+
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp())
-        self.opened = Opened(self.folder / "0")
+        self.opened = Opened(self.folder / "0", keeper=self.keeper)
         self.model: dict[bytes, bytes] = {}
         self.count = 0
 
@@ -494,7 +503,7 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def reopen(self) -> None:
         self.opened.store.close()
-        self.opened = Opened(self.opened.store.folder)
+        self.opened = Opened(self.opened.store.folder, keeper=self.keeper)
 
     @rule(key=keys, value=values)
     def crash(self, key: bytes, value: bytes) -> None:
@@ -509,7 +518,7 @@ class Machine(RuleBasedStateMachine):
         shutil.copy(self.opened.store.path, copy)
         self.opened.loop.wait(answers, 1)
         self.opened.store.close()
-        self.opened = Opened(copy)
+        self.opened = Opened(copy, keeper=self.keeper)
         if self.opened.get(key) == value:
             self.model[key] = value
 
@@ -525,3 +534,11 @@ class Machine(RuleBasedStateMachine):
 
 Machine.TestCase.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
 TestMachine = Machine.TestCase
+
+
+class SealedMachine(Machine):
+    keeper: Keeper = KEEPERS[1]
+
+
+SealedMachine.TestCase.settings = settings(max_examples=10, stateful_step_count=40, deadline=None)
+TestSealedMachine = SealedMachine.TestCase

@@ -29,6 +29,7 @@ ABOUT = (
     "owner", "principal", "pid", "ctx", "contexts", "call", "program", "name", "to", "sender",
     "signal", "space", "items", "keys", "changes", "upload", "path", "prefix", "version", "mode",
     "right", "on", "id", "answer", "target", "policy", "quantum", "nice", "kinds",
+    "public", "person",
 )  # fmt: skip
 
 
@@ -75,17 +76,18 @@ class Audit:
         )  # fmt: skip
 
     def refused(
-        self, process: Process | None, os_pid: int, call_id: int, name: str, raw: bytes,
+        self, process: Process | None, peer: str, call_id: int, name: str, raw: bytes,
         error: AiosError,
     ) -> Receipt | None:  # fmt: skip
-        """A call that is not served. None: the disk is full, and it is only counted."""
+        """A call that is not served; `peer` says whose connection it came by. None: the disk is
+        full, and it is only counted."""
         if not self.log.has_room(1):
             self.unrecorded += 1
             return None
         pid, principal = (0, "") if process is None else (process.pid, process.principal)
         rule = error.rule if isinstance(error, Denied) else ""
         return self.log.append(
-            (pid, short(principal), "denied", call_id, short(name), f"os_pid={os_pid}",
+            (pid, short(principal), "denied", call_id, short(name), peer,
              sha256(raw).digest(), short(rule), error.code, 0)
         )  # fmt: skip
 

@@ -23,6 +23,7 @@ from aios.kernel.stderr import become_log
 from aios.syscalls.errors import AiosError, ModelError
 from aios.syscalls.messages import ModelInfo
 
+from ..seal import inherited
 from .batcher import Batcher
 from .certify import certify
 from .disk import Codec, Disk
@@ -43,6 +44,8 @@ from .protocol import (
 )
 from .text import answer
 
+RING_FD = 3
+
 
 class CoreConfig(msgspec.Struct, frozen=True):
     home: str
@@ -59,6 +62,7 @@ class CoreConfig(msgspec.Struct, frozen=True):
     disk_bytes: int
     disk_codec: Codec
     idle_ttl: float
+    encrypt: bool  # then the data keys are at RING_FD
 
 
 def main() -> int:
@@ -112,7 +116,8 @@ def _batcher(config: CoreConfig, engine: Engine, certified: int) -> Batcher:
     disk = None
     if config.disk_bytes and engine.form is not None:
         fingerprint = engine.fingerprint(certified)
-        disk = Disk(Path(config.disk), fingerprint, config.disk_bytes, config.disk_codec)
+        seal = inherited(RING_FD) if config.encrypt else None
+        disk = Disk(Path(config.disk), fingerprint, config.disk_bytes, config.disk_codec, seal)
     return Batcher(engine, certified, config.snapshot_bytes, disk, config.idle_ttl)
 
 

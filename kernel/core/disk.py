@@ -19,6 +19,7 @@ import numpy as np
 
 from aios.syscalls.errors import BadInput
 
+from ..seal import Damaged, Seal
 from .state import Bytes
 
 HEADER = struct.Struct("<16s16sIIQI")  # fingerprint, Name, bytes, checksum
@@ -90,8 +91,8 @@ CODECS: dict[Codec, type[Plain | Zstd]] = {"plain": Plain, "zstd": Zstd}
 
 
 class Disk:
-    """Files below `root`, at most `budget` bytes of them. Folders of other fingerprints or codecs,
-    which nobody would read any more, are removed unread.
+    """Files below `root`, at most `budget` bytes of them. Folders of other fingerprints, codecs or
+    data keys, which nobody would read any more, are removed unread.
 
     `write`, `read` and `remove` may run in any thread.
 
@@ -99,9 +100,13 @@ class Disk:
         BadInput: the folder cannot be used, or the codec is not installed.
     """
 
-    def __init__(self, root: Path, fingerprint: bytes, budget: int, codec: Codec = "plain") -> None:
-        self.codec, self.budget = CODECS[codec](), budget
-        self.fingerprint = blake2b(fingerprint + codec.encode(), digest_size=16).digest()
+    def __init__(
+        self, root: Path, fingerprint: bytes, budget: int, codec: Codec = "plain",
+        seal: Seal | None = None,
+    ) -> None:  # fmt: skip
+        self.codec, self.budget, self.seal = CODECS[codec](), budget, seal
+        made_by = fingerprint + codec.encode() + (seal.id if seal else b"")
+        self.fingerprint = blake2b(made_by, digest_size=16).digest()
         self.folder = root / self.fingerprint.hex()
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -122,11 +127,14 @@ class Disk:
             if name is None:
                 path.unlink()
             else:
-                yield name, path.stat().st_size
+                key = self.seal.show(name.key) if self.seal else name.key
+                yield name._replace(key=key), path.stat().st_size
 
     def write(self, name: Name, rows: Bytes) -> int:
         """Bytes that were written. Raises OSError, and nothing is left of the file then."""
-        data = self.codec.pack(rows)
+        data, name = self.codec.pack(rows), self._in_clear(name)
+        if self.seal is not None:
+            data = self.seal.close("extent", str(name).encode(), data)
         path = self.folder / str(name)
         part = path.with_name(path.name + PART)
         try:
@@ -146,14 +154,25 @@ class Disk:
             OSError: it cannot be read.
             BadExtent: it is not what was written under this name.
         """
+        name = self._in_clear(name)
         content = np.fromfile(self.folder / str(name), np.uint8)
         header, data = content[: HEADER.size].tobytes(), content[HEADER.size :]
         if header != self._header(name, data):
             raise BadExtent(f"{name} is damaged")
+        if self.seal is not None:
+            try:
+                opened = self.seal.open("extent", str(name).encode(), data)
+            except Damaged as error:
+                raise BadExtent(f"{name}: {error}") from None
+            data = np.frombuffer(opened, np.uint8)
         return self.codec.unpack(data, size)
 
     def remove(self, name: Name) -> None:
-        (self.folder / str(name)).unlink(missing_ok=True)
+        (self.folder / str(self._in_clear(name))).unlink(missing_ok=True)
+
+    def _in_clear(self, name: Name) -> Name:
+        """As it stands in the folder: a key tells whether a guess at a prompt is right."""
+        return name if self.seal is None else name._replace(key=self.seal.hide(name.key))
 
     def _header(self, name: Name, data: Any) -> bytes:
         """Ends in a CRC-32 of the data: it finds every change within 32 neighbouring bits, and

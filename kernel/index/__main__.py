@@ -48,9 +48,13 @@ RETRY = 1000  # milliseconds until a batch is tried again that could not be writ
 
 class IndexConfig(msgspec.Struct, frozen=True):
     home: str
-    folder: str
+    folder: str  # empty: nothing is to be on disk
     embedder: str = ""
     embedder_prefixes: Prefixes = Prefixes()
+
+    @property
+    def path(self) -> Path | None:
+        return Path(self.folder) if self.folder else None
 
 
 class Overtaken(Exception):
@@ -159,7 +163,7 @@ def main() -> int:
     config = msgspec.json.decode(sys.argv[1], type=IndexConfig)
     context: zmq.Context[Any] = zmq.Context()
     try:
-        index = Index(Path(config.folder), open_or_miss(config))
+        index = Index(config.path, open_or_miss(config))
     except (OSError, sqlite3.Error) as error:
         why = IndexFailed(f"the index cannot be opened: {error}")
         connect(context, config).send(encode(Failed(why.to_wire())))
@@ -173,7 +177,7 @@ def main() -> int:
             index.begin_again(str(damaged))
         except Mended as mended:
             index.close()
-            index = Index(Path(config.folder), mended.embedder)
+            index = Index(config.path, mended.embedder)
         link.close(linger=0)  # with all that the kernel sent before it knew
 
 

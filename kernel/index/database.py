@@ -55,7 +55,7 @@ def is_damage(error: sqlite3.Error) -> bool:
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF in DAMAGE
 
 
-def connect(path: Path, embedder: str) -> sqlite3.Connection:
+def connect(path: Path | str, embedder: str) -> sqlite3.Connection:
     """Open the file, making it if there is none. `embedder` is the name of the model that it is
     for; empty: it is not known, and any is right.
 

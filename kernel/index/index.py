@@ -50,12 +50,14 @@ class Index:
     Any method raises Damaged when the file turns out to be; then there is only `begin_again`.
     """
 
-    def __init__(self, folder: Path, embedder: Embedder) -> None:
-        """
+    def __init__(self, folder: Path | None, embedder: Embedder) -> None:
+        """Without a folder all of it is in RAM: then the next one has to be told all again.
+
         Raises:
             OSError, sqlite3.OperationalError: the folder or the file cannot be opened or made.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.embedder = folder, embedder
         self.began_again = ""  # why what was there could not be used
         try:
@@ -70,12 +72,14 @@ class Index:
         self._set_aside(why)
 
     def _set_aside(self, why: str) -> None:
-        set_aside(self.folder, why)
+        if self.folder is not None:
+            set_aside(self.folder, why)
         self.began_again = why
         self._open()
 
     def _open(self) -> None:
-        self.db = connect(self.folder / NAME, self.embedder.name)
+        file = ":memory:" if self.folder is None else self.folder / NAME
+        self.db = connect(file, self.embedder.name)
         try:
             with _damage_named():
                 self._load()
@@ -116,7 +120,8 @@ class Index:
         if self.store not in ("", store):
             self.began_again = "it was of another store"
         self.close()
-        remove(self.folder)
+        if self.folder is not None:
+            remove(self.folder)
         self._open()
         self.db.execute("UPDATE state SET store = ?", (store,))
         self.store = store

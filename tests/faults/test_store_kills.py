@@ -22,7 +22,10 @@ import pytest
 from conftest import Boot, eventually, run_system
 
 from aios.agents import connect
+from aios.kernel.config import Config
+from aios.kernel.keyring import Request, unlock
 from aios.kernel.owners import Row
+from aios.kernel.seal import Checked, Keeper, Seal
 from aios.kernel.store import Store
 from aios.kernel.transaction import Txn
 from aios.shell.launch import System
@@ -101,12 +104,14 @@ def wrong(crowd: list[Writer], acknowledged: list[dict[int, int]], found: Found)
 
 
 @pytest.mark.faults
+@pytest.mark.parametrize("encrypt", [False, True])
 def test_the_kernel_killed_while_16_write(
-    boot: Boot, full: bool, capsys: pytest.CaptureFixture[str]
+    boot: Boot, full: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], *, encrypt: bool
 ) -> None:
     rng = random.Random(11)
-    kills = 200 if full else 8
-    system = boot(slots=1, ctx=256, mem_resident=0)  # reads come from the disk
+    kills = (200 if full else 8) // (1 + 3 * encrypt)
+    settings = sealed(tmp_path) if encrypt else {}
+    system = boot(slots=1, ctx=256, mem_resident=0, **settings)  # reads come from the disk
     with writers(system.home) as crowd, connect(system.home, "test") as aios:
         for _ in range(kills):
             time.sleep(rng.random() * 0.2)  # a random moment is the point here
@@ -181,9 +186,22 @@ def cut(system_pid: int, crowd: list[Writer], copy: Callable[[], None]) -> list[
     return acknowledged
 
 
-def content(folder: Path) -> Found:
+def sealed(folder: Path) -> dict[str, Any]:
+    """Settings of a home that is encrypted."""
+    path = folder / "key"
+    path.write_bytes(b"a key of this test")
+    return {"encrypt": True, "key_file": str(path)}
+
+
+def keeper_of(home: Path, settings: dict[str, Any]) -> Keeper:
+    if not settings:
+        return Checked()
+    return Seal(unlock(Config(home=str(home), **settings), Request()))
+
+
+def content(folder: Path, keeper: Keeper) -> Found:
     """What a kernel that starts there would find."""
-    store = Store(folder, lambda run: run())
+    store = Store(folder, lambda run: run(), keeper=keeper)
     try:
 
         def do(txn: Txn) -> Found:
@@ -211,7 +229,7 @@ def on_disk(home: Path, at: Path, **settings: Any) -> Iterator[System]:
     yield from run_system(home, {"slots": 1, "ctx": 256, **settings})
 
 
-def campaign(folder: Path, cuts: int, *, mounts: bool) -> list[str]:
+def campaign(folder: Path, cuts: int, *, mounts: bool, **settings: Any) -> list[str]:
     """Run a system whose store is in an image of its own; what was wrong after each cut."""
     problems: list[str] = []
     rng = random.Random(12)
@@ -221,16 +239,17 @@ def campaign(folder: Path, cuts: int, *, mounts: bool) -> list[str]:
         disk.make()
     with (
         disk,
-        on_disk(home, disk.at) as system,
+        on_disk(home, disk.at, **settings) as system,
         writers(system.home) as crowd,
         connect(system.home, "test") as aios,
     ):
+        keeper = keeper_of(home, settings)
         for _ in range(cuts):
             time.sleep(rng.random() * 0.3)  # a random moment is the point here
             acknowledged = cut(aios.status().os_pid, crowd, partial(copy.become, disk))
             with copy as there:
                 try:
-                    problems += wrong(crowd, acknowledged, content(there / "store"))
+                    problems += wrong(crowd, acknowledged, content(there / "store", keeper))
                 except AiosError as error:
                     problems.append(str(error))
     return problems
@@ -248,11 +267,12 @@ def test_the_power_cut_while_16_write(
     homes: Path, full: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The copy of the disk is what is left; without the sync of a commit that shows."""
-    folders = [homes / name for name in ("t", "cut", "nosync")]
+    folders = [homes / name for name in ("t", "cut", "nosync", "seal")]
     for folder in folders:
         folder.mkdir()
     mounts = can_mount(folders[0])
     assert campaign(folders[1], 50 if full else 4, mounts=mounts) == []
+    assert campaign(folders[3], 10 if full else 2, mounts=mounts, **sealed(folders[3])) == []
     (folders[2] / "sitecustomize.py").write_text(WITHOUT_SYNC)
     path = os.pathsep.join([str(folders[2]), os.environ.get("PYTHONPATH", "")])
     monkeypatch.setenv("PYTHONPATH", path)

@@ -97,6 +97,7 @@ FILES: dict[str, Probe] = {
     "init's lock": lambda t: append(t["home"] + "/init.lock"),
     "the store": lambda t: os.listdir(t["home"] + "/store"),
     "the journal": lambda t: os.listdir(t["home"] + "/journal"),
+    "the keys": lambda t: os.listdir(t["home"] + "/keys"),
     "others' logs": lambda t: os.listdir(t["home"] + "/log"),
     "a sibling's folder": lambda t: os.listdir(t["sibling_folder"]),
     "a sibling's file": lambda t: read(t["sibling_folder"] + "/note"),
