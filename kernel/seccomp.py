@@ -67,11 +67,14 @@ NUMBERS: dict[str, tuple[int, int]] = {
     "prctl": (157, 167), "prlimit64": (302, 261), "setpriority": (141, 140),
     "ioprio_set": (251, 30), "sched_setaffinity": (203, 122), "sched_setparam": (142, 118),
     "sched_setscheduler": (144, 119), "sched_setattr": (314, 274),
+    "kill": (62, 129), "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240), "pidfd_open": (434, 434),
 }  # fmt: skip
+SIGNALS = ("kill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo", "pidfd_open")
 BY_ARGUMENTS = (
     "fork", "vfork", "clone", "clone3", "socket", "sendto", "sendmsg", "sendmmsg", "prctl",
     "prlimit64", "setpriority", "ioprio_set", "sched_setaffinity", "sched_setparam",
-    "sched_setscheduler", "sched_setattr",
+    "sched_setscheduler", "sched_setattr", *SIGNALS,
 )  # fmt: skip
 MODES = ("chmod", "fchmod", "fchmodat", "fchmodat2", "utime", "utimes", "futimesat", "utimensat")
 NAMES = {numbers[ON_ARM]: name for name, numbers in NUMBERS.items() if numbers[ON_ARM] >= 0}
@@ -122,6 +125,13 @@ def rules(*, network: bool, processes: bool, modes: bool) -> list[Rule]:
     return found + _sockets(network=network)
 
 
+def to_others(os_pid: int) -> list[Rule]:
+    """Signals that process `os_pid`, which starts no other, sends to any but itself. Landlock stops
+    them as well, but tells nobody."""
+    another = (Test(0, EQUAL, os_pid, unless=True), Test(0, EQUAL, 0, unless=True))
+    return [Rule(name, another) for name in SIGNALS]
+
+
 def _sockets(*, network: bool) -> list[Rule]:
     """Unix sockets; with `network` TCP, where Landlock knows the port."""
     not_unix = Test(0, EQUAL, UNIX, unless=True)
@@ -139,10 +149,9 @@ def _sockets(*, network: bool) -> list[Rule]:
 
 
 def assemble(refused: list[Rule], *, notify: bool) -> bytes:
-    """The BPF program. With `notify` whoever listens hears of each refusal with EPERM."""
-    code = _step(LOAD, ARCH_AT) + _step(EQUAL, ARCH, 1, 0) + _step(RETURN, KILL)
-    code += _step(LOAD, NR_AT) + _step(AT_LEAST, NEWEST, 0, 1)  # and those of x32
-    code += _step(RETURN, ERRNO | errno.ENOSYS)
+    """What a filter has of these rules. With `notify` whoever listens hears of each refusal with
+    EPERM."""
+    code = b""
     for rule in refused:
         number = NUMBERS[rule.call][ON_ARM]
         if number >= 0:
@@ -150,7 +159,7 @@ def assemble(refused: list[Rule], *, notify: bool) -> bytes:
             end = _step(RETURN, NOTIFY if tell else ERRNO | rule.number)
             body = _tests(rule.tests) + end
             code += _step(LOAD, NR_AT) + _step(EQUAL, number, 0, len(body) // 8) + body
-    return code + _step(RETURN, ALLOW)
+    return code
 
 
 def _tests(tests: tuple[Test, ...]) -> bytes:
@@ -168,13 +177,16 @@ def _step(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
     return struct.pack("=HBBI", code, yes, no, value)
 
 
-def install(program: bytes, *, listen: bool) -> int:
-    """The filter holds from here on, for this process and all that it starts; with `listen` a
-    descriptor on which refusals are heard, else 0. Needs `no_new_privs`.
+def install(code: bytes, *, listen: bool) -> int:
+    """What `code` refuses is refused from here on, to this process and all that it starts; with
+    `listen` a descriptor on which refusals are heard, else 0. Needs `no_new_privs`.
 
     Raises:
         OSError: there is no seccomp.
     """
+    program = _step(LOAD, ARCH_AT) + _step(EQUAL, ARCH, 1, 0) + _step(RETURN, KILL)
+    program += _step(LOAD, NR_AT) + _step(AT_LEAST, NEWEST, 0, 1)  # and those of x32
+    program += _step(RETURN, ERRNO | errno.ENOSYS) + code + _step(RETURN, ALLOW)
     held = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("=HxxxxxxQ", len(program) // 8, ctypes.addressof(held))
     return syscall(SECCOMP, SET_FILTER, NEW_LISTENER if listen else 0, header)

@@ -172,8 +172,10 @@ def put_up(walls: Walls, have: dict[str, str], room: Room, cwd: str, line: int) 
         landlock.restrict([*read, *walls.read], write, walls.ports)
     if have["calls"]:
         network = bool(walls.ports and have["ports"])
-        program = calls_filter(network=network, processes=walls.processes, modes=bool(have["view"]))
-        listener = seccomp.install(program, listen=True)
+        code = calls_filter(network=network, processes=walls.processes, modes=bool(have["view"]))
+        if not walls.processes:
+            code += seccomp.assemble(seccomp.to_others(os.getpid()), notify=True)
+        listener = seccomp.install(code, listen=True)
         hand_over(line, listener)
 
 

@@ -60,7 +60,9 @@ ALONE: dict[str, set[str]] = {
         "raw", "netlink", "packet", "vsock", "bind a name", "bind an abstract name", "listen",
         "mount", "unshare users", "setns", "keyctl", "add_key", "bpf", "userfaultfd", "io_uring",
         "perf_event_open", "personality", "System V memory", "memfd_create", "become dumpable",
-        "outlive its parent", "a call that is not known",
+        "outlive its parent", "a call that is not known", "signal a sibling",
+        "signal a sibling's group", "signal the kernel", "signal init", "signal a person's process",
+        "signal by pidfd", "signal a thread", "a queued signal",
     },
     "capabilities": {"read by a device made", "read after chroot", "mount", "raw", "packet"},
 }  # fmt: skip
@@ -203,7 +205,8 @@ def test_what_is_refused_is_told_once_of_each_call(walled: Place) -> None:
     told = [(event["pid"], event["detail"]["call"]) for event in refused]
     assert len(set(told)) == len(told)
     assert {name for _, name in told} > {
-        "ptrace", "process_vm_readv", "pidfd_getfd", "kcmp", "keyctl", "bpf", "mount", "unshare",
+        "ptrace", "process_vm_readv", "pidfd_open", "kill", "kcmp", "keyctl", "bpf", "mount",
+        "unshare",
     }  # fmt: skip
 
 

@@ -21,7 +21,8 @@ from aios.syscalls.table import TABLE
 from aios.syscalls.wire import FAILED
 
 CONNECTIONS, LIFE = 4, 60  # at once; messages sent over each
-NAMES = sorted(SAMPLES.keys() - {"kernel.stop", "proc.exit"}) * 10 + ["proc.exit"]
+NAMES = sorted(SAMPLES.keys() - {"kernel.stop", "proc.exit"}) * 10
+NAMES += ["proc.exit"] + ["llm.generate", "proc.spawn"] * 20
 
 
 class Fuzzer:
