@@ -58,10 +58,10 @@ def test_the_kernel_killed_at_random_moments(
     boot: Boot, program: Callable[[str], str], full: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rng = random.Random(7)
-    kills = 100 if full else 8
+    kills, parts_each = (100, 16) if full else (8, 3)
     path = program(BODY)
     with connect(boot(slots=4, ctx=512).home, "collector") as aios:
-        control = collect(aios, path, kills // 8 + 4, lambda: None)
+        control = collect(aios, path, parts_each, lambda: None)
     system = boot(slots=4, ctx=512)
     took: list[float] = []
 
@@ -77,7 +77,7 @@ def test_the_kernel_killed_at_random_moments(
         assert before - begin < 60
 
     with connect(system.home, "collector") as aios:
-        found = collect(aios, path, kills // 8 + 4, kill)
+        found = collect(aios, path, parts_each, kill)
         assert len(took) == kills
         assert aios.check() == []
         assert aios.status().core_restarts == 0

@@ -15,7 +15,7 @@ from aios.agents import connect
 @pytest.mark.parametrize("on_full", ["slide", "summarize", "recall"])
 def test_a_conversation_goes_on_past_its_window(boot: Boot, on_full: Any, full: bool) -> None:
     """To 20 times its length, at full length; the first turn is found again under recall."""
-    turns = 16 if not full else 20 * WINDOW // 34
+    turns = 12 if not full else 20 * WINDOW // 34
     system = boot(slots=2, ctx=WINDOW)
     with connect(system.home) as aios, aios.open("You are terse.", on_full=on_full) as context:
         moved = talk(context, turns)
