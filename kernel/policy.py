@@ -35,6 +35,7 @@ DEFAULT = Group(
         "acc.grant", "kernel.read",
     ],
 )  # fmt: skip
+ALL = ["**"]  # objects
 STRICTEST: tuple[Effect, ...] = ("deny", "ask", "allow")
 TOKEN = re.compile(r"\\.|/\*\*$|\*\*|\*|\{self\}|[^*{\\/]+|[/{\\]", re.DOTALL)
 WILD = re.compile(r"[*{\\]")
@@ -175,7 +176,9 @@ def by_rules(
         whole = whole and len(found) > before
     if not found:
         return None, False
-    strictest = min(found, key=lambda named: STRICTEST.index(named.effect))
+    strictest = found[0]
+    if len(found) > 1:
+        strictest = min(found, key=lambda named: STRICTEST.index(named.effect))
     return Decision(strictest.effect, strictest.text), whole
 
 
@@ -192,8 +195,8 @@ def fits(effect: Effect, rule: Rule, request: Request, me: str, labels: frozense
     """Whether a rule says anything of a request that `me` makes."""
     return (
         covers(rule.right, request.right)
-        and any(_object_fits(effect, pattern, request, me) for pattern in rule.on)
-        and _arguments_fit(effect == "allow", rule.args, request, me)
+        and (rule.on == ALL or any(_object_fits(effect, each, request, me) for each in rule.on))
+        and (not rule.args or _arguments_fit(effect == "allow", rule.args, request, me))
         and not (rule.unless and _arguments_fit(effect != "allow", rule.unless, request, me))
         and (
             not rule.tainted
@@ -295,7 +298,7 @@ def as_rule(rule: Rule | str) -> Rule:
     right, _, on = rule.partition(" ")
     if not re.fullmatch(r"\*|[a-z]+(\.[a-z]+)*", right):
         raise BadInput(f"no rule: {rule!r}", 'write "RIGHT" or "RIGHT OBJECT": see docs/access.md')
-    return Rule(right, [on.strip()] if on.strip() else ["**"])
+    return Rule(right, [on.strip()] if on.strip() else ALL)
 
 
 def check_rules(manifests: Iterable[Manifest]) -> None:
@@ -307,7 +310,7 @@ def check_rules(manifests: Iterable[Manifest]) -> None:
 
 def in_words(rule: Rule) -> str:
     said = rule.right
-    if rule.on != ["**"]:
+    if rule.on != ALL:
         said += f" on {' or '.join(rule.on)}"
     said += "".join(f", {name}{_bounds(value)}" for name, value in rule.args.items())
     for name, value in rule.unless.items():
