@@ -28,24 +28,18 @@ class Spec(Reply, kw_only=True):
     timeout: Annotated[float, Meta(gt=0, le=86400)] = 60.0  # seconds, unless its caller says less
 
 
-class ListTools(Message):
-    """Those that the caller may call."""
-
-
-class Tools(Reply):
-    tools: list[Spec]
-    boxes: list[Box]
-
-
 class Box(Reply):
     """A toolbox: a program that serves tools, or an MCP server."""
 
     name: str
-    state: Literal["ready", "starting", "failed"]
     tools: int
     workers: list[Pid]
-    restarts: int
-    error: str
+    error: str  # why its last worker did not start
+
+
+class Tools(Reply):
+    tools: list[Spec]  # that the caller may call
+    boxes: list[Box]
 
 
 class CallTool(Message):
@@ -68,11 +62,17 @@ class ToolResult(Reply):
     size: int = 0  # bytes of all of it, where it is stored
 
 
-class Serve(Message):
-    """Offer tools, in place of those offered before, and take jobs: one piece each. Of a worker."""
+class Offer(Message):
+    """Of a worker: what it serves, besides what it has offered before."""
 
     tools: Annotated[list[Spec], Meta(max_length=512)]
-    at_once: Annotated[int, Meta(ge=1, le=1024)] = 1  # jobs
+    anew: bool = False  # what it has offered before it does not serve any more
+
+
+class Serve(Message):
+    """Of a worker: take jobs, one piece each."""
+
+    at_once: Annotated[int, Meta(ge=1, le=1024)] = 1
 
 
 class Job(Reply):
