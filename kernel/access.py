@@ -36,6 +36,7 @@ from .policy import (
 from .process import Process, ProcessTable
 from .shares import Mode
 
+NICE = (t.SetNice, t.Spawn)
 LABELS = 64  # of one process; then they become one, that says so
 
 Shared = Callable[[str, str, str | None, Mode], bool]  # principal, owner, path or anything
@@ -73,8 +74,7 @@ class Gate:
                 )
             if passed.asked is None:
                 passed = Passed(found.rule, request if found.effect == "ask" else None)
-        nice = args.nice if isinstance(args, t.SetNice | t.Spawn) else None
-        if nice is not None and nice < process.nice:
+        if isinstance(args, NICE) and args.nice is not None and args.nice < process.nice:
             raise Denied(f"{row.name}: an agent cannot go below its own nice value, {process.nice}")
         return passed
 
