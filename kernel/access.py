@@ -14,7 +14,7 @@ from functools import partial
 
 import psutil
 
-from aios.syscalls import acc, mem, retrieval, sto
+from aios.syscalls import acc, mem, retrieval, sto, tool
 from aios.syscalls import messages as t
 from aios.syscalls.errors import BadInput, Denied
 from aios.syscalls.rules import Rule
@@ -113,6 +113,8 @@ class Gate:
                 return [make(self.table.find(args.to).principal)]
             case t.Spawn():
                 return [make(args.program)]
+            case tool.CallTool():
+                return [make(args.name, args=args.args)]
             case mem.Whose():
                 named = self.table.rows.get(args.pid or 0)
                 theirs = args.principal or (named.principal if named else "")
@@ -148,6 +150,10 @@ class Gate:
             return self.judge.decide(subject, request, now).effect == "allow"
 
         return [scope for scope in scopes if may(*scope)]
+
+    def may_ever(self, process: Process, right: str, object: str) -> bool:
+        """Whether it may with some arguments, or might be."""
+        return process.kind == "client" or self.judge.may_ever(self.subject(process), right, object)
 
     def grant(self, process: Process, args: acc.Grant) -> acc.Granted:
         """Raises BadInput for what is handed on otherwise."""

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct, structs
 
 from aios.syscalls.messages import Reach, Spawn
-from aios.syscalls.rules import Manifest, Rules
+from aios.syscalls.rules import Manifest, Rule, Rules
 
 # By name: the kernel knows the SDK only as programs to run.
 WORKER, MCP_WORKER = "aios.agents.worker", "aios.agents.mcp_client"
@@ -37,10 +37,12 @@ class Box(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         beside = [str(Path(self.program).parent)] if "/" in self.program else []
         reach = structs.replace(self.reach, read=[*self.reach.read, *beside])
         task = {"box": name, "program": self.program, "task": self.task}
+        own = Rule("sto.write", ["{self}:tools/results/**"])  # what is too long for a reply
+        allow = [*self.allow, own, "sto.upload", *(["sto.own"] if self.shared else [])]
         program = origin(MCP_WORKER if self.program == MCP else WORKER)
         return Spawn(
             program=program, task=task, name=name, reach=reach,
-            manifest=Manifest(allow=list(self.allow)),
+            manifest=Manifest(allow=allow),
         )  # fmt: skip
 
 
@@ -67,7 +69,7 @@ SHIPPED: dict[str, Box] = {
 }
 
 
-def boxes_of(settings: Mapping[str, Box], servers: Mapping[str, Box]) -> dict[str, Box]:
-    """Those that ship, as the settings change them, with those of the settings."""
-    found = {**SHIPPED, **servers, **settings}
+def boxes_of(settings: Mapping[str, Box]) -> dict[str, Box]:
+    """Those that ship, and those of the settings, which may be another under the same name."""
+    found = {**SHIPPED, **settings}
     return {name: box for name, box in found.items() if not box.off}

@@ -58,8 +58,9 @@ class ToolResult(Reply):
     """What a tool returned. What is too long for a reply is in the caller's storage."""
 
     value: Any
-    stored: str = ""  # the path of all of it; `value` is then how it begins
-    size: int = 0  # bytes of all of it, where it is stored
+    owner: str = ""  # where all of it is stored, where `value` is how it begins
+    stored: str = ""  # the path there
+    size: int = 0  # bytes of all of it
 
 
 class Offer(Message):
@@ -81,6 +82,7 @@ class Job(Reply):
     id: int
     tool: str = ""
     args: dict[str, Any] = field(default_factory=dict)
+    caller: str = ""  # its principal
     cancelled: bool = False
 
 
