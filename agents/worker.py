@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import resource
 import sys
@@ -10,13 +11,14 @@ from typing import Any
 
 import msgspec
 
-from aios.syscalls.errors import AiosError, NotFound, ToolArguments
+from aios.syscalls.errors import AiosError, NoProgram, NotFound, ToolArguments
 from aios.syscalls.tool import Job, Spec
 
 from .agent import Agent
 from .sdk import Aios
 from .tool import Running, Tool, load_tools
 
+SHIPPED = "aios.agents.tools"
 BATCH = 48 << 10  # bytes of tools that are offered in one call
 LONGEST = 32 << 10  # bytes of a result in a reply; a longer one is stored
 BEGIN = 2000  # characters of one that is stored
@@ -27,7 +29,7 @@ FILE = 64 << 20  # bytes of the longest file that a tool can write
 class Worker(Agent):
     def run(self, task: dict[str, Any]) -> None:
         """`task`: the toolbox's name as `box`, and the file of its tools as `program`."""
-        tools = {each.name: each for each in load_tools(task["program"])}
+        tools = {each.name: each for each in load_tools(file_of(task["program"]))}
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
         most = FILE if hard == resource.RLIM_INFINITY else min(FILE, hard)
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
@@ -50,8 +52,8 @@ class Worker(Agent):
             return {"error": f"{type(error).__name__}: {error}"[:16_000]}
 
 
-class Reporting(Running):
-    """What a tool may ask of its worker."""
+class Reporting:
+    """The Running of a tool that a worker runs."""
 
     def __init__(self, aios: Aios, job_id: int) -> None:
         self.aios, self.job_id = aios, job_id
@@ -77,6 +79,16 @@ class Printed(io.TextIOBase):
             if self.left <= 0:
                 self.target.write("\n[more was printed]\n")
         return len(text)
+
+
+def file_of(program: str) -> str:
+    """Of a toolbox that ships, or a path. Raises NoProgram."""
+    if "/" in program:
+        return program
+    spec = importlib.util.find_spec(f"{SHIPPED}.{program}")
+    if spec is None or spec.origin is None:
+        raise NoProgram(f"no toolbox {program!r} ships", "give the path of a file with @tool")
+    return spec.origin
 
 
 def offer(aios: Aios, specs: list[Spec], *, anew: bool = False) -> None:

@@ -283,7 +283,7 @@ def sto_reindex(k: Kernel, call: Call, args: retrieval.Reindex) -> t.Done:
 
 
 def tool_list(k: Kernel, call: Call, args: t.Empty) -> None:
-    k.tools.list(call)
+    k.tools.tell(call)
 
 
 def tool_call(k: Kernel, call: Call, args: tool.CallTool) -> None:

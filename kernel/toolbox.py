@@ -38,7 +38,7 @@ class Box(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         reach = structs.replace(self.reach, read=[*self.reach.read, *beside])
         task = {"box": name, "program": self.program, "task": self.task}
         own = Rule("sto.write", ["{self}:tools/results/**"])  # what is too long for a reply
-        allow = [*self.allow, own, "sto.upload", *(["sto.own"] if self.shared else [])]
+        allow: Rules = [*self.allow, own, "sto.upload", *(["sto.own"] if self.shared else [])]
         program = origin(MCP_WORKER if self.program == MCP else WORKER)
         return Spawn(
             program=program, task=task, name=name, reach=reach,
@@ -54,7 +54,7 @@ def origin(module: str) -> str:
 
 
 WEB = Reach(ports=[53, 80, 443])
-OWN = ["sto.read", "sto.write", "sto.upload"]
+OWN: Rules = ["sto.read", "sto.write", "sto.upload"]
 SHIPPED: dict[str, Box] = {
     "calculate": Box(program="calculate"),
     "files": Box(program="files", allow=OWN),

@@ -122,7 +122,7 @@ class Tools:
 
     # --- callers ----------------------------------------------------------------------------------
 
-    def list(self, call: Call) -> None:
+    def tell(self, call: Call) -> None:
         """Once each toolbox has said what it serves, or could not be started."""
         self.listing.append(call)
         call.on_end = partial(self.listing.remove, call)
