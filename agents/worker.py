@@ -11,12 +11,11 @@ from typing import Any
 
 import msgspec
 
+from aios.agents.agent import Agent
+from aios.agents.sdk import Aios
+from aios.agents.tool import Tool, load_tools
 from aios.syscalls.errors import AiosError, NoProgram, NotFound, ToolArguments
 from aios.syscalls.tool import Job, Spec
-
-from .agent import Agent
-from .sdk import Aios
-from .tool import Running, Tool, load_tools
 
 SHIPPED = "aios.agents.tools"
 BATCH = 48 << 10  # bytes of tools that are offered in one call

@@ -362,6 +362,8 @@ class Lifecycle:
         if birth is not None and birth.call is not None:
             birth.call.done(Spawned(pid=process.pid))
         self.figures.pop(process.pid, None)
+        process.reason = process.reason or reason  # for those who are told
+        process.code = process.code if process.reported else code
         self._take_back(process)
         children = self.table.end(process, code, reason, time.monotonic())
         self.events.publish(

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from msgspec import Meta, Struct, structs
+from msgspec import Meta, Struct, field, structs
 
 from aios.syscalls.messages import Reach, Spawn
 from aios.syscalls.rules import Manifest, Rule, Rules
@@ -24,7 +24,7 @@ class Box(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     program: str  # a file of tools, or the name of one that ships
     allow: Rules = []  # of system calls; the caller's own rules bind it as well
-    reach: Reach = Reach()  # besides the caller's
+    reach: Reach = field(default_factory=Reach)  # besides the caller's
     workers: Annotated[int, Meta(ge=1, le=64)] = 4  # for one caller, at once
     fresh: bool = False  # a worker does one job, and ends
     idle: Annotated[float, Meta(ge=0)] = 30.0  # seconds that one is kept without a job

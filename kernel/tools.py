@@ -85,7 +85,8 @@ class Worker:
 
     @property
     def is_free(self) -> bool:
-        return self.serve is not None and len(self.jobs) + len(self.owed) < self.at_once
+        ready = self.serve is not None and self.process.state == "running"
+        return ready and len(self.jobs) + len(self.owed) < self.at_once
 
     @property
     def is_coming(self) -> bool:
