@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
+from aios.syscalls import messages as t
 from aios.syscalls import tool as m
 
 from .calls import Calls
 from .client import Pending
+
+BATCH = 48 << 10  # bytes of tools that are offered in one call
 
 
 class ToolCall:
@@ -56,3 +59,40 @@ class ToolCalls(Calls):
         return ToolCall(
             self, self.start("tool.call", name=name, args=dict(args or {}), timeout=timeout)
         )
+
+    # --- of a worker ------------------------------------------------------------------------------
+
+    def offer_tools(self, specs: Sequence[m.Spec], *, anew: bool = False) -> None:
+        """Say what this worker serves, besides what it has offered before; with `anew`, instead.
+
+        Raises:
+            Denied: the caller is no worker. BadInput: a name is not its toolbox's.
+        """
+        batch: list[Any] = []
+        for spec in specs:
+            plain = msgspec.to_builtins(spec)
+            if batch and len(msgspec.msgpack.encode([*batch, plain])) > BATCH:
+                self._call(t.Done, "tool.offer", tools=batch, anew=anew)
+                batch, anew = [], False
+            batch.append(plain)
+        self._call(t.Done, "tool.offer", tools=batch, anew=anew)
+
+    def serve_jobs(self, at_once: int = 1) -> Pending:
+        """The pieces are jobs (syscalls.tool.Job): each is to be ended by `job_done`."""
+        return self.start("tool.serve", at_once=at_once)
+
+    def job_progress(
+        self, job: int, done: float, total: float | None = None, message: str = ""
+    ) -> None:
+        """Raises NotFound for one that is over."""
+        self._call(
+            t.Done, "tool.progress", id=job, done=float(done), total=total, message=message[:1024]
+        )
+
+    def job_done(
+        self, job: int, value: Any = None, *, stored: str = "", size: int = 0,
+        error: str | None = None, code: str = "tool.failed",
+    ) -> None:  # fmt: skip
+        """Raises NotFound for one that is over: its caller has given up."""
+        end = {"value": value, "stored": stored, "size": size, "error": error, "code": code}
+        self.start("tool.done", id=job, **end).wait()

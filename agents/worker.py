@@ -15,10 +15,9 @@ from aios.agents.agent import Agent
 from aios.agents.sdk import Aios
 from aios.agents.tool import Tool, load_tools
 from aios.syscalls.errors import AiosError, NoProgram, NotFound, ToolArguments
-from aios.syscalls.tool import Job, Spec
+from aios.syscalls.tool import Job
 
 SHIPPED = "aios.agents.tools"
-BATCH = 48 << 10  # bytes of tools that are offered in one call
 LONGEST = 32 << 10  # bytes of a result in a reply; a longer one is stored
 BEGIN = 2000  # characters of one that is stored
 PRINTED = 1 << 20  # characters of one job that go to the log
@@ -32,11 +31,11 @@ class Worker(Agent):
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
         most = FILE if hard == resource.RLIM_INFINITY else min(FILE, hard)
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
-        offer(self.aios, [each.spec() for each in tools.values()])
-        for piece in self.aios.start("tool.serve"):
+        self.aios.offer_tools([each.spec() for each in tools.values()])
+        for piece in self.aios.serve_jobs():
             job = msgspec.convert(piece, Job)
             with contextlib.suppress(NotFound):  # it is over: its caller has given up
-                self.aios.start("tool.done", id=job.id, **self.outcome(tools[job.tool], job)).wait()
+                self.aios.job_done(job.id, **self.outcome(tools[job.tool], job))
 
     def outcome(self, tool: Tool, job: Job) -> dict[str, Any]:
         """Whatever a tool does, its caller hears of it."""
@@ -59,10 +58,7 @@ class Reporting:
 
     def progress(self, done: float, total: float | None = None, message: str = "") -> None:
         with contextlib.suppress(NotFound):
-            self.aios.start(
-                "tool.progress", id=self.job_id, done=float(done), total=total,
-                message=message[:1024],
-            ).wait()  # fmt: skip
+            self.aios.job_progress(self.job_id, done, total, message)
 
 
 class Printed(io.TextIOBase):
@@ -88,18 +84,6 @@ def file_of(program: str) -> str:
     if spec is None or spec.origin is None:
         raise NoProgram(f"no toolbox {program!r} ships", "give the path of a file with @tool")
     return spec.origin
-
-
-def offer(aios: Aios, specs: list[Spec], *, anew: bool = False) -> None:
-    """In calls of a size that the kernel takes."""
-    batch: list[Spec] = []
-    for spec in [*specs, None]:
-        if spec is None or len(msgspec.msgpack.encode([*batch, spec])) > BATCH:
-            tools = [msgspec.to_builtins(each) for each in batch]
-            aios.start("tool.offer", tools=tools, anew=anew).wait()
-            batch, anew = [], False
-        if spec is not None:
-            batch.append(spec)
 
 
 def reply(aios: Aios, job: Job, value: Any) -> dict[str, Any]:
