@@ -99,9 +99,7 @@ def show_(home: Path, name: str, as_json: bool) -> None:
 @tool.command("call")
 @click.argument("name", shell_complete=tool_names)
 @click.argument("arguments", nargs=-1, metavar="[NAME=VALUE]...")
-@click.option(
-    "--args", "given", metavar="JSON", help="All of them as one JSON object; - is stdin."
-)
+@click.option("--args", "given", metavar="JSON", help="All of them as one JSON object; - is stdin.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds, at most.")
 @json_option
 @click.pass_obj
