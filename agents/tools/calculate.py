@@ -86,7 +86,12 @@ def _value(node: ast.AST) -> Any:
             return CONSTANTS[name] if name in CONSTANTS else sympy.Symbol(name)
         case ast.List(elts=items):
             return [_value(item) for item in items]
-    return _combined(node)
+    value = _combined(node)
+    for item in _leaves(_plain(value)):
+        if item.has(sympy.nan, sympy.zoo):  # sympy goes on with these: to it 1/(1/0) is 0
+            text = ast.unparse(node)[:100]
+            raise ToolFailed(f"{text} has no value: it divides by zero, or is infinite")
+    return value
 
 
 def _combined(node: ast.AST) -> Any:
@@ -124,9 +129,6 @@ def _matrix(value: Any) -> sympy.Matrix:
 
 def _answer(value: Any, digits: int) -> Answer:
     plain = _plain(value)
-    for item in _leaves(plain):
-        if item.has(sympy.nan, sympy.zoo):
-            raise ToolFailed("that has no value: something is divided by zero, or infinite")
     rounded = _each(plain, lambda item: _rounded(item, digits))
     shown = _each(plain, lambda item: _rounded(item, digits) if _long(item) else item)
     exact = not any(item.has(sympy.Float) for item in _leaves(shown))
