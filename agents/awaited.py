@@ -12,8 +12,8 @@ import zmq
 
 from aios.syscalls.errors import AiosError, KernelGone, TimedOut
 
-from .calls import Calls
 from .client import Pending
+from .sdk import Aios
 
 R = TypeVar("R")
 
@@ -25,7 +25,7 @@ class AwaitedCalls:
     system stop.
     """
 
-    def __init__(self, aios: Calls) -> None:
+    def __init__(self, aios: Aios) -> None:
         self.aios = aios
         self.lost: AiosError | None = None  # what kept it from taking replies
         self._came = asyncio.Event()  # one for each turn: all who wait look again

@@ -34,6 +34,7 @@ from . import (
     demo,
     generate,
     keys,
+    mcp,
     memory,
     model,
     processes,
@@ -97,7 +98,8 @@ def cli(ctx: click.Context, home: Path) -> int:
 
 
 GROUPS = (
-    system, processes, contexts, generate, memory, storage, access, keys, audit, model, demo, bench,
+    system, processes, contexts, generate, memory, storage, access, keys, audit, model, mcp, demo,
+    bench,
 )  # fmt: skip
 for commands in GROUPS:
     for command in commands.COMMANDS:
