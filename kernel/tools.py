@@ -1,0 +1,401 @@
+"""The tool manager: which tools there are, who runs them for whom, and what comes of a call.
+
+A call becomes a job. It waits for a worker that is free, for the tool's limit and for its lock, and
+has one of four ends: the worker's word, its time limit, its caller's cancel or end, the worker's
+death. A worker that did not have the last word is ended: what a job leaves half done is met by no
+other. A job of a tool that has an effect is journaled before its worker hears of it; if the kernel
+dies, its caller hears that it is unknown what has happened, and nothing is done again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+import msgspec
+
+from aios.syscalls import tool as m
+from aios.syscalls.errors import (
+    AiosError,
+    BadInput,
+    Denied,
+    NotFound,
+    ToolArguments,
+    ToolCrashed,
+    ToolFailed,
+    ToolTimeout,
+    ToolUnknown,
+)
+from aios.syscalls.messages import Done, Spawn
+
+from .access import Gate
+from .process import Process
+from .toolbox import Box
+from .trap import Call
+
+RETRY = 1.0  # seconds until a toolbox that did not start is started again
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Starter(Protocol):
+    """What the tool manager asks of those who see to processes."""
+
+    def start_worker(self, args: Spawn, caller: Process | None) -> Process:
+        """Raises Denied, LimitReached."""
+
+    def end_now(self, process: Process, reason: str) -> None: ...
+
+
+class JobRow(msgspec.Struct, array_like=True):
+    """What is journaled of a job with an effect."""
+
+    caller: int
+    call: int
+    tool: str
+
+
+@dataclass
+class Job:
+    id: int
+    call: Call
+    box: str
+    pool: int  # whose workers may have it: the caller's pid, or 0, everybody's
+    args: m.CallTool
+    spec: m.Spec | None = None  # these two are set while it runs
+    worker: Worker | None = None
+    timer: Any = None
+    told: bool = False  # the worker has said how it ended
+
+
+@dataclass
+class Worker:
+    process: Process
+    box: str
+    pool: int
+    serve: Call | None = None
+    at_once: int = 0  # 0: it has not said yet
+    jobs: dict[int, Job] = field(default_factory=dict)
+    owed: set[int] = field(default_factory=set)  # jobs that are over, but not for it
+    idle: Any = None  # the timer that ends it
+
+    @property
+    def is_free(self) -> bool:
+        ready = self.serve is not None and self.process.state == "running"
+        return ready and len(self.jobs) + len(self.owed) < self.at_once
+
+    @property
+    def is_coming(self) -> bool:
+        return self.process.state in ("starting", "running") and not self.at_once
+
+
+@dataclass
+class State:
+    """What is known of a toolbox."""
+
+    box: Box
+    specs: dict[str, m.Spec] | None = None  # None: no worker has said yet
+    error: str = ""  # why the last one did not start
+    retry: float = 0.0  # when the next one may
+
+
+class Tools:
+    """At most `most` workers are alive. `note` journals a job; with None, that it is over."""
+
+    def __init__(
+        self, boxes: dict[str, Box], most: int, starter: Starter, gate: Gate,
+        after: Callable[[float, Callable[[], None]], Any],
+        note: Callable[[int, bytes | None], None],
+    ) -> None:  # fmt: skip
+        self.most, self.starter, self.gate, self.after = most, starter, gate, after
+        self.note = note
+        self.states = {name: State(box) for name, box in boxes.items()}
+        self.workers: dict[int, Worker] = {}  # by pid
+        self.queue: dict[int, Job] = {}  # the oldest first
+        self.running: dict[int, Job] = {}
+        self.listing: list[Call] = []
+        self.looking = self.look_again = False
+        self.last = time.time_ns() // 1000  # above those of the kernels before
+
+    # --- callers ----------------------------------------------------------------------------------
+
+    def tell(self, call: Call) -> None:
+        """Once each toolbox has said what it serves, or could not be started."""
+        self.listing.append(call)
+        call.on_end = partial(self.listing.remove, call)
+        for name, state in self.states.items():
+            if state.specs is None and not self._coming(name, 0):
+                try:
+                    self._start(name, None)
+                except AiosError as error:
+                    state.error = state.error or str(error)
+        self._tell_listing()
+
+    def _tell_listing(self) -> None:
+        if any(state.specs is None and not state.error for state in self.states.values()):
+            return
+        for call in self.listing.copy():
+            specs = [
+                spec for state in self.states.values() for spec in (state.specs or {}).values()
+            ]
+            may = [s for s in specs if self.gate.may_ever(call.process, "tool.call", s.name)]
+            call.done(m.Tools(tools=may, boxes=list(self._boxes())))
+
+    def _boxes(self) -> Iterator[m.Box]:
+        for name, state in self.states.items():
+            pids = [pid for pid, worker in self.workers.items() if worker.box == name]
+            yield m.Box(name=name, tools=len(state.specs or {}), workers=pids, error=state.error)
+
+    def call(self, call: Call, args: m.CallTool) -> None:
+        """Raises NotFound."""
+        box = args.name.partition(".")[0]
+        if box not in self.states:
+            raise NotFound(f"no tool {args.name!r}", "`aios tool list` lists them")
+        self.last += 1
+        pool = 0 if self.states[box].box.shared else call.process.pid
+        job = self.queue[self.last] = Job(self.last, call, box, pool, args)
+        call.on_end = partial(self._over, job)
+        if args.timeout is not None:
+            job.timer = self.after(args.timeout, partial(self._timed_out, job, args.timeout))
+        self._look()
+
+    # --- jobs -------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """Give what waits to whoever is free. What ends by it has this looked at once more."""
+        self.look_again = True
+        if self.looking:
+            return
+        self.looking = True
+        try:
+            while self.look_again:
+                self.look_again = False
+                for job in list(self.queue.values()):
+                    if job.id in self.queue:
+                        self._place(job)
+        finally:
+            self.looking = False
+
+    def _place(self, job: Job) -> None:
+        try:
+            spec = self._spec(job)
+            if spec is not None and not self._may_run(spec):
+                return
+            pool = [w for w in self.workers.values() if (w.box, w.pool) == (job.box, job.pool)]
+            free = next((worker for worker in pool if worker.is_free), None)
+            if free is not None and spec is not None:
+                self._run(job, spec, free)
+            else:
+                self._have_more(job, len(pool))
+        except AiosError as error:
+            job.call.fail(error)
+
+    def _spec(self, job: Job) -> m.Spec | None:
+        """None: not yet known. Raises NotFound."""
+        specs = self.states[job.box].specs
+        if specs is not None and job.args.name not in specs:
+            raise NotFound(f"no tool {job.args.name!r}", f"there are: {', '.join(specs)}")
+        return None if specs is None else specs[job.args.name]
+
+    def _may_run(self, spec: m.Spec) -> bool:
+        specs = [job.spec for job in self.running.values() if job.spec is not None]
+        locked = spec.exclusive and any(each.exclusive == spec.exclusive for each in specs)
+        return not locked and Counter(each.name for each in specs)[spec.name] < spec.limit
+
+    def _have_more(self, job: Job, there: int) -> None:
+        """Start a worker for it, unless enough are coming, or there."""
+        box = self.states[job.box].box
+        waiting = sum((j.box, j.pool) == (job.box, job.pool) for j in self.queue.values())
+        if self._coming(job.box, job.pool) < waiting and there < (1 if box.shared else box.workers):
+            self._start(job.box, job.call.process if job.pool else None)
+
+    def _run(self, job: Job, spec: m.Spec, worker: Worker) -> None:
+        assert worker.serve is not None
+        caller, name = job.call.process, job.args.name
+        del self.queue[job.id]
+        self.running[job.id] = worker.jobs[job.id] = job
+        job.worker, job.spec = worker, spec
+        if worker.idle is not None:
+            worker.idle.cancel()
+        if job.timer is None:
+            job.timer = self.after(spec.timeout, partial(self._timed_out, job, spec.timeout))
+        if spec.effect:
+            self.note(job.id, _encode(JobRow(caller.pid, job.call.id, name)))
+        self.gate.taint(worker.process, caller.labels)
+        body = m.Job(id=job.id, tool=name, args=job.args.args, caller=caller.principal)
+        worker.serve.piece(body, durable=spec.effect)
+
+    def _timed_out(self, job: Job, seconds: float) -> None:
+        job.call.fail(_broken(job, f"was not done within {seconds:g} s", ToolTimeout))
+
+    def _over(self, job: Job) -> None:
+        """Its call has had its final reply, for whatever reason."""
+        if job.timer is not None:
+            job.timer.cancel()
+        self.queue.pop(job.id, None)
+        if job.worker is not None and job.spec is not None:
+            del self.running[job.id], job.worker.jobs[job.id]
+            if job.spec.effect:
+                self.note(job.id, None)
+            self._leave(job.worker, job)
+        self._look()
+
+    def _leave(self, worker: Worker, job: Job) -> None:
+        """What becomes of the worker that had it."""
+        box = self.states[worker.box].box
+        if worker.process.state not in ("starting", "running", "stopped"):
+            return
+        if not job.told and box.shared and worker.serve is not None:
+            worker.serve.piece(m.Job(id=job.id, cancelled=True))
+            worker.owed.add(job.id)
+            if not worker.jobs and not worker.is_free:  # it has come to nothing but what hangs
+                self.starter.end_now(worker.process, "hangs")
+        elif not job.told:
+            self.starter.end_now(worker.process, f"ended with its job, {job.args.name}")
+        elif box.fresh:
+            self.starter.end_now(worker.process, "done")
+        elif not box.shared:
+            end = partial(self.starter.end_now, worker.process, "idle")
+            worker.idle = self.after(box.idle, end)
+
+    # --- workers ----------------------------------------------------------------------------------
+
+    def _coming(self, box: str, pool: int) -> int:
+        return sum(w.is_coming and (w.box, w.pool) == (box, pool) for w in self.workers.values())
+
+    def _start(self, name: str, caller: Process | None) -> None:
+        """Raises ToolFailed for one that did not start a moment ago, LimitReached, Denied."""
+        state = self.states[name]
+        if time.monotonic() < state.retry:
+            raise ToolFailed(f"the toolbox {name} did not start: {state.error}")
+        if len(self.workers) >= self.most:
+            idle = next((w for w in self.workers.values() if w.is_free and not w.jobs), None)
+            if idle is not None and not self.states[idle.box].box.shared:
+                self.starter.end_now(idle.process, "makes room")
+            return  # the next end has the queue looked at
+        state.error = ""
+        process = self.starter.start_worker(state.box.spawn(name), caller)
+        self.workers[process.pid] = Worker(process, name, 0 if caller is None else caller.pid)
+
+    def _worker(self, process: Process) -> Worker:
+        if process.pid not in self.workers:
+            raise Denied("only a toolbox's worker may", "tools are files with @tool: docs/tools.md")
+        return self.workers[process.pid]
+
+    def offer(self, process: Process, args: m.Offer) -> None:
+        """Raises Denied, and BadInput for a name that is not the box's to use."""
+        worker = self._worker(process)
+        for spec in args.tools:
+            if spec.name.partition(".")[0] != worker.box:
+                raise BadInput(
+                    f"{spec.name!r} is no tool of {worker.box}", "name it BOX or BOX.NAME"
+                )
+        state = self.states[worker.box]
+        known = {} if args.anew or state.specs is None else state.specs
+        state.specs = known | {spec.name: spec for spec in args.tools}
+
+    def serve(self, call: Call, args: m.Serve) -> None:
+        """Raises Denied."""
+        worker = self._worker(call.process)
+        if worker.serve is not None:
+            worker.serve.done(Done())
+        worker.serve, worker.at_once = call, args.at_once
+        state = self.states[worker.box]
+        state.specs = {} if state.specs is None else state.specs
+
+        def over() -> None:
+            worker.serve = None
+
+        call.on_end = over
+        if not worker.pool and not state.box.shared:
+            self.starter.end_now(worker.process, "has said what it serves")
+            worker.serve = None
+        self._tell_listing()
+        self._look()
+
+    def progress(self, process: Process, args: m.JobProgress) -> None:
+        """Raises Denied, NotFound."""
+        job = self._job(process, args.id)
+        job.call.piece(m.ToolProgress(done=args.done, total=args.total, message=args.message))
+
+    def done(self, process: Process, args: m.JobDone) -> None:
+        """Raises Denied, and NotFound for a job that is over."""
+        worker = self._worker(process)
+        if args.id in worker.owed:
+            worker.owed.discard(args.id)
+            self._look()
+            return
+        job = self._job(process, args.id)
+        job.told = True
+        self.gate.taint(job.call.process, {f"tool:{job.args.name}"} | process.labels)
+        if args.error is not None:
+            kind = ToolArguments if args.code == "tool.arguments" else ToolFailed
+            job.call.fail(kind(args.error))
+            return
+        owner = process.principal if args.stored else ""
+        job.call.done(
+            m.ToolResult(value=args.value, owner=owner, stored=args.stored, size=args.size)
+        )
+
+    def _job(self, process: Process, job_id: int) -> Job:
+        job = self._worker(process).jobs.get(job_id)
+        if job is None:
+            raise NotFound(f"no job {job_id} of this worker", "it is over already")
+        return job
+
+    def ended(self, process: Process) -> None:
+        """A worker, or somebody who has some."""
+        for worker in list(self.workers.values()):
+            if worker.pool == process.pid:
+                self.starter.end_now(worker.process, "caller gone")
+        ended = self.workers.pop(process.pid, None)
+        if ended is None:
+            return
+        if ended.idle is not None:
+            ended.idle.cancel()
+        if not ended.at_once:
+            self._did_not_start(ended)
+        for job in list(ended.jobs.values()):
+            job.call.fail(_broken(job, f"ended: {_how(process)}", ToolCrashed))
+        self._look()
+
+    def _did_not_start(self, worker: Worker) -> None:
+        state, said = self.states[worker.box], worker.process.result
+        why = said.get("error") if isinstance(said, dict) else None
+        state.error = f"{why or _how(worker.process)} (see `aios log {worker.process.pid}`)"
+        state.retry = time.monotonic() + RETRY
+        self._tell_listing()
+
+    # --- after the kernel's death -----------------------------------------------------------------
+
+    def recover(self, workers: list[Process]) -> None:
+        """Those of the kernel before have nobody to tell; new ones are started for new calls."""
+        for process in workers:
+            self.starter.end_now(process, "the kernel has died")
+
+    def check(self) -> list[str]:
+        jobs = [*self.queue.values(), *self.running.values()]
+        problems = [
+            f"job {job.id} is kept, and its call has ended" for job in jobs if job.call.ended
+        ]
+        for pid, worker in self.workers.items():
+            if not worker.process.alive:
+                problems.append(f"worker {pid} is kept, and has ended")
+            problems += [f"job {i} of worker {pid} does not run" for i in worker.jobs
+                         if i not in self.running]  # fmt: skip
+        return problems
+
+
+def _how(process: Process) -> str:
+    code = "" if process.code is None else f", code {process.code}"
+    return f"{process.reason}{code}"
+
+
+def _broken(job: Job, what: str, kind: type[AiosError]) -> AiosError:
+    """What its caller hears of a job that had no end of its own."""
+    effect = job.spec is not None and job.spec.effect
+    return (ToolUnknown if effect else kind)(f"{job.args.name} {what}")
