@@ -14,7 +14,8 @@ from .launch import end_with_parent
 
 
 def said(module: str, request: dict[str, Any], does: str) -> Iterator[tuple[str, Any]]:
-    """What it says, a kind and what, each in a line of JSON, until its report. Whatever ends this ends that process.
+    """What it says, a kind and what, each in a line of JSON, until its report. Whatever ends this
+    ends that process.
 
     Raises:
         AiosError: what it could not do, and why.
