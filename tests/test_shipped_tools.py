@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
+import re
 import struct
 import zlib
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,26 +16,51 @@ from typing import Any
 import jsonschema
 import psutil
 import pytest
-from conftest import eventually
+from conftest import Boot, eventually
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jobs import FOLDER, Job
 from PIL import Image, PngImagePlugin
-from shipped import ALL, run
+from shipped import ALL, BOXES, run
+from test_docs import blocks
+from test_sql import duckdb_file, sqlite_file
+from web_pages import web_pages
 
-from aios.agents import Aios
-from aios.agents.tool import Tool
+from aios.agents import Aios, connect
+from aios.agents.tool import Tool, load_tools
 from aios.agents.tools import image as image_box
 from aios.syscalls.errors import AiosError, NotFound, ToolArguments, ToolFailed
 
 # --- all of them ----------------------------------------------------------------------------------
 
 
-def test_they_are_what_the_manual_lists() -> None:
-    manual = (Path(__file__).parent.parent / "docs" / "tools.md").read_text()
-    assert len(ALL) == 18
-    for name in ALL:
-        assert f"`{name}`" in manual
+MANUAL = (Path(__file__).parent.parent / "docs" / "tools.md").read_text()
+
+
+def test_the_manual_has_each_tool_and_its_calls_fit() -> None:
+    examples = [
+        (ast.literal_eval(call.args[0]), ast.literal_eval(call.args[1]))
+        for block in blocks(MANUAL, "python")
+        for call in ast.walk(ast.parse(block))
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "aios.call_tool"
+    ]
+    assert {name for name, _ in examples} == set(ALL)
+    headings = " ".join(re.findall(r"^### (.*)$", MANUAL, re.MULTILINE))
+    assert set(re.findall(r"`([\w.]+)`", headings)) == set(ALL)
+    for name, args in examples:
+        jsonschema.validate(args, ALL[name].schema)
+        if name in ("calculate", "python", "time.now", "time.difference", "time.add"):
+            assert run(name, **args)
+
+
+def test_the_manual_s_own_toolbox_works(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "box.py").write_text(blocks(MANUAL, "python")[0])
+    dilute, add = load_tools(str(tmp_path / "box.py"))
+    assert dilute(40, 10) == dilute.run({"strong": 40, "weak": 10}, job) == 3.0
+    with pytest.raises(ToolArguments, match=r"\$\.litres"):
+        dilute.run({"strong": 40, "weak": 10, "litres": 0}, job)
+    assert (add.name, add.effect, add.exclusive, add.timeout) == ("notes.add", True, "notes", 10)
+    assert set(add.schema["properties"]) == {"text"}
 
 
 @pytest.mark.parametrize("tool", ALL.values(), ids=ALL.keys())
@@ -53,6 +81,62 @@ def test_a_model_can_be_held_to_each_schema(aios: Aios) -> None:
     for tool in ALL.values():
         answer = aios.generate("Call it.", schema=tool.schema, max_tokens=2, temperature=0)
         assert answer.text[:1] == "{"
+
+
+WORKER = """
+from aios.agents.tool import load_tools
+
+class Job:
+    def __init__(self, aios):
+        self.aios = aios
+
+aios.sto_put("a.png", task["image"])
+found = []
+for box, name, args in task["calls"]:
+    tool = next(tool for tool in load_tools(box) if tool.name == name)
+    found.append(tool.run(args, Job(aios)))
+return found
+"""
+
+
+def test_each_box_works_behind_the_walls(
+    boot: Boot, program: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lite, duck = sqlite_file(tmp_path / "a.db", "wal"), duckdb_file(tmp_path / "b.db")
+    image = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(image, "PNG")
+    monkeypatch.setenv("AIOS_HTTP_PRIVATE", "1")  # agents have what begins so
+    count = "SELECT count(*) FROM ships"
+    with web_pages() as (site, _), connect(boot().home) as aios:
+        calls: dict[str, tuple[dict[str, Any], str]] = {
+            "calculate": ({"expression": "det([[1,2],[3,4]])"}, "'-2'"),
+            "python": ({"code": "import numpy as np\nint(np.arange(4).sum())"}, "'6'"),
+            "sql.query": ({"database": str(lite), "query": count}, "[[2]]"),
+            "sql.tables": ({"database": str(duck)}, "VARCHAR"),
+            "files.write": ({"path": "a.txt", "text": "It leaves at nine."}, "a.txt"),
+            "search": ({"query": "leave", "path": "a.txt"}, "at nine"),
+            "web.search": ({"query": "leave"}, "[]"),
+            "http.fetch": ({"url": f"{site}/html"}, "at nine"),
+            "time.now": ({"zone": "Asia/Tokyo"}, "+09:00"),
+            "image.resize": ({"path": "a.png", "to": "b.png", "width": 4}, "4"),
+            "shell": ({"command": "echo $((6 * 7))"}, "42"),
+        }
+        assert {name.partition(".")[0] for name in calls} == {box.stem for box in BOXES}
+        folder = BOXES[0].parent
+        task = {
+            "image": image.getvalue(),
+            "calls": [
+                (str(folder / (name.partition(".")[0] + ".py")), name, args)
+                for name, (args, _) in calls.items()
+            ],
+        }
+        port = int(site.rpartition(":")[2])
+        reach = {"read": [str(lite), str(duck)], "ports": [port], "processes": True}
+        pid = aios.spawn(program(WORKER), task, reach=reach)
+        ended = aios.wait(pid)
+        assert ended.code == 0, aios.log(pid)
+        for found, (name, (_, expected)) in zip(ended.result, calls.items(), strict=True):
+            assert expected in str(found), name
 
 
 # --- python ---------------------------------------------------------------------------------------
