@@ -99,9 +99,7 @@ def show_(home: Path, name: str, as_json: bool) -> None:
 @tool.command("call")
 @click.argument("name", shell_complete=tool_names)
 @click.argument("arguments", nargs=-1, metavar="[NAME=VALUE]...")
-@click.option(
-    "--args", "given", metavar="JSON", help="All of them as one JSON object; - is stdin."
-)
+@click.option("--args", "given", metavar="JSON", help="All of them as one JSON object; - is stdin.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds, at most.")
 @json_option
 @click.pass_obj
@@ -121,7 +119,8 @@ def call_(
     with connect(home, "aios-tool") as aios:
         args = arguments_of(find(aios, name), arguments, given)
         running = aios.call_tool(name, args, timeout=timeout)
-        with Progress(console=Console(stderr=True), transient=True) as bar:
+        console = Console(stderr=True)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             follow(running, bar)
         result = running.result()
     if as_json:
