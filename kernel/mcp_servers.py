@@ -156,20 +156,19 @@ def server_of(name: str, entry: Entry) -> Found:
 
 def reach_of(server: McpServer, own: Own) -> Reach:
     """What it was given, and what it does not run without. Raises ValueError."""
-    if server.url:
-        return Reach(ports=[*own.ports, *ports_of(server.url)], all_walls=own.all_walls)
+    ports = [*own.ports, *([port_of(server.url)] if server.url else [])]
     read = [*own.read, *(str(path) for path in named(server))]
     return Reach(
-        read=list(dict.fromkeys(read)), write=own.write, ports=own.ports, processes=True,
-        all_walls=own.all_walls,
+        read=list(dict.fromkeys(read)), write=own.write, ports=[*ports, DNS] if ports else [],
+        processes=not server.url, all_walls=own.all_walls,
     )  # fmt: skip
 
 
-def ports_of(url: str) -> list[int]:
+def port_of(url: str) -> int:
     parts = urlsplit(url)
     if parts.scheme not in PORTS or not parts.hostname:
         raise ValueError(f"`url` is {url!r}, and not http://... or https://...")
-    return [parts.port or PORTS[parts.scheme], DNS]
+    return parts.port or PORTS[parts.scheme]
 
 
 def named(server: McpServer) -> Iterator[Path]:

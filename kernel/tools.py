@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -59,12 +59,18 @@ class JobRow(msgspec.Struct, array_like=True):
     tool: str
 
 
+class Pool(NamedTuple):
+    """Workers that do the same for the same."""
+
+    box: str
+    caller: int  # pid; 0: all
+
+
 @dataclass
 class Job:
     id: int
     call: Call
-    box: str
-    pool: int  # whose workers may have it: the caller's pid, or 0, everybody's
+    pool: Pool
     args: m.CallTool
     spec: m.Spec | None = None  # these two are set while it runs
     worker: Worker | None = None
@@ -75,8 +81,7 @@ class Job:
 @dataclass
 class Worker:
     process: Process
-    box: str
-    pool: int
+    pool: Pool
     serve: Call | None = None
     at_once: int = 0  # 0: it has not said yet
     jobs: dict[int, Job] = field(default_factory=dict)
@@ -115,8 +120,11 @@ class Tools:
         self.note = note
         self.states = {name: State(box) for name, box in boxes.items()}
         self.workers: dict[int, Worker] = {}  # by pid
-        self.queue: dict[int, Job] = {}  # the oldest first
+        self.pools: dict[Pool, list[Worker]] = {}
+        self.queues: dict[Pool, dict[int, Job]] = {}  # jobs that wait, the oldest first
         self.running: dict[int, Job] = {}
+        self.at_work: Counter[str] = Counter()  # jobs that run, by their tools
+        self.locks: set[str] = set()  # of those
         self.listing: list[Call] = []
         self.looking = self.look_again = False
         self.last = time.time_ns() // 1000  # above those of the kernels before
@@ -128,7 +136,9 @@ class Tools:
         self.listing.append(call)
         call.on_end = partial(self.listing.remove, call)
         for name, state in self.states.items():
-            if state.specs is None and not self._coming(name, 0):
+            if state.specs is None and not any(
+                w.is_coming for w in self.pools.get(Pool(name, 0), [])
+            ):
                 try:
                     self._start(name, None)
                 except AiosError as error:
@@ -147,7 +157,7 @@ class Tools:
 
     def _boxes(self) -> Iterator[m.Box]:
         for name, state in self.states.items():
-            pids = [pid for pid, worker in self.workers.items() if worker.box == name]
+            pids = [pid for pid, worker in self.workers.items() if worker.pool.box == name]
             yield m.Box(name=name, tools=len(state.specs or {}), workers=pids, error=state.error)
 
     def call(self, call: Call, args: m.CallTool) -> None:
@@ -156,8 +166,9 @@ class Tools:
         if box not in self.states:
             raise NotFound(f"no tool {args.name!r}", "`aios tool list` lists them")
         self.last += 1
-        pool = 0 if self.states[box].box.shared else call.process.pid
-        job = self.queue[self.last] = Job(self.last, call, box, pool, args)
+        pool = Pool(box, 0 if self.states[box].box.shared else call.process.pid)
+        job = Job(self.last, call, pool, args)
+        self.queues.setdefault(pool, {})[job.id] = job
         call.on_end = partial(self._over, job)
         if args.timeout is not None:
             job.timer = self.after(args.timeout, partial(self._timed_out, job, args.timeout))
@@ -174,50 +185,51 @@ class Tools:
         try:
             while self.look_again:
                 self.look_again = False
-                for job in list(self.queue.values()):
-                    if job.id in self.queue:
-                        self._place(job)
+                for pool in list(self.queues):
+                    self._look_at(pool)
         finally:
             self.looking = False
 
-    def _place(self, job: Job) -> None:
-        try:
-            spec = self._spec(job)
-            if spec is not None and not self._may_run(spec):
-                return
-            pool = [w for w in self.workers.values() if (w.box, w.pool) == (job.box, job.pool)]
-            free = next((worker for worker in pool if worker.is_free), None)
-            if free is not None and spec is not None:
+    def _look_at(self, pool: Pool) -> None:
+        for job in list(self.queues.get(pool, {}).values()):
+            try:
+                spec = self._spec(job)
+                if spec is not None and not self._may_run(spec):
+                    continue
+                free = next((worker for worker in self.pools.get(pool, []) if worker.is_free), None)
+                if free is None or spec is None:
+                    self._have_more(pool, job)
+                    return
                 self._run(job, spec, free)
-            else:
-                self._have_more(job, len(pool))
-        except AiosError as error:
-            job.call.fail(error)
+            except AiosError as error:
+                job.call.fail(error)
 
     def _spec(self, job: Job) -> m.Spec | None:
         """None: not yet known. Raises NotFound."""
-        specs = self.states[job.box].specs
+        specs = self.states[job.pool.box].specs
         if specs is not None and job.args.name not in specs:
             raise NotFound(f"no tool {job.args.name!r}", f"there are: {', '.join(specs)}")
         return None if specs is None else specs[job.args.name]
 
     def _may_run(self, spec: m.Spec) -> bool:
-        specs = [job.spec for job in self.running.values() if job.spec is not None]
-        locked = spec.exclusive and any(each.exclusive == spec.exclusive for each in specs)
-        return not locked and Counter(each.name for each in specs)[spec.name] < spec.limit
+        return self.at_work[spec.name] < spec.limit and spec.exclusive not in self.locks
 
-    def _have_more(self, job: Job, there: int) -> None:
-        """Start a worker for it, unless enough are coming, or there."""
-        box = self.states[job.box].box
-        waiting = sum((j.box, j.pool) == (job.box, job.pool) for j in self.queue.values())
-        if self._coming(job.box, job.pool) < waiting and there < (1 if box.shared else box.workers):
-            self._start(job.box, job.call.process if job.pool else None)
+    def _have_more(self, pool: Pool, job: Job) -> None:
+        """Start a worker, unless enough are coming, or there."""
+        box, there = self.states[pool.box].box, self.pools.get(pool, [])
+        coming = sum(worker.is_coming for worker in there)
+        most = 1 if box.shared else box.workers
+        if coming < len(self.queues[pool]) and len(there) < most:
+            self._start(pool.box, job.call.process if pool.caller else None)
 
     def _run(self, job: Job, spec: m.Spec, worker: Worker) -> None:
         assert worker.serve is not None
         caller, name = job.call.process, job.args.name
-        del self.queue[job.id]
+        self._unqueue(job)
         self.running[job.id] = worker.jobs[job.id] = job
+        self.at_work[name] += 1
+        if spec.exclusive:
+            self.locks.add(spec.exclusive)
         job.worker, job.spec = worker, spec
         if worker.idle is not None:
             worker.idle.cancel()
@@ -236,17 +248,25 @@ class Tools:
         """Its call has had its final reply, for whatever reason."""
         if job.timer is not None:
             job.timer.cancel()
-        self.queue.pop(job.id, None)
+        self._unqueue(job)
         if job.worker is not None and job.spec is not None:
             del self.running[job.id], job.worker.jobs[job.id]
+            self.at_work[job.spec.name] -= 1
+            self.locks.discard(job.spec.exclusive)
             if job.spec.effect:
                 self.note(job.id, None)
             self._leave(job.worker, job)
         self._look()
 
+    def _unqueue(self, job: Job) -> None:
+        waiting = self.queues.get(job.pool, {})
+        waiting.pop(job.id, None)
+        if not waiting:
+            self.queues.pop(job.pool, None)
+
     def _leave(self, worker: Worker, job: Job) -> None:
         """What becomes of the worker that had it."""
-        box = self.states[worker.box].box
+        box = self.states[worker.pool.box].box
         if worker.process.state not in ("starting", "running", "stopped"):
             return
         if not job.told and box.shared and worker.serve is not None:
@@ -264,9 +284,6 @@ class Tools:
 
     # --- workers ----------------------------------------------------------------------------------
 
-    def _coming(self, box: str, pool: int) -> int:
-        return sum(w.is_coming and (w.box, w.pool) == (box, pool) for w in self.workers.values())
-
     def _start(self, name: str, caller: Process | None) -> None:
         """Raises ToolFailed for one that did not start a moment ago, LimitReached, Denied."""
         state = self.states[name]
@@ -274,12 +291,14 @@ class Tools:
             raise ToolFailed(f"the toolbox {name} did not start: {state.error}")
         if len(self.workers) >= self.most:
             idle = next((w for w in self.workers.values() if w.is_free and not w.jobs), None)
-            if idle is not None and not self.states[idle.box].box.shared:
+            if idle is not None and not self.states[idle.pool.box].box.shared:
                 self.starter.end_now(idle.process, "makes room")
             return  # the next end has the queue looked at
         state.error = ""
         process = self.starter.start_worker(state.box.spawn(name), caller)
-        self.workers[process.pid] = Worker(process, name, 0 if caller is None else caller.pid)
+        pool = Pool(name, 0 if caller is None else caller.pid)
+        worker = self.workers[process.pid] = Worker(process, pool)
+        self.pools.setdefault(pool, []).append(worker)
 
     def _worker(self, process: Process) -> Worker:
         if process.pid not in self.workers:
@@ -290,11 +309,11 @@ class Tools:
         """Raises Denied, and BadInput for a name that is not the box's to use."""
         worker = self._worker(process)
         for spec in args.tools:
-            if spec.name.partition(".")[0] != worker.box:
+            if spec.name.partition(".")[0] != worker.pool.box:
                 raise BadInput(
-                    f"{spec.name!r} is no tool of {worker.box}", "name it BOX or BOX.NAME"
+                    f"{spec.name!r} is no tool of {worker.pool.box}", "name it BOX or BOX.NAME"
                 )
-        state = self.states[worker.box]
+        state = self.states[worker.pool.box]
         known = {} if args.anew or state.specs is None else state.specs
         state.specs = known | {spec.name: spec for spec in args.tools}
 
@@ -304,14 +323,14 @@ class Tools:
         if worker.serve is not None:
             worker.serve.done(Done())
         worker.serve, worker.at_once = call, args.at_once
-        state = self.states[worker.box]
+        state = self.states[worker.pool.box]
         state.specs = {} if state.specs is None else state.specs
 
         def over() -> None:
             worker.serve = None
 
         call.on_end = over
-        if not worker.pool and not state.box.shared:
+        if not worker.pool.caller and not state.box.shared:
             self.starter.end_now(worker.process, "has said what it serves")
             worker.serve = None
         self._tell_listing()
@@ -350,11 +369,14 @@ class Tools:
     def ended(self, process: Process) -> None:
         """A worker, or somebody who has some."""
         for worker in list(self.workers.values()):
-            if worker.pool == process.pid:
+            if worker.pool.caller == process.pid:
                 self.starter.end_now(worker.process, "caller gone")
         ended = self.workers.pop(process.pid, None)
         if ended is None:
             return
+        self.pools[ended.pool].remove(ended)
+        if not self.pools[ended.pool]:
+            del self.pools[ended.pool]
         if ended.idle is not None:
             ended.idle.cancel()
         if not ended.at_once:
@@ -364,7 +386,7 @@ class Tools:
         self._look()
 
     def _did_not_start(self, worker: Worker) -> None:
-        state = self.states[worker.box]
+        state = self.states[worker.pool.box]
         state.error = f"{_how(worker.process)} (see `aios log {worker.process.pid}`)"
         state.retry = time.monotonic() + RETRY
         self._tell_listing()
@@ -377,7 +399,8 @@ class Tools:
             self.starter.end_now(process, "the kernel has died")
 
     def check(self) -> list[str]:
-        jobs = [*self.queue.values(), *self.running.values()]
+        waiting = [job for queue in self.queues.values() for job in queue.values()]
+        jobs = [*waiting, *self.running.values()]
         problems = [
             f"job {job.id} is kept, and its call has ended" for job in jobs if job.call.ended
         ]
@@ -386,6 +409,8 @@ class Tools:
                 problems.append(f"worker {pid} is kept, and has ended")
             problems += [f"job {i} of worker {pid} does not run" for i in worker.jobs
                          if i not in self.running]  # fmt: skip
+        if +self.at_work != Counter(job.args.name for job in self.running.values()):
+            problems.append(f"of tools that run these are counted: {dict(+self.at_work)}")
         return problems
 
 

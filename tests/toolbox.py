@@ -120,3 +120,10 @@ def change(path: str, then: str = "") -> str:
 def odd() -> Any:
     """Return what cannot be sent."""
     return object()
+
+
+@tool(name="lab.sleep", timeout=60)
+def sleep() -> None:
+    """Say so, and sleep."""
+    print("asleep", flush=True)
+    time.sleep(600)
