@@ -255,7 +255,9 @@ async def watched(server: McpServer, over: Callable[[str], None]) -> AsyncIterat
 async def transport(server: McpServer) -> AsyncIterator[Any]:
     if server.url:
         async with (
-            httpx2.AsyncClient(headers=server.headers, timeout=SILENCE) as http,
+            httpx2.AsyncClient(
+                headers=server.headers, timeout=SILENCE, event_hooks={"response": [let_in]}
+            ) as http,
             streamable_http_client(server.url, http_client=http) as streams,
         ):
             yield streams
@@ -266,6 +268,12 @@ async def transport(server: McpServer) -> AsyncIterator[Any]:
     )  # fmt: skip
     async with stdio_client(command) as streams:
         yield streams
+
+
+async def let_in(response: httpx2.Response) -> None:
+    """Raises HTTPStatusError where the key does not fit: the package would say `error response`."""
+    if response.status_code in (401, 403):
+        response.raise_for_status()
 
 
 def garbage(server: McpServer, error: Exception, over: Callable[[str], None]) -> None:

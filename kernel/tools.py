@@ -387,7 +387,7 @@ class Tools:
 
     def _did_not_start(self, worker: Worker) -> None:
         state = self.states[worker.pool.box]
-        state.error = f"{_how(worker.process)} (see `aios log {worker.process.pid}`)"
+        state.error = f"{_how(worker.process)} (see `aios logs {worker.process.pid}`)"
         state.retry = time.monotonic() + RETRY
         self._tell_listing()
 
