@@ -7,17 +7,18 @@ and the kernel starts another worker when it is needed.
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Any
 
-from msgspec import convert, msgpack
+from msgspec import convert
 
 from aios.agents.agent import Agent
 from aios.agents.awaited import AwaitedCalls
-from aios.agents.mcp_connection import SPEC, McpConnection, connected, leaf
+from aios.agents.mcp_connection import NAMES_BY_TCP, McpConnection, connected, leaf
 from aios.agents.sdk import Aios
-from aios.syscalls.errors import AiosError, ToolFailed
-from aios.syscalls.messages import Done
-from aios.syscalls.tool import Job, McpServer, Spec
+from aios.agents.worker import reply
+from aios.syscalls.errors import AiosError, KernelGone, ToolArguments, ToolCrashed
+from aios.syscalls.tool import Job, McpServer
 
 AT_ONCE = 16  # jobs
 OFTEN = 0.1  # seconds between two reports of progress of a job
@@ -27,7 +28,8 @@ class McpWorker(Agent):
     name = "mcp"
 
     def run(self, task: Any) -> None:
-        server = convert({"name": task["box"], **task["task"]}, McpServer)
+        os.environ.update(NAMES_BY_TCP)
+        server = convert(task["task"], McpServer)
         try:
             asyncio.run(serve(self.aios, server))
         except (AiosError, ExceptionGroup) as error:
@@ -42,11 +44,11 @@ async def serve(aios: Aios, server: McpServer) -> None:
     calls = AwaitedCalls(aios)
     async with connected(server) as connection, asyncio.TaskGroup() as group:
         worker = Jobs(calls, connection, group)
-        await worker.offer(anew=False)
+        worker.offer()
         group.create_task(worker.take())
         while True:
             await connection.changed()
-            await worker.offer(anew=True)
+            worker.offer()
 
 
 class Jobs:
@@ -56,10 +58,10 @@ class Jobs:
         self.calls, self.connection, self.group = calls, connection, group
         self.tasks: dict[int, asyncio.Task[None]] = {}
 
-    async def offer(self, *, anew: bool) -> None:
-        for batch in batches(self.connection.specs):
-            await self.calls.call(Done, "tool.offer", tools=batch, anew=anew)
-            anew = False
+    def offer(self) -> None:
+        """In the place of what was offered before, if by another worker."""
+        specs = self.connection.specs
+        self.calls.blocking(lambda: self.calls.aios.offer_tools(specs, anew=True))
 
     async def take(self) -> None:
         """Do what comes, each in a task of its own."""
@@ -73,13 +75,16 @@ class Jobs:
                 self.say("tool.done", id=job.id)  # its place is free again
 
     async def do(self, job: Job) -> None:
-        result: dict[str, Any] = {}
         try:
-            result["value"] = await self.connection.call(job.tool, job.args, Reports(self, job.id))
-        except ToolFailed as error:
-            result["error"] = error.message[:16384]
+            value = await self.connection.call(job.tool, job.args, Reports(self, job.id))
+            end = self.calls.blocking(lambda: reply(self.calls.aios, job, value))
+        except (ToolCrashed, KernelGone):
+            raise
+        except AiosError as error:
+            code = error.code if isinstance(error, ToolArguments) else "tool.failed"
+            end = {"error": error.message[:16_000], "code": code}
         del self.tasks[job.id]
-        self.say("tool.done", id=job.id, **result)
+        self.say("tool.done", id=job.id, **end)
 
     def say(self, name: str, **args: Any) -> None:
         """A call whose reply is of no interest: a job that is over already is NotFound."""
@@ -100,17 +105,3 @@ class Reports:
             self.jobs.say(
                 "tool.progress", id=self.job, done=done, total=total, message=message[:1024]
             )
-
-
-def batches(specs: list[Spec]) -> list[list[Spec]]:
-    """As many as a call holds in each; one that is empty, where there are none."""
-    found: list[list[Spec]] = [[]]
-    room = SPEC
-    for spec in specs:
-        size = len(msgpack.encode(spec))
-        if size > room:
-            found.append([])
-            room = SPEC
-        found[-1].append(spec)
-        room -= size
-    return found

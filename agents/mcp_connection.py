@@ -11,7 +11,7 @@ import base64
 import binascii
 import logging
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -19,15 +19,21 @@ import anyio
 import httpx2
 import mcp_types as types
 from anyio.streams.memory import MemoryObjectSendStream
+from jsonschema import Draft202012Validator, SchemaError
+from jsonschema.exceptions import best_match
+from jsonschema.protocols import Validator
+from jsonschema.validators import validator_for
 from mcp import Client, MCPError, StdioServerParameters, stdio_client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.message import SessionMessage
 from mcp_types.version import KNOWN_PROTOCOL_VERSIONS
 from msgspec import ValidationError, convert, msgpack
 from pydantic import ValidationError as NotMcp
+from referencing import Registry
+from referencing.exceptions import Unresolvable
 
 from aios.syscalls import VERSION
-from aios.syscalls.errors import ToolCrashed, ToolFailed
+from aios.syscalls.errors import ToolArguments, ToolCrashed, ToolFailed
 from aios.syscalls.tool import McpServer, Spec
 
 ANSWER = 30.0  # seconds that a server has to answer anything but a call
@@ -36,8 +42,9 @@ SILENCE = httpx2.Timeout(ANSWER, read=None)  # of HTTP; a call may take long
 CALL = 86_400.0  # a call's own limit is the kernel's
 TOOLS, PAGES = 512, 64  # listed of one server, at most
 DESCRIPTION = 8192  # characters of a description that are kept
-SPEC = 48 << 10  # bytes of a tool's schemas and description, at most
+SPEC = 48 << 10  # bytes of a tool's schemas and description, at most: a call holds 64 KiB
 SHOWN = 200  # characters of what a server printed that an error shows
+NAMES_BY_TCP = {"RES_OPTIONS": "use-vc"}  # UDP is behind the walls
 REFUSALS = (MCPError, NotMcp, OSError, RuntimeError)  # of a server that is not one, or not for us
 
 Progress = Callable[[float, float | None, str], None]
@@ -55,7 +62,8 @@ class McpConnection:
         self.specs: list[Spec] = []
         # Raises ToolCrashed once it is over.
         self.end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._names: dict[str, str] = {}  # of its tools, by those they have here
+        # Tools by the names they have here: their own name, and what it is that they take.
+        self._known: dict[str, tuple[str, Validator]] = {}
         self._changed = asyncio.Event()
         self._running = 0
         self._probe: asyncio.Task[None] | None = None
@@ -65,9 +73,14 @@ class McpConnection:
         so on. A task that is cancelled meanwhile tells the server to drop the call.
 
         Raises:
+            ToolArguments: they do not fit the tool's schema; the server has not heard of them.
             ToolFailed: the tool says so, or has answered with what the protocol does not know.
             ToolCrashed: the server has ended meanwhile.
         """
+        if tool not in self._known:
+            raise ToolFailed(f"the MCP server {self.server.name} does not offer {tool} any more")
+        own, schema = self._known[tool]
+        check(schema, args)
 
         async def told(
             progress: float, total: float | None = None, message: str | None = None
@@ -76,9 +89,7 @@ class McpConnection:
 
         self._running += 1
         try:
-            result = await self._over(
-                self.client.call_tool(self._names.get(tool, tool), args, CALL, told)
-            )
+            result = await self._over(self.client.call_tool(own, args, CALL, told))
         except asyncio.CancelledError:
             self._doubt()
             raise
@@ -112,12 +123,18 @@ class McpConnection:
                 break
         if cursor is not None or len(found) > TOOLS:
             raise ToolCrashed(f"the MCP server {self.server.name} lists more than {TOOLS} tools")
-        named = {spec.name: (tool.name, spec) for tool in found for spec in self._spec(tool)}
-        self._names = {name: own for name, (own, _) in named.items()}
-        self.specs = [spec for _, spec in named.values()]
+        self.specs, self._known = [], {}
+        for tool in found:
+            try:
+                spec = self._spec(tool)
+                self._known[spec.name] = tool.name, validator_of(spec.schema)
+                self.specs.append(spec)
+            except (ValidationError, SchemaError) as error:
+                why = first_line(error)
+                say(f"the tool {tool.name!r} of {self.server.name} is left out: {why}")
 
-    def _spec(self, tool: types.Tool) -> Iterator[Spec]:
-        """The tool as AIOS has it; nothing where its name or its schema cannot be had."""
+    def _spec(self, tool: types.Tool) -> Spec:
+        """The tool as AIOS has it. Raises ValidationError."""
         fields = {
             "name": f"{self.server.name}.{tool.name}",
             "description": (tool.description or tool.title or "")[:DESCRIPTION],
@@ -127,15 +144,10 @@ class McpConnection:
             "limit": self.server.limit,
             "timeout": self.server.timeout,
         }
-        try:
-            spec = convert(fields, Spec)
-        except ValidationError as error:
-            say(f"the tool {tool.name!r} of {self.server.name} is left out: {error}")
-            return
+        spec = convert(fields, Spec)
         if len(msgpack.encode(spec)) > SPEC:
-            say(f"the tool {tool.name!r} of {self.server.name} is left out: its schema is too long")
-            return
-        yield spec
+            raise ValidationError(f"its schema has more than {SPEC} bytes")
+        return spec
 
     async def heard(self, message: Any) -> None:
         """What a server says by itself."""
@@ -185,8 +197,8 @@ class McpConnection:
     def _failure(self, error: Exception) -> ToolFailed | ToolCrashed:
         name = self.server.name
         if isinstance(error, MCPError) and error.error.code == types.CONNECTION_CLOSED:
-            self.over("ended in the middle of a call")
-            return ToolCrashed(f"the MCP server {name} ended in the middle of a call")
+            self.over("has ended")
+            return ToolCrashed(f"the MCP server {name} has ended")
         if isinstance(error, NotMcp):
             return ToolFailed(f"the MCP server {name} gave an answer that is not of the protocol")
         return ToolFailed(f"{name}: {first_line(error)}")
@@ -243,17 +255,25 @@ async def watched(server: McpServer, over: Callable[[str], None]) -> AsyncIterat
 async def transport(server: McpServer) -> AsyncIterator[Any]:
     if server.url:
         async with (
-            httpx2.AsyncClient(headers=server.headers, timeout=SILENCE) as http,
+            httpx2.AsyncClient(
+                headers=server.headers, timeout=SILENCE, event_hooks={"response": [let_in]}
+            ) as http,
             streamable_http_client(server.url, http_client=http) as streams,
         ):
             yield streams
         return
     command = StdioServerParameters(
-        command=server.command, args=server.args, env=server.env, cwd=server.cwd,
+        command=server.command, args=server.args, env=NAMES_BY_TCP | server.env, cwd=server.cwd,
         encoding_error_handler="replace",
     )  # fmt: skip
     async with stdio_client(command) as streams:
         yield streams
+
+
+async def let_in(response: httpx2.Response) -> None:
+    """Raises HTTPStatusError where the key does not fit: the package would say `error response`."""
+    if response.status_code in (401, 403):
+        response.raise_for_status()
 
 
 def garbage(server: McpServer, error: Exception, over: Callable[[str], None]) -> None:
@@ -265,6 +285,23 @@ def garbage(server: McpServer, error: Exception, over: Callable[[str], None]) ->
         over(f"wrote a message that is not JSON-RPC: {shown}")
     elif line.strip():
         say(f"the MCP server {server.name} writes to stdout, which is for its messages: {shown}")
+
+
+def validator_of(schema: dict[str, Any]) -> Validator:
+    """Raises SchemaError."""
+    kind = validator_for(schema, default=Draft202012Validator)
+    kind.check_schema(schema)
+    return kind(schema, registry=Registry())  # nothing is fetched
+
+
+def check(schema: Validator, args: dict[str, Any]) -> None:
+    """Raises ToolArguments."""
+    try:
+        error = best_match(schema.iter_errors(args))
+    except Unresolvable as reason:
+        raise ToolFailed(f"the tool's schema refers to what is not in it: {reason}") from reason
+    if error is not None:
+        raise ToolArguments(f"{error.json_path}: {error.message}"[:2000])
 
 
 def value_of(result: types.CallToolResult) -> Any:

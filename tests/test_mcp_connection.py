@@ -138,7 +138,7 @@ def test_a_server_that_changes_its_tools() -> None:
 
 @pytest.mark.parametrize("how", ["dies", "killed"])
 def test_a_server_that_dies_in_a_call(how: str) -> None:
-    with pytest.raises(ToolCrashed, match="bad ended in the middle of a call"):
+    with pytest.raises(ToolCrashed, match="the MCP server bad has ended"):
         call(how)
 
 

@@ -88,7 +88,7 @@ def test_what_it_reaches_is_what_is_said_and_what_it_stands_on(tmp_path: Path) -
         aios={"write": [docs], "ports": [5432], "limit": 2, "timeout": 5},
     )  # fmt: skip
     assert found.reach.read == [str(venv), "/opt/python"]
-    assert (found.reach.write, found.reach.ports) == ([docs], [5432])
+    assert (found.reach.write, found.reach.ports) == ([docs], [5432, 53])
     assert (found.server.limit, found.server.timeout) == (2, 5.0)
 
     prefix = str(Path(sys.executable).resolve().parent.parent)
