@@ -11,11 +11,23 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from aios.syscalls.errors import BadInput, NotJson, TooBig
+from aios.syscalls.errors import (
+    BadInput,
+    Denied,
+    LimitReached,
+    NotFound,
+    NotJson,
+    TooBig,
+    ToolArguments,
+    ToolCrashed,
+    ToolFailed,
+    ToolTimeout,
+    ToolUnknown,
+)
 from aios.syscalls.messages import GRAMMAR
-from aios.syscalls.tool import Spec
+from aios.syscalls.tool import Spec, ToolResult
 
 from .schemas import narrowed
 from .sdk import Aios
@@ -23,6 +35,10 @@ from .sdk import Aios
 Choice = Literal["auto", "call", "answer"]
 Message = dict[str, str]
 
+MENDABLE = (  # what may go wrong with a call, for its model to read and go on
+    ToolArguments, ToolFailed, ToolCrashed, ToolTimeout, ToolUnknown, Denied, NotFound, BadInput,
+    TooBig, LimitReached,
+)  # fmt: skip
 DESCRIPTION, VALUES = 120, 6  # characters of a tool's, values of an enum that a taught model reads
 TEACH = """\
 You can use tools. To use one, write:
@@ -32,6 +48,8 @@ You can use tools. To use one, write:
 Its result is then given to you. When you know the answer, write it in plain words.
 Tools:
 """
+GO_ON = "Use another tool, or answer my question."
+ANSWER = "Now answer in plain words: {}"
 
 
 @dataclass(frozen=True)
@@ -70,6 +88,11 @@ class ToolCallRequest:
     name: str
     args: dict[str, Any]
 
+    @property
+    def what(self) -> str:
+        """The same for calls that do the same."""
+        return json.dumps([self.name, self.args], sort_keys=True)
+
 
 @dataclass(frozen=True)
 class Said:
@@ -77,6 +100,24 @@ class Said:
 
     text: str
     calls: list[ToolCallRequest]
+
+
+class ToolCall(Protocol):
+    """A call on its way."""
+
+    @property
+    def ended(self) -> bool: ...
+    def result(self) -> ToolResult: ...
+    def cancel(self) -> None: ...
+
+
+class Tools(Protocol):
+    """Who has tools and calls them: Aios does."""
+
+    def tools(self) -> list[Spec]: ...
+    def call_tool(
+        self, name: str, args: dict[str, Any], timeout: float | None = None
+    ) -> ToolCall: ...
 
 
 class ToolCalls:
@@ -107,12 +148,22 @@ class ToolCalls:
             messages.append({"role": "tools", "content": tools})
         return [*messages, {"role": "user", "content": task}]
 
-    def results(self, texts: Sequence[str]) -> list[Message]:
-        """The messages with what calls returned, in their order."""
-        if not self.taught:
-            return [{"role": "tool", "content": text} for text in texts]
-        parts = (f"<tool_response>\n{text}\n</tool_response>" for text in texts)
-        return [{"role": "user", "content": "\n".join(parts)}]
+    def results(
+        self, calls: Sequence[ToolCallRequest], texts: Sequence[str], problem: str = "",
+        last: str = "",
+    ) -> list[Message]:  # fmt: skip
+        """The messages with what calls returned, in their order, and what else went wrong. With
+        `last`, the task, it is to answer now."""
+        rest = [problem] if problem else []
+        rest += [ANSWER.format(last)] if last else [GO_ON] if self.taught or problem else []
+        messages = [{"role": "tool", "content": text} for text in texts]
+        if self.taught:
+            messages = []
+            rest[:0] = [
+                f"{call.name}({json.dumps(call.args, ensure_ascii=False)[1:-1]}) returned: {text}"
+                for call, text in zip(calls, texts, strict=True)
+            ]
+        return messages + ([{"role": "user", "content": "\n".join(rest)}] if rest else [])
 
     # --- what it may answer ---------------------------------------------------------------------
 
@@ -124,7 +175,7 @@ class ToolCalls:
         """
         form = self.form
         if choice == "answer" or not self.specs:
-            return f"root ::= text\ntext ::= {form.text}"
+            return f"root ::= text\ntext ::= [^<{{ \\n] ({form.text})?"
         most = self.parallel if form.several else 1
         text = "root ::= calls | text" + (" calls?" if form.several else "")
         rules = ["root ::= calls" if choice == "call" else f"{text}\ntext ::= {form.text}"]
@@ -170,6 +221,26 @@ class ToolCalls:
                 for number, call in enumerate(calls, 1)
             ],
         )
+
+
+def chosen(tools: Tools, only: Sequence[str] | None) -> list[Spec]:
+    """The tools that may be called, or those of them that `only` names.
+
+    Raises:
+        NotFound: there is none of that name.
+    """
+    specs = {spec.name: spec for spec in tools.tools()}
+    for name in only or ():
+        if name not in specs:
+            raise NotFound(f"no tool {name!r}", f"there are: {', '.join(sorted(specs)) or 'none'}")
+    return list(specs.values()) if only is None else [specs[name] for name in only]
+
+
+def plain(aios: Aios, text: str) -> str:
+    """The text without what its model would read as control tokens: the end of a turn, say."""
+    while text and len(left := aios.detokenize(aios.tokenize(text))) < len(text):
+        text = left
+    return text
 
 
 def form_of(aios: Aios) -> Form | None:
