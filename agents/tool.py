@@ -209,7 +209,7 @@ def _schema(label: str, kind: Any) -> dict[str, Any]:
         (schema,), named = msgspec.json.schema_components([kind])
         found: dict[str, Any] = _inlined(schema, named, ())
     except (TypeError, RecursionError) as error:
-        raise TypeError(f"the tool {label!r}: {error}") from error
+        raise TypeError(f"the tool {label!r}: {' '.join(str(error).split())}") from error
     return found
 
 

@@ -1,0 +1,416 @@
+"""Functions become tools: their schemas, what they accept, what they may return."""
+
+from __future__ import annotations
+
+import enum
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jsonschema
+import msgpack
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec import Meta
+
+from aios.agents.sdk import Aios
+from aios.agents.tool import Running, Tool, load_tools, tool
+from aios.syscalls.errors import NoProgram, ToolArguments, ToolFailed
+
+
+class Alone:
+    """A job of tools that need no kernel."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[float, float | None, str]] = []
+
+    @property
+    def aios(self) -> Aios:
+        raise AssertionError("this tool has no business with the kernel")
+
+    def progress(self, done: float, total: float | None = None, message: str = "") -> None:
+        self.steps.append((done, total, message))
+
+
+@dataclass
+class Point:
+    x: int
+    title: str = "a point"
+
+
+class Color(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+@dataclass
+class Chain:
+    next: Chain | None
+
+
+@tool(name="draw.points", effect=True, exclusive="canvas", limit=2, timeout=5)
+def draw(
+    points: list[Point], job: Running, color: Color = Color.RED,
+    size: Annotated[int, Meta(ge=1, le=9, description="pixels")] = 1,
+) -> list[Point]:  # fmt: skip
+    """Draw points.
+
+    All of them.
+    """
+    job.progress(1, 2, color.value)
+    return points * size
+
+
+def test_a_schema_comes_from_the_hints() -> None:
+    point = {
+        "type": "object",
+        "properties": {
+            "x": {"type": "integer"},
+            "title": {"type": "string", "default": "a point"},
+        },
+        "required": ["x"],
+    }
+    assert draw.schema == {
+        "type": "object",
+        "properties": {
+            "points": {"type": "array", "items": point},
+            "color": {"enum": ["blue", "red"], "default": "red"},
+            "size": {
+                "type": "integer", "minimum": 1, "maximum": 9, "default": 1, "description": "pixels"
+            },
+        },
+        "required": ["points"],
+        "additionalProperties": False,
+    }  # fmt: skip
+    assert draw.result == {"type": "array", "items": point}
+    spec = draw.spec()
+    assert (spec.name, spec.description) == ("draw.points", "Draw points.\n\nAll of them.")
+    assert (spec.effect, spec.exclusive, spec.limit, spec.timeout) == (True, "canvas", 2, 5)
+    assert (spec.schema, spec.result) == (draw.schema, draw.result)
+
+
+def test_it_runs_with_the_job_and_is_still_a_function() -> None:
+    job = Alone()
+    found = draw.run({"points": [{"x": 1, "title": "b"}], "size": 2, "color": "blue"}, job)
+    assert found == [{"x": 1, "title": "b"}] * 2
+    assert job.steps == [(1, 2, "blue")]
+    assert draw([Point(3)], job) == [Point(3)]
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        ({}, "missing required field `points`"),
+        ({"points": [{"x": "1"}]}, "Expected `int`, got `str` - at `$.points[0].x`"),
+        ({"points": [], "size": 0}, "Expected `int` >= 1 - at `$.size`"),
+        ({"points": [], "size": True}, "Expected `int`, got `bool` - at `$.size`"),
+        ({"points": [], "color": "green"}, "Invalid enum value 'green' - at `$.color`"),
+        ({"points": [], "job": {}}, "unknown field `job`"),
+        ([1], "Expected `object`, got `array`"),
+        ({1: 2}, "Expected `str`"),
+    ],
+)
+def test_arguments_that_do_not_fit_never_reach_the_function(args: Any, reason: str) -> None:
+    job = Alone()
+    with pytest.raises(ToolArguments) as caught:
+        draw.run(args, job)
+    assert "draw.points: " in caught.value.message
+    assert reason in caught.value.message
+    assert json.dumps(draw.schema) in caught.value.hint
+    assert job.steps == []
+
+
+def test_a_long_schema_is_cut_in_an_error() -> None:
+    @tool
+    def wide(choice: Literal["a", "b"], text: Annotated[str, Meta(description="x" * 9000)]) -> None:
+        """Take one of them."""
+
+    with pytest.raises(ToolArguments) as caught:
+        wide.run({"choice": "c", "text": ""}, Alone())
+    assert len(str(caught.value)) < 2200
+
+
+# --- results --------------------------------------------------------------------------------------
+
+
+class Pair(NamedTuple):
+    a: int
+    b: str
+
+
+class Row(msgspec.Struct):
+    n: int
+
+
+@tool
+def returns(what: str) -> Any:
+    """Return one of these."""
+    deep: Any = 1
+    for _ in range(40):
+        deep = [deep]
+    ring: list[Any] = []
+    ring.append(ring)
+    return {
+        "struct": Row(1), "dataclass": Point(1, ""), "pair": Pair(1, "b"), "enum": Color.RED,
+        "time": datetime(2026, 1, 31, tzinfo=UTC), "set": {1}, "bytes": b"\0", "none": None,
+        "map": {1: "a"}, "widest": 2**64 - 1, "inf": float("inf"),
+        "nan": [float("nan")], "object": object(), "complex": 3j, "wide": 2**64, "deep": deep,
+        "ring": ring, "key": {(1, 2): 3}, "float key": {0.5: 1},
+    }[what]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("what", "value"),
+    [
+        ("struct", {"n": 1}), ("dataclass", {"x": 1, "title": ""}), ("pair", [1, "b"]),
+        ("enum", "red"), ("time", "2026-01-31T00:00:00Z"), ("set", [1]), ("bytes", b"\0"),
+        ("none", None), ("map", {1: "a"}), ("widest", 2**64 - 1), ("inf", float("inf")),
+    ],
+)  # fmt: skip
+def test_a_result_becomes_what_msgpack_has(what: str, value: Any) -> None:
+    found = returns.run({"what": what}, Alone())
+    assert msgpack.unpackb(msgpack.packb(found), strict_map_key=False) == value
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("nan", "nan"), ("object", "type object"), ("complex", "type complex"),
+        ("wide", "above 64 bits"), ("deep", "deeper than 32"), ("ring", ""),
+        ("key", "keys are strings"), ("float key", "keys are strings"),
+    ],
+)  # fmt: skip
+def test_a_result_that_cannot_be_sent_is_a_clear_failure(what: str, reason: str) -> None:
+    with pytest.raises(ToolFailed, match=f"returned what cannot be used: .*{reason}"):
+        returns.run({"what": what}, Alone())
+
+
+def test_a_result_is_what_the_function_declares() -> None:
+    @tool
+    def liar() -> list[int]:
+        """Say it returns integers."""
+        return ["one"]  # type: ignore[list-item]
+
+    with pytest.raises(ToolFailed, match=r"Expected `int`, got `str` - at `\$\[0\]`"):
+        liar.run({}, Alone())
+
+
+def test_what_the_function_raises_is_its_own() -> None:
+    @tool
+    def broken() -> None:
+        """Fail."""
+        raise LookupError("gone")
+
+    with pytest.raises(LookupError, match="gone"):
+        broken.run({}, Alone())
+
+
+# --- what is no tool ------------------------------------------------------------------------------
+
+
+async def later() -> int:
+    return 1
+
+
+def pieces() -> Any:
+    yield 1
+
+
+def untyped(x):  # type: ignore[no-untyped-def]
+    return x
+
+
+def starred(*items: int) -> None: ...
+def doubled(**items: int) -> None: ...
+def positional(x: int, /) -> None: ...
+def endless(chain: Chain) -> None: ...
+def foreign(path: Alone) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (later, "a plain function"), (pieces, "a plain function"),
+        (untyped, "the parameter 'x' has no type"), (starred, "items: .*by name"),
+        (doubled, "items: .*by name"), (positional, "x: .*by name"),
+        (endless, "Chain contains itself"), (foreign, "Alone"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_a_tool_says_why(function: Callable[..., Any], reason: str) -> None:
+    with pytest.raises(TypeError, match=f"the tool '{function.__name__}': .*{reason}"):
+        tool(function)
+
+
+@pytest.mark.parametrize("given", [{"name": "two words"}, {"limit": 0}, {"timeout": 0}])
+def test_what_the_kernel_would_refuse_is_refused_here(given: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match="Expected"):
+        tool(**given)(returns.function)
+
+
+# --- files of tools -------------------------------------------------------------------------------
+
+FILE = """
+from __future__ import annotations
+from dataclasses import dataclass
+from aios.agents.tool import Running, tool
+from aios.agents.tools.time import now  # another's: not offered here
+
+@dataclass
+class Pair:
+    a: int
+
+@tool(name="pair.make")
+def make(a: int) -> Pair:
+    return Pair(a)
+
+def helper(): ...
+
+@tool
+def add(pair: Pair, b: int) -> int:
+    return pair.a + b
+"""
+
+
+def test_a_file_s_own_tools_are_loaded_in_order(tmp_path: Path) -> None:
+    (tmp_path / "pairs.py").write_text(FILE)
+    make, add = load_tools(str(tmp_path / "pairs.py"))
+    assert (make.name, add.name) == ("pair.make", "add")
+    assert add.run({"pair": make.run({"a": 1}, Alone()), "b": 2}, Alone()) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("x = 1", "defines no tools"),
+        ("import no_such_package", "needs the package no_such_package"),
+        (FILE + "@tool(name='add')\ndef again() -> None: ...\n", "two tools of one name"),
+    ],
+)
+def test_a_file_without_usable_tools_is_no_program(text: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "box.py").write_text(text)
+    with pytest.raises(NoProgram, match=reason):
+        load_tools(str(tmp_path / "box.py"))
+
+
+@pytest.mark.parametrize("name", ["missing.py", "notes.txt", "."])
+def test_what_is_no_file_of_python_is_no_program(name: str, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(NoProgram, match="is not a Python file"):
+        load_tools(str(tmp_path / name))
+
+
+# --- what a schema says and what is accepted are the same -----------------------------------------
+
+SMALL = st.integers(-3, 12)
+SCALARS: list[Any] = [
+    int, float, bool, str, Color, Literal["a", "b"], Literal[1, 5],
+    Annotated[int, Meta(ge=0, lt=10)], Annotated[float, Meta(gt=-1, le=2.5)],
+    Annotated[int, Meta(multiple_of=3)], Annotated[str, Meta(min_length=1, max_length=3)],
+    Annotated[str, Meta(pattern="^a+$")],
+]  # fmt: skip
+KINDS = st.recursive(
+    st.sampled_from([*SCALARS, Point, Row, tuple[int, str], int | str | None]),
+    lambda inner: st.one_of(
+        inner.map(lambda kind: list[kind]),  # type: ignore[valid-type]
+        inner.map(lambda kind: dict[str, kind]),  # type: ignore[valid-type]
+        inner.map(lambda kind: Annotated[list[kind], Meta(min_length=1, max_length=2)]),  # type: ignore[valid-type]
+        inner.map(lambda kind: kind | None),
+    ),
+    max_leaves=3,
+)
+# A number with a point is no integer to msgspec; JSON Schema takes 1.0 for one.
+JSON = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), SMALL, SMALL.map(lambda n: n + 0.5),
+        st.text("ab", max_size=4), st.sampled_from(["red", "x"]),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.sampled_from(["x", "n", "title"]), inner, max_size=3),
+        st.tuples(SMALL, st.text("ab", max_size=2)).map(list),
+    ),
+    max_leaves=5,
+)  # fmt: skip
+NAMES = ["a", "title", "properties", "b"]
+
+
+@st.composite
+def tools(draw: st.DrawFn) -> Tool:
+    """A tool of a random signature; half of its parameters may be left out."""
+    kinds = draw(st.dictionaries(st.sampled_from(NAMES), KINDS, max_size=3))
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
+        for name in kinds
+        for default in [draw(st.sampled_from([inspect.Parameter.empty, None]))]
+    ]
+
+    def function(**given: Any) -> Any:
+        return sorted(given)
+
+    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    function.__annotations__ = kinds
+    return tool(function)
+
+
+def fitting(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
+    """Values for an object's properties, many of which fit."""
+    known: dict[str, st.SearchStrategy[Any]] = {
+        name: st.one_of(like(part), JSON) for name, part in schema["properties"].items()
+    }
+    required = {name: known[name] for name in schema["required"]}
+    optional = {name: part for name, part in known.items() if name not in required}
+    whole = st.fixed_dictionaries(required, optional=optional)
+    return st.one_of(whole, st.dictionaries(st.sampled_from([*NAMES, "c"]), JSON, max_size=3))
+
+
+def like(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
+    """A value that likely fits."""
+    if "enum" in schema:
+        return st.sampled_from(schema["enum"])
+    if "anyOf" in schema:
+        return st.one_of([like(part) for part in schema["anyOf"]])
+    return LIKE[schema["type"]](schema)
+
+
+def like_array(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
+    if "prefixItems" in schema:
+        return st.tuples(*map(like, schema["prefixItems"])).map(list)
+    return st.lists(like(schema["items"]), max_size=2)
+
+
+def like_object(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
+    if "properties" in schema:
+        return st.fixed_dictionaries({name: like(p) for name, p in schema["properties"].items()})
+    return st.dictionaries(st.text("ab", max_size=2), like(schema["additionalProperties"]))
+
+
+LIKE: dict[str, Callable[[dict[str, Any]], st.SearchStrategy[Any]]] = {
+    "array": like_array,
+    "object": like_object,
+    "integer": lambda _: SMALL,
+    "number": lambda _: SMALL.map(lambda n: n / 2 if n % 2 else n),
+    "boolean": lambda _: st.booleans(),
+    "string": lambda _: st.text("a", max_size=3),
+    "null": lambda _: st.none(),
+}
+
+
+@settings(max_examples=300)
+@given(tools(), st.data())
+def test_what_fits_the_schema_is_accepted_and_nothing_else(made: Tool, data: st.DataObject) -> None:
+    assert "$ref" not in json.dumps(made.schema)
+    jsonschema.Draft202012Validator.check_schema(made.schema)
+    args = data.draw(fitting(made.schema))
+    fits = jsonschema.Draft202012Validator(made.schema).is_valid(args)
+    try:
+        made.run(args, Alone())
+        accepted = True
+    except ToolArguments:
+        accepted = False
+    assert accepted == fits, (made.schema, args)
