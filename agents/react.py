@@ -22,18 +22,9 @@ from aios.syscalls.errors import AiosError, ContextFull, LimitReached, NotJson
 from aios.syscalls.messages import Result
 from aios.syscalls.tool import ToolResult
 
+from .calling import ToolCall
 from .sdk import Aios, Context
-from .tool_calls import (
-    MENDABLE,
-    Choice,
-    Said,
-    ToolCall,
-    ToolCallRequest,
-    ToolCalls,
-    Tools,
-    chosen,
-    plain,
-)
+from .tool_calls import MENDABLE, Choice, Said, ToolCallRequest, ToolTalk, chosen, plain
 
 LETTERS = 2  # of a token: hardly a text has fewer
 LEAST = 80  # letters of a result that are shown, however full the window is
@@ -92,13 +83,13 @@ class ReAct:
     """
 
     def __init__(
-        self, aios: Aios, tools: Tools, *, system: str = "", only: Sequence[str] | None = None,
+        self, aios: Aios, *, system: str = "", only: Sequence[str] | None = None,
         must_call: bool = False, limits: Limits | None = None, **options: Any,
     ) -> None:  # fmt: skip
-        self.aios, self.tools = aios, tools
+        self.aios = aios
         self.system, self.must_call = system, must_call
         self.limits, self.options = limits or Limits(), options
-        self.talk = ToolCalls(aios, chosen(tools, only), parallel=self.limits.parallel)
+        self.talk = ToolTalk(aios, chosen(aios, only), parallel=self.limits.parallel)
 
     def run(self, task: str) -> Outcome:
         """Raises what the model cannot mend: ContextFull where the task is too long, KernelGone,
@@ -191,7 +182,7 @@ class ReAct:
     def start(self, request: ToolCallRequest, deadline: float) -> ToolCall | AiosError:
         try:
             left = max(deadline - time.monotonic(), 0.1)
-            return self.tools.call_tool(request.name, request.args, timeout=left)
+            return self.aios.call_tool(request.name, request.args, timeout=left)
         except MENDABLE as error:
             return error
 

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from aios.syscalls.errors import (
     BadInput,
@@ -27,7 +27,7 @@ from aios.syscalls.errors import (
     ToolUnknown,
 )
 from aios.syscalls.messages import GRAMMAR
-from aios.syscalls.tool import Spec, ToolResult
+from aios.syscalls.tool import Spec
 
 from .schemas import narrowed
 from .sdk import Aios
@@ -102,26 +102,8 @@ class Said:
     calls: list[ToolCallRequest]
 
 
-class ToolCall(Protocol):
-    """A call on its way."""
-
-    @property
-    def ended(self) -> bool: ...
-    def result(self) -> ToolResult: ...
-    def cancel(self) -> None: ...
-
-
-class Tools(Protocol):
-    """Who has tools and calls them: Aios does."""
-
-    def tools(self) -> list[Spec]: ...
-    def call_tool(
-        self, name: str, args: dict[str, Any], timeout: float | None = None
-    ) -> ToolCall: ...
-
-
-class ToolCalls:
-    """The tools of one conversation; `parallel`: so many calls at most in one answer.
+class ToolTalk:
+    """A conversation about tools; `parallel`: so many calls at most in one answer.
 
     Raises:
         BadGrammar: no grammar can keep a tool's schema; the message names tool and keyword.
@@ -179,7 +161,7 @@ class ToolCalls:
         most = self.parallel if form.several else 1
         text = "root ::= calls | text" + (" calls?" if form.several else "")
         rules = ["root ::= calls" if choice == "call" else f"{text}\ntext ::= {form.text}"]
-        rules.append(f'calls ::= call ("\\n" call){{0,{most - 1}}}')
+        rules.append("calls ::= call" + (f' ("\\n" call){{0,{most - 1}}}' if most > 1 else ""))
         names = " | ".join(f"call{number}" for number in range(len(self.specs)))
         rules.append(f"call ::= {_quoted(form.opens)} ({names}) {_quoted(form.closes)}")
         for number, spec in enumerate(self.specs):
@@ -223,13 +205,13 @@ class ToolCalls:
         )
 
 
-def chosen(tools: Tools, only: Sequence[str] | None) -> list[Spec]:
+def chosen(aios: Aios, only: Sequence[str] | None) -> list[Spec]:
     """The tools that may be called, or those of them that `only` names.
 
     Raises:
         NotFound: there is none of that name.
     """
-    specs = {spec.name: spec for spec in tools.tools()}
+    specs = {spec.name: spec for spec in aios.tools()}
     for name in only or ():
         if name not in specs:
             raise NotFound(f"no tool {name!r}", f"there are: {', '.join(sorted(specs)) or 'none'}")

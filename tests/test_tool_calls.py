@@ -11,23 +11,25 @@ from typing import Any
 
 import jsonschema
 import pytest
-from conftest import Boot
+from conftest import run_system
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import QWEN, with_template
+from models import with_template
+from school import add, capital, divide, story
 from test_grammar import BYTES, END, takes
-from toolboxes import InProcess, add, capital, divide, story
 
 from aios.agents import Aios, connect
 from aios.agents.schemas import STRING, narrowed
-from aios.agents.tool_calls import BARE, TAGS, ToolCalls, chosen, form_of, plain, signature
+from aios.agents.tool_calls import BARE, TAGS, ToolTalk, plain, signature
 from aios.kernel.config import embedded_model
-from aios.syscalls.errors import BadGrammar, BadInput, NotFound, NotJson, TooBig
+from aios.shell.launch import System
+from aios.syscalls.errors import BadGrammar, BadInput, NotJson, TooBig
 from aios.syscalls.messages import Decoding
 from aios.syscalls.tool import Spec
 
-BOX = InProcess(add, capital, story)
-SHORT = b'"]},:'  # what brings a random answer to its end
+SPECS = [each.spec() for each in (add, capital, story)]
+TEMPLATES = Path(__file__).with_name("templates")
+SHORT = {*b'"]},:', END}  # what brings a random answer to its end
 
 
 def drawn(grammar: str, seed: int) -> str:
@@ -35,7 +37,7 @@ def drawn(grammar: str, seed: int) -> str:
     dice = random.Random(seed)
     state, out = BYTES.start(Decoding(grammar=grammar), []), bytearray()
     while (allowed := state.allowed().tolist()) != [END]:
-        ends = [byte for byte in allowed if byte in SHORT or byte == END]
+        ends = [byte for byte in allowed if byte in SHORT]
         byte = dice.choice(ends if ends and dice.random() < 0.4 else allowed)
         if byte == END:
             break
@@ -268,11 +270,11 @@ def test_what_no_grammar_can_keep_is_refused_by_name(part: dict[str, Any], said:
 
 
 def test_a_signature_is_one_line() -> None:
-    lines = [signature(spec) for spec in BOX.tools()]
+    lines = [signature(spec) for spec in SPECS]
     assert lines == [
-        "add(a: integer, b: integer) - Add two whole numbers.",
-        'capital(country: "France"|"Italy"|"Japan") - The capital of a country.',
-        "story(words?: integer) - A long story.",
+        "school.add(a: integer, b: integer) - Add two whole numbers.",
+        'school.capital(country: "France"|"Italy"|"Japan") - The capital of a country.',
+        "school.story(words?: integer) - A long story.",
     ]
     schema = {
         "properties": {
@@ -291,11 +293,11 @@ def test_a_signature_is_one_line() -> None:
 
 
 def test_a_model_without_tools_in_its_template_is_taught(aios: Aios) -> None:
-    calls = ToolCalls(aios, BOX.tools())
+    calls = ToolTalk(aios, SPECS)
     assert calls.taught and calls.form is TAGS
     system, user = calls.opening("How much is 2 + 2?", "You are terse.")
     assert system["content"].startswith("You are terse.\n\nYou can use tools.")
-    assert "\nadd(a: integer, b: integer) - Add two whole numbers.\n" in system["content"]
+    assert "\nschool.add(a: integer, b: integer) - Add two whole numbers.\n" in system["content"]
     assert user == {"role": "user", "content": "How much is 2 + 2?"}
     with pytest.raises(BadInput, match="knows no tools"), aios.open() as context:
         context.append([{"role": "tools", "content": "[]"}, user])
@@ -308,18 +310,59 @@ def test_control_tokens_in_a_result_are_none(aios: Aios) -> None:
     assert plain(aios, "a <b> é 🦊 &amp;") == "a <b> é 🦊 &amp;"
 
 
-def test_tools_that_are_none(aios: Aios) -> None:
-    assert [spec.name for spec in chosen(BOX, ["story", "add"])] == ["story", "add"]
-    with pytest.raises(NotFound, match="no tool 'sub'") as caught:
-        chosen(BOX, ["add", "sub"])
-    assert caught.value.hint == "there are: add, capital, story"
-    assert ToolCalls(aios, []).grammar("call") == ToolCalls(aios, []).grammar("answer")
+def test_without_tools_it_may_only_answer(aios: Aios) -> None:
+    assert ToolTalk(aios, []).grammar("call") == ToolTalk(aios, []).grammar("answer")
+
+
+@pytest.fixture(scope="module", params=["qwen", "llama"])
+def knowing(
+    request: pytest.FixtureRequest, homes: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[System]:
+    """A system whose model's chat template knows tools: that of Qwen 2.5, or of Llama 3.2."""
+    name = request.param
+    path = tmp_path_factory.mktemp("model") / f"{name}.gguf"
+    with_template(embedded_model(), path, (TEMPLATES / f"{name}.jinja").read_text())
+    yield from run_system(homes / name, {"model": str(path), "slots": 1, "ctx": 2048, "grace": 0.5})
+
+
+def test_the_model_s_own_template_tells_it_of_tools(knowing: System) -> None:
+    with connect(knowing.home) as aios:
+        talk = ToolTalk(aios, SPECS)
+        assert not talk.taught
+        assert talk.form is (TAGS if knowing.home.name == "qwen" else BARE)
+        opening = talk.opening("How much is 2 + 2?", "You are terse.")
+        assert [message["role"] for message in opening] == ["system", "tools", "user"]
+        told = aios.detokenize(aios.tokenize(opening))
+        for said in ("You are terse.", "school.capital", "The capital of a country.", "2 + 2?"):
+            assert told.count(said) == 1
+        with aios.open() as context:
+            context.append(opening)
+            answer = context.generate(grammar=talk.grammar("call"), max_tokens=200).text
+            calls = talk.parse(answer).calls
+            assert calls and all(call.name.startswith("school.") for call in calls)
+            context.append(talk.results(calls, ["4"] * len(calls)))
+            assert context.generate(grammar=talk.grammar("answer"), max_tokens=8).text
+            with pytest.raises(BadInput, match="tools come first"):
+                context.append([opening[1]])
+
+
+def test_tools_stay_when_a_window_slides(knowing: System) -> None:
+    """Else the template would render what follows as if there were none."""
+    with connect(knowing.home) as aios, aios.open(on_full="slide") as context:
+        context.append(ToolTalk(aios, SPECS).opening("Hello", "You are terse."))
+        moved = None
+        while moved is None:
+            prompt = "Tell me more. " * 20
+            moved = context.generate(prompt, max_tokens=8, ignore_eos=True).result().moved
+        assert {"tools", "system"}.isdisjoint(message.role for message in moved.dropped)
+        known = context.generate("Go on.", max_tokens=1).usage.context
+        assert known > 300  # the tools alone are as many
 
 
 # --- what it may answer -------------------------------------------------------------------------
 
-ADD = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": -2}}\n</tool_call>'
-ROME = '<tool_call>\n{"name": "capital", "arguments": {"country": "Italy"}}\n</tool_call>'
+ADD = '<tool_call>\n{"name": "school.add", "arguments": {"a": 1, "b": -2}}\n</tool_call>'
+ROME = '<tool_call>\n{"name": "school.capital", "arguments": {"country": "Italy"}}\n</tool_call>'
 
 
 @pytest.mark.parametrize(
@@ -333,7 +376,7 @@ ROME = '<tool_call>\n{"name": "capital", "arguments": {"country": "Italy"}}\n</t
         ("", set()),
         (f"{ADD}\n{ADD}\n{ROME}\n{ROME}", set()),  # four in parallel are too many here
         (f"{ADD} That is it.", set()),
-        (ADD.replace("add", "subtract"), set()),
+        (ADD.replace("add", "sub"), set()),
         (ADD.replace("-2", '"2"'), set()),
         (ADD.replace("1", "1001"), set()),
         (ADD.replace(', "b": -2', ""), set()),
@@ -342,17 +385,17 @@ ROME = '<tool_call>\n{"name": "capital", "arguments": {"country": "Italy"}}\n</t
     ],
 )
 def test_an_answer_is_a_text_or_calls_that_fit(aios: Aios, text: str, choices: set[str]) -> None:
-    calls = ToolCalls(aios, BOX.tools(), parallel=3)
+    calls = ToolTalk(aios, SPECS, parallel=3)
     for choice in ("auto", "call", "answer"):
         assert takes(text, grammar=calls.grammar(choice)) == (choice in choices), choice
 
 
 def test_what_was_said_is_taken_apart(aios: Aios) -> None:
-    calls = ToolCalls(aios, BOX.tools())
+    calls = ToolTalk(aios, SPECS)
     said = calls.parse(f"I look.\n{ADD}\n{ROME}")
     assert said.text == "I look."
     assert [(call.id, call.name, call.args) for call in said.calls] == [
-        ("1", "add", {"a": 1, "b": -2}), ("2", "capital", {"country": "Italy"}),
+        ("1", "school.add", {"a": 1, "b": -2}), ("2", "school.capital", {"country": "Italy"}),
     ]  # fmt: skip
     assert (calls.parse(" 7. ").text, calls.parse(" 7. ").calls) == ("7.", [])
     for cut in (ADD[:30], ADD[:-3], f"{ADD}\n{ROME[:40]}"):
@@ -363,8 +406,8 @@ def test_what_was_said_is_taken_apart(aios: Aios) -> None:
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(st.integers(0, 2**32))
 def test_every_answer_that_is_allowed_is_understood(seed: int) -> None:
-    calls = object.__new__(ToolCalls)  # its form is known here: no model is asked for it
-    calls.specs, calls.parallel = [*BOX.tools(), *InProcess(divide).tools()], 4
+    calls = object.__new__(ToolTalk)  # its form is known here: no model is asked for it
+    calls.specs, calls.parallel = [*SPECS, divide.spec()], 4
     calls.schemas = {spec.name: narrowed(spec.name, spec.schema) for spec in calls.specs}
     schemas = {spec.name: spec.schema for spec in calls.specs}
     for calls.form in (TAGS, BARE):
@@ -375,8 +418,11 @@ def test_every_answer_that_is_allowed_is_understood(seed: int) -> None:
 
 
 def test_more_schemas_than_a_call_holds(aios: Aios) -> None:
-    values = {"type": "object", "properties": {"a": {"enum": ["x" * 500 + str(n) for n in range(99)]}}}
-    calls = ToolCalls(aios, [Spec(name="much", description="", schema=values)])
+    values = {
+        "type": "object",
+        "properties": {"a": {"enum": ["x" * 500 + str(n) for n in range(99)]}},
+    }
+    calls = ToolTalk(aios, [Spec(name="much", description="", schema=values)])
     with pytest.raises(TooBig, match="the schemas of 1 tools make a grammar of") as caught:
         calls.grammar()
     assert caught.value.hint == "offer the model fewer of them"

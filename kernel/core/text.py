@@ -87,11 +87,11 @@ def render_behind(vocab: Vocabulary, question: Encode) -> str:
         for role, content in question.turns
     ]
     new = [{"role": role, "content": content} for role, content in question.messages]
+    if turns and any(message["role"] == "tools" for message in new):
+        raise BadInput("tools come first in a context", "open another for them")
     text = vocab.render([*turns, *new], reply=question.reply)
     if not turns:
         return text
-    if any(message["role"] == "tools" for message in new):
-        raise BadInput("tools come first in a context", "open another for them")
     if question.turns[-1][1] is None:
         return text.rpartition(mark)[2]
     return text[len(vocab.render(turns, reply=False)) :]
