@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator
 
 import pytest
@@ -48,8 +49,12 @@ def test_fetch_gets_a_page_as_it_is(site: str) -> None:
 
 def test_fetch_keeps_pages_small(site: str) -> None:
     for path in ("big", "bomb"):  # one is long, one is short and unpacks to 100 MB
+        tracemalloc.start()
         found = run("http.fetch", url=f"{site}/{path}")
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
         assert (found["text"], found["more"]) == ("a" * 50_000, True)
+        assert most < 30 << 20
 
 
 @pytest.mark.parametrize(

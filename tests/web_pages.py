@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import json
 import threading
+import zlib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -19,6 +19,16 @@ FOUND = [
     {"title": "A", "url": "https://a", "content": "about a"},
     {"title": "B", "url": "https://b", "content": None, "engine": "x"},
 ]
+
+
+def packed(megabytes: int) -> bytes:
+    """So much text, packed by gzip, never whole in memory."""
+    packer = zlib.compressobj(9, wbits=31)
+    parts = [packer.compress(b"a" * (1 << 20)) for _ in range(megabytes)]
+    return b"".join(parts) + packer.flush()
+
+
+BOMB = packed(100)
 
 
 class Pages(BaseHTTPRequestHandler):
@@ -58,7 +68,7 @@ class Pages(BaseHTTPRequestHandler):
         self.answer(b"a" * (5 << 20))
 
     def page_bomb(self) -> None:
-        self.answer(gzip.compress(bytes([97]) * (100 << 20)), Content_Encoding="gzip")
+        self.answer(BOMB, Content_Encoding="gzip")
 
     def page_damaged(self) -> None:
         self.answer(b"not gzip", Content_Encoding="gzip")
