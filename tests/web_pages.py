@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import ssl
 import threading
 import zlib
 from collections.abc import Iterator
@@ -97,16 +98,19 @@ class Pages(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def web_pages() -> Iterator[tuple[str, list[str]]]:
+def web_pages(secure: ssl.SSLContext | None = None) -> Iterator[tuple[str, list[str]]]:
     """The server's address, and the paths that it was asked for."""
     asked: list[str] = []
     handler = type("Handler", (Pages,), {"asked": asked})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        if secure:
+            server.socket = secure.wrap_socket(server.socket, server_side=True)
         server.shutdown_asked = threading.Event()  # type: ignore[attr-defined]
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}", asked
+            scheme = "https" if secure else "http"
+            yield f"{scheme}://127.0.0.1:{server.server_port}", asked
         finally:
             server.shutdown_asked.set()  # type: ignore[attr-defined]
             server.shutdown()
