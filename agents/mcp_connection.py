@@ -200,7 +200,8 @@ class McpConnection:
             self.over("has ended")
             return ToolCrashed(f"the MCP server {name} has ended")
         if isinstance(error, NotMcp):
-            return ToolFailed(f"the MCP server {name} gave an answer that is not of the protocol")
+            where = first_line(error)
+            return ToolFailed(f"the MCP server {name} does not speak the protocol: {where}")
         return ToolFailed(f"{name}: {first_line(error)}")
 
 
@@ -366,6 +367,9 @@ def why_not(server: McpServer, error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
+    if isinstance(error, NotMcp):
+        what = error.errors()[0]
+        return f"{'.'.join(map(str, what['loc']))}: {what['msg']}"
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
