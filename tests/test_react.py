@@ -143,7 +143,7 @@ def test_calls_beyond_the_limit_are_refused(aios: Aios) -> None:
 
 @pytest.mark.parametrize(
     ("limits", "ended"),
-    [({"steps": 1}, "steps"), ({"tokens": 20}, "tokens"), ({"seconds": 0.0}, "seconds")],
+    [({"steps": 1}, "steps"), ({"tokens": 16}, "tokens"), ({"seconds": 0.0}, "seconds")],
 )
 def test_where_a_limit_is_reached_it_may_only_answer(
     aios: Aios, limits: dict[str, Any], ended: str
