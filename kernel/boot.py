@@ -36,6 +36,7 @@ from .ledger import Ledger
 from .lifecycle import Lifecycle
 from .logs import Logs
 from .loop import Loop
+from .mcp_servers import mcp_boxes
 from .memory import Memory
 from .message import Mailroom, labels_of
 from .owners import Owners
@@ -126,9 +127,10 @@ class Kernel:
             config, self.boot, self.table, self.contexts, self.generations, self.mailroom,
             self.waiters, self.events, self.logs, ledger.send_init, loop.after,
         )  # fmt: skip
+        servers = self._or_close(lambda: mcp_boxes(config.mcp))
         self.tools = Tools(
-            boxes_of(config.tools), config.tool_workers, self.lifecycle, self.gate, loop.after,
-            ledger.note_job,
+            boxes_of(servers | config.tools), config.tool_workers, self.lifecycle, self.gate,
+            loop.after, ledger.note_job,
         )  # fmt: skip
         self.trap = Trap(
             self.table, handlers(self), loop.send, self.lifecycle.hello, self.gate,

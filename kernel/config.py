@@ -66,6 +66,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     walls: Walls = field(default_factory=Walls)  # around each agent's process
 
     tools: dict[str, Box] = {}  # toolboxes, besides those that ship: docs/tools.md
+    mcp: str = ""  # a file with an mcpServers block: docs/mcp.md
     tool_workers: Annotated[int, Meta(ge=1)] = 256  # alive at once
 
     listen: str = ""  # for callers from elsewhere: "tcp://ADDRESS:PORT"; docs/security.md

@@ -34,6 +34,7 @@ from . import (
     demo,
     generate,
     keys,
+    mcp,
     memory,
     model,
     processes,
@@ -99,7 +100,7 @@ def cli(ctx: click.Context, home: Path) -> int:
 
 GROUPS = (
     system, processes, contexts, generate, memory, storage, tools, access, keys, audit,
-    model, demo, bench,
+    model, mcp, demo, bench,
 )  # fmt: skip
 for commands in GROUPS:
     for command in commands.COMMANDS:

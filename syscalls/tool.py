@@ -102,3 +102,17 @@ class JobDone(Message):
     size: Annotated[int, Meta(ge=0)] = 0
     error: Annotated[str, Meta(max_length=16384)] | None = None
     code: Literal["tool.failed", "tool.arguments"] = "tool.failed"
+
+
+class McpServer(Message, kw_only=True):
+    """An MCP server, as its worker is told of it: a program to start, or an address."""
+
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=48)]
+    command: str = ""
+    args: list[str] = field(default_factory=list)
+    env: dict[str, str] = field(default_factory=dict)
+    cwd: str | None = None
+    url: str = ""  # of streamable HTTP, where there is no command
+    headers: dict[str, str] = field(default_factory=dict)
+    limit: Annotated[int, Meta(ge=1, le=1024)] = 8  # of each of its tools run at once
+    timeout: Annotated[float, Meta(gt=0, le=86400)] = 60.0  # seconds, of each call
