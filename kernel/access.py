@@ -14,7 +14,7 @@ from functools import partial
 
 import psutil
 
-from aios.syscalls import acc, mem, retrieval, sto
+from aios.syscalls import acc, mem, retrieval, sto, tool
 from aios.syscalls import messages as t
 from aios.syscalls.errors import BadInput, Denied
 from aios.syscalls.rules import Rule
@@ -36,6 +36,11 @@ from .policy import (
 from .process import Process, ProcessTable
 from .shares import Mode
 
+NICE = (t.SetNice, t.Spawn)
+ITS_OWN = (  # what calls can only be about the caller's own; with others it is looked at each time
+    t.Empty, t.Ps, t.Recv, t.Open, t.Append, t.Generate, t.Tokenize, t.Detokenize, t.Fork,
+    t.Checkpoint, t.Rollback, t.Close,
+)  # fmt: skip
 LABELS = 64  # of one process; then they become one, that says so
 
 Shared = Callable[[str, str, str | None, Mode], bool]  # principal, owner, path or anything
@@ -51,7 +56,8 @@ class Gate:
         self.table, self.accounts, self.shared, self.now = table, accounts, shared, now
         self.judge = Judge(accounts.grants, self._giver)
         # Rules about a process, its own and those of each above it; by pid, and for each right.
-        self.layers: dict[int, dict[str, list[list[Named]]]] = {}
+        # With them what passes by these whatever it is about.
+        self.layers: dict[int, dict[str, tuple[list[list[Named]], Passed | None]]] = {}
         accounts.changed = self.layers.clear
 
     # --- the check ------------------------------------------------------------------------------
@@ -60,8 +66,10 @@ class Gate:
         """Raises Denied, or NotFound of a process that is meant."""
         if process.kind == "client" or row.right == "none":
             return Passed("a person may" if process.kind == "client" else "everybody may")
-        passed = Passed("")
-        subject = self.subject(process, row.right)
+        layers, plain = self._layers(process, row.right)
+        if plain is not None and _is_of_its_own(args):
+            return plain
+        passed, subject = Passed(""), self._subject(process, layers)
         for request in self.requests(process, row, args):
             found = self.judge.decide(subject, request, self.now())
             if found.effect == "deny":
@@ -73,27 +81,28 @@ class Gate:
                 )
             if passed.asked is None:
                 passed = Passed(found.rule, request if found.effect == "ask" else None)
-        nice = args.nice if isinstance(args, t.SetNice | t.Spawn) else None
-        if nice is not None and nice < process.nice:
+        if isinstance(args, NICE) and args.nice is not None and args.nice < process.nice:
             raise Denied(f"{row.name}: an agent cannot go below its own nice value, {process.nice}")
         return passed
 
     def subject(self, process: Process, right: str = "") -> Subject:
         """Who asks; with `right`, with the rules alone that say anything of it."""
+        return self._subject(process, self._layers(process, right)[0])
+
+    def _subject(self, process: Process, layers: list[list[Named]]) -> Subject:
         pid = 0 if process.kind == "client" else process.pid
-        layers = self._layers(process, right)
         return Subject(process.principal, layers, pid, frozenset(process.labels))
 
-    def _layers(self, process: Process, right: str) -> list[list[Named]]:
+    def _layers(self, process: Process, right: str) -> tuple[list[list[Named]], Passed | None]:
         known = self.layers.setdefault(process.pid, {})
         found = known.get(right)
         if found is None:
             own = rules_of(process.principal, process.manifest, self.accounts.groups)
-            found = [[named for named in own if not right or covers(named.rule.right, right)]]
+            layers = [[named for named in own if not right or covers(named.rule.right, right)]]
             above = self.table.rows.get(process.parent)
             if above is not None and above.kind != "client":
-                found += self._layers(above, right)
-            known[right] = found
+                layers += self._layers(above, right)[0]
+            found = known[right] = layers, plainly(layers)
         return found
 
     def _giver(self, grant: Grant) -> Subject | None:
@@ -113,6 +122,8 @@ class Gate:
                 return [make(self.table.find(args.to).principal)]
             case t.Spawn():
                 return [make(args.program)]
+            case tool.CallTool():
+                return [make(args.name, args=args.args)]
             case mem.Whose():
                 named = self.table.rows.get(args.pid or 0)
                 theirs = args.principal or (named.principal if named else "")
@@ -148,6 +159,10 @@ class Gate:
             return self.judge.decide(subject, request, now).effect == "allow"
 
         return [scope for scope in scopes if may(*scope)]
+
+    def may_ever(self, process: Process, right: str, object: str) -> bool:
+        """Whether it may with some arguments, or might be."""
+        return process.kind == "client" or self.judge.may_ever(self.subject(process), right, object)
 
     def grant(self, process: Process, args: acc.Grant) -> acc.Granted:
         """Raises BadInput for what is handed on otherwise."""
@@ -189,6 +204,21 @@ class Gate:
 
     def ended(self, process: Process) -> None:
         self.layers.pop(process.pid, None)
+
+
+def plainly(layers: list[list[Named]]) -> Passed | None:
+    """What passes where each layer allows all objects, and none has a rule about anything less."""
+    plain = all(
+        named == named._replace(effect="allow", rule=Rule(named.rule.right))
+        for layer in layers
+        for named in layer
+    )
+    return Passed(layers[0][0].text) if plain and all(layers) else None
+
+
+def _is_of_its_own(args: t.Message) -> bool:
+    """Whether a call is about nothing that could be another's."""
+    return isinstance(args, ITS_OWN) or (isinstance(args, t.SetLimits) and args.pid is None)
 
 
 def _objects(args: t.Message) -> Iterator[tuple[str, str, Mode]]:

@@ -49,7 +49,7 @@ class Gateway:
         self.context: zmq.Context[Any] = zmq.Context()
         self.listens = False  # it begins with the first list of keys
         self.allowed: set[str] = set()
-        self.routes: set[bytes] = set()  # of callers who have said something
+        self.routes: dict[bytes, str] = {}  # of callers who have said something, with their keys
         self.zap: zmq.Socket[bytes] = self.context.socket(zmq.REP)
         self.zap.bind("inproc://zeromq.zap.01")  # where libzmq asks who may connect
         self.callers = self._for_callers()
@@ -99,6 +99,7 @@ class Gateway:
         match decode_command(self.kernel.recv()):
             case Allow() as allow:
                 self.allowed = set(allow.keys)
+                self.routes = {r: key for r, key in self.routes.items() if key in self.allowed}
                 return self.listens or self.bind()
             case Say() as say:
                 self.say(say.route, say.data)
@@ -133,7 +134,7 @@ class Gateway:
                 return
             key = str(frames[0].get("User-Id")) if frames else ""
             if key in self.allowed:  # or it was, until a moment ago
-                self.routes.add(route.bytes)
+                self.routes[route.bytes] = key
                 self.tell(Came(route.bytes, key, [frame.bytes for frame in frames]))
 
     def say(self, route: bytes, data: bytes) -> None:
@@ -144,7 +145,7 @@ class Gateway:
             if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                 raise
             gone = error.errno == zmq.EHOSTUNREACH
-            self.routes.discard(route)
+            self.routes.pop(route, None)
             self.tell(Left(route, "closed its connection" if gone else "does not read its replies"))
 
     def tell(self, report: Any) -> None:

@@ -118,6 +118,29 @@ class Lifecycle:
         call.on_end = process.touch  # its birth has no caller any more
         self._start(birth)
 
+    def start_worker(self, args: Spawn, caller: Process | None) -> Process:
+        """For a toolbox, which `args` names: it acts in its caller's storage, and ends with it.
+
+        Raises:
+            Denied, LimitReached.
+        """
+        if self.on_empty is not None:
+            raise Denied("the system is stopping: nothing new is started")
+        box, reach = args.name or "", args.reach or Reach()
+        above = caller if caller is not None and caller.kind != "client" else None
+        limits = self.config.limits if above is None else above.limits
+        nice = 0 if caller is None else caller.nice
+        parent = 0 if above is None else above.pid
+        process = self.table.add("agent", box, parent, nice, limits, time.monotonic())
+        process.tool, process.manifest, process.reach = box, args.manifest, reach
+        if caller is not None:
+            process.principal, process.labels = caller.principal, set(caller.labels)
+            process.reach = joined(caller.reach, reach)
+        birth = Birth(process, secrets.token_bytes(32), args, None)
+        self.births[process.pid] = birth
+        self._start(birth)
+        return process
+
     def _given(self, args: Spawn) -> Reach:
         """By a person: that, and the program with what is beside it."""
         given = args.reach or Reach()
@@ -339,6 +362,8 @@ class Lifecycle:
         if birth is not None and birth.call is not None:
             birth.call.done(Spawned(pid=process.pid))
         self.figures.pop(process.pid, None)
+        process.reason = process.reason or reason  # for those who are told
+        process.code = process.code if process.reported else code
         self._take_back(process)
         children = self.table.end(process, code, reason, time.monotonic())
         self.events.publish(
@@ -389,6 +414,13 @@ class Lifecycle:
         self._end_soon(process)
         if stopped:
             self.signal(process, "CONT")
+
+    def end_now(self, process: Process, reason: str) -> None:
+        """KILL at once: nothing is asked of it any more."""
+        if process.alive and process.state != "ending":
+            process.reason = reason
+            process.move("ending")
+        self._kill_if_alive(process)
 
     def _kill_if_alive(self, process: Process) -> None:
         if process.alive:
@@ -457,6 +489,15 @@ class Lifecycle:
             for pid, birth in self.births.items()
             if not birth.process.alive
         ]
+
+
+def joined(one: Reach, other: Reach) -> Reach:
+    """What both reach."""
+    return Reach(
+        read=[*one.read, *other.read], write=[*one.write, *other.write],
+        ports=[*one.ports, *other.ports], processes=one.processes or other.processes,
+        all_walls=one.all_walls or other.all_walls,
+    )  # fmt: skip
 
 
 def tightened(above: Limits, wanted: Limits) -> Limits:

@@ -32,9 +32,13 @@ MANY = "many"  # the label of one that has more than are kept: it may be any
 DEFAULT = Group(
     allow=[
         "proc", "llm", "msg", "mem", "sto.read", "sto.write", "sto.upload", "sto.own", "acc.read",
-        "acc.grant", "kernel.read",
+        "acc.grant", "kernel.read", "tool.list",
+        *(f"tool.call {name}" for name in (
+            "calculate", "files.*", "image.*", "python", "search", "sql.*", "time.*",
+        )),
     ],
 )  # fmt: skip
+ALL = ["**"]  # objects
 STRICTEST: tuple[Effect, ...] = ("deny", "ask", "allow")
 TOKEN = re.compile(r"\\.|/\*\*$|\*\*|\*|\{self\}|[^*{\\/]+|[/{\\]", re.DOTALL)
 WILD = re.compile(r"[*{\\]")
@@ -155,6 +159,32 @@ class Judge:
             if current and grant.to in names and fits("allow", grant.rule, request, "", labels):
                 yield grant
 
+    def may_ever(self, subject: Subject, right: str, object: str) -> bool:
+        """Whether some arguments might be allowed, or asked about: what is worth showing."""
+
+        def fitting(layer: Sequence[Named]) -> set[str]:
+            return {
+                "never"
+                if named.effect == "deny"
+                and not (named.rule.args or named.rule.unless or named.rule.tainted)
+                else named.effect
+                for named in layer
+                if covers(named.rule.right, right)
+                and any(matches(each, object, subject.principal) for each in named.rule.on)
+            }
+
+        found = [fitting(layer) for layer in subject.layers]
+        if any("never" in effects for effects in found):
+            return False
+        names = names_of(subject.principal) | {f"#{subject.pid}"}
+        granted = any(
+            grant.to in names
+            and covers(grant.rule.right, right)
+            and any(matches(each, object) for each in grant.rule.on)
+            for grant in self.grants.values()
+        )
+        return granted or all(effects & {"allow", "ask"} for effects in found)
+
 
 NONE = Decision("deny", "no rule allows it")
 
@@ -175,7 +205,9 @@ def by_rules(
         whole = whole and len(found) > before
     if not found:
         return None, False
-    strictest = min(found, key=lambda named: STRICTEST.index(named.effect))
+    strictest = found[0]
+    if len(found) > 1:
+        strictest = min(found, key=lambda named: STRICTEST.index(named.effect))
     return Decision(strictest.effect, strictest.text), whole
 
 
@@ -192,8 +224,8 @@ def fits(effect: Effect, rule: Rule, request: Request, me: str, labels: frozense
     """Whether a rule says anything of a request that `me` makes."""
     return (
         covers(rule.right, request.right)
-        and any(_object_fits(effect, pattern, request, me) for pattern in rule.on)
-        and _arguments_fit(effect == "allow", rule.args, request, me)
+        and (rule.on == ALL or any(_object_fits(effect, each, request, me) for each in rule.on))
+        and (not rule.args or _arguments_fit(effect == "allow", rule.args, request, me))
         and not (rule.unless and _arguments_fit(effect != "allow", rule.unless, request, me))
         and (
             not rule.tainted
@@ -295,7 +327,7 @@ def as_rule(rule: Rule | str) -> Rule:
     right, _, on = rule.partition(" ")
     if not re.fullmatch(r"\*|[a-z]+(\.[a-z]+)*", right):
         raise BadInput(f"no rule: {rule!r}", 'write "RIGHT" or "RIGHT OBJECT": see docs/access.md')
-    return Rule(right, [on.strip()] if on.strip() else ["**"])
+    return Rule(right, [on.strip()] if on.strip() else ALL)
 
 
 def check_rules(manifests: Iterable[Manifest]) -> None:
@@ -307,7 +339,7 @@ def check_rules(manifests: Iterable[Manifest]) -> None:
 
 def in_words(rule: Rule) -> str:
     said = rule.right
-    if rule.on != ["**"]:
+    if rule.on != ALL:
         said += f" on {' or '.join(rule.on)}"
     said += "".join(f", {name}{_bounds(value)}" for name, value in rule.args.items())
     for name, value in rule.unless.items():

@@ -67,6 +67,7 @@ class Process:
     reach: Reach = field(default_factory=Reach)  # through its walls, besides what all reach
     labels: set[str] = field(default_factory=set)  # of what it has read from others
     key: str = ""  # of who is elsewhere, in Z85
+    tool: str = ""  # the toolbox that it is a worker of
     secret: bytes = b""  # to come back with after the kernel's death
     changed: set[int] = field(default_factory=set)  # the table's: what is to be journaled
     spent: set[int] = field(default_factory=set)  # likewise, of the tokens alone
@@ -148,7 +149,7 @@ class ProcessTable:
             raise LimitReached(f"{self.max[kind]} {kind}s are alive: no more", "see config.toml")
         above = self.rows.get(parent)
         if above is not None and above.limits.children is not None:
-            alive = sum(self.rows[child].alive for child in above.children)
+            alive = sum(self.rows[c].alive and not self.rows[c].tool for c in above.children)
             if alive >= above.limits.children:
                 raise LimitReached(f"process {parent} has {alive} children: its limit")
         self.last += 1

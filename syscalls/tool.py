@@ -28,24 +28,18 @@ class Spec(Reply, kw_only=True):
     timeout: Annotated[float, Meta(gt=0, le=86400)] = 60.0  # seconds, unless its caller says less
 
 
-class ListTools(Message):
-    """Those that the caller may call."""
-
-
-class Tools(Reply):
-    tools: list[Spec]
-    boxes: list[Box]
-
-
 class Box(Reply):
     """A toolbox: a program that serves tools, or an MCP server."""
 
     name: str
-    state: Literal["ready", "starting", "failed"]
     tools: int
     workers: list[Pid]
-    restarts: int
-    error: str
+    error: str  # why its last worker did not start
+
+
+class Tools(Reply):
+    tools: list[Spec]  # that the caller may call
+    boxes: list[Box]
 
 
 class CallTool(Message):
@@ -64,15 +58,22 @@ class ToolResult(Reply):
     """What a tool returned. What is too long for a reply is in the caller's storage."""
 
     value: Any
-    stored: str = ""  # the path of all of it; `value` is then how it begins
-    size: int = 0  # bytes of all of it, where it is stored
+    owner: str = ""  # where all of it is stored, where `value` is how it begins
+    stored: str = ""  # the path there
+    size: int = 0  # bytes of all of it
+
+
+class Offer(Message):
+    """Of a worker: what it serves, besides what it has offered before."""
+
+    tools: Annotated[list[Spec], Meta(max_length=512)]
+    anew: bool = False  # what it has offered before it does not serve any more
 
 
 class Serve(Message):
-    """Offer tools, in place of those offered before, and take jobs: one piece each. Of a worker."""
+    """Of a worker: take jobs, one piece each."""
 
-    tools: Annotated[list[Spec], Meta(max_length=512)]
-    at_once: Annotated[int, Meta(ge=1, le=1024)] = 1  # jobs
+    at_once: Annotated[int, Meta(ge=1, le=1024)] = 1
 
 
 class Job(Reply):
@@ -81,6 +82,7 @@ class Job(Reply):
     id: int
     tool: str = ""
     args: dict[str, Any] = field(default_factory=dict)
+    caller: str = ""  # its principal
     cancelled: bool = False
 
 
@@ -100,3 +102,17 @@ class JobDone(Message):
     size: Annotated[int, Meta(ge=0)] = 0
     error: Annotated[str, Meta(max_length=16384)] | None = None
     code: Literal["tool.failed", "tool.arguments"] = "tool.failed"
+
+
+class McpServer(Message, kw_only=True):
+    """An MCP server, as its worker is told of it: a program to start, or an address."""
+
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=48)]
+    command: str = ""
+    args: list[str] = field(default_factory=list)
+    env: dict[str, str] = field(default_factory=dict)
+    cwd: str | None = None
+    url: str = ""  # of streamable HTTP, where there is no command
+    headers: dict[str, str] = field(default_factory=dict)
+    limit: Annotated[int, Meta(ge=1, le=1024)] = 8  # of each of its tools run at once
+    timeout: Annotated[float, Meta(gt=0, le=86400)] = 60.0  # seconds, of each call

@@ -260,7 +260,7 @@ def test_an_idle_client_that_was_killed_is_noticed(
     assert client.stdout is not None
     pid = int(client.stdout.readline())
     client.kill()
-    assert events(pid).detail["reason"] == "gone"
+    assert events(pid).detail["reason"] == "closed its connection"
     client.communicate()
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from itertools import product
 from typing import Any
 
 import pytest
-from gate_model import OBJECTS, PATTERNS, compare, glob
+from gate_model import OBJECTS, PATTERNS, compare, glob, request, world
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aios.kernel.policy import Judge, Request, Subject, exactly, matches, rules_of
+from aios.kernel.access import plainly
+from aios.kernel.policy import Judge, Request, Subject, covers, exactly, matches, rules_of
 from aios.syscalls.errors import BadInput
 from aios.syscalls.rules import Argument, Bounds, Group, Manifest, Rule
 
@@ -18,6 +20,27 @@ from aios.syscalls.rules import Argument, Bounds, Group, Manifest, Rule
 def test_the_gate_says_what_the_plain_model_says() -> None:
     said = compare(20_000, seed=5)
     assert all(count > 500 for count in said.values()), said
+
+
+def test_what_passes_whatever_it_is_about_is_what_the_rules_say() -> None:
+    rng = random.Random(6)
+    plain = 0
+    for _ in range(30_000):
+        made = world(rng)
+        subject, asked = (
+            rng.choice(made.subjects),
+            request(rng, made)._replace(owned=lambda _: True),
+        )
+        layers = [
+            [named for named in layer if covers(named.rule.right, asked.right)]
+            for layer in subject.layers
+        ]
+        passed = plainly(layers)
+        if passed is not None:
+            plain += 1
+            said = made.judge().decide(subject._replace(layers=layers), asked, 100.0)
+            assert said == ("allow", passed.rule)
+    assert plain > 300
 
 
 def test_patterns_fit_what_they_say() -> None:

@@ -515,7 +515,7 @@ def test_rows_alone_do_not_fill_a_store_for_good(boot: Boot, tmp_path: Path, pla
             lambda n: aios.sto_upload(io.BytesIO(bytes(300_000))),
             lambda n: aios.mem_put({f"a{n}": "x" * 9000}, principal="/w"),
         ):
-            with pytest.raises(StoreFull):
+            with pytest.raises((StoreFull, LimitReached)):  # of uploads 16 may fit
                 for number in range(1000):
                     adds(number)
         for number in range(count):

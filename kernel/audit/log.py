@@ -90,15 +90,16 @@ class Log:
 
     def append(self, fields: Fields) -> Receipt:
         """A record. Nothing that follows from it may be shown before `flush` has written it."""
-        if self.peaks.size == self.end:
+        peaks = self.peaks
+        if peaks.size == self.end:
             self._begin()
-        sequence = self.peaks.size
+        sequence = peaks.size
         body = encode((sequence, self.boot, time.time_ns(), time.monotonic_ns(), *fields))
         leaf = sha256(b"\0" + body).digest()
         chain = sha256(self.chain + leaf).digest()
         self.unwritten.append((None, framed(body, chain)))
         self.chain = chain
-        self.peaks.push(leaf)
+        peaks.push(leaf)
         self.spare -= 1
         if sequence + 1 == self.end:
             self.checkpoint()
