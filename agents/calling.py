@@ -38,6 +38,10 @@ class ToolCall:
         """
         return msgspec.convert(self._pending.wait(timeout), m.ToolResult)
 
+    @property
+    def ended(self) -> bool:
+        return self._pending.ended
+
     def cancel(self) -> bool:
         """False: it has ended already."""
         return self._calls.cancel(self._pending.id)

@@ -33,9 +33,9 @@ DEFAULT = Group(
     allow=[
         "proc", "llm", "msg", "mem", "sto.read", "sto.write", "sto.upload", "sto.own", "acc.read",
         "acc.grant", "kernel.read", "tool.list",
-        Rule("tool.call", [
-            "calculate", "files.*", "image.*", "python", "search", "sql.*", "time", "time.*",
-        ]),
+        *(f"tool.call {name}" for name in (
+            "calculate", "files.*", "image.*", "python", "search", "sql.*", "time.*",
+        )),
     ],
 )  # fmt: skip
 ALL = ["**"]  # objects

@@ -37,6 +37,7 @@ from .process import Process
 from .toolbox import Box
 from .trap import Call
 
+STEPS, OFTEN = 16, 0.1  # of a job's progress that are told; then seconds between two
 RETRY = 1.0  # seconds until a toolbox that did not start is started again
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -75,6 +76,8 @@ class Job:
     spec: m.Spec | None = None  # these two are set while it runs
     worker: Worker | None = None
     timer: Any = None
+    steps: int = 0  # of its progress
+    next_step: float = 0.0
     told: bool = False  # the worker has said how it ended
 
 
@@ -237,7 +240,8 @@ class Tools:
             job.timer = self.after(spec.timeout, partial(self._timed_out, job, spec.timeout))
         if spec.effect:
             self.note(job.id, _encode(JobRow(caller.pid, job.call.id, name)))
-        self.gate.taint(worker.process, caller.labels)
+        if job.pool.caller:
+            self.gate.taint(worker.process, caller.labels)
         body = m.Job(id=job.id, tool=name, args=job.args.args, caller=caller.principal)
         worker.serve.piece(body, durable=spec.effect)
 
@@ -337,9 +341,13 @@ class Tools:
         self._look()
 
     def progress(self, process: Process, args: m.JobProgress) -> None:
-        """Raises Denied, NotFound."""
-        job = self._job(process, args.id)
-        job.call.piece(m.ToolProgress(done=args.done, total=args.total, message=args.message))
+        """What comes too often to be looked at is left out. Raises Denied, NotFound."""
+        job, now = self._job(process, args.id), time.monotonic()
+        job.steps += 1
+        if job.steps <= STEPS or now >= job.next_step:
+            job.next_step = now + OFTEN
+            body = m.ToolProgress(done=args.done, total=args.total, message=args.message)
+            job.call.piece(body, keep=False)
 
     def done(self, process: Process, args: m.JobDone) -> None:
         """Raises Denied, and NotFound for a job that is over."""
@@ -350,7 +358,8 @@ class Tools:
             return
         job = self._job(process, args.id)
         job.told = True
-        self.gate.taint(job.call.process, {f"tool:{job.args.name}"} | process.labels)
+        read = process.labels if job.pool.caller else set()  # one that serves all mixes nothing
+        self.gate.taint(job.call.process, {f"tool:{job.args.name}"} | read)
         if args.error is not None:
             kind = ToolArguments if args.code == "tool.arguments" else ToolFailed
             job.call.fail(kind(args.error))

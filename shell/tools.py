@@ -9,33 +9,17 @@ from typing import Any
 
 import click
 import msgspec
-from click.shell_completion import CompletionItem
 from rich.console import Console
 from rich.progress import Progress
 
 from aios.agents import Aios, connect
 from aios.agents.calling import ToolCall
-from aios.syscalls.errors import AiosError, BadInput, NotFound
+from aios.syscalls.errors import BadInput, NotFound
 from aios.syscalls.tool import Spec
 
 from . import render
-from .completion import home_of
+from .completion import tool_names
 from .output import as_json_text, json_option, show
-
-
-def tool_names(
-    ctx: click.Context, _: click.Parameter, incomplete: str
-) -> list[CompletionItem[str]]:
-    try:
-        with connect(home_of(ctx), "aios-complete") as aios:
-            specs = aios.tools()
-    except AiosError:
-        return []
-    return [
-        CompletionItem(spec.name, help=first_line(spec))
-        for spec in specs
-        if spec.name.startswith(incomplete)
-    ]
 
 
 def first_line(spec: Spec) -> str:

@@ -20,8 +20,9 @@ def act(how: str, number: int) -> int:
 
 
 def make(which: int) -> Tool:
-    lock = {"exclusive": "lock"}
-    extra: dict[str, Any] = {3: {"effect": True}, 4: lock, 5: {"limit": 4}, 7: lock}.get(which, {})
+    lock: dict[str, Any] = {"exclusive": "lock"}
+    by: dict[int, dict[str, Any]] = {3: {"effect": True}, 4: lock, 5: {"limit": 4}, 7: lock}
+    extra = by.get(which, {})
 
     def one_more(how: str, number: int) -> int:
         """Add one."""

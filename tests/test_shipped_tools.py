@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
-import struct
-import zlib
+import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,26 +14,50 @@ from typing import Any
 import jsonschema
 import psutil
 import pytest
-from conftest import eventually
+from conftest import Boot, eventually
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jobs import FOLDER, Job
-from PIL import Image, PngImagePlugin
-from shipped import ALL, run
+from PIL import Image
+from shipped import ALL, BOXES, run
+from test_docs import blocks
+from test_sql import duckdb_file, sqlite_file
+from web_pages import web_pages
 
-from aios.agents import Aios
-from aios.agents.tool import Tool
-from aios.agents.tools import image as image_box
+from aios.agents import Aios, connect
+from aios.agents.tool import Tool, load_tools
 from aios.syscalls.errors import AiosError, NotFound, ToolArguments, ToolFailed
 
 # --- all of them ----------------------------------------------------------------------------------
 
 
-def test_they_are_what_the_manual_lists() -> None:
-    manual = (Path(__file__).parent.parent / "docs" / "tools.md").read_text()
-    assert len(ALL) == 18
-    for name in ALL:
-        assert f"`{name}`" in manual
+MANUAL = (Path(__file__).parent.parent / "docs" / "tools.md").read_text()
+
+
+def test_the_manual_has_each_tool_and_its_calls_fit() -> None:
+    examples = [
+        (ast.literal_eval(call.args[0]), ast.literal_eval(call.args[1]))
+        for block in blocks(MANUAL, "python")
+        for call in ast.walk(ast.parse(block))
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "aios.call_tool"
+    ]
+    assert {name for name, _ in examples} == set(ALL)
+    headings = " ".join(re.findall(r"^### (.*)$", MANUAL, re.MULTILINE))
+    assert set(re.findall(r"`([\w.]+)`", headings)) == set(ALL)
+    for name, args in examples:
+        jsonschema.validate(args, ALL[name].schema)
+        if name in ("calculate", "python", "time.now", "time.difference", "time.add"):
+            assert run(name, **args)
+
+
+def test_the_manual_s_own_toolbox_works(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "box.py").write_text(blocks(MANUAL, "python")[0])
+    dilute, add = load_tools(str(tmp_path / "box.py"))
+    assert dilute(40, 10) == dilute.run({"strong": 40, "weak": 10}, job) == 3.0
+    with pytest.raises(ToolArguments, match=r"\$\.litres"):
+        dilute.run({"strong": 40, "weak": 10, "litres": 0}, job)
+    assert (add.name, add.effect, add.exclusive, add.timeout) == ("notes.add", True, "notes", 10)
+    assert set(add.schema["properties"]) == {"text"}
 
 
 @pytest.mark.parametrize("tool", ALL.values(), ids=ALL.keys())
@@ -53,6 +78,62 @@ def test_a_model_can_be_held_to_each_schema(aios: Aios) -> None:
     for tool in ALL.values():
         answer = aios.generate("Call it.", schema=tool.schema, max_tokens=2, temperature=0)
         assert answer.text[:1] == "{"
+
+
+WORKER = """
+from aios.agents.tool import load_tools
+
+class Job:
+    def __init__(self, aios):
+        self.aios = aios
+
+aios.sto_put("a.png", task["image"])
+found = []
+for box, name, args in task["calls"]:
+    tool = next(tool for tool in load_tools(box) if tool.name == name)
+    found.append(tool.run(args, Job(aios)))
+return found
+"""
+
+
+def test_each_box_works_behind_the_walls(
+    boot: Boot, program: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lite, duck = sqlite_file(tmp_path / "a.db", "wal"), duckdb_file(tmp_path / "b.db")
+    image = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(image, "PNG")
+    monkeypatch.setenv("AIOS_HTTP_PRIVATE", "1")  # agents have what begins so
+    count = "SELECT count(*) FROM ships"
+    with web_pages() as (site, _), connect(boot().home) as aios:
+        calls: dict[str, tuple[dict[str, Any], str]] = {
+            "calculate": ({"expression": "det([[1,2],[3,4]])"}, "'-2'"),
+            "python": ({"code": "import numpy as np\nint(np.arange(4).sum())"}, "'6'"),
+            "sql.query": ({"database": str(lite), "query": count}, "[[2]]"),
+            "sql.tables": ({"database": str(duck)}, "VARCHAR"),
+            "files.write": ({"path": "a.txt", "text": "It leaves at nine."}, "a.txt"),
+            "search": ({"query": "leave", "path": "a.txt"}, "at nine"),
+            "web.search": ({"query": "leave"}, "[]"),
+            "http.fetch": ({"url": f"{site}/html"}, "at nine"),
+            "time.now": ({"zone": "Asia/Tokyo"}, "+09:00"),
+            "image.resize": ({"path": "a.png", "to": "b.png", "width": 4}, "4"),
+            "shell": ({"command": "echo $((6 * 7))"}, "42"),
+        }
+        assert {name.partition(".")[0] for name in calls} == {box.stem for box in BOXES}
+        folder = BOXES[0].parent
+        task = {
+            "image": image.getvalue(),
+            "calls": [
+                (str(folder / (name.partition(".")[0] + ".py")), name, args)
+                for name, (args, _) in calls.items()
+            ],
+        }
+        port = int(site.rpartition(":")[2])
+        reach = {"read": [str(lite), str(duck)], "ports": [port], "processes": True}
+        pid = aios.spawn(program(WORKER), task, reach=reach)
+        ended = aios.wait(pid)
+        assert ended.code == 0, aios.log(pid)
+        for found, (name, (_, expected)) in zip(ended.result, calls.items(), strict=True):
+            assert expected in str(found), name
 
 
 # --- python ---------------------------------------------------------------------------------------
@@ -196,7 +277,9 @@ def test_files_are_written_listed_read_and_deleted(job: Job) -> None:
         run("files.read", job, path=path)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20, deadline=None
+)
 @given(st.text("aé€𝄞", min_size=1, max_size=9), st.integers(16_380, 16_390))
 def test_files_are_read_in_parts_that_cut_no_character(job: Job, text: str, size: int) -> None:
     whole = "x" * size + text * 4000
@@ -244,114 +327,3 @@ def test_search_finds_what_was_just_written(job: Job) -> None:
     assert (best["path"], best["owner"], best["text"]) == (f"{FOLDER}/ferry.md", "", text)
     assert len(run("search", job, query="ferry bread", path=FOLDER, count=1)) == 1
     assert run("search", job, query="ferry", path=f"{FOLDER}/nowhere") == []
-
-
-# --- image ----------------------------------------------------------------------------------------
-
-
-def store(job: Job, name: str, image: Image.Image, format: str, **options: Any) -> str:
-    out = io.BytesIO()
-    image.save(out, format, **options)
-    job.aios.sto_put(f"{FOLDER}/{name}", out.getvalue())
-    return f"{FOLDER}/{name}"
-
-
-def stored(job: Job, name: str) -> Image.Image:
-    return Image.open(io.BytesIO(job.aios.sto_get(f"{FOLDER}/{name}")))
-
-
-def test_image_tells_what_an_image_is(job: Job) -> None:
-    path = store(job, "a.png", Image.new("RGBA", (40, 20), "red"), "PNG")
-    found = run("image.inspect", job, path=path)
-    size = len(job.aios.sto_get(path))
-    assert found == {
-        "path": path, "format": "PNG", "mode": "RGBA", "width": 40, "height": 20, "frames": 1,
-        "bytes": size,
-    }  # fmt: skip
-    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "green", "blue")]
-    path = store(job, "a.gif", frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert run("image.inspect", job, path=path)["frames"] == 3
-
-
-@pytest.mark.parametrize(
-    ("asked", "size"),
-    [
-        ({"width": 20}, (20, 10)), ({"height": 5}, (10, 5)), ({"width": 7, "height": 9}, (7, 9)),
-        ({"width": 1}, (1, 1)),
-    ],
-)  # fmt: skip
-def test_image_resizes(job: Job, asked: dict[str, int], size: tuple[int, int]) -> None:
-    path = store(job, "a.png", Image.new("RGB", (40, 20), "red"), "PNG")
-    found = run("image.resize", job, path=path, to=f"{FOLDER}/b.png", **asked)
-    assert (found["width"], found["height"], found["format"]) == (*size, "PNG")
-    assert stored(job, "b.png").size == size
-    assert stored(job, "b.png").getpixel((0, 0)) == (255, 0, 0)
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "F"])
-def test_image_converts_whatever_there_is(job: Job, mode: str) -> None:
-    path = store(
-        job, "a.any", Image.new(mode, (4, 4)), "PNG" if mode in "1L LA P RGBA I;16" else "TIFF"
-    )
-    for format in image_box.FORMATS:
-        found = run("image.convert", job, path=path, to=f"{FOLDER}/b", format=format)
-        assert (found["format"], found["width"]) == (format, 4)
-        assert stored(job, "b").format == format
-
-
-def test_image_puts_white_behind_what_is_transparent(job: Job) -> None:
-    path = store(job, "a.png", Image.new("RGBA", (8, 8), (0, 0, 0, 0)), "PNG")
-    run("image.convert", job, path=path, to=f"{FOLDER}/b.jpg", format="JPEG")
-    assert stored(job, "b.jpg").getpixel((4, 4)) == (255, 255, 255)
-
-
-def png_of(width: int, height: int) -> bytes:
-    """A PNG that says it is so large, and is a few bytes."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    body = zlib.compress(b"\0" * 1000)
-    end = chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + end
-
-
-def test_image_refuses_bombs(job: Job) -> None:
-    for width, height in ((6000, 6000), (60_000, 60_000)):  # Pillow warns of one, refuses the other
-        job.aios.sto_put(f"{FOLDER}/bomb.png", png_of(width, height))
-        with pytest.raises(ToolFailed, match="more than 32000000 pixels"):
-            run("image.inspect", job, path=f"{FOLDER}/bomb.png")
-    text = PngImagePlugin.PngInfo()
-    text.add_text("note", "x" * (80 << 20), zip=True)
-    path = store(job, "text.png", Image.new("L", (1, 1)), "PNG", pnginfo=text)
-    with pytest.raises(ToolFailed, match="cannot be read as an image"):
-        run("image.inspect", job, path=path)
-
-
-def test_image_makes_no_giants(job: Job) -> None:
-    path = store(job, "a.png", Image.new("L", (8, 8)), "PNG")
-    with pytest.raises(ToolFailed, match="more than 32000000 pixels"):
-        run("image.resize", job, path=path, to=f"{FOLDER}/b", width=8192)
-    with pytest.raises(ToolArguments):
-        run("image.resize", job, path=path, to=f"{FOLDER}/b", width=8193)
-    with pytest.raises(ToolFailed, match="give a width"):
-        run("image.resize", job, path=path, to=f"{FOLDER}/b")
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"text", b"\x89PNG\r\n\x1a\n", png_of(9, 9)[:45], b"%!PS-Adobe-3.0 EPSF-3.0\n"]
-)
-def test_image_reads_nothing_else(job: Job, content: bytes) -> None:
-    job.aios.sto_put(f"{FOLDER}/x.png", content)
-    with pytest.raises(ToolFailed, match="cannot be read as an image"):
-        run("image.inspect", job, path=f"{FOLDER}/x.png")
-
-
-def test_image_reads_no_file_that_is_too_long(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_box, "MAX_BYTES", 10)
-    path = store(job, "a.png", Image.new("L", (8, 8)), "PNG")
-    with pytest.raises(ToolFailed, match="at most 10 are read"):
-        image_box.inspect.run({"path": path}, job)

@@ -151,6 +151,17 @@ def test_progress_is_heard(aios: Aios) -> None:
     assert counting.result().value == 3
 
 
+def test_progress_that_nobody_looks_at_does_no_harm(aios: Aios) -> None:
+    kernel = psutil.Process(aios.status().os_pid)
+    before = kernel.memory_info().rss
+    counting = aios.call_tool("lab.count", {"to": 20_000})
+    with connect(aios.connection.home) as other:  # while this one does not read
+        eventually(lambda: other.stats().calls.get("tool.progress", 0) >= 20_000, 60)
+    assert counting.result(60).value == 20_000
+    assert len(list(counting)) < 500
+    assert kernel.memory_info().rss - before < 16 << 20
+
+
 def test_cancelled_a_tool_ends_with_its_process(aios: Aios, tmp_path: Path) -> None:
     waiting = aios.call_tool("lab.wait_for", {"path": str(tmp_path / "never")})
     (own,) = eventually(lambda: list(tmp_path.iterdir()))

@@ -84,7 +84,7 @@ def two(folder: str) -> int:
     return running
 
 
-@tool(name="lab.count", timeout=20)
+@tool(name="lab.count", timeout=60)
 def count(to: int, job: Running) -> int:
     """Say how far it is."""
     for number in range(to):
