@@ -33,7 +33,7 @@ from aios.syscalls.errors import (
     ToolTimeout,
     ToolUnknown,
 )
-from aios.syscalls.messages import Done, Spawn
+from aios.syscalls.messages import Done
 
 from .access import Gate
 from .process import Process
@@ -51,7 +51,7 @@ _encode = msgspec.msgpack.Encoder().encode
 class Starter(Protocol):
     """What the tool manager asks of those who see to processes."""
 
-    def start_worker(self, args: Spawn, caller: Process | None) -> Process:
+    def start_worker(self, name: str, box: Box, caller: Process | None) -> Process:
         """Raises Denied, LimitReached."""
 
     def end_now(self, process: Process, reason: str) -> None: ...
@@ -329,8 +329,7 @@ class Tools:
         if len(self.workers) >= self.most:
             self._make_room()
             return
-        box = self.states[pool.box].box
-        process = self.starter.start_worker(box.spawn(pool.box), caller)
+        process = self.starter.start_worker(pool.box, self.states[pool.box].box, caller)
         late = partial(self.starter.end_now, process, f"does not serve within {START:g} s")
         worker = self.workers[process.pid] = Worker(process, pool, self.after(START, late))
         self.pools.setdefault(pool, []).append(worker)

@@ -20,7 +20,7 @@ from aios.kernel.toolbox import Box
 from aios.kernel.tools import JobRow, Tools
 from aios.syscalls import tool as m
 from aios.syscalls.errors import Cancelled, Denied, NotFound, ProcessGone, ToolUnknown
-from aios.syscalls.messages import Limits, Spawn
+from aios.syscalls.messages import Limits
 
 MOST, AGENTS, CALLERS = 3, 9, 3
 
@@ -124,9 +124,8 @@ class World(RuleBasedStateMachine):
 
     # --- what the manager asks of the world -------------------------------------------------------
 
-    def start_worker(self, args: Spawn, caller: Process | None) -> Process:
-        process = self.table.add("agent", args.name or "", 0, 0, Limits(), self.now)
-        process.tool = args.name or ""
+    def start_worker(self, name: str, box: Box, caller: Process | None) -> Process:
+        process = self.table.add("agent", name, 0, 0, Limits(), self.now, tool=name)
         self.doing[process.pid] = {}
         return process
 
