@@ -12,6 +12,7 @@ ToolName = Annotated[
     str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_-]*(\.[A-Za-z0-9_./-]+)?$", max_length=128)
 ]
 JobId = Annotated[int, Meta(ge=1, lt=2**53)]
+Amount = Annotated[float, Meta(ge=-1e18, le=1e18)]  # finite
 Schema = dict[str, Any]  # JSON Schema
 
 
@@ -88,8 +89,8 @@ class Job(Reply):
 
 class JobProgress(Message):
     id: JobId
-    done: float
-    total: float | None = None
+    done: Amount
+    total: Amount | None = None
     message: Annotated[str, Meta(max_length=1024)] = ""
 
 
