@@ -179,7 +179,7 @@ class Tools:
         call.on_end = partial(self._over, job)
         if args.timeout is not None:
             job.timers.append(self.after(args.timeout, partial(self._timed_out, job, args.timeout)))
-        self._look()
+        self._look_at(job, set())  # those before it wait for what it does not bring
 
     # --- jobs -------------------------------------------------------------------------------------
 
@@ -194,23 +194,26 @@ class Tools:
                 self.look_again = False
                 if self.listing:
                     self._tell_listing()
-                stuck: set[Pool] = set()  # those that have nobody who is free
+                stuck: set[Pool | str] = set()
                 queues = [self._waiting(pool, stuck) for pool in self.queues]
                 for job in heapq.merge(*queues, key=attrgetter("id")):  # in the order they came
                     self._look_at(job, stuck)
         finally:
             self.looking = False
 
-    def _waiting(self, pool: Pool, stuck: set[Pool]) -> Iterator[Job]:
+    def _waiting(self, pool: Pool, stuck: set[Pool | str]) -> Iterator[Job]:
         for job in list(self.queues[pool].values()):
             if pool in stuck:
                 return
-            yield job
+            if job.args.name not in stuck:
+                yield job
 
-    def _look_at(self, job: Job, stuck: set[Pool]) -> None:
+    def _look_at(self, job: Job, stuck: set[Pool | str]) -> None:
+        """`stuck`: pools in which nobody is free, and tools that may not run now."""
         try:
             spec = self._spec(job)
             if spec is not None and not self._may_run(spec):
+                stuck.add(spec.name)
                 return
             there = self.pools.get(job.pool, [])
             free = next((worker for worker in there if worker.is_free), None)
@@ -280,10 +283,8 @@ class Tools:
             else:
                 job.worker.owed[job.id] = job.spec
             self._leave(job.worker, job)
-        if job.told:
+        if job.told:  # else its places are free when its worker has let go of it
             self._look()
-        else:  # later: all calls of its caller may be about to end
-            self.after(0, self._look)
 
     def _free(self, spec: m.Spec) -> None:
         """Its worker does it no more."""

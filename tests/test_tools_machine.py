@@ -30,7 +30,7 @@ def spec(name: str, **fields: Any) -> m.Spec:
 
 
 BOXES = {
-    "lab": Box(program="lab", workers=2, idle=5),
+    "lab": Box(program="lab", workers=2, idle=300),
     "new": Box(program="new", workers=2, fresh=True),
     "mcp": Box(program="mcp", shared=True),
 }
@@ -107,6 +107,7 @@ class World(RuleBasedStateMachine):
         self.serving: dict[int, Call] = {}
         self.doing: dict[int, dict[int, m.Spec]] = {}  # what processes do, by pid and job
         self.heard: dict[int, int] = {}  # pieces that a worker has taken
+        self.deaf: set[int] = set()  # those that do not say a word any more
         self.callers: list[Process] = []
         for number in range(CALLERS):
             self._add_caller("agent" if number else "client")
@@ -130,6 +131,8 @@ class World(RuleBasedStateMachine):
         return process
 
     def end_now(self, process: Process, reason: str) -> None:
+        if reason in ("idle", "makes room"):
+            assert not self.tools.workers[process.pid].jobs
         if process.alive and process.state != "ending":
             process.reason = reason
             process.move("ending")
@@ -156,6 +159,11 @@ class World(RuleBasedStateMachine):
     def call(self, who: int, name: str, timeout: float | None) -> None:
         self._call(Call(self.callers[who], m.CallTool(name=name, timeout=timeout)))
 
+    @rule(name=st.sampled_from(sorted(SPECS)))
+    def all_call(self, name: str) -> None:
+        for who in (0, 1, 2, 0):
+            self.call(who, name, None)
+
     def _call(self, call: Call) -> None:
         self.calls.append(call)
         assert call.args is not None
@@ -179,6 +187,13 @@ class World(RuleBasedStateMachine):
     @rule(data=st.data(), at_once=st.integers(1, 3))
     def serve(self, data: st.DataObject, at_once: int) -> None:
         self._serve(data.draw(st.sampled_from(self.workers("starting"))), at_once)
+
+    @rule()
+    def workers_come_and_go(self) -> None:
+        for process in self.workers("ending"):
+            self._end(process)
+        for process in self.workers("starting"):
+            self._serve(process)
 
     def _serve(self, process: Process, at_once: int = 2) -> None:
         process.move("running")
@@ -214,10 +229,18 @@ class World(RuleBasedStateMachine):
                     self.doing[pid][body.id] = SPECS[body.tool]
                 self.heard[pid] += 1
 
-    @precondition(lambda self: any(self.doing.values()))
+    def busy(self) -> list[int]:
+        return [pid for pid, jobs in self.doing.items() if jobs and pid not in self.deaf]
+
+    @precondition(lambda self: self.busy())
+    @rule(data=st.data())
+    def hang(self, data: st.DataObject) -> None:
+        self.deaf.add(data.draw(st.sampled_from(self.busy())))
+
+    @precondition(lambda self: self.busy())
     @rule(data=st.data(), ok=st.booleans())
     def done(self, data: st.DataObject, ok: bool) -> None:
-        pid = data.draw(st.sampled_from([pid for pid, jobs in self.doing.items() if jobs]))
+        pid = data.draw(st.sampled_from(self.busy()))
         self._done(pid, data.draw(st.sampled_from(sorted(self.doing[pid]))), ok)
 
     def _done(self, pid: int, job: int, ok: bool = True) -> None:
@@ -229,10 +252,10 @@ class World(RuleBasedStateMachine):
         except (NotFound, Denied):
             assert over
 
-    @precondition(lambda self: any(self.doing.values()))
+    @precondition(lambda self: self.busy())
     @rule(data=st.data())
     def progress(self, data: st.DataObject) -> None:
-        pid = data.draw(st.sampled_from([pid for pid, jobs in self.doing.items() if jobs]))
+        pid = data.draw(st.sampled_from(self.busy()))
         job = data.draw(st.sampled_from(sorted(self.doing[pid])))
         over = job not in self.tools.running
         try:
@@ -270,8 +293,10 @@ class World(RuleBasedStateMachine):
         self.doing.pop(process.pid, None)
         self.table.end(process, 1, reason, self.now)
 
-    @rule(who=st.integers(0, CALLERS - 1))
+    @rule(who=st.integers(0, CALLERS + 3))
     def caller_ends(self, who: int) -> None:
+        if who >= CALLERS:  # most of the time nothing so drastic happens
+            return
         process = self.callers.pop(who)
         self._end(process)
         assert not any(w.pool.caller == process.pid and w.process.state != "ending"
@@ -290,9 +315,11 @@ class World(RuleBasedStateMachine):
                 timer.run()
         self.now = until
 
-    @rule()
-    def kernel_dies(self) -> None:
+    @rule(dies=st.sampled_from([False, False, False, True]))
+    def kernel_dies(self, dies: bool) -> None:
         """As the ledger, and callers that come back, do it."""
+        if not dies:
+            return
         rows = {msgspec.msgpack.decode(row, type=JobRow).call for row in self.journal.values()}
         effects = {
             job.call.id for job in self.tools.running.values() if SPECS[job.args.name].effect
@@ -352,10 +379,10 @@ class World(RuleBasedStateMachine):
             for process in self.workers("starting"):
                 self._serve(process)
             self._hear()
-            for pid in list(self.doing):
-                for job in list(self.doing.get(pid, ())):
+            for pid in self.busy():
+                for job in list(self.doing[pid]):
                     self._done(pid, job)
-            self._pass(0.1)
+            self._pass(1.0)
             self.no_call_has_two_ends()
             if not self.calls:
                 break
@@ -369,7 +396,7 @@ class World(RuleBasedStateMachine):
 
 
 TestWorld = World.TestCase
-TestWorld.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
+TestWorld.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
 
 
 def test_a_toolbox_that_never_serves_is_ended_and_whoever_waits_hears_of_it() -> None:
