@@ -78,7 +78,8 @@ def test_an_unknown_version_is_said(capfd: pytest.CaptureFixture[str]) -> None:
         (McpServer(name="none", command="no-such-program"), "none cannot be started: No such file"),
         (McpServer(name="none", command="/etc/passwd"), "cannot be started: Permission denied"),
         (McpServer(name="off", url="http://127.0.0.1:9/mcp"), "off cannot be reached at http"),
-        (bad("exits"), "bad ended before it had answered"),
+        (bad("exits"), "bad has ended"),
+        (bad("broken"), 'bad wrote a message that is not JSON-RPC: {"jsonrpc": "2.0", "id": 1'),
         (bad("endless"), "lists more than 512 tools"),
         (bad("no schema"), r"not speak the protocol: tools\.0\.inputSchema\.type: .*'object'"),
     ],
@@ -225,6 +226,11 @@ def test_answers_that_are_errors(how: str, says: str) -> None:
 def test_an_answer_that_is_no_json() -> None:
     with pytest.raises(ToolCrashed, match=r'bad wrote a message that is not JSON-RPC: {"jsonrpc"'):
         call("answers garbage")
+
+
+def test_a_message_without_end() -> None:
+    with pytest.raises(ToolCrashed, match="bad wrote a message of more than 16777216 bytes"):
+        call("floods")
 
 
 @pytest.mark.parametrize("how", ["says garbage", "not utf-8"])

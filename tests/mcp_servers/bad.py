@@ -77,6 +77,9 @@ def called(number: int, name: str, args: dict[str, Any]) -> None:
         text(number, f"echo {args.get('n')}, cancelled {len(cancelled)}")
     elif HOW in CONTENT:
         answer(number, **CONTENT[HOW])
+    elif HOW == "floods":
+        while True:
+            os.write(1, b"x" * 65_536)
     elif HOW == "dies":
         sys.exit(3)
     elif HOW == "killed":
@@ -121,6 +124,8 @@ if HOW == "silent":
     time.sleep(600)
 if HOW == "exits":
     sys.exit("this server has no key")
+if HOW == "broken":
+    print('{"jsonrpc": "2.0", "id": 1, "result": ', flush=True)
 token: Any = None
 for line in sys.stdin:
     message = json.loads(line)
