@@ -8,7 +8,7 @@ their schemas; each call that it writes is judged by the `jsonschema` package.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
@@ -36,10 +36,12 @@ TOOLS = (
 )  # fmt: skip
 
 
-def run(progress: Progress, calls: int = CALLS, written: int = WRITTEN) -> dict[str, Any]:
+def run(
+    progress: Progress, calls: int = CALLS, written: int = WRITTEN, tasks: Sequence[str] = TASKS
+) -> dict[str, Any]:
     with system(progress, slots=4, ctx=2048) as home, connect(home, "bench") as aios:
         ours, peer = round_trips(progress, aios, calls)
-        calls_of_model = write_calls(progress, aios, written)
+        calls_of_model = write_calls(progress, aios, written, tasks)
     ratio = (ours["call"] - peer["function"]) / peer["system_call"]
     ours |= {"added": ours["call"] - peer["function"], **calls_of_model}
     return {"bench": NAME, "ratio": ratio, "target": TARGET, "ours": ours, "peer": peer}
@@ -93,13 +95,15 @@ def rate(aios: Aios, count: int) -> float:
 # --- what a model writes --------------------------------------------------------------------------
 
 
-def write_calls(progress: Progress, aios: Aios, wanted: int) -> dict[str, int]:
+def write_calls(
+    progress: Progress, aios: Aios, wanted: int, tasks: Sequence[str]
+) -> dict[str, int]:
     """How many calls fit their schemas, of how many; and answers that were cut, which have none."""
     specs = {spec.name: spec for spec in aios.tools() if spec.name in TOOLS}
     talk = ToolTalk(aios, [specs[name] for name in TOOLS], parallel=2)
     grammar = talk.grammar("call")
-    asked = [aios.open() for _ in TASKS]
-    for context, task in zip(asked, TASKS, strict=True):
+    asked = [aios.open() for _ in tasks]
+    for context, task in zip(asked, tasks, strict=True):
         context.append(talk.opening(task))
     counts = {"written": 0, "valid": 0, "cut": 0}
     while counts["written"] < wanted:

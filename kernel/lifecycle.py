@@ -49,9 +49,10 @@ from .policy import check_rules
 from .process import Process, ProcessTable
 from .remotes import Remotes
 from .stats import EventLog
+from .toolbox import Box
 from .trap import Call, Session, Trap
 from .waiting import Waiters
-from .walls import is_harmless, widened
+from .walls import shown, widened
 
 LAST_WORD = 0.2  # seconds that init has to say of what a process died whose connection is lost
 SLICE = 25  # processes whose figures are read in one sweep
@@ -118,21 +119,23 @@ class Lifecycle:
         call.on_end = process.touch  # its birth has no caller any more
         self._start(birth)
 
-    def start_worker(self, args: Spawn, caller: Process | None) -> Process:
-        """For a toolbox, which `args` names: it acts in its caller's storage, and ends with it.
+    def start_worker(self, name: str, box: Box, caller: Process | None) -> Process:
+        """For a toolbox: it acts in its caller's storage, and ends with it.
 
         Raises:
             Denied, LimitReached.
         """
         if self.on_empty is not None:
             raise Denied("the system is stopping: nothing new is started")
-        box, reach = args.name or "", args.reach or Reach()
+        args = box.spawn(name, self.config.path)
+        reach = args.reach or Reach()
         above = caller if caller is not None and caller.kind != "client" else None
         limits = self.config.limits if above is None else above.limits
         nice = 0 if caller is None else caller.nice
         parent = 0 if above is None else above.pid
-        process = self.table.add("agent", box, parent, nice, limits, time.monotonic())
-        process.tool, process.manifest, process.reach = box, args.manifest, reach
+        now = time.monotonic()
+        process = self.table.add("agent", name, parent, nice, limits, now, tool=name)
+        process.manifest, process.reach = args.manifest, reach
         if caller is not None:
             process.principal, process.labels = caller.principal, set(caller.labels)
             process.reach = joined(caller.reach, reach)
@@ -146,9 +149,8 @@ class Lifecycle:
         given = args.reach or Reach()
         if not args.program.startswith("/"):
             return given
-        beside = str(Path(args.program).parent)
-        shown = beside if is_harmless(beside, self.config.path) else args.program
-        return msgspec.structs.replace(given, read=[*given.read, shown])
+        read = [*given.read, shown(args.program, self.config.path)]
+        return msgspec.structs.replace(given, read=read)
 
     def _handed_on(self, parent: Process, args: Spawn) -> Reach:
         """By an agent: what it reaches itself, or the part that is named.
@@ -194,6 +196,7 @@ class Lifecycle:
             return
         if birth.call is not None:
             birth.call.fail(from_wire(frame.error))
+        birth.process.reason = f"not started: {from_wire(frame.error).message}"
         self._take_back(birth.process)
         self.table.end(birth.process, 127, "not started", time.monotonic())
         self.table.forget(birth.process)

@@ -138,7 +138,7 @@ class ProcessTable:
 
     def add(
         self, kind: Kind, name: str, parent: int, nice: int, limits: Limits,
-        now: float, os_pid: int = 0,
+        now: float, os_pid: int = 0, tool: str = "",
     ) -> Process:  # fmt: skip
         """A new row: an agent `starting`, a client `running`.
 
@@ -148,7 +148,7 @@ class ProcessTable:
         if sum(p.kind == kind for p in self.live()) >= self.max[kind]:
             raise LimitReached(f"{self.max[kind]} {kind}s are alive: no more", "see config.toml")
         above = self.rows.get(parent)
-        if above is not None and above.limits.children is not None:
+        if above is not None and above.limits.children is not None and not tool:
             alive = sum(self.rows[c].alive and not self.rows[c].tool for c in above.children)
             if alive >= above.limits.children:
                 raise LimitReached(f"process {parent} has {alive} children: its limit")
@@ -157,6 +157,7 @@ class ProcessTable:
         process = Process(self.last, parent, name, kind, os_pid, nice, limits, now, state)
         if kind != "client":
             process.principal = f"{above.principal if above is not None else ''}/{name}"
+        process.tool = tool
         process.secret = secrets.token_bytes(16)
         self.insert(process)
         return process
@@ -188,9 +189,9 @@ class ProcessTable:
         return self.rows[pid]
 
     def find(self, who: int | str) -> Process:
-        """A live process by pid, or the oldest by name. Raises NotFound."""
+        """A live process by pid, or the oldest by name that is no worker. Raises NotFound."""
         for process in self.live():
-            if who in (process.pid, process.name):
+            if who == process.pid or (who == process.name and not process.tool):
                 return process
         raise NotFound(f"no live process {who!r}", "`aios ps` lists them")
 
@@ -235,7 +236,7 @@ class ProcessTable:
 
     def _trim(self) -> None:
         dead = [process for process in self.rows.values() if not process.alive]
-        dead.sort(key=lambda process: process.ended)
+        dead.sort(key=lambda process: (not process.tool, process.ended))  # workers go first
         for process in dead[: max(0, len(dead) - self.max_dead)]:
             self.forget(process)
 

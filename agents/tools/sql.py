@@ -23,7 +23,7 @@ from aios.agents.tool import Running, tool
 from aios.syscalls.errors import ToolFailed
 
 SECONDS = 20.0  # that a query may take
-MAX_BYTES = 256 << 20  # of a database that is in storage
+MAX_BYTES = 64 << 20  # of a database that is in storage; a worker writes no longer file
 MEMORY = 256 << 20  # bytes that a query may take
 COLUMNS = 10_000  # of all tables that are listed
 CELL, ALL = 2000, 200_000  # characters of one value, of all
