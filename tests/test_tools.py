@@ -383,3 +383,52 @@ def test_what_was_interrupted_is_unknown_and_never_done_again(boot: Boot, tmp_pa
         assert call(aios, "lab.change", path=str(log)) == "changed"
         assert log.read_text() == "once\n" * 4
         assert aios.check() == []
+
+
+SLOW = """
+import time
+from pathlib import Path
+from aios.agents.tool import tool
+Path({begun!r}).touch()
+while not Path({go!r}).exists():
+    time.sleep(0.01)
+
+@tool(name="slow", effect=True)
+def slow() -> str:
+    Path({log!r}).open("a").write("once\\n")
+    return "slow"
+"""
+
+
+def test_the_kernel_may_die_while_a_worker_starts_and_before_its_word_is_heard(
+    boot: Boot, tmp_path: Path
+) -> None:
+    begun, go, log = (tmp_path / name for name in ("begun", "go", "log"))
+    place = tmp_path / "box"
+    place.mkdir()
+    (place / "slow.py").write_text(SLOW.format(begun=str(begun), go=str(go), log=str(log)))
+    box = {"program": str(place / "slow.py"), "workers": 1}
+    walls = {"read": [str(tmp_path)], "write": [str(tmp_path)]}
+    system = boot(slots=1, ctx=256, walls=walls, tools={"slow": box})
+    with connect(system.home) as aios, connect(system.home) as other:
+
+        def kill_kernel() -> None:
+            os_pid = other.status().os_pid
+            os.kill(os_pid, signal.SIGKILL)
+            eventually(lambda: other.status().os_pid != os_pid)
+
+        first, second = aios.call_tool("slow"), aios.call_tool("slow")  # one starts, one waits
+        eventually(begun.exists)
+        (before,) = other.ps()
+        kill_kernel()
+        go.touch()
+        assert (first.result(30).value, second.result(30).value) == ("slow", "slow")
+        assert before.pid not in [row.pid for row in other.ps()]
+        assert log.read_text() == "once\n" * 2  # it had not begun
+        unheard = aios.call_tool("slow")
+        eventually(lambda: log.read_text() == "once\n" * 3)
+        eventually(lambda: other.stats().calls.get("tool.done", 0) == 3)
+        kill_kernel()
+        assert unheard.result(30).value == "slow"
+        assert log.read_text() == "once\n" * 3
+        assert other.check() == []
