@@ -1,4 +1,4 @@
-"""What the tool manager keeps: jobs that wait and run, workers, and what toolboxes say they have."""
+"""What the tool manager keeps: jobs, the workers that do them, what a toolbox has said of itself."""
 
 from __future__ import annotations
 
