@@ -1,4 +1,4 @@
-"""What the tool manager keeps: jobs, the workers that do them, what a toolbox has said of itself."""
+"""What the tool manager keeps: jobs, the workers that do them, what toolboxes have said."""
 
 from __future__ import annotations
 
