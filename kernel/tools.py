@@ -13,10 +13,9 @@ import heapq
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -36,6 +35,7 @@ from aios.syscalls.errors import (
 from aios.syscalls.messages import Done
 
 from .access import Gate
+from .job import Job, JobRow, Pool, State, Worker
 from .process import Process
 from .toolbox import Box
 from .trap import Call
@@ -55,66 +55,6 @@ class Starter(Protocol):
         """Raises Denied, LimitReached."""
 
     def end_now(self, process: Process, reason: str) -> None: ...
-
-
-class JobRow(msgspec.Struct, array_like=True):
-    """What is journaled of a job with an effect."""
-
-    caller: int
-    call: int
-    tool: str
-
-
-class Pool(NamedTuple):
-    """Workers that do the same for the same."""
-
-    box: str
-    caller: int  # pid; 0: all
-
-
-@dataclass
-class Job:
-    id: int
-    call: Call
-    pool: Pool
-    args: m.CallTool
-    spec: m.Spec | None = None  # these two are set while it runs
-    worker: Worker | None = None
-    timers: list[Any] = field(default_factory=list)
-    steps: int = 0  # of its progress
-    next_step: float = 0.0
-    told: bool = False  # the worker has said how it ended
-
-
-@dataclass
-class Worker:
-    process: Process
-    pool: Pool
-    timer: Any  # that ends it
-    offered: dict[str, m.Spec] = field(default_factory=dict)
-    serve: Call | None = None
-    at_once: int = 0  # 0: it has not said yet
-    jobs: dict[int, Job] = field(default_factory=dict)
-    owed: dict[int, m.Spec] = field(default_factory=dict)  # of jobs that are over, but not for it
-
-    @property
-    def is_free(self) -> bool:
-        # One that was stopped is given some as well: their time limit makes an end of it.
-        ready = self.serve is not None and self.process.state in ("running", "stopped")
-        return ready and len(self.jobs) + len(self.owed) < self.at_once
-
-    @property
-    def is_coming(self) -> bool:
-        return self.process.state in ("starting", "running") and not self.at_once
-
-
-@dataclass
-class State:
-    """What is known of a toolbox."""
-
-    box: Box
-    specs: dict[str, m.Spec] | None = None  # None: no worker has said yet
-    error: str = ""  # why none could
 
 
 class Tools:

@@ -158,6 +158,27 @@ def test_a_server_that_changes_its_tools() -> None:
     assert use(bad("changes"), body) == ["bad.other", "bad.echo"]
 
 
+def test_a_server_that_changes_its_tools_into_none() -> None:
+    async def body(connection: McpConnection) -> None:
+        assert await connection.call("bad.go", {}, quiet) == "changed"
+        await connection.changed()
+
+    with pytest.raises(ToolCrashed, match=r"not speak the protocol: tools\.0\.inputSchema"):
+        use(bad("changes badly"), body)
+
+
+def test_changes_of_a_server_with_the_protocol_of_2026() -> None:
+    prober = McpServer(name="it", command=sys.executable, args=[BAD.replace("bad.", "prober.")])
+
+    async def body(connection: McpConnection) -> list[str]:
+        assert connection.client.protocol_version == "2026-07-28"
+        await connection.call("it.learn", {}, quiet)
+        await connection.changed()
+        return [spec.name for spec in connection.specs]
+
+    assert use(prober, body) == ["it.try", "it.learn", "it.learned"]
+
+
 # --- calls ------------------------------------------------------------------------------------
 
 
