@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -52,7 +54,7 @@ from .stats import EventLog
 from .toolbox import Box
 from .trap import Call, Session, Trap
 from .waiting import Waiters
-from .walls import shown, widened
+from .walls import Room, shown, widened
 
 LAST_WORD = 0.2  # seconds that init has to say of what a process died whose connection is lost
 SLICE = 25  # processes whose figures are read in one sweep
@@ -89,6 +91,8 @@ class Lifecycle:
         self.births: dict[int, Birth] = {}  # by pid
         self.figures: dict[int, psutil.Process] = {}
         self.turn = 0
+        self.sweeper = ThreadPoolExecutor(1, "sweeper")
+        table.on_forget = self._forgotten
         self.on_empty: Callable[[], None] | None = None  # set while the system winds up
 
     # --- birth ----------------------------------------------------------------------------------
@@ -369,12 +373,19 @@ class Lifecycle:
         process.code = process.code if process.reported else code
         self._take_back(process)
         children = self.table.end(process, code, reason, time.monotonic())
+        if process.tool:  # there may be one a call: what they leave would fill the disk
+            room = Room(self.config.path, process.pid)
+            self.sweeper.submit(shutil.rmtree, room.own, ignore_errors=True)
         self.events.publish(
             "process", "ended", process.pid, code=process.code, reason=process.reason
         )
         for child in children:
             self.terminate(child, "parent gone")
         self._ended()
+
+    def _forgotten(self, process: Process) -> None:
+        if process.tool:
+            self.sweeper.submit(self.logs.path(process.pid).unlink, missing_ok=True)
 
     def _take_back(self, process: Process) -> None:
         """What it has of the managers'."""

@@ -10,7 +10,7 @@ no signals; the time is passed in.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -135,6 +135,7 @@ class ProcessTable:
         self.spent: set[int] = set()
         self.by_os_pid: dict[int, Process] = {}
         self.last = 0
+        self.on_forget: Callable[[Process], None] = lambda _: None
 
     def add(
         self, kind: Kind, name: str, parent: int, nice: int, limits: Limits,
@@ -230,6 +231,7 @@ class ProcessTable:
         """The row goes."""
         del self.rows[process.pid]
         process.touch()
+        self.on_forget(process)
         above = self.rows.get(process.parent)
         if above is not None:
             above.children.discard(process.pid)

@@ -124,6 +124,17 @@ def test_a_fresh_box_has_a_new_process_for_each_call(aios: Aios) -> None:
     assert first != second
 
 
+def test_ended_workers_leave_nothing_on_the_disk(boot: Boot, tmp_path: Path) -> None:
+    (tmp_path / "fresh.py").write_text(FRESH)
+    box = {"program": str(tmp_path / "fresh.py"), "fresh": True}
+    system = boot(slots=1, ctx=256, dead=2, tools={"fresh": box})
+    with connect(system.home) as aios:
+        for _ in range(5):
+            call(aios, "fresh")
+        eventually(lambda: not aios.ps() and not list((system.home / "agents").iterdir()))
+        eventually(lambda: len(list((system.home / "log").glob("agent-*.log"))) == 2)
+
+
 def test_calls_run_at_once_each_in_a_process_of_its_own(aios: Aios, tmp_path: Path) -> None:
     go = tmp_path / "go"
     calls = [aios.call_tool("lab.wait_for", {"path": str(go)}) for _ in range(4)]
