@@ -226,7 +226,9 @@ def test_a_killed_agent_goes_on_and_repeats_nothing(
     pid = start(aios, program, plan)
     try:
         eventually(lambda: Path(here).exists(), 10)
-    except: print(aios.log(pid).data.decode(), aios.ps(), Path(notes).read_text()); raise
+    except:
+        print(aios.log(pid).data.decode(), aios.ps(), Path(notes).read_text())
+        raise
     aios.kill(pid, "KILL")
     assert aios.wait(pid).code == 137
     Path(gate).touch()
