@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, TypeVar
 
 import msgspec
-import zmq
 
 from aios.syscalls.errors import AiosError, KernelGone, TimedOut
 
@@ -37,7 +36,6 @@ class AwaitedCalls:
         if self.lost:
             raise self.lost
         call = self.aios.start(name, **args)
-        # A socket's descriptor tells of a change once, and to send may have been what noticed it.
         self._look.set()
         return call
 
@@ -95,7 +93,7 @@ class AwaitedCalls:
                     connection.pump(0.0)
                 self._tell()
                 if not connection.lost:
-                    await self._readable(connection.socket, connection.monitor)
+                    await self._readable(connection.descriptors())
         except AiosError as error:
             self.lost = error
             self._tell()
@@ -104,10 +102,9 @@ class AwaitedCalls:
         came, self._came = self._came, asyncio.Event()
         came.set()
 
-    async def _readable(self, *sockets: zmq.Socket[bytes]) -> None:
-        """Wait until one of them may have something, or a call was sent."""
+    async def _readable(self, descriptors: list[int]) -> None:
+        """Wait until something may have come, or a call was sent."""
         loop = asyncio.get_running_loop()
-        descriptors = [int(socket.getsockopt(zmq.FD)) for socket in sockets]
         for descriptor in descriptors:
             loop.add_reader(descriptor, self._look.set)
         try:

@@ -14,7 +14,8 @@ from msgspec import convert
 
 from aios.agents.agent import Agent
 from aios.agents.awaited import AwaitedCalls
-from aios.agents.mcp_connection import NAMES_BY_TCP, McpConnection, connected, leaf
+from aios.agents.mcp_connection import McpConnection, connected, leaf
+from aios.agents.mcp_transport import NAMES_BY_TCP
 from aios.agents.sdk import Aios
 from aios.agents.worker import reply
 from aios.syscalls.errors import AiosError, KernelGone, ToolArguments, ToolCrashed

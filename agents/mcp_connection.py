@@ -1,4 +1,4 @@
-"""One MCP server: connected to, its tools listed and called. The only importer of `mcp` here.
+"""One MCP server: connected to, its tools listed and called.
 
 A connection is of one life of the server: when that ends, so does this, and whoever needs the
 server connects anew. What a server may do wrong ends in one error that says which server it was.
@@ -10,22 +10,17 @@ import asyncio
 import base64
 import binascii
 import logging
-import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
-import anyio
 import httpx2
 import mcp_types as types
-from anyio.streams.memory import MemoryObjectSendStream
 from jsonschema import Draft202012Validator, SchemaError
 from jsonschema.exceptions import best_match
 from jsonschema.protocols import Validator
 from jsonschema.validators import validator_for
-from mcp import Client, MCPError, StdioServerParameters, stdio_client
-from mcp.client.streamable_http import streamable_http_client
-from mcp.shared.message import SessionMessage
+from mcp import Client, MCPError
 from mcp_types.version import KNOWN_PROTOCOL_VERSIONS
 from msgspec import ValidationError, convert, msgpack
 from pydantic import ValidationError as NotMcp
@@ -36,15 +31,13 @@ from aios.syscalls import VERSION
 from aios.syscalls.errors import ToolArguments, ToolCrashed, ToolFailed
 from aios.syscalls.tool import McpServer, Spec
 
-ANSWER = 30.0  # seconds that a server has to answer anything but a call
+from .mcp_transport import ANSWER, say, transport
+
 ALIVE = 10.0  # likewise after a call that it was told to drop
-SILENCE = httpx2.Timeout(ANSWER, read=None)  # of HTTP; a call may take long
 CALL = 86_400.0  # a call's own limit is the kernel's
 TOOLS, PAGES = 512, 64  # listed of one server, at most
 DESCRIPTION = 8192  # characters of a description that are kept
 SPEC = 48 << 10  # bytes of a tool's schemas and description, at most: a call holds 64 KiB
-SHOWN = 200  # characters of what a server printed that an error shows
-NAMES_BY_TCP = {"RES_OPTIONS": "use-vc"}  # UDP is behind the walls
 REFUSALS = (MCPError, NotMcp, OSError, RuntimeError)  # of a server that is not one, or not for us
 
 Progress = Callable[[float, float | None, str], None]
@@ -56,7 +49,7 @@ class McpConnection:
     def __init__(self, server: McpServer) -> None:
         self.server = server
         self.client = Client(
-            watched(server, self.over), read_timeout_seconds=ANSWER, message_handler=self.heard,
+            transport(server, self.over), read_timeout_seconds=ANSWER, message_handler=self.heard,
             client_info=types.Implementation(name="aios", version=VERSION),
         )  # fmt: skip
         self.specs: list[Spec] = []
@@ -169,6 +162,12 @@ class McpConnection:
             self.end.set_exception(ToolCrashed(f"the MCP server {self.server.name} {why}"))
             self.end.exception()  # it may be that nobody asks
 
+    def why(self) -> ToolCrashed:
+        """Why it is over."""
+        error = self.end.exception()
+        assert isinstance(error, ToolCrashed)
+        return error
+
     async def _over(self, doing: Any) -> Any:
         """The result of `doing`, unless the server is over before that."""
         task = asyncio.ensure_future(doing)
@@ -198,9 +197,10 @@ class McpConnection:
         name = self.server.name
         if isinstance(error, MCPError) and error.error.code == types.CONNECTION_CLOSED:
             self.over("has ended")
-            return ToolCrashed(f"the MCP server {name} has ended")
+            return self.why()
         if isinstance(error, NotMcp):
-            return ToolFailed(f"the MCP server {name} gave an answer that is not of the protocol")
+            where = first_line(error)
+            return ToolFailed(f"the MCP server {name} does not speak the protocol: {where}")
         return ToolFailed(f"{name}: {first_line(error)}")
 
 
@@ -225,66 +225,11 @@ async def connected(server: McpServer) -> AsyncIterator[McpConnection]:
                 following.cancel()
     except Exception as error:
         cause = leaf(error)
+        if not ready and connection.end.done():
+            raise connection.why() from error
         if isinstance(cause, httpx2.HTTPError) or (not ready and isinstance(cause, REFUSALS)):
             raise ToolCrashed(f"the MCP server {server.name} {why_not(server, cause)}") from error
         raise cause from None
-
-
-@asynccontextmanager
-async def watched(server: McpServer, over: Callable[[str], None]) -> AsyncIterator[Any]:
-    """A transport that says when the other end has gone, or says what nobody can make sense of."""
-    async with transport(server) as (read, write), anyio.create_task_group() as group:
-        send, receive = anyio.create_memory_object_stream[SessionMessage | Exception](0)
-
-        async def pass_on(target: MemoryObjectSendStream[SessionMessage | Exception]) -> None:
-            with suppress(anyio.BrokenResourceError):  # nobody listens any more
-                async with target:
-                    async for item in read:
-                        if isinstance(item, Exception):
-                            garbage(server, item, over)
-                        else:
-                            await target.send(item)
-            over("has ended")
-
-        group.start_soon(pass_on, send)
-        yield receive, write
-        group.cancel_scope.cancel()
-
-
-@asynccontextmanager
-async def transport(server: McpServer) -> AsyncIterator[Any]:
-    if server.url:
-        async with (
-            httpx2.AsyncClient(
-                headers=server.headers, timeout=SILENCE, event_hooks={"response": [let_in]}
-            ) as http,
-            streamable_http_client(server.url, http_client=http) as streams,
-        ):
-            yield streams
-        return
-    command = StdioServerParameters(
-        command=server.command, args=server.args, env=NAMES_BY_TCP | server.env, cwd=server.cwd,
-        encoding_error_handler="replace",
-    )  # fmt: skip
-    async with stdio_client(command) as streams:
-        yield streams
-
-
-async def let_in(response: httpx2.Response) -> None:
-    """Raises HTTPStatusError where the key does not fit: the package would say `error response`."""
-    if response.status_code in (401, 403):
-        response.raise_for_status()
-
-
-def garbage(server: McpServer, error: Exception, over: Callable[[str], None]) -> None:
-    """What was meant for people is let pass, as many servers print such; what begins as a message
-    and is none may be the answer that somebody waits for."""
-    line = error.errors()[0]["input"] if isinstance(error, NotMcp) else str(error)
-    shown = str(line)[:SHOWN]
-    if not isinstance(line, str) or line.lstrip().startswith("{"):
-        over(f"wrote a message that is not JSON-RPC: {shown}")
-    elif line.strip():
-        say(f"the MCP server {server.name} writes to stdout, which is for its messages: {shown}")
 
 
 def validator_of(schema: dict[str, Any]) -> Validator:
@@ -351,8 +296,6 @@ def leaf(error: BaseException) -> BaseException:
 
 def why_not(server: McpServer, error: BaseException) -> str:
     """Why there is no connection, or none any more."""
-    if isinstance(error, MCPError) and error.error.code == types.CONNECTION_CLOSED:
-        return "ended before it had answered; its log says more"
     if isinstance(error, MCPError) and error.error.code == types.REQUEST_TIMEOUT:
         return f"does not answer within {ANSWER:g} s"
     if isinstance(error, OSError) and not server.url:
@@ -366,9 +309,7 @@ def why_not(server: McpServer, error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
+    if isinstance(error, NotMcp):
+        what = error.errors()[0]
+        return f"{'.'.join(map(str, what['loc']))}: {what['msg']}"
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def say(line: str) -> None:
-    """To the worker's log."""
-    print(line, file=sys.stderr, flush=True)

@@ -63,7 +63,7 @@ SHIPPED: dict[str, Box] = {
     "python": Box(program="python", fresh=True),
     "search": Box(program="search", allow=["sto.read"]),
     "shell": Box(program="shell", fresh=True, reach=Reach(processes=True)),
-    "sql": Box(program="sql"),
+    "sql": Box(program="sql", allow=["sto.read"]),
     "time": Box(program="time"),
     "web": Box(program="web", allow=["sto.read"], reach=WEB),
 }

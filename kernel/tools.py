@@ -312,6 +312,9 @@ class Tools:
     def offer(self, process: Process, args: m.Offer) -> None:
         """Raises Denied, and BadInput for a name that is not the box's to use."""
         worker = self._worker(process)
+        if worker.at_once and not self.states[worker.pool.box].box.shared:
+            # From its first job on, what its caller sent may speak for it: code, to `python`.
+            raise Denied("a worker says which tools it has before it takes jobs")
         for spec in args.tools:
             if spec.name.partition(".")[0] != worker.pool.box:
                 raise BadInput(

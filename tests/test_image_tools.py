@@ -117,6 +117,12 @@ def test_image_reads_nothing_else(job: Job, content: bytes) -> None:
         run("image.inspect", job, path=f"{FOLDER}/x.png")
 
 
+def test_image_reads_no_format_that_is_rare(job: Job) -> None:
+    path = store(job, "a.png", Image.new("RGB", (8, 8)), "PPM")
+    with pytest.raises(ToolFailed, match="cannot be read as an image"):
+        run("image.inspect", job, path=path)
+
+
 def test_image_reads_no_file_that_is_too_long(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_box, "MAX_BYTES", 10)
     path = store(job, "a.png", Image.new("L", (8, 8)), "PNG")

@@ -21,6 +21,12 @@ HOMES = {
     "llguidance": {"kernel/core/grammar.py", "kernel/core/trial.py", "kernel/index/embedder.py"},
     "lmdb": {f"kernel/{name}.py" for name in ("store", "store_trial", "room", "transaction")}
     | {"bench/memory.py"},
+    "mcp": {
+        "agents/mcp_connection.py",
+        "agents/mcp_transport.py",
+        "shell/mcp_server.py",
+        "shell/mcp_tools.py",
+    },
     "sympy": {"agents/tools/calculate.py"},
     "duckdb": {"agents/tools/sql.py"},
     "PIL": {"agents/tools/image.py"},

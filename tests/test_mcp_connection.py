@@ -15,7 +15,7 @@ from msgspec import structs
 
 from aios.agents import mcp_connection
 from aios.agents.mcp_connection import McpConnection, connected
-from aios.syscalls.errors import ToolCrashed, ToolFailed
+from aios.syscalls.errors import ToolArguments, ToolCrashed, ToolFailed
 from aios.syscalls.tool import McpServer
 
 BAD = str(Path(__file__).parent / "mcp_servers" / "bad.py")
@@ -78,8 +78,10 @@ def test_an_unknown_version_is_said(capfd: pytest.CaptureFixture[str]) -> None:
         (McpServer(name="none", command="no-such-program"), "none cannot be started: No such file"),
         (McpServer(name="none", command="/etc/passwd"), "cannot be started: Permission denied"),
         (McpServer(name="off", url="http://127.0.0.1:9/mcp"), "off cannot be reached at http"),
-        (bad("exits"), "bad ended before it had answered"),
+        (bad("exits"), "bad has ended"),
+        (bad("broken"), 'bad wrote a message that is not JSON-RPC: {"jsonrpc": "2.0", "id": 1'),
         (bad("endless"), "lists more than 512 tools"),
+        (bad("no schema"), r"not speak the protocol: tools\.0\.inputSchema\.type: .*'object'"),
     ],
 )
 def test_servers_that_do_not_start(server: McpServer, says: str) -> None:
@@ -121,6 +123,28 @@ def test_what_is_not_said_to_read_only_has_an_effect() -> None:
 def test_a_tool_whose_name_cannot_be_had_is_left_out(capfd: pytest.CaptureFixture[str]) -> None:
     assert list(specs("odd names")) == ["bad.fine"]
     assert "the tool 'not fine!' of bad is left out" in capfd.readouterr().err
+
+
+def test_schemas_that_are_none(capfd: pytest.CaptureFixture[str]) -> None:
+    async def body(connection: McpConnection) -> list[str]:
+        with pytest.raises(ToolFailed, match="schema refers to what is not in it"):
+            await connection.call("bad.t1", {"n": 1}, quiet)
+        return [spec.name for spec in connection.specs]
+
+    assert use(bad("odd schemas"), body) == ["bad.t1", "bad.t3"]
+    said = capfd.readouterr().err
+    assert "'t0' of bad is left out: 'intger' is not valid" in said
+    assert "'t2' of bad is left out: its schema has more than" in said
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [({"n": "x"}, r"\$\.n: 'x' is not of type 'integer'"), ({"n": [1] * 9999}, r"\$")],
+)
+def test_arguments_that_do_not_fit(args: dict[str, Any], says: str) -> None:
+    with pytest.raises(ToolArguments, match=says) as error:
+        call("dies", **args)  # it would have died of the call
+    assert len(error.value.message) <= 2000
 
 
 def test_a_server_that_changes_its_tools() -> None:
@@ -189,7 +213,7 @@ def test_a_server_that_hears_nothing_after_a_cancel(
 @pytest.mark.parametrize(
     ("how", "says"),
     [
-        ("wrong shape", "bad gave an answer that is not of the protocol"),
+        ("wrong shape", "bad does not speak the protocol: content: "),
         ("no base64", "data that is not base64"),
         ("error", "^there is no such city$"),
     ],
@@ -202,6 +226,11 @@ def test_answers_that_are_errors(how: str, says: str) -> None:
 def test_an_answer_that_is_no_json() -> None:
     with pytest.raises(ToolCrashed, match=r'bad wrote a message that is not JSON-RPC: {"jsonrpc"'):
         call("answers garbage")
+
+
+def test_a_message_without_end() -> None:
+    with pytest.raises(ToolCrashed, match="bad wrote a message of more than 16777216 bytes"):
+        call("floods")
 
 
 @pytest.mark.parametrize("how", ["says garbage", "not utf-8"])

@@ -13,11 +13,12 @@ from typing import Any
 import httpx2
 import pytest
 from commands import AIOS, environment, line_of, run, started
-from conftest import eventually
+from conftest import Boot, eventually
+from helpers import kill_kernel
 from mcp import Client, MCPError, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 
-from aios.agents import Aios
+from aios.agents import Aios, connect
 from aios.shell.launch import System
 
 Program = Callable[[str], str]
@@ -231,6 +232,26 @@ def test_whoever_leaves_ends_the_agent(system: System, aios: Aios, program: Prog
     eventually(lambda: not aios.ps())
 
 
+def test_the_kernel_killed_meanwhile(boot: Boot, program: Program) -> None:
+    waits = program("print('up', flush=True)\nreturn aios.recv().body")
+    mine = boot()
+
+    async def body(client: Client) -> Any:
+        call = asyncio.create_task(
+            client.call_tool("run_agent", {"program": "agent0"}, progress_callback=told)
+        )
+        while not TOLD:
+            await asyncio.sleep(0.01)
+        with connect(mine.home) as aios:
+            kill_kernel(aios)
+            assert "running" in await value(client, "list_agents")
+            aios.send("agent0", "go")
+        return (await call).structured_content
+
+    ended = by_stdio(mine.home, body, "--agent", waits)
+    assert ended == {"result": "go", "printed": "up\n"}
+
+
 # --- the server itself ------------------------------------------------------------------------
 
 
@@ -245,7 +266,7 @@ def test_without_a_kernel_each_call_says_so(tmp_path: Path) -> None:
     by_stdio(tmp_path, body)
 
 
-def test_a_system_that_comes_back(boot: Callable[..., System], tmp_path: Path) -> None:
+def test_a_system_that_comes_back(boot: Boot) -> None:
     first = boot()
 
     async def body(client: Client) -> None:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import ssl
+import tracemalloc
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from jobs import FOLDER, NO_KERNEL, Job
 from shipped import run
 from web_pages import web_pages
@@ -48,8 +56,12 @@ def test_fetch_gets_a_page_as_it_is(site: str) -> None:
 
 def test_fetch_keeps_pages_small(site: str) -> None:
     for path in ("big", "bomb"):  # one is long, one is short and unpacks to 100 MB
+        tracemalloc.start()
         found = run("http.fetch", url=f"{site}/{path}")
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
         assert (found["text"], found["more"]) == ("a" * 50_000, True)
+        assert most < 30 << 20
 
 
 @pytest.mark.parametrize(
@@ -94,6 +106,46 @@ def test_fetch_asks_nothing_of_this_machine(host: str, pages: tuple[str, list[st
     with pytest.raises(ToolFailed, match=r"127\.0\.0\.1, an address of this machine"):
         run("http.fetch", url=address.replace("127.0.0.1", host) + "/html")
     assert asked == before
+
+
+def certificate(path: Path) -> ssl.SSLContext:
+    """A server's, of "localhost", signed by itself; key and certificate go to the file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    signed = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    form = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    private = key.private_bytes(serialization.Encoding.PEM, *form)
+    path.write_bytes(private + signed.public_bytes(serialization.Encoding.PEM))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(path)
+    return context
+
+
+def test_fetch_asks_by_tls_whom_it_can_trust(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with web_pages(certificate(tmp_path / "own.pem")) as (address, asked):
+        monkeypatch.setenv(http.PRIVATE, "1")
+        with pytest.raises(ToolFailed, match="certificate verify failed"):
+            run("http.fetch", url=address.replace("127.0.0.1", "localhost") + "/html")
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "own.pem"))
+        with pytest.raises(ToolFailed, match=r"certificate is not valid for '127\.0\.0\.1'"):
+            run("http.fetch", url=f"{address}/html")
+        assert asked == []
+        found = run("http.fetch", url=address.replace("127.0.0.1", "localhost") + "/html")
+        assert (found["status"], found["text"]) == (200, TEXT)
+        monkeypatch.delenv(http.PRIVATE)
+        with pytest.raises(ToolFailed, match="an address of this machine"):
+            run("http.fetch", url=address.replace("127.0.0.1", "localhost") + "/html")
+        assert asked == ["/html"]
 
 
 def test_fetch_does_not_wait_for_ever(site: str, monkeypatch: pytest.MonkeyPatch) -> None:

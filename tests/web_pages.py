@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import json
+import ssl
 import threading
+import zlib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -19,6 +20,16 @@ FOUND = [
     {"title": "A", "url": "https://a", "content": "about a"},
     {"title": "B", "url": "https://b", "content": None, "engine": "x"},
 ]
+
+
+def packed(megabytes: int) -> bytes:
+    """So much text, packed by gzip, never whole in memory."""
+    packer = zlib.compressobj(9, wbits=31)
+    parts = [packer.compress(b"a" * (1 << 20)) for _ in range(megabytes)]
+    return b"".join(parts) + packer.flush()
+
+
+BOMB = packed(100)
 
 
 class Pages(BaseHTTPRequestHandler):
@@ -58,7 +69,7 @@ class Pages(BaseHTTPRequestHandler):
         self.answer(b"a" * (5 << 20))
 
     def page_bomb(self) -> None:
-        self.answer(gzip.compress(bytes([97]) * (100 << 20)), Content_Encoding="gzip")
+        self.answer(BOMB, Content_Encoding="gzip")
 
     def page_damaged(self) -> None:
         self.answer(b"not gzip", Content_Encoding="gzip")
@@ -87,16 +98,19 @@ class Pages(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def web_pages() -> Iterator[tuple[str, list[str]]]:
+def web_pages(secure: ssl.SSLContext | None = None) -> Iterator[tuple[str, list[str]]]:
     """The server's address, and the paths that it was asked for."""
     asked: list[str] = []
     handler = type("Handler", (Pages,), {"asked": asked})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        if secure:
+            server.socket = secure.wrap_socket(server.socket, server_side=True)
         server.shutdown_asked = threading.Event()  # type: ignore[attr-defined]
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}", asked
+            scheme = "https" if secure else "http"
+            yield f"{scheme}://127.0.0.1:{server.server_port}", asked
         finally:
             server.shutdown_asked.set()  # type: ignore[attr-defined]
             server.shutdown()

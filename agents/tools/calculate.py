@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import sympy
 from msgspec import Meta
+from sympy.polys.polyerrors import BasePolynomialError
 
 from aios.agents.tool import tool
 from aios.syscalls.errors import ToolFailed
@@ -28,6 +29,10 @@ HARD = 100  # bits of a number that is to be factored
 SIDE = 64  # of a matrix
 EXACT = 8  # of one that is calculated with exactly
 SHOWN = 20_000  # characters of an answer
+UNSOLVED = (  # what sympy and numpy raise where something makes no sense to them
+    ArithmeticError, AttributeError, LookupError, TypeError, ValueError, NotImplementedError,
+    RecursionError, BasePolynomialError,
+)  # fmt: skip
 
 
 class Answer(msgspec.Struct):
@@ -54,17 +59,9 @@ def calculate(
         if isinstance(value, sympy.Eq) and len(value.free_symbols) == 1:
             value = sympy.solve(value)
         return _answer(value, digits)
-    except (
-        ArithmeticError,
-        AttributeError,
-        TypeError,
-        ValueError,
-        NotImplementedError,
-        RecursionError,
-    ) as error:  # fmt: skip  (what sympy raises for what makes no sense to it)
-        raise ToolFailed(
-            f"{expression[:200]}: {str(error)[:500] or type(error).__name__}"
-        ) from error
+    except UNSOLVED as error:
+        reason = str(error)[:500] or type(error).__name__
+        raise ToolFailed(f"{expression[:100]}: {reason}") from error
 
 
 def _parsed(expression: str) -> ast.expr:
@@ -103,7 +100,8 @@ def _combined(node: ast.AST) -> Any:
         case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in RELATIONS:
             return RELATIONS[type(op)](_value(left), _value(right))
         case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in FUNCTIONS:
-            return FUNCTIONS[name](*map(_value, args))
+            given = [_value(arg) for arg in args]
+            return FUNCTIONS[name](*(given if name == "solve" else map(_numbers, given)))
         case ast.Call(func=ast.Name(id=name)):
             raise ToolFailed(f"there is no function {name}", "there are: " + ", ".join(FUNCTIONS))
     raise ToolFailed(
@@ -114,17 +112,29 @@ def _combined(node: ast.AST) -> Any:
 
 def _operand(value: Any) -> Any:
     """A list stands for a matrix, or a column, where it is calculated with."""
-    return _matrix(value) if isinstance(value, list) else value
+    return _matrix(value) if isinstance(value, list) else _numbers(value)
+
+
+def _numbers(value: Any) -> Any:
+    """The value, which has no equations and truths in it."""
+    for item in _leaves(_plain(value)):
+        if not isinstance(item, sympy.Expr):
+            raise ToolFailed(f"{str(item)[:100]} is no number to calculate with")
+    return value
 
 
 def _matrix(value: Any) -> sympy.Matrix:
     if isinstance(value, sympy.MatrixBase):
         return value
     if not isinstance(value, list):
-        raise ToolFailed(f"{value} is not a matrix", "write it as a list of rows: [[1,2],[3,4]]")
-    if len(value) > SIDE or any(isinstance(row, list) and len(row) > SIDE for row in value):
+        value = [[value]]
+    rows = [row if isinstance(row, list) else [row] for row in value]
+    if not all(isinstance(item, sympy.Expr) for row in rows for item in row):
+        hint = "write it as a list of rows: [[1,2],[3,4]]"
+        raise ToolFailed(f"{str(value)[:100]} is not a matrix", hint)
+    if any(len(part) > SIDE for part in (rows, *rows)):
         raise ToolFailed(f"a matrix has at most {SIDE} rows and columns")
-    return sympy.Matrix(value)
+    return sympy.Matrix(rows)
 
 
 def _answer(value: Any, digits: int) -> Answer:
@@ -196,7 +206,7 @@ def _power(base: Any, exponent: Any) -> Any:
         size = _bits(base) if base not in (0, 1, -1) else 0
         if not size * abs(exponent) <= BITS:
             raise ToolFailed(f"that power would have more than {BITS} binary digits")
-    elif exponent.is_number and not (base.is_Symbol or abs(exponent) <= LARGE):
+    elif exponent.is_number and not abs(exponent) <= LARGE:
         raise ToolFailed(f"the exponent there is at most {LARGE}")
     return base**exponent
 

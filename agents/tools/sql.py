@@ -23,15 +23,14 @@ from aios.agents.tool import Running, tool
 from aios.syscalls.errors import ToolFailed
 
 SECONDS = 20.0  # that a query may take
-MAX_BYTES = 256 << 20  # of a database that is in storage
+MAX_BYTES = 64 << 20  # of a database that is in storage; a worker writes no longer file
 MEMORY = 256 << 20  # bytes that a query may take
 COLUMNS = 10_000  # of all tables that are listed
 CELL, ALL = 2000, 200_000  # characters of one value, of all
 STEPS = 10_000  # of SQLite's machine between two looks at the clock
 DUCKDB: dict[str, str | bool | int | float | list[str]] = {
-    # no file but the database, and no way to change that
+    # no file but the database, no variable of Python, and no way to change that
     "enable_external_access": False, "lock_configuration": True,
-    "python_enable_replacements": False,  # else a table may be a variable of Python
     "autoinstall_known_extensions": False, "autoload_known_extensions": False,
     "allow_community_extensions": False, "threads": 1, "memory_limit": f"{MEMORY >> 20}MiB",
 }  # fmt: skip

@@ -28,7 +28,7 @@ def text(number: int, words: str, **more: Any) -> None:
 
 def tool(name: str, **more: Any) -> dict[str, Any]:
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}}
-    return {"name": name, "description": f"Does {name}.", "inputSchema": schema, **more}
+    return {"name": name, "description": f"Does {name}.", "inputSchema": schema} | more
 
 
 names = ["go", "echo"]
@@ -45,6 +45,12 @@ def listed(number: int, params: dict[str, Any]) -> None:
         answer(number, tools=[tool("again")], nextCursor="again")
     elif HOW == "odd names":
         answer(number, tools=[tool("fine"), tool("not fine!"), tool("x" * 200)])
+    elif HOW == "odd schemas":
+        odd = [{"n": {"type": "intger"}}, {"n": {"$ref": "#/none"}}, {"n" * 60_000: {}}, {}]
+        schemas = [{"type": "object", "properties": each} for each in odd]
+        answer(number, tools=[tool(f"t{n}", inputSchema=each) for n, each in enumerate(schemas)])
+    elif HOW == "no schema":
+        answer(number, tools=[tool("go", inputSchema={"type": "array"})])
     elif HOW == "read only":
         answer(number, tools=[tool("look", annotations={"readOnlyHint": True}), tool("write")])
     else:
@@ -71,6 +77,9 @@ def called(number: int, name: str, args: dict[str, Any]) -> None:
         text(number, f"echo {args.get('n')}, cancelled {len(cancelled)}")
     elif HOW in CONTENT:
         answer(number, **CONTENT[HOW])
+    elif HOW == "floods":
+        while True:
+            os.write(1, b"x" * 65_536)
     elif HOW == "dies":
         sys.exit(3)
     elif HOW == "killed":
@@ -115,6 +124,8 @@ if HOW == "silent":
     time.sleep(600)
 if HOW == "exits":
     sys.exit("this server has no key")
+if HOW == "broken":
+    print('{"jsonrpc": "2.0", "id": 1, "result": ', flush=True)
 token: Any = None
 for line in sys.stdin:
     message = json.loads(line)
