@@ -207,6 +207,12 @@ def start(aios: Aios, program: Any, plan: Plan) -> int:
     return aios.spawn(program(KEEP + RESUME.strip()), task, name="resumer", manifest=RIGHTS)
 
 
+def until(aios: Aios, pid: int, path: str) -> None:
+    """Wait for a file that an agent makes; what it prints, and it prints nothing, says why not."""
+    eventually(lambda: Path(path).exists() or aios.log(pid).data, 30)
+    assert aios.log(pid).data == b""
+
+
 def test_a_killed_agent_goes_on_and_repeats_nothing(
     aios: Aios, program: Any, tmp_path: Path
 ) -> None:
@@ -224,11 +230,7 @@ def test_a_killed_agent_goes_on_and_repeats_nothing(
         ]
     )  # fmt: skip
     pid = start(aios, program, plan)
-    try:
-        eventually(lambda: Path(here).exists(), 10)
-    except:
-        print(aios.log(pid).data.decode(), aios.ps(), Path(notes).read_text())
-        raise
+    until(aios, pid, here)
     aios.kill(pid, "KILL")
     assert aios.wait(pid).code == 137
     Path(gate).touch()
@@ -254,7 +256,7 @@ def test_what_may_have_happened_is_unknown_and_not_done_again(
         ]
     )
     pid = start(aios, program, plan)
-    eventually(lambda: Path(notes).exists() and Path(notes).read_text(), 30)
+    until(aios, pid, notes)
     aios.kill(pid, "KILL")
     aios.wait(pid)
     for _ in range(2):
