@@ -47,8 +47,9 @@ def note(path: str, text: str) -> str:
 
 @tool(name="school.stall", effect=True)
 def stall(path: str, text: str) -> str:
-    """Write a line to a file, and never return."""
+    """Write a line to a file, say so by another, and never return."""
     note(path, text)
+    Path(path + ".here").touch()
     while True:
         time.sleep(60)
 

@@ -256,7 +256,7 @@ def test_what_may_have_happened_is_unknown_and_not_done_again(
         ]
     )
     pid = start(aios, program, plan)
-    until(aios, pid, notes)
+    until(aios, pid, notes + ".here")
     aios.kill(pid, "KILL")
     aios.wait(pid)
     for _ in range(2):
