@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Literal
@@ -24,7 +24,17 @@ from aios.syscalls.tool import ToolResult
 
 from .calling import ToolCall
 from .sdk import Aios, Context
-from .tool_calls import MENDABLE, Choice, Said, ToolCallRequest, ToolTalk, chosen, plain
+from .tool_calls import (
+    MENDABLE,
+    Choice,
+    Example,
+    Said,
+    ToolCallRequest,
+    ToolTalk,
+    bound,
+    chosen,
+    plain,
+)
 
 LETTERS = 2  # of a token: hardly a text has fewer
 LEAST = 80  # letters of a result that are shown, however full the window is
@@ -74,8 +84,10 @@ class Outcome:
 
 class ReAct:
     """Answers with the tools that the agent may call, or those of them that `only` names. `system`
-    is what the model is told first. With `must_call` it calls one before it answers. `options` are
-    those of generate: temperature, seed, ...
+    is what the model is told first. `fixed` has, by tool, the values of arguments that are not the
+    model's to choose; `examples` are tasks, each with a tool and arguments to begin with. With
+    `must_call` it calls a tool before it answers. `options` are those of generate: temperature,
+    seed, ...
 
     Raises:
         BadGrammar: no grammar can keep a tool's schema.
@@ -84,12 +96,14 @@ class ReAct:
 
     def __init__(
         self, aios: Aios, *, system: str = "", only: Sequence[str] | None = None,
+        fixed: Mapping[str, Mapping[str, Any]] | None = None, examples: Sequence[Example] = (),
         must_call: bool = False, limits: Limits | None = None, **options: Any,
     ) -> None:  # fmt: skip
         self.aios = aios
         self.system, self.must_call = system, must_call
         self.limits, self.options = limits or Limits(), options
-        self.talk = ToolTalk(aios, chosen(aios, only), parallel=self.limits.parallel)
+        specs = [bound(spec, (fixed or {}).get(spec.name, {})) for spec in chosen(aios, only)]
+        self.talk = ToolTalk(aios, specs, parallel=self.limits.parallel, examples=examples)
 
     def run(self, task: str) -> Outcome:
         """Raises what the model cannot mend: ContextFull where the task is too long, KernelGone,

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from msgspec import structs
 
 from aios.syscalls.errors import (
     BadInput,
@@ -34,6 +36,7 @@ from .sdk import Aios
 
 Choice = Literal["auto", "call", "answer"]
 Message = dict[str, str]
+Example = tuple[str, str, Mapping[str, Any]]  # a task, a tool, arguments
 
 MENDABLE = (  # what may go wrong with a call, for its model to read and go on
     ToolArguments, ToolFailed, ToolCrashed, ToolTimeout, ToolUnknown, Denied, NotFound, BadInput,
@@ -103,14 +106,18 @@ class Said:
 
 
 class ToolTalk:
-    """A conversation about tools; `parallel`: so many calls at most in one answer.
+    """A conversation about tools; `parallel`: so many calls at most in one answer. `examples` are
+    tasks and calls that begin to do them.
 
     Raises:
         BadGrammar: no grammar can keep a tool's schema; the message names tool and keyword.
     """
 
-    def __init__(self, aios: Aios, specs: Sequence[Spec], *, parallel: int = 4) -> None:
-        self.specs = list(specs)
+    def __init__(
+        self, aios: Aios, specs: Sequence[Spec], *, parallel: int = 4,
+        examples: Sequence[Example] = (),
+    ) -> None:  # fmt: skip
+        self.specs, self.examples = list(specs), examples
         self.parallel = parallel
         self.schemas = {spec.name: narrowed(spec.name, spec.schema) for spec in specs}
         own = form_of(aios)
@@ -124,11 +131,23 @@ class ToolTalk:
         if self.taught:
             lines = "\n".join(map(signature, self.specs))
             system = f"{system}\n\n{TEACH}{lines}".strip()
+        shown = [
+            f"Example: {task}\n{self.written(name, args)}" for task, name, args in self.examples
+        ]
+        system = "\n".join([system, *shown]).strip()
         messages = [{"role": "system", "content": system}] if system else []
         if not self.taught:
             tools = json.dumps([described(spec) for spec in self.specs])
             messages.append({"role": "tools", "content": tools})
         return [*messages, {"role": "user", "content": task}]
+
+    def written(self, name: str, args: Mapping[str, Any]) -> str:
+        """A call as the model would write it, with the arguments that are not its to choose."""
+        fields = next(spec.schema for spec in self.specs if spec.name == name)["properties"]
+        fixed = {key: kind["const"] for key, kind in fields.items() if "const" in kind}
+        given = {key: {**fixed, **args}[key] for key in fields if key in fixed or key in args}
+        call = {"name": name, self.form.args: given}
+        return f"{self.form.opens}{json.dumps(call, ensure_ascii=False)}{self.form.closes}"
 
     def results(
         self, calls: Sequence[ToolCallRequest], texts: Sequence[str], problem: str = "",
@@ -216,6 +235,15 @@ def chosen(aios: Aios, only: Sequence[str] | None) -> list[Spec]:
         if name not in specs:
             raise NotFound(f"no tool {name!r}", f"there are: {', '.join(sorted(specs)) or 'none'}")
     return list(specs.values()) if only is None else [specs[name] for name in only]
+
+
+def bound(spec: Spec, values: Mapping[str, Any]) -> Spec:
+    """The tool with these arguments, and no others in their place."""
+    schema = dict(spec.schema)
+    fixed = {name: {"const": value} for name, value in values.items()}
+    schema["properties"] = {**schema.get("properties", {}), **fixed}
+    schema["required"] = [*dict.fromkeys([*schema.get("required", []), *values])]
+    return structs.replace(spec, schema=schema)
 
 
 def plain(aios: Aios, text: str) -> str:

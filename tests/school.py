@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import time
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -38,8 +38,27 @@ def story(words: Annotated[int, Meta(ge=1, le=9000)] = 2000) -> str:
 
 
 @tool(name="school.note", effect=True)
-def note(path: str, text: str) -> int:
-    """Write a line to a file; how many it has then."""
+def note(path: str, text: str) -> str:
+    """Write a line to a file."""
     with Path(path).open("a") as file:
-        file.write(f"{text} {os.getpid()}\n")
-    return len(Path(path).read_text().splitlines())
+        file.write(f"{text}\n")
+    return text
+
+
+@tool(name="school.stall", effect=True)
+def stall(path: str, text: str) -> str:
+    """Write a line to a file, say so by another, and never return."""
+    note(path, text)
+    Path(path + ".here").touch()
+    while True:
+        time.sleep(60)
+
+
+@tool(name="school.wait_for")
+def wait_for(path: str, say: str = "") -> str:
+    """Make a file, if it is to say that it is here, and wait for another."""
+    if say:
+        Path(say).touch()
+    while not Path(path).exists():
+        time.sleep(0.02)
+    return path
