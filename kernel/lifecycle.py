@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import psutil
 
 from aios.syscalls import wire
@@ -54,7 +53,7 @@ from .stats import EventLog
 from .toolbox import Box
 from .trap import Call, Session, Trap
 from .waiting import Waiters
-from .walls import Room, shown, widened
+from .walls import Room, joined, shown
 
 LAST_WORD = 0.2  # seconds that init has to say of what a process died whose connection is lost
 SLICE = 25  # processes whose figures are read in one sweep
@@ -113,6 +112,7 @@ class Lifecycle:
         if args.manifest is not None:
             check_rules([args.manifest])
         reach = self._handed_on(call.process, args) if agent_above else self._given(args)
+        joined(self.config.walls, reach)  # it is refused before anything is there
         process = self.table.add("agent", name, parent, nice, limits, time.monotonic())
         process.manifest, process.labels = args.manifest, set(call.process.labels)
         process.reach = reach
@@ -132,17 +132,19 @@ class Lifecycle:
         if self.on_empty is not None:
             raise Denied("the system is stopping: nothing new is started")
         args = box.spawn(name, self.config.path)
-        reach = args.reach or Reach()
+        reach = joined(caller.reach if caller is not None else Reach(), args.reach or Reach())
         above = caller if caller is not None and caller.kind != "client" else None
         limits = self.config.limits if above is None else above.limits
         nice = 0 if caller is None else caller.nice
         parent = 0 if above is None else above.pid
+        joined(self.config.walls, reach)
         now = time.monotonic()
         process = self.table.add("agent", name, parent, nice, limits, now, tool=name)
         process.manifest, process.reach = args.manifest, reach
         if caller is not None:
             process.principal, process.labels = caller.principal, set(caller.labels)
-            process.reach = joined(caller.reach, reach)
+        else:
+            process.principal = f"/@{name}"  # no agent's: of those below "/" some may have the name
         birth = Birth(process, secrets.token_bytes(32), args, None)
         self.births[process.pid] = birth
         self._start(birth)
@@ -153,8 +155,7 @@ class Lifecycle:
         given = args.reach or Reach()
         if not args.program.startswith("/"):
             return given
-        read = [*given.read, shown(args.program, self.config.path)]
-        return msgspec.structs.replace(given, read=read)
+        return joined(given, Reach(read=[shown(args.program, self.config.path)]))
 
     def _handed_on(self, parent: Process, args: Spawn) -> Reach:
         """By an agent: what it reaches itself, or the part that is named.
@@ -174,7 +175,7 @@ class Lifecycle:
     def _start(self, birth: Birth) -> None:
         pid, spawn = birth.process.pid, birth.spawn
         cwd, log = spawn.cwd or "", str(self.logs.path(pid))
-        around = widened(self.config.walls, birth.process.reach)
+        around = joined(self.config.walls, birth.process.reach)
         self.to_init(StartAgent(pid, spawn.program, spawn.args, birth.token, cwd, log, around))
 
     def started(self, frame: Started) -> None:
@@ -503,15 +504,6 @@ class Lifecycle:
             for pid, birth in self.births.items()
             if not birth.process.alive
         ]
-
-
-def joined(one: Reach, other: Reach) -> Reach:
-    """What both reach."""
-    return Reach(
-        read=[*one.read, *other.read], write=[*one.write, *other.write],
-        ports=[*one.ports, *other.ports], processes=one.processes or other.processes,
-        all_walls=one.all_walls or other.all_walls,
-    )  # fmt: skip
 
 
 def tightened(above: Limits, wanted: Limits) -> Limits:

@@ -170,6 +170,9 @@ def test_what_is_long_is_stored_for_its_caller(aios: Aios, place: Path, program:
     end = aios.wait(pid)
     assert end.code == 0, end.result
     assert end.result[0] == end.result[1]
+    named_alike = program("return [info.path for info in aios.sto_list('')]")
+    end = aios.wait(aios.spawn(named_alike, name="docs", manifest=ALL))
+    assert end.result == []  # what others were told is not in its storage
 
 
 def test_tools_are_listed_as_any(home: Path, aios: Aios) -> None:

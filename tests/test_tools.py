@@ -21,6 +21,7 @@ from aios.syscalls.errors import (
     AiosError,
     Cancelled,
     Denied,
+    LimitReached,
     Malformed,
     NotFound,
     TimedOut,
@@ -360,6 +361,23 @@ def test_a_long_result_that_cannot_be_stored_is_not_called_undone(aios: Aios, pr
     said = aios.wait(pid, timeout=30).result
     assert "was done" in said
     assert "may not sto" in said
+
+
+def test_a_reach_that_is_too_much_is_refused(aios: Aios, program: Any, tmp_path: Path) -> None:
+    """Or init could not read it, nor a kernel in the journal."""
+    calls = program("return aios.call_tool('lab.add', {'a': 1}).result().value")
+    paths = [f"{tmp_path}/{number}" for number in range(256)]
+    pid = aios.spawn(calls, manifest={"allow": ["tool"]}, reach={"read": paths[:254]})
+    assert "its reach is too much" in aios.wait(pid, timeout=30).result["error"]
+    for read in (paths, [f"/{'x' * 4000}{number}" for number in range(13)]):
+        with pytest.raises(LimitReached, match="its reach is too much"):
+            aios.spawn(calls, reach={"read": read})
+    body = (
+        "child = aios.spawn(task, reach={'read': [os.path.dirname(task)] * 256})\n"
+        "return aios.wait(child, timeout=30).code"
+    )
+    pid = aios.spawn(program(body), program("return 1"))
+    assert aios.wait(pid, timeout=30).result == 0
 
 
 # --- once -----------------------------------------------------------------------------------------
