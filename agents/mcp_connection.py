@@ -21,6 +21,7 @@ from jsonschema.exceptions import best_match
 from jsonschema.protocols import Validator
 from jsonschema.validators import validator_for
 from mcp import Client, MCPError
+from mcp.client.subscriptions import SubscriptionLost
 from mcp_types.version import KNOWN_PROTOCOL_VERSIONS
 from msgspec import ValidationError, convert, msgpack
 from pydantic import ValidationError as NotMcp
@@ -28,7 +29,7 @@ from referencing import Registry
 from referencing.exceptions import Unresolvable
 
 from aios.syscalls import VERSION
-from aios.syscalls.errors import ToolArguments, ToolCrashed, ToolFailed
+from aios.syscalls.errors import AiosError, ToolArguments, ToolCrashed, ToolFailed
 from aios.syscalls.tool import McpServer, Spec
 
 from .mcp_transport import ANSWER, say, transport
@@ -98,11 +99,14 @@ class McpConnection:
         """Wait until the server offers other tools; `specs` has them then.
 
         Raises:
-            ToolCrashed: the server has ended.
+            ToolCrashed: the server has ended, or lists what are no tools.
         """
         await self._over(self._changed.wait())
         self._changed.clear()
-        await self._over(self.list())
+        try:
+            await self._over(self.list())
+        except REFUSALS as error:
+            raise self._failure(error, ToolCrashed) from error
 
     async def list(self) -> None:
         """Have `specs` as the server lists its tools now."""
@@ -147,14 +151,21 @@ class McpConnection:
         if isinstance(message, types.ToolListChangedNotification):
             self._changed.set()
 
-    async def follow(self) -> None:
-        """The same with a server of the protocol of 2026, which has to be asked."""
+    async def follow(self, listens: asyncio.Event) -> None:
+        """The same with a server of the protocol of 2026, which has to be asked. `listens` is set
+        when no change is missed any more, or will be heard of."""
         tools = self.client.server_capabilities.tools
-        if self.client.protocol_version < "2026" or not (tools and tools.list_changed):
-            return
-        async with self.client.listen(tools_list_changed=True) as events:
-            async for _ in events:
-                self._changed.set()
+        try:
+            if self.client.protocol_version >= "2026" and tools and tools.list_changed:
+                async with self.client.listen(tools_list_changed=True) as events:
+                    listens.set()
+                    async for _ in events:
+                        self._changed.set()
+        except (MCPError, SubscriptionLost, TimeoutError) as error:
+            name = self.server.name
+            say(f"the MCP server {name} does not say when its tools change: {first_line(error)}")
+        finally:
+            listens.set()
 
     def over(self, why: str) -> None:
         """It is of no more use."""
@@ -193,15 +204,13 @@ class McpConnection:
         except (TimeoutError, MCPError):
             self.over(f"does not answer any more, {patience:g} s after a call was cancelled")
 
-    def _failure(self, error: Exception) -> ToolFailed | ToolCrashed:
-        name = self.server.name
+    def _failure(self, error: Exception, kind: type[AiosError] = ToolFailed) -> AiosError:
         if isinstance(error, MCPError) and error.error.code == types.CONNECTION_CLOSED:
             self.over("has ended")
             return self.why()
         if isinstance(error, NotMcp):
-            where = first_line(error)
-            return ToolFailed(f"the MCP server {name} does not speak the protocol: {where}")
-        return ToolFailed(f"{name}: {first_line(error)}")
+            return kind(f"the MCP server {self.server.name} {why_not(self.server, error)}")
+        return kind(f"{self.server.name}: {first_line(error)}")
 
 
 @asynccontextmanager
@@ -212,14 +221,14 @@ async def connected(server: McpServer) -> AsyncIterator[McpConnection]:
         ToolCrashed: it cannot be started or reached, does not speak the protocol, or ended.
     """
     logging.getLogger("mcp").setLevel(logging.CRITICAL)  # it is told here, in a line
-    connection = McpConnection(server)
-    ready = False
+    connection, listens, ready = McpConnection(server), asyncio.Event(), False
     try:
         async with connection.client:
-            await connection.list()
-            following = asyncio.create_task(connection.follow())
-            ready = True
+            following = asyncio.create_task(connection.follow(listens))
             try:
+                await listens.wait()
+                await connection.list()
+                ready = True
                 yield connection
             finally:
                 following.cancel()

@@ -17,6 +17,7 @@ import importlib.util
 import inspect
 import json
 import math
+import re
 import sys
 import typing
 from collections.abc import Callable
@@ -156,7 +157,8 @@ def load_tools(path: str) -> list[Tool]:
     Raises:
         NoProgram: it is no Python file, has no tools, two of one name, or lacks a package.
     """
-    spec = importlib.util.spec_from_file_location("aios_tools", path)
+    name = "aios_tools" + re.sub(r"\W", "_", path)  # hints are looked up in its module, also later
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not Path(path).is_file():
         raise NoProgram(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)

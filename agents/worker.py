@@ -14,7 +14,7 @@ import msgspec
 from aios.agents.agent import Agent
 from aios.agents.sdk import Aios
 from aios.agents.tool import Tool, load_tools
-from aios.syscalls.errors import AiosError, NoProgram, NotFound, ToolArguments
+from aios.syscalls.errors import AiosError, NoProgram, NotFound, ToolArguments, ToolFailed
 from aios.syscalls.tool import Job
 
 SHIPPED = "aios.agents.tools"
@@ -45,9 +45,9 @@ class Worker(Agent):
             return reply(self.aios, job, value)
         except AiosError as error:
             code = error.code if isinstance(error, ToolArguments) else "tool.failed"
-            return {"error": str(error)[:16_000], "code": code}
+            return {"error": sendable(str(error)), "code": code}
         except (Exception, SystemExit) as error:  # noqa: BLE001 (a tool may raise anything)
-            return {"error": f"{type(error).__name__}: {error}"[:16_000]}
+            return {"error": sendable(f"{type(error).__name__}: {error}")}
 
 
 class Reporting:
@@ -76,6 +76,11 @@ class Printed(io.TextIOBase):
         return len(text)
 
 
+def sendable(text: str) -> str:
+    """What goes into a call: its beginning, without half a character."""
+    return text[:16_000].encode(errors="backslashreplace").decode()[:16_000]
+
+
 def file_of(program: str) -> str:
     """Of a toolbox that ships, or a path. Raises NoProgram."""
     if "/" in program:
@@ -87,15 +92,22 @@ def file_of(program: str) -> str:
 
 
 def reply(aios: Aios, job: Job, value: Any) -> dict[str, Any]:
-    """A result as it goes to the kernel; a long one is stored, and its caller may read it there."""
+    """A result as it goes to the kernel; a long one is stored, and its caller may read it there.
+    Raises ToolFailed where it may not be."""
     if len(msgspec.msgpack.encode(value)) <= LONGEST:
         return {"value": value}
     data = value if isinstance(value, bytes) else text_of(value).encode()
     path = f"tools/results/{job.id}"
-    version = aios.sto_put(path, data)
-    if job.caller and version.owner != job.caller:  # it belongs to a worker that serves all
-        aios.sto_share(path, job.caller)
     begin = value[:BEGIN] if isinstance(value, bytes) else text_of(value)[:BEGIN]
+    try:
+        version = aios.sto_put(path, data)
+        if job.caller and version.owner != job.caller:  # it belongs to a worker that serves all
+            aios.sto_share(path, job.caller)
+    except AiosError as error:
+        raise ToolFailed(
+            f"it was done, but what it returned, {len(data)} bytes, cannot be stored: "
+            f"{error.message}; it begins: {begin!s}"
+        ) from error
     return {"value": begin, "stored": path, "size": len(data)}
 
 

@@ -91,13 +91,16 @@ class Gate:
 
     def _subject(self, process: Process, layers: list[list[Named]]) -> Subject:
         pid = 0 if process.kind == "client" else process.pid
-        return Subject(process.principal, layers, pid, frozenset(process.labels))
+        return Subject(
+            process.principal, layers, pid, frozenset(process.labels), is_worker=bool(process.tool)
+        )
 
     def _layers(self, process: Process, right: str) -> tuple[list[list[Named]], Passed | None]:
         known = self.layers.setdefault(process.pid, {})
         found = known.get(right)
         if found is None:
-            own = rules_of(process.principal, process.manifest, self.accounts.groups)
+            groups = {} if process.tool else self.accounts.groups  # its caller's are not its own
+            own = rules_of(process.principal, process.manifest, groups)
             layers = [[named for named in own if not right or covers(named.rule.right, right)]]
             above = self.table.rows.get(process.parent)
             if above is not None and above.kind != "client":

@@ -31,11 +31,11 @@ from .context import Context, ContextManager, Past
 from .core.protocol import Halted, Out
 from .generation import Generations, Work
 from .init_protocol import ToInit
+from .job import JobRow
 from .journal import Journal
 from .lifecycle import Birth, Lifecycle
 from .message import Mailroom
 from .process import Process, ProcessTable
-from .tools import JobRow
 
 PASSING = {"mailbox", "contexts", "children", "cpu", "memory", "calls", "changed", "spent"}
 FIELDS = [field.name for field in fields(Process) if field.name not in PASSING]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -49,9 +51,10 @@ from .policy import check_rules
 from .process import Process, ProcessTable
 from .remotes import Remotes
 from .stats import EventLog
+from .toolbox import Box
 from .trap import Call, Session, Trap
 from .waiting import Waiters
-from .walls import is_harmless, widened
+from .walls import Room, shown, widened
 
 LAST_WORD = 0.2  # seconds that init has to say of what a process died whose connection is lost
 SLICE = 25  # processes whose figures are read in one sweep
@@ -88,6 +91,8 @@ class Lifecycle:
         self.births: dict[int, Birth] = {}  # by pid
         self.figures: dict[int, psutil.Process] = {}
         self.turn = 0
+        self.sweeper = ThreadPoolExecutor(1, "sweeper")
+        table.on_forget = self._forgotten
         self.on_empty: Callable[[], None] | None = None  # set while the system winds up
 
     # --- birth ----------------------------------------------------------------------------------
@@ -118,21 +123,23 @@ class Lifecycle:
         call.on_end = process.touch  # its birth has no caller any more
         self._start(birth)
 
-    def start_worker(self, args: Spawn, caller: Process | None) -> Process:
-        """For a toolbox, which `args` names: it acts in its caller's storage, and ends with it.
+    def start_worker(self, name: str, box: Box, caller: Process | None) -> Process:
+        """For a toolbox: it acts in its caller's storage, and ends with it.
 
         Raises:
             Denied, LimitReached.
         """
         if self.on_empty is not None:
             raise Denied("the system is stopping: nothing new is started")
-        box, reach = args.name or "", args.reach or Reach()
+        args = box.spawn(name, self.config.path)
+        reach = args.reach or Reach()
         above = caller if caller is not None and caller.kind != "client" else None
         limits = self.config.limits if above is None else above.limits
         nice = 0 if caller is None else caller.nice
         parent = 0 if above is None else above.pid
-        process = self.table.add("agent", box, parent, nice, limits, time.monotonic())
-        process.tool, process.manifest, process.reach = box, args.manifest, reach
+        now = time.monotonic()
+        process = self.table.add("agent", name, parent, nice, limits, now, tool=name)
+        process.manifest, process.reach = args.manifest, reach
         if caller is not None:
             process.principal, process.labels = caller.principal, set(caller.labels)
             process.reach = joined(caller.reach, reach)
@@ -146,9 +153,8 @@ class Lifecycle:
         given = args.reach or Reach()
         if not args.program.startswith("/"):
             return given
-        beside = str(Path(args.program).parent)
-        shown = beside if is_harmless(beside, self.config.path) else args.program
-        return msgspec.structs.replace(given, read=[*given.read, shown])
+        read = [*given.read, shown(args.program, self.config.path)]
+        return msgspec.structs.replace(given, read=read)
 
     def _handed_on(self, parent: Process, args: Spawn) -> Reach:
         """By an agent: what it reaches itself, or the part that is named.
@@ -194,6 +200,7 @@ class Lifecycle:
             return
         if birth.call is not None:
             birth.call.fail(from_wire(frame.error))
+        birth.process.reason = f"not started: {from_wire(frame.error).message}"
         self._take_back(birth.process)
         self.table.end(birth.process, 127, "not started", time.monotonic())
         self.table.forget(birth.process)
@@ -366,12 +373,19 @@ class Lifecycle:
         process.code = process.code if process.reported else code
         self._take_back(process)
         children = self.table.end(process, code, reason, time.monotonic())
+        if process.tool:  # there may be one a call: what they leave would fill the disk
+            room = Room(self.config.path, process.pid)
+            self.sweeper.submit(shutil.rmtree, room.own, ignore_errors=True)
         self.events.publish(
             "process", "ended", process.pid, code=process.code, reason=process.reason
         )
         for child in children:
             self.terminate(child, "parent gone")
         self._ended()
+
+    def _forgotten(self, process: Process) -> None:
+        if process.tool:
+            self.sweeper.submit(self.logs.path(process.pid).unlink, missing_ok=True)
 
     def _take_back(self, process: Process) -> None:
         """What it has of the managers'."""

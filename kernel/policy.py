@@ -59,6 +59,13 @@ class Subject(NamedTuple):
     layers: Sequence[Sequence[Named]] = ()
     pid: int = 0  # 0: a person, who may do everything
     labels: frozenset[str] = frozenset()
+    is_worker: bool = False  # of a toolbox: it acts as its caller, whose grants are not its own
+
+    @property
+    def names(self) -> frozenset[str]:
+        """All that a grant can say to mean it."""
+        principal = frozenset() if self.is_worker else names_of(self.principal)
+        return principal | {f"#{self.pid}"}
 
 
 class Request(NamedTuple):
@@ -153,7 +160,7 @@ class Judge:
     def _given(
         self, subject: Subject, request: Request, labels: frozenset[str], now: float
     ) -> Iterator[Grant]:
-        names = names_of(subject.principal) | {f"#{subject.pid}"}
+        names = subject.names
         for grant in self.grants.values():
             current = grant.expires is None or now < grant.expires
             if current and grant.to in names and fits("allow", grant.rule, request, "", labels):
@@ -176,7 +183,7 @@ class Judge:
         found = [fitting(layer) for layer in subject.layers]
         if any("never" in effects for effects in found):
             return False
-        names = names_of(subject.principal) | {f"#{subject.pid}"}
+        names = subject.names
         granted = any(
             grant.to in names
             and covers(grant.rule.right, right)

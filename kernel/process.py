@@ -10,7 +10,7 @@ no signals; the time is passed in.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -135,10 +135,11 @@ class ProcessTable:
         self.spent: set[int] = set()
         self.by_os_pid: dict[int, Process] = {}
         self.last = 0
+        self.on_forget: Callable[[Process], None] = lambda _: None
 
     def add(
         self, kind: Kind, name: str, parent: int, nice: int, limits: Limits,
-        now: float, os_pid: int = 0,
+        now: float, os_pid: int = 0, tool: str = "",
     ) -> Process:  # fmt: skip
         """A new row: an agent `starting`, a client `running`.
 
@@ -148,7 +149,7 @@ class ProcessTable:
         if sum(p.kind == kind for p in self.live()) >= self.max[kind]:
             raise LimitReached(f"{self.max[kind]} {kind}s are alive: no more", "see config.toml")
         above = self.rows.get(parent)
-        if above is not None and above.limits.children is not None:
+        if above is not None and above.limits.children is not None and not tool:
             alive = sum(self.rows[c].alive and not self.rows[c].tool for c in above.children)
             if alive >= above.limits.children:
                 raise LimitReached(f"process {parent} has {alive} children: its limit")
@@ -157,6 +158,7 @@ class ProcessTable:
         process = Process(self.last, parent, name, kind, os_pid, nice, limits, now, state)
         if kind != "client":
             process.principal = f"{above.principal if above is not None else ''}/{name}"
+        process.tool = tool
         process.secret = secrets.token_bytes(16)
         self.insert(process)
         return process
@@ -188,9 +190,9 @@ class ProcessTable:
         return self.rows[pid]
 
     def find(self, who: int | str) -> Process:
-        """A live process by pid, or the oldest by name. Raises NotFound."""
+        """A live process by pid, or the oldest by name that is no worker. Raises NotFound."""
         for process in self.live():
-            if who in (process.pid, process.name):
+            if who == process.pid or (who == process.name and not process.tool):
                 return process
         raise NotFound(f"no live process {who!r}", "`aios ps` lists them")
 
@@ -229,13 +231,14 @@ class ProcessTable:
         """The row goes."""
         del self.rows[process.pid]
         process.touch()
+        self.on_forget(process)
         above = self.rows.get(process.parent)
         if above is not None:
             above.children.discard(process.pid)
 
     def _trim(self) -> None:
         dead = [process for process in self.rows.values() if not process.alive]
-        dead.sort(key=lambda process: process.ended)
+        dead.sort(key=lambda process: (not process.tool, process.ended))  # workers go first
         for process in dead[: max(0, len(dead) - self.max_dead)]:
             self.forget(process)
 

@@ -13,6 +13,8 @@ from msgspec import Meta, Struct, field, structs
 from aios.syscalls.messages import Reach, Spawn
 from aios.syscalls.rules import Manifest, Rule, Rules
 
+from .walls import shown
+
 # By name: the kernel knows the SDK only as programs to run.
 WORKER, MCP_WORKER = "aios.agents.worker", "aios.agents.mcp_client"
 MCP = "mcp"  # the program of a box that is an MCP server
@@ -32,9 +34,10 @@ class Box(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     task: Any = None  # what the program is told: of an MCP server how to reach it
     off: bool = False
 
-    def spawn(self, name: str) -> Spawn:
-        """What starts a worker. A program of the user's is read with what is beside it."""
-        beside = [str(Path(self.program).parent)] if "/" in self.program else []
+    def spawn(self, name: str, home: Path) -> Spawn:
+        """What starts a worker in the system of `home`. A program of the user's is read with what
+        is beside it."""
+        beside = [shown(self.program, home)] if "/" in self.program else []
         reach = structs.replace(self.reach, read=[*self.reach.read, *beside])
         task = {"box": name, "program": self.program, "task": self.task}
         own = Rule("sto.write", ["{self}:tools/results/**"])  # what is too long for a reply

@@ -9,12 +9,13 @@ dies, its caller hears that it is unknown what has happened, and nothing is done
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from operator import attrgetter
+from typing import Any, Protocol
 
 import msgspec
 
@@ -23,6 +24,7 @@ from aios.syscalls.errors import (
     AiosError,
     BadInput,
     Denied,
+    LimitReached,
     NotFound,
     ToolArguments,
     ToolCrashed,
@@ -30,15 +32,18 @@ from aios.syscalls.errors import (
     ToolTimeout,
     ToolUnknown,
 )
-from aios.syscalls.messages import Done, Spawn
+from aios.syscalls.messages import Done
 
 from .access import Gate
+from .job import Job, JobRow, Pool, State, Worker
 from .process import Process
 from .toolbox import Box
 from .trap import Call
 
 STEPS, OFTEN = 16, 0.1  # of a job's progress that are told; then seconds between two
-RETRY = 1.0  # seconds until a toolbox that did not start is started again
+START = 60.0  # seconds that a worker has until it serves
+LET_GO = 5.0  # seconds that a shared one has to let go of a job that is cancelled
+MOST = 1 << 20  # bytes of what a toolbox says of its tools
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -46,69 +51,10 @@ _encode = msgspec.msgpack.Encoder().encode
 class Starter(Protocol):
     """What the tool manager asks of those who see to processes."""
 
-    def start_worker(self, args: Spawn, caller: Process | None) -> Process:
+    def start_worker(self, name: str, box: Box, caller: Process | None) -> Process:
         """Raises Denied, LimitReached."""
 
     def end_now(self, process: Process, reason: str) -> None: ...
-
-
-class JobRow(msgspec.Struct, array_like=True):
-    """What is journaled of a job with an effect."""
-
-    caller: int
-    call: int
-    tool: str
-
-
-class Pool(NamedTuple):
-    """Workers that do the same for the same."""
-
-    box: str
-    caller: int  # pid; 0: all
-
-
-@dataclass
-class Job:
-    id: int
-    call: Call
-    pool: Pool
-    args: m.CallTool
-    spec: m.Spec | None = None  # these two are set while it runs
-    worker: Worker | None = None
-    timer: Any = None
-    steps: int = 0  # of its progress
-    next_step: float = 0.0
-    told: bool = False  # the worker has said how it ended
-
-
-@dataclass
-class Worker:
-    process: Process
-    pool: Pool
-    serve: Call | None = None
-    at_once: int = 0  # 0: it has not said yet
-    jobs: dict[int, Job] = field(default_factory=dict)
-    owed: set[int] = field(default_factory=set)  # jobs that are over, but not for it
-    idle: Any = None  # the timer that ends it
-
-    @property
-    def is_free(self) -> bool:
-        ready = self.serve is not None and self.process.state == "running"
-        return ready and len(self.jobs) + len(self.owed) < self.at_once
-
-    @property
-    def is_coming(self) -> bool:
-        return self.process.state in ("starting", "running") and not self.at_once
-
-
-@dataclass
-class State:
-    """What is known of a toolbox."""
-
-    box: Box
-    specs: dict[str, m.Spec] | None = None  # None: no worker has said yet
-    error: str = ""  # why the last one did not start
-    retry: float = 0.0  # when the next one may
 
 
 class Tools:
@@ -138,23 +84,21 @@ class Tools:
         """Once each toolbox has said what it serves, or could not be started."""
         self.listing.append(call)
         call.on_end = partial(self.listing.remove, call)
-        for name, state in self.states.items():
-            if state.specs is None and not any(
-                w.is_coming for w in self.pools.get(Pool(name, 0), [])
-            ):
-                try:
-                    self._start(name, None)
-                except AiosError as error:
-                    state.error = state.error or str(error)
-        self._tell_listing()
+        for state in self.states.values():
+            state.error = ""  # it is tried once more
+        self._look()
 
     def _tell_listing(self) -> None:
+        for name, state in self.states.items():
+            if state.specs is None and not state.error and Pool(name, 0) not in self.pools:
+                try:
+                    self._start(Pool(name, 0), None)
+                except AiosError as error:
+                    state.error = str(error)
         if any(state.specs is None and not state.error for state in self.states.values()):
             return
+        specs = [spec for state in self.states.values() for spec in (state.specs or {}).values()]
         for call in self.listing.copy():
-            specs = [
-                spec for state in self.states.values() for spec in (state.specs or {}).values()
-            ]
             may = [s for s in specs if self.gate.may_ever(call.process, "tool.call", s.name)]
             call.done(m.Tools(tools=may, boxes=list(self._boxes())))
 
@@ -174,8 +118,8 @@ class Tools:
         self.queues.setdefault(pool, {})[job.id] = job
         call.on_end = partial(self._over, job)
         if args.timeout is not None:
-            job.timer = self.after(args.timeout, partial(self._timed_out, job, args.timeout))
-        self._look()
+            job.timers.append(self.after(args.timeout, partial(self._timed_out, job, args.timeout)))
+        self._look_at(job, set())  # those before it wait for what it does not bring
 
     # --- jobs -------------------------------------------------------------------------------------
 
@@ -188,24 +132,38 @@ class Tools:
         try:
             while self.look_again:
                 self.look_again = False
-                for pool in list(self.queues):
-                    self._look_at(pool)
+                if self.listing:
+                    self._tell_listing()
+                stuck: set[Pool | str] = set()
+                queues = [self._waiting(pool, stuck) for pool in self.queues]
+                for job in heapq.merge(*queues, key=attrgetter("id")):  # in the order they came
+                    self._look_at(job, stuck)
         finally:
             self.looking = False
 
-    def _look_at(self, pool: Pool) -> None:
-        for job in list(self.queues.get(pool, {}).values()):
-            try:
-                spec = self._spec(job)
-                if spec is not None and not self._may_run(spec):
-                    continue
-                free = next((worker for worker in self.pools.get(pool, []) if worker.is_free), None)
-                if free is None or spec is None:
-                    self._have_more(pool, job)
-                    return
+    def _waiting(self, pool: Pool, stuck: set[Pool | str]) -> Iterator[Job]:
+        for job in list(self.queues[pool].values()):
+            if pool in stuck:
+                return
+            if job.args.name not in stuck:
+                yield job
+
+    def _look_at(self, job: Job, stuck: set[Pool | str]) -> None:
+        """`stuck`: pools in which nobody is free, and tools that may not run now."""
+        try:
+            spec = self._spec(job)
+            if spec is not None and not self._may_run(spec):
+                stuck.add(spec.name)
+                return
+            there = self.pools.get(job.pool, [])
+            free = next((worker for worker in there if worker.is_free), None)
+            if free is None or spec is None:
+                self._have_more(job)
+                stuck.add(job.pool)
+            else:
                 self._run(job, spec, free)
-            except AiosError as error:
-                job.call.fail(error)
+        except AiosError as error:
+            job.call.fail(error)
 
     def _spec(self, job: Job) -> m.Spec | None:
         """None: not yet known. Raises NotFound."""
@@ -217,13 +175,18 @@ class Tools:
     def _may_run(self, spec: m.Spec) -> bool:
         return self.at_work[spec.name] < spec.limit and spec.exclusive not in self.locks
 
-    def _have_more(self, pool: Pool, job: Job) -> None:
-        """Start a worker, unless enough are coming, or there."""
+    def _have_more(self, job: Job) -> None:
+        """Start a worker, unless enough are coming, or there. Raises LimitReached, Denied."""
+        pool = job.pool
         box, there = self.states[pool.box].box, self.pools.get(pool, [])
         coming = sum(worker.is_coming for worker in there)
         most = 1 if box.shared else box.workers
         if coming < len(self.queues[pool]) and len(there) < most:
-            self._start(pool.box, job.call.process if pool.caller else None)
+            try:
+                self._start(pool, job.call.process if pool.caller else None)
+            except LimitReached:
+                if not there:
+                    raise  # else it waits for one of those
 
     def _run(self, job: Job, spec: m.Spec, worker: Worker) -> None:
         assert worker.serve is not None
@@ -234,10 +197,8 @@ class Tools:
         if spec.exclusive:
             self.locks.add(spec.exclusive)
         job.worker, job.spec = worker, spec
-        if worker.idle is not None:
-            worker.idle.cancel()
-        if job.timer is None:
-            job.timer = self.after(spec.timeout, partial(self._timed_out, job, spec.timeout))
+        worker.timer.cancel()
+        job.timers.append(self.after(spec.timeout, partial(self._timed_out, job, spec.timeout)))
         if spec.effect:
             self.note(job.id, _encode(JobRow(caller.pid, job.call.id, name)))
         if job.pool.caller:
@@ -250,17 +211,25 @@ class Tools:
 
     def _over(self, job: Job) -> None:
         """Its call has had its final reply, for whatever reason."""
-        if job.timer is not None:
-            job.timer.cancel()
+        for timer in job.timers:
+            timer.cancel()
         self._unqueue(job)
         if job.worker is not None and job.spec is not None:
             del self.running[job.id], job.worker.jobs[job.id]
-            self.at_work[job.spec.name] -= 1
-            self.locks.discard(job.spec.exclusive)
             if job.spec.effect:
                 self.note(job.id, None)
+            if job.told:
+                self._free(job.spec)
+            else:
+                job.worker.owed[job.id] = job.spec
             self._leave(job.worker, job)
-        self._look()
+        if job.told:  # else its places are free when its worker has let go of it
+            self._look()
+
+    def _free(self, spec: m.Spec) -> None:
+        """Its worker does it no more."""
+        self.at_work[spec.name] -= 1
+        self.locks.discard(spec.exclusive)
 
     def _unqueue(self, job: Job) -> None:
         waiting = self.queues.get(job.pool, {})
@@ -270,39 +239,49 @@ class Tools:
 
     def _leave(self, worker: Worker, job: Job) -> None:
         """What becomes of the worker that had it."""
-        box = self.states[worker.pool.box].box
-        if worker.process.state not in ("starting", "running", "stopped"):
+        box, process = self.states[worker.pool.box].box, worker.process
+        if process.pid not in self.workers:  # it has ended
             return
         if not job.told and box.shared and worker.serve is not None:
             worker.serve.piece(m.Job(id=job.id, cancelled=True))
-            worker.owed.add(job.id)
-            if not worker.jobs and not worker.is_free:  # it has come to nothing but what hangs
-                self.starter.end_now(worker.process, "hangs")
+            self.after(LET_GO, partial(self._hangs, worker, job))
         elif not job.told:
-            self.starter.end_now(worker.process, f"ended with its job, {job.args.name}")
+            self.starter.end_now(process, f"ended with its job, {job.args.name}")
         elif box.fresh:
-            self.starter.end_now(worker.process, "done")
-        elif not box.shared:
+            self.starter.end_now(process, "done")
+        else:
+            self._rest(worker)
+
+    def _hangs(self, worker: Worker, job: Job) -> None:
+        if job.id in worker.owed:
+            self.starter.end_now(worker.process, f"does not let go of {job.args.name}")
+
+    def _rest(self, worker: Worker) -> None:
+        """It has nothing to do: it is kept for a while."""
+        box = self.states[worker.pool.box].box
+        if not box.shared:
             end = partial(self.starter.end_now, worker.process, "idle")
-            worker.idle = self.after(box.idle, end)
+            worker.timer = self.after(box.idle, end)
 
     # --- workers ----------------------------------------------------------------------------------
 
-    def _start(self, name: str, caller: Process | None) -> None:
-        """Raises ToolFailed for one that did not start a moment ago, LimitReached, Denied."""
-        state = self.states[name]
-        if time.monotonic() < state.retry:
-            raise ToolFailed(f"the toolbox {name} did not start: {state.error}")
+    def _start(self, pool: Pool, caller: Process | None) -> None:
+        """Unless there is no room; the next end has this looked at. Raises LimitReached, Denied."""
         if len(self.workers) >= self.most:
-            idle = next((w for w in self.workers.values() if w.is_free and not w.jobs), None)
-            if idle is not None and not self.states[idle.pool.box].box.shared:
-                self.starter.end_now(idle.process, "makes room")
-            return  # the next end has the queue looked at
-        state.error = ""
-        process = self.starter.start_worker(state.box.spawn(name), caller)
-        pool = Pool(name, 0 if caller is None else caller.pid)
-        worker = self.workers[process.pid] = Worker(process, pool)
+            self._make_room()
+            return
+        process = self.starter.start_worker(pool.box, self.states[pool.box].box, caller)
+        late = partial(self.starter.end_now, process, f"does not serve within {START:g} s")
+        worker = self.workers[process.pid] = Worker(process, pool, self.after(START, late))
         self.pools.setdefault(pool, []).append(worker)
+
+    def _make_room(self) -> None:
+        if any(worker.process.state == "ending" for worker in self.workers.values()):
+            return
+        for worker in self.workers.values():
+            if worker.is_free and not worker.jobs and not self.states[worker.pool.box].box.shared:
+                self.starter.end_now(worker.process, "makes room")
+                return
 
     def _worker(self, process: Process) -> Worker:
         if process.pid not in self.workers:
@@ -310,37 +289,47 @@ class Tools:
         return self.workers[process.pid]
 
     def offer(self, process: Process, args: m.Offer) -> None:
-        """Raises Denied, and BadInput for a name that is not the box's to use."""
+        """Before it serves; one that is shared also later. Raises Denied, and BadInput for a name
+        that is not the box's to use, and for too much."""
         worker = self._worker(process)
-        if worker.at_once and not self.states[worker.pool.box].box.shared:
-            # From its first job on, what its caller sent may speak for it: code, to `python`.
-            raise Denied("a worker says which tools it has before it takes jobs")
+        state = self.states[worker.pool.box]
+        if worker.at_once and not state.box.shared:
+            raise Denied("what it serves, a worker says before it does", "see docs/tools.md")
         for spec in args.tools:
             if spec.name.partition(".")[0] != worker.pool.box:
                 raise BadInput(
                     f"{spec.name!r} is no tool of {worker.pool.box}", "name it BOX or BOX.NAME"
                 )
-        state = self.states[worker.pool.box]
-        known = {} if args.anew or state.specs is None else state.specs
-        state.specs = known | {spec.name: spec for spec in args.tools}
+        known = {} if args.anew else worker.offered
+        offered = known | {spec.name: spec for spec in args.tools}
+        if len(_encode(list(offered.values()))) > MOST:
+            raise BadInput(f"the tools of {worker.pool.box} take more than {MOST} bytes to tell")
+        worker.offered = offered
+        if worker.at_once:
+            state.specs = offered
 
     def serve(self, call: Call, args: m.Serve) -> None:
         """Raises Denied."""
         worker = self._worker(call.process)
-        if worker.serve is not None:
-            worker.serve.done(Done())
-        worker.serve, worker.at_once = call, args.at_once
-        state = self.states[worker.pool.box]
-        state.specs = {} if state.specs is None else state.specs
+        box = self.states[worker.pool.box].box
+        before, worker.serve = worker.serve, call
+        if before is not None:
+            before.done(Done())
 
         def over() -> None:
-            worker.serve = None
+            if worker.serve is call:
+                worker.serve = None
 
         call.on_end = over
-        if not worker.pool.caller and not state.box.shared:
-            self.starter.end_now(worker.process, "has said what it serves")
-            worker.serve = None
-        self._tell_listing()
+        call.on_cancel = partial(self.starter.end_now, call.process, "serves no more")
+        if not worker.at_once:
+            worker.at_once = args.at_once if box.shared else 1
+            self.states[worker.pool.box].specs = worker.offered
+            worker.timer.cancel()
+            if worker.pool.caller or box.shared:
+                self._rest(worker)
+            else:
+                self.starter.end_now(worker.process, "has said what it serves")
         self._look()
 
     def progress(self, process: Process, args: m.JobProgress) -> None:
@@ -350,19 +339,20 @@ class Tools:
         if job.steps <= STEPS or now >= job.next_step:
             job.next_step = now + OFTEN
             body = m.ToolProgress(done=args.done, total=args.total, message=args.message)
+            self._hears(job, process)
             job.call.piece(body, keep=False)
 
     def done(self, process: Process, args: m.JobDone) -> None:
         """Raises Denied, and NotFound for a job that is over."""
         worker = self._worker(process)
-        if args.id in worker.owed:
-            worker.owed.discard(args.id)
+        over = worker.owed.pop(args.id, None)
+        if over is not None:
+            self._free(over)
             self._look()
             return
         job = self._job(process, args.id)
         job.told = True
-        read = process.labels if job.pool.caller else set()  # one that serves all mixes nothing
-        self.gate.taint(job.call.process, {f"tool:{job.args.name}"} | read)
+        self._hears(job, process)
         if args.error is not None:
             kind = ToolArguments if args.code == "tool.arguments" else ToolFailed
             job.call.fail(kind(args.error))
@@ -371,6 +361,11 @@ class Tools:
         job.call.done(
             m.ToolResult(value=args.value, owner=owner, stored=args.stored, size=args.size)
         )
+
+    def _hears(self, job: Job, process: Process) -> None:
+        """Its caller is about to read what the worker says."""
+        read = process.labels if job.pool.caller else set()  # one that serves all mixes nothing
+        self.gate.taint(job.call.process, {f"tool:{job.args.name}"} | read)
 
     def _job(self, process: Process, job_id: int) -> Job:
         job = self._worker(process).jobs.get(job_id)
@@ -389,19 +384,24 @@ class Tools:
         self.pools[ended.pool].remove(ended)
         if not self.pools[ended.pool]:
             del self.pools[ended.pool]
-        if ended.idle is not None:
-            ended.idle.cancel()
+        ended.timer.cancel()
         if not ended.at_once:
             self._did_not_start(ended)
         for job in list(ended.jobs.values()):
             job.call.fail(_broken(job, f"ended: {_how(process)}", ToolCrashed))
+        for spec in ended.owed.values():
+            self._free(spec)
+        ended.owed.clear()
         self._look()
 
     def _did_not_start(self, worker: Worker) -> None:
-        state = self.states[worker.pool.box]
-        state.error = f"{_how(worker.process)} (see `aios logs {worker.process.pid}`)"
-        state.retry = time.monotonic() + RETRY
-        self._tell_listing()
+        """Those hear of it who wait for it: why it did not may be theirs alone."""
+        pool = worker.pool
+        error = f"{_how(worker.process)} (see `aios logs {worker.process.pid}`)"
+        if not pool.caller:
+            self.states[pool.box].error = error
+        for job in list(self.queues.get(pool, {}).values()):
+            job.call.fail(ToolFailed(f"the toolbox {pool.box} did not start: {error}"))
 
     # --- after the kernel's death -----------------------------------------------------------------
 
@@ -421,8 +421,12 @@ class Tools:
                 problems.append(f"worker {pid} is kept, and has ended")
             problems += [f"job {i} of worker {pid} does not run" for i in worker.jobs
                          if i not in self.running]  # fmt: skip
-        if +self.at_work != Counter(job.args.name for job in self.running.values()):
+        specs = [job.spec for job in self.running.values() if job.spec is not None]
+        specs += [spec for worker in self.workers.values() for spec in worker.owed.values()]
+        if +self.at_work != Counter(spec.name for spec in specs):
             problems.append(f"of tools that run these are counted: {dict(+self.at_work)}")
+        if self.locks != {spec.exclusive for spec in specs if spec.exclusive}:
+            problems.append(f"these locks are held: {sorted(self.locks)}")
         return problems
 
 

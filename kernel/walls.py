@@ -154,6 +154,12 @@ def is_harmless(folder: str, home: Path) -> bool:
     return not any(path.resolve().is_relative_to(real) for path in (home, Path.home()))
 
 
+def shown(program: str, home: Path) -> str:
+    """What of a user's program may be read: it and what is beside it, where that is harmless."""
+    beside = str(Path(program).parent)
+    return beside if is_harmless(beside, home) else program
+
+
 def put_up(walls: Walls, have: dict[str, str], room: Room, cwd: str, line: int) -> None:
     """Wall this process in, for good; `cwd` it can be in, whatever it can read there, and over
     `line` init hears of what is refused.

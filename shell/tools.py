@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 from aios.agents import Aios, connect
-from aios.agents.calling import ToolCall
 from aios.syscalls.errors import BadInput, NotFound
-from aios.syscalls.tool import Spec
+from aios.syscalls.tool import Spec, ToolProgress
 
 from . import render
 from .completion import tool_names
@@ -115,12 +116,13 @@ def call_(
         click.echo(f"{result.size} bytes in all: aios sto get {result.stored}", err=True)
 
 
-def follow(running: ToolCall, bar: Progress) -> None:
+def follow(running: Iterable[ToolProgress], bar: Progress) -> None:
     task = None
     for step in running:
         if task is None:
             task = bar.add_task("", total=step.total)
-        bar.update(task, completed=step.done, total=step.total, description=step.message)
+        said = escape(step.message)
+        bar.update(task, completed=step.done, total=step.total, description=said)
 
 
 def find(aios: Aios, name: str) -> Spec:

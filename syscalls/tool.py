@@ -11,7 +11,9 @@ from .messages import Message, Pid, Reply
 ToolName = Annotated[
     str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_-]*(\.[A-Za-z0-9_./-]+)?$", max_length=128)
 ]
+BoxName = Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=48)]
 JobId = Annotated[int, Meta(ge=1, lt=2**53)]
+Amount = Annotated[float, Meta(ge=-1e18, le=1e18)]  # finite
 Schema = dict[str, Any]  # JSON Schema
 
 
@@ -88,8 +90,8 @@ class Job(Reply):
 
 class JobProgress(Message):
     id: JobId
-    done: float
-    total: float | None = None
+    done: Amount
+    total: Amount | None = None
     message: Annotated[str, Meta(max_length=1024)] = ""
 
 
@@ -107,7 +109,7 @@ class JobDone(Message):
 class McpServer(Message, kw_only=True):
     """An MCP server, as its worker is told of it: a program to start, or an address."""
 
-    name: Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=48)]
+    name: BoxName
     command: str = ""
     args: list[str] = field(default_factory=list)
     env: dict[str, str] = field(default_factory=dict)

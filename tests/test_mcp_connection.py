@@ -36,10 +36,11 @@ def use(server: McpServer, body: Callable[[McpConnection], Awaitable[Any]]) -> A
         async with asyncio.timeout(60), connected(server) as connection:
             return await body(connection)
 
+    before = psutil.Process().children()  # a system that other tests share
     try:
         return asyncio.run(run())
     finally:
-        assert psutil.Process().children() == []
+        assert psutil.Process().children() == before
 
 
 def call(how: str, tool: str = "go", **args: Any) -> Any:
@@ -157,6 +158,27 @@ def test_a_server_that_changes_its_tools() -> None:
     assert use(bad("changes"), body) == ["bad.other", "bad.echo"]
 
 
+def test_a_server_that_changes_its_tools_into_none() -> None:
+    async def body(connection: McpConnection) -> None:
+        assert await connection.call("bad.go", {}, quiet) == "changed"
+        await connection.changed()
+
+    with pytest.raises(ToolCrashed, match=r"not speak the protocol: tools\.0\.inputSchema"):
+        use(bad("changes badly"), body)
+
+
+def test_changes_of_a_server_with_the_protocol_of_2026() -> None:
+    prober = McpServer(name="it", command=sys.executable, args=[BAD.replace("bad.", "prober.")])
+
+    async def body(connection: McpConnection) -> list[str]:
+        assert connection.client.protocol_version == "2026-07-28"
+        await connection.call("it.learn", {}, quiet)
+        await connection.changed()
+        return [spec.name for spec in connection.specs]
+
+    assert use(prober, body) == ["it.try", "it.learn", "it.learned"]
+
+
 # --- calls ------------------------------------------------------------------------------------
 
 
@@ -167,8 +189,10 @@ def test_a_server_that_dies_in_a_call(how: str) -> None:
 
 
 def test_a_server_that_dies_between_calls() -> None:
+    before = psutil.Process().children()
+
     async def body(connection: McpConnection) -> None:
-        (child,) = psutil.Process().children()
+        (child,) = set(psutil.Process().children()) - set(before)
         child.kill()
         await connection.changed()
 

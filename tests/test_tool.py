@@ -280,6 +280,31 @@ def test_a_file_s_own_tools_are_loaded_in_order(tmp_path: Path) -> None:
     assert add.run({"pair": make.run({"a": 1}, Alone()), "b": 2}, Alone()) == 3
 
 
+LATER = """
+from __future__ import annotations
+import msgspec
+from aios.agents.tool import tool
+
+class Inner(msgspec.Struct):
+    {name}: int
+
+class Outer(msgspec.Struct):
+    inner: Inner
+
+@tool
+def read(text: str) -> int:
+    return msgspec.json.decode(text, type=Outer).inner.{name}
+"""
+
+
+def test_files_that_are_loaded_together_keep_their_types_apart(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.py").write_text(LATER.format(name=name))
+    (a,), (b,) = (load_tools(str(tmp_path / f"{name}.py")) for name in ("a", "b"))
+    assert a.run({"text": '{"inner": {"a": 1}}'}, Alone()) == 1
+    assert b.run({"text": '{"inner": {"b": 2}}'}, Alone()) == 2
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

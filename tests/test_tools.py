@@ -8,16 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 from conftest import Boot, eventually, run_system
 
 from aios.agents import Aios, connect
+from aios.kernel.envelope import arguments
+from aios.kernel.toolbox import Box
 from aios.shell.launch import System
 from aios.syscalls.errors import (
     AiosError,
     Cancelled,
     Denied,
+    Malformed,
     NotFound,
     TimedOut,
     ToolArguments,
@@ -26,6 +30,7 @@ from aios.syscalls.errors import (
     ToolTimeout,
     ToolUnknown,
 )
+from aios.syscalls.table import TABLE
 
 FRESH = """
 import os
@@ -98,6 +103,7 @@ def test_tools_are_listed_with_their_schemas(aios: Aios) -> None:
         ("lab.crash", {}, ToolCrashed, "signal SEGV"),
         ("lab.hang", {}, ToolTimeout, "was not done within 0.5 s"),
         ("lab.odd", {}, ToolFailed, "cannot be used"),
+        ("lab.half", {}, ToolFailed, "OSError"),
         ("lab.none", {}, NotFound, "lab.add"),
         ("nothing", {}, NotFound, "aios tool list"),
         ("none.at_all", {}, ToolFailed, "/nowhere/tools.py"),
@@ -116,6 +122,17 @@ def test_a_fresh_box_has_a_new_process_for_each_call(aios: Aios) -> None:
     first, second = call(aios, "fresh"), call(aios, "fresh")
     assert len(first) == len(second) == 1
     assert first != second
+
+
+def test_ended_workers_leave_nothing_on_the_disk(boot: Boot, tmp_path: Path) -> None:
+    (tmp_path / "fresh.py").write_text(FRESH)
+    box = {"program": str(tmp_path / "fresh.py"), "fresh": True}
+    system = boot(slots=1, ctx=256, dead=2, tools={"fresh": box})
+    with connect(system.home) as aios:
+        for _ in range(5):
+            call(aios, "fresh")
+        eventually(lambda: not aios.ps() and not list((system.home / "agents").iterdir()))
+        eventually(lambda: len(list((system.home / "log").glob("agent-*.log"))) == 2)
 
 
 def test_calls_run_at_once_each_in_a_process_of_its_own(aios: Aios, tmp_path: Path) -> None:
@@ -177,6 +194,8 @@ def test_its_own_time_limit_is_the_callers_to_shorten(aios: Aios, tmp_path: Path
     waiting = aios.call_tool("lab.wait_for", {"path": str(tmp_path / "never")}, timeout=0.3)
     with pytest.raises(ToolTimeout, match=r"within 0.3 s"):
         waiting.result(30)
+    with pytest.raises(ToolTimeout, match=r"within 0.5 s"):
+        aios.call_tool("lab.hang", timeout=20).result(30)
 
 
 def test_a_worker_that_is_killed_costs_its_job_and_no_other(aios: Aios, tmp_path: Path) -> None:
@@ -207,6 +226,22 @@ def test_what_a_tool_prints_is_bounded(aios: Aios) -> None:
     (worker,) = aios.ps()
     assert len(aios.log(worker.pid, offset=1 << 20).data) < 100
     assert call(aios, "lab.chatter", megabytes=1) == "said it"
+
+
+def test_a_worker_says_nothing_that_is_nested_too_deep_for_who_reads_it() -> None:
+    deep: Any = 0
+    for _ in range(100):
+        deep = [deep]
+    spec = {"name": "lab.deep", "description": "", "schema": {"default": deep}}
+    for name, args in (("tool.done", {"id": 1, "value": deep}), ("tool.offer", {"tools": [spec]})):
+        with pytest.raises(Malformed, match="nested deeper"):
+            arguments(TABLE[name], msgspec.Raw(msgspec.msgpack.encode(args)))
+
+
+def test_a_toolbox_in_the_users_home_does_not_show_the_home(tmp_path: Path) -> None:
+    reach = Box(program=str(Path.home() / "lab.py")).spawn("lab", tmp_path).reach
+    assert reach is not None
+    assert reach.read == [str(Path.home() / "lab.py")]
 
 
 def test_only_workers_serve(aios: Aios) -> None:
@@ -262,6 +297,71 @@ def test_what_a_tool_says_taints_its_caller(aios: Aios, program: Any) -> None:
     assert aios.wait(pid, timeout=30).result == ["tool:lab.add"]
 
 
+def test_a_worker_may_no_more_than_its_toolbox_whatever_its_caller_may(
+    aios: Aios, program: Any
+) -> None:
+    body = (
+        "aios.send(task, aios.status().boot)\n"
+        "aios.recv()\n"
+        "try:\n"
+        "    aios.call_tool('lab.ask', {'call': 'kernel.status', 'args': {}}).result()\n"
+        "except AiosError as error:\n"
+        "    return error.message"
+    )
+    aios.set_group("trusted", {"members": ["/scout"], "allow": ["*"]})
+    try:
+        pid = aios.spawn(program(body), aios.pid, name="scout", manifest={"allow": ["tool"]})
+        assert aios.recv(timeout=30).body == aios.status().boot
+        granted = aios.grant("/scout", "kernel.read")
+        aios.send(pid, "go on")
+        assert "/scout may not kernel.status" in aios.wait(pid, timeout=30).result
+        aios.revoke(granted)
+    finally:
+        aios.set_group("trusted", None)
+
+
+def test_what_runs_in_a_tool_cannot_change_what_others_are_offered(aios: Aios) -> None:
+    before = aios.tools()
+    with pytest.raises(ToolFailed, match="says before it does"):
+        call(aios, "lab.ask", call="tool.offer", args={"tools": [], "anew": True})
+    assert aios.tools() == before
+
+
+def test_who_may_have_no_children_may_call_tools(aios: Aios, program: Any) -> None:
+    body = "return aios.call_tool('lab.add', {'a': 1}).result().value"
+    pid = aios.spawn(program(body), manifest={"allow": ["tool"]}, limits={"children": 0})
+    assert aios.wait(pid, timeout=30).result == 2
+
+
+def test_mail_to_an_agent_is_not_a_workers_that_has_its_name(aios: Aios, program: Any) -> None:
+    call(aios, "lab.add", a=1)
+    pid = aios.spawn(program("return aios.recv().body"), name="lab")
+    aios.send("lab", "hello")
+    assert aios.wait(pid, timeout=30).result == "hello"
+
+
+def test_progress_taints_who_reads_it(aios: Aios, program: Any) -> None:
+    body = (
+        "said = next(iter(aios.call_tool('lab.tell'))).message\n"
+        "return [said, aios.check_access('mem.read').tainted]"
+    )
+    pid = aios.spawn(program(body), manifest={"allow": ["tool", "acc"]})
+    assert aios.wait(pid, timeout=30).result == ["read me", ["tool:lab.tell"]]
+
+
+def test_a_long_result_that_cannot_be_stored_is_not_called_undone(aios: Aios, program: Any) -> None:
+    body = (
+        "try:\n"
+        "    aios.call_tool('lab.long', {'size': 100_000}).result()\n"
+        "except AiosError as error:\n"
+        "    return error.message"
+    )
+    pid = aios.spawn(program(body), manifest={"allow": ["tool"]})
+    said = aios.wait(pid, timeout=30).result
+    assert "was done" in said
+    assert "may not sto" in said
+
+
 # --- once -----------------------------------------------------------------------------------------
 
 
@@ -294,3 +394,52 @@ def test_what_was_interrupted_is_unknown_and_never_done_again(boot: Boot, tmp_pa
         assert call(aios, "lab.change", path=str(log)) == "changed"
         assert log.read_text() == "once\n" * 4
         assert aios.check() == []
+
+
+SLOW = """
+import time
+from pathlib import Path
+from aios.agents.tool import tool
+Path({begun!r}).touch()
+while not Path({go!r}).exists():
+    time.sleep(0.01)
+
+@tool(name="slow", effect=True)
+def slow() -> str:
+    Path({log!r}).open("a").write("once\\n")
+    return "slow"
+"""
+
+
+def test_the_kernel_may_die_while_a_worker_starts_and_before_its_word_is_heard(
+    boot: Boot, tmp_path: Path
+) -> None:
+    begun, go, log = (tmp_path / name for name in ("begun", "go", "log"))
+    place = tmp_path / "box"
+    place.mkdir()
+    (place / "slow.py").write_text(SLOW.format(begun=str(begun), go=str(go), log=str(log)))
+    box = {"program": str(place / "slow.py"), "workers": 1}
+    walls = {"read": [str(tmp_path)], "write": [str(tmp_path)]}
+    system = boot(slots=1, ctx=256, walls=walls, tools={"slow": box})
+    with connect(system.home) as aios, connect(system.home) as other:
+
+        def kill_kernel() -> None:
+            os_pid = other.status().os_pid
+            os.kill(os_pid, signal.SIGKILL)
+            eventually(lambda: other.status().os_pid != os_pid)
+
+        first, second = aios.call_tool("slow"), aios.call_tool("slow")  # one starts, one waits
+        eventually(begun.exists)
+        (before,) = other.ps()
+        kill_kernel()
+        go.touch()
+        assert (first.result(30).value, second.result(30).value) == ("slow", "slow")
+        assert before.pid not in [row.pid for row in other.ps()]
+        assert log.read_text() == "once\n" * 2  # it had not begun
+        unheard = aios.call_tool("slow")
+        eventually(lambda: log.read_text() == "once\n" * 3)
+        eventually(lambda: other.stats().calls.get("tool.done", 0) == 3)
+        kill_kernel()
+        assert unheard.result(30).value == "slow"
+        assert log.read_text() == "once\n" * 3
+        assert other.check() == []

@@ -8,17 +8,23 @@ import shlex
 import signal
 import subprocess
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 from commands import run, started
 from conftest import eventually, run_system
+from rich.console import Console
+from rich.progress import Progress
 
 from aios.agents import connect
 from aios.shell.cli import cli
 from aios.shell.launch import System
+from aios.shell.tools import follow
+from aios.syscalls.tool import JobProgress, ToolProgress
 
 ROOT = Path(__file__).parent.parent
 LAB = str(ROOT / "tests" / "toolbox.py")
@@ -97,6 +103,21 @@ def test_ctrl_c_ends_the_tool(home: Path, tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=20) == 130
         eventually(lambda: not aios.ps())
+
+
+def test_what_a_tool_says_of_its_progress_is_no_markup() -> None:
+    shown = StringIO()
+    steps = [ToolProgress(done=1, total=2, message="[/red] half")]
+    with Progress(console=Console(file=shown, force_terminal=True, width=100)) as bar:
+        follow(steps, bar)
+        bar.refresh()
+    assert "[/red] half" in shown.getvalue()
+
+
+@pytest.mark.parametrize("done", [float("inf"), float("nan")])
+def test_progress_is_finite(done: float) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert({"id": 1, "done": done}, JobProgress)
 
 
 def test_the_commands_say_how(home: Path) -> None:

@@ -127,3 +127,22 @@ def sleep() -> None:
     """Say so, and sleep."""
     print("asleep", flush=True)
     time.sleep(600)
+
+
+@tool(name="lab.ask")
+def ask(call: str, args: dict[str, Any], job: Running) -> Any:
+    """Make a system call of its own."""
+    return job.aios.start(call, **args).wait()
+
+
+@tool(name="lab.half")
+def half() -> None:
+    """Raise with half a character, as names of files can have it."""
+    raise OSError("\ud800" * 20_000)
+
+
+@tool(name="lab.tell")
+def tell(job: Running) -> None:
+    """Say something, and never end."""
+    job.progress(0, 1, "read me")
+    time.sleep(600)

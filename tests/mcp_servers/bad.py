@@ -49,7 +49,7 @@ def listed(number: int, params: dict[str, Any]) -> None:
         odd = [{"n": {"type": "intger"}}, {"n": {"$ref": "#/none"}}, {"n" * 60_000: {}}, {}]
         schemas = [{"type": "object", "properties": each} for each in odd]
         answer(number, tools=[tool(f"t{n}", inputSchema=each) for n, each in enumerate(schemas)])
-    elif HOW == "no schema":
+    elif HOW == "no schema" or (HOW == "changes badly" and "other" in names):
         answer(number, tools=[tool("go", inputSchema={"type": "array"})])
     elif HOW == "read only":
         answer(number, tools=[tool("look", annotations={"readOnlyHint": True}), tool("write")])
@@ -93,7 +93,7 @@ def called(number: int, name: str, args: dict[str, Any]) -> None:
     elif HOW == "asks":
         say({"id": "question", "method": args["method"], "params": args["params"]})
         waiting.append(number)
-    elif HOW == "changes":
+    elif HOW in ("changes", "changes badly"):
         names[:] = ["other", "echo"]
         say({"method": "notifications/tools/list_changed"})
         text(number, "changed")

@@ -3,8 +3,9 @@
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
-from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver import Context, MCPServer
 
 server = MCPServer("prober", log_level="ERROR")
 
@@ -29,6 +30,14 @@ def attempted(what: str, path: str = "", port: int = 0, pid: int = 0) -> str:
         return attempt(what, path, port, pid)
     except OSError as error:
         return f"{type(error).__name__}: {error}"
+
+
+@server.tool()
+async def learn(ctx: Context[Any]) -> str:
+    """Offer another tool from now on."""
+    server.add_tool(attempted, name="learned")
+    await ctx.notify_tools_changed()
+    return "learned"
 
 
 server.run()
