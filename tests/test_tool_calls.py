@@ -181,6 +181,14 @@ def test_a_tool_that_takes_nothing_is_given_nothing() -> None:
     assert not takes('{"a": 1}', grammar=grammar)
 
 
+def test_what_must_be_unique_is_one_at_most() -> None:
+    tags = {"type": "array", "items": {"enum": ["a", "b"]}, "uniqueItems": True}
+    schema = narrowed("tag", {"type": "object", "properties": {"tags": tags}})
+    grammar = f"root ::= %json {json.dumps(schema)}"
+    assert takes('{"tags": ["a"]}', grammar=grammar)
+    assert not takes('{"tags": ["a", "a"]}', grammar=grammar)
+
+
 LEAVES = st.sampled_from(
     [
         {"type": "string"},
