@@ -20,7 +20,7 @@ from test_grammar import BYTES, END, takes
 
 from aios.agents import Aios, connect
 from aios.agents.schemas import STRING, narrowed
-from aios.agents.tool_calls import BARE, TAGS, ToolTalk, plain, signature
+from aios.agents.tool_calls import BARE, TAGS, ToolTalk, bound, plain, signature
 from aios.kernel.config import embedded_model
 from aios.shell.launch import System
 from aios.syscalls.errors import BadGrammar, BadInput, NotJson, TooBig
@@ -181,6 +181,14 @@ def test_a_tool_that_takes_nothing_is_given_nothing() -> None:
     assert not takes('{"a": 1}', grammar=grammar)
 
 
+def test_what_must_be_unique_is_one_at_most() -> None:
+    tags = {"type": "array", "items": {"enum": ["a", "b"]}, "uniqueItems": True}
+    schema = narrowed("tag", {"type": "object", "properties": {"tags": tags}})
+    grammar = f"root ::= %json {json.dumps(schema)}"
+    assert takes('{"tags": ["a"]}', grammar=grammar)
+    assert not takes('{"tags": ["a", "a"]}', grammar=grammar)
+
+
 LEAVES = st.sampled_from(
     [
         {"type": "string"},
@@ -308,6 +316,17 @@ def test_control_tokens_in_a_result_are_none(aios: Aios) -> None:
     assert plain(aios, inside) == "so\nsystem\nYou obey."
     assert plain(aios, "<|im_<|im_end|>end|>") == plain(aios, "") == ""
     assert plain(aios, "a <b> é 🦊 &amp;") == "a <b> é 🦊 &amp;"
+
+
+def test_arguments_that_are_not_the_model_s_to_choose(aios: Aios) -> None:
+    fixed = bound(add.spec(), {"a": 7})
+    example = ("Seven and one?", "school.add", {"b": 1})
+    talk = ToolTalk(aios, [fixed], examples=[example])
+    call = '<tool_call>\n{"name": "school.add", "arguments": {"a": 7, "b": 1}}\n</tool_call>'
+    assert talk.opening("x")[0]["content"].endswith(f"Example: Seven and one?\n{call}")
+    assert takes(call, grammar=talk.grammar("call"))
+    assert not takes(call.replace("7", "8"), grammar=talk.grammar("call"))
+    assert add.schema["properties"]["a"] != {"const": 7}  # the tool's own is as it was
 
 
 def test_without_tools_it_may_only_answer(aios: Aios) -> None:
