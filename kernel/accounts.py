@@ -3,7 +3,6 @@ each system in this home; what agents hand on in the journal, as long as they li
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from aios.syscalls import acc
 from aios.syscalls.errors import BadInput, DiskFull, LimitReached, NotFound
 from aios.syscalls.rules import Group, Rule
 
-from .files import sync_folder
+from . import files
 from .policy import AGENTS, DEFAULT, Grant, check_rules, names_of
 from .process import Process, ProcessTable
 
@@ -140,17 +139,10 @@ class Accounts:
     def _write(self, groups: dict[str, Group], grants: dict[int, Grant]) -> None:
         """On disk before anything changes here."""
         kept = Kept(groups=groups, grants=[each for each in grants.values() if _lasts(each)])
-        temp = self.path.with_suffix(".new")
         self.barrier()
         try:
-            with open(temp, "wb", opener=_private) as file:
-                file.write(msgspec.json.format(msgspec.json.encode(kept)))
-                file.flush()
-                os.fsync(file.fileno())
-            temp.rename(self.path)
-            sync_folder(self.path.parent)
+            files.replace(self.path, msgspec.json.format(msgspec.json.encode(kept)))
         except OSError as error:
-            temp.unlink(missing_ok=True)
             raise DiskFull(f"cannot write {self.path}: {error.strerror}") from error
 
     def check(self) -> list[str]:
@@ -163,10 +155,6 @@ class Accounts:
 
 def _lasts(grant: Grant) -> bool:
     return not grant.pid and not grant.to.startswith("#")
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def read(path: Path) -> Kept:

@@ -36,6 +36,7 @@ from .ledger import Ledger
 from .lifecycle import Lifecycle
 from .logs import Logs
 from .loop import Loop
+from .mcp_servers import mcp_boxes
 from .memory import Memory
 from .message import Mailroom, labels_of
 from .owners import Owners
@@ -50,6 +51,8 @@ from .stats import EventLog, Statistics
 from .storage import Storage
 from .store import NoStore, Store
 from .store_trial import try_store
+from .toolbox import boxes_of
+from .tools import Tools
 from .trap import Trap
 from .upkeep import Upkeep
 from .waiting import Waiters
@@ -124,6 +127,11 @@ class Kernel:
             config, self.boot, self.table, self.contexts, self.generations, self.mailroom,
             self.waiters, self.events, self.logs, ledger.send_init, loop.after,
         )  # fmt: skip
+        servers = self._or_close(lambda: mcp_boxes(config.mcp))
+        self.tools = Tools(
+            boxes_of(servers | config.tools), config.tool_workers, self.lifecycle, self.gate,
+            loop.after, ledger.note_job,
+        )  # fmt: skip
         self.trap = Trap(
             self.table, handlers(self), loop.send, self.lifecycle.hello, self.gate,
             self.questions.hold, ledger, self.audit, self.lifecycle.settle,
@@ -144,7 +152,8 @@ class Kernel:
         self.lifecycle.trap = self.remotes.trap = self.trap
         self.lifecycle.remotes, self.remotes.on_lost = self.remotes, self.lifecycle.lost
         self.lifecycle.ended += [
-            self.storage.uploads.ended, self.memory.ended, self.gate.ended, self.accounts.ended,
+            self.storage.uploads.ended, self.memory.ended, self.tools.ended, self.gate.ended,
+            self.accounts.ended,
             lambda process: self.store.forget(process.pid),
         ]  # fmt: skip
         ledger, loop = self.ledger, self.loop
@@ -174,6 +183,7 @@ class Kernel:
         """Take up what another kernel of this system left."""
         self.ledger.recover(census.system)
         self.lifecycle.recover(census)
+        self.tools.recover([process for process in self.table.live() if process.tool])
         self.owners.recover()
         for pid in [pid for pid in self.store.callers if not self.table.is_alive(pid)]:
             self.store.forget(pid)
@@ -328,4 +338,5 @@ class Kernel:
             *self.owners.check(),
             *self.accounts.check(),
             *self.questions.check(),
+            *self.tools.check(),
         ]

@@ -19,8 +19,10 @@ from msgspec import Meta, Struct, field
 from aios.syscalls.errors import BadInput, ModelError, from_wire
 from aios.syscalls.home import endpoint
 from aios.syscalls.messages import Limits
+from aios.syscalls.tool import BoxName
 
 from .scheduler import POLICIES
+from .toolbox import Box
 from .walls import Walls
 
 
@@ -63,6 +65,10 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     hello: Annotated[float, Meta(ge=0)] = 10.0  # seconds a spawned agent has to say hello
     limits: Limits = field(default_factory=Limits)  # of an agent, unless its parent says otherwise
     walls: Walls = field(default_factory=Walls)  # around each agent's process
+
+    tools: dict[BoxName, Box] = {}  # toolboxes, besides those that ship: docs/tools.md
+    mcp: str = ""  # a file with an mcpServers block: docs/mcp.md
+    tool_workers: Annotated[int, Meta(ge=1)] = 256  # alive at once
 
     listen: str = ""  # for callers from elsewhere: "tcp://ADDRESS:PORT"; docs/security.md
     encrypt: bool = False  # what is kept on disk: docs/security.md

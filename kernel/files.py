@@ -42,6 +42,29 @@ def make_ahead(path: Path, size: int) -> int:
     return fd
 
 
+def replace(path: Path, data: bytes) -> None:
+    """Have a file hold `data`, for this user alone: on disk, all of it, or as it was before.
+
+    Raises:
+        OSError: it is as it was before.
+    """
+    temp = path.with_suffix(".new")
+    try:
+        with open(temp, "wb", opener=_private) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temp.rename(path)
+    except OSError:
+        temp.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
 def sync_folder(folder: Path) -> None:
     fd = os.open(folder, os.O_RDONLY)
     try:

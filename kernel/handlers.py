@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aios.syscalls import VERSION, acc, mem, retrieval, sto, wire
+from aios.syscalls import VERSION, acc, mem, retrieval, sto, tool, wire
 from aios.syscalls import messages as t
 from aios.syscalls.errors import BadInput
 from aios.syscalls.table import ROWS
@@ -279,6 +279,33 @@ def sto_index(k: Kernel, call: Call, args: retrieval.Index) -> retrieval.IndexRe
 
 def sto_reindex(k: Kernel, call: Call, args: retrieval.Reindex) -> t.Done:
     k.index.rebuild()
+    return t.Done()
+
+
+def tool_list(k: Kernel, call: Call, args: t.Empty) -> None:
+    k.tools.tell(call)
+
+
+def tool_call(k: Kernel, call: Call, args: tool.CallTool) -> None:
+    k.tools.call(call, args)
+
+
+def tool_offer(k: Kernel, call: Call, args: tool.Offer) -> t.Done:
+    k.tools.offer(call.process, args)
+    return t.Done()
+
+
+def tool_serve(k: Kernel, call: Call, args: tool.Serve) -> None:
+    k.tools.serve(call, args)
+
+
+def tool_progress(k: Kernel, call: Call, args: tool.JobProgress) -> t.Done:
+    k.tools.progress(call.process, args)
+    return t.Done()
+
+
+def tool_done(k: Kernel, call: Call, args: tool.JobDone) -> t.Done:
+    k.tools.done(call.process, args)
     return t.Done()
 
 

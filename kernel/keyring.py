@@ -26,8 +26,8 @@ from msgspec import Meta
 
 from aios.syscalls.errors import AiosError, BadInput, KeyMissing, KeyWrong, StoreDamaged
 
+from . import files
 from .config import Config, load
-from .files import sync_folder
 from .init import FATAL, lock_home
 from .seal import Ring
 
@@ -100,13 +100,7 @@ def read(home: Path) -> Wrapped | None:
 def write(home: Path, wrapped: Wrapped) -> None:
     path = path_of(home)
     path.parent.mkdir(mode=0o700, exist_ok=True)
-    temp = path.with_suffix(".new")
-    with os.fdopen(os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(msgspec.json.encode(wrapped))
-        file.flush()
-        os.fsync(file.fileno())
-    temp.rename(path)
-    sync_folder(path.parent)
+    files.replace(path, msgspec.json.encode(wrapped))
 
 
 def secret_of(config: Config, request: Request) -> bytes:

@@ -8,6 +8,7 @@
     mail/PID/N         a message in its mailbox
     reply/PID/ID       the final reply to a call that had an effect, until it was heard
     grant/ID           a right that an agent has handed on
+    job/ID             a call of a tool that has an effect, while it runs
     context/ID         a context, and the work on it; then what the core reported since
 
 Objects that have changed in a turn of the loop are written at its end, in one commit; only then
@@ -22,6 +23,7 @@ from typing import Protocol
 
 import msgspec
 
+from aios.syscalls.errors import ToolUnknown
 from aios.syscalls.messages import Mail, Spawn
 
 from .accounts import Accounts
@@ -29,6 +31,7 @@ from .context import Context, ContextManager, Past
 from .core.protocol import Halted, Out
 from .generation import Generations, Work
 from .init_protocol import ToInit
+from .job import JobRow
 from .journal import Journal
 from .lifecycle import Birth, Lifecycle
 from .message import Mailroom
@@ -108,6 +111,9 @@ class Ledger:
 
     def note_grant(self, number: int, row: bytes | None) -> None:
         self._set(f"grant/{number}", row)
+
+    def note_job(self, number: int, row: bytes | None) -> None:
+        self._set(f"job/{number}", row)
 
     def send_synced(self, route: bytes, data: bytes) -> None:
         """Once what it follows from would survive a power cut."""
@@ -226,6 +232,7 @@ class Ledger:
             ("mail", self._take_mail),
             ("reply", self._take_reply),
             ("birth", self._take_birth),
+            ("job", self._take_job),
             ("grant", lambda _, rows: self.accounts.take(rows[-1])),
             ("context", self._take_context),
         ):
@@ -250,6 +257,13 @@ class Ledger:
     def _take_reply(self, ids: list[int], items: list[bytes]) -> None:
         pid, call_id = ids
         self.lifecycle.trap.take_reply(pid, call_id, items[-1])
+
+    def _take_job(self, ids: list[int], items: list[bytes]) -> None:
+        self.journal.delete(f"job/{ids[0]}")
+        row = msgspec.msgpack.decode(items[-1], type=JobRow)
+        if row.caller in self.lifecycle.trap.by_pid:
+            call = self.lifecycle.trap.detached(row.caller, row.call, "tool.call")
+            call.fail(ToolUnknown(f"the kernel died while {row.tool} ran"))
 
     def _take_birth(self, ids: list[int], items: list[bytes]) -> None:
         row = msgspec.msgpack.decode(items[-1], type=BirthRow)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import psutil
 
 from aios.syscalls import wire
@@ -49,9 +50,10 @@ from .policy import check_rules
 from .process import Process, ProcessTable
 from .remotes import Remotes
 from .stats import EventLog
+from .toolbox import Box
 from .trap import Call, Session, Trap
 from .waiting import Waiters
-from .walls import is_harmless, widened
+from .walls import Room, joined, shown
 
 LAST_WORD = 0.2  # seconds that init has to say of what a process died whose connection is lost
 SLICE = 25  # processes whose figures are read in one sweep
@@ -88,6 +90,8 @@ class Lifecycle:
         self.births: dict[int, Birth] = {}  # by pid
         self.figures: dict[int, psutil.Process] = {}
         self.turn = 0
+        self.sweeper = ThreadPoolExecutor(1, "sweeper")
+        table.on_forget = self._forgotten
         self.on_empty: Callable[[], None] | None = None  # set while the system winds up
 
     # --- birth ----------------------------------------------------------------------------------
@@ -108,6 +112,7 @@ class Lifecycle:
         if args.manifest is not None:
             check_rules([args.manifest])
         reach = self._handed_on(call.process, args) if agent_above else self._given(args)
+        joined(self.config.walls, reach)  # it is refused before anything is there
         process = self.table.add("agent", name, parent, nice, limits, time.monotonic())
         process.manifest, process.labels = args.manifest, set(call.process.labels)
         process.reach = reach
@@ -118,14 +123,39 @@ class Lifecycle:
         call.on_end = process.touch  # its birth has no caller any more
         self._start(birth)
 
+    def start_worker(self, name: str, box: Box, caller: Process | None) -> Process:
+        """For a toolbox: it acts in its caller's storage, and ends with it.
+
+        Raises:
+            Denied, LimitReached.
+        """
+        if self.on_empty is not None:
+            raise Denied("the system is stopping: nothing new is started")
+        args = box.spawn(name, self.config.path)
+        reach = joined(caller.reach if caller is not None else Reach(), args.reach or Reach())
+        above = caller if caller is not None and caller.kind != "client" else None
+        limits = self.config.limits if above is None else above.limits
+        nice = 0 if caller is None else caller.nice
+        parent = 0 if above is None else above.pid
+        joined(self.config.walls, reach)
+        now = time.monotonic()
+        process = self.table.add("agent", name, parent, nice, limits, now, tool=name)
+        process.manifest, process.reach = args.manifest, reach
+        if caller is not None:
+            process.principal, process.labels = caller.principal, set(caller.labels)
+        else:
+            process.principal = f"/@{name}"  # no agent's: of those below "/" some may have the name
+        birth = Birth(process, secrets.token_bytes(32), args, None)
+        self.births[process.pid] = birth
+        self._start(birth)
+        return process
+
     def _given(self, args: Spawn) -> Reach:
         """By a person: that, and the program with what is beside it."""
         given = args.reach or Reach()
         if not args.program.startswith("/"):
             return given
-        beside = str(Path(args.program).parent)
-        shown = beside if is_harmless(beside, self.config.path) else args.program
-        return msgspec.structs.replace(given, read=[*given.read, shown])
+        return joined(given, Reach(read=[shown(args.program, self.config.path)]))
 
     def _handed_on(self, parent: Process, args: Spawn) -> Reach:
         """By an agent: what it reaches itself, or the part that is named.
@@ -145,7 +175,7 @@ class Lifecycle:
     def _start(self, birth: Birth) -> None:
         pid, spawn = birth.process.pid, birth.spawn
         cwd, log = spawn.cwd or "", str(self.logs.path(pid))
-        around = widened(self.config.walls, birth.process.reach)
+        around = joined(self.config.walls, birth.process.reach)
         self.to_init(StartAgent(pid, spawn.program, spawn.args, birth.token, cwd, log, around))
 
     def started(self, frame: Started) -> None:
@@ -171,6 +201,7 @@ class Lifecycle:
             return
         if birth.call is not None:
             birth.call.fail(from_wire(frame.error))
+        birth.process.reason = f"not started: {from_wire(frame.error).message}"
         self._take_back(birth.process)
         self.table.end(birth.process, 127, "not started", time.monotonic())
         self.table.forget(birth.process)
@@ -339,14 +370,23 @@ class Lifecycle:
         if birth is not None and birth.call is not None:
             birth.call.done(Spawned(pid=process.pid))
         self.figures.pop(process.pid, None)
+        process.reason = process.reason or reason  # for those who are told
+        process.code = process.code if process.reported else code
         self._take_back(process)
         children = self.table.end(process, code, reason, time.monotonic())
+        if process.tool:  # there may be one a call: what they leave would fill the disk
+            room = Room(self.config.path, process.pid)
+            self.sweeper.submit(shutil.rmtree, room.own, ignore_errors=True)
         self.events.publish(
             "process", "ended", process.pid, code=process.code, reason=process.reason
         )
         for child in children:
             self.terminate(child, "parent gone")
         self._ended()
+
+    def _forgotten(self, process: Process) -> None:
+        if process.tool:
+            self.sweeper.submit(self.logs.path(process.pid).unlink, missing_ok=True)
 
     def _take_back(self, process: Process) -> None:
         """What it has of the managers'."""
@@ -389,6 +429,13 @@ class Lifecycle:
         self._end_soon(process)
         if stopped:
             self.signal(process, "CONT")
+
+    def end_now(self, process: Process, reason: str) -> None:
+        """KILL at once: nothing is asked of it any more."""
+        if process.alive and process.state != "ending":
+            process.reason = reason
+            process.move("ending")
+        self._kill_if_alive(process)
 
     def _kill_if_alive(self, process: Process) -> None:
         if process.alive:

@@ -32,7 +32,10 @@ MANY = "many"  # the label of one that has more than are kept: it may be any
 DEFAULT = Group(
     allow=[
         "proc", "llm", "msg", "mem", "sto.read", "sto.write", "sto.upload", "sto.own", "acc.read",
-        "acc.grant", "kernel.read",
+        "acc.grant", "kernel.read", "tool.list",
+        *(f"tool.call {name}" for name in (
+            "calculate", "files.*", "image.*", "python", "search", "sql.*", "time.*",
+        )),
     ],
 )  # fmt: skip
 ALL = ["**"]  # objects
@@ -56,6 +59,13 @@ class Subject(NamedTuple):
     layers: Sequence[Sequence[Named]] = ()
     pid: int = 0  # 0: a person, who may do everything
     labels: frozenset[str] = frozenset()
+    is_worker: bool = False  # of a toolbox: it acts as its caller, whose grants are not its own
+
+    @property
+    def names(self) -> frozenset[str]:
+        """All that a grant can say to mean it."""
+        principal = frozenset() if self.is_worker else names_of(self.principal)
+        return principal | {f"#{self.pid}"}
 
 
 class Request(NamedTuple):
@@ -150,11 +160,37 @@ class Judge:
     def _given(
         self, subject: Subject, request: Request, labels: frozenset[str], now: float
     ) -> Iterator[Grant]:
-        names = names_of(subject.principal) | {f"#{subject.pid}"}
+        names = subject.names
         for grant in self.grants.values():
             current = grant.expires is None or now < grant.expires
             if current and grant.to in names and fits("allow", grant.rule, request, "", labels):
                 yield grant
+
+    def may_ever(self, subject: Subject, right: str, object: str) -> bool:
+        """Whether some arguments might be allowed, or asked about: what is worth showing."""
+
+        def fitting(layer: Sequence[Named]) -> set[str]:
+            return {
+                "never"
+                if named.effect == "deny"
+                and not (named.rule.args or named.rule.unless or named.rule.tainted)
+                else named.effect
+                for named in layer
+                if covers(named.rule.right, right)
+                and any(matches(each, object, subject.principal) for each in named.rule.on)
+            }
+
+        found = [fitting(layer) for layer in subject.layers]
+        if any("never" in effects for effects in found):
+            return False
+        names = subject.names
+        granted = any(
+            grant.to in names
+            and covers(grant.rule.right, right)
+            and any(matches(each, object) for each in grant.rule.on)
+            for grant in self.grants.values()
+        )
+        return granted or all(effects & {"allow", "ask"} for effects in found)
 
 
 NONE = Decision("deny", "no rule allows it")

@@ -10,7 +10,7 @@ no signals; the time is passed in.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +67,7 @@ class Process:
     reach: Reach = field(default_factory=Reach)  # through its walls, besides what all reach
     labels: set[str] = field(default_factory=set)  # of what it has read from others
     key: str = ""  # of who is elsewhere, in Z85
+    tool: str = ""  # the toolbox that it is a worker of
     secret: bytes = b""  # to come back with after the kernel's death
     changed: set[int] = field(default_factory=set)  # the table's: what is to be journaled
     spent: set[int] = field(default_factory=set)  # likewise, of the tokens alone
@@ -134,10 +135,11 @@ class ProcessTable:
         self.spent: set[int] = set()
         self.by_os_pid: dict[int, Process] = {}
         self.last = 0
+        self.on_forget: Callable[[Process], None] = lambda _: None
 
     def add(
         self, kind: Kind, name: str, parent: int, nice: int, limits: Limits,
-        now: float, os_pid: int = 0,
+        now: float, os_pid: int = 0, tool: str = "",
     ) -> Process:  # fmt: skip
         """A new row: an agent `starting`, a client `running`.
 
@@ -147,8 +149,8 @@ class ProcessTable:
         if sum(p.kind == kind for p in self.live()) >= self.max[kind]:
             raise LimitReached(f"{self.max[kind]} {kind}s are alive: no more", "see config.toml")
         above = self.rows.get(parent)
-        if above is not None and above.limits.children is not None:
-            alive = sum(self.rows[child].alive for child in above.children)
+        if above is not None and above.limits.children is not None and not tool:
+            alive = sum(self.rows[c].alive and not self.rows[c].tool for c in above.children)
             if alive >= above.limits.children:
                 raise LimitReached(f"process {parent} has {alive} children: its limit")
         self.last += 1
@@ -156,6 +158,7 @@ class ProcessTable:
         process = Process(self.last, parent, name, kind, os_pid, nice, limits, now, state)
         if kind != "client":
             process.principal = f"{above.principal if above is not None else ''}/{name}"
+        process.tool = tool
         process.secret = secrets.token_bytes(16)
         self.insert(process)
         return process
@@ -187,9 +190,9 @@ class ProcessTable:
         return self.rows[pid]
 
     def find(self, who: int | str) -> Process:
-        """A live process by pid, or the oldest by name. Raises NotFound."""
+        """A live process by pid, or the oldest by name that is no worker. Raises NotFound."""
         for process in self.live():
-            if who in (process.pid, process.name):
+            if who == process.pid or (who == process.name and not process.tool):
                 return process
         raise NotFound(f"no live process {who!r}", "`aios ps` lists them")
 
@@ -228,13 +231,14 @@ class ProcessTable:
         """The row goes."""
         del self.rows[process.pid]
         process.touch()
+        self.on_forget(process)
         above = self.rows.get(process.parent)
         if above is not None:
             above.children.discard(process.pid)
 
     def _trim(self) -> None:
         dead = [process for process in self.rows.values() if not process.alive]
-        dead.sort(key=lambda process: process.ended)
+        dead.sort(key=lambda process: (not process.tool, process.ended))  # workers go first
         for process in dead[: max(0, len(dead) - self.max_dead)]:
             self.forget(process)
 

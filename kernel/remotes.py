@@ -7,7 +7,6 @@ of which Linux could say anything.
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -19,8 +18,8 @@ import msgspec
 from aios.syscalls import acc
 from aios.syscalls.errors import BadInput, Denied, DiskFull, NotFound
 
+from . import files
 from .config import Config
-from .files import sync_folder
 from .gateway_protocol import Allow, Bound, Came, Left, Refused, Say, decode_report, encode
 from .init_protocol import Census, Gone, Heard, SignalChild, Started, StartFailed, StartService
 from .loop import REMOTE, Loop
@@ -90,16 +89,10 @@ class Remotes:
 
     def _write(self, keys: list[Allowed]) -> None:
         """Raises DiskFull."""
-        temp = self.path.with_suffix(".new")
         self.barrier()
         try:
             self.path.parent.mkdir(mode=0o700, exist_ok=True)
-            with temp.open("wb") as file:
-                file.write(msgspec.json.format(msgspec.json.encode(keys)))
-                file.flush()
-                os.fsync(file.fileno())
-            temp.rename(self.path)
-            sync_folder(self.path.parent)
+            files.replace(self.path, msgspec.json.format(msgspec.json.encode(keys)))
         except OSError as error:
             raise DiskFull(f"cannot write {self.path}: {error.strerror}") from error
         self.keys = {each.public: each for each in keys}

@@ -93,13 +93,15 @@ class Call:
     receipted: bool = False  # its caller wants that
     ended: bool = False
 
-    def piece(self, body: Any) -> None:
+    def piece(self, body: Any, *, durable: bool = False, keep: bool = True) -> None:
+        """With `durable`, once what it follows from would survive a power cut; without `keep`, not
+        for a caller that comes back."""
         if self.ended:
             return
-        if self.row.effect:
+        if self.row.effect and keep:
             self.pieces.append(body)
         if not self.detached:
-            self.trap.reply(self.session, self.id, wire.PIECE, body)
+            self.trap.reply(self.session, self.id, wire.PIECE, body, durable=durable)
 
     def attach(self) -> None:
         """Its caller is back: it hears all pieces again, and knows how many it has had."""

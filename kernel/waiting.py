@@ -52,7 +52,8 @@ class Waiters:
                 raise Denied(f"process {pid} is not a child of {caller.pid}")
             ended = [] if child.alive else [child]
         else:
-            children = [self.table.rows[child] for child in sorted(caller.children)]
+            rows = (self.table.rows[child] for child in sorted(caller.children))
+            children = [child for child in rows if not child.tool]
             ended = [child for child in children if not child.alive and not child.waited]
             if not ended and not any(child.alive for child in children):
                 raise ProcessGone("there is no child to wait for")

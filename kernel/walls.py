@@ -14,12 +14,12 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta
 
-from aios.syscalls.errors import Denied
+from aios.syscalls.errors import Denied, LimitReached
 from aios.syscalls.messages import Reach
 
 from . import cgroup, landlock, seccomp, view
@@ -44,7 +44,9 @@ SYSTEM = (
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full")
 WHOLE = ("/proc", "/etc")  # seen as one mount; Landlock tells apart what is in them
 USER_NAMESPACE = "user namespace"
+MOST, PATHS = 256, 48 << 10  # entries of one kind in a reach; bytes of all paths
 LANDLOCK_NEEDS = {"files": 3, "ports": 4, "signals": 6}  # versions of its ABI
+R = TypeVar("R", bound=Reach)
 
 
 class Walls(Reach, kw_only=True):
@@ -57,14 +59,19 @@ class Walls(Reach, kw_only=True):
     memory: Annotated[int, Meta(ge=1 << 28)] = 8 << 30  # address space of a process
 
 
-def widened(walls: Walls, reach: Reach) -> Walls:
-    """`walls` for an agent that reaches more."""
-    more = {
-        name: getattr(walls, name) + getattr(reach, name) for name in ("read", "write", "ports")
-    }
-    processes = walls.processes or reach.processes
-    asked = walls.all_walls or reach.all_walls
-    return msgspec.structs.replace(walls, **more, processes=processes, all_walls=asked)
+def joined(one: R, other: Reach) -> R:
+    """`one`, and what `other` reaches. Raises LimitReached for more than init would take, or the
+    kernel that reads it in the journal."""
+    both: dict[str, Any] = {}
+    for name in Reach.__struct_fields__:
+        a, b = getattr(one, name), getattr(other, name)
+        both[name] = list(dict.fromkeys([*a, *b])) if isinstance(a, list) else a or b
+    paths = [*both["read"], *both["write"]]
+    if max(len(both[name]) for name in ("read", "write", "ports")) > MOST:
+        raise LimitReached(f"its reach is too much: {MOST} paths, and as many ports, are the most")
+    if sum(len(path.encode()) for path in paths) > PATHS:
+        raise LimitReached(f"its reach is too much: the paths have more than {PATHS} bytes")
+    return msgspec.structs.replace(one, **both)
 
 
 def found(cgroups: cgroup.Groups | None) -> dict[str, str]:
@@ -152,6 +159,12 @@ def is_harmless(folder: str, home: Path) -> bool:
     """Whether all in it may be read: neither the user's home nor this system's is below it."""
     real = os.path.realpath(folder)
     return not any(path.resolve().is_relative_to(real) for path in (home, Path.home()))
+
+
+def shown(program: str, home: Path) -> str:
+    """What of a user's program may be read: it and what is beside it, where that is harmless."""
+    beside = str(Path(program).parent)
+    return beside if is_harmless(beside, home) else program
 
 
 def put_up(walls: Walls, have: dict[str, str], room: Room, cwd: str, line: int) -> None:

@@ -1,7 +1,7 @@
 """What enters a context, and what leaves it when its window is full: by the context's own choice.
 
     error       nothing leaves: the call fails, and the context is as it was
-    slide       the oldest turns go; what comes first (the system text) and the newest stay
+    slide       the oldest turns go; what comes first (system text, tools) and the newest stay
     summarize   they go, and the model sums up all that has gone, in front of the system text
     recall      they go, and come back in front of a message that is about them
 
@@ -116,7 +116,9 @@ class Windows:
             self._cut_text(call, context, room, then)
             return
         stay = list(context.turns)
-        head = sum(turn.role == "system" for turn in stay[:1])
+        head = 0
+        for role in ("system", "tools"):
+            head += [turn.role for turn in stay[head : head + 1]] == [role]
         limit = min(self.contexts.window * LEFT, self.contexts.window - room)
         scale = context.used / sum(len(turn.note + turn.text) + 1 for turn in stay)
         while len(stay) > head and sum(len(t.note + t.text) + 1 for t in stay) * scale > limit:
@@ -130,8 +132,9 @@ class Windows:
 
         def summed_up(summary: str) -> None:
             note = f"Summary of the conversation so far: {summary}\n\n"
-            first = Turn("system", stay[0].text if head else "", note)
-            self._render(call, context, room, [first, *stay[head:]], gone, then, summary)
+            old = stay.pop(0).text if head and stay[0].role == "system" else ""
+            new = Turn("system", old, note)
+            self._render(call, context, room, [new, *stay], gone, then, summary)
 
         decoding = Decoding(max_tokens=max(16, int(self.contexts.window * SUMMARY)))
         self.generate(call, _to_sum_up(context.summary, gone), decoding, summed_up)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,9 +21,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from aios.syscalls.errors import AiosError, BadInput, from_wire
+from aios.syscalls.errors import BadInput
 
-from .launch import end_with_parent
+from . import helper
 from .output import as_json_text, json_option, show
 from .render import pairs
 
@@ -226,32 +225,10 @@ def prove(home: Path, number: int, growth: bool, folder: Path | None, as_json: b
 
 
 def said(home: Path, folder: Path | None, action: str, **fields: Any) -> Iterator[tuple[str, Any]]:
-    """What it says, a kind and what. Whatever ends this ends that process.
-
-    Raises:
-        AiosError: what it could not do, and why.
-    """
+    """What the process that reads the log says, a kind and what. Raises AiosError."""
     where = str(folder.absolute() if folder else home / "audit")
     request = {"action": action, "folder": where, **fields}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "aios.kernel.audit", json.dumps(request)],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True,
-        preexec_fn=end_with_parent,  # noqa: PLW1509 (one system call)
-    )  # fmt: skip
-    with process:
-        try:
-            assert process.stdout is not None
-            for each in process.stdout:
-                [(kind, what)] = json.loads(each).items()
-                if kind == "error":
-                    raise from_wire(what)
-                yield kind, what
-                if kind == "report":
-                    return
-        finally:
-            process.kill()
-    how = f"exit code {process.returncode}"
-    raise AiosError(f"the process that reads the log ended unasked: {how}", "its errors are above")
+    return helper.said("aios.kernel.audit", request, "reads the log")
 
 
 def ask(

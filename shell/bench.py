@@ -14,7 +14,7 @@ from .output import json_option, progress, show
 
 NAMES = (
     "throughput", "agents", "switch", "exact", "syscall", "swap", "memory", "retrieval",
-    "audit", "dojo", "seal",
+    "audit", "dojo", "seal", "tools",
 )  # fmt: skip
 
 

@@ -34,12 +34,14 @@ from . import (
     demo,
     generate,
     keys,
+    mcp,
     memory,
     model,
     processes,
     retrieval,
     storage,
     system,
+    tools,
 )
 from .output import as_json_text
 
@@ -97,7 +99,8 @@ def cli(ctx: click.Context, home: Path) -> int:
 
 
 GROUPS = (
-    system, processes, contexts, generate, memory, storage, access, keys, audit, model, demo, bench,
+    system, processes, contexts, generate, memory, storage, tools, access, keys, audit,
+    model, mcp, demo, bench,
 )  # fmt: skip
 for commands in GROUPS:
     for command in commands.COMMANDS:

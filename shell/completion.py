@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import click
 from click.shell_completion import CompletionItem
 
-from aios.agents import connect
+from aios.agents import Aios, connect
 from aios.agents.runner import registered
 from aios.syscalls.errors import AiosError
 from aios.syscalls.home import default_home
+
+Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem[str]]]
 
 
 def home_of(ctx: click.Context) -> Path:
@@ -18,18 +21,34 @@ def home_of(ctx: click.Context) -> Path:
     return Path(given).absolute() if given else default_home()
 
 
-def live_pids(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
-    """The PIDs of live agents, with their names; none when no kernel answers."""
-    try:
-        with connect(home_of(ctx), "aios-complete") as aios:
-            rows = aios.ps()
-    except AiosError:
-        return []
-    return [
-        CompletionItem(str(row.pid), help=f"{row.name} ({row.state})")
-        for row in rows
-        if str(row.pid).startswith(incomplete)
-    ]
+def asking(ask: Callable[[Aios], Iterable[tuple[str, str]]]) -> Complete:
+    """Completes to what the running kernel knows, each with a word about it; to nothing when no
+    kernel answers."""
+
+    def complete(
+        ctx: click.Context, _: click.Parameter, incomplete: str
+    ) -> list[CompletionItem[str]]:
+        try:
+            with connect(home_of(ctx), "aios-complete") as aios:
+                found = [*ask(aios)]
+        except AiosError:
+            return []
+        return [
+            CompletionItem(text, help=about or None)
+            for text, about in found
+            if text.startswith(incomplete)
+        ]
+
+    return complete
+
+
+live_pids = asking(lambda aios: ((str(r.pid), f"{r.name} ({r.state})") for r in aios.ps()))
+policies = asking(lambda aios: ((name, "") for name in aios.status().policies))
+grant_numbers = asking(lambda aios: ((str(r.id), f"{r.right} to {r.to}") for r in aios.grants()))
+group_names = asking(lambda aios: ((name, "") for name in aios.groups()))
+tool_names = asking(
+    lambda aios: ((spec.name, spec.description.partition("\n")[0]) for spec in aios.tools())
+)
 
 
 def log_names(
@@ -44,41 +63,3 @@ def programs(_: click.Context, __: click.Parameter, incomplete: str) -> list[Com
     names = registered().items()
     items = [CompletionItem(name, help=doc) for name, doc in names if name.startswith(incomplete)]
     return [*items, CompletionItem(incomplete, type="file")]
-
-
-def policies(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
-    """The scheduling policies of the running kernel; none when no kernel answers."""
-    try:
-        with connect(home_of(ctx), "aios-complete") as aios:
-            names = aios.status().policies
-    except AiosError:
-        return []
-    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
-
-
-def grant_numbers(
-    ctx: click.Context, _: click.Parameter, incomplete: str
-) -> list[CompletionItem[str]]:
-    """The numbers of the grants that stand; none when no kernel answers."""
-    try:
-        with connect(home_of(ctx), "aios-complete") as aios:
-            rows = aios.grants()
-    except AiosError:
-        return []
-    return [
-        CompletionItem(str(row.id), help=f"{row.right} to {row.to}")
-        for row in rows
-        if str(row.id).startswith(incomplete)
-    ]
-
-
-def group_names(
-    ctx: click.Context, _: click.Parameter, incomplete: str
-) -> list[CompletionItem[str]]:
-    """The names of the groups; none when no kernel answers."""
-    try:
-        with connect(home_of(ctx), "aios-complete") as aios:
-            names = aios.groups()
-    except AiosError:
-        return []
-    return [CompletionItem(name) for name in names if name.startswith(incomplete)]

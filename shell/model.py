@@ -6,8 +6,6 @@ as a program to run.
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,9 +18,7 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from aios.syscalls.errors import AiosError, from_wire
-
-from .launch import end_with_parent
+from . import helper
 from .output import json_option, progress, show
 from .render import columns, pairs
 
@@ -135,29 +131,13 @@ def ask(
     """
     settings = {} if model is None else {"model": str(model.absolute())}
     request = {"action": action, "home": str(home), "settings": settings, "formats": [*formats]}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "aios.kernel.core.fit", json.dumps(request)],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True,
-        preexec_fn=end_with_parent,  # noqa: PLW1509 (one system call)
-    )  # fmt: skip
-    with process:
-        try:
-            for kind, what in said(process):
-                if kind == "error":
-                    raise from_wire(what)
-                if kind == "report":
-                    return what
-                step(what)
-        finally:
-            process.kill()
-    how = f"exit code {process.returncode}"
-    raise AiosError(f"the process that measures ended unasked: {how}", "its errors are above")
-
-
-def said(process: subprocess.Popen[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    assert process.stdout is not None
-    for line in process.stdout:
-        yield from json.loads(line).items()
+    report: dict[str, Any] = {}
+    for kind, what in helper.said("aios.kernel.core.fit", request, "measures"):
+        if kind == "report":
+            report = what
+        else:
+            step(what)
+    return report
 
 
 # --- what is shown -------------------------------------------------------------------------------

@@ -237,6 +237,37 @@ class KeyWrong(AiosError):
     default_hint = "docs/security.md says which key a home has; without it nothing can be read"
 
 
+class ToolArguments(AiosError):
+    """The arguments do not fit the tool's schema: it was not called."""
+
+    code = "tool.arguments"
+
+
+class ToolFailed(AiosError):
+    """The tool said no, or raised; the text is its own."""
+
+    code = "tool.failed"
+
+
+class ToolCrashed(AiosError):
+    """The process that ran the tool has died of it."""
+
+    code = "tool.crashed"
+
+
+class ToolTimeout(AiosError):
+    """The tool was not done in time, and has been ended."""
+
+    code = "tool.timeout"
+
+
+class ToolUnknown(AiosError):
+    """A tool that changes something was interrupted: what it was to do may have been done."""
+
+    code = "tool.unknown"
+    default_hint = "look whether it has happened before you try again"
+
+
 class CoreFailed(AiosError):
     """The LLM core died too often under this call."""
 

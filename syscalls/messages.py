@@ -20,6 +20,7 @@ Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 Token = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Signal = Literal["TERM", "KILL", "STOP", "CONT"]
 ProcessState = Literal["starting", "running", "stopped", "ending", "zombie"]
+GRAMMAR = 49152  # characters of one
 Finish = Literal["stop", "length", "context_full", "cancelled"]
 
 
@@ -200,6 +201,10 @@ class LogPart(Reply):
 
 
 class ChatMessage(Message):
+    """With the role "tools" it has, in front of all but a system message, a JSON list of functions
+    ({"type": "function", "function": {"name", "description", "parameters"}}) for the model's chat
+    template; `bad_input` where that knows no tools."""
+
     role: Annotated[str, Meta(min_length=1, max_length=32)]
     content: str
 
@@ -312,7 +317,7 @@ class Decoding(Sampling):
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None  # alternatives listed per token
     digest: bool = False  # chain a hash of each step's raw logits
     schema: dict[str, Any] | None = None  # JSON Schema that the answer fits
-    grammar: Annotated[str, Meta(min_length=1, max_length=16384)] | None = None  # GBNF, likewise
+    grammar: Annotated[str, Meta(min_length=1, max_length=GRAMMAR)] | None = None  # or this GBNF
 
 
 class Generate(Decoding):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from . import acc, mem, sto
+from . import acc, mem, sto, tool
 from . import messages as m
 from . import retrieval as r
 
@@ -95,6 +95,12 @@ ROWS: tuple[Row, ...] = (
     Row("sto.search", r.Search, "sto.read", r.Hits, "Find passages of what is stored."),
     Row("sto.index", r.Index, "sto.read", r.IndexReport, "How far the index is."),
     Row("sto.reindex", r.Reindex, "sto.admin", m.Done, "Make the index anew."),
+    Row("tool.list", m.Empty, "tool.list", tool.Tools, "List the tools that the caller may call."),
+    Row("tool.call", tool.CallTool, "tool.call", tool.ToolResult, "Call.", tool.ToolProgress),
+    Row("tool.offer", tool.Offer, "none", m.Done, "Of a worker: say which tools it serves."),
+    Row("tool.serve", tool.Serve, "none", m.Done, "Of a worker: take jobs.", tool.Job),
+    Row("tool.progress", tool.JobProgress, "none", m.Done, "Of a worker: how far a job is."),
+    Row("tool.done", tool.JobDone, "none", m.Done, "Of a worker: how a job ended."),
     Row("acc.groups", m.Empty, "acc.groups", acc.Policy, "Read all groups."),
     Row("acc.set", acc.SetGroup, "acc.groups", m.Done, "Make, change or remove a group."),
     Row("acc.grant", acc.Grant, "acc.grant", acc.Granted, "Hand on a right."),
@@ -117,15 +123,16 @@ ROWS: tuple[Row, ...] = (
 EFFECTS = frozenset(
     {"proc.spawn", "proc.exit", "proc.wait", "proc.nice", "proc.limits", "llm.open", "llm.append",
      "llm.generate", "llm.fork", "llm.checkpoint", "llm.rollback", "llm.close", "msg.send",
-     "msg.recv", "acc.grant"}
+     "msg.recv", "tool.call", "acc.grant"}
 )  # fmt: skip
 
 READS = frozenset(
     {"hello", "proc.ps", "proc.whoami", "proc.log", "llm.tokenize", "llm.detokenize",
      "llm.contexts", "mem.get", "mem.scan", "mem.spaces", "mem.log", "sto.get", "sto.list",
      "sto.history", "sto.shares", "sto.owners", "sto.watch", "sto.verify", "sto.search",
-     "sto.index", "acc.groups", "acc.grants", "acc.check", "acc.ask", "key.list", "kernel.status",
-     "kernel.stats", "kernel.events", "kernel.check"}
+     "sto.index", "tool.list", "tool.offer", "tool.serve", "tool.progress", "acc.groups",
+     "acc.grants", "acc.check", "acc.ask", "key.list", "kernel.status", "kernel.stats",
+     "kernel.events", "kernel.check"}
 )  # fmt: skip
 OUTWARD = frozenset({"proc.spawn", "proc.kill", "kernel.stop"})
 FREES = frozenset(

@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 import pytest
 from bucket import serving
+from jobs import FOLDER, Job
 
 from aios.agents import Aios, connect
 from aios.shell.launch import System
@@ -133,6 +134,14 @@ def system(shared: System) -> Iterator[System]:
 def aios(system: System) -> Iterator[Aios]:
     with connect(system.home, "test") as aios:
         yield aios
+
+
+@pytest.fixture
+def job(aios: Aios) -> Iterator[Job]:
+    """What a tool runs for; what it puts into FOLDER goes afterwards."""
+    yield Job(aios)
+    for info in [*aios.sto_list(FOLDER, deleted=True)]:
+        aios.sto_purge(info.path)
 
 
 @pytest.fixture

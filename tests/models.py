@@ -1,4 +1,4 @@
-"""Embedding models that tests make: BERT in a GGUF file, its weights by lot."""
+"""Models that tests make: BERT in a GGUF file, its weights by lot; one with another template."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 from gguf import GGUFWriter, PoolingType
+from gguf.scripts.gguf_new_metadata import MetadataDetails, copy_with_new_metadata
 from numpy.typing import NDArray
 
 WIDTH, WINDOW, HEADS = 32, 64, 4
@@ -62,3 +63,11 @@ def drawn(tokens: int, dice: np.random.Generator) -> dict[str, NDArray[np.float3
         weights[f"{name}.weight"] = np.ones(WIDTH, np.float32)
         weights[f"{name}.bias"] = np.zeros(WIDTH, np.float32)
     return weights
+
+
+def with_template(model: Path, path: Path, template: str) -> None:
+    """A copy of a model that carries another chat template."""
+    reader = gguf.GGUFReader(model)
+    writer = GGUFWriter(path, "llama", endianess=reader.endianess)
+    new = MetadataDetails(gguf.GGUFValueType.STRING, template)
+    copy_with_new_metadata(reader, writer, {gguf.Keys.Tokenizer.CHAT_TEMPLATE: new}, [])

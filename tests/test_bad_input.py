@@ -77,6 +77,7 @@ def test_a_cache_larger_than_memory_is_refused(homes: Path) -> None:
         ("slotz = 4", "slotz"),
         ("policy = 'fair'", "fair"),
         ("[limits]\ntokens = -1", "limits.tokens"),
+        ("[tools.'a.b']\nprogram = '/a.py'", "tools"),  # no tool could be named so
         (b"\xff\xfe", "config.toml"),
     ],
 )

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from aios.bench import audit, exact, memory, retrieval, seal, swap, switch, syscall
+from aios.bench import audit, exact, memory, retrieval, seal, swap, switch, syscall, tools
 from aios.bench.chats import ANSWER, our_side
 from aios.bench.load import AGENTS, make_prompts, our_system, tokens_per_second
 from aios.kernel.core.llama import CHUNK
@@ -48,6 +48,12 @@ def test_memory_measures_both_sides() -> None:
     for side in (ours, peer):
         assert 0 < side["single_p50"] <= side["single_p99"]
         assert side["puts_per_second"] > 0
+
+
+def test_tools_measures_both_sides_and_what_the_model_writes() -> None:
+    report = tools.run(quiet, calls=20, written=2, tasks=tools.TASKS[:1])
+    check_shape(report, "tools")
+    assert report["ours"]["valid"] == report["ours"]["written"] >= 2
 
 
 def test_seal_measures_both_sides() -> None:

@@ -15,7 +15,16 @@ from aios.examples.summarize import WORKERS
 from aios.shell.launch import System
 from aios.syscalls.messages import Event, Exited
 
-SHIPPED = ["chat", "extract", "notes", "pipeline", "pipeline_stage", "summarize", "summarize_piece"]
+SHIPPED = [
+    "chat",
+    "extract",
+    "librarian",
+    "notes",
+    "pipeline",
+    "pipeline_stage",
+    "summarize",
+    "summarize_piece",
+]
 ADA = "Ada Lovelace was born in London on 10 December 1815. Her mother was Annabella Milbanke."
 TALES = [
     "The farmer lost his best cow in the storm, and looked for her for three days.",

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from llama_cpp import llama_grammar
 
 from aios.kernel.config import embedded_model
-from aios.kernel.core.grammar import Grammars
+from aios.kernel.core.grammar import Grammars, to_lark
 from aios.kernel.core.llama import Engine
 from aios.kernel.core.protocol import Compile, Halt
 from aios.syscalls.errors import BadGrammar
@@ -61,6 +61,12 @@ def takes(text: str, **asked: Any) -> bool:
         grammar.accept(byte)
     assert grammar.complete <= (grammar.allowed().tolist() == [END])
     return END in grammar.allowed()
+
+
+@pytest.mark.parametrize("schema", ['{"type": }', '{"type": "integer"', "{" * 5000])
+def test_a_schema_in_a_grammar_that_is_no_json(schema: str) -> None:
+    with pytest.raises(BadGrammar, match="a schema in the grammar is not JSON"):
+        to_lark(f"root ::= %json {schema}")
 
 
 def refusal(engine: Engine, **asked: Any) -> str:
@@ -126,6 +132,12 @@ def test_a_grammar_takes_what_it_says_and_nothing_else(pair: Pair, texts: list[s
 @pytest.mark.parametrize(
     ("gbnf", "good", "bad"),
     [
+        (
+            'root ::= "a " one\none ::= %json {"items": {"$ref": "#/$defs/n"}, "maxItems": 2, '
+            '"type": "array", "$defs": {"n": {"type": "integer"}}} "!"',
+            ["a []!", "a [1, -2]!"],
+            ["a [1,2]!", "a [1, 2, 3]!", "a []", 'a ["1"]!'],
+        ),
         ('root ::= word "b"\nword ::= [a-z]+', ["ab", "aab"], ["b", "ba"]),
         ('root ::= ("if" | id) " " id\nid ::= [a-z]+', ["if x", "iffy if"], ["if "]),
         ('root ::= Ab ab\nAb ::= "x" ab?\nab ::= "y" Ab?', ["xyy", "xyxy"], ["xx"]),

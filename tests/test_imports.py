@@ -21,11 +21,21 @@ HOMES = {
     "llguidance": {"kernel/core/grammar.py", "kernel/core/trial.py", "kernel/index/embedder.py"},
     "lmdb": {f"kernel/{name}.py" for name in ("store", "store_trial", "room", "transaction")}
     | {"bench/memory.py"},
+    "mcp": {
+        "agents/mcp_connection.py",
+        "agents/mcp_transport.py",
+        "shell/mcp_server.py",
+        "shell/mcp_tools.py",
+    },
+    "sympy": {"agents/tools/calculate.py"},
+    "duckdb": {"agents/tools/sql.py"},
+    "PIL": {"agents/tools/image.py"},
     "safetensors": {"kernel/index/embedder.py"},
     "sqlite3": {
         "kernel/index/__main__.py",
         "kernel/index/database.py",
         "kernel/index/index.py",
+        "agents/tools/sql.py",
     },
     "cryptography": {"kernel/seal.py", "kernel/keyring.py", "kernel/audit/checkpoint.py"},
     "zmq": {

@@ -60,6 +60,23 @@ def test_a_name_means_the_oldest_live_process_that_has_it() -> None:
         table.get(99)
 
 
+def test_workers_of_tools_are_in_nobodys_way() -> None:
+    table = new_table()
+    worker = table.add("agent", "x", 0, 0, Limits(), 0.0, tool="x")
+    agent = add(table)
+    assert table.find("x") is agent
+    assert table.find(worker.pid) is worker
+    agent.limits = Limits(children=0)
+    table.add("agent", "x", agent.pid, 0, Limits(), 0.0, tool="x")
+    with pytest.raises(LimitReached):
+        add(table, agent.pid)
+    table.end(agent, 0, "exit", 1.0)
+    for ended in range(2, 9):
+        worker = table.add("agent", "x", 0, 0, Limits(), 0.0, tool="x")
+        table.end(worker, 0, "done", float(ended))
+    assert table.get(agent.pid).code == 0  # more have ended than are remembered
+
+
 def test_what_a_process_reports_of_its_end_is_kept() -> None:
     table = new_table()
     process = add(table)

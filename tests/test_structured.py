@@ -14,6 +14,7 @@ from conftest import Boot, of_core
 from aios.agents import Aios, connect
 from aios.shell.launch import System
 from aios.syscalls.errors import AiosError, BadGrammar, BadInput, Malformed, NotJson
+from aios.syscalls.messages import GRAMMAR
 
 PERSON: dict[str, Any] = {
     "type": "object",
@@ -81,7 +82,7 @@ for _ in range(40):
         ({"schema": {"type": "integer", "multipleOf": 999_983}}, BadGrammar, "takes too much"),
         ({"grammar": "root ::= word"}, BadGrammar, "no rule 'word'"),
         ({"grammar": "root ::= root"}, BadGrammar, "no answer can begin"),
-        ({"grammar": 'root ::= "' + "a" * 16384}, Malformed, "grammar"),
+        ({"grammar": 'root ::= "' + "a" * GRAMMAR}, Malformed, "grammar"),
         ({"grammar": ""}, Malformed, "grammar"),
         ({"schema": True}, Malformed, "schema"),
         ({"schema": DEEP}, Malformed, "nested deeper"),

@@ -26,6 +26,7 @@ from conftest import eventually, left_of, run_system
 from helpers import end, row
 
 from aios.agents import Aios, connect
+from aios.agents.client import Pending
 from aios.kernel.cgroup import places
 from aios.kernel.walls import Walls, check
 from aios.shell.launch import System
@@ -77,18 +78,27 @@ class Place:
     waits: list[float] = field(default_factory=list)
 
     def attack(self, table: str, only: str | None = None, **targets: Any) -> dict[str, str]:
-        """What an agent got, while the sibling answers all the time."""
+        """What an agent got."""
         task = {"table": table, "only": only, "targets": self.targets | targets}
         pid = self.aios.spawn(ATTACKER, task)
-        waiting = self.aios.start("proc.wait", pid=pid)
+        exited = self.talked(self.aios.start("proc.wait", pid=pid))
+        assert exited["code"] == 0, (exited, self.aios.log(pid).data.decode())
+        return dict(exited["result"])
+
+    def attack_by_tool(self, table: str) -> dict[str, str]:
+        """The same, from inside a tool that a person has called."""
+        args = {"table": table, "targets": self.targets}
+        result = self.talked(self.aios.start("tool.call", name="probes", args=args))
+        return dict(result["value"])
+
+    def talked(self, waiting: Pending) -> Any:
+        """How a call ends, while the sibling answers all the time."""
         while not waiting.ended:
             begin = time.monotonic()
             self.aios.send(self.targets["pid"], begin)
             assert self.aios.recv(timeout=10).body == begin
             self.waits.append(time.monotonic() - begin)
-        exited = waiting.wait()
-        assert exited["code"] == 0, (exited, self.aios.log(pid).data.decode())
-        return dict(exited["result"])
+        return waiting.wait()
 
 
 @contextlib.contextmanager
@@ -121,7 +131,9 @@ def place(
         if grant:
             walls["read"].append(str(folder / "lent"))
             walls |= {"write": [str(folder / "given")], "ports": [targets["tcp"]]}
-        steps = run_system(home, {"slots": 1, "ctx": 256, "grace": 0.5, "walls": walls})
+        tools = {"probes": {"program": str(PROBES / "tool.py")}}
+        settings = {"slots": 1, "ctx": 256, "grace": 0.5, "walls": walls, "tools": tools}
+        steps = run_system(home, settings)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("PERSONS_TOKEN", "not for agents")
             system = next(steps)
@@ -169,6 +181,13 @@ def got(found: dict[str, str]) -> set[str]:
 @pytest.mark.parametrize("table", ["files", "others", "sockets", "linux", "identity"])
 def test_no_probe_gets_out(walled: Place, table: str) -> None:
     found = walled.attack(table)
+    assert found
+    assert got(found) == set(), found
+
+
+@pytest.mark.parametrize("table", ["files", "others", "sockets", "linux", "identity"])
+def test_no_probe_gets_out_of_a_tool(walled: Place, table: str) -> None:
+    found = walled.attack_by_tool(table)
     assert found
     assert got(found) == set(), found
 

@@ -29,7 +29,7 @@ ABOUT = (
     "owner", "principal", "pid", "ctx", "contexts", "call", "program", "name", "to", "sender",
     "signal", "space", "items", "keys", "changes", "upload", "path", "prefix", "version", "mode",
     "right", "on", "id", "answer", "target", "policy", "quantum", "nice", "kinds",
-    "public", "person",
+    "public", "person", "tools", "at_once",
 )  # fmt: skip
 
 

@@ -36,6 +36,7 @@ SPACING: JsonCompileOptions = {
 CHAR = r'(?:\\x[\da-fA-F]{2}|\\u[\da-fA-F]{4}|\\U[\da-fA-F]{8}|\\[nrt"\\\[\]]|[^\\])'
 TOKEN = re.compile(
     rf"""(?P<blank>\s+|\#[^\n]*)
+    | %json\s*(?P<schema>(?=\{{))
     | "(?P<text>(?:(?!"){CHAR})*)"
     | \[(?P<negated>\^?)(?P<chars>(?:(?!\]){CHAR})*)\]
     | (?P<defined>[\w-]+)\s*::=
@@ -48,13 +49,14 @@ TOKEN = re.compile(
 
 
 def to_lark(gbnf: str) -> str:
-    """A GBNF grammar in the syntax of llguidance.
+    """A GBNF grammar in the syntax of llguidance; `%json {...}` in it is a value of that schema.
 
     Every character becomes a lexeme of its own, since the lexer takes the longest it finds and a
     GBNF grammar means any.
 
     Raises:
-        BadGrammar: it is not GBNF; or it names a rule that it lacks, or has twice.
+        BadGrammar: it is not GBNF, or a schema in it not JSON; or it names a rule that it lacks, or
+            has twice.
     """
     names = {"root": "start"}
     used, defined = {"root"}, set()
@@ -89,9 +91,21 @@ def to_lark(gbnf: str) -> str:
                 out += r" /[\x{0}-\x{10ffff}]/"
             case "rest":
                 out += f" {part}"
+            case "schema":
+                schema, at = _schema(gbnf, at)
+                out += f" %json {schema}"
     for name in sorted(used - defined):
         raise BadGrammar(f"the grammar has no rule {name!r}")
     return out
+
+
+def _schema(gbnf: str, at: int) -> tuple[str, int]:
+    """The schema that begins at `at`, for one answer's JSON as for any other's; where it ends."""
+    try:
+        schema, end = json.JSONDecoder().raw_decode(gbnf, at)
+        return json.dumps({**schema, "x-guidance": SPACING}), end
+    except (ValueError, RecursionError) as error:
+        raise BadGrammar(f"a schema in the grammar is not JSON: {error}") from error
 
 
 def _point(char: str) -> str:

@@ -25,6 +25,7 @@ from typing import Any, Literal
 import llama_cpp as ll
 import numpy as np
 import psutil
+from jinja2.meta import find_undeclared_variables
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 from numpy.typing import NDArray
 
@@ -36,6 +37,7 @@ from .gguf import identity, load, log, tokenize
 from .grammar import Grammar, Grammars
 from .sampler import Sampler
 from .state import Bytes, Part, StateForm
+from .text import tools_apart
 
 CHUNK = 64  # tokens of a prefill chunk; chunks end at its multiples, so they never depend on others
 ALONE = 256  # llama.cpp pads the span of a KV stream to 256 cells: one more token and it is 512
@@ -109,7 +111,6 @@ class Engine:
         self.index: list[int] = []
         self.alone = ALONE  # tokens from which on a lone sequence gets company
         self.pieces: dict[int, bytes] = {}
-        self._template: Jinja2ChatFormatter | None = None
         self._buffer: Bytes = np.empty(0, np.uint8)
         self.form = None if unified else self._form()
 
@@ -173,29 +174,44 @@ class Engine:
         """The chat template that the GGUF carries, over `messages`; `reply` opens an answer.
 
         Raises:
-            BadInput: the model carries no template, or the template refuses the messages.
+            BadInput: the model carries no template, or the template refuses the messages; it knows
+                no tools, and there are some.
         """
-        if self._template is None:
-            raw = ll.llama_model_chat_template(self.model, None)
-            if not raw:
-                raise BadInput("this model carries no chat template", "send text, not messages")
-            self._template = Jinja2ChatFormatter(
-                raw.decode(), self._text_of(ll.llama_vocab_eos), self._text_of(ll.llama_vocab_bos)
-            )
+        talk, tools = tools_apart(messages)
+        template = self._template
+        if tools is not None and "tools" not in self._template_knows:
+            raise BadInput("the chat template knows no tools", "tell of them in a system message")
         try:
-            text: str = self._template._environment.render(
-                messages=messages,
-                eos_token=self._template.eos_token,
-                bos_token=self._template.bos_token,
+            text: str = template._environment.render(
+                messages=talk,
+                tools=tools,
+                eos_token=template.eos_token,
+                bos_token=template.bos_token,
                 add_generation_prompt=reply,
                 raise_exception=_refuse,
-                strftime_now=self._template.strftime_now,
+                strftime_now=template.strftime_now,
             )
             return text
         except BadInput:
             raise
         except Exception as error:
             raise BadInput(f"the model's chat template failed: {error}") from error
+
+    @cached_property
+    def _template(self) -> Jinja2ChatFormatter:
+        raw = ll.llama_model_chat_template(self.model, None)
+        if not raw:
+            raise BadInput("this model carries no chat template", "send text, not messages")
+        return Jinja2ChatFormatter(
+            raw.decode(), self._text_of(ll.llama_vocab_eos), self._text_of(ll.llama_vocab_bos)
+        )
+
+    @cached_property
+    def _template_knows(self) -> set[str]:
+        """The names that the template takes from whoever renders it."""
+        return find_undeclared_variables(
+            self._template._environment.environment.parse(self._template.template)
+        )
 
     def _text_of(self, which: Any) -> str:
         token = which(self.vocab)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import codecs
+import json
 import secrets
-from typing import Protocol
+from typing import Any, Protocol
 
-from aios.syscalls.errors import AiosError
+from aios.syscalls.errors import AiosError, BadInput
 
 from .protocol import Decode, Encode, Encoded
 
@@ -55,6 +56,29 @@ def _overlap(text: str, stop: str) -> int:
     return 0
 
 
+def tools_apart(
+    messages: list[dict[str, str]],
+) -> tuple[list[dict[str, str]], list[Any] | None]:
+    """The messages of a talk, and the tools that one with the role "tools" lists as JSON: what chat
+    templates know as `tools`.
+
+    Raises:
+        BadInput: it lists none, or there are two such messages.
+    """
+    talk = [message for message in messages if message.get("role") != "tools"]
+    given = [message["content"] for message in messages if message.get("role") == "tools"]
+    if not given:
+        return talk, None
+    try:
+        (text,) = given
+        tools = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"no list of tools: {error}", "send one message with them") from error
+    if not isinstance(tools, list):
+        raise BadInput("the tools are not a list", 'send [{"type": "function", ...}] as JSON')
+    return talk, tools
+
+
 def render_behind(vocab: Vocabulary, question: Encode) -> str:
     """What the chat template puts behind the turns that are already in the context."""
     mark = secrets.token_hex(16)  # stands for each generated answer; nobody's text can hold it
@@ -63,6 +87,8 @@ def render_behind(vocab: Vocabulary, question: Encode) -> str:
         for role, content in question.turns
     ]
     new = [{"role": role, "content": content} for role, content in question.messages]
+    if turns and any(message["role"] == "tools" for message in new):
+        raise BadInput("tools come first in a context", "open another for them")
     text = vocab.render([*turns, *new], reply=question.reply)
     if not turns:
         return text

@@ -18,7 +18,7 @@ from probes.others import OTHERS
 from probes.sockets import SOCKETS
 from probes.system import LINUX
 
-from aios.agents import Agent, AiosError
+from aios.agents import Agent, Aios, AiosError
 
 TABLES = {
     "files": FILES, "others": OTHERS, "sockets": SOCKETS, "linux": LINUX, "identity": IDENTITY,
@@ -26,16 +26,20 @@ TABLES = {
 }  # fmt: skip
 
 
+def attack(task: Any, aios: Aios) -> dict[str, str]:
+    """By probe, what it got or what stopped it."""
+    targets, own = {**task["targets"], "aios": aios}, Path.cwd()
+    found = {}
+    for name, probe in TABLES[task["table"]].items():
+        if task.get("only") in (None, name):
+            os.chdir(own)
+            try:
+                found[name] = f"got {probe(targets)!r}"
+            except (OSError, AiosError) as error:
+                found[name] = f"refused: {error}"
+    return found
+
+
 class Attacker(Agent):
     def run(self, task: Any) -> dict[str, str]:
-        """By probe, what it got or what stopped it."""
-        targets, own = {**task["targets"], "aios": self.aios}, Path.cwd()
-        found = {}
-        for name, probe in TABLES[task["table"]].items():
-            if task.get("only") in (None, name):
-                os.chdir(own)
-                try:
-                    found[name] = f"got {probe(targets)!r}"
-                except (OSError, AiosError) as error:
-                    found[name] = f"refused: {error}"
-        return found
+        return attack(task, self.aios)

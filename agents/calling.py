@@ -1,0 +1,102 @@
+"""The tool manager as methods of the SDK: which tools there are, and calls of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from aios.syscalls import messages as t
+from aios.syscalls import tool as m
+
+from .calls import Calls
+from .client import Pending
+
+BATCH = 48 << 10  # bytes of tools that are offered in one call
+
+
+class ToolCall:
+    """A call on its way. Iterate it for its progress; `result` waits for its end."""
+
+    def __init__(self, calls: Calls, pending: Pending) -> None:
+        self._calls, self._pending = calls, pending
+
+    def __iter__(self) -> Iterator[m.ToolProgress]:
+        for body in self._pending:
+            yield msgspec.convert(body, m.ToolProgress)
+
+    def result(self, timeout: float | None = None) -> m.ToolResult:
+        """What the tool returned; the beginning and the place of what is longer than 32 KiB.
+
+        Raises:
+            ToolArguments: they do not fit; nothing was done.
+            ToolFailed, ToolCrashed, ToolTimeout: what went wrong, for a model to read.
+            ToolUnknown: a tool that changes something was interrupted.
+            Denied: the caller may not. NotFound: there is no such tool.
+            TimedOut: no result within `timeout` seconds; the call goes on.
+        """
+        return msgspec.convert(self._pending.wait(timeout), m.ToolResult)
+
+    @property
+    def ended(self) -> bool:
+        return self._pending.ended
+
+    def cancel(self) -> bool:
+        """False: it has ended already."""
+        return self._calls.cancel(self._pending.id)
+
+
+class ToolCalls(Calls):
+    def tools(self) -> list[m.Spec]:
+        """Those that the caller may call, with the schemas of their arguments."""
+        return self.toolboxes().tools
+
+    def toolboxes(self) -> m.Tools:
+        """As `tools`, and the toolboxes that they are from: those that could not be started too."""
+        return self._call(m.Tools, "tool.list")
+
+    def call_tool(
+        self, name: str, args: Mapping[str, Any] | None = None, *, timeout: float | None = None
+    ) -> ToolCall:
+        """Start a call; several may be on their way. `timeout`: seconds that it may take in all."""
+        return ToolCall(
+            self, self.start("tool.call", name=name, args=dict(args or {}), timeout=timeout)
+        )
+
+    # --- of a worker ------------------------------------------------------------------------------
+
+    def offer_tools(self, specs: Sequence[m.Spec], *, anew: bool = False) -> None:
+        """Say what this worker serves, besides what it has offered before; with `anew`, instead.
+
+        Raises:
+            Denied: the caller is no worker. BadInput: a name is not its toolbox's.
+        """
+        batch: list[Any] = []
+        for spec in specs:
+            plain = msgspec.to_builtins(spec)
+            if batch and len(msgspec.msgpack.encode([*batch, plain])) > BATCH:
+                self._call(t.Done, "tool.offer", tools=batch, anew=anew)
+                batch, anew = [], False
+            batch.append(plain)
+        self._call(t.Done, "tool.offer", tools=batch, anew=anew)
+
+    def serve_jobs(self, at_once: int = 1) -> Pending:
+        """The pieces are jobs (syscalls.tool.Job): each is to be ended by `job_done`."""
+        return self.start("tool.serve", at_once=at_once)
+
+    def job_progress(
+        self, job: int, done: float, total: float | None = None, message: str = ""
+    ) -> None:
+        """Raises NotFound for one that is over."""
+        self._call(
+            t.Done, "tool.progress", id=job, done=float(done), total=total, message=message[:1024]
+        )
+
+    def job_done(
+        self, job: int, value: Any = None, *, stored: str = "", size: int = 0,
+        error: str | None = None, code: str = "tool.failed",
+    ) -> None:  # fmt: skip
+        """Raises NotFound for one that is over: its caller has given up."""
+        end = {"value": value, "stored": stored, "size": size, "error": error, "code": code}
+        self.start("tool.done", id=job, **end).wait()

@@ -1,0 +1,108 @@
+"""The worker of a toolbox that is an MCP server: the kernel's jobs become calls of the server.
+
+The server is a child of this process, within the same walls. Should either end, so does the other,
+and the kernel starts another worker when it is needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+from msgspec import convert
+
+from aios.agents.agent import Agent
+from aios.agents.awaited import AwaitedCalls
+from aios.agents.mcp_connection import McpConnection, connected, leaf
+from aios.agents.mcp_transport import NAMES_BY_TCP
+from aios.agents.sdk import Aios
+from aios.agents.worker import reply
+from aios.syscalls.errors import AiosError, KernelGone, ToolArguments, ToolCrashed
+from aios.syscalls.tool import Job, McpServer
+
+AT_ONCE = 16  # jobs
+OFTEN = 0.1  # seconds between two reports of progress of a job
+
+
+class McpWorker(Agent):
+    name = "mcp"
+
+    def run(self, task: Any) -> None:
+        os.environ.update(NAMES_BY_TCP)
+        server = convert(task["task"], McpServer)
+        try:
+            asyncio.run(serve(self.aios, server))
+        except (AiosError, ExceptionGroup) as error:
+            cause = leaf(error)
+            if not isinstance(cause, AiosError):
+                raise
+            raise SystemExit(cause.message) from error
+
+
+async def serve(aios: Aios, server: McpServer) -> None:
+    """Raises ToolCrashed when the server has ended, and KernelGone."""
+    calls = AwaitedCalls(aios)
+    async with connected(server) as connection, asyncio.TaskGroup() as group:
+        worker = Jobs(calls, connection, group)
+        worker.offer()
+        group.create_task(worker.take())
+        while True:
+            await connection.changed()
+            worker.offer()
+
+
+class Jobs:
+    def __init__(
+        self, calls: AwaitedCalls, connection: McpConnection, group: asyncio.TaskGroup
+    ) -> None:
+        self.calls, self.connection, self.group = calls, connection, group
+        self.tasks: dict[int, asyncio.Task[None]] = {}
+
+    def offer(self) -> None:
+        """In the place of what was offered before, if by another worker."""
+        specs = self.connection.specs
+        self.calls.blocking(lambda: self.calls.aios.offer_tools(specs, anew=True))
+
+    async def take(self) -> None:
+        """Do what comes, each in a task of its own."""
+        call = self.calls.start("tool.serve", at_once=AT_ONCE)
+        async for body in self.calls.pieces(call):
+            job = convert(body, Job)
+            if not job.cancelled:
+                self.tasks[job.id] = self.group.create_task(self.do(job))
+            elif job.id in self.tasks:
+                self.tasks.pop(job.id).cancel()
+                self.say("tool.done", id=job.id)  # its place is free again
+
+    async def do(self, job: Job) -> None:
+        try:
+            value = await self.connection.call(job.tool, job.args, Reports(self, job.id))
+            end = self.calls.blocking(lambda: reply(self.calls.aios, job, value))
+        except (ToolCrashed, KernelGone):
+            raise
+        except AiosError as error:
+            code = error.code if isinstance(error, ToolArguments) else "tool.failed"
+            end = {"error": error.message[:16_000], "code": code}
+        del self.tasks[job.id]
+        self.say("tool.done", id=job.id, **end)
+
+    def say(self, name: str, **args: Any) -> None:
+        """A call whose reply is of no interest: a job that is over already is NotFound."""
+        self.calls.start(name, **args)
+
+
+class Reports:
+    """Tells the kernel of a job's progress, not more often than somebody can look."""
+
+    def __init__(self, jobs: Jobs, job: int) -> None:
+        self.jobs, self.job = jobs, job
+        self.next = 0.0
+
+    def __call__(self, done: float, total: float | None, message: str) -> None:
+        now = asyncio.get_running_loop().time()
+        if now >= self.next:
+            self.next = now + OFTEN
+            self.jobs.say(
+                "tool.progress", id=self.job, done=done, total=total, message=message[:1024]
+            )

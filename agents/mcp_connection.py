@@ -1,0 +1,324 @@
+"""One MCP server: connected to, its tools listed and called.
+
+A connection is of one life of the server: when that ends, so does this, and whoever needs the
+server connects anew. What a server may do wrong ends in one error that says which server it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx2
+import mcp_types as types
+from jsonschema import Draft202012Validator, SchemaError
+from jsonschema.exceptions import best_match
+from jsonschema.protocols import Validator
+from jsonschema.validators import validator_for
+from mcp import Client, MCPError
+from mcp.client.subscriptions import SubscriptionLost
+from mcp_types.version import KNOWN_PROTOCOL_VERSIONS
+from msgspec import ValidationError, convert, msgpack
+from pydantic import ValidationError as NotMcp
+from referencing import Registry
+from referencing.exceptions import Unresolvable
+
+from aios.syscalls import VERSION
+from aios.syscalls.errors import AiosError, ToolArguments, ToolCrashed, ToolFailed
+from aios.syscalls.tool import McpServer, Spec
+
+from .mcp_transport import ANSWER, say, transport
+
+ALIVE = 10.0  # likewise after a call that it was told to drop
+CALL = 86_400.0  # a call's own limit is the kernel's
+TOOLS, PAGES = 512, 64  # listed of one server, at most
+DESCRIPTION = 8192  # characters of a description that are kept
+SPEC = 48 << 10  # bytes of a tool's schemas and description, at most: a call holds 64 KiB
+REFUSALS = (MCPError, NotMcp, OSError, RuntimeError)  # of a server that is not one, or not for us
+
+Progress = Callable[[float, float | None, str], None]
+
+
+class McpConnection:
+    """A server that has answered. `specs` are its tools."""
+
+    def __init__(self, server: McpServer) -> None:
+        self.server = server
+        self.client = Client(
+            transport(server, self.over), read_timeout_seconds=ANSWER, message_handler=self.heard,
+            client_info=types.Implementation(name="aios", version=VERSION),
+        )  # fmt: skip
+        self.specs: list[Spec] = []
+        # Raises ToolCrashed once it is over.
+        self.end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # Tools by the names they have here: their own name, and what it is that they take.
+        self._known: dict[str, tuple[str, Validator]] = {}
+        self._changed = asyncio.Event()
+        self._running = 0
+        self._probe: asyncio.Task[None] | None = None
+
+    async def call(self, tool: str, args: dict[str, Any], on_progress: Progress) -> Any:
+        """What the tool returned: its structured content, or a text, or a list of texts, images and
+        so on. A task that is cancelled meanwhile tells the server to drop the call.
+
+        Raises:
+            ToolArguments: they do not fit the tool's schema; the server has not heard of them.
+            ToolFailed: the tool says so, or has answered with what the protocol does not know.
+            ToolCrashed: the server has ended meanwhile.
+        """
+        if tool not in self._known:
+            raise ToolFailed(f"the MCP server {self.server.name} does not offer {tool} any more")
+        own, schema = self._known[tool]
+        check(schema, args)
+
+        async def told(
+            progress: float, total: float | None = None, message: str | None = None
+        ) -> None:
+            on_progress(progress, total, message or "")
+
+        self._running += 1
+        try:
+            result = await self._over(self.client.call_tool(own, args, CALL, told))
+        except asyncio.CancelledError:
+            self._doubt()
+            raise
+        except (MCPError, NotMcp, RuntimeError) as error:
+            raise self._failure(error) from error
+        finally:
+            self._running -= 1
+        if result.is_error:
+            raise ToolFailed(text_of(result) or f"{tool} failed, and does not say why")
+        return value_of(result)
+
+    async def changed(self) -> None:
+        """Wait until the server offers other tools; `specs` has them then.
+
+        Raises:
+            ToolCrashed: the server has ended, or lists what are no tools.
+        """
+        await self._over(self._changed.wait())
+        self._changed.clear()
+        try:
+            await self._over(self.list())
+        except REFUSALS as error:
+            raise self._failure(error, ToolCrashed) from error
+
+    async def list(self) -> None:
+        """Have `specs` as the server lists its tools now."""
+        found: list[types.Tool] = []
+        cursor = None
+        for _ in range(PAGES):
+            page = await self.client.list_tools(cursor=cursor, cache_mode="refresh")
+            found += page.tools
+            cursor = page.next_cursor
+            if cursor is None:
+                break
+        if cursor is not None or len(found) > TOOLS:
+            raise ToolCrashed(f"the MCP server {self.server.name} lists more than {TOOLS} tools")
+        self.specs, self._known = [], {}
+        for tool in found:
+            try:
+                spec = self._spec(tool)
+                self._known[spec.name] = tool.name, validator_of(spec.schema)
+                self.specs.append(spec)
+            except (ValidationError, SchemaError) as error:
+                why = first_line(error)
+                say(f"the tool {tool.name!r} of {self.server.name} is left out: {why}")
+
+    def _spec(self, tool: types.Tool) -> Spec:
+        """The tool as AIOS has it. Raises ValidationError."""
+        fields = {
+            "name": f"{self.server.name}.{tool.name}",
+            "description": (tool.description or tool.title or "")[:DESCRIPTION],
+            "schema": tool.input_schema,
+            "result": tool.output_schema,
+            "effect": not (tool.annotations and tool.annotations.read_only_hint),
+            "limit": self.server.limit,
+            "timeout": self.server.timeout,
+        }
+        spec = convert(fields, Spec)
+        if len(msgpack.encode(spec)) > SPEC:
+            raise ValidationError(f"its schema has more than {SPEC} bytes")
+        return spec
+
+    async def heard(self, message: Any) -> None:
+        """What a server says by itself."""
+        if isinstance(message, types.ToolListChangedNotification):
+            self._changed.set()
+
+    async def follow(self, listens: asyncio.Event) -> None:
+        """The same with a server of the protocol of 2026, which has to be asked. `listens` is set
+        when no change is missed any more, or will be heard of."""
+        tools = self.client.server_capabilities.tools
+        try:
+            if self.client.protocol_version >= "2026" and tools and tools.list_changed:
+                async with self.client.listen(tools_list_changed=True) as events:
+                    listens.set()
+                    async for _ in events:
+                        self._changed.set()
+        except (MCPError, SubscriptionLost, TimeoutError) as error:
+            name = self.server.name
+            say(f"the MCP server {name} does not say when its tools change: {first_line(error)}")
+        finally:
+            listens.set()
+
+    def over(self, why: str) -> None:
+        """It is of no more use."""
+        if not self.end.done():
+            self.end.set_exception(ToolCrashed(f"the MCP server {self.server.name} {why}"))
+            self.end.exception()  # it may be that nobody asks
+
+    def why(self) -> ToolCrashed:
+        """Why it is over."""
+        error = self.end.exception()
+        assert isinstance(error, ToolCrashed)
+        return error
+
+    async def _over(self, doing: Any) -> Any:
+        """The result of `doing`, unless the server is over before that."""
+        task = asyncio.ensure_future(doing)
+        try:
+            await asyncio.wait([task, self.end], return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                self.end.result()
+            return task.result()
+        finally:
+            task.cancel()
+
+    def _doubt(self) -> None:
+        """A call was cancelled. A server that goes on with it, and hears nothing, would keep all
+        who come later waiting; but what else it does now may take its time."""
+        patience = ALIVE if self._running == 1 else max(ALIVE, self.server.timeout)
+        if self._probe is None or self._probe.done():
+            self._probe = asyncio.create_task(self._still_there(patience))
+
+    async def _still_there(self, patience: float) -> None:
+        try:
+            async with asyncio.timeout(patience):
+                await self.client.list_tools(cache_mode="bypass")
+        except (TimeoutError, MCPError):
+            self.over(f"does not answer any more, {patience:g} s after a call was cancelled")
+
+    def _failure(self, error: Exception, kind: type[AiosError] = ToolFailed) -> AiosError:
+        if isinstance(error, MCPError) and error.error.code == types.CONNECTION_CLOSED:
+            self.over("has ended")
+            return self.why()
+        if isinstance(error, NotMcp):
+            return kind(f"the MCP server {self.server.name} {why_not(self.server, error)}")
+        return kind(f"{self.server.name}: {first_line(error)}")
+
+
+@asynccontextmanager
+async def connected(server: McpServer) -> AsyncIterator[McpConnection]:
+    """Start the server, or reach it, agree on a version of the protocol, and list its tools.
+
+    Raises:
+        ToolCrashed: it cannot be started or reached, does not speak the protocol, or ended.
+    """
+    logging.getLogger("mcp").setLevel(logging.CRITICAL)  # it is told here, in a line
+    connection, listens, ready = McpConnection(server), asyncio.Event(), False
+    try:
+        async with connection.client:
+            following = asyncio.create_task(connection.follow(listens))
+            try:
+                await listens.wait()
+                await connection.list()
+                ready = True
+                yield connection
+            finally:
+                following.cancel()
+    except Exception as error:
+        cause = leaf(error)
+        if not ready and connection.end.done():
+            raise connection.why() from error
+        if isinstance(cause, httpx2.HTTPError) or (not ready and isinstance(cause, REFUSALS)):
+            raise ToolCrashed(f"the MCP server {server.name} {why_not(server, cause)}") from error
+        raise cause from None
+
+
+def validator_of(schema: dict[str, Any]) -> Validator:
+    """Raises SchemaError."""
+    kind = validator_for(schema, default=Draft202012Validator)
+    kind.check_schema(schema)
+    return kind(schema, registry=Registry())  # nothing is fetched
+
+
+def check(schema: Validator, args: dict[str, Any]) -> None:
+    """Raises ToolArguments."""
+    try:
+        error = best_match(schema.iter_errors(args))
+    except Unresolvable as reason:
+        raise ToolFailed(f"the tool's schema refers to what is not in it: {reason}") from reason
+    if error is not None:
+        raise ToolArguments(f"{error.json_path}: {error.message}"[:2000])
+
+
+def value_of(result: types.CallToolResult) -> Any:
+    """What a call returned, as msgpack has it."""
+    if result.structured_content is not None:
+        return result.structured_content
+    items = [item_of(block) for block in result.content]
+    return "\n".join(items) if all(isinstance(item, str) for item in items) else items
+
+
+def item_of(block: types.ContentBlock) -> Any:
+    """A text, or a map: "type", then "mime" and "data" or what else there is."""
+    match block:
+        case types.TextContent():
+            return block.text
+        case types.ImageContent() | types.AudioContent():
+            return {"type": block.type, "mime": block.mime_type, "data": data_of(block.data)}
+        case types.EmbeddedResource():
+            return resource_of(block.resource)
+        case types.ResourceLink():
+            return {"type": "link", "uri": str(block.uri), "name": block.name}
+
+
+def resource_of(resource: types.TextResourceContents | types.BlobResourceContents) -> Any:
+    if isinstance(resource, types.TextResourceContents):
+        return resource.text
+    return {"type": "blob", "mime": resource.mime_type, "data": data_of(resource.blob)}
+
+
+def data_of(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise ToolFailed(f"the tool returned data that is not base64: {error}") from error
+
+
+def text_of(result: types.CallToolResult) -> str:
+    return "\n".join(block.text for block in result.content if isinstance(block, types.TextContent))
+
+
+def leaf(error: BaseException) -> BaseException:
+    """The first of what a group of exceptions is about."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def why_not(server: McpServer, error: BaseException) -> str:
+    """Why there is no connection, or none any more."""
+    if isinstance(error, MCPError) and error.error.code == types.REQUEST_TIMEOUT:
+        return f"does not answer within {ANSWER:g} s"
+    if isinstance(error, OSError) and not server.url:
+        return f"cannot be started: {error.strerror}: {error.filename or server.command}"
+    if isinstance(error, httpx2.HTTPError | OSError):
+        return f"cannot be reached at {server.url}: {first_line(error)}"
+    if "protocol version" in str(error):
+        known = ", ".join(KNOWN_PROTOCOL_VERSIONS)
+        return f"speaks another version of the protocol: {first_line(error)} (known: {known})"
+    return f"does not speak the protocol: {first_line(error)}"
+
+
+def first_line(error: BaseException) -> str:
+    if isinstance(error, NotMcp):
+        what = error.errors()[0]
+        return f"{'.'.join(map(str, what['loc']))}: {what['msg']}"
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

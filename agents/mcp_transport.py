@@ -1,0 +1,146 @@
+"""How messages come from and go to an MCP server: by its stdin and stdout, or by HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import anyio
+import httpx2
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from mcp.client.stdio import get_default_environment
+from mcp.client.streamable_http import streamable_http_client
+from mcp.shared.message import SessionMessage
+from mcp_types import jsonrpc_message_adapter
+from pydantic import ValidationError
+
+from aios.syscalls.tool import McpServer
+
+ANSWER = 30.0  # seconds that a server has to answer anything but a call
+LONGEST = 16 << 20  # bytes of a message
+GRACE = 2.0  # seconds to end in, after each of: no more stdin, TERM, KILL
+SHOWN = 200  # characters of what a server wrote that an error shows
+NAMES_BY_TCP = {"RES_OPTIONS": "use-vc"}  # UDP is behind the walls
+SILENCE = httpx2.Timeout(ANSWER, read=None)  # of HTTP; a call may take long
+
+Over = Callable[[str], None]  # told why a server is of no more use
+Sent = MemoryObjectSendStream[SessionMessage | Exception]
+Given = MemoryObjectReceiveStream[SessionMessage]
+
+
+class BadMessage(Exception):
+    """A line that begins as a message and is none."""
+
+
+@asynccontextmanager
+async def transport(server: McpServer, over: Over) -> AsyncIterator[Any]:
+    """Two streams, as the package mcp has them: from the server, and to it.
+
+    Raises:
+        OSError: the program cannot be started.
+        httpx2.HTTPError: the address cannot be reached, or does not take the key.
+    """
+    if server.command:
+        async with program(server, over) as streams:
+            yield streams
+        return
+    async with (
+        httpx2.AsyncClient(
+            headers=server.headers, timeout=SILENCE, event_hooks={"response": [let_in]}
+        ) as http,
+        streamable_http_client(server.url, http_client=http, max_sse_event_size=LONGEST) as streams,
+    ):
+        yield streams
+
+
+async def let_in(response: httpx2.Response) -> None:
+    """Raises HTTPStatusError where the key does not fit: the package would say `error response`."""
+    if response.status_code in (401, 403):
+        response.raise_for_status()
+
+
+@asynccontextmanager
+async def program(server: McpServer, over: Over) -> AsyncIterator[Any]:
+    """The package has this as well, with no bound on a message, and says nothing of an end."""
+    process = await asyncio.create_subprocess_exec(
+        server.command, *server.args, stdin=PIPE, stdout=PIPE, cwd=server.cwd, limit=LONGEST,
+        env=get_default_environment() | NAMES_BY_TCP | server.env, start_new_session=True,
+    )  # fmt: skip
+    sent, receive = anyio.create_memory_object_stream[SessionMessage | Exception](0)
+    give, given = anyio.create_memory_object_stream[SessionMessage](0)
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(read, server, process, sent, over)
+            group.start_soon(write, process, given)
+            yield receive, give
+            group.cancel_scope.cancel()
+    finally:
+        with anyio.CancelScope(shield=True):
+            await end(process)
+
+
+async def read(server: McpServer, process: Process, sent: Sent, over: Over) -> None:
+    """Ends with the server, or with what makes it of no more use."""
+    assert process.stdout is not None
+    async with sent:
+        with suppress(anyio.BrokenResourceError):  # nobody listens any more
+            try:
+                async for line in process.stdout:
+                    if (message := message_of(server, line)) is not None:
+                        await sent.send(message)
+                over("has ended")
+            except BadMessage as error:
+                over(f"wrote a message that is not JSON-RPC: {error}")
+            except ValueError:  # of asyncio
+                over(f"wrote a message of more than {LONGEST} bytes")
+
+
+def message_of(server: McpServer, line: bytes) -> SessionMessage | None:
+    """What was meant for people is let pass, as many servers print such; what begins as a message
+    and is none may be the answer that somebody waits for: that raises BadMessage."""
+    try:
+        return SessionMessage(jsonrpc_message_adapter.validate_json(line, by_name=False))
+    except ValidationError:
+        shown = line[:SHOWN].decode(errors="replace").strip()
+    if shown.startswith("{"):
+        raise BadMessage(shown)
+    if shown:
+        say(f"the MCP server {server.name} writes to stdout, which is for its messages: {shown}")
+    return None
+
+
+async def write(process: Process, given: Given) -> None:
+    assert process.stdin is not None
+    with suppress(ConnectionError):  # it has ended; that is heard where it is read from
+        async with given:
+            async for item in given:
+                text = item.message.model_dump_json(by_alias=True, exclude_unset=True)
+                process.stdin.write(text.encode() + b"\n")
+                await process.stdin.drain()
+
+
+async def end(process: Process) -> None:
+    """As the protocol has it, with all that it has started. It may have to write before it ends."""
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.close()
+    for number in (signal.SIGTERM, signal.SIGKILL, None):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GRACE):
+                while await process.stdout.read(LONGEST):
+                    pass
+                await process.wait()
+                return
+        if number is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+
+
+def say(line: str) -> None:
+    """To the worker's log."""
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,222 @@
+"""A ReAct agent: a model that thinks, calls tools, reads what they return, and answers.
+
+from aios.agents.react import ReAct
+
+outcome = ReAct(aios).run("How many seconds are there in three days?")
+print(outcome.answer)
+
+What goes wrong with a call is told to the model, which may mend it. Where a limit is reached the
+model may only answer, so there always is an answer.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any, Literal
+
+from aios.syscalls.errors import AiosError, ContextFull, LimitReached, NotJson
+from aios.syscalls.messages import Result
+from aios.syscalls.tool import ToolResult
+
+from .calling import ToolCall
+from .sdk import Aios, Context
+from .tool_calls import (
+    MENDABLE,
+    Choice,
+    Example,
+    Said,
+    ToolCallRequest,
+    ToolTalk,
+    bound,
+    chosen,
+    plain,
+)
+
+LETTERS = 2  # of a token: hardly a text has fewer
+LEAST = 80  # letters of a result that are shown, however full the window is
+REPEATED = "You have made these calls before."
+
+Ended = Literal["answer", "steps", "calls", "tokens", "seconds", "window", "repeated"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    steps: int = 8  # answers that call tools
+    calls: int = 16
+    parallel: int = 4  # calls in one step
+    tokens: int = 2048  # generated, but for the last answer
+    answer: int = 256  # tokens of one answer, calls and all
+    seconds: float = 300.0  # until it may only answer; no call lasts longer
+    shown: int = 1200  # characters of a result that the model reads
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A call that was made, what came of it, and what the model read of that."""
+
+    request: ToolCallRequest
+    end: ToolResult | AiosError
+    shown: str
+
+
+@dataclass(frozen=True)
+class Step:
+    thought: str
+    calls: list[Observed]
+    problem: str = ""  # why there are none: the answer was cut, or all were made before
+
+
+@dataclass
+class Outcome:
+    answer: str = ""
+    ended: Ended = "answer"  # or the limit by which the model had to answer
+    steps: list[Step] = field(default_factory=list)
+    tokens: int = 0  # generated
+
+    @property
+    def calls(self) -> list[Observed]:
+        return [call for step in self.steps for call in step.calls]
+
+
+class ReAct:
+    """Answers with the tools that the agent may call, or those of them that `only` names. `system`
+    is what the model is told first. `fixed` has, by tool, the values of arguments that are not the
+    model's to choose; `examples` are tasks, each with a tool and arguments to begin with. With
+    `must_call` it calls a tool before it answers. `options` are those of generate: temperature,
+    seed, ...
+
+    Raises:
+        BadGrammar: no grammar can keep a tool's schema.
+        NotFound: there is no tool that `only` names.
+    """
+
+    def __init__(
+        self, aios: Aios, *, system: str = "", only: Sequence[str] | None = None,
+        fixed: Mapping[str, Mapping[str, Any]] | None = None, examples: Sequence[Example] = (),
+        must_call: bool = False, limits: Limits | None = None, **options: Any,
+    ) -> None:  # fmt: skip
+        self.aios = aios
+        self.system, self.must_call = system, must_call
+        self.limits, self.options = limits or Limits(), options
+        specs = [bound(spec, (fixed or {}).get(spec.name, {})) for spec in chosen(aios, only)]
+        self.talk = ToolTalk(aios, specs, parallel=self.limits.parallel, examples=examples)
+
+    def run(self, task: str) -> Outcome:
+        """Raises what the model cannot mend: ContextFull where the task is too long, KernelGone,
+        CoreFailed, ..."""
+        done, deadline = Outcome(), time.monotonic() + self.limits.seconds
+        with self.aios.open() as context:
+            at = context.append(self.talk.opening(task, self.system))
+            room = at.window - at.used
+            while True:
+                done.ended = self.reached(done, room, deadline)
+                if done.steps:
+                    self.tell(context, done, task)
+                answer = self.answer(context, done)
+                done.tokens += answer.usage.completion
+                room = at.window - answer.usage.context
+                try:
+                    said = self.talk.parse(answer.text)
+                except NotJson as error:
+                    done.steps.append(Step(answer.text, [], str(error)))
+                    continue
+                if not said.calls:
+                    done.answer = said.text
+                    return done
+                step = self.step(said, done, room, deadline)
+                room -= sum(len(call.shown) for call in step.calls) // LETTERS
+                done.steps.append(step)
+
+    def reached(self, done: Outcome, room: int, deadline: float) -> Ended:
+        """The limit that is, by name; "answer" where there is none."""
+        limits = self.limits
+        if time.monotonic() >= deadline:
+            return "seconds"
+        if room < 2 * limits.answer:  # for a call and an answer
+            return "window"
+        if done.tokens + limits.answer > limits.tokens:
+            return "tokens"
+        if len(done.calls) >= limits.calls:
+            return "calls"
+        if done.steps and done.steps[-1].problem == REPEATED:
+            return "repeated"
+        return "steps" if len(done.steps) >= limits.steps else "answer"
+
+    def tell(self, context: Context, done: Outcome, task: str) -> None:
+        """What came of the last step; and where no more may come, to answer now."""
+        step, last = done.steps[-1], "" if done.ended == "answer" else task
+        requests, shown = [c.request for c in step.calls], [c.shown for c in step.calls]
+        try:
+            context.append(self.talk.results(requests, shown, step.problem, last))
+        except ContextFull:  # a token had fewer letters
+            shown = [text[:LEAST] for text in shown]
+            context.append(self.talk.results(requests, shown, step.problem, last))
+
+    def answer(self, context: Context, done: Outcome) -> Result:
+        free: Choice = "call" if self.must_call and not done.steps else "auto"
+        grammar = self.talk.grammar(free if done.ended == "answer" else "answer")
+        options = {"max_tokens": self.limits.answer, **self.options}
+        return context.generate(grammar=grammar, **options).result()
+
+    # --- calls ----------------------------------------------------------------------------------
+
+    def step(self, said: Said, done: Outcome, room: int, deadline: float) -> Step:
+        """Make the calls, each once, unless all were made before."""
+        made = [call.request.what for call in done.calls]
+        requests = {request.what: request for request in reversed(said.calls)}
+        if requests.keys() <= set(made):
+            return Step(said.text, [], REPEATED)
+        asked = list(reversed(requests.values()))
+        ends = self.call(asked, self.limits.calls - len(made), deadline)
+        letters = LETTERS * (room - self.limits.answer) // len(ends)
+        letters = max(LEAST, min(self.limits.shown, letters))
+        calls = [
+            Observed(request, end, self.shown(end, letters))
+            for request, end in zip(asked, ends, strict=True)
+        ]
+        return Step(said.text, calls)
+
+    def call(
+        self, requests: list[ToolCallRequest], left: int, deadline: float
+    ) -> list[ToolResult | AiosError]:
+        """What came of each, all made at once; those beyond the `left` are refused."""
+        running = [self.start(request, deadline) for request in requests[:left]]
+        refused = LimitReached(f"{self.limits.calls} calls were made: no more")
+        try:
+            return [self.end(call) for call in running] + [refused] * len(requests[left:])
+        finally:
+            for call in running:
+                if not isinstance(call, AiosError) and not call.ended:
+                    call.cancel()
+
+    def start(self, request: ToolCallRequest, deadline: float) -> ToolCall | AiosError:
+        try:
+            left = max(deadline - time.monotonic(), 0.1)
+            return self.aios.call_tool(request.name, request.args, timeout=left)
+        except MENDABLE as error:
+            return error
+
+    def end(self, call: ToolCall | AiosError) -> ToolResult | AiosError:
+        try:
+            return call if isinstance(call, AiosError) else call.result()
+        except MENDABLE as error:
+            return error
+
+    def shown(self, end: ToolResult | AiosError, letters: int) -> str:
+        """What the model reads: how it begins, and where all of it is."""
+        if isinstance(end, AiosError):
+            return plain(self.aios, f"error: {end}"[:letters])
+        text, path = as_text(end.value), end.stored
+        if len(text) > letters and not path:
+            path = f"tools/results/{blake2b(text.encode(), digest_size=8).hexdigest()}"
+            self.aios.sto_put(path, text)
+        cut = f"\n[this is how it begins; all of it is stored as {path}]" if path else ""
+        return plain(self.aios, text[:letters]) + cut
+
+
+def as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=repr)

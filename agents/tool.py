@@ -1,0 +1,251 @@
+"""Tools: a function with type hints becomes one that models can call.
+
+from aios.agents.tool import tool
+
+@tool
+def dice(sides: int = 6) -> int:
+    "Roll a die."
+    return random.randint(1, sides)
+
+Its JSON Schema is made of the hints, by msgspec. Arguments are checked against them before the
+function runs, what it returns afterwards.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+import math
+import re
+import sys
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, overload
+
+import msgspec
+
+from aios.syscalls import tool as t
+from aios.syscalls.errors import NoProgram, ToolArguments, ToolFailed
+
+from .sdk import Aios
+
+MAX_DEPTH = 32  # of what a tool returns; the kernel passes on no more
+SHOWN = 2000  # characters of a schema in an error
+NESTED = ("properties", "patternProperties", "$defs")  # keywords whose value names schemas
+VALUES = ("default", "enum", "const", "examples", "required")  # whose value is none
+
+
+class Running(Protocol):
+    """The call that a tool runs for: what its parameter with this type gets. Not in the schema."""
+
+    @property
+    def aios(self) -> Aios:
+        """Acts in the caller's storage, as far as the toolbox may."""
+
+    def progress(self, done: float, total: float | None = None, message: str = "") -> None:
+        """Tell the caller how far it is."""
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function, and what the kernel, its callers and models need to know of it."""
+
+    name: str
+    description: str
+    schema: dict[str, Any]  # of the arguments
+    result: dict[str, Any] | None  # of what it returns, where the function says so
+    effect: bool
+    exclusive: str
+    limit: int
+    timeout: float  # seconds
+    function: Callable[..., Any]
+    takes: type[msgspec.Struct]  # the arguments
+    returns: Any
+    job: str | None  # the parameter that gets the Running
+
+    def spec(self) -> t.Spec:
+        return t.Spec(
+            name=self.name, description=self.description, schema=self.schema, result=self.result,
+            effect=self.effect, exclusive=self.exclusive, limit=self.limit, timeout=self.timeout,
+        )  # fmt: skip
+
+    def run(self, args: dict[str, Any], job: Running) -> Any:
+        """Call it with the arguments of a job; what it returns, as msgpack has it.
+
+        Raises:
+            ToolArguments: they do not fit the schema; the function was not called.
+            ToolFailed: it returned what it does not declare, or what cannot be sent.
+            Exception: the function's own.
+        """
+        try:
+            given = msgspec.convert(args, self.takes, str_keys=True)
+        except (msgspec.ValidationError, RecursionError) as error:
+            schema = json.dumps(self.schema)[:SHOWN]
+            raise ToolArguments(f"{self.name}: {error}", f"its arguments are {schema}") from error
+        named = {name: getattr(given, name) for name in self.takes.__struct_fields__}
+        if self.job is not None:
+            named[self.job] = job
+        return self._sendable(self.function(**named))
+
+    def _sendable(self, value: Any) -> Any:
+        try:
+            plain = msgspec.to_builtins(value, builtin_types=(bytes,))
+            _check_plain(plain, MAX_DEPTH)
+            msgspec.convert(plain, self.returns, str_keys=True)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ToolFailed(f"{self.name} returned what cannot be used: {error}") from error
+        return plain
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        return self.function(*args, **named)
+
+
+@overload
+def tool(function: Callable[..., Any]) -> Tool: ...
+
+
+@overload
+def tool(
+    *, name: str | None = None, effect: bool = False, exclusive: str = "", limit: int = 8,
+    timeout: float = 60.0,
+) -> Callable[[Callable[..., Any]], Tool]: ...  # fmt: skip
+
+
+def tool(
+    function: Callable[..., Any] | None = None, *, name: str | None = None, effect: bool = False,
+    exclusive: str = "", limit: int = 8, timeout: float = 60.0,
+) -> Tool | Callable[[Callable[..., Any]], Tool]:  # fmt: skip
+    """Make a tool of a function: @tool, or @tool(effect=True, ...).
+
+    The docstring is its description. Every parameter has a type that msgspec knows; constraints and
+    descriptions come as `Annotated[int, msgspec.Meta(ge=1, description="...")]`.
+
+    `name`: else the function's. `effect`: it changes something, so what is interrupted is never
+    done again. `exclusive`: of tools with the same word one runs at a time; `limit`: so many calls
+    of this one. `timeout`: seconds, unless its caller says less.
+
+    Raises:
+        TypeError: there can be no schema of it; the message says why.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Tool:
+        label = name or function.__name__
+        takes, returns, job = _signature(label, function)
+        made = Tool(
+            name=label,
+            description=inspect.getdoc(function) or "",
+            schema=_schema(label, takes),
+            result=None if returns is Any else _schema(label, returns),
+            effect=effect, exclusive=exclusive, limit=limit, timeout=timeout, function=function,
+            takes=takes, returns=returns, job=job,
+        )  # fmt: skip
+        try:
+            msgspec.convert(msgspec.to_builtins(made.spec()), t.Spec)
+        except msgspec.ValidationError as error:
+            raise TypeError(f"the tool {label!r}: {error}") from error
+        return made
+
+    return decorate if function is None else decorate(function)
+
+
+def load_tools(path: str) -> list[Tool]:
+    """The tools that the file at `path` defines, in its order.
+
+    Raises:
+        NoProgram: it is no Python file, has no tools, two of one name, or lacks a package.
+    """
+    name = "aios_tools" + re.sub(r"\W", "_", path)  # hints are looked up in its module, also later
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None or not Path(path).is_file():
+        raise NoProgram(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except ModuleNotFoundError as error:
+        hint = "install it; what the tools that ship need comes with `pip install 'aios[tools]'`"
+        raise NoProgram(f"{path} needs the package {error.name}", hint) from error
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, Tool) and value.function.__module__ == spec.name
+    ]
+    if not found:
+        raise NoProgram(f"{path} defines no tools", "mark a function with @tool")
+    if len({tool.name for tool in found}) < len(found):
+        raise NoProgram(f"{path} defines two tools of one name")
+    return found
+
+
+def _signature(
+    label: str, function: Callable[..., Any]
+) -> tuple[type[msgspec.Struct], Any, str | None]:
+    """The arguments as a struct, the type of the result, the parameter that gets the Running."""
+    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+        raise TypeError(f"the tool {label!r}: a tool is a plain function")
+    hints = typing.get_type_hints(function, include_extras=True)
+    fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
+    job = None
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            raise TypeError(f"the tool {label!r}: {parameter} cannot be given by name")
+        if name not in hints:
+            raise TypeError(f"the tool {label!r}: the parameter {name!r} has no type")
+        if hints[name] is Running:
+            job = name
+        elif parameter.default is parameter.empty:
+            fields.append((name, hints[name]))
+        else:
+            fields.append((name, hints[name], parameter.default))
+    takes = msgspec.defstruct("Arguments", fields, kw_only=True, forbid_unknown_fields=True)
+    returns = hints.get("return", Any)
+    return takes, returns, job
+
+
+def _schema(label: str, kind: Any) -> dict[str, Any]:
+    """The schema of a type, as a whole: models and grammars follow no references."""
+    try:
+        (schema,), named = msgspec.json.schema_components([kind])
+        found: dict[str, Any] = _inlined(schema, named, ())
+    except (TypeError, RecursionError) as error:
+        raise TypeError(f"the tool {label!r}: {' '.join(str(error).split())}") from error
+    return found
+
+
+def _inlined(schema: Any, named: dict[str, Any], within: tuple[str, ...]) -> Any:
+    if isinstance(schema, list):
+        return [_inlined(item, named, within) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        if name in within:
+            raise TypeError(f"the type {name} contains itself")
+        rest = {key: value for key, value in schema.items() if key != "$ref"}
+        return _inlined(named[name] | rest, named, (*within, name))
+    return {
+        key: value if key in VALUES
+        else {name: _inlined(item, named, within) for name, item in value.items()}
+        if key in NESTED else _inlined(value, named, within)
+        for key, value in schema.items() if key not in ("title", "discriminator")
+    }  # fmt: skip
+
+
+def _check_plain(value: Any, depth: int) -> None:
+    """What any msgpack library can take apart, as the kernel asks for."""
+    if depth < 0:
+        raise ValueError(f"nested deeper than {MAX_DEPTH}")
+    if isinstance(value, float) and math.isnan(value):
+        raise ValueError("nan is no value")
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise ValueError("an integer above 64 bits; return it as text")
+    if isinstance(value, dict):
+        if not all(isinstance(key, str | int) for key in value):
+            raise ValueError("a map's keys are strings or integers")
+        value = [*value, *value.values()]
+    if isinstance(value, list | tuple):
+        for item in value:
+            _check_plain(item, depth - 1)

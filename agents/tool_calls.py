@@ -1,0 +1,305 @@
+"""How a model is told of tools and calls them: the prompt, the grammar, and what it said.
+
+The model's own chat template tells it where it knows tools, and says how calls are written in one
+of the forms below. Else a system message teaches the first form. Either way a grammar holds the
+answer to it, to the names of the tools, and to their schemas.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from msgspec import structs
+
+from aios.syscalls.errors import (
+    BadInput,
+    Denied,
+    LimitReached,
+    NotFound,
+    NotJson,
+    TooBig,
+    ToolArguments,
+    ToolCrashed,
+    ToolFailed,
+    ToolTimeout,
+    ToolUnknown,
+)
+from aios.syscalls.messages import GRAMMAR
+from aios.syscalls.tool import Spec
+
+from .schemas import narrowed
+from .sdk import Aios
+
+Choice = Literal["auto", "call", "answer"]
+Message = dict[str, str]
+Example = tuple[str, str, Mapping[str, Any]]  # a task, a tool, arguments
+
+MENDABLE = (  # what may go wrong with a call, for its model to read and go on
+    ToolArguments, ToolFailed, ToolCrashed, ToolTimeout, ToolUnknown, Denied, NotFound, BadInput,
+    TooBig, LimitReached,
+)  # fmt: skip
+DESCRIPTION, VALUES = 120, 6  # characters of a tool's, values of an enum that a taught model reads
+TEACH = """\
+You can use tools. To use one, write:
+<tool_call>
+{"name": "NAME", "arguments": {"ARGUMENT": VALUE}}
+</tool_call>
+Its result is then given to you. When you know the answer, write it in plain words.
+Tools:
+"""
+GO_ON = "Use another tool, or answer my question."
+ANSWER = "Now answer in plain words: {}"
+
+
+@dataclass(frozen=True)
+class Form:
+    """How calls are written."""
+
+    opens: str
+    closes: str
+    args: str  # the key of the arguments
+    several: bool  # calls in one answer
+    text: str  # GBNF of what is no call
+    told: str  # a regular expression: how a chat template says it
+
+
+TAGS = Form(
+    opens="<tool_call>\n",
+    closes="\n</tool_call>",
+    args="arguments",
+    several=True,
+    text='([^<] | "<"+ ([^t<] | "t" [^o<]))+',
+    told=r'<tool_call>\s*\{"name": [^{}]*"arguments": [^{}]*\}\s*</tool_call>',
+)  # Hermes, Qwen, SmolLM3
+BARE = Form(
+    opens="",
+    closes="",
+    args="parameters",
+    several=False,
+    text="[^{ \\n] .*",
+    told=r'\{"name": function name, "parameters": ',
+)  # Llama 3
+
+
+@dataclass(frozen=True)
+class ToolCallRequest:
+    id: str  # of its answer's calls: "1", "2", ...
+    name: str
+    args: dict[str, Any]
+
+    @property
+    def what(self) -> str:
+        """The same for calls that do the same."""
+        return json.dumps([self.name, self.args], sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a model answered: calls, and a thought in front of them; or the answer itself."""
+
+    text: str
+    calls: list[ToolCallRequest]
+
+
+class ToolTalk:
+    """A conversation about tools; `parallel`: so many calls at most in one answer. `examples` are
+    tasks and calls that begin to do them.
+
+    Raises:
+        BadGrammar: no grammar can keep a tool's schema; the message names tool and keyword.
+    """
+
+    def __init__(
+        self, aios: Aios, specs: Sequence[Spec], *, parallel: int = 4,
+        examples: Sequence[Example] = (),
+    ) -> None:  # fmt: skip
+        self.specs, self.examples = list(specs), examples
+        self.parallel = parallel
+        self.schemas = {spec.name: narrowed(spec.name, spec.schema) for spec in specs}
+        own = form_of(aios)
+        self.taught = own is None
+        self.form = own or TAGS
+
+    # --- what the model reads -------------------------------------------------------------------
+
+    def opening(self, task: str, system: str = "") -> list[Message]:
+        """The messages that a conversation begins with."""
+        if self.taught:
+            lines = "\n".join(map(signature, self.specs))
+            system = f"{system}\n\n{TEACH}{lines}".strip()
+        shown = [
+            f"Example: {task}\n{self.written(name, args)}" for task, name, args in self.examples
+        ]
+        system = "\n".join([system, *shown]).strip()
+        messages = [{"role": "system", "content": system}] if system else []
+        if not self.taught:
+            tools = json.dumps([described(spec) for spec in self.specs])
+            messages.append({"role": "tools", "content": tools})
+        return [*messages, {"role": "user", "content": task}]
+
+    def written(self, name: str, args: Mapping[str, Any]) -> str:
+        """A call as the model would write it, with the arguments that are not its to choose."""
+        fields = next(spec.schema for spec in self.specs if spec.name == name)["properties"]
+        fixed = {key: kind["const"] for key, kind in fields.items() if "const" in kind}
+        given = {key: {**fixed, **args}[key] for key in fields if key in fixed or key in args}
+        call = {"name": name, self.form.args: given}
+        return f"{self.form.opens}{json.dumps(call, ensure_ascii=False)}{self.form.closes}"
+
+    def results(
+        self, calls: Sequence[ToolCallRequest], texts: Sequence[str], problem: str = "",
+        last: str = "",
+    ) -> list[Message]:  # fmt: skip
+        """The messages with what calls returned, in their order, and what else went wrong. With
+        `last`, the task, it is to answer now."""
+        rest = [problem] if problem else []
+        rest += [ANSWER.format(last)] if last else [GO_ON] if self.taught or problem else []
+        messages = [{"role": "tool", "content": text} for text in texts]
+        if self.taught:
+            messages = []
+            rest[:0] = [
+                f"{call.name}({json.dumps(call.args, ensure_ascii=False)[1:-1]}) returned: {text}"
+                for call, text in zip(calls, texts, strict=True)
+            ]
+        return messages + ([{"role": "user", "content": "\n".join(rest)}] if rest else [])
+
+    # --- what it may answer ---------------------------------------------------------------------
+
+    def grammar(self, choice: Choice = "auto") -> str:
+        """What an answer is held to: a text, calls, or a text with calls behind it.
+
+        Raises:
+            TooBig: the schemas do not fit into one call.
+        """
+        form = self.form
+        if choice == "answer" or not self.specs:
+            return f"root ::= text\ntext ::= [^<{{ \\n] ({form.text})?"
+        most = self.parallel if form.several else 1
+        text = "root ::= calls | text" + (" calls?" if form.several else "")
+        rules = ["root ::= calls" if choice == "call" else f"{text}\ntext ::= {form.text}"]
+        rules.append("calls ::= call" + (f' ("\\n" call){{0,{most - 1}}}' if most > 1 else ""))
+        names = " | ".join(f"call{number}" for number in range(len(self.specs)))
+        rules.append(f"call ::= {_quoted(form.opens)} ({names}) {_quoted(form.closes)}")
+        for number, spec in enumerate(self.specs):
+            begin = f'{{"name": "{spec.name}", "{form.args}": '
+            schema = json.dumps(self.schemas[spec.name])
+            rules.append(f'call{number} ::= {_quoted(begin)} %json {schema} "}}"')
+        grammar = "\n".join(rules)
+        if len(grammar) > GRAMMAR:
+            tools = f"the schemas of {len(self.specs)} tools"
+            raise TooBig(
+                f"{tools} make a grammar of {len(grammar)} characters, {GRAMMAR} fit",
+                "offer the model fewer of them",
+            )
+        return grammar
+
+    def parse(self, text: str) -> Said:
+        """What an answer says that was held to the grammar.
+
+        Raises:
+            NotJson: it was cut within a call.
+        """
+        form = self.form
+        if form.opens:
+            thought, *rest = text.split(form.opens)
+            found = [part.partition(form.closes) for part in rest]
+            bodies, whole = [body for body, _, _ in found], all(end for _, end, _ in found)
+        else:
+            thought, bodies, whole = ("", [text], True) if text[:1] == "{" else (text, [], True)
+        try:
+            if not whole:
+                raise ValueError("it has no end")
+            calls = [json.loads(body) for body in bodies]
+        except ValueError as error:
+            raise NotJson(f"the answer was cut within a call: {error}") from error
+        return Said(
+            thought.strip(),
+            [
+                ToolCallRequest(str(number), call["name"], call[form.args])
+                for number, call in enumerate(calls, 1)
+            ],
+        )
+
+
+def chosen(aios: Aios, only: Sequence[str] | None) -> list[Spec]:
+    """The tools that may be called, or those of them that `only` names.
+
+    Raises:
+        NotFound: there is none of that name.
+    """
+    specs = {spec.name: spec for spec in aios.tools()}
+    for name in only or ():
+        if name not in specs:
+            raise NotFound(f"no tool {name!r}", f"there are: {', '.join(sorted(specs)) or 'none'}")
+    return list(specs.values()) if only is None else [specs[name] for name in only]
+
+
+def bound(spec: Spec, values: Mapping[str, Any]) -> Spec:
+    """The tool with these arguments, and no others in their place."""
+    schema = dict(spec.schema)
+    fixed = {name: {"const": value} for name, value in values.items()}
+    schema["properties"] = {**schema.get("properties", {}), **fixed}
+    schema["required"] = [*dict.fromkeys([*schema.get("required", []), *values])]
+    return structs.replace(spec, schema=schema)
+
+
+def plain(aios: Aios, text: str) -> str:
+    """The text without what its model would read as control tokens: the end of a turn, say."""
+    while text and len(left := aios.detokenize(aios.tokenize(text))) < len(text):
+        text = left
+    return text
+
+
+def form_of(aios: Aios) -> Form | None:
+    """The form of calls that the model's chat template tells of; None where it tells of none."""
+    probe = Spec(name="probe", description="", schema={"type": "object", "properties": {}})
+    tools = {"role": "tools", "content": json.dumps([described(probe)])}
+    try:
+        tokens = aios.tokenize([tools, {"role": "user", "content": "Hello"}])
+    except BadInput:
+        return None
+    told = aios.detokenize(tokens)
+    return next((form for form in (TAGS, BARE) if re.search(form.told, told)), None)
+
+
+def described(spec: Spec) -> dict[str, Any]:
+    """A tool as chat templates want to have it."""
+    about = {"name": spec.name, "description": spec.description, "parameters": spec.schema}
+    return {"type": "function", "function": about}
+
+
+def signature(spec: Spec) -> str:
+    """A tool in one line: `sql(query: string, limit?: integer) - Ask a database.`"""
+    schema = spec.schema
+    required = schema.get("required", [])
+    fields = ", ".join(
+        f"{name}{'' if name in required else '?'}: {_kind(kind)}"
+        for name, kind in schema.get("properties", {}).items()
+    )
+    about = " ".join(spec.description.partition("\n\n")[0].split())
+    if len(about) > DESCRIPTION:
+        about = about[: DESCRIPTION - 3].rpartition(" ")[0] + "..."
+    return f"{spec.name}({fields})" + (f" - {about}" if about else "")
+
+
+def _kind(schema: Any) -> str:
+    """The type that a schema describes, in a word or a few."""
+    if not isinstance(schema, dict):
+        return "any"
+    values = [schema["const"]] if "const" in schema else schema.get("enum", [])
+    if 0 < len(values) <= VALUES:
+        return "|".join(json.dumps(value, ensure_ascii=False) for value in values)
+    parts = schema.get("anyOf") or schema.get("oneOf")
+    if parts:
+        return "|".join(dict.fromkeys(map(_kind, parts)))
+    kind = schema.get("type", "any")
+    if kind == "array":
+        return f"[{_kind(schema.get('items'))}]"
+    return "|".join(kind) if isinstance(kind, list) else str(kind)
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text)

@@ -1,0 +1,73 @@
+"""Texts in the caller's own storage."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from aios.agents.tool import Running, tool
+from aios.syscalls.errors import ToolFailed
+
+LISTED = 200
+PART = 16_384  # bytes of a text that one call reads
+
+Path = Annotated[str, Meta(min_length=1, max_length=200, description='as in "notes/today.md"')]
+
+
+class Entry(msgspec.Struct):
+    path: str
+    size: int  # bytes
+    version: int
+
+
+class Part(msgspec.Struct):
+    text: str
+    size: int  # bytes of the whole
+    next: int | None  # the offset to go on from; null: this was the end
+
+
+@tool(name="files.list")
+def list_files(job: Running, prefix: str = "") -> list[Entry]:
+    """List the files in storage whose path begins with the prefix, at most 200."""
+    found = islice(job.aios.sto_list(prefix), LISTED)
+    return [Entry(info.path, info.size, info.version) for info in found]
+
+
+@tool(name="files.read")
+def read(path: Path, job: Running, offset: Annotated[int, Meta(ge=0)] = 0) -> Part:
+    """Read a text in storage, 16 KiB at a time; offset is in bytes."""
+    content = job.aios.sto_read(path, offset=offset, count=PART)
+    size, data = content.info.size, content.data
+    if b"\0" in data:
+        raise ToolFailed(f"{path} is not a text", "other tools read images and databases")
+    end = offset + len(data)
+    tail = 0 if end >= size else _begun(data)  # a character that is cut comes with the next part
+    text = data[: len(data) - tail].decode(errors="replace")
+    return Part(text, size, next=None if end >= size else end - tail)
+
+
+@tool(name="files.write", effect=True)
+def write(path: Path, text: str, job: Running) -> Entry:
+    """Write a text to storage, in place of what is there; earlier versions are kept."""
+    done = job.aios.sto_put(path, text)
+    return Entry(done.path, done.size, done.version)
+
+
+@tool(name="files.delete", effect=True)
+def delete(path: Path, job: Running) -> Entry:
+    """Delete a file in storage; earlier versions are kept."""
+    done = job.aios.sto_delete(path)
+    return Entry(done.path, done.size, done.version)
+
+
+def _begun(data: bytes) -> int:
+    """Bytes at the end that begin a character of UTF-8 but do not complete it."""
+    for back in range(1, min(4, len(data) + 1)):
+        byte = data[-back]
+        if byte & 0xC0 != 0x80:
+            length = 1 if byte < 0xC0 else 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+            return back if length > back else 0
+    return 0

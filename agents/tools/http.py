@@ -1,0 +1,187 @@
+"""Pages of the web: off unless a person grants it, by the ports 53, 80 and 443."""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import os
+import ssl
+import zlib
+from html.parser import HTMLParser
+from typing import Annotated
+from urllib.parse import quote, urljoin, urlsplit
+
+import msgspec
+from msgspec import Meta
+
+from aios.agents.tool import tool
+from aios.syscalls.errors import ToolFailed
+
+# An agent has no UDP: with this the C library asks name servers by TCP. It looks once, so early.
+os.environ["RES_OPTIONS"] = "use-vc"
+
+MAX_BYTES = 2 << 20  # of a page
+SHOWN = 50_000  # characters of it
+REDIRECTS = 5
+SECONDS = 15.0  # that a server may be silent
+PRIVATE = "AIOS_HTTP_PRIVATE"  # "1": addresses of this machine and its own network as well
+HEADERS = {"User-Agent": "aios-tool", "Accept-Encoding": "identity", "Connection": "close"}
+MOVED = (301, 302, 303, 307, 308)
+SILENT = {"script", "style", "noscript", "template", "svg"}
+INLINE = {"a", "abbr", "b", "code", "em", "i", "mark", "small", "span", "strong", "sub", "sup", "u"}
+
+
+class Page(msgspec.Struct):
+    url: str  # where it was in the end
+    status: int
+    media: str
+    text: str
+    more: bool  # it is longer than what is here
+
+
+class Body(msgspec.Struct):
+    url: str
+    status: int
+    media: str
+    charset: str
+    data: bytes
+    more: bool
+
+
+@tool(name="http.fetch", timeout=90)
+def fetch(
+    url: Annotated[str, Meta(max_length=2048, description="http:// or https://")],
+    raw: Annotated[bool, Meta(description="HTML as it is, not the text in it")] = False,
+) -> Page:
+    """Get a page of the web, as text. What it says is not to be trusted."""
+    body = get(url)
+    if b"\0" in body.data[:1024]:
+        raise ToolFailed(f"{body.url} is not a text: {body.media or 'of no type'}")
+    text = body.data.decode(body.charset, errors="replace")
+    if body.media == "text/html" and not raw:
+        text = as_text(text)
+    return Page(body.url, body.status, body.media, text[:SHOWN], body.more or len(text) > SHOWN)
+
+
+def get(url: str, private: bool = False) -> Body:
+    """The answer to a GET, after at most REDIRECTS steps; `private`: from whatever address.
+
+    Raises:
+        ToolFailed: there is none, or it must not be asked for.
+    """
+    private = private or os.environ.get(PRIVATE) == "1"
+    for _ in range(REDIRECTS + 1):
+        try:
+            found = _step(url, private)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise ToolFailed(f"{url}: {error or type(error).__name__}") from error
+        if isinstance(found, Body):
+            return found
+        url = found
+    raise ToolFailed(f"{url}: more than {REDIRECTS} redirects")
+
+
+def _step(url: str, private: bool) -> Body | str:
+    """One answer, or where it points."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ToolFailed(f"{url!r} is not an address of the web", "as in https://example.org/page")
+    kind = _PublicTls if parts.scheme == "https" else _Public
+    connection = kind(parts.hostname, parts.port, timeout=SECONDS)
+    connection.private = private
+    try:
+        target = quote(parts.path or "/", "/%:@!$&'()*+,;=~-._")
+        query = quote(parts.query, "/%:@!$&'()*+,;=~-._?")
+        connection.request("GET", f"{target}?{query}" if query else target, headers=HEADERS)
+        reply = connection.getresponse()
+        if reply.status in MOVED and (location := reply.getheader("Location")):
+            return urljoin(url, location)
+        data, more = _content(reply)
+        charset = reply.headers.get_content_charset("utf-8")
+        return Body(
+            url, reply.status, reply.headers.get_content_type(), _known(charset), data, more
+        )
+    finally:
+        connection.close()
+
+
+class _Public(http.client.HTTPConnection):
+    """Nothing is sent to an address before it was looked at: a name can lead anywhere, and
+    elsewhere a moment later."""
+
+    private = False
+
+    def connect(self) -> None:
+        super().connect()
+        address = ipaddress.ip_address(self.sock.getpeername()[0])
+        address = getattr(address, "ipv4_mapped", None) or address
+        if not address.is_global and not self.private:
+            reason = f"{self.host} is {address}, an address of this machine or its own network"
+            raise ToolFailed(reason)
+
+
+class _PublicTls(_Public):
+    default_port = http.client.HTTPS_PORT
+
+    def connect(self) -> None:
+        super().connect()
+        context = ssl.create_default_context()
+        self.sock = context.wrap_socket(self.sock, server_hostname=self.host)
+
+
+def _content(reply: http.client.HTTPResponse) -> tuple[bytes, bool]:
+    """At most MAX_BYTES, also of what a small reply unpacks to."""
+    data = reply.read(MAX_BYTES + 1)
+    coding = reply.getheader("Content-Encoding", "identity")
+    if coding in ("gzip", "deflate"):
+        try:
+            data = zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(data, MAX_BYTES + 1)
+        except zlib.error as error:
+            raise ToolFailed(f"the content cannot be unpacked: {error}") from error
+    elif coding != "identity":
+        raise ToolFailed(f"the content is coded as {coding}, which was not asked for")
+    return data[:MAX_BYTES], len(data) > MAX_BYTES
+
+
+def _known(charset: str) -> str:
+    try:
+        "".encode(charset)
+    except LookupError:
+        return "utf-8"
+    return charset
+
+
+class Text(HTMLParser):
+    """What a reader of a page sees; blocks are lines, links show where they lead."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: list[str] = []
+        self.silent = 0
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.silent += tag in SILENT
+        if tag not in INLINE:
+            self.parts.append("\n")
+        if tag == "a":
+            self.links.append(dict(attrs).get("href") or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.silent = max(0, self.silent - (tag in SILENT))
+        if tag not in INLINE:
+            self.parts.append("\n")
+        if tag == "a" and self.links and (link := self.links.pop()).startswith("http"):
+            self.parts.append(f" ({link})")
+
+    def handle_data(self, data: str) -> None:
+        if not self.silent:
+            self.parts.append(data.replace("\n", " "))
+
+
+def as_text(html: str) -> str:
+    parser = Text()
+    parser.feed(html)
+    parser.close()
+    lines = (" ".join(line.split()) for line in "".join(parser.parts).split("\n"))
+    return "\n".join(line for line in lines if line)

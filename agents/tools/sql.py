@@ -1,0 +1,198 @@
+"""Questions to SQLite and DuckDB databases. Nothing in them can be changed, nor any other file
+reached."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sqlite3
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import duckdb
+from msgspec import Meta
+
+from aios.agents.tool import Running, tool
+from aios.syscalls.errors import ToolFailed
+
+SECONDS = 20.0  # that a query may take
+MAX_BYTES = 64 << 20  # of a database that is in storage; a worker writes no longer file
+MEMORY = 256 << 20  # bytes that a query may take
+COLUMNS = 10_000  # of all tables that are listed
+CELL, ALL = 2000, 200_000  # characters of one value, of all
+STEPS = 10_000  # of SQLite's machine between two looks at the clock
+DUCKDB: dict[str, str | bool | int | float | list[str]] = {
+    # no file but the database, no variable of Python, and no way to change that
+    "enable_external_access": False, "lock_configuration": True,
+    "autoinstall_known_extensions": False, "autoload_known_extensions": False,
+    "allow_community_extensions": False, "threads": 1, "memory_limit": f"{MEMORY >> 20}MiB",
+}  # fmt: skip
+READS = {
+    sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE
+}  # fmt: skip
+# What virtual tables (full text, JSON) do when they are opened. Neither writes.
+OPENS = {(sqlite3.SQLITE_UPDATE, "sqlite_master"), (sqlite3.SQLITE_PRAGMA, "data_version")}
+SQLITE_COLUMNS = """
+    SELECT t.name, c.name || ' ' || c.type FROM pragma_table_list t, pragma_table_info(t.name) c
+    WHERE t.schema = 'main' AND t.type != 'shadow' AND t.name NOT LIKE 'sqlite\\_%' ESCAPE '\\'
+    ORDER BY t.name, c.cid"""
+DUCKDB_COLUMNS = """
+    SELECT table_name, column_name || ' ' || data_type FROM duckdb_columns()
+    WHERE NOT internal ORDER BY table_name, column_index"""
+HINT = "one SELECT is allowed; sql.tables lists what there is"
+
+Database = Annotated[
+    str, Meta(description="a path in storage, or the absolute path of a file; SQLite or DuckDB")
+]
+
+
+@dataclass
+class Table:
+    name: str
+    columns: list[str]  # each with its type
+
+
+@dataclass
+class Rows:
+    columns: list[str]
+    rows: list[list[Any]]
+    more: bool  # there are rows that are not shown
+
+
+@tool(name="sql.tables", timeout=60)
+def tables(database: Database, job: Running) -> list[Table]:
+    """List the tables and views of a database, with their columns."""
+    ask, query = _duckdb, DUCKDB_COLUMNS
+    with _file(database, job) as path:
+        if _is_sqlite(path):
+            ask, query = partial(_sqlite, trusted=True), SQLITE_COLUMNS
+        pairs = ask(path, query, COLUMNS).rows
+    found: dict[str, list[str]] = {}
+    for table, column in pairs:
+        found.setdefault(table, []).append(column.strip())
+    return [Table(name, columns) for name, columns in found.items()]
+
+
+@tool(name="sql.query", timeout=60)
+def query(
+    database: Database,
+    query: Annotated[str, Meta(max_length=20_000, description="one SELECT")],
+    job: Running,
+    rows: Annotated[int, Meta(ge=1, le=1000, description="rows at most")] = 100,
+) -> Rows:
+    """Ask a database with one SELECT. It is opened read-only."""
+    with _file(database, job) as path:
+        return (_sqlite if _is_sqlite(path) else _duckdb)(path, query, rows)
+
+
+@contextlib.contextmanager
+def _file(database: str, job: Running) -> Iterator[Path]:
+    """The database as a file."""
+    if database.startswith("/"):
+        yield Path(database)
+        return
+    size = job.aios.sto_read(database, count=0).info.size
+    if size > MAX_BYTES:
+        raise ToolFailed(f"{database} has {size} bytes, and at most {MAX_BYTES} can be opened")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "database")
+        with path.open("wb") as file:
+            for part in job.aios.sto_stream(database):
+                file.write(part)
+        yield path
+
+
+def _is_sqlite(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(16) == b"SQLite format 3\0"
+    except OSError as error:
+        raise ToolFailed(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _sqlite(path: Path, query: str, count: int, *, trusted: bool = False) -> Rows:
+    limit = time.monotonic() + SECONDS
+    try:
+        with closing(sqlite3.connect(_address(path), uri=True)) as connection:
+            connection.execute("PRAGMA query_only = ON")
+            connection.execute(f"PRAGMA hard_heap_limit = {MEMORY}")
+            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 10_000_000)
+            connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+            connection.set_progress_handler(lambda: time.monotonic() > limit, STEPS)
+            if not trusted:
+                connection.set_authorizer(_allowed)
+            cursor = connection.execute(query)
+            if cursor.description is None:
+                raise ToolFailed("that is no SELECT", HINT)
+            return _rows([column[0] for column in cursor.description], cursor, count)
+    except (sqlite3.Error, sqlite3.Warning, MemoryError) as error:
+        raise ToolFailed(f"SQLite: {_reason(str(error) or 'out of memory')}", HINT) from error
+
+
+def _address(path: Path) -> str:
+    """A journal that nobody has open would have to be made, which takes a folder to write to."""
+    with path.open("rb") as file:
+        journal = file.read(20)[18:20] == b"\2\2"  # write-ahead
+    idle = journal and not path.with_name(path.name + "-wal").exists()
+    return f"{path.absolute().as_uri()}?mode=ro" + "&immutable=1" * idle
+
+
+def _allowed(action: int, what: str | None, *_: str | None) -> int:
+    fine = action in READS or (action, what) in OPENS
+    return sqlite3.SQLITE_OK if fine else sqlite3.SQLITE_DENY
+
+
+def _duckdb(path: Path, query: str, count: int) -> Rows:
+    try:
+        with duckdb.connect(path, read_only=True, config=DUCKDB) as connection:
+            statements = connection.extract_statements(query)
+            if [one.type for one in statements] != [duckdb.StatementType.SELECT]:
+                raise ToolFailed("that is not one SELECT", HINT)
+            timer = threading.Timer(SECONDS, connection.interrupt)
+            timer.start()
+            try:
+                cursor = connection.execute(statements[0])
+                columns = [column[0] for column in cursor.description or ()]
+                return _rows(columns, iter(cursor.fetchone, None), count)
+            finally:
+                timer.cancel()
+    except duckdb.Error as error:
+        raise ToolFailed(f"DuckDB: {_reason(str(error))}", HINT) from error
+
+
+def _reason(error: str) -> str:
+    took_too_long = "interrupt" in error.lower()
+    return f"the query took longer than {SECONDS:g} s" if took_too_long else error[:1000]
+
+
+def _rows(columns: list[str], found: Iterator[Any], count: int) -> Rows:
+    rows: list[list[Any]] = []
+    room = ALL
+    for row in found:
+        if len(rows) == count or room < 0:
+            return Rows(columns, rows, more=True)
+        cells = [_cell(value) for value in row]
+        room -= sum(len(cell) if isinstance(cell, str) else 8 for cell in cells)
+        rows.append(cells)
+    return Rows(columns, rows, more=False)
+
+
+def _cell(value: Any) -> Any:
+    """As JSON has it; a text that is too long is cut."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int) and abs(value) < 2**63:
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes"
+    text = str(value)
+    return text if len(text) <= CELL else f"{text[:CELL]}... ({len(text)} characters)"

@@ -1,0 +1,203 @@
+"""MCP servers, out of the block of JSON that people have for the programs that use such.
+
+`{"mcpServers": {NAME: {...}}}`, as Claude Desktop, Cursor and others have it, or `{"servers": ...}`
+of VS Code. A server may have an `aios` of its own: what it reaches, and its limits.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta, Struct, field, to_builtins
+
+from aios.syscalls.errors import BadInput
+from aios.syscalls.messages import Reach
+from aios.syscalls.tool import McpServer
+
+from .toolbox import MCP, SHIPPED, Box
+
+SHAPES = (("mcpServers",), ("servers",), ("mcp", "servers"))  # where the block is in the file
+WORD = re.compile(r"\$\{([^}]*)\}")
+VARIABLE = re.compile(r"(?:env:)?(\w+)(?::-(.*))?$", re.DOTALL)
+HTTP = ("http", "streamable-http", "streamableHttp")
+PORTS = {"http": 80, "https": 443}
+DNS = 53
+
+
+class Own(Reach, forbid_unknown_fields=True, kw_only=True):
+    """What AIOS is told of a server, besides what other programs are."""
+
+    limit: Annotated[int, Meta(ge=1, le=1024)] = 8  # of each of its tools run at once
+    timeout: Annotated[float, Meta(gt=0, le=86400)] = 60.0  # seconds, of each call
+
+
+class Entry(Struct, kw_only=True):
+    """A server in the block. What else other programs keep there is of no interest."""
+
+    type: str | None = None
+    command: str | None = None
+    args: list[str] = field(default_factory=list)
+    env: dict[str, str] = field(default_factory=dict)
+    cwd: str | None = None
+    url: str | None = None
+    serverUrl: str | None = None  # as Windsurf has it
+    headers: dict[str, str] = field(default_factory=dict)
+    disabled: bool = False
+    aios: Own = field(default_factory=Own)
+
+
+class Found(Struct, frozen=True):
+    """A server: what its worker is told, and what the worker, and with it the server, reaches."""
+
+    server: McpServer
+    reach: Reach
+
+
+def mcp_boxes(path: str) -> dict[str, Box]:
+    """The servers of the file as toolboxes; without a file none. Raises BadInput."""
+    if not path:
+        return {}
+    if importlib.util.find_spec("mcp") is None:
+        raise BadInput("MCP servers take the package mcp", "pip install 'aios[mcp]'")
+    found = servers(Path(path).expanduser(), os.environ)
+    for name in SHIPPED:
+        if name in found:  # what rules allow of the one, they would of the other
+            raise BadInput(f"{path}: a toolbox named {name!r} ships with AIOS", "rename the server")
+    return {
+        name: Box(program=MCP, shared=True, task=to_builtins(each.server), reach=each.reach)
+        for name, each in found.items()
+    }
+
+
+def servers(path: Path, variables: Mapping[str, str]) -> dict[str, Found]:
+    """Those in the file, by name. `variables` stand for `${NAME}`.
+
+    Raises:
+        BadInput: the file cannot be read, or a server in it is not one; it says which, and where.
+    """
+    try:
+        block = block_of(msgspec.json.decode(path.read_bytes()))
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror}", "correct `mcp` in the settings") from error
+    except msgspec.DecodeError as error:
+        raise BadInput(f"{path} is not JSON: {error}", "comments and the like do not go") from error
+    if block is None:
+        raise BadInput(f"{path} has no mcpServers", 'it is {"mcpServers": {"NAME": {...}}}')
+    found: dict[str, Found] = {}
+    for name, given in block.items():
+        short = re.sub(r"\W+", "-", name, flags=re.ASCII).strip("-")
+        if short in found:
+            raise BadInput(f"{path} has two servers named {short!r}", "rename one")
+        try:
+            entry = msgspec.convert(filled(given, variables), Entry)
+            if not entry.disabled:
+                found[short] = server_of(short, entry)
+        except (msgspec.ValidationError, ValueError) as error:
+            raise BadInput(f"{path}, MCP server {name!r}: {error}", "see docs/mcp.md") from error
+    return found
+
+
+def block_of(data: Any) -> dict[str, Any] | None:
+    for shape in SHAPES:
+        block = data
+        for key in shape:
+            block = block.get(key) if isinstance(block, dict) else None
+        if isinstance(block, dict):
+            return block
+    return None
+
+
+def filled(data: Any, variables: Mapping[str, str]) -> Any:
+    """`data` with variables in the place of their names. Raises ValueError."""
+    if isinstance(data, dict):
+        return {key: filled(value, variables) for key, value in data.items()}
+    if isinstance(data, list):
+        return [filled(value, variables) for value in data]
+    if not isinstance(data, str):
+        return data
+
+    def value(word: re.Match[str]) -> str:
+        name = VARIABLE.match(word[1])
+        if name is None:
+            raise ValueError(f"AIOS knows no {word[0]}, only ${{NAME}}, ${{NAME:-DEFAULT}}")
+        if name[1] not in variables and name[2] is None:
+            raise ValueError(f"there is no variable {name[1]}: set it where you start AIOS")
+        return variables.get(name[1], name[2] or "")
+
+    return WORD.sub(value, data)
+
+
+def server_of(name: str, entry: Entry) -> Found:
+    """Raises ValueError."""
+    url = entry.url or entry.serverUrl
+    if (entry.command is None) == (url is None):
+        raise ValueError("it takes a `command` or a `url`, and not both")
+    if entry.type == "sse":
+        raise ValueError("SSE is no transport any more: ask for its address of streamable HTTP")
+    known = HTTP if url else ("stdio",)
+    if entry.type not in (None, *known):
+        raise ValueError(f"`type` is {entry.type!r}, and not {' or '.join(known)}")
+    fields = {
+        "name": name, "command": entry.command or "", "args": entry.args, "env": entry.env,
+        "cwd": entry.cwd, "url": url or "", "headers": entry.headers,
+        "limit": entry.aios.limit, "timeout": entry.aios.timeout,
+    }  # fmt: skip
+    server = msgspec.convert(fields, McpServer)
+    return Found(server, reach_of(server, entry.aios))
+
+
+def reach_of(server: McpServer, own: Own) -> Reach:
+    """What it was given, and what it does not run without. Raises ValueError."""
+    ports = [*own.ports, *([port_of(server.url)] if server.url else [])]
+    read = [*own.read, *(str(path) for path in named(server))]
+    return Reach(
+        read=list(dict.fromkeys(read)), write=own.write, ports=[*ports, DNS] if ports else [],
+        processes=not server.url, all_walls=own.all_walls,
+    )  # fmt: skip
+
+
+def port_of(url: str) -> int:
+    parts = urlsplit(url)
+    if parts.scheme not in PORTS or not parts.hostname:
+        raise ValueError(f"`url` is {url!r}, and not http://... or https://...")
+    return parts.port or PORTS[parts.scheme]
+
+
+def named(server: McpServer) -> Iterator[Path]:
+    """The program, and the files and folders that its arguments name, with what they stand on."""
+    program = shutil.which(server.command, path=server.env.get("PATH", os.environ.get("PATH")))
+    words = [program or "", *(word.partition("=")[2] or word for word in server.args)]
+    for word in [*words, server.cwd or ""]:
+        path = Path(word)
+        if path.is_absolute() and path.exists():
+            yield from (path,) if path.is_dir() else stands_on(path)
+
+
+def stands_on(file: Path) -> Iterator[Path]:
+    """Where the rest of a program is: its node_modules, its environment, or beside it."""
+    for path in dict.fromkeys((file, file.resolve())):
+        parts = path.parts
+        config = path.parent.parent / "pyvenv.cfg"
+        if "node_modules" in parts:
+            yield Path(*parts[: parts.index("node_modules") + 1])
+        elif config.exists():
+            yield config.parent
+            yield from (
+                Path(home).parent for home in re.findall(r"(?m)^home = (.+)$", text(config))
+            )
+        elif path.name.startswith("python"):
+            yield path.parent.parent
+        else:
+            yield path if Path.home().is_relative_to(path.parent) else path.parent
+
+
+def text(path: Path) -> str:
+    return path.read_text(errors="replace")

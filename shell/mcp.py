@@ -1,0 +1,93 @@
+"""The command `aios mcp`: AIOS as an MCP server, for programs that use such."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from aios.syscalls.errors import BadInput
+from aios.syscalls.messages import Reach
+from aios.syscalls.rules import Manifest
+
+from .access import manifest
+from .processes import READABLE, parse_limits
+
+
+@click.command()
+@click.option(
+    "--http",
+    "port",
+    type=click.IntRange(0, 65535),
+    metavar="PORT",
+    help="Streamable HTTP on 127.0.0.1 instead of stdio; 0: a port that is free.",
+)
+@click.option(
+    "--agent",
+    "agents",
+    multiple=True,
+    type=READABLE,
+    metavar="FILE",
+    help="A program that may be run, besides those of `aios agents`.",
+)
+@click.option(
+    "--read",
+    multiple=True,
+    type=READABLE,
+    metavar="PATH",
+    help="A file or folder that the agents may read.",
+)
+@click.option(
+    "--write",
+    multiple=True,
+    type=READABLE,
+    metavar="PATH",
+    help="A file or folder that the agents may read and write.",
+)
+@click.option(
+    "--limit",
+    "limits",
+    multiple=True,
+    callback=parse_limits,
+    metavar="NAME=NUMBER",
+    help="A limit of each agent, as tokens=1000; may be repeated.",
+)
+@click.option(
+    "--manifest",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    callback=manifest,
+    help="TOML: what the agents may do; see docs/access.md.",
+)
+@click.pass_obj
+def mcp(
+    home: Path, port: int | None, agents: tuple[str, ...], read: tuple[str, ...],
+    write: tuple[str, ...], limits: dict[str, Any], manifest: Manifest | None,
+) -> None:  # fmt: skip
+    """Offer agents, the model, memory and storage to other programs, as an MCP server.
+
+    Over stdio: name `aios mcp` as a server in the settings of the program. With --http the address
+    and the token that it takes are printed; AIOS_MCP_TOKEN sets the token. See docs/mcp.md.
+
+    \b
+    Examples:
+      aios mcp --read ~/notes
+      aios mcp --http 8765 --agent ./my_agent.py --limit tokens=20000
+    """
+    if importlib.util.find_spec("mcp") is None:
+        raise BadInput("the package mcp is not installed", "pip install 'aios[mcp]'")
+    from .mcp_server import serve_http, serve_stdio  # noqa: PLC0415 (half a second, for this alone)
+    from .mcp_tools import Tools  # noqa: PLC0415
+
+    reach = Reach(read=list(read), write=list(write))
+    spawn = msgspec.to_builtins({"reach": reach, "limits": limits or None, "manifest": manifest})
+    server = Tools(home, {Path(path).stem: path for path in agents}, spawn).server()
+    if port is None:
+        serve_stdio(server)
+    else:
+        serve_http(server, port)
+
+
+COMMANDS = (mcp,)

@@ -1,0 +1,83 @@
+"""An MCP server served: over stdio, or over HTTP to whoever has a token."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import os
+import secrets
+import signal
+import socket
+import threading
+from typing import Any
+
+import click
+import uvicorn
+from mcp.server.mcpserver import MCPServer
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
+
+TOKEN = "AIOS_MCP_TOKEN"
+PIECE = 65_536  # bytes of stdin that are read at once
+FAREWELL = 2  # seconds that answers have when the server is ended
+
+
+def serve_stdio(server: MCPServer[Any]) -> None:
+    """Raises KeyboardInterrupt.
+
+    The server reads stdin in a thread that nothing interrupts. So it gets a socket, which another
+    thread fills, and which ends as stdin would when the server is to end.
+    """
+    own, its = socket.socketpair()
+    source = os.dup(0)
+    os.dup2(its.fileno(), 0)
+    its.close()
+    signals: list[int] = []
+
+    def fill() -> None:
+        with contextlib.suppress(OSError):  # it has ended
+            while data := os.read(source, PIECE):
+                own.sendall(data)
+            own.shutdown(socket.SHUT_WR)
+
+    def interrupt(number: int) -> None:
+        signals.append(number)
+        own.shutdown(socket.SHUT_WR)
+
+    async def serve() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, interrupt, number)
+        await server.run_stdio_async()
+
+    threading.Thread(target=fill, daemon=True).start()
+    asyncio.run(serve())
+    if signals:
+        raise KeyboardInterrupt
+
+
+def serve_http(server: MCPServer[Any], port: int) -> None:
+    """Raises OSError where the port is taken."""
+    token = os.environ.get(TOKEN) or secrets.token_urlsafe(32)
+    app = server.streamable_http_app()
+
+    async def guarded(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http" or right(Headers(scope=scope).get("authorization", ""), token):
+            await app(scope, receive, send)
+            return
+        refusal = PlainTextResponse(
+            "this takes the token that `aios mcp` has printed\n", 401,
+            {"WWW-Authenticate": "Bearer"},
+        )  # fmt: skip
+        await refusal(scope, receive, send)
+
+    listening = socket.create_server(("127.0.0.1", port))
+    config = uvicorn.Config(guarded, log_level="error", timeout_graceful_shutdown=FAREWELL)
+    click.echo(f"url: http://127.0.0.1:{listening.getsockname()[1]}/mcp")
+    click.echo(f"header: Authorization: Bearer {token}")
+    with listening:
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def right(header: str, token: str) -> bool:
+    return hmac.compare_digest(header.encode(), f"Bearer {token}".encode())

@@ -1,0 +1,269 @@
+"""What AIOS offers to other programs as an MCP server: agents, the model, memory, storage.
+
+Each tool is a few system calls by way of one connection. What an agent of this server may run, read
+and write was said by the person who started the server, not by the model that calls it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import codecs
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import anyio
+import msgspec
+from mcp.server.mcpserver import Context, MCPServer
+from mcp.server.mcpserver.exceptions import ResourceError, ToolError
+from mcp_types import ToolAnnotations
+
+from aios.agents import connect
+from aios.agents.awaited import AwaitedCalls
+from aios.agents.runner import registered
+from aios.syscalls import VERSION
+from aios.syscalls import mem as m
+from aios.syscalls import messages as t
+from aios.syscalls import retrieval as r
+from aios.syscalls import sto as s
+from aios.syscalls.errors import AiosError, ProcessGone, TimedOut
+
+from . import render
+
+GRACE = 2.0  # seconds that an agent has between TERM and KILL
+LOG_WAIT = 5.0  # seconds that one call waits for more of a log, and so between reports of progress
+LAST = 4096  # bytes of an agent's log that come with its result
+READS = ToolAnnotations(read_only_hint=True, open_world_hint=False)
+WRITES = ToolAnnotations(read_only_hint=False, destructive_hint=True, open_world_hint=False)
+
+
+class Kernel:
+    """The connection to it: made when it is needed, and anew after the system was started anew."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self._calls: AwaitedCalls | None = None
+
+    @asynccontextmanager
+    async def __call__(self) -> AsyncIterator[AwaitedCalls]:
+        """Raises ToolError, for the model to read."""
+        try:
+            if self._calls is None or self._calls.lost:
+                self._calls = AwaitedCalls(connect(self.home, "aios-mcp"))
+            yield self._calls
+        except AiosError as error:
+            raise ToolError(str(error)) from error
+
+
+class Tools:
+    """`agents` are programs of the user's by name; `spawn` is what each agent is started with."""
+
+    def __init__(self, home: Path, agents: dict[str, str], spawn: dict[str, Any]) -> None:
+        self.kernel = Kernel(home)
+        self.programs = registered() | agents
+        self.paths = agents
+        self.spawn = spawn
+
+    def server(self) -> MCPServer[Any]:
+        server: MCPServer[Any] = MCPServer("aios", version=VERSION, log_level="ERROR")
+        for read in (self.list_agents, self.memory_get, self.memory_scan, self.storage_get,
+                     self.storage_list, self.storage_search):  # fmt: skip
+            server.add_tool(read, annotations=READS)
+        for write in (self.run_agent, self.generate, self.memory_put, self.storage_put):
+            server.add_tool(write, annotations=WRITES)
+        server.resource("aios://storage/{+path}", name="storage")(self.stored)
+        return server
+
+    # --- agents -----------------------------------------------------------------------------------
+
+    async def run_agent(
+        self, ctx: Context[Any], program: str, task: Any = None, name: str | None = None
+    ) -> dict[str, Any]:
+        """Run an agent of AIOS to its end: its result, and the end of what it printed. The programs
+        are those of list_agents. Cancelling the call ends the agent."""
+        if program not in self.programs:
+            raise ToolError(f"no agent {program!r}; known: {', '.join(self.programs)}")
+        async with self.kernel() as aios:
+            with anyio.CancelScope(shield=True):  # whoever is started is also ended
+                spawned = await aios.call(
+                    t.Spawned, "proc.spawn", program=self.paths.get(program, program), task=task,
+                    name=name, **self.spawn,
+                )  # fmt: skip
+            try:
+                log = await self._follow(aios, ctx, spawned.pid)
+                end = await aios.call(t.Exited, "proc.wait", pid=spawned.pid)
+            except asyncio.CancelledError:
+                with anyio.CancelScope(shield=True):
+                    await self._finish_off(aios, spawned.pid)
+                raise
+        if end.code:
+            raise ToolError(f"{render.ending(end)}; it printed: {log}")
+        return {"result": msgspec.to_builtins(end.result), "printed": log}
+
+    async def _follow(self, aios: AwaitedCalls, ctx: Context[Any], pid: int) -> str:
+        """The end of its log, once it has ended. The lines are reported as they come."""
+        log, offset, ended = b"", 0, False
+        while not ended:
+            part = await aios.call(t.LogPart, "proc.log", pid=pid, offset=offset, wait=LOG_WAIT)
+            log, offset, ended = (log + part.data)[-LAST:], part.offset, part.ended
+            lines = part.data.decode(errors="replace").strip().splitlines()
+            await ctx.report_progress(offset, message=lines[-1] if lines else "it runs")
+        return log.decode(errors="replace")
+
+    async def _finish_off(self, aios: AwaitedCalls, pid: int) -> None:
+        try:
+            await aios.call(t.Done, "proc.kill", pid=pid, signal="TERM")
+            await aios.call(t.Exited, "proc.wait", pid=pid, timeout=GRACE)
+        except TimedOut:
+            await aios.call(t.Done, "proc.kill", pid=pid, signal="KILL")
+        except ProcessGone:
+            return
+
+    async def list_agents(self) -> dict[str, Any]:
+        """The agents that run_agent can run, with a line about each, and those that run now."""
+        async with self.kernel() as aios:
+            rows = await aios.call(list[t.ProcessInfo], "proc.ps")
+        running = [
+            {"pid": row.pid, "name": row.name, "state": row.state, "tokens": row.tokens}
+            for row in rows
+            if row.kind == "agent"
+        ]
+        return {"programs": self.programs, "running": running}
+
+    # --- the model --------------------------------------------------------------------------------
+
+    async def generate(
+        self, ctx: Context[Any], prompt: str, system: str | None = None, max_tokens: int = 256,
+        temperature: float = 0.0, seed: int = 0, schema: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """An answer of the local model to a prompt. With a JSON schema the answer fits it."""
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": prompt})
+        async with self.kernel() as aios:
+            call = aios.start(
+                "llm.generate", messages=messages, max_tokens=max_tokens, schema=schema,
+                temperature=temperature, seed=seed,
+            )  # fmt: skip
+            text, tokens = "", 0
+            with aios.cancelling(call):
+                async for body in aios.pieces(call):
+                    piece = msgspec.convert(body, t.Piece)
+                    text, tokens = text + piece.text, tokens + len(piece.tokens)
+                    await ctx.report_progress(tokens, max_tokens, text[-200:])
+            result = msgspec.convert(call.body, t.Result)
+        return {"text": result.text, "finish": result.finish, "tokens": len(result.tokens)}
+
+    # --- memory -----------------------------------------------------------------------------------
+
+    async def memory_put(self, agent: str, items: dict[str, Any], space: str = "main") -> str:
+        """Set items of an agent's memory, all or none. `agent` is a name as "/writer"."""
+        async with self.kernel() as aios:
+            await aios.call(t.Done, "mem.put", items=items, space=space, principal=agent)
+        return f"{len(items)} stored"
+
+    async def memory_get(self, agent: str, keys: list[str], space: str = "main") -> dict[str, Any]:
+        """The values of those keys of an agent's memory that are there."""
+        found: dict[str, Any] = {}
+        async with self.kernel() as aios:
+            while keys:
+                part = await aios.call(m.Items, "mem.get", keys=keys, space=space, principal=agent)
+                found, keys = found | part.items, part.rest
+        return {"items": msgspec.to_builtins(found)}
+
+    async def memory_scan(
+        self, agent: str, prefix: str = "", space: str = "main", after: str | None = None
+    ) -> dict[str, Any]:
+        """Items of an agent's memory in the order of their keys; `after` of the answer, if any, is
+        what to ask the next page with."""
+        async with self.kernel() as aios:
+            page = await aios.call(
+                m.Scanned, "mem.scan", prefix=prefix, space=space, after=after, principal=agent
+            )
+        return {"items": msgspec.to_builtins(dict(page.items)), "after": page.after}
+
+    # --- storage ----------------------------------------------------------------------------------
+
+    async def storage_put(
+        self, path: str, text: str, owner: str = "", tags: list[str] | None = None,
+        if_version: int | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Write a new version of an object; earlier ones stay. `if_version`: only if that is the
+        newest (0: only if there is none)."""
+        async with self.kernel() as calls:
+            aios = calls.aios
+            stored = calls.blocking(
+                lambda: aios.sto_put(
+                    path, text, owner=owner, tags=tags or [], if_version=if_version
+                )
+            )
+        return {"path": stored.path, "version": stored.version, "size": stored.size}
+
+    async def storage_get(
+        self, path: str, owner: str = "", version: int | None = None, offset: int = 0,
+        count: int = 65_536,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Read an object, or `count` bytes of it from `offset` on: as text, or as base64 where it
+        is none. `next` of the answer is where the rest begins, if there is one."""
+        async with self.kernel() as aios:
+            part = await aios.call(
+                s.Content, "sto.get", path=path, owner=owner, version=version, offset=offset,
+                count=count,
+            )  # fmt: skip
+        text, used = decoded(part.data)
+        end = offset + used
+        more = {"next": end} if end < part.info.size else {}
+        return {**text, "version": part.info.version, "size": part.info.size, **more}
+
+    async def storage_list(
+        self, prefix: str = "", owner: str = "", after: str = ""
+    ) -> dict[str, Any]:
+        """The objects below a prefix; `after` of the answer, if any, is what to ask the next page
+        with."""
+        async with self.kernel() as aios:
+            page = await aios.call(s.Listed, "sto.list", prefix=prefix, owner=owner, after=after)
+        rows = [
+            {"path": o.path, "version": o.version, "size": o.size, "tags": o.tags}
+            for o in page.objects
+        ]
+        return {"objects": rows, "after": page.after}
+
+    async def storage_search(
+        self, query: str, count: int = 5, owner: str | None = None, path: str = "",
+        mode: Literal["words", "meaning", "fused"] = "fused",
+    ) -> dict[str, Any]:  # fmt: skip
+        """The passages of stored texts that fit a query best, by words and by meaning."""
+        async with self.kernel() as aios:
+            found = await aios.call(
+                r.Hits, "sto.search", query=query, count=count, mode=mode, owner=owner, path=path
+            )
+        rows = [
+            {"owner": hit.owner, "path": hit.path, "version": hit.version, "text": hit.text}
+            for hit in found.hits
+        ]
+        return {"passages": rows, "not_indexed_yet": found.behind}
+
+    async def stored(self, path: str) -> str | bytes:
+        """An object of the person's own."""
+        try:
+            async with self.kernel() as calls:
+                aios = calls.aios
+                data: bytes = calls.blocking(lambda: aios.sto_get(path, owner=""))
+        except ToolError as error:
+            raise ResourceError(str(error)) from error
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return data
+
+
+def decoded(data: bytes) -> tuple[dict[str, str], int]:
+    """A part of a content as text, without a character that is cut, or else as base64; how many
+    bytes that is."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        text = decoder.decode(data)
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(data).decode()}, len(data)
+    return {"text": text}, len(data) - len(decoder.getstate()[0])

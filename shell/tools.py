@@ -1,0 +1,162 @@
+"""The commands about tools: which there are, what they take, and a call from the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+
+from aios.agents import Aios, connect
+from aios.syscalls.errors import BadInput, NotFound
+from aios.syscalls.tool import Spec, ToolProgress
+
+from . import render
+from .completion import tool_names
+from .output import as_json_text, json_option, show
+
+
+def first_line(spec: Spec) -> str:
+    return spec.description.partition("\n")[0]
+
+
+@click.group()
+def tool() -> None:
+    """Tools that agents call: those that ship, your own, and those of MCP servers.
+
+    \b
+    Examples:
+      aios tool list
+      aios tool show sql.query
+      aios tool call calculate expression='2**64'
+    """
+
+
+@tool.command("list")
+@json_option
+@click.pass_obj
+def list_(home: Path, as_json: bool) -> None:
+    """All tools, and the toolboxes that did not start.
+
+    \b
+    Examples:
+      aios tool list
+      aios tool list --json
+    """
+    with connect(home, "aios-tool") as aios:
+        found = aios.toolboxes()
+    rows = [[each.name, "yes" if each.effect else "", first_line(each)] for each in found.tools]
+    rows += [[f"{box.name} (not there)", "", box.error] for box in found.boxes if box.error]
+    show(found, as_json, render.columns(["tool", "changes", "what it does"], rows))
+
+
+@tool.command("show")
+@click.argument("name", shell_complete=tool_names)
+@json_option
+@click.pass_obj
+def show_(home: Path, name: str, as_json: bool) -> None:
+    """What a tool does, what it takes and what it returns.
+
+    \b
+    Examples:
+      aios tool show sql.query
+      aios tool show calculate --json
+    """
+    with connect(home, "aios-tool") as aios:
+        spec = find(aios, name)
+    show(spec, as_json, render.pairs([
+        ("name", spec.name), ("does", spec.description),
+        ("takes", as_json_text(spec.schema)),
+        ("returns", "anything" if spec.result is None else as_json_text(spec.result)),
+        ("changes something", "yes" if spec.effect else "no"),
+        ("at once", f"{spec.limit}" + (f", alone among {spec.exclusive!r}" * bool(spec.exclusive))),
+        ("time limit", f"{spec.timeout:g} s"),
+    ]))  # fmt: skip
+
+
+@tool.command("call")
+@click.argument("name", shell_complete=tool_names)
+@click.argument("arguments", nargs=-1, metavar="[NAME=VALUE]...")
+@click.option("--args", "given", metavar="JSON", help="All of them as one JSON object; - is stdin.")
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds, at most.")
+@json_option
+@click.pass_obj
+def call_(
+    home: Path, name: str, arguments: tuple[str, ...], given: str | None, timeout: float | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Call a tool, and print what it returns. Ctrl-C cancels the call.
+
+    A value is text where the tool's schema says so, else JSON.
+
+    \b
+    Examples:
+      aios tool call calculate expression='2**64'
+      aios tool call sql.query --args '{"database": "/data/a.db", "query": "SELECT 1"}'
+    """
+    with connect(home, "aios-tool") as aios:
+        args = arguments_of(find(aios, name), arguments, given)
+        running = aios.call_tool(name, args, timeout=timeout)
+        console = Console(stderr=True)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+            follow(running, bar)
+        result = running.result()
+    if as_json:
+        click.echo(as_json_text(result))
+        return
+    click.echo(render.value(result.value))
+    if result.stored:
+        click.echo(f"{result.size} bytes in all: aios sto get {result.stored}", err=True)
+
+
+def follow(running: Iterable[ToolProgress], bar: Progress) -> None:
+    task = None
+    for step in running:
+        if task is None:
+            task = bar.add_task("", total=step.total)
+        said = escape(step.message)
+        bar.update(task, completed=step.done, total=step.total, description=said)
+
+
+def find(aios: Aios, name: str) -> Spec:
+    """Raises NotFound."""
+    specs = {spec.name: spec for spec in aios.tools()}
+    if name not in specs:
+        raise NotFound(f"no tool {name!r}", "`aios tool list` lists them")
+    return specs[name]
+
+
+def arguments_of(spec: Spec, pairs: tuple[str, ...], given: str | None) -> dict[str, Any]:
+    """Raises BadInput."""
+    text = sys.stdin.read() if given == "-" else given
+    try:
+        args = json.loads(text) if text else {}
+    except ValueError as error:
+        raise BadInput(f"--args is not JSON: {error}") from error
+    if not isinstance(args, dict):
+        raise BadInput("--args is not an object", "--args '{\"NAME\": VALUE}'")
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise BadInput(f"{pair!r} is not NAME=VALUE", f"see `aios tool show {spec.name}`")
+        args[name] = value_of(spec.schema.get("properties", {}).get(name, {}), value)
+    return args
+
+
+def value_of(schema: dict[str, Any], text: str) -> Any:
+    if schema.get("type") == "string":
+        return text
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return text  # the tool says whether that is of use
+
+
+COMMANDS = (tool,)

@@ -1,0 +1,90 @@
+"""System calls in asyncio: many tasks on one connection."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from conftest import Boot
+from helpers import kill_kernel
+
+from aios.agents import Aios, connect
+from aios.agents.awaited import AwaitedCalls
+from aios.syscalls import messages as t
+from aios.syscalls.errors import Cancelled, KernelGone, NotFound
+
+
+def use(aios: Aios, body: Callable[[AwaitedCalls], Awaitable[Any]]) -> Any:
+    async def run() -> Any:
+        calls = AwaitedCalls(aios)
+        try:
+            async with asyncio.timeout(60):
+                return await body(calls)
+        finally:
+            await calls.close()
+
+    return asyncio.run(run())
+
+
+def test_many_tasks_each_get_their_own(aios: Aios) -> None:
+    async def body(calls: AwaitedCalls) -> None:
+        async def ask(number: int) -> None:
+            for step in range(50):
+                text = f"{number} {step}"
+                got = await calls.call(t.Tokens, "llm.tokenize", text=text)
+                back = await calls.call(t.Text, "llm.detokenize", tokens=got.tokens)
+                assert back.text == text
+
+        await asyncio.gather(*(ask(number) for number in range(20)))
+
+    use(aios, body)
+
+
+def test_a_call_that_waits_holds_up_no_other(aios: Aios) -> None:
+    async def body(calls: AwaitedCalls) -> str:
+        mail = asyncio.create_task(calls.call(t.Mail, "msg.recv"))
+        me = await calls.call(t.ProcessInfo, "proc.whoami")
+        assert not mail.done()
+        assert calls.blocking(lambda: aios.whoami().pid) == me.pid
+        await calls.call(t.Done, "msg.send", to=me.pid, body="hello")
+        return str((await mail).body)
+
+    assert use(aios, body) == "hello"
+
+
+def test_a_call_ends_with_its_task(aios: Aios) -> None:
+    async def body(calls: AwaitedCalls) -> None:
+        mail = asyncio.create_task(calls.call(t.Mail, "msg.recv"))
+        await calls.call(t.ProcessInfo, "proc.whoami")
+        mail.cancel()
+        await asyncio.wait([mail])
+        with pytest.raises(NotFound):
+            await calls.call(t.Done, "proc.kill", pid=10**6)
+
+    use(aios, body)
+    aios.send(aios.pid, "for the next")
+    assert aios.recv(timeout=5).body == "for the next"
+
+
+def test_the_kernel_s_death_and_the_system_s(boot: Boot) -> None:
+    system = boot()
+
+    async def body(calls: AwaitedCalls) -> None:
+        mail = asyncio.create_task(calls.call(t.Mail, "msg.recv"))
+        await calls.call(t.ProcessInfo, "proc.whoami")
+        with connect(system.home) as other:
+            kill_kernel(other)
+            other.send(calls.aios.pid, "after it")
+        assert (await mail).body == "after it"
+        mail = asyncio.create_task(calls.call(t.Mail, "msg.recv"))
+        await calls.call(t.ProcessInfo, "proc.whoami")
+        system.end()
+        with pytest.raises(Cancelled):
+            await mail
+        with pytest.raises(KernelGone):
+            await calls.call(t.ProcessInfo, "proc.whoami")
+
+    with connect(system.home) as aios:
+        use(aios, body)

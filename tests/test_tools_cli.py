@@ -1,0 +1,143 @@
+"""`aios tool` as a person runs it; the commands of docs/tools.md are run as well."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+from commands import run, started
+from conftest import eventually, run_system
+from rich.console import Console
+from rich.progress import Progress
+
+from aios.agents import connect
+from aios.shell.cli import cli
+from aios.shell.launch import System
+from aios.shell.tools import follow
+from aios.syscalls.tool import JobProgress, ToolProgress
+
+ROOT = Path(__file__).parent.parent
+LAB = str(ROOT / "tests" / "toolbox.py")
+
+
+@pytest.fixture(scope="module")
+def lab(homes: Path) -> Iterator[System]:
+    tools = {"lab": {"program": LAB}, "broken": {"program": "/nowhere.py"}}
+    yield from run_system(homes / "tools-cli", {"slots": 1, "ctx": 256, "tools": tools})
+
+
+@pytest.fixture
+def home(lab: System) -> Iterator[Path]:
+    yield lab.home
+    with connect(lab.home) as aios:  # workers end with the command that had them
+        eventually(lambda: not aios.ps())
+        assert aios.check() == []
+
+
+def done(home: Path, *args: str, **options: Any) -> str:
+    finished = run(home, "tool", *args, **options)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+def test_tools_are_listed_with_boxes_that_did_not_start(home: Path) -> None:
+    text = done(home, "list")
+    assert re.search(r"^lab\.change +yes +Append a line", text, re.MULTILINE)
+    assert re.search(r"^broken \(not there\) .*/nowhere\.py", text, re.MULTILINE)
+    found = json.loads(done(home, "list", "--json"))
+    assert {tool["name"] for tool in found["tools"]} > {"lab.add", "calculate", "sql.query"}
+
+
+def test_a_tool_is_shown(home: Path) -> None:
+    assert "Add two numbers." in done(home, "show", "lab.add")
+    assert json.loads(done(home, "show", "lab.add", "--json"))["schema"]["required"] == ["a"]
+
+
+def test_a_tool_is_called(home: Path) -> None:
+    assert done(home, "call", "lab.add", "a=40", "b=2") == "42\n"
+    assert done(home, "call", "lab.add", "--args", '{"a": 1}', "b=2") == "3\n"
+    assert done(home, "call", "lab.add", "--args", "-", stdin='{"a": 1}') == "2\n"
+    assert json.loads(done(home, "call", "lab.count", "to=3", "--json"))["value"] == 3
+    long = run(home, "tool", "call", "lab.long", "size=100000")
+    assert len(long.stdout) == 2001
+    path = re.search(r"100000 bytes in all: aios sto get (\S+)", long.stderr)
+    assert path
+    assert run(home, "sto", "get", path[1]).stdout == "x" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (("call", "lab.none"), 1, "no tool 'lab.none'"),
+        (("call", "lab.add", "a"), 78, "'a' is not NAME=VALUE"),
+        (("call", "lab.add", "--args", "{"), 78, "--args is not JSON"),
+        (("call", "lab.add", "--args", "[]"), 78, "--args is not an object"),
+        (("call", "lab.add", "a=x"), 1, "Expected `int`"),
+        (("call", "lab.fail", "text=because"), 1, "ValueError: because"),
+        (("call", "lab.hang"), 1, "was not done within 0.5 s"),
+        (("call", "broken.a"), 1, "no tool 'broken.a'"),
+        (("show", "lab.none"), 1, "no tool"),
+        (("call",), 2, "Missing argument"),
+    ],
+)
+def test_what_is_wrong_is_said(home: Path, args: tuple[str, ...], code: int, said: str) -> None:
+    finished = run(home, "tool", *args)
+    assert (finished.returncode, finished.stdout) == (code, "")
+    assert said in finished.stderr
+
+
+def test_ctrl_c_ends_the_tool(home: Path, tmp_path: Path) -> None:
+    with connect(home) as aios, started(home, "tool", "call", "lab.sleep") as process:
+        worker = eventually(lambda: [r for r in aios.ps() if r.name == "lab" and r.calls > 1])[0]
+        eventually(lambda: b"asleep" in aios.log(worker.pid).data)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 130
+        eventually(lambda: not aios.ps())
+
+
+def test_what_a_tool_says_of_its_progress_is_no_markup() -> None:
+    shown = StringIO()
+    steps = [ToolProgress(done=1, total=2, message="[/red] half")]
+    with Progress(console=Console(file=shown, force_terminal=True, width=100)) as bar:
+        follow(steps, bar)
+        bar.refresh()
+    assert "[/red] half" in shown.getvalue()
+
+
+@pytest.mark.parametrize("done", [float("inf"), float("nan")])
+def test_progress_is_finite(done: float) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert({"id": 1, "done": done}, JobProgress)
+
+
+def test_the_commands_say_how(home: Path) -> None:
+    for name in ("", "list", "show", "call"):
+        text = CliRunner().invoke(cli, ["tool", *([name] if name else []), "--help"]).output
+        assert "Example" in text
+
+
+def test_the_guides_commands_run(home: Path) -> None:
+    guide = (ROOT / "docs" / "tools.md").read_text()
+    lines = [
+        line.removeprefix("$ aios ")
+        for block in re.findall(r"```console\n(.*?)```", guide, re.DOTALL)
+        for line in block.splitlines()
+        if line.startswith("$ aios ")
+    ]
+    assert len(lines) >= 3
+    outputs = []
+    for line in lines:
+        finished: subprocess.CompletedProcess[str] = run(home, *shlex.split(line))
+        assert finished.returncode == 0, (line, finished.stderr)
+        outputs.append(finished.stdout)
+    assert "18446744073709551616" in outputs[-1]
