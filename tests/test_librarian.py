@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+import pytest
 
 from aios.agents import Aios
+from aios.shell.launch import System
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
 
 BOOKS = [
     ("Emma", "Jane Austen", 1815, 3), ("Persuasion", "Jane Austen", 1817, 1),
@@ -33,16 +41,27 @@ ASKED = {
 }
 
 
-def test_a_librarian_answers_from_a_database_and_a_folder(aios: Aios, tmp_path: Path) -> None:
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder with a database and texts."""
     with closing(sqlite3.connect(tmp_path / "books.db")) as made:
         made.execute("CREATE TABLE books (title TEXT, author TEXT, year INTEGER, copies INTEGER)")
         made.executemany("INSERT INTO books VALUES (?, ?, ?, ?)", BOOKS)
         made.commit()
     for name, text in TEXTS.items():
         (tmp_path / f"{name}.txt").write_text(text)
-    task: dict[str, Any] = {"database": str(tmp_path / "books.db"), "folder": str(tmp_path)}
+    return tmp_path
+
+
+def forget(aios: Aios) -> None:
+    for object_ in list(aios.sto_list(owner="/librarian")):
+        aios.sto_purge(object_.path, owner="/librarian")
+
+
+def test_a_librarian_answers_from_a_database_and_a_folder(aios: Aios, data: Path) -> None:
+    task: dict[str, Any] = {"database": str(data / "books.db"), "folder": str(data)}
     task |= {"examples": EXAMPLES, "ask": list(ASKED)}
-    end = aios.wait(aios.spawn("librarian", task, reach={"read": [str(tmp_path)]}), timeout=240)
+    end = aios.wait(aios.spawn("librarian", task, reach={"read": [str(data)]}), timeout=240)
     assert end.code == 0, end.result
     schemas = {spec.name: spec.schema for spec in aios.tools()}
     for asked in end.result:  # whatever the model thinks
@@ -52,5 +71,15 @@ def test_a_librarian_answers_from_a_database_and_a_folder(aios: Aios, tmp_path: 
         assert asked["args"].get("path", "library/texts") == "library/texts"
         assert asked["found"]
     assert [asked["found"] for asked in end.result] == list(ASKED.values())
-    for object_ in list(aios.sto_list(owner="/librarian")):
-        aios.sto_purge(object_.path, owner="/librarian")
+    forget(aios)
+
+
+def test_the_readme_s_librarian_says_what_is_shown(aios: Aios, system: System, data: Path) -> None:
+    section = README.partition("\n## Tools\n")[2].partition("\n## ")[0]
+    script, shown = re.findall(r"```(?:python)?\n(.*?)```", section, re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", script.replace("/data", str(data))], capture_output=True, text=True,
+        env=os.environ | {"AIOS_HOME": str(system.home)}, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, shown), done.stderr
+    forget(aios)
