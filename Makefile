@@ -29,8 +29,9 @@ install: .venv/installed
 run: install
 	$(BIN)/aios demo
 
+# Two at once, each with systems of its own: most of the time a test waits for a process.
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 faults: install
 	$(BIN)/python -m pytest --faults tests/faults
