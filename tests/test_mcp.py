@@ -3,6 +3,7 @@ should not, which their callers hear of once, and nobody else."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -85,10 +86,11 @@ def home(homes: Path, place: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def aios(home: Path) -> Iterator[Aios]:
+def aios(home: Path, place: Path) -> Iterator[Aios]:
+    servers = json.loads((place / "mcp.json").read_text())["mcpServers"]
     with connect(home, "test") as aios:
         yield aios
-        eventually(lambda: all(row.name in boxes(aios) for row in aios.ps()))
+        eventually(lambda: all(row.name in servers for row in aios.ps()))
         assert aios.check() == []
 
 
@@ -315,13 +317,19 @@ def test_the_kernel_killed(aios: Aios) -> None:
     call(aios, "tells.echo", n=0)
     os.kill(aios.status().os_pid, signal.SIGKILL)
     assert call(aios, "old.echo", n=1) == "echo 1, cancelled 0"
-    eventually(lambda: [words[-1] for words in alive()] == [""])  # how `old` is bad
+    eventually(lambda: alive(aios) == [""])  # how `old` is bad
 
 
-def alive() -> list[list[str]]:
-    """The command lines of the servers that fail."""
-    rows = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
-    return [words for words in rows if str(HERE / "bad.py") in words]
+def alive(aios: Aios) -> list[str]:
+    """How those are bad that run in this system."""
+    found: list[str] = []
+    init = psutil.Process(aios.status().os_pid).parent()
+    assert init is not None
+    for process in init.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            words = process.cmdline()
+            found += words[-1:] if str(HERE / "bad.py") in words else []
+    return found
 
 
 # --- settings ---------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from web_pages import web_pages
 
 from aios.agents import Aios, connect
 from aios.agents.tool import Tool, load_tools
-from aios.syscalls.errors import AiosError, NotFound, ToolArguments, ToolFailed
+from aios.syscalls.errors import AiosError, NotFound, ToolArguments, ToolCrashed, ToolFailed
 
 # --- all of them ----------------------------------------------------------------------------------
 
@@ -183,7 +183,7 @@ aios.offer_tools([Spec(name="{name}", description="Do as I say.", schema={{}}, t
 def test_python_describes_no_tools_to_others(aios: Aios, name: str, first: str) -> None:
     """The code has the worker's connection to the kernel."""
     before = aios.tools()
-    with pytest.raises(ToolFailed, match="a worker says before it does"):
+    with pytest.raises((ToolFailed, ToolCrashed), match=r"says before it does|serves no more"):
         code = REDESCRIBE.format(name=name, first=first)
         aios.call_tool("python", {"code": code}).result(30)
     assert aios.tools() == before
