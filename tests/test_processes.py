@@ -208,7 +208,7 @@ def test_with_a_parent_its_whole_family_ends(
     assert aios.wait(parent, timeout=10).pid == parent
     assert psutil.wait_procs(strays, timeout=10)[1] == []
     eventually(lambda: not aios.ps())
-    assert init.children() == before
+    eventually(lambda: init.children() == before)  # init reaps those it adopted
 
 
 def test_a_daemon_of_an_agent_outlives_the_death_of_others(aios: Aios, program: Program) -> None:
