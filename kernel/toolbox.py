@@ -14,6 +14,7 @@ from msgspec import Meta, Struct, field, structs
 from aios.syscalls.messages import Reach, Spawn
 from aios.syscalls.rules import Manifest, Rule, Rules
 
+from .policy import check_rules
 from .walls import shown
 
 # By name: the kernel knows the SDK only as programs to run.
@@ -38,6 +39,7 @@ class Box(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def __post_init__(self) -> None:
         if not re.fullmatch(r"/[^\0]+|\w+", self.program):
             raise ValueError(f"{self.program!r} is no absolute path, and no toolbox that ships")
+        check_rules([Manifest(allow=self.allow)])
 
     def spawn(self, name: str, home: Path) -> Spawn:
         """What starts a worker in the system of `home`. A program of the user's is read with what

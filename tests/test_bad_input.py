@@ -81,6 +81,7 @@ def test_a_cache_larger_than_memory_is_refused(homes: Path) -> None:
         ("[tools.lab]\nprogram = './lab.py'", "'./lab.py' is no absolute path"),
         ("[tools.lab]\nprogram = 'lab.py'", "'lab.py' is no absolute path"),
         ("[tools.lab]\nprogram = '/lab\\u0000.py'".replace("'", '"'), "is no absolute path"),
+        ("[tools.lab]\nprogram = '/lab.py'\nallow = ['Sto!']", "no rule: 'Sto!'"),
         (b"\xff\xfe", "config.toml"),
     ],
 )
