@@ -222,11 +222,19 @@ def test_a_long_result_is_in_the_callers_storage(aios: Aios) -> None:
     aios.sto_purge(result.stored)
 
 
-def test_what_a_tool_prints_is_bounded(aios: Aios) -> None:
-    assert call(aios, "lab.chatter", megabytes=200) == "said it"
+@pytest.mark.parametrize("where", ["out", "err"])
+def test_what_a_tool_prints_is_bounded(aios: Aios, where: str) -> None:
+    assert call(aios, "lab.chatter", megabytes=200, where=where) == "said it"
     (worker,) = aios.ps()
     assert len(aios.log(worker.pid, offset=1 << 20).data) < 100
-    assert call(aios, "lab.chatter", megabytes=1) == "said it"
+    assert call(aios, "lab.chatter", megabytes=1, where=where) == "said it"
+
+
+def test_a_full_log_fails_nobody_who_prints(aios: Aios) -> None:
+    with pytest.raises(ToolFailed, match="File too large"):
+        call(aios, "lab.chatter", megabytes=1000, where="log")
+    assert call(aios, "lab.chatter", megabytes=2) == "said it"
+    assert [row.name for row in aios.ps()] == ["lab"]  # the same, whose log it is
 
 
 def test_a_worker_says_nothing_that_is_nested_too_deep_for_who_reads_it() -> None:
