@@ -388,6 +388,73 @@ def test_a_reach_that_is_too_much_is_refused(aios: Aios, program: Any, tmp_path:
     assert aios.wait(pid, timeout=30).result == 0
 
 
+# --- a toolbox that changes under a running system ------------------------------------------------
+
+NOTES = """
+from aios.agents.tool import tool
+
+@tool(name="notes.version")
+def version() -> int:
+    return {version}
+
+@tool(name="notes.{name}", effect=True)
+def other() -> str:
+    return "done"
+"""
+
+
+def test_a_changed_file_is_what_is_listed_and_called(boot: Boot, tmp_path: Path) -> None:
+    file = tmp_path / "notes.py"
+
+    def write(text: str) -> None:
+        file.write_text(text)
+        os.utime(file, ns=(0, len(text)))  # another time, however fast this is
+
+    def names(aios: Aios) -> list[str]:
+        return [spec.name for spec in aios.tools() if spec.name.startswith("notes.")]
+
+    write(NOTES.format(version=1, name="first"))
+    system = boot(slots=1, ctx=256, tools={"notes": {"program": str(file), "idle": 300}})
+    with connect(system.home) as aios, connect(system.home) as other:
+        assert (call(aios, "notes.version"), call(other, "notes.version")) == (1, 1)
+        before = {row.pid for row in aios.ps()}
+        write(NOTES.format(version=2, name="second_one"))
+        assert names(aios) == ["notes.version", "notes.second_one"]
+        assert [call(each, "notes.version") for each in (aios, other)] == [2, 2]
+        assert call(other, "notes.second_one") == "done"
+        assert not before & {row.pid for row in aios.ps()}
+        write("def (:")
+        (box,) = [box for box in aios.toolboxes().boxes if box.name == "notes"]
+        assert "SyntaxError" in box.error
+        assert call(other, "notes.version") == 2  # those who have it go on
+        write(NOTES.format(version=3, name="first"))
+        assert names(aios) == ["notes.version", "notes.first"]
+        assert call(aios, "notes.version") == 3
+        assert aios.check() == []
+
+
+def test_a_worker_that_has_a_changed_files_tools_no_more_is_given_none(
+    boot: Boot, tmp_path: Path
+) -> None:
+    file, go = tmp_path / "notes.py", tmp_path / "go"
+    waits = "\n@tool(name='notes.wait')\ndef wait() -> int:\n    while not Path({!r}).exists():\n"
+    waits = "\nfrom pathlib import Path" + waits.format(str(go)) + "        pass\n    return 0\n"
+    file.write_text(NOTES.format(version=1, name="first") + waits)
+    box = {"program": str(file), "idle": 300, "reach": {"read": [str(tmp_path)]}}
+    system = boot(slots=1, ctx=256, tools={"notes": box})
+    with connect(system.home) as aios, connect(system.home) as other:
+        assert call(aios, "notes.version") == 1
+        (old,) = aios.ps()
+        waiting = aios.call_tool("notes.wait")
+        file.write_text(NOTES.format(version=2, name="second"))
+        assert call(other, "notes.version") == 2
+        go.touch()
+        assert waiting.result(30).value == 0
+        assert call(aios, "notes.second") == "done"
+        assert old.pid not in {row.pid for row in aios.ps()}
+        assert aios.check() == []
+
+
 # --- once -----------------------------------------------------------------------------------------
 
 
