@@ -132,6 +132,10 @@ def tool(
     """
 
     def decorate(function: Callable[..., Any]) -> Tool:
+        if not inspect.isfunction(function):
+            raise TypeError(
+                f"{function!r} is no function: write @tool, or @tool(name=...), above one"
+            )
         label = name or function.__name__
         takes, returns, job = _signature(label, function)
         made = Tool(

@@ -244,6 +244,12 @@ def test_what_cannot_be_a_tool_says_why(function: Callable[..., Any], reason: st
         tool(function)
 
 
+@pytest.mark.parametrize("given", ["lab.add", returns, Row])
+def test_what_is_no_function_says_how_to_write_it(given: Any) -> None:
+    with pytest.raises(TypeError, match=r"write @tool, or @tool\(name="):
+        tool(given)
+
+
 @pytest.mark.parametrize("given", [{"name": "two words"}, {"limit": 0}, {"timeout": 0}])
 def test_what_the_kernel_would_refuse_is_refused_here(given: dict[str, Any]) -> None:
     with pytest.raises(TypeError, match="Expected"):
