@@ -134,6 +134,12 @@ def test_ended_workers_leave_nothing_on_the_disk(boot: Boot, tmp_path: Path) -> 
             call(aios, "fresh")
         eventually(lambda: not aios.ps() and not list((system.home / "agents").iterdir()))
         eventually(lambda: len(list((system.home / "log").glob("agent-*.log"))) == 2)
+        last = max(row.pid for row in aios.ps(all=True) if row.kind == "agent")
+        (
+            system.home / "agents" / str(last)
+        ).mkdir()  # as if the kernel had died before it deleted it
+        os.kill(aios.status().os_pid, signal.SIGKILL)
+        eventually(lambda: not list((system.home / "agents").iterdir()))
 
 
 def test_calls_run_at_once_each_in_a_process_of_its_own(aios: Aios, tmp_path: Path) -> None:
