@@ -36,6 +36,7 @@ class Timer:
 
     def cancel(self) -> None:
         self.cancelled = True
+        self.run = lambda: None  # what that holds may be large, and its time far
 
 
 class Line:

@@ -133,8 +133,9 @@ class Call:
             self.trap.reply(
                 self.session, self.id, kind, body, durable=self.durable, receipt=receipt
             )
-        if self.on_end is not None:
-            self.on_end()
+        tell, self.on_end, self.on_cancel = self.on_end, None, None  # no ring is left for gc
+        if tell is not None:
+            tell()
 
     def cancel(self) -> None:
         if self.on_cancel is not None:

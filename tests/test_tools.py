@@ -186,6 +186,20 @@ def test_progress_that_nobody_looks_at_does_no_harm(aios: Aios) -> None:
     assert kernel.memory_info().rss - before < 16 << 20
 
 
+def test_the_kernel_keeps_nothing_of_calls_that_are_over(aios: Aios) -> None:
+    kernel = psutil.Process(aios.status().os_pid)
+    long = "x" * 60_000
+
+    def fails(times: int) -> int:
+        for _ in range(times):
+            with pytest.raises(ToolFailed):
+                call(aios, "lab.fail", text=long)
+        return kernel.memory_info().rss
+
+    before = fails(100)
+    assert fails(700) - before < 16 << 20
+
+
 def test_cancelled_a_tool_ends_with_its_process(aios: Aios, tmp_path: Path) -> None:
     waiting = aios.call_tool("lab.wait_for", {"path": str(tmp_path / "never")})
     (own,) = eventually(lambda: list(tmp_path.iterdir()))
