@@ -165,7 +165,7 @@ class Kernel:
         loop.on_turn = ledger.end_turn
         loop.on_call, loop.calls.is_known = self.trap.receive, self.trap.sessions.__contains__
         loop.on_lost, loop.on_closed = self._lost, self._closed
-        loop.on_init = self._from_init
+        loop.calls.on_refused, loop.on_init = self.lifecycle.cut_off, self._from_init
 
     def hears(self, process: Process, other: Process) -> None:
         """It reads what the other has said, and is tainted by what that is tainted by."""
