@@ -210,12 +210,20 @@ class ReAct:
         """What the model reads: how it begins, and where all of it is."""
         if isinstance(end, AiosError):
             return plain(self.aios, f"error: {end}"[:letters])
-        text, path = as_text(end.value), end.stored
-        if len(text) > letters and not path:
-            path = f"tools/results/{blake2b(text.encode(), digest_size=8).hexdigest()}"
-            self.aios.sto_put(path, text)
-        cut = f"\n[this is how it begins; all of it is stored as {path}]" if path else ""
+        text, kept = as_text(end.value), f"all of it is stored as {end.stored}" * bool(end.stored)
+        if len(text) > letters and not kept:
+            kept = self.keep(text)
+        cut = f"\n[this is how it begins; {kept}]" if kept else ""
         return plain(self.aios, text[:letters]) + cut
+
+    def keep(self, text: str) -> str:
+        """Where all of it is then, in words."""
+        path = f"tools/results/{blake2b(text.encode(), digest_size=8).hexdigest()}"
+        try:
+            self.aios.sto_put(path, text)
+        except MENDABLE as error:
+            return f"the rest cannot be stored: {error}"
+        return f"all of it is stored as {path}"
 
 
 def as_text(value: Any) -> str:

@@ -339,6 +339,9 @@ class Lifecycle:
             if birth is not None and not birth.process.os_pid:
                 self._born(birth, frame.os_pid)  # whoever spawned it hears of that first
             self.gone(frame)
+        for process in self.table.rows.values():
+            if process.tool and not process.alive:  # the kernel may have died over it
+                self._clear(process)
 
     def _end_soon(self, process: Process) -> None:
         if not process.reported:
@@ -387,15 +390,19 @@ class Lifecycle:
         process.code = process.code if process.reported else code
         self._take_back(process)
         children = self.table.end(process, code, reason, time.monotonic())
-        if process.tool:  # there may be one a call: what they leave would fill the disk
-            room = Room(self.config.path, process.pid)
-            self.sweeper.submit(shutil.rmtree, room.own, ignore_errors=True)
+        if process.tool:
+            self._clear(process)
         self.events.publish(
             "process", "ended", process.pid, code=process.code, reason=process.reason
         )
         for child in children:
             self.terminate(child, "parent gone")
         self._ended()
+
+    def _clear(self, process: Process) -> None:
+        """There may be a worker a call: what they leave would fill the disk."""
+        room = Room(self.config.path, process.pid)
+        self.sweeper.submit(shutil.rmtree, room.own, ignore_errors=True)
 
     def _forgotten(self, process: Process) -> None:
         if process.tool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,20 @@ def test_a_long_result_is_cut_and_all_of_it_is_in_storage(aios: Aios) -> None:
         text = json.loads(text) if text.startswith('"') else text
         assert text.split() == [f"word{n}" for n in range(words)]
         assert len(begin) == 300 and text.startswith(begin)
+
+
+def test_a_long_result_that_may_not_be_stored_is_no_end(
+    aios: Aios, program: Callable[[str], str]
+) -> None:
+    body = (
+        "from aios.agents.react import ReAct\n"
+        "from aios.syscalls.tool import ToolResult\n"
+        "return ReAct(aios, only=['school.add']).shown(ToolResult(value='word ' * 400), 20)"
+    )
+    manifest = {"allow": ["*"], "deny": ["sto.write"]}
+    shown = aios.wait(aios.spawn(program(body), manifest=manifest), timeout=30).result
+    assert shown.startswith("word word word word \n[this is how it begins; ")
+    assert "may not sto.put" in shown
 
 
 def test_results_leave_room_for_an_answer(aios: Aios) -> None:
