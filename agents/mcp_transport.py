@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -25,6 +24,7 @@ from aios.syscalls.tool import McpServer
 ANSWER = 30.0  # seconds that a server has to answer anything but a call
 LONGEST = 16 << 20  # bytes of a message
 GRACE = 2.0  # seconds to end in, after each of: no more stdin, TERM, KILL
+LOG, PIECE = 8 << 20, 65_536  # bytes of the log at most; that are read of stderr at once
 SHOWN = 200  # characters of what a server wrote that an error shows
 NAMES_BY_TCP = {"RES_OPTIONS": "use-vc"}  # UDP is behind the walls
 SILENCE = httpx2.Timeout(ANSWER, read=None)  # of HTTP; a call may take long
@@ -69,9 +69,11 @@ async def let_in(response: httpx2.Response) -> None:
 async def program(server: McpServer, over: Over) -> AsyncIterator[Any]:
     """The package has this as well, with no bound on a message, and says nothing of an end."""
     process = await asyncio.create_subprocess_exec(
-        server.command, *server.args, stdin=PIPE, stdout=PIPE, cwd=server.cwd, limit=LONGEST,
-        env=get_default_environment() | NAMES_BY_TCP | server.env, start_new_session=True,
+        server.command, *server.args, stdin=PIPE, stdout=PIPE, stderr=PIPE, cwd=server.cwd,
+        limit=LONGEST, env=get_default_environment() | NAMES_BY_TCP | server.env,
+        start_new_session=True,
     )  # fmt: skip
+    complaints = asyncio.create_task(pass_on(process))
     sent, receive = anyio.create_memory_object_stream[SessionMessage | Exception](0)
     give, given = anyio.create_memory_object_stream[SessionMessage](0)
     try:
@@ -83,6 +85,7 @@ async def program(server: McpServer, over: Over) -> AsyncIterator[Any]:
     finally:
         with anyio.CancelScope(shield=True):
             await end(process)
+            complaints.cancel()
 
 
 async def read(server: McpServer, process: Process, sent: Sent, over: Over) -> None:
@@ -141,6 +144,21 @@ async def end(process: Process) -> None:
                 os.killpg(process.pid, number)
 
 
+async def pass_on(process: Process) -> None:
+    """What it writes to stderr, to the worker's log."""
+    assert process.stderr is not None
+    while data := await process.stderr.read(PIECE):
+        log(data)
+
+
 def say(line: str) -> None:
-    """To the worker's log."""
-    print(line, file=sys.stderr, flush=True)
+    log(line.encode(errors="backslashreplace") + b"\n")
+
+
+def log(data: bytes) -> None:
+    """To the worker's log, which has the last of what was written."""
+    with suppress(OSError):  # there is no room on the disk, and the server must not wait for it
+        if os.fstat(2).st_size + len(data) > LOG:
+            os.ftruncate(2, 0)
+            os.write(2, b"[what was here is dropped]\n")
+        os.write(2, data)

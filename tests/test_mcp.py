@@ -23,6 +23,7 @@ from commands import answer, run
 from conftest import eventually, run_system
 
 from aios.agents import Aios, connect
+from aios.agents.mcp_transport import LOG
 from aios.kernel.mcp_servers import servers
 from aios.shell.launch import System
 from aios.syscalls.errors import (
@@ -75,6 +76,8 @@ def home(homes: Path, place: Path) -> Iterator[Path]:
         "changes": bad("changes"),
         "tells": bad("progress"),
         "misleads": bad("instructions"),
+        "complains": bad("complains"),
+        "counts": bad("not a number"),
     }
     file = place / "mcp.json"
     file.write_text(json.dumps({"mcpServers": servers}))
@@ -296,6 +299,20 @@ def test_one_that_answers_garbage(aios: Aios) -> None:
     with pytest.raises(ToolUnknown, match="garbles wrote a message that is not JSON-RPC"):
         call(aios, "garbles.go")
     assert call(aios, "garbles.echo", n=1) == "echo 1, cancelled 0"
+
+
+def test_one_that_returns_what_the_kernel_takes_from_nobody(aios: Aios) -> None:
+    with pytest.raises(ToolFailed, match=r"counts\.go returned what cannot be used: nan"):
+        call(aios, "counts.go")
+
+
+def test_one_that_writes_without_end_to_its_log(aios: Aios, home: Path) -> None:
+    assert call(aios, "complains.go") == "done"
+    pid = worker(aios, "complains")
+    log = home / "log" / f"agent-{pid}.log"
+    eventually(lambda: b"this is the last" in aios.log(pid, offset=-100).data)
+    assert log.stat().st_size <= LOG
+    assert log.read_bytes().startswith(b"[what was here is dropped]\n")
 
 
 def test_one_that_changes_its_tools(aios: Aios) -> None:
