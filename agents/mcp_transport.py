@@ -50,9 +50,10 @@ async def transport(server: McpServer, over: Over) -> AsyncIterator[Any]:
         async with program(server, over) as streams:
             yield streams
         return
+    headers = {**server.headers, "Accept-Encoding": "identity"}
     async with (
         httpx2.AsyncClient(
-            headers=server.headers, timeout=SILENCE, event_hooks={"response": [let_in]}
+            headers=headers, timeout=SILENCE, event_hooks={"response": [let_in]}
         ) as http,
         streamable_http_client(server.url, http_client=http, max_sse_event_size=LONGEST) as streams,
     ):
@@ -60,9 +61,34 @@ async def transport(server: McpServer, over: Over) -> AsyncIterator[Any]:
 
 
 async def let_in(response: httpx2.Response) -> None:
-    """Raises HTTPStatusError where the key does not fit: the package would say `error response`."""
-    if response.status_code in (401, 403):
+    """Raises HTTPError where the key does not fit, and where the session is no more, with which the
+    package would go on. A message has the bound that a program's has."""
+    in_session = "mcp-session-id" in response.request.headers
+    if response.status_code in ((400, 401, 403, 404) if in_session else (401, 403)):
         response.raise_for_status()
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        raise httpx2.DecodingError("it compresses what it says, unasked")
+    if response.headers.get("Content-Type", "").lower().startswith("application/json"):
+        assert isinstance(response.stream, httpx2.AsyncByteStream)
+        response.stream = Bounded(response.stream)
+
+
+class Bounded(httpx2.AsyncByteStream):
+    """Raises ReadError where a message is too long."""
+
+    def __init__(self, stream: httpx2.AsyncByteStream) -> None:
+        self.stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        left = LONGEST
+        async for part in self.stream:
+            left -= len(part)
+            if left < 0:
+                raise httpx2.ReadError(f"a message of more than {LONGEST} bytes")
+            yield part
+
+    async def aclose(self) -> None:
+        await self.stream.aclose()
 
 
 @asynccontextmanager
