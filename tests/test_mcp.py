@@ -78,6 +78,7 @@ def home(homes: Path, place: Path) -> Iterator[Path]:
         "misleads": bad("instructions"),
         "complains": bad("complains"),
         "counts": bad("not a number"),
+        "gathers": bad("gathers", limit=20),
     }
     file = place / "mcp.json"
     file.write_text(json.dumps({"mcpServers": servers}))
@@ -158,6 +159,11 @@ def test_all_at_once(home: Path) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(ask, zones))
+
+
+def test_as_many_at_once_as_its_limit_says(aios: Aios) -> None:
+    calls = [aios.call_tool("gathers.go") for _ in range(20)]
+    assert {call.result(30).value for call in calls} == {"together"}
 
 
 def test_what_is_long_is_stored_for_its_caller(aios: Aios, place: Path, program: Program) -> None:

@@ -123,6 +123,11 @@ def speak(number: int) -> None:
             progress(done)
     elif HOW == "complains":
         os.write(2, b"no luck\n" * 4_000_000 + b"this is the last\n")
+    elif HOW == "gathers":
+        waiting.append(number)
+        for each in waiting if len(waiting) == 20 else []:
+            text(each, "together")
+        return
     elif HOW in REFUSALS:
         say({"id": number, "error": REFUSALS[HOW]})
         return
