@@ -210,12 +210,20 @@ class ReAct:
         """What the model reads: how it begins, and where all of it is."""
         if isinstance(end, AiosError):
             return plain(self.aios, f"error: {end}"[:letters])
-        text, path = as_text(end.value), end.stored
-        if len(text) > letters and not path:
-            path = f"tools/results/{blake2b(text.encode(), digest_size=8).hexdigest()}"
-            self.aios.sto_put(path, text)
-        cut = f"\n[this is how it begins; all of it is stored as {path}]" if path else ""
-        return plain(self.aios, text[:letters]) + cut
+        text, rest = as_text(end.value), ""
+        if end.stored or len(text) > letters:
+            rest = f"\n[this is how it begins; {self.kept(text, end.stored)}]"
+        return plain(self.aios, text[:letters]) + rest
+
+    def kept(self, text: str, path: str) -> str:
+        """Where all of a result is."""
+        try:
+            if not path:
+                path = f"tools/results/{blake2b(text.encode(), digest_size=8).hexdigest()}"
+                self.aios.sto_put(path, text)
+        except MENDABLE as error:
+            return f"the rest cannot be stored: {error}"
+        return f"all of it is stored as {path}"
 
 
 def as_text(value: Any) -> str:

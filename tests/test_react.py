@@ -127,6 +127,23 @@ def test_a_long_result_is_cut_and_all_of_it_is_in_storage(aios: Aios) -> None:
         assert len(begin) == 300 and text.startswith(begin)
 
 
+def test_who_may_not_store_a_long_result_reads_how_it_begins(aios: Aios, program: Any) -> None:
+    asks = program(
+        "from aios.agents.react import Limits, ReAct\n"
+        "limits = Limits(steps=1, shown=100, answer=64)\n"
+        "fixed = {'school.story': {'words': 600}}\n"
+        "agent = ReAct(aios, only=[*fixed], fixed=fixed, must_call=True, limits=limits)\n"
+        "outcome = agent.run('Tell me a story.')\n"
+        "return [call.shown for call in outcome.calls], outcome.answer"
+    )
+    end = aios.wait(aios.spawn(asks, manifest={"allow": ["tool", "llm"]}), timeout=60)
+    assert end.code == 0, end.result
+    (shown,), answer = end.result
+    assert shown.startswith("word0 word1 ")
+    assert "\n[this is how it begins; the rest cannot be stored: " in shown
+    assert answer
+
+
 def test_results_leave_room_for_an_answer(aios: Aios) -> None:
     calls = [("school.story", {"words": words}) for words in range(700, 704)]
     outcome = scripted(aios, answer=200, shown=9000).script([*calls], "Done.")
