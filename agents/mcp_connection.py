@@ -328,7 +328,8 @@ def why_not(server: McpServer, error: BaseException) -> str:
     if isinstance(error, OSError) and not server.url:
         return f"cannot be started: {error.strerror}: {error.filename or server.command}"
     if isinstance(error, httpx2.HTTPError | OSError):
-        return f"cannot be reached at {server.url}: {first_line(error)}"
+        place = httpx2.URL(server.url).copy_with(userinfo=b"", query=None)  # where keys may be
+        return f"cannot be reached at {place}: {first_line(error)}"
     if "protocol version" in str(error):
         known = ", ".join(KNOWN_PROTOCOL_VERSIONS)
         return f"speaks another version of the protocol: {first_line(error)} (known: {known})"
@@ -341,4 +342,6 @@ def first_line(error: BaseException) -> str:
         return f"{'.'.join(map(str, what['loc']))}: {what['msg']}"
     if isinstance(error, MCPError) and not error.error.message:
         return f"error {error.error.code}"
+    if isinstance(error, httpx2.HTTPStatusError):  # its own text has the address
+        return f"{error.response.status_code} {error.response.reason_phrase}"
     return (str(error).strip() or type(error).__name__).splitlines()[0]

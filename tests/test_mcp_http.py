@@ -111,6 +111,8 @@ class Rude(BaseHTTPRequestHandler):
     def called(self, number: int, how: str | None) -> None:
         if how == "refuse":
             self.say(id=number, error={"code": -32000, "message": "the quota is used up"})
+        elif how == "forget":
+            self.reply(404)
         elif how in ("flood", "compress"):
             kind = {"Content-Encoding": "gzip"} if how == "compress" else {}
             self.reply(200, b"x" * (LONGEST + 1), kind)
@@ -160,6 +162,21 @@ def test_answers_that_are_errors(rude: str, how: str, kind: type[AiosError], say
 
     with pytest.raises(kind, match=says):
         asyncio.run(use())
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_what_an_address_has_of_keys_is_not_told(rude: str, known: bool) -> None:
+    place = rude if known else "http://127.0.0.1:9/mcp"
+    url = place.replace("//", "//ann:secret@") + "?key=secret"
+
+    async def use() -> None:
+        async with asyncio.timeout(60), connected(McpServer(name="rude", url=url)) as connection:
+            await connection.call("rude.go", {"how": "forget"}, lambda *_: None)
+
+    why = "404 Not Found" if known else ".*"
+    with pytest.raises(ToolCrashed, match=f"cannot be reached at {place}: {why}$") as error:
+        asyncio.run(use())
+    assert "secret" not in str(error.value)
 
 
 def test_a_session_that_the_server_has_forgotten(rude: str, boot: Boot, tmp_path: Path) -> None:
