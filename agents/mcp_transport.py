@@ -111,6 +111,7 @@ async def program(server: McpServer, over: Over) -> AsyncIterator[Any]:
     finally:
         with anyio.CancelScope(shield=True):
             await end(process)
+            await asyncio.wait([complaints], timeout=GRACE)
             complaints.cancel()
 
 

@@ -56,7 +56,7 @@ class Planner:
     generate.
 
     Raises:
-        NotFound: there is no tool that `only` names.
+        NotFound: there is no tool that `only` names. ToolFailed: its toolbox did not start.
     """
 
     def __init__(

@@ -91,7 +91,7 @@ class ReAct:
 
     Raises:
         BadGrammar: no grammar can keep a tool's schema.
-        NotFound: there is no tool that `only` names.
+        NotFound: there is no tool that `only` names. ToolFailed: its toolbox did not start.
     """
 
     def __init__(

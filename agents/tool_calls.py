@@ -32,6 +32,7 @@ from aios.syscalls.errors import (
 from aios.syscalls.messages import GRAMMAR
 from aios.syscalls.tool import Spec
 
+from .calling import absent
 from .schemas import narrowed
 from .sdk import Aios
 
@@ -236,12 +237,13 @@ def chosen(aios: Aios, only: Sequence[str] | None) -> list[Spec]:
     """The tools that may be called, or those of them that `only` names.
 
     Raises:
-        NotFound: there is none of that name.
+        NotFound: there is none of that name. ToolFailed: its toolbox did not start.
     """
-    specs = {spec.name: spec for spec in aios.tools()}
+    found = aios.toolboxes()
+    specs = {spec.name: spec for spec in found.tools}
     for name in only or ():
         if name not in specs:
-            raise NotFound(f"no tool {name!r}", f"there are: {', '.join(sorted(specs)) or 'none'}")
+            raise absent(name, found.boxes, f"there are: {', '.join(sorted(specs)) or 'none'}")
     return list(specs.values()) if only is None else [specs[name] for name in only]
 
 

@@ -24,6 +24,7 @@ from conftest import eventually, run_system
 
 from aios.agents import Aios, connect
 from aios.agents.mcp_transport import LOG
+from aios.agents.tool_calls import chosen
 from aios.kernel.mcp_servers import servers
 from aios.shell.launch import System
 from aios.syscalls.errors import (
@@ -248,8 +249,9 @@ def test_arguments_that_do_not_fit_do_not_reach_it(aios: Aios) -> None:
 
 
 def test_one_that_cannot_be_started(aios: Aios) -> None:
-    with pytest.raises(ToolFailed, match=r"missing did not start: .*cannot be started: No such"):
-        call(aios, "missing.go")
+    for ask in (lambda: call(aios, "missing.go"), lambda: chosen(aios, ["missing.go"])):
+        with pytest.raises(ToolFailed, match=r"missing did not start: .* be started: No such"):
+            ask()
     assert "cannot be started" in boxes(aios)["missing"].error
 
 
