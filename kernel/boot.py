@@ -63,14 +63,16 @@ T = TypeVar("T")
 
 
 class Kernel:
-    """All parts of the kernel.
+    """All parts of the kernel. `mcp`: what is in the file of MCP servers.
 
     Raises:
         HomeBusy: another kernel listens already.
         DiskFull: there is no room for a journal.
     """
 
-    def __init__(self, config: Config, init_fd: int, seal: Seal | None = None) -> None:
+    def __init__(
+        self, config: Config, init_fd: int, seal: Seal | None = None, mcp: bytes = b""
+    ) -> None:
         self.config, self.seal = config, seal
         self.boot = secrets.token_hex(8)
         self.os_pid = os.getpid()
@@ -84,7 +86,7 @@ class Kernel:
         self.table = ProcessTable(config.agents, config.clients, config.dead)
         self._make_stores(config, census.system)
         self._make_llm(config)
-        self._make_processes(config)
+        self._make_processes(config, mcp)
         self._connect()
         self._recover(census)
 
@@ -125,7 +127,7 @@ class Kernel:
         )  # fmt: skip
         self.core = CoreLink(config, self.loop, self.generations, self.events)
 
-    def _make_processes(self, config: Config) -> None:
+    def _make_processes(self, config: Config, mcp: bytes) -> None:
         """Who calls, and what becomes of a call."""
         loop, ledger = self.loop, self.ledger
         self.remotes = self._or_close(
@@ -141,7 +143,7 @@ class Kernel:
             config, self.boot, self.table, self.contexts, self.generations, self.mailroom,
             self.waiters, self.events, self.logs, ledger.send_init, loop.after,
         )  # fmt: skip
-        servers = self._or_close(lambda: mcp_boxes(config.mcp))
+        servers = self._or_close(lambda: mcp_boxes(config.mcp, mcp))
         self.tools = Tools(
             boxes_of(servers | config.tools), config.tool_workers, self.lifecycle, self.gate,
             loop.after, ledger.note_job,
