@@ -9,6 +9,7 @@ import msgspec
 
 from aios.syscalls import messages as t
 from aios.syscalls import tool as m
+from aios.syscalls.errors import AiosError, NotFound, ToolFailed
 
 from .calls import Calls
 from .client import Pending
@@ -45,6 +46,14 @@ class ToolCall:
     def cancel(self) -> bool:
         """False: it has ended already."""
         return self._calls.cancel(self._pending.id)
+
+
+def absent(name: str, boxes: Sequence[m.Box], hint: str) -> AiosError:
+    """Why there is no tool of this name."""
+    for box in boxes:
+        if box.error and box.name == name.partition(".")[0]:
+            return ToolFailed(f"the toolbox {box.name} did not start: {box.error}")
+    return NotFound(f"no tool {name!r}", hint)
 
 
 class ToolCalls(Calls):

@@ -21,7 +21,7 @@ from aios.agents.worker import reply
 from aios.syscalls.errors import AiosError, KernelGone, ToolArguments, ToolCrashed
 from aios.syscalls.tool import Job, McpServer
 
-AT_ONCE = 16  # jobs
+AT_ONCE = 16  # jobs, or as many as one tool may have
 OFTEN = 0.1  # seconds between two reports of progress of a job
 
 
@@ -66,7 +66,8 @@ class Jobs:
 
     async def take(self) -> None:
         """Do what comes, each in a task of its own."""
-        call = self.calls.start("tool.serve", at_once=AT_ONCE)
+        at_once = max(AT_ONCE, self.connection.server.limit)
+        call = self.calls.start("tool.serve", at_once=at_once)
         async for body in self.calls.pieces(call):
             job = convert(body, Job)
             if not job.cancelled:

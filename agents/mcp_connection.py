@@ -23,7 +23,7 @@ from jsonschema.validators import validator_for
 from mcp import Client, MCPError
 from mcp.client.subscriptions import SubscriptionLost
 from mcp_types.version import KNOWN_PROTOCOL_VERSIONS
-from msgspec import ValidationError, convert, msgpack
+from msgspec import ValidationError, convert, msgpack, to_builtins
 from pydantic import ValidationError as NotMcp
 from referencing import Registry
 from referencing.exceptions import Unresolvable
@@ -33,6 +33,7 @@ from aios.syscalls.errors import AiosError, ToolArguments, ToolCrashed, ToolFail
 from aios.syscalls.tool import McpServer, Spec
 
 from .mcp_transport import ANSWER, say, transport
+from .tool import MAX_DEPTH, check_plain
 
 ALIVE = 10.0  # likewise after a call that it was told to drop
 CALL = 86_400.0  # a call's own limit is the kernel's
@@ -40,6 +41,7 @@ TOOLS, PAGES = 512, 64  # listed of one server, at most
 DESCRIPTION = 8192  # characters of a description that are kept
 SPEC = 48 << 10  # bytes of a tool's schemas and description, at most: a call holds 64 KiB
 REFUSALS = (MCPError, NotMcp, OSError, RuntimeError)  # of a server that is not one, or not for us
+CLOSED = ("Connection closed", "SSE stream")  # how the package begins to say so
 
 Progress = Callable[[float, float | None, str], None]
 
@@ -87,13 +89,20 @@ class McpConnection:
         except asyncio.CancelledError:
             self._doubt()
             raise
-        except (MCPError, NotMcp, RuntimeError) as error:
+        except AiosError:
+            raise
+        except Exception as error:  # the package looks at results by schemas that a server made up
             raise self._failure(error) from error
         finally:
             self._running -= 1
         if result.is_error:
             raise ToolFailed(text_of(result) or f"{tool} failed, and does not say why")
-        return value_of(result)
+        try:
+            value = value_of(result)
+            check_plain(value, MAX_DEPTH)
+        except ValueError as error:
+            raise ToolFailed(f"{tool} returned what cannot be used: {error}") from error
+        return value
 
     async def changed(self) -> None:
         """Wait until the server offers other tools; `specs` has them then.
@@ -126,12 +135,12 @@ class McpConnection:
                 spec = self._spec(tool)
                 self._known[spec.name] = tool.name, validator_of(spec.schema)
                 self.specs.append(spec)
-            except (ValidationError, SchemaError) as error:
+            except (ValidationError, SchemaError, ValueError) as error:
                 why = first_line(error)
                 say(f"the tool {tool.name!r} of {self.server.name} is left out: {why}")
 
     def _spec(self, tool: types.Tool) -> Spec:
-        """The tool as AIOS has it. Raises ValidationError."""
+        """The tool as AIOS has it. Raises ValidationError, ValueError."""
         fields = {
             "name": f"{self.server.name}.{tool.name}",
             "description": (tool.description or tool.title or "")[:DESCRIPTION],
@@ -142,6 +151,7 @@ class McpConnection:
             "timeout": self.server.timeout,
         }
         spec = convert(fields, Spec)
+        check_plain([[to_builtins(spec)]], MAX_DEPTH)  # as deep as it is in a call
         if len(msgpack.encode(spec)) > SPEC:
             raise ValidationError(f"its schema has more than {SPEC} bytes")
         return spec
@@ -205,7 +215,7 @@ class McpConnection:
             self.over(f"does not answer any more, {patience:g} s after a call was cancelled")
 
     def _failure(self, error: Exception, kind: type[AiosError] = ToolFailed) -> AiosError:
-        if isinstance(error, MCPError) and error.error.code == types.CONNECTION_CLOSED:
+        if isinstance(error, MCPError) and is_closed(error):
             self.over("has ended")
             return self.why()
         if isinstance(error, NotMcp):
@@ -254,12 +264,14 @@ def check(schema: Validator, args: dict[str, Any]) -> None:
         error = best_match(schema.iter_errors(args))
     except Unresolvable as reason:
         raise ToolFailed(f"the tool's schema refers to what is not in it: {reason}") from reason
+    except Exception as reason:  # of a schema without end, for instance
+        raise ToolFailed(f"the tool's schema cannot be used: {first_line(reason)}") from reason
     if error is not None:
         raise ToolArguments(f"{error.json_path}: {error.message}"[:2000])
 
 
 def value_of(result: types.CallToolResult) -> Any:
-    """What a call returned, as msgpack has it."""
+    """What a call returned. Raises ValueError."""
     if result.structured_content is not None:
         return result.structured_content
     items = [item_of(block) for block in result.content]
@@ -289,11 +301,17 @@ def data_of(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except binascii.Error as error:
-        raise ToolFailed(f"the tool returned data that is not base64: {error}") from error
+        raise ValueError(f"data that is not base64: {error}") from error
 
 
 def text_of(result: types.CallToolResult) -> str:
     return "\n".join(block.text for block in result.content if isinstance(block, types.TextContent))
+
+
+def is_closed(error: MCPError) -> bool:
+    """Whether there is no server any more. Servers use the same code for whatever goes wrong."""
+    code, message = error.error.code, error.error.message
+    return code == types.CONNECTION_CLOSED and message.startswith(CLOSED)
 
 
 def leaf(error: BaseException) -> BaseException:
@@ -310,7 +328,8 @@ def why_not(server: McpServer, error: BaseException) -> str:
     if isinstance(error, OSError) and not server.url:
         return f"cannot be started: {error.strerror}: {error.filename or server.command}"
     if isinstance(error, httpx2.HTTPError | OSError):
-        return f"cannot be reached at {server.url}: {first_line(error)}"
+        place = httpx2.URL(server.url).copy_with(userinfo=b"", query=None)  # where keys may be
+        return f"cannot be reached at {place}: {first_line(error)}"
     if "protocol version" in str(error):
         known = ", ".join(KNOWN_PROTOCOL_VERSIONS)
         return f"speaks another version of the protocol: {first_line(error)} (known: {known})"
@@ -321,4 +340,8 @@ def first_line(error: BaseException) -> str:
     if isinstance(error, NotMcp):
         what = error.errors()[0]
         return f"{'.'.join(map(str, what['loc']))}: {what['msg']}"
+    if isinstance(error, MCPError) and not error.error.message:
+        return f"error {error.error.code}"
+    if isinstance(error, httpx2.HTTPStatusError):  # its own text has the address
+        return f"{error.response.status_code} {error.response.reason_phrase}"
     return (str(error).strip() or type(error).__name__).splitlines()[0]

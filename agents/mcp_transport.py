@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -25,6 +24,7 @@ from aios.syscalls.tool import McpServer
 ANSWER = 30.0  # seconds that a server has to answer anything but a call
 LONGEST = 16 << 20  # bytes of a message
 GRACE = 2.0  # seconds to end in, after each of: no more stdin, TERM, KILL
+LOG, PIECE = 8 << 20, 65_536  # bytes of the log at most; that are read of stderr at once
 SHOWN = 200  # characters of what a server wrote that an error shows
 NAMES_BY_TCP = {"RES_OPTIONS": "use-vc"}  # UDP is behind the walls
 SILENCE = httpx2.Timeout(ANSWER, read=None)  # of HTTP; a call may take long
@@ -50,9 +50,10 @@ async def transport(server: McpServer, over: Over) -> AsyncIterator[Any]:
         async with program(server, over) as streams:
             yield streams
         return
+    headers = {**server.headers, "Accept-Encoding": "identity"}
     async with (
         httpx2.AsyncClient(
-            headers=server.headers, timeout=SILENCE, event_hooks={"response": [let_in]}
+            headers=headers, timeout=SILENCE, event_hooks={"response": [let_in]}
         ) as http,
         streamable_http_client(server.url, http_client=http, max_sse_event_size=LONGEST) as streams,
     ):
@@ -60,18 +61,45 @@ async def transport(server: McpServer, over: Over) -> AsyncIterator[Any]:
 
 
 async def let_in(response: httpx2.Response) -> None:
-    """Raises HTTPStatusError where the key does not fit: the package would say `error response`."""
-    if response.status_code in (401, 403):
+    """Raises HTTPError where the key does not fit, and where the session is no more, with which the
+    package would go on. A message has the bound that a program's has."""
+    in_session = "mcp-session-id" in response.request.headers
+    if response.status_code in ((400, 401, 403, 404) if in_session else (401, 403)):
         response.raise_for_status()
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        raise httpx2.DecodingError("it compresses what it says, unasked")
+    if response.headers.get("Content-Type", "").lower().startswith("application/json"):
+        assert isinstance(response.stream, httpx2.AsyncByteStream)
+        response.stream = Bounded(response.stream)
+
+
+class Bounded(httpx2.AsyncByteStream):
+    """Raises ReadError where a message is too long."""
+
+    def __init__(self, stream: httpx2.AsyncByteStream) -> None:
+        self.stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        left = LONGEST
+        async for part in self.stream:
+            left -= len(part)
+            if left < 0:
+                raise httpx2.ReadError(f"a message of more than {LONGEST} bytes")
+            yield part
+
+    async def aclose(self) -> None:
+        await self.stream.aclose()
 
 
 @asynccontextmanager
 async def program(server: McpServer, over: Over) -> AsyncIterator[Any]:
     """The package has this as well, with no bound on a message, and says nothing of an end."""
     process = await asyncio.create_subprocess_exec(
-        server.command, *server.args, stdin=PIPE, stdout=PIPE, cwd=server.cwd, limit=LONGEST,
-        env=get_default_environment() | NAMES_BY_TCP | server.env, start_new_session=True,
+        server.command, *server.args, stdin=PIPE, stdout=PIPE, stderr=PIPE, cwd=server.cwd,
+        limit=LONGEST, env=get_default_environment() | NAMES_BY_TCP | server.env,
+        start_new_session=True,
     )  # fmt: skip
+    complaints = asyncio.create_task(pass_on(process))
     sent, receive = anyio.create_memory_object_stream[SessionMessage | Exception](0)
     give, given = anyio.create_memory_object_stream[SessionMessage](0)
     try:
@@ -83,6 +111,8 @@ async def program(server: McpServer, over: Over) -> AsyncIterator[Any]:
     finally:
         with anyio.CancelScope(shield=True):
             await end(process)
+            await asyncio.wait([complaints], timeout=GRACE)
+            complaints.cancel()
 
 
 async def read(server: McpServer, process: Process, sent: Sent, over: Over) -> None:
@@ -141,6 +171,21 @@ async def end(process: Process) -> None:
                 os.killpg(process.pid, number)
 
 
+async def pass_on(process: Process) -> None:
+    """What it writes to stderr, to the worker's log."""
+    assert process.stderr is not None
+    while data := await process.stderr.read(PIECE):
+        log(data)
+
+
 def say(line: str) -> None:
-    """To the worker's log."""
-    print(line, file=sys.stderr, flush=True)
+    log(line.encode(errors="backslashreplace") + b"\n")
+
+
+def log(data: bytes) -> None:
+    """To the worker's log, which has the last of what was written."""
+    with suppress(OSError):  # there is no room on the disk, and the server must not wait for it
+        if os.fstat(2).st_size + len(data) > LOG:
+            os.ftruncate(2, 0)
+            os.write(2, b"[what was here is dropped]\n")
+        os.write(2, data)

@@ -25,7 +25,7 @@ from .calling import ToolCall
 from .client import Pending
 from .plan import Plan, Step, check, grammar
 from .sdk import Aios
-from .tool_calls import MENDABLE, chosen, signature
+from .tool_calls import MENDABLE, chosen, plain, signature
 
 SPACE = "plan"  # of the agent's memory
 SYSTEM = """\
@@ -56,7 +56,7 @@ class Planner:
     generate.
 
     Raises:
-        NotFound: there is no tool that `only` names.
+        NotFound: there is no tool that `only` names. ToolFailed: its toolbox did not start.
     """
 
     def __init__(
@@ -87,9 +87,9 @@ class Planner:
 
     def plan(self, task: str) -> Plan:
         """Have the model make a plan; the grammar leaves it none that cannot be carried out."""
-        lines = map(signature, [*self.tools.values(), *self.agents.values()])
+        lines = "\n".join(map(signature, [*self.tools.values(), *self.agents.values()]))
         messages = [
-            {"role": "system", "content": SYSTEM + "\n".join(lines)},
+            {"role": "system", "content": SYSTEM + plain(self.aios, lines)},
             {"role": "user", "content": task},
         ]
         held = grammar(self.most, self.tools, self.agents)
@@ -156,7 +156,7 @@ class Planner:
         """Arguments, with results in the place of what refers to them.
 
         Raises:
-            BadInput: a result has no such part.
+            BadInput: a result has no such part, or is stored and no text.
         """
         if isinstance(value, list):
             return [self.resolved(item, ends) for item in value]
@@ -164,11 +164,16 @@ class Planner:
             return value
         if "result_of" not in value:
             return {key: self.resolved(item, ends) for key, item in value.items()}
-        end = ends[value["result_of"]]
+        end, parts = ends[value["result_of"]], value.get("at", [])
         found = end.value
         if end.stored:
-            found = self.aios.sto_get(end.stored, owner=end.owner or None).decode()
-        for part in value.get("at", []):
+            data = self.aios.sto_get(end.stored, owner=end.owner or None)
+            try:
+                found = msgspec.json.decode(data) if parts else data.decode()
+            except (UnicodeDecodeError, msgspec.DecodeError) as error:
+                kind = "JSON" if parts else "text"
+                raise BadInput(f"the result of {value['result_of']} is no {kind}") from error
+        for part in parts:
             try:
                 found = found[part]
             except (KeyError, IndexError, TypeError) as error:

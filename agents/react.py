@@ -91,7 +91,7 @@ class ReAct:
 
     Raises:
         BadGrammar: no grammar can keep a tool's schema.
-        NotFound: there is no tool that `only` names.
+        NotFound: there is no tool that `only` names. ToolFailed: its toolbox did not start.
     """
 
     def __init__(
@@ -210,17 +210,17 @@ class ReAct:
         """What the model reads: how it begins, and where all of it is."""
         if isinstance(end, AiosError):
             return plain(self.aios, f"error: {end}"[:letters])
-        text, kept = as_text(end.value), f"all of it is stored as {end.stored}" * bool(end.stored)
-        if len(text) > letters and not kept:
-            kept = self.keep(text)
-        cut = f"\n[this is how it begins; {kept}]" if kept else ""
-        return plain(self.aios, text[:letters]) + cut
+        text, rest = as_text(end.value), ""
+        if end.stored or len(text) > letters:
+            rest = f"\n[this is how it begins; {self.kept(text, end.stored)}]"
+        return plain(self.aios, text[:letters]) + rest
 
-    def keep(self, text: str) -> str:
-        """Where all of it is then, in words."""
-        path = f"tools/results/{blake2b(text.encode(), digest_size=8).hexdigest()}"
+    def kept(self, text: str, path: str) -> str:
+        """Where all of a result is."""
         try:
-            self.aios.sto_put(path, text)
+            if not path:
+                path = f"tools/results/{blake2b(text.encode(), digest_size=8).hexdigest()}"
+                self.aios.sto_put(path, text)
         except MENDABLE as error:
             return f"the rest cannot be stored: {error}"
         return f"all of it is stored as {path}"

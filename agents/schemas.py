@@ -216,7 +216,7 @@ def _bound_number(out: Schema, *, whole: bool) -> None:
         out["minimum"] = min([-NUMBER, *(bound - NUMBER for bound in bounds)])
     if not any(key in out for key in ("maximum", "exclusiveMaximum")):
         out["maximum"] = max([NUMBER, *(bound + NUMBER for bound in bounds)])
-    if not whole and "multipleOf" not in out and all(bound == int(bound) for bound in bounds):
+    if not whole and "multipleOf" not in out and all(float(bound).is_integer() for bound in bounds):
         out["multipleOf"] = STEP
 
 

@@ -93,7 +93,7 @@ class Tool:
     def _sendable(self, value: Any) -> Any:
         try:
             plain = msgspec.to_builtins(value, builtin_types=(bytes,))
-            _check_plain(plain, MAX_DEPTH)
+            check_plain(plain, MAX_DEPTH)
             msgspec.convert(plain, self.returns, str_keys=True)
         except (TypeError, ValueError, RecursionError) as error:
             raise ToolFailed(f"{self.name} returned what cannot be used: {error}") from error
@@ -238,7 +238,7 @@ def _inlined(schema: Any, named: dict[str, Any], within: tuple[str, ...]) -> Any
     }  # fmt: skip
 
 
-def _check_plain(value: Any, depth: int) -> None:
+def check_plain(value: Any, depth: int) -> None:
     """What any msgpack library can take apart, as the kernel asks for, and JSON can say."""
     if depth < 0:
         raise ValueError(f"nested deeper than {MAX_DEPTH}")
@@ -252,4 +252,4 @@ def _check_plain(value: Any, depth: int) -> None:
         value = [*value, *value.values()]
     if isinstance(value, list | tuple):
         for item in value:
-            _check_plain(item, depth - 1)
+            check_plain(item, depth - 1)

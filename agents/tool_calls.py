@@ -19,6 +19,7 @@ from aios.syscalls.errors import (
     BadInput,
     Denied,
     LimitReached,
+    Malformed,
     NotFound,
     NotJson,
     TooBig,
@@ -31,6 +32,7 @@ from aios.syscalls.errors import (
 from aios.syscalls.messages import GRAMMAR
 from aios.syscalls.tool import Spec
 
+from .calling import absent
 from .schemas import narrowed
 from .sdk import Aios
 
@@ -40,7 +42,7 @@ Example = tuple[str, str, Mapping[str, Any]]  # a task, a tool, arguments
 
 MENDABLE = (  # what may go wrong with a call, for its model to read and go on
     ToolArguments, ToolFailed, ToolCrashed, ToolTimeout, ToolUnknown, Denied, NotFound, BadInput,
-    TooBig, LimitReached,
+    TooBig, Malformed, LimitReached,
 )  # fmt: skip
 DESCRIPTION, VALUES = 120, 6  # characters of a tool's, values of an enum that a taught model reads
 TEACH = """\
@@ -65,6 +67,11 @@ class Form:
     several: bool  # calls in one answer
     text: str  # GBNF of what is no call
     told: str  # a regular expression: how a chat template says it
+
+    @property
+    def beginnings(self) -> tuple[str, ...]:
+        """Of a call: no text ends in one, by its grammar, unless it was cut there."""
+        return tuple(self.opens[:end] for end in range(1, len(self.opens) + 1))
 
 
 TAGS = Form(
@@ -123,22 +130,23 @@ class ToolTalk:
         own = form_of(aios)
         self.taught = own is None
         self.form = own or TAGS
+        lines = "\n".join(map(signature, specs))
+        about = lines if self.taught else json.dumps([described(spec) for spec in specs])
+        self.about = plain(aios, about)  # servers say what they like of their tools
 
     # --- what the model reads -------------------------------------------------------------------
 
     def opening(self, task: str, system: str = "") -> list[Message]:
         """The messages that a conversation begins with."""
         if self.taught:
-            lines = "\n".join(map(signature, self.specs))
-            system = f"{system}\n\n{TEACH}{lines}".strip()
+            system = f"{system}\n\n{TEACH}{self.about}".strip()
         shown = [
             f"Example: {task}\n{self.written(name, args)}" for task, name, args in self.examples
         ]
         system = "\n".join([system, *shown]).strip()
         messages = [{"role": "system", "content": system}] if system else []
         if not self.taught:
-            tools = json.dumps([described(spec) for spec in self.specs])
-            messages.append({"role": "tools", "content": tools})
+            messages.append({"role": "tools", "content": self.about})
         return [*messages, {"role": "user", "content": task}]
 
     def written(self, name: str, args: Mapping[str, Any]) -> str:
@@ -207,6 +215,7 @@ class ToolTalk:
             thought, *rest = text.split(form.opens)
             found = [part.partition(form.closes) for part in rest]
             bodies, whole = [body for body, _, _ in found], all(end for _, end, _ in found)
+            whole = whole and not text.endswith(form.beginnings)
         else:
             thought, bodies, whole = ("", [text], True) if text[:1] == "{" else (text, [], True)
         try:
@@ -228,12 +237,13 @@ def chosen(aios: Aios, only: Sequence[str] | None) -> list[Spec]:
     """The tools that may be called, or those of them that `only` names.
 
     Raises:
-        NotFound: there is none of that name.
+        NotFound: there is none of that name. ToolFailed: its toolbox did not start.
     """
-    specs = {spec.name: spec for spec in aios.tools()}
+    found = aios.toolboxes()
+    specs = {spec.name: spec for spec in found.tools}
     for name in only or ():
         if name not in specs:
-            raise NotFound(f"no tool {name!r}", f"there are: {', '.join(sorted(specs)) or 'none'}")
+            raise absent(name, found.boxes, f"there are: {', '.join(sorted(specs)) or 'none'}")
     return list(specs.values()) if only is None else [specs[name] for name in only]
 
 

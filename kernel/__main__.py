@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import resource
 import signal
 import sys
@@ -30,8 +31,9 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     config = msgspec.json.decode(sys.argv[1], type=Config)
     try:
-        seal = inherited(TOKEN_FD + 1) if config.encrypt else None
-        kernel = Kernel(config, TOKEN_FD, seal)
+        mcp = os.pread(TOKEN_FD + 1, os.fstat(TOKEN_FD + 1).st_size, 0)
+        seal = inherited(TOKEN_FD + 2) if config.encrypt else None
+        kernel = Kernel(config, TOKEN_FD, seal, mcp)
     except AiosError as error:
         print(json.dumps(error.to_wire()), file=sys.stderr)  # as init does: the starter reads it
         return FATAL

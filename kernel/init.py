@@ -54,6 +54,7 @@ from .init_protocol import (
     encode,
 )
 from .linux import PR_SET_CHILD_SUBREAPER, prctl
+from .mcp_servers import open_block
 from .stderr import become_log
 from .warden import Warden
 
@@ -64,8 +65,8 @@ FATAL = 78  # the kernel's exit code when starting it again would not help (EX_C
 
 
 class Init:
-    def __init__(self, config: Config, ring: int) -> None:
-        self.config, self.ring = config, ring
+    def __init__(self, config: Config, ring: int, mcp: int) -> None:
+        self.config, self.ring, self.mcp = config, ring, mcp
         self.kernel = 0
         self.kernel_started = 0.0
         self.crashed = ""  # the signal that ended the last one, if nobody killed it
@@ -183,7 +184,7 @@ class Init:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         settings = msgspec.json.encode(self.config).decode()
         argv = [sys.executable, "-m", "aios.kernel", settings]
-        keep = (theirs.fileno(), *self.rings(), self.environment)
+        keep = (theirs.fileno(), self.mcp, *self.rings(), self.environment)
         main = exec_service(argv, TOKEN_FD + len(keep) - 1)
         self.kernel = self.fork(main, self.log("kernel"), keep=keep)
         theirs.close()
@@ -215,7 +216,7 @@ class Init:
         os.close(writer)
         is_agent = program.endswith(".py")
         main = self.runner.main if is_agent else exec_argv([program, *frame.args])
-        with os.fdopen(reader, "rb"), self.warden.line(frame.key) as line:
+        with os.fdopen(reader, "rb"), self.warden.line(frame) as line:
             wall_in = self.warden.walls_of(frame, TOKEN_FD + 1)
             try:
                 return self.fork(main, frame.log, keep=(reader, line.fileno()), wall_in=wall_in)
@@ -271,8 +272,8 @@ class Init:
                 signal_group(os_pid, signal.SIGKILL)  # what it left behind in its group
                 name = signal.Signals(number).name.removeprefix("SIG") if number else ""
                 self.ended[os_pid] = Gone(key, os_pid, code, name)
-                self.tell(self.ended[os_pid])
                 self.warden.ended(key)
+                self.tell(self.ended[os_pid])
             self.kill_strays()
 
     def kill_strays(self) -> None:
@@ -402,6 +403,7 @@ def main() -> int:
         _lock = lock_home(config.path)
         if config.embedder:
             try_embedder(config.embedder)
+        mcp = open_block(config.mcp)
         ring = open_ring(config)
     except AiosError as error:
         print(json.dumps(error.to_wire()), file=sys.stderr)
@@ -410,7 +412,7 @@ def main() -> int:
         refused = BadInput(f"the home cannot be used: {error}", "set AIOS_HOME to another folder")
         print(json.dumps(refused.to_wire()), file=sys.stderr)
         return FATAL
-    return FATAL if ring is None else Init(config, ring).run()
+    return FATAL if ring is None else Init(config, ring, mcp).run()
 
 
 if __name__ == "__main__":

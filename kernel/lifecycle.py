@@ -56,6 +56,7 @@ from .waiting import Waiters
 from .walls import Room, joined, shown
 
 LAST_WORD = 0.2  # seconds that init has to say of what a process died whose connection is lost
+MOST_TOLD = 1000  # reasons for which connections were cut off, before the oldest is told again
 SLICE = 25  # processes whose figures are read in one sweep
 
 
@@ -88,6 +89,7 @@ class Lifecycle:
         self.ended = [mailroom.ended]  # who hears of an end
         self.init_pid = os.getppid()
         self.births: dict[int, Birth] = {}  # by pid
+        self.told: dict[tuple[int, str], None] = {}  # connections that were cut off: OS pid, why
         self.figures: dict[int, psutil.Process] = {}
         self.turn = 0
         self.sweeper = ThreadPoolExecutor(1, "sweeper")
@@ -300,7 +302,18 @@ class Lifecycle:
 
     def refused(self, frame: Refused) -> None:
         """A wall stopped it."""
-        self.events.publish("process", "refused", frame.key, call=frame.name)
+        self.events.publish("process", "refused", frame.key, call=frame.call, object=frame.object)
+
+    def cut_off(self, os_pid: int, why: str) -> None:
+        """The kernel has closed a connection of that process; told once of each reason."""
+        if (os_pid, why) in self.told:
+            return
+        if len(self.told) == MOST_TOLD:
+            del self.told[next(iter(self.told))]
+        self.told[os_pid, why] = None
+        found = [row.pid for row in self.table.rows.values() if row.os_pid == os_pid]
+        pid = found[0] if found else 0
+        self.events.publish("process", "refused", pid, call="connection", object=why)
 
     # --- after the kernel's death ---------------------------------------------------------------
 

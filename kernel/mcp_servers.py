@@ -61,13 +61,27 @@ class Found(Struct, frozen=True):
     reach: Reach
 
 
-def mcp_boxes(path: str) -> dict[str, Box]:
-    """The servers of the file as toolboxes; without a file none. Raises BadInput."""
+def open_block(path: str) -> int:
+    """A descriptor of a copy of the file, for each kernel of a system: others may write the file
+    meanwhile. No byte of it comes into this process, of which agents are forks. Raises BadInput."""
+    copy = os.memfd_create("aios-mcp")
+    try:
+        with Path(path or os.devnull).expanduser().open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            while size and (sent := os.sendfile(copy, file.fileno(), None, size)):
+                size -= sent
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror}", "correct `mcp` in the settings") from error
+    return copy
+
+
+def mcp_boxes(path: str, data: bytes) -> dict[str, Box]:
+    """The servers of the file, which has these `data`; without a file none. Raises BadInput."""
     if not path:
         return {}
     if importlib.util.find_spec("mcp") is None:
         raise BadInput("MCP servers take the package mcp", "pip install 'aios[mcp]'")
-    found = servers(Path(path).expanduser(), os.environ)
+    found = servers(Path(path).expanduser(), data, os.environ)
     for name in SHIPPED:
         if name in found:  # what rules allow of the one, they would of the other
             raise BadInput(f"{path}: a toolbox named {name!r} ships with AIOS", "rename the server")
@@ -77,29 +91,28 @@ def mcp_boxes(path: str) -> dict[str, Box]:
     }
 
 
-def servers(path: Path, variables: Mapping[str, str]) -> dict[str, Found]:
-    """Those in the file, by name. `variables` stand for `${NAME}`.
+def servers(path: Path, data: bytes, variables: Mapping[str, str]) -> dict[str, Found]:
+    """Those in the file with these `data`, by name. `variables` stand for `${NAME}`.
 
     Raises:
-        BadInput: the file cannot be read, or a server in it is not one; it says which, and where.
+        BadInput: it is not such a file, or a server in it is not one; it says which, and where.
     """
     try:
-        block = block_of(msgspec.json.decode(path.read_bytes()))
-    except OSError as error:
-        raise BadInput(f"{path}: {error.strerror}", "correct `mcp` in the settings") from error
+        block = block_of(msgspec.json.decode(data))
     except msgspec.DecodeError as error:
         raise BadInput(f"{path} is not JSON: {error}", "comments and the like do not go") from error
     if block is None:
         raise BadInput(f"{path} has no mcpServers", 'it is {"mcpServers": {"NAME": {...}}}')
     found: dict[str, Found] = {}
     for name, given in block.items():
+        if isinstance(given, dict) and given.get("disabled") is True:
+            continue
         short = re.sub(r"\W+", "-", name, flags=re.ASCII).strip("-")
         if short in found:
             raise BadInput(f"{path} has two servers named {short!r}", "rename one")
         try:
             entry = msgspec.convert(filled(given, variables), Entry)
-            if not entry.disabled:
-                found[short] = server_of(short, entry)
+            found[short] = server_of(short, entry)
         except (msgspec.ValidationError, ValueError) as error:
             raise BadInput(f"{path}, MCP server {name!r}: {error}", "see docs/mcp.md") from error
     return found
@@ -145,6 +158,9 @@ def server_of(name: str, entry: Entry) -> Found:
     known = HTTP if url else ("stdio",)
     if entry.type not in (None, *known):
         raise ValueError(f"`type` is {entry.type!r}, and not {' or '.join(known)}")
+    for header, value in entry.headers.items():
+        if not (header + value).isascii() or not value.isprintable():
+            raise ValueError(f"the header {header!r} has what no header can have")
     fields = {
         "name": name, "command": entry.command or "", "args": entry.args, "env": entry.env,
         "cwd": entry.cwd, "url": url or "", "headers": entry.headers,

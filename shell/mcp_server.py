@@ -51,7 +51,10 @@ def serve_stdio(server: MCPServer[Any]) -> None:
         await server.run_stdio_async()
 
     threading.Thread(target=fill, daemon=True).start()
-    asyncio.run(serve())
+    try:
+        asyncio.run(serve())
+    except* BrokenPipeError:  # whoever has asked is gone, and so is all that ran for it
+        pass
     if signals:
         raise KeyboardInterrupt
 

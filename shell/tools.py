@@ -15,7 +15,8 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from aios.agents import Aios, connect
-from aios.syscalls.errors import BadInput, NotFound
+from aios.agents.calling import absent
+from aios.syscalls.errors import BadInput
 from aios.syscalls.tool import Spec, ToolProgress
 
 from . import render
@@ -126,11 +127,12 @@ def follow(running: Iterable[ToolProgress], bar: Progress) -> None:
 
 
 def find(aios: Aios, name: str) -> Spec:
-    """Raises NotFound."""
-    specs = {spec.name: spec for spec in aios.tools()}
-    if name not in specs:
-        raise NotFound(f"no tool {name!r}", "`aios tool list` lists them")
-    return specs[name]
+    """Raises NotFound, and ToolFailed where its toolbox did not start."""
+    found = aios.toolboxes()
+    for spec in found.tools:
+        if spec.name == name:
+            return spec
+    raise absent(name, found.boxes, "`aios tool list` lists them")
 
 
 def arguments_of(spec: Spec, pairs: tuple[str, ...], given: str | None) -> dict[str, Any]:

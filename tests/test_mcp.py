@@ -23,6 +23,8 @@ from commands import answer, run
 from conftest import eventually, run_system
 
 from aios.agents import Aios, connect
+from aios.agents.mcp_transport import LOG
+from aios.agents.tool_calls import chosen
 from aios.kernel.mcp_servers import servers
 from aios.shell.launch import System
 from aios.syscalls.errors import (
@@ -75,6 +77,9 @@ def home(homes: Path, place: Path) -> Iterator[Path]:
         "changes": bad("changes"),
         "tells": bad("progress"),
         "misleads": bad("instructions"),
+        "complains": bad("complains"),
+        "counts": bad("not a number"),
+        "gathers": bad("gathers", limit=20),
     }
     file = place / "mcp.json"
     file.write_text(json.dumps({"mcpServers": servers}))
@@ -155,6 +160,11 @@ def test_all_at_once(home: Path) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(ask, zones))
+
+
+def test_as_many_at_once_as_its_limit_says(aios: Aios) -> None:
+    calls = [aios.call_tool("gathers.go") for _ in range(20)]
+    assert {call.result(30).value for call in calls} == {"together"}
 
 
 def test_what_is_long_is_stored_for_its_caller(aios: Aios, place: Path, program: Program) -> None:
@@ -239,8 +249,9 @@ def test_arguments_that_do_not_fit_do_not_reach_it(aios: Aios) -> None:
 
 
 def test_one_that_cannot_be_started(aios: Aios) -> None:
-    with pytest.raises(ToolFailed, match=r"missing did not start: .*cannot be started: No such"):
-        call(aios, "missing.go")
+    for ask in (lambda: call(aios, "missing.go"), lambda: chosen(aios, ["missing.go"])):
+        with pytest.raises(ToolFailed, match=r"missing did not start: .* be started: No such"):
+            ask()
     assert "cannot be started" in boxes(aios)["missing"].error
 
 
@@ -296,6 +307,20 @@ def test_one_that_answers_garbage(aios: Aios) -> None:
     with pytest.raises(ToolUnknown, match="garbles wrote a message that is not JSON-RPC"):
         call(aios, "garbles.go")
     assert call(aios, "garbles.echo", n=1) == "echo 1, cancelled 0"
+
+
+def test_one_that_returns_what_the_kernel_takes_from_nobody(aios: Aios) -> None:
+    with pytest.raises(ToolFailed, match=r"counts\.go returned what cannot be used: nan"):
+        call(aios, "counts.go")
+
+
+def test_one_that_writes_without_end_to_its_log(aios: Aios, home: Path) -> None:
+    assert call(aios, "complains.go") == "done"
+    pid = worker(aios, "complains")
+    log = home / "log" / f"agent-{pid}.log"
+    eventually(lambda: b"this is the last" in aios.log(pid, offset=-100).data)
+    assert log.stat().st_size <= LOG
+    assert log.read_bytes().startswith(b"[what was here is dropped]\n")
 
 
 def test_one_that_changes_its_tools(aios: Aios) -> None:
@@ -366,10 +391,9 @@ def test_the_guides_commands_run(home: Path, place: Path) -> None:
         assert (program, done.returncode) == ("aios", 0), (line, done.stderr)
 
 
-def test_the_guides_blocks_are_read(tmp_path: Path) -> None:
+def test_the_guides_blocks_are_read() -> None:
     guide = (Path(__file__).parent.parent / "docs" / "mcp.md").read_text()
     found: list[str] = []
     for block in re.findall(r"```json\n(.*?)```", guide, re.DOTALL):
-        (tmp_path / "mcp.json").write_text(block)
-        found += servers(tmp_path / "mcp.json", {"ISSUES_TOKEN": "x"})
+        found += servers(Path("mcp.json"), block.encode(), {"ISSUES_TOKEN": "x"})
     assert found == ["git", "notes", "issues", "aios"]

@@ -128,14 +128,25 @@ def test_a_tool_whose_name_cannot_be_had_is_left_out(capfd: pytest.CaptureFixtur
 
 def test_schemas_that_are_none(capfd: pytest.CaptureFixture[str]) -> None:
     async def body(connection: McpConnection) -> list[str]:
-        with pytest.raises(ToolFailed, match="schema refers to what is not in it"):
-            await connection.call("bad.t1", {"n": 1}, quiet)
+        for tool, says in (
+            ("t1", "schema refers to what is not in it"),
+            ("t4", "schema cannot be used: maximum recursion depth exceeded"),
+            ("t5", "schema cannot be used: invalid literal"),
+        ):
+            with pytest.raises(ToolFailed, match=says):
+                await connection.call(f"bad.{tool}", {"n": 1}, quiet)
         return [spec.name for spec in connection.specs]
 
-    assert use(bad("odd schemas"), body) == ["bad.t1", "bad.t3"]
+    assert use(bad("odd schemas"), body) == ["bad.t1", "bad.t3", "bad.t4", "bad.t5"]
     said = capfd.readouterr().err
-    assert "'t0' of bad is left out: 'intger' is not valid" in said
-    assert "'t2' of bad is left out: its schema has more than" in said
+    for tool, why in (
+        ("t0", "'intger' is not valid"),
+        ("t2", "its schema has more than"),
+        ("t6", "an integer above 64 bits"),
+        ("t7", "nan is no number of JSON"),
+        ("t8", "nested deeper than 32"),
+    ):
+        assert f"'{tool}' of bad is left out: {why}" in said
 
 
 @pytest.mark.parametrize(
@@ -240,11 +251,20 @@ def test_a_server_that_hears_nothing_after_a_cancel(
         ("wrong shape", "bad does not speak the protocol: content: "),
         ("no base64", "data that is not base64"),
         ("error", "^there is no such city$"),
+        ("has no quota", "^bad: the quota is used up$"),
+        ("does not say why", "^bad: error -32603$"),
+        ("not a number", "bad.go returned what cannot be used: nan is no number of JSON"),
+        ("a long number", "cannot be used: an integer above 64 bits"),
+        ("nested", "cannot be used: nested deeper than 32"),
     ],
 )
 def test_answers_that_are_errors(how: str, says: str) -> None:
-    with pytest.raises(ToolFailed, match=says):
-        call(how)
+    async def body(connection: McpConnection) -> Any:
+        with pytest.raises(ToolFailed, match=says):
+            await connection.call("bad.go", {}, quiet)
+        return await connection.call("bad.echo", {"n": 1}, quiet)
+
+    assert use(bad(how), body) == "echo 1, cancelled 0"  # of the same process
 
 
 def test_an_answer_that_is_no_json() -> None:

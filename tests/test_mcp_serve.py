@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -229,6 +230,30 @@ def test_whoever_leaves_ends_the_agent(system: System, aios: Aios, program: Prog
         assert not call.done()
 
     by_stdio(system.home, body, "--agent", waits)
+    eventually(lambda: not aios.ps())
+
+
+def test_whoever_dies_meanwhile_leaves_nothing_and_no_traceback(
+    system: System, aios: Aios, program: Program
+) -> None:
+    talks = program("while True:\n    print('up', flush=True)\n    time.sleep(0.05)")
+    hello = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "x",
+             "version": "1"}}  # fmt: skip
+    args = {"name": "run_agent", "arguments": {"program": "agent0"}, "_meta": {"progressToken": 1}}
+    with started(system.home, "mcp", "--agent", talks, stdin=subprocess.PIPE) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        assert server.stderr is not None
+        for number, (method, params) in enumerate([("initialize", hello), ("tools/call", args)]):
+            request = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
+            server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        while "progress" not in line_of(server):
+            pass
+        server.stdout.close()
+        server.stdin.close()
+        assert server.stderr.read() == ""
+        assert server.wait(timeout=20) == 0
     eventually(lambda: not aios.ps())
 
 

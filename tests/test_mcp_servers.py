@@ -7,9 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import public_servers
 import pytest
+from conftest import Boot
+from helpers import kill_kernel
 
+from aios.agents import connect
 from aios.kernel.mcp_servers import Found, servers
+from aios.shell.launch import System
 from aios.syscalls.errors import BadInput
 
 VARIABLES = {"KEY": "secret", "PATH": "/usr/bin"}
@@ -18,7 +23,7 @@ VARIABLES = {"KEY": "secret", "PATH": "/usr/bin"}
 def read(tmp_path: Path, data: Any) -> dict[str, Found]:
     path = tmp_path / "mcp.json"
     path.write_text(data if isinstance(data, str) else json.dumps(data))
-    return servers(path, VARIABLES)
+    return servers(path, path.read_bytes(), VARIABLES)
 
 
 def one(tmp_path: Path, **entry: Any) -> Found:
@@ -44,7 +49,8 @@ def test_shapes_that_people_have(data: Any, tmp_path: Path) -> None:
 
 
 def test_names_are_made_to_fit(tmp_path: Path) -> None:
-    block = {"Brave Search": TIME, "github.com/a/git": TIME, "off": {**TIME, "disabled": True}}
+    off = {"command": "${NOT}", "disabled": True}
+    block = {"Brave Search": TIME, "github.com/a/git": TIME, "off": off}
     assert list(read(tmp_path, {"mcpServers": block})) == ["Brave-Search", "github-com-a-git"]
 
 
@@ -123,6 +129,9 @@ def test_a_file_in_the_home_does_not_open_the_home(
         ({"mcpServers": {"x": {"command": "a", "type": "http"}}}, "`type` is 'http'"),
         ({"mcpServers": {"x": {"url": "http://a", "type": "sse"}}}, "SSE is no transport"),
         ({"mcpServers": {"x": {"url": "ftp://a"}}}, "`url` is 'ftp://a'"),
+        ({"mcpServers": {"x": {"url": "http://a", "headers": {"A": "ä"}}}}, "header 'A' has"),
+        ({"mcpServers": {"x": {"url": "http://a", "headers": {"A": "b\n"}}}}, "header 'A' has"),
+        ({"mcpServers": {"x": {"command": "a", "disabled": 1}}}, r"`\$.disabled`"),
         ({"mcpServers": {"x": {"command": "${NOT}"}}}, "there is no variable NOT"),
         ({"mcpServers": {"x": {"command": "${input:key}"}}}, r"knows no \$\{input:key\}"),
         ({"mcpServers": {"x": {"command": "a", "aios": {"wirte": []}}}}, "unknown field `wirte`"),
@@ -135,6 +144,19 @@ def test_mistakes_name_the_server_and_the_field(data: Any, says: str, tmp_path: 
         read(tmp_path, data)
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_file_that_is_not_there(homes: Path, tmp_path: Path) -> None:
+    system = System(homes / "nowhere", {"mcp": str(tmp_path / "nowhere.json")}, detach=True)
     with pytest.raises(BadInput, match=r"nowhere\.json: No such file"):
-        servers(tmp_path / "nowhere.json", {})
+        system.ready()
+
+
+@pytest.mark.parametrize("text", ["{", None])
+def test_the_next_kernel_has_the_same_servers(text: str | None, boot: Boot, tmp_path: Path) -> None:
+    """Whatever became of the file meanwhile: other programs write it too."""
+    file = tmp_path / "mcp.json"
+    file.write_text(json.dumps({"mcpServers": {"clock": public_servers.time()}}))
+    with connect(boot(slots=1, ctx=256, mcp=str(file)).home) as aios:
+        file.unlink() if text is None else file.write_text(text)
+        kill_kernel(aios)
+        now = aios.call_tool("clock.get_current_time", {"timezone": "Asia/Tokyo"}).result(60)
+        assert now.value["timezone"] == "Asia/Tokyo"

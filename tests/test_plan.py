@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from test_tool_calls import drawn
 
 from aios.agents import Aios, connect
 from aios.agents.plan import Plan, Step, check, grammar
-from aios.agents.planner import Planner
+from aios.agents.planner import End, Planner
 from aios.shell.launch import System
 from aios.syscalls.errors import BadInput, TooBig
 from aios.syscalls.tool import Spec
@@ -171,6 +172,22 @@ def test_what_fails_holds_up_what_needs_it_and_nothing_else(aios: Aios) -> None:
     assert "school.add" in ends["kind"].error  # the tool's own look at its arguments
 
 
+def test_a_result_that_is_stored(aios: Aios) -> None:
+    text = json.dumps({"rows": [[1, "a"]]})
+    ends = {}
+    for name, data in (("rows", text.encode()), ("raw", b"\xff")):
+        aios.sto_put(f"tools/results/{name}", data)
+        ends[name] = End(state="done", value="how it begins", stored=f"tools/results/{name}")
+    resolved = planner(aios).resolved
+    assert resolved([{"result_of": "rows"}], ends) == [text]
+    assert resolved({"x": {"result_of": "rows", "at": ["rows", 0, 1]}}, ends) == {"x": "a"}
+    with pytest.raises(BadInput, match="the result of rows has no 'none'"):
+        resolved({"result_of": "rows", "at": ["none"]}, ends)
+    for at, what in (([], "text"), ([0], "JSON")):
+        with pytest.raises(BadInput, match=f"the result of raw is no {what}"):
+            resolved({"result_of": "raw", "at": at}, ends)
+
+
 def test_agents_are_steps_as_well(aios: Aios, program: Any) -> None:
     teller = program("return {'told': task['about'] * 2}")
     agents = [msgspec.structs.replace(TELLER, name=teller)]
@@ -194,7 +211,7 @@ RIGHTS = {"allow": ["tool", "mem", "llm"]}
 RESUME = """
 import msgspec
 from aios.agents.plan import Plan
-from aios.agents.planner import Planner
+from aios.agents.planner import End, Planner
 names = ["school.note", "school.wait_for", "school.stall", "school.divide"]
 ends = Planner(aios, only=names).execute(msgspec.convert(task, Plan), "resumed")
 return {id: end.state for id, end in ends.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -127,18 +127,21 @@ def test_a_long_result_is_cut_and_all_of_it_is_in_storage(aios: Aios) -> None:
         assert len(begin) == 300 and text.startswith(begin)
 
 
-def test_a_long_result_that_may_not_be_stored_is_no_end(
-    aios: Aios, program: Callable[[str], str]
-) -> None:
-    body = (
-        "from aios.agents.react import ReAct\n"
-        "from aios.syscalls.tool import ToolResult\n"
-        "return ReAct(aios, only=['school.add']).shown(ToolResult(value='word ' * 400), 20)"
+def test_who_may_not_store_a_long_result_reads_how_it_begins(aios: Aios, program: Any) -> None:
+    asks = program(
+        "from aios.agents.react import Limits, ReAct\n"
+        "limits = Limits(steps=1, shown=100, answer=64)\n"
+        "fixed = {'school.story': {'words': 600}}\n"
+        "agent = ReAct(aios, only=[*fixed], fixed=fixed, must_call=True, limits=limits)\n"
+        "outcome = agent.run('Tell me a story.')\n"
+        "return [call.shown for call in outcome.calls], outcome.answer"
     )
-    manifest = {"allow": ["*"], "deny": ["sto.write"]}
-    shown = aios.wait(aios.spawn(program(body), manifest=manifest), timeout=30).result
-    assert shown.startswith("word word word word \n[this is how it begins; ")
-    assert "may not sto.put" in shown
+    end = aios.wait(aios.spawn(asks, manifest={"allow": ["tool", "llm"]}), timeout=60)
+    assert end.code == 0, end.result
+    (shown,), answer = end.result
+    assert shown.startswith("word0 word1 ")
+    assert "\n[this is how it begins; the rest cannot be stored: " in shown
+    assert answer
 
 
 def test_results_leave_room_for_an_answer(aios: Aios) -> None:

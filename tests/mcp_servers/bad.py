@@ -31,6 +31,15 @@ def tool(name: str, **more: Any) -> dict[str, Any]:
     return {"name": name, "description": f"Does {name}.", "inputSchema": schema} | more
 
 
+def nested(depth: int) -> Any:
+    return [nested(depth - 1)] if depth else 0
+
+
+ODD: list[dict[str, Any]] = [  # properties of schemas
+    {"n": {"type": "intger"}}, {"n": {"$ref": "#/none"}}, {"n" * 60_000: {}}, {},
+    {"n": {"$ref": "#/properties/n"}}, {"n": {"$ref": "#/properties/n/enum/x", "enum": [1]}},
+    {"n": {"maximum": 2**70}}, {"n": {"maximum": float("nan")}}, {"n": {"const": nested(30)}},
+]  # fmt: skip
 names = ["go", "echo"]
 waiting: list[int] = []  # calls to be answered late
 cancelled: list[Any] = []
@@ -46,8 +55,7 @@ def listed(number: int, params: dict[str, Any]) -> None:
     elif HOW == "odd names":
         answer(number, tools=[tool("fine"), tool("not fine!"), tool("x" * 200)])
     elif HOW == "odd schemas":
-        odd = [{"n": {"type": "intger"}}, {"n": {"$ref": "#/none"}}, {"n" * 60_000: {}}, {}]
-        schemas = [{"type": "object", "properties": each} for each in odd]
+        schemas = [{"type": "object", "properties": each} for each in ODD]
         answer(number, tools=[tool(f"t{n}", inputSchema=each) for n, each in enumerate(schemas)])
     elif HOW == "no schema" or (HOW == "changes badly" and "other" in names):
         answer(number, tools=[tool("go", inputSchema={"type": "array"})])
@@ -62,6 +70,9 @@ CONTENT: dict[str, dict[str, Any]] = {
     "instructions": {"content": [{"type": "text", "text": INSTRUCTIONS}]},
     "wrong shape": {"content": "a text, and no list"},
     "no base64": {"content": [{"type": "image", "mimeType": "image/png", "data": "%%%"}]},
+    "not a number": {"content": [], "structuredContent": {"n": float("nan")}},
+    "a long number": {"content": [], "structuredContent": {"n": 10**30}},
+    "nested": {"content": [], "structuredContent": {"n": nested(40)}},
     "mixed": {
         "content": [
             {"type": "text", "text": "seen"},
@@ -69,6 +80,11 @@ CONTENT: dict[str, dict[str, Any]] = {
             {"type": "resource_link", "uri": "file:///x", "name": "x"},
         ]
     },
+}
+
+REFUSALS = {
+    "has no quota": {"code": -32000, "message": "the quota is used up"},
+    "does not say why": {"code": -32603, "message": ""},
 }
 
 
@@ -105,6 +121,16 @@ def speak(number: int) -> None:
     if HOW == "progress":
         for done in range(3):
             progress(done)
+    elif HOW == "complains":
+        os.write(2, b"no luck\n" * 4_000_000 + b"this is the last\n")
+    elif HOW == "gathers":
+        waiting.append(number)
+        for each in waiting if len(waiting) == 20 else []:
+            text(each, "together")
+        return
+    elif HOW in REFUSALS:
+        say({"id": number, "error": REFUSALS[HOW]})
+        return
     elif HOW == "says garbage":
         print("Loading the data ...", flush=True)
     elif HOW == "not utf-8":
