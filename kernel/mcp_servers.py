@@ -193,8 +193,15 @@ def named(server: McpServer) -> Iterator[Path]:
     words = [program or "", *(word.partition("=")[2] or word for word in server.args)]
     for word in [*words, server.cwd or ""]:
         path = Path(word)
-        if path.is_absolute() and path.exists():
+        if path.is_absolute() and is_there(path):
             yield from (path,) if path.is_dir() else stands_on(path)
+
+
+def is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # it is too long for one, or in a folder that this user may not look into
+        return False
 
 
 def stands_on(file: Path) -> Iterator[Path]:

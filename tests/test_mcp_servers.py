@@ -111,6 +111,12 @@ def test_a_file_in_the_home_does_not_open_the_home(
     ]
 
 
+def test_words_that_no_path_can_be_are_none(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    words = ["/" + "x" * 300, f"--rule=/{'x' * 5000}", f"{tmp_path}/file/below", "/a\0b"]
+    assert one(tmp_path, command="x", args=words, cwd=words[0]).reach.read == []
+
+
 @pytest.mark.parametrize(
     ("data", "says"),
     [
