@@ -55,7 +55,7 @@ class Limits(Message):
     children: Annotated[int, Meta(ge=0)] | None = 512  # alive at once
 
 
-AbsolutePath = Annotated[str, Meta(pattern="^/", max_length=4096)]
+AbsolutePath = Annotated[str, Meta(pattern=r"^/[^\0]*\Z", max_length=4096)]
 
 
 class Reach(Message, kw_only=True):

@@ -400,6 +400,9 @@ def test_a_reach_that_is_too_much_is_refused(aios: Aios, program: Any, tmp_path:
     for read in (paths, [f"/{'x' * 4000}{number}" for number in range(13)]):
         with pytest.raises(LimitReached, match="its reach is too much"):
             aios.spawn(calls, reach={"read": read})
+    for reach in ({"read": ["/a\0b"]}, {"write": ["/\0"]}):
+        with pytest.raises(Malformed, match="matching regex"):
+            aios.spawn(calls, reach=reach)
     body = (
         "child = aios.spawn(task, reach={'read': [os.path.dirname(task)] * 256})\n"
         "return aios.wait(child, timeout=30).code"
