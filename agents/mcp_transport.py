@@ -171,6 +171,10 @@ async def end(process: Process) -> None:
     """As the protocol has it, with all that it has started. It may have to write before it ends."""
     assert process.stdin is not None and process.stdout is not None
     process.stdin.close()
+    if process.returncode is not None:  # only what it has started may be there
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        return
     for number in (signal.SIGTERM, signal.SIGKILL, None):
         with suppress(TimeoutError):
             async with asyncio.timeout(GRACE):
