@@ -132,6 +132,10 @@ def tool(
     """
 
     def decorate(function: Callable[..., Any]) -> Tool:
+        if not inspect.isfunction(function):
+            raise TypeError(
+                f"{function!r} is no function: write @tool, or @tool(name=...), above one"
+            )
         label = name or function.__name__
         takes, returns, job = _signature(label, function)
         made = Tool(
@@ -235,11 +239,11 @@ def _inlined(schema: Any, named: dict[str, Any], within: tuple[str, ...]) -> Any
 
 
 def check_plain(value: Any, depth: int) -> None:
-    """What any msgpack library can take apart, as the kernel asks for."""
+    """What any msgpack library can take apart, as the kernel asks for, and JSON can say."""
     if depth < 0:
         raise ValueError(f"nested deeper than {MAX_DEPTH}")
-    if isinstance(value, float) and math.isnan(value):
-        raise ValueError("nan is no value")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is no number of JSON")
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
         raise ValueError("an integer above 64 bits; return it as text")
     if isinstance(value, dict):

@@ -40,7 +40,10 @@ class Worker(Agent):
     def outcome(self, tool: Tool, job: Job) -> dict[str, Any]:
         """Whatever a tool does, its caller hears of it."""
         try:
-            with contextlib.redirect_stdout(Printed(sys.stdout)):
+            with (
+                contextlib.redirect_stdout(Printed(sys.stdout)) as printed,
+                contextlib.redirect_stderr(printed),
+            ):
                 value = tool.run(job.args, Reporting(self.aios, job.id))
             return reply(self.aios, job, value)
         except AiosError as error:
@@ -62,17 +65,20 @@ class Reporting:
 
 
 class Printed(io.TextIOBase):
-    """Passes on what a tool prints, up to a bound."""
+    """Passes on what a tool prints, up to a bound, and as long as there is room in the log."""
 
     def __init__(self, target: Any) -> None:
         self.target, self.left = target, PRINTED
 
     def write(self, text: str) -> int:
         if self.left > 0:
-            self.target.write(text[: self.left])
-            self.left -= len(text)
-            if self.left <= 0:
-                self.target.write("\n[more was printed]\n")
+            try:
+                self.target.write(text[: self.left])
+                self.left -= len(text)
+                if self.left <= 0:
+                    self.target.write("\n[more was printed]\n")
+            except OSError:  # all that this worker may print, its jobs before have printed
+                self.left = 0
         return len(text)
 
 

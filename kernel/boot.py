@@ -77,45 +77,59 @@ class Kernel:
         self.boot = secrets.token_hex(8)
         self.os_pid = os.getpid()
         self.began = time.monotonic()
-        self.loop = loop = Loop(config.path, init_fd)
-        census = loop.first_word()
+        self.loop = Loop(config.path, init_fd)
+        census = self.loop.first_word()
         self.walls = census.walls
-        self.ledger = ledger = self._ledger(patient=bool(census.children))
+        self.ledger = self._ledger(patient=bool(census.children))
         self.store = self._store(census)
-
-        def to_core(command: Command) -> None:
-            loop.work.send(encode(command))
-
-        self.blobs = self._or_close(
-            lambda: open_blobs(config.blobs, config.blobs_options, self.store, loop.post, seal)
-        )
         self.events = EventLog(self._note)
         self.table = ProcessTable(config.agents, config.clients, config.dead)
+        self._make_stores(config, census.system)
+        self._make_llm(config)
+        self._make_processes(config, mcp)
+        self._connect()
+        self._recover(census)
+
+    def _make_stores(self, config: Config, system: str) -> None:
+        """What is kept, and who may do what with it."""
+        post, sync = self.loop.post, self.audit.log.sync
+        self.blobs = self._or_close(
+            lambda: open_blobs(config.blobs, config.blobs_options, self.store, post, self.seal)
+        )
+        policy = config.path / "policy.json"
         self.accounts = self._or_close(
-            lambda: Accounts(
-                config.path / "policy.json", self.table, ledger.note_grant, self.audit.log.sync
-            )
+            lambda: Accounts(policy, self.table, self.ledger.note_grant, sync)
         )
         self.storage = Storage(
             self.store, self.blobs, Shares(lambda: self.accounts.groups), config.storage_bytes,
             config.blobs,
         )  # fmt: skip
         self.gate = Gate(self.table, self.accounts, self.storage.shared)
-        self.questions = Questions(self.gate, config.ask_timeout, loop.after)
-        self.upkeep = Upkeep(self.storage, self.store, loop.post, seal)
-        self.stats = Statistics()
-        self.owners = self._owners(census.system)
+        self.questions = Questions(self.gate, config.ask_timeout, self.loop.after)
+        self.upkeep = Upkeep(self.storage, self.store, post, self.seal)
+        self.owners = self._owners(system)
         self.memory = Memory(self.owners)
         self.interactions = InteractionLog(self.owners, config.log_bytes)
+        changes = Changes(self.store, self.blobs)
+        self.index = IndexLink(config, self.loop, changes, self.events)
+
+    def _make_llm(self, config: Config) -> None:
+        def to_core(command: Command) -> None:
+            self.loop.work.send(encode(command))
+
+        self.stats = Statistics()
         self.contexts = ContextManager(lambda ctx: to_core(Drop(ctx)))
         self.scheduler = Scheduler(config.policy, config.quantum)
         self.prompts = Prompts(self.contexts)
         self.generations = Generations(
             self.scheduler, self.contexts, self.prompts, self.stats, self.events,
-            to_core, ledger.note_work,
+            to_core, self.ledger.note_work,
         )  # fmt: skip
-        self.core = CoreLink(config, loop, self.generations, self.events)
-        self.index = IndexLink(config, loop, Changes(self.store, self.blobs), self.events)
+        self.core = CoreLink(config, self.loop, self.generations, self.events)
+
+    def _make_processes(self, config: Config, mcp: bytes) -> None:
+        """Who calls, and what becomes of a call."""
+        loop, ledger = self.loop, self.ledger
         self.remotes = self._or_close(
             lambda: Remotes(config, loop, self.table, self.events, self.audit.log.sync)
         )
@@ -138,8 +152,6 @@ class Kernel:
             self.table, handlers(self), loop.send, self.lifecycle.hello, self.gate,
             self.questions.hold, ledger, self.audit, self.lifecycle.settle,
         )  # fmt: skip
-        self._connect()
-        self._recover(census)
 
     def _connect(self) -> None:
         """Tie the parts to each other and to the loop, where they know each other both ways."""
@@ -167,7 +179,7 @@ class Kernel:
         loop.on_turn = ledger.end_turn
         loop.on_call, loop.calls.is_known = self.trap.receive, self.trap.sessions.__contains__
         loop.on_lost, loop.on_closed = self._lost, self._closed
-        loop.on_init = self._from_init
+        loop.calls.on_refused, loop.on_init = self.lifecycle.cut_off, self._from_init
 
     def hears(self, process: Process, other: Process) -> None:
         """It reads what the other has said, and is tainted by what that is tainted by."""

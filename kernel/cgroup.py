@@ -54,6 +54,11 @@ class Groups:
             raise
         return path
 
+    def exceeded(self, key: int) -> bool:
+        """Whether the group was at its limit when one more was to be started."""
+        events = self.place / f"{self.prefix}{key}" / "pids.events"
+        return events.exists() and events.read_text() != "max 0\n"
+
     def end(self, key: int) -> None:
         """Kill whoever is in the group; it is removed as soon as they are gone."""
         path = self.place / f"{self.prefix}{key}"

@@ -122,7 +122,7 @@ def try_embedder(path: str) -> None:
     Raises:
         ModelError: it is missing, or no embedding model.
     """
-    command = [sys.executable, "-m", "aios.kernel.index.embedder", path]
+    command = [sys.executable, "-P", "-m", "aios.kernel.index.embedder", path]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
     if done.returncode > 0:
         raise from_wire(json.loads(done.stdout))

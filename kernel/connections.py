@@ -78,6 +78,7 @@ class Listener:
     is_known: Callable[[bytes], bool]  # by its route
     may_connect: Callable[[int], bool]  # by its OS pid
     on_closed: Callable[[bytes], object]  # its route
+    on_refused: Callable[[int, str], object]  # OS pid of whose connection is cut off, and why
 
     def __init__(self, path: Path, poll: Poll, longest: int, *, bounded: bool) -> None:
         """Frames of at most `longest` bytes; where `bounded`, who does not read is lost."""
@@ -148,6 +149,7 @@ class Listener:
             route, peer = next(iter(self.strangers.items()))
             del self.strangers[route]
             if not self.is_known(route):
+                self.on_refused(peer.os_pid, f"more than {STRANGERS} connections without a hello")
                 self._drop(peer)
                 return
 
@@ -161,7 +163,10 @@ class Listener:
             messages = peer.talk.take(data)
         except BlockingIOError:
             return
-        except (OSError, NotZmtp):
+        except OSError:
+            data = b""
+        except NotZmtp as why:
+            self.on_refused(peer.os_pid, str(why))
             data = b""
         if not data:
             self._drop(peer)

@@ -216,7 +216,7 @@ class Init:
         os.close(writer)
         is_agent = program.endswith(".py")
         main = self.runner.main if is_agent else exec_argv([program, *frame.args])
-        with os.fdopen(reader, "rb"), self.warden.line(frame.key) as line:
+        with os.fdopen(reader, "rb"), self.warden.line(frame) as line:
             wall_in = self.warden.walls_of(frame, TOKEN_FD + 1)
             try:
                 return self.fork(main, frame.log, keep=(reader, line.fileno()), wall_in=wall_in)
@@ -272,8 +272,8 @@ class Init:
                 signal_group(os_pid, signal.SIGKILL)  # what it left behind in its group
                 name = signal.Signals(number).name.removeprefix("SIG") if number else ""
                 self.ended[os_pid] = Gone(key, os_pid, code, name)
-                self.tell(self.ended[os_pid])
                 self.warden.ended(key)
+                self.tell(self.ended[os_pid])
             self.kill_strays()
 
     def kill_strays(self) -> None:

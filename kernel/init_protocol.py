@@ -83,10 +83,12 @@ class Paused(Frame):
 
 
 class Refused(Frame):
-    """An agent's process made a system call of Linux that is not for it; told once of each."""
+    """An agent's process made a system call of Linux that is not for it, or named by it what it
+    does not reach; told once of each."""
 
     key: int
-    name: str
+    call: str
+    object: str  # a path or address, or the arguments that the call was refused for
 
 
 class WindUp(Frame):

@@ -48,6 +48,7 @@ class Worker:
     process: Process
     pool: Pool
     timer: Any  # that ends it
+    stamp: int  # of the file that it has its tools from
     offered: dict[str, m.Spec] = field(default_factory=dict)
     serve: Call | None = None
     at_once: int = 0  # 0: it has not said yet
@@ -71,4 +72,6 @@ class State:
 
     box: Box
     specs: dict[str, m.Spec] | None = None  # None: no worker has said yet
+    stamp: int = 0  # of the file that they are from
+    is_known: bool = False  # they are of the file as it is
     error: str = ""  # why none could

@@ -56,6 +56,7 @@ from .waiting import Waiters
 from .walls import Room, joined, shown
 
 LAST_WORD = 0.2  # seconds that init has to say of what a process died whose connection is lost
+MOST_TOLD = 1000  # reasons for which connections were cut off, before the oldest is told again
 SLICE = 25  # processes whose figures are read in one sweep
 
 
@@ -88,6 +89,7 @@ class Lifecycle:
         self.ended = [mailroom.ended]  # who hears of an end
         self.init_pid = os.getppid()
         self.births: dict[int, Birth] = {}  # by pid
+        self.told: dict[tuple[int, str], None] = {}  # connections that were cut off: OS pid, why
         self.figures: dict[int, psutil.Process] = {}
         self.turn = 0
         self.sweeper = ThreadPoolExecutor(1, "sweeper")
@@ -300,7 +302,18 @@ class Lifecycle:
 
     def refused(self, frame: Refused) -> None:
         """A wall stopped it."""
-        self.events.publish("process", "refused", frame.key, call=frame.name)
+        self.events.publish("process", "refused", frame.key, call=frame.call, object=frame.object)
+
+    def cut_off(self, os_pid: int, why: str) -> None:
+        """The kernel has closed a connection of that process; told once of each reason."""
+        if (os_pid, why) in self.told:
+            return
+        if len(self.told) == MOST_TOLD:
+            del self.told[next(iter(self.told))]
+        self.told[os_pid, why] = None
+        found = [row.pid for row in self.table.rows.values() if row.os_pid == os_pid]
+        pid = found[0] if found else 0
+        self.events.publish("process", "refused", pid, call="connection", object=why)
 
     # --- after the kernel's death ---------------------------------------------------------------
 
@@ -326,6 +339,9 @@ class Lifecycle:
             if birth is not None and not birth.process.os_pid:
                 self._born(birth, frame.os_pid)  # whoever spawned it hears of that first
             self.gone(frame)
+        for process in self.table.rows.values():
+            if process.tool and not process.alive:  # the kernel may have died over it
+                self._clear(process)
 
     def _end_soon(self, process: Process) -> None:
         if not process.reported:
@@ -374,15 +390,19 @@ class Lifecycle:
         process.code = process.code if process.reported else code
         self._take_back(process)
         children = self.table.end(process, code, reason, time.monotonic())
-        if process.tool:  # there may be one a call: what they leave would fill the disk
-            room = Room(self.config.path, process.pid)
-            self.sweeper.submit(shutil.rmtree, room.own, ignore_errors=True)
+        if process.tool:
+            self._clear(process)
         self.events.publish(
             "process", "ended", process.pid, code=process.code, reason=process.reason
         )
         for child in children:
             self.terminate(child, "parent gone")
         self._ended()
+
+    def _clear(self, process: Process) -> None:
+        """There may be a worker a call: what they leave would fill the disk."""
+        room = Room(self.config.path, process.pid)
+        self.sweeper.submit(shutil.rmtree, room.own, ignore_errors=True)
 
     def _forgotten(self, process: Process) -> None:
         if process.tool:

@@ -52,6 +52,7 @@ class Line:
         self.listener.is_known = lambda route: route == self.route
         self.listener.may_connect = lambda os_pid: os_pid == self.os_pid
         self.listener.on_closed = lambda _route: None  # init tells of its end
+        self.listener.on_refused = lambda _os_pid, why: print(f"{path.name}: {why}", flush=True)
         self.os_pid = 0
         self.route: bytes | None = None
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 import ctypes
 import errno
 import struct
+from collections.abc import Iterable
+from functools import cache
 from typing import NamedTuple
 
 from .linux import ON_ARM, syscall
+from .witness import WATCHED
 
 SECCOMP, SET_FILTER, NEW_LISTENER = 277 if ON_ARM else 317, 1, 8
 ARCH = 0xC00000B7 if ON_ARM else 0xC000003E
@@ -26,7 +29,7 @@ NUMBERS: dict[str, tuple[int, int]] = {
     "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
     "kcmp": (312, 272), "pidfd_getfd": (438, 438), "process_madvise": (440, 440),
     "process_mrelease": (448, 448), "migrate_pages": (256, 238), "move_pages": (279, 239),
-    "perf_event_open": (298, 241),
+    "perf_event_open": (298, 241), "capset": (126, 91),
     # mounts, namespaces, identities of files
     "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51),
     "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430),
@@ -65,16 +68,23 @@ NUMBERS: dict[str, tuple[int, int]] = {
     "fork": (57, -1), "vfork": (58, -1), "clone": (56, 220), "clone3": (435, 435),
     "socket": (41, 198), "sendto": (44, 206), "sendmsg": (46, 211), "sendmmsg": (307, 269),
     "prctl": (157, 167), "prlimit64": (302, 261), "setpriority": (141, 140),
+    "openat2": (437, 437),
     "ioprio_set": (251, 30), "sched_setaffinity": (203, 122), "sched_setparam": (142, 118),
     "sched_setscheduler": (144, 119), "sched_setattr": (314, 274),
     "kill": (62, 129), "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138),
     "rt_tgsigqueueinfo": (297, 240), "pidfd_open": (434, 434),
+    # let through, and looked at before: witness.py
+    "open": (2, -1), "openat": (257, 56), "creat": (85, -1), "truncate": (76, 45),
+    "chdir": (80, 49), "execve": (59, 221), "execveat": (322, 281), "mkdir": (83, -1),
+    "mkdirat": (258, 34), "rmdir": (84, -1), "unlink": (87, -1), "unlinkat": (263, 35),
+    "symlink": (88, -1), "symlinkat": (266, 36), "link": (86, -1), "linkat": (265, 37),
+    "rename": (82, -1), "renameat": (264, 38), "renameat2": (316, 276), "connect": (42, 203),
 }  # fmt: skip
 SIGNALS = ("kill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo", "pidfd_open")
 BY_ARGUMENTS = (
     "fork", "vfork", "clone", "clone3", "socket", "sendto", "sendmsg", "sendmmsg", "prctl",
     "prlimit64", "setpriority", "ioprio_set", "sched_setaffinity", "sched_setparam",
-    "sched_setscheduler", "sched_setattr", *SIGNALS,
+    "sched_setscheduler", "sched_setattr", "openat2", *SIGNALS,
 )  # fmt: skip
 MODES = ("chmod", "fchmod", "fchmodat", "fchmodat2", "utime", "utimes", "futimesat", "utimensat")
 NAMES = {numbers[ON_ARM]: name for name, numbers in NUMBERS.items() if numbers[ON_ARM] >= 0}
@@ -106,8 +116,8 @@ class Rule(NamedTuple):
 
 def rules(*, network: bool, processes: bool, modes: bool) -> list[Rule]:
     """What is refused to an agent that may use TCP, start processes, change the modes of files."""
-    plain = [name for name in NUMBERS if name not in BY_ARGUMENTS]
-    found = [Rule(name) for name in plain if not (modes and name in MODES)]
+    watched = WATCHED if modes else set(WATCHED).difference(MODES)
+    found = [Rule(name) for name in NUMBERS if name not in BY_ARGUMENTS and name not in watched]
     found += [Rule("prctl", (Test(0, EQUAL, option),)) for option in PRCTLS]
     found += [
         Rule(name, (Test(0, AT_LEAST, 1),))  # a pid, its own is 0
@@ -119,7 +129,8 @@ def rules(*, network: bool, processes: bool, modes: bool) -> list[Rule]:
         found.append(Rule(name, (Test(0, EQUAL, of_processes, unless=True),)))
         found.append(Rule(name, (Test(1, AT_LEAST, 1),)))
     found.append(Rule("clone", (Test(0, ANY_BIT, NAMESPACES),)))
-    found.append(Rule("clone3", number=errno.ENOSYS))  # its flags are in memory: glibc uses clone
+    # What these do is in memory, so whoever uses them falls back to clone and openat.
+    found += [Rule(name, number=errno.ENOSYS) for name in ("clone3", "openat2")]
     if not processes:
         found += [Rule("fork"), Rule("vfork"), Rule("clone", (Test(0, ANY_BIT, THREAD, True),))]
     return found + _sockets(network=network)
@@ -133,19 +144,35 @@ def to_others(os_pid: int) -> list[Rule]:
 
 
 def _sockets(*, network: bool) -> list[Rule]:
-    """Unix sockets; with `network` TCP, where Landlock knows the port."""
+    """Unix sockets that are connected; with `network` TCP, where Landlock knows the port."""
     not_unix = Test(0, EQUAL, UNIX, unless=True)
+    unlike_stream = Rule("socket", (Test(1, EQUAL, STREAM, unless=True, mask=KIND),))
     if not network:
-        return [Rule("socket", (not_unix,))]
+        return [Rule("socket", (not_unix,)), unlike_stream]
     others = [Test(0, EQUAL, family, unless=True) for family in (INET, INET6)]
     unlike_tcp = [Test(2, EQUAL, 0, unless=True), Test(2, EQUAL, TCP, unless=True)]
     sends = {"sendto": 3, "sendmsg": 2, "sendmmsg": 3}  # where each has its flags
     return [
         Rule("socket", (not_unix, *others)),
-        Rule("socket", (not_unix, Test(1, EQUAL, STREAM, unless=True, mask=KIND))),
+        unlike_stream,
         Rule("socket", (not_unix, *unlike_tcp)),
         *[Rule(name, (Test(at, ANY_BIT, FASTOPEN),)) for name, at in sends.items()],
     ]
+
+
+@cache
+def deciding(call: str) -> tuple[int, ...]:
+    """The arguments that decide whether a call is refused, by their numbers."""
+    every = rules(network=True, processes=False, modes=True) + to_others(0)
+    return tuple(sorted({test.at for rule in every if rule.call == call for test in rule.tests}))
+
+
+def watch(calls: Iterable[str]) -> bytes:
+    """What a filter has so that whoever listens decides on these calls."""
+    return b"".join(
+        _step(LOAD, NR_AT) + _step(EQUAL, number, 0, 1) + _step(RETURN, NOTIFY)
+        for number in (NUMBERS[call][ON_ARM] for call in calls) if number >= 0
+    )  # fmt: skip
 
 
 def assemble(refused: list[Rule], *, notify: bool) -> bytes:
@@ -186,7 +213,8 @@ def install(code: bytes, *, listen: bool) -> int:
     """
     program = _step(LOAD, ARCH_AT) + _step(EQUAL, ARCH, 1, 0) + _step(RETURN, KILL)
     program += _step(LOAD, NR_AT) + _step(AT_LEAST, NEWEST, 0, 1)  # and those of x32
-    program += _step(RETURN, ERRNO | errno.ENOSYS) + code + _step(RETURN, ALLOW)
+    program += _step(RETURN, NOTIFY if listen else ERRNO | errno.ENOSYS)
+    program += code + _step(RETURN, ALLOW)
     held = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("=HxxxxxxQ", len(program) // 8, ctypes.addressof(held))
     return syscall(SECCOMP, SET_FILTER, NEW_LISTENER if listen else 0, header)

@@ -22,7 +22,7 @@ def try_store(folder: Path) -> None:
     if not (folder / "data.mdb").exists():
         return
     done = subprocess.run(
-        [sys.executable, "-m", __name__, str(folder)], stdin=subprocess.DEVNULL,
+        [sys.executable, "-P", "-m", __name__, str(folder)], stdin=subprocess.DEVNULL,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from msgspec import Meta, Struct, field, structs
 from aios.syscalls.messages import Reach, Spawn
 from aios.syscalls.rules import Manifest, Rule, Rules
 
+from .policy import check_rules
 from .walls import shown
 
 # By name: the kernel knows the SDK only as programs to run.
@@ -24,7 +26,7 @@ class Box(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A program that serves tools. Its workers belong to whoever calls, and act in the caller's
     storage as far as `allow` goes; the one of a `shared` box is there for all, and is nobody's."""
 
-    program: str  # a file of tools, or the name of one that ships
+    program: Annotated[str, Meta(max_length=4096)]  # a file, or the name of one that ships
     allow: Rules = []  # of system calls; the caller's own rules bind it as well
     reach: Reach = field(default_factory=Reach)  # besides the caller's
     workers: Annotated[int, Meta(ge=1, le=64)] = 4  # for one caller, at once
@@ -33,6 +35,18 @@ class Box(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     shared: bool = False
     task: Any = None  # what the program is told: of an MCP server how to reach it
     off: bool = False
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"/[^\0]+|\w+", self.program):
+            raise ValueError(f"{self.program!r} is no absolute path, and no toolbox that ships")
+        check_rules([Manifest(allow=self.allow)])
+
+    def stamp(self) -> int:
+        """Another, once the user's file has changed."""
+        try:
+            return Path(self.program).stat().st_mtime_ns if "/" in self.program else 0
+        except OSError:  # its worker says what is wrong
+            return 0
 
     def spawn(self, name: str, home: Path) -> Spawn:
         """What starts a worker in the system of `home`. A program of the user's is read with what

@@ -86,16 +86,17 @@ class Tools:
         call.on_end = partial(self.listing.remove, call)
         for state in self.states.values():
             state.error = ""  # it is tried once more
+            state.is_known = state.is_known and state.stamp == state.box.stamp()
         self._look()
 
     def _tell_listing(self) -> None:
         for name, state in self.states.items():
-            if state.specs is None and not state.error and Pool(name, 0) not in self.pools:
+            if not state.is_known and not state.error and Pool(name, 0) not in self.pools:
                 try:
                     self._start(Pool(name, 0), None)
                 except AiosError as error:
                     state.error = str(error)
-        if any(state.specs is None and not state.error for state in self.states.values()):
+        if any(not state.is_known and not state.error for state in self.states.values()):
             return
         specs = [spec for state in self.states.values() for spec in (state.specs or {}).values()]
         for call in self.listing.copy():
@@ -247,7 +248,7 @@ class Tools:
             self.after(LET_GO, partial(self._hangs, worker, job))
         elif not job.told:
             self.starter.end_now(process, f"ended with its job, {job.args.name}")
-        elif box.fresh:
+        elif box.fresh or worker.stamp != self.states[worker.pool.box].stamp:
             self.starter.end_now(process, "done")
         else:
             self._rest(worker)
@@ -270,9 +271,11 @@ class Tools:
         if len(self.workers) >= self.most:
             self._make_room()
             return
-        process = self.starter.start_worker(pool.box, self.states[pool.box].box, caller)
+        box = self.states[pool.box].box
+        stamp = box.stamp()
+        process = self.starter.start_worker(pool.box, box, caller)
         late = partial(self.starter.end_now, process, f"does not serve within {START:g} s")
-        worker = self.workers[process.pid] = Worker(process, pool, self.after(START, late))
+        worker = self.workers[process.pid] = Worker(process, pool, self.after(START, late), stamp)
         self.pools.setdefault(pool, []).append(worker)
 
     def _make_room(self) -> None:
@@ -324,13 +327,22 @@ class Tools:
         call.on_cancel = partial(self.starter.end_now, call.process, "serves no more")
         if not worker.at_once:
             worker.at_once = args.at_once if box.shared else 1
-            self.states[worker.pool.box].specs = worker.offered
+            self._has_told(worker)
             worker.timer.cancel()
             if worker.pool.caller or box.shared:
                 self._rest(worker)
             else:
                 self.starter.end_now(worker.process, "has said what it serves")
         self._look()
+
+    def _has_told(self, worker: Worker) -> None:
+        """What its toolbox has. Those that have another from its file before it changed, go."""
+        state = self.states[worker.pool.box]
+        state.specs, state.stamp, state.is_known = worker.offered, worker.stamp, True
+        for other in self.workers.values():
+            same = other.pool.box != worker.pool.box or other.stamp == worker.stamp
+            if not same and other.is_free:  # or it goes when it has done its job
+                self.starter.end_now(other.process, "its toolbox has changed")
 
     def progress(self, process: Process, args: m.JobProgress) -> None:
         """What comes too often to be looked at is left out. Raises Denied, NotFound."""

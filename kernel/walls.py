@@ -25,6 +25,7 @@ from aios.syscalls.messages import Reach
 from . import cgroup, landlock, seccomp, view
 from .linux import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, drop_capabilities, prctl
 from .refusals import hand_over
+from .witness import MAGIC, WATCHED, Witness
 
 # What programs need of the system; neither secrets nor sockets are in there.
 SYSTEM = (
@@ -136,7 +137,22 @@ def common(home: Path) -> tuple[list[str], list[str]]:
 @cache
 def calls_filter(*, network: bool, processes: bool, modes: bool) -> bytes:
     rules = seccomp.rules(network=network, processes=processes, modes=modes)
-    return seccomp.assemble(rules, notify=True)
+    refused = {rule.call for rule in rules if not rule.tests}
+    watched = [call for call in WATCHED if call not in refused]
+    return seccomp.watch(watched) + seccomp.assemble(rules, notify=True)
+
+
+@cache
+def common_real(home: Path) -> list[str]:
+    """What all agents of a system read, by its real name, but for what is each its own."""
+    return [os.path.realpath(path) for path in common(home)[0] if path not in MAGIC]
+
+
+def witness(walls: Walls, home: Path, key: int) -> Witness:
+    """Of an agent with these walls."""
+    own = [*DEVICES, str(Room(home, key).own), *walls.write]
+    read, write = (map(os.path.realpath, paths) for paths in (walls.read, own))
+    return Witness([*common_real(home), *read], write, walls.ports)
 
 
 class Room:
@@ -177,8 +193,12 @@ def put_up(walls: Walls, have: dict[str, str], room: Room, cwd: str, line: int) 
     read, seen = common(room.home)
     write = [*DEVICES, str(room.own), *walls.write]
     Path("/proc/self/oom_score_adj").write_text("500")  # it goes before kernel and core do
+    sys.dont_write_bytecode = True  # beside modules that it only reads: each would be told of
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     if have["view"]:
         view.enter([*seen, *view.real(walls.read)], view.real(write), os.path.realpath(cwd))
+    eyes = (("/proc/self/mem", os.O_RDONLY), ("/", os.O_PATH)) if have["calls"] else ()
+    opened = [os.open(*eye) for eye in eyes]
     _limit(walls, have)
     drop_privileges()
     if landlock.abi():
@@ -189,7 +209,7 @@ def put_up(walls: Walls, have: dict[str, str], room: Room, cwd: str, line: int) 
         if not walls.processes:
             code += seccomp.assemble(seccomp.to_others(os.getpid()), notify=True)
         listener = seccomp.install(code, listen=True)
-        hand_over(line, listener)
+        hand_over(line, listener, *opened)
 
 
 def drop_privileges() -> None:

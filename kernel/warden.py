@@ -60,9 +60,12 @@ class Warden:
         if not frame.walls.off:
             walls.check(frame.walls, self.walls)
 
-    def line(self, key: int) -> socket.socket:
+    def line(self, frame: StartAgent) -> socket.socket:
         """Over which the agent is to hand its listener: `wall_in` does."""
-        return self.refusals.expect(lambda name: self.tell(Refused(key, name)))
+        witness = walls.witness(frame.walls, self.home, frame.key)
+        return self.refusals.expect(
+            witness, lambda call, about: self.tell(Refused(frame.key, call, about))
+        )
 
     def walls_of(self, frame: StartAgent, line: int) -> Callable[[], None]:
         """What the agent's process does to itself, whose end of the line has the number `line`.
@@ -88,4 +91,6 @@ class Warden:
     def ended(self, key: int) -> None:
         """The agent is gone, or was never there: so is all that it started."""
         if self.groups is not None:
+            if self.groups.exceeded(key):
+                self.tell(Refused(key, "clone", "at its limit of tasks"))
             self.groups.end(key)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 GREETING = b"\xff" + bytes(8) + b"\x7f" + b"\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 MORE, LONG, COMMAND = 1, 2, 4  # flags of a frame
+PARTS = 1024  # of a message; none is kept, and one whose last never came would keep its peer busy
 READY = b"\x05READY\x0bSocket-Type\0\0\0\x06ROUTER\x08Identity\0\0\0\0"
 PING, PONG = b"\x04PING", b"\x04PONG"
 
@@ -47,6 +48,8 @@ class Conversation:
                 self._obey(bytes(self.kept[start:at]))
                 continue
             self.parts += 1
+            if self.parts > PARTS:
+                raise NotZmtp("a message without an end")
             if not flags & MORE:
                 found.append(bytes(self.kept[start:at]) if self.parts == 1 else None)
                 self.parts = 0

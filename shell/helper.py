@@ -21,7 +21,7 @@ def said(module: str, request: dict[str, Any], does: str) -> Iterator[tuple[str,
         AiosError: what it could not do, and why.
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", module, json.dumps(request)],
+        [sys.executable, "-P", "-m", module, json.dumps(request)],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True,
         preexec_fn=end_with_parent,  # noqa: PLW1509 (one system call)
     )  # fmt: skip

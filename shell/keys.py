@@ -163,7 +163,7 @@ def rotate(home: Path, new_key_file: Path | None, new_passphrase: bool, as_json:
 def keyring(command: str, home: Path, request: dict[str, Any]) -> None:
     """Have it done in a process of its own. Raises what that says."""
     done = subprocess.run(
-        [sys.executable, "-m", "aios.kernel.keyring", command, str(home)],
+        [sys.executable, "-P", "-m", "aios.kernel.keyring", command, str(home)],
         input=json.dumps(request).encode(), capture_output=True, check=False,
     )  # fmt: skip
     if done.returncode:

@@ -63,7 +63,7 @@ class System:
         with log, memory_file(json.dumps(dict(os.environ))) as environment:
             self.log_start = log.tell()
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "aios.kernel.init", str(home), json.dumps(settings)],
+                [sys.executable, "-P", "-m", "aios.kernel.init", str(home), json.dumps(settings)],
                 stdin=subprocess.PIPE, stdout=log, stderr=log, cwd="/",
                 start_new_session=True, pass_fds=[environment.fileno()],
                 env=open_environment() | {

@@ -140,7 +140,7 @@ def arguments_of(spec: Spec, pairs: tuple[str, ...], given: str | None) -> dict[
     text = sys.stdin.read() if given == "-" else given
     try:
         args = json.loads(text) if text else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"--args is not JSON: {error}") from error
     if not isinstance(args, dict):
         raise BadInput("--args is not an object", "--args '{\"NAME\": VALUE}'")
@@ -152,13 +152,24 @@ def arguments_of(spec: Spec, pairs: tuple[str, ...], given: str | None) -> dict[
     return args
 
 
-def value_of(schema: dict[str, Any], text: str) -> Any:
-    if schema.get("type") == "string":
+def value_of(schema: Any, text: str) -> Any:
+    if takes_text(schema, text):
         return text
     try:
         return msgspec.json.decode(text)
     except msgspec.DecodeError:
         return text  # the tool says whether that is of use
+
+
+def takes_text(schema: Any, text: str) -> bool:
+    """And nothing else but null."""
+    if not isinstance(schema, dict):  # true: it takes anything
+        return False
+    if "anyOf" in schema:
+        return all(takes_text(part, text) for part in schema["anyOf"])
+    kinds = schema.get("type", "any")
+    kinds = {kinds} if isinstance(kinds, str) else set(kinds)
+    return kinds <= {"string", "null"} or text in schema.get("enum", ())
 
 
 COMMANDS = (tool,)

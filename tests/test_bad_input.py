@@ -78,6 +78,10 @@ def test_a_cache_larger_than_memory_is_refused(homes: Path) -> None:
         ("policy = 'fair'", "fair"),
         ("[limits]\ntokens = -1", "limits.tokens"),
         ("[tools.'a.b']\nprogram = '/a.py'", "tools"),  # no tool could be named so
+        ("[tools.lab]\nprogram = './lab.py'", "'./lab.py' is no absolute path"),
+        ("[tools.lab]\nprogram = 'lab.py'", "'lab.py' is no absolute path"),
+        ("[tools.lab]\nprogram = '/lab\\u0000.py'".replace("'", '"'), "is no absolute path"),
+        ("[tools.lab]\nprogram = '/lab.py'\nallow = ['Sto!']", "no rule: 'Sto!'"),
         (b"\xff\xfe", "config.toml"),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aios.kernel.zmtp import COMMAND, GREETING, LONG, MORE, Conversation, NotZmtp, framed
+from aios.kernel.zmtp import COMMAND, GREETING, LONG, MORE, PARTS, Conversation, NotZmtp, framed
 
 LONGEST = 1000
 HELLO = GREETING + framed(b"\x05READY\x0bSocket-Type\0\0\0\x06DEALER", COMMAND)
@@ -48,9 +48,11 @@ def test_it_answers_with_its_greeting_and_a_ready_and_each_ping_with_a_pong() ->
 def test_of_a_message_that_never_ends_nothing_is_kept() -> None:
     talk = Conversation(LONGEST)
     talk.take(HELLO)
-    for _ in range(1000):
+    for _ in range(PARTS):
         assert talk.take(framed(bytes(LONGEST), MORE)) == []
         assert len(talk.kept) == 0
+    with pytest.raises(NotZmtp, match="without an end"):
+        talk.take(framed(b"", MORE))
 
 
 CURVE = GREETING[:12] + b"CURVE".ljust(20, b"\0") + bytes(32)

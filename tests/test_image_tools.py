@@ -119,7 +119,7 @@ def test_image_reads_nothing_else(job: Job, content: bytes) -> None:
 
 def test_image_reads_no_format_that_is_rare(job: Job) -> None:
     path = store(job, "a.png", Image.new("RGB", (8, 8)), "PPM")
-    with pytest.raises(ToolFailed, match="cannot be read as an image"):
+    with pytest.raises(ToolFailed, match="cannot be read as an image: it is none of PNG, JPEG"):
         run("image.inspect", job, path=path)
 
 

@@ -143,7 +143,7 @@ def test_schemas_that_are_none(capfd: pytest.CaptureFixture[str]) -> None:
         ("t0", "'intger' is not valid"),
         ("t2", "its schema has more than"),
         ("t6", "an integer above 64 bits"),
-        ("t7", "nan is no value"),
+        ("t7", "nan is no number of JSON"),
         ("t8", "nested deeper than 32"),
     ):
         assert f"'{tool}' of bad is left out: {why}" in said
@@ -253,7 +253,7 @@ def test_a_server_that_hears_nothing_after_a_cancel(
         ("error", "^there is no such city$"),
         ("has no quota", "^bad: the quota is used up$"),
         ("does not say why", "^bad: error -32603$"),
-        ("not a number", "bad.go returned what cannot be used: nan is no value"),
+        ("not a number", "bad.go returned what cannot be used: nan is no number of JSON"),
         ("a long number", "cannot be used: an integer above 64 bits"),
         ("nested", "cannot be used: nested deeper than 32"),
     ],

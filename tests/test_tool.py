@@ -155,9 +155,9 @@ def returns(what: str) -> Any:
     return {
         "struct": Row(1), "dataclass": Point(1, ""), "pair": Pair(1, "b"), "enum": Color.RED,
         "time": datetime(2026, 1, 31, tzinfo=UTC), "set": {1}, "bytes": b"\0", "none": None,
-        "map": {1: "a"}, "widest": 2**64 - 1, "inf": float("inf"),
-        "nan": [float("nan")], "object": object(), "complex": 3j, "wide": 2**64, "deep": deep,
-        "ring": ring, "key": {(1, 2): 3}, "float key": {0.5: 1},
+        "map": {1: "a"}, "widest": 2**64 - 1,
+        "nan": [float("nan")], "inf": {"a": -float("inf")}, "object": object(), "complex": 3j,
+        "wide": 2**64, "deep": deep, "ring": ring, "key": {(1, 2): 3}, "float key": {0.5: 1},
     }[what]  # fmt: skip
 
 
@@ -166,7 +166,7 @@ def returns(what: str) -> Any:
     [
         ("struct", {"n": 1}), ("dataclass", {"x": 1, "title": ""}), ("pair", [1, "b"]),
         ("enum", "red"), ("time", "2026-01-31T00:00:00Z"), ("set", [1]), ("bytes", b"\0"),
-        ("none", None), ("map", {1: "a"}), ("widest", 2**64 - 1), ("inf", float("inf")),
+        ("none", None), ("map", {1: "a"}), ("widest", 2**64 - 1),
     ],
 )  # fmt: skip
 def test_a_result_becomes_what_msgpack_has(what: str, value: Any) -> None:
@@ -177,7 +177,8 @@ def test_a_result_becomes_what_msgpack_has(what: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("what", "reason"),
     [
-        ("nan", "nan"), ("object", "type object"), ("complex", "type complex"),
+        ("nan", "nan is no number of JSON"), ("inf", "-inf is no number of JSON"),
+        ("object", "type object"), ("complex", "type complex"),
         ("wide", "above 64 bits"), ("deep", "deeper than 32"), ("ring", ""),
         ("key", "keys are strings"), ("float key", "keys are strings"),
     ],
@@ -241,6 +242,12 @@ def foreign(path: Alone) -> None: ...
 def test_what_cannot_be_a_tool_says_why(function: Callable[..., Any], reason: str) -> None:
     with pytest.raises(TypeError, match=f"the tool '{function.__name__}': .*{reason}"):
         tool(function)
+
+
+@pytest.mark.parametrize("given", ["lab.add", returns, Row])
+def test_what_is_no_function_says_how_to_write_it(given: Any) -> None:
+    with pytest.raises(TypeError, match=r"write @tool, or @tool\(name="):
+        tool(given)
 
 
 @pytest.mark.parametrize("given", [{"name": "two words"}, {"limit": 0}, {"timeout": 0}])

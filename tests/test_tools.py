@@ -134,6 +134,12 @@ def test_ended_workers_leave_nothing_on_the_disk(boot: Boot, tmp_path: Path) -> 
             call(aios, "fresh")
         eventually(lambda: not aios.ps() and not list((system.home / "agents").iterdir()))
         eventually(lambda: len(list((system.home / "log").glob("agent-*.log"))) == 2)
+        last = max(row.pid for row in aios.ps(all=True) if row.kind == "agent")
+        (
+            system.home / "agents" / str(last)
+        ).mkdir()  # as if the kernel had died before it deleted it
+        os.kill(aios.status().os_pid, signal.SIGKILL)
+        eventually(lambda: not list((system.home / "agents").iterdir()))
 
 
 def test_calls_run_at_once_each_in_a_process_of_its_own(aios: Aios, tmp_path: Path) -> None:
@@ -222,11 +228,19 @@ def test_a_long_result_is_in_the_callers_storage(aios: Aios) -> None:
     aios.sto_purge(result.stored)
 
 
-def test_what_a_tool_prints_is_bounded(aios: Aios) -> None:
-    assert call(aios, "lab.chatter", megabytes=200) == "said it"
+@pytest.mark.parametrize("where", ["out", "err"])
+def test_what_a_tool_prints_is_bounded(aios: Aios, where: str) -> None:
+    assert call(aios, "lab.chatter", megabytes=200, where=where) == "said it"
     (worker,) = aios.ps()
     assert len(aios.log(worker.pid, offset=1 << 20).data) < 100
-    assert call(aios, "lab.chatter", megabytes=1) == "said it"
+    assert call(aios, "lab.chatter", megabytes=1, where=where) == "said it"
+
+
+def test_a_full_log_fails_nobody_who_prints(aios: Aios) -> None:
+    with pytest.raises(ToolFailed, match="File too large"):
+        call(aios, "lab.chatter", megabytes=1000, where="log")
+    assert call(aios, "lab.chatter", megabytes=2) == "said it"
+    assert [row.name for row in aios.ps()] == ["lab"]  # the same, whose log it is
 
 
 def test_a_worker_says_nothing_that_is_nested_too_deep_for_who_reads_it() -> None:
@@ -378,6 +392,73 @@ def test_a_reach_that_is_too_much_is_refused(aios: Aios, program: Any, tmp_path:
     )
     pid = aios.spawn(program(body), program("return 1"))
     assert aios.wait(pid, timeout=30).result == 0
+
+
+# --- a toolbox that changes under a running system ------------------------------------------------
+
+NOTES = """
+from aios.agents.tool import tool
+
+@tool(name="notes.version")
+def version() -> int:
+    return {version}
+
+@tool(name="notes.{name}", effect=True)
+def other() -> str:
+    return "done"
+"""
+
+
+def test_a_changed_file_is_what_is_listed_and_called(boot: Boot, tmp_path: Path) -> None:
+    file = tmp_path / "notes.py"
+
+    def write(text: str) -> None:
+        file.write_text(text)
+        os.utime(file, ns=(0, len(text)))  # another time, however fast this is
+
+    def names(aios: Aios) -> list[str]:
+        return [spec.name for spec in aios.tools() if spec.name.startswith("notes.")]
+
+    write(NOTES.format(version=1, name="first"))
+    system = boot(slots=1, ctx=256, tools={"notes": {"program": str(file), "idle": 300}})
+    with connect(system.home) as aios, connect(system.home) as other:
+        assert (call(aios, "notes.version"), call(other, "notes.version")) == (1, 1)
+        before = {row.pid for row in aios.ps()}
+        write(NOTES.format(version=2, name="second_one"))
+        assert names(aios) == ["notes.version", "notes.second_one"]
+        assert [call(each, "notes.version") for each in (aios, other)] == [2, 2]
+        assert call(other, "notes.second_one") == "done"
+        assert not before & {row.pid for row in aios.ps()}
+        write("def (:")
+        (box,) = [box for box in aios.toolboxes().boxes if box.name == "notes"]
+        assert "SyntaxError" in box.error
+        assert call(other, "notes.version") == 2  # those who have it go on
+        write(NOTES.format(version=3, name="first"))
+        assert names(aios) == ["notes.version", "notes.first"]
+        assert call(aios, "notes.version") == 3
+        assert aios.check() == []
+
+
+def test_a_worker_that_has_a_changed_files_tools_no_more_is_given_none(
+    boot: Boot, tmp_path: Path
+) -> None:
+    file, go = tmp_path / "notes.py", tmp_path / "go"
+    waits = "\n@tool(name='notes.wait')\ndef wait() -> int:\n    while not Path({!r}).exists():\n"
+    waits = "\nfrom pathlib import Path" + waits.format(str(go)) + "        pass\n    return 0\n"
+    file.write_text(NOTES.format(version=1, name="first") + waits)
+    box = {"program": str(file), "idle": 300, "reach": {"read": [str(tmp_path)]}}
+    system = boot(slots=1, ctx=256, tools={"notes": box})
+    with connect(system.home) as aios, connect(system.home) as other:
+        assert call(aios, "notes.version") == 1
+        (old,) = aios.ps()
+        waiting = aios.call_tool("notes.wait")
+        file.write_text(NOTES.format(version=2, name="second"))
+        assert call(other, "notes.version") == 2
+        go.touch()
+        assert waiting.result(30).value == 0
+        assert call(aios, "notes.second") == "done"
+        assert old.pid not in {row.pid for row in aios.ps()}
+        assert aios.check() == []
 
 
 # --- once -----------------------------------------------------------------------------------------

@@ -23,8 +23,8 @@ from rich.progress import Progress
 from aios.agents import connect
 from aios.shell.cli import cli
 from aios.shell.launch import System
-from aios.shell.tools import follow
-from aios.syscalls.tool import JobProgress, ToolProgress
+from aios.shell.tools import arguments_of, follow
+from aios.syscalls.tool import JobProgress, Spec, ToolProgress
 
 ROOT = Path(__file__).parent.parent
 LAB = str(ROOT / "tests" / "toolbox.py")
@@ -81,6 +81,7 @@ def test_a_tool_is_called(home: Path) -> None:
         (("call", "lab.none"), 1, "no tool 'lab.none'"),
         (("call", "lab.add", "a"), 78, "'a' is not NAME=VALUE"),
         (("call", "lab.add", "--args", "{"), 78, "--args is not JSON"),
+        (("call", "lab.add", "--args", "[" * 100_000), 78, "--args is not JSON"),
         (("call", "lab.add", "--args", "[]"), 78, "--args is not an object"),
         (("call", "lab.add", "a=x"), 1, "Expected `int`"),
         (("call", "lab.fail", "text=because"), 1, "ValueError: because"),
@@ -94,6 +95,23 @@ def test_what_is_wrong_is_said(home: Path, args: tuple[str, ...], code: int, sai
     finished = run(home, "tool", *args)
     assert (finished.returncode, finished.stdout) == (code, "")
     assert said in finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "value"),
+    [
+        ({"type": "string"}, "12", "12"),
+        ({"anyOf": [{"type": "string"}, {"type": "null"}]}, "12", "12"),
+        ({"enum": ["1", "2"]}, "2", "2"),
+        ({"type": "integer"}, "12", 12),
+        ({"anyOf": [{"type": "array"}, {"type": "string"}]}, "[1]", [1]),
+        ({}, "a b", "a b"),
+        (True, "12", 12),
+    ],
+)
+def test_a_value_is_text_where_the_schema_says_so(schema: Any, text: str, value: Any) -> None:
+    spec = Spec(name="a", description="", schema={"properties": {"b": schema}})
+    assert arguments_of(spec, (f"b={text}",), None) == {"b": value}
 
 
 def test_ctrl_c_ends_the_tool(home: Path, tmp_path: Path) -> None:

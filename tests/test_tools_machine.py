@@ -8,7 +8,7 @@ import heapq
 import itertools
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 from hypothesis import settings
@@ -30,8 +30,17 @@ def spec(name: str, **fields: Any) -> m.Spec:
     return m.Spec(name=name, description="", schema={}, **fields)
 
 
+class Changing(Box, frozen=True):
+    """One whose file changes."""
+
+    changes: ClassVar[int] = 0
+
+    def stamp(self) -> int:
+        return Changing.changes
+
+
 BOXES = {
-    "lab": Box(program="lab", workers=2, idle=300),
+    "lab": Changing(program="lab", workers=2, idle=300),
     "new": Box(program="new", workers=2, fresh=True),
     "mcp": Box(program="mcp", shared=True),
 }
@@ -102,6 +111,7 @@ class World(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now, self.count = 0.0, itertools.count()
+        Changing.changes = 0
         self.table = ProcessTable(AGENTS, 100, 10)
         self.journal: dict[int, bytes] = {}
         self.calls: list[Call] = []  # all that have no end yet
@@ -132,7 +142,7 @@ class World(RuleBasedStateMachine):
         return process
 
     def end_now(self, process: Process, reason: str) -> None:
-        if reason in ("idle", "makes room"):
+        if reason in ("idle", "makes room", "its toolbox has changed"):
             assert not self.tools.workers[process.pid].jobs
         if process.alive and process.state != "ending":
             process.reason = reason
@@ -172,6 +182,10 @@ class World(RuleBasedStateMachine):
             self.tools.call(call, call.args)  # type: ignore[arg-type]
         except NotFound as error:
             call.fail(error)
+
+    @rule()
+    def a_file_changes(self) -> None:
+        Changing.changes += 1
 
     @rule(who=st.integers(0, CALLERS - 1))
     def list_(self, who: int) -> None:
@@ -362,6 +376,11 @@ class World(RuleBasedStateMachine):
         assert len(self.tools.workers) <= MOST
         for pid in self.tools.workers:
             assert len(self.doing[pid]) <= 1 or self.table.rows[pid].tool == "mcp"
+
+    @invariant()
+    def those_who_rest_have_the_file_that_is_known(self) -> None:
+        for worker in self.tools.workers.values():
+            assert not worker.is_free or worker.stamp == self.tools.states[worker.pool.box].stamp
 
     @invariant()
     def nobody_is_kept_for_nobody(self) -> None:

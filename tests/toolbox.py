@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from aios.agents.tool import Running, tool
 
@@ -99,10 +99,13 @@ def long(size: int) -> str:
 
 
 @tool(name="lab.chatter")
-def chatter(megabytes: int) -> str:
-    """Print a lot."""
+def chatter(megabytes: int, where: Literal["out", "err", "log"] = "out") -> str:
+    """Print a lot; to the log without Python's help."""
     for _ in range(megabytes):
-        print("x" * (1 << 20))
+        if where == "log":
+            os.write(1, b"x" * (1 << 20))
+        else:
+            print("x" * (1 << 20), file=sys.stdout if where == "out" else sys.stderr)
     return "said it"
 
 

@@ -67,18 +67,30 @@ def calculate(
 def _parsed(expression: str) -> ast.expr:
     text = re.sub(r"(?<![=<>!])=(?!=)", "==", expression.strip().replace("^", "**"))
     try:
-        return ast.parse(text, mode="eval").body
+        body = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         hint = "write 2*x for 2x, sqrt(2), and numbers without commas"
         raise ToolFailed(f"{expression[:100]!r} is no expression: {error}", hint) from error
+    for node in ast.walk(body):
+        if isinstance(node, ast.Constant) and isinstance(node.value, float):
+            node.value = _decimal(ast.get_source_segment(text, node) or "")
+    return body
+
+
+def _decimal(text: str) -> Any:
+    """As it is written: 0.1 is a tenth."""
+    power = text.lower().partition("e")[2]
+    if power and abs(int(power)) > LARGE:
+        raise ToolFailed(f"{text[:100]}: the exponent there is at most {LARGE}")
+    return sympy.Rational(text.replace("_", ""))
 
 
 def _value(node: ast.AST) -> Any:
     match node:
         case ast.Constant(value=bool() as truth):
             return sympy.sympify(truth)
-        case ast.Constant(value=int() | float() as number):
-            return sympy.Rational(str(number))  # 0.1 is a tenth
+        case ast.Constant(value=int() | sympy.Rational() as number):
+            return sympy.Rational(number)
         case ast.Name(id=name) if name not in FUNCTIONS:
             return CONSTANTS[name] if name in CONSTANTS else sympy.Symbol(name)
         case ast.List(elts=items):

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, get_args
 
 import msgspec
 from msgspec import Meta
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from aios.agents.tool import Running, tool
 from aios.syscalls.errors import ToolFailed
@@ -84,6 +84,9 @@ def _opened(path: str, job: Running) -> tuple[Image.Image, Shape]:
         return image, _shape(path, image, size)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ToolFailed(f"{path} has more than {MAX_PIXELS} pixels") from error
+    except UnidentifiedImageError as error:  # what it says is for programmers
+        kinds = ", ".join(FORMATS)
+        raise ToolFailed(f"{path} cannot be read as an image: it is none of {kinds}") from error
     except (OSError, ValueError, SyntaxError, EOFError) as error:  # what Pillow's readers raise
         raise ToolFailed(f"{path} cannot be read as an image: {error}") from error
 

@@ -33,15 +33,21 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     until: float | None = None
 
     def matches(self, record: Record) -> bool:
-        kinds = {"allowed": ("intent", "read"), "denied": ("denied",)}
         return (
             (self.agent is None or _is_of(record, self.agent))
             and (self.call is None or fnmatchcase(record.call, self.call))
             and (self.object is None or self.object in record.object)
-            and (self.decision is None or record.kind in kinds[self.decision])
+            and (self.decision is None or self.decision == _decision(record))
             and (self.since is None or record.wall >= self.since * 1e9)
             and (self.until is None or record.wall < self.until * 1e9)
         )
+
+
+def _decision(record: Record) -> str:
+    """What the kernel decided, or Linux: walls.md."""
+    if record.kind in ("intent", "read"):
+        return "allowed"
+    return "denied" if record.kind == "denied" or record.call == "process.refused" else ""
 
 
 def _is_of(record: Record, agent: str) -> bool:

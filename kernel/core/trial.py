@@ -47,7 +47,7 @@ def run(source: str) -> None:
     Raises:
         BadGrammar: that did not end well, or not within the limits.
     """
-    command = [sys.executable, "-m", "aios.kernel.core.trial"]
+    command = [sys.executable, "-P", "-m", "aios.kernel.core.trial"]
     done = subprocess.run(command, input=source.encode(), capture_output=True, check=False)
     if done.returncode:
         limits = f"{SECONDS} s of processor time, {MEMORY >> 20} MiB"

@@ -1,0 +1,179 @@
+"""What an agent names to Linux that is not within its reach: files, folders, sockets, ports.
+
+Landlock and the view refuse these and tell nobody, so seccomp has init look at each call that names
+one before Linux does it. Nothing is decided here: who changes a path while it is looked at hides it
+from the record, and meets the walls all the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+HERE = -100  # AT_FDCWD
+UNIX, INET, INET6 = 1, 2, 10
+TEXT, ADDRESS = 4096, 128  # bytes of a path, and of an address, at most
+STEPS = 256  # that are looked at of a path; what has more counts as one to the root
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+AT_A_GLANCE = os.O_PATH  # it is only pointed at: Landlock lets it, where the view shows it
+MAGIC = ("/proc/self", "/proc/thread-self")  # lead elsewhere for whoever looks
+
+
+class Named(NamedTuple):
+    """A path among the arguments of a call, by their numbers."""
+
+    path: int
+    folder: int | None = None  # a descriptor of where it begins; None: the working folder
+    flags: int | None = None  # as those of open; None: `how`
+    how: int = os.O_WRONLY
+
+
+ENTRY = os.O_WRONLY | os.O_NOFOLLOW  # of a folder; a symbolic link is not followed
+OLD, OLD_AT, NEW_AT = Named(0, how=ENTRY), Named(1, 0, how=ENTRY), Named(3, 2, how=ENTRY)
+PATHS: dict[str, tuple[Named, ...]] = {
+    "open": (Named(0, flags=1),), "openat": (Named(1, 0, flags=2),), "creat": (Named(0),),
+    "truncate": (Named(0),), "chdir": (Named(0, how=AT_A_GLANCE),),
+    "execve": (Named(0, how=os.O_RDONLY),), "execveat": (Named(1, 0, how=os.O_RDONLY),),
+    "mkdir": (OLD,), "rmdir": (OLD,), "unlink": (OLD,), "symlink": (Named(1, how=ENTRY),),
+    "mkdirat": (OLD_AT,), "unlinkat": (OLD_AT,), "symlinkat": (Named(2, 1, how=ENTRY),),
+    "rename": (OLD, Named(1, how=ENTRY)), "link": (OLD, Named(1, how=ENTRY)),
+    "renameat": (OLD_AT, NEW_AT), "renameat2": (OLD_AT, NEW_AT), "linkat": (OLD_AT, NEW_AT),
+    "chmod": (Named(0),), "fchmodat": (Named(1, 0),), "fchmodat2": (Named(1, 0),),
+    "utime": (Named(0),), "utimes": (Named(0),), "futimesat": (Named(1, 0),),
+    "utimensat": (Named(1, 0),),
+}  # fmt: skip
+WATCHED = (*PATHS, "connect")
+
+
+class Witness:
+    """Of one agent, which reaches what Landlock lets it: files and folders by their real names."""
+
+    def __init__(self, read: Iterable[str], write: Iterable[str], ports: Iterable[int]) -> None:
+        self.write = set(write)
+        self.read = self.write.union(read)
+        self.ports = set(ports)
+
+    def begin(self, os_pid: int, memory: int, root: int) -> None:
+        """The agent is that process; what it has of its own memory and of its root it has opened
+        itself, since from then on nobody but root may look into it."""
+        self.os_pid, self.memory, self.root = os_pid, memory, root
+        self.read.add(f"/proc/{os_pid}")
+
+    def end(self) -> None:
+        os.close(self.memory)
+        os.close(self.root)
+
+    def out_of_reach(self, call: str, task: int, args: Sequence[int]) -> list[str]:
+        """What thread `task` names by a call with these arguments and does not reach. Not what
+        nobody can look at: it is gone, has no memory there, or is not for this user to look into.
+        """
+        found = []
+        for where in PATHS.get(call, (None,)):
+            with contextlib.suppress(OSError):
+                found.append(self._path(task, where, args) if where else self._peer(task, args))
+        return [os.fsencode(said).decode(errors="backslashreplace") for said in found if said]
+
+    def _path(self, task: int, where: Named, args: Sequence[int]) -> str:
+        folder = HERE if where.folder is None else signed(args[where.folder])
+        path = self._from_root(task, _text(self._read(task, args[where.path], TEXT)), folder)
+        how = where.how if where.flags is None else args[where.flags]
+        real = resolved(self.root, task, path, follows=not how & os.O_NOFOLLOW)
+        glance = bool(how & AT_A_GLANCE)
+        if _is_in(real, self.write if how & WRITES and not glance else self.read):
+            return ""
+        if glance and _is_there(self.root, real):
+            return ""
+        return path if path == real else f"{real} by {path}"
+
+    def _peer(self, task: int, args: Sequence[int]) -> str:
+        """Of connect."""
+        address = self._read(task, args[1], min(args[2], ADDRESS))
+        family = int.from_bytes(address[:2], "little")
+        if family in (INET, INET6):
+            port = int.from_bytes(address[2:4], "big")
+            return "" if port in self.ports else f"port {port}"
+        if family != UNIX:
+            return ""
+        if address[2:3] == b"\0":
+            return f"@{os.fsdecode(address[3:])}"
+        path = self._from_root(task, _text(address[2:]), HERE)
+        real = resolved(self.root, task, path, follows=True)
+        return "" if _is_in(real, self.read) else path
+
+    def _from_root(self, task: int, path: str, folder: int) -> str:
+        if path.startswith("/"):
+            return path
+        start = "cwd" if folder == HERE else f"fd/{folder}"
+        return os.path.join(os.readlink(f"/proc/{task}/{start}"), path)
+
+    def _read(self, task: int, at: int, size: int) -> bytes:
+        if at >= 1 << 63:
+            raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+        is_own = os.path.exists(f"/proc/{self.os_pid}/task/{task}")
+        if is_own and (data := os.pread(self.memory, size, at)):
+            return data
+        with open(
+            f"/proc/{task}/mem", "rb", buffering=0
+        ) as memory:  # of what it started, or became
+            return os.pread(memory.fileno(), size, at)
+
+
+def resolved(root: int, task: int, path: str, *, follows: bool) -> str:
+    """Where an absolute path leads for `task`, below the folder `root` that is open, as far as
+    there is something; with `follows` through a symbolic link at its end as well."""
+    rest, real = path.split("/")[::-1], "/"
+    for _ in range(STEPS):
+        if not rest:
+            return real
+        name = rest.pop()
+        if name in ("", "."):
+            continue
+        real = os.path.dirname(real) if name == ".." else os.path.join(real, name)
+        if real in MAGIC:
+            real = f"/proc/{_process(task)}"
+        if name != ".." and (rest or follows) and (link := _link(root, real)):
+            rest += link.split("/")[::-1]
+            real = "/" if link.startswith("/") else os.path.dirname(real)
+    return "/"
+
+
+def _link(root: int, path: str) -> str:
+    """Where a symbolic link leads; "": there is none."""
+    try:
+        return os.readlink(path[1:], dir_fd=root)
+    except OSError:
+        return ""
+
+
+def _process(task: int) -> int:
+    """Whose thread it is."""
+    with open(f"/proc/{task}/status") as file:
+        return next((int(line.split()[1]) for line in file if line.startswith("Tgid:")), task)
+
+
+def _is_there(root: int, path: str) -> bool:
+    try:
+        os.stat(path[1:] or ".", dir_fd=root, follow_symlinks=False)
+    except OSError:
+        return False
+    return True
+
+
+def _is_in(path: str, folders: set[str]) -> bool:
+    while path not in folders:
+        if path == "/":
+            return False
+        path = os.path.dirname(path)
+    return True
+
+
+def _text(data: bytes) -> str:
+    return os.fsdecode(data.partition(b"\0")[0])
+
+
+def signed(value: int) -> int:
+    """An `int` of C, as an argument of a call has it."""
+    return (value & 0xFFFFFFFF ^ 0x80000000) - 0x80000000

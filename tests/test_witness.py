@@ -1,0 +1,110 @@
+"""What init makes of the arguments of Linux's calls: where a path leads, and always an answer."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import uuid
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from aios.kernel.witness import STEPS, WATCHED, Witness, resolved
+
+MEMORY = os.open("/proc/self/mem", os.O_RDONLY)
+ROOT = os.open("/", os.O_PATH)
+NAMES = st.sampled_from(["a", "b", "c", "..", ".", ""])
+PATHS = st.lists(NAMES, min_size=1, max_size=6).map("/".join)
+ENTRIES = st.lists(
+    st.tuples(
+        st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=3), st.none() | PATHS
+    ),
+    max_size=8,
+)  # where, and what a link there says; None: a folder
+
+
+def planted(place: Path, entries: list[tuple[list[str], str | None]]) -> None:
+    for where, target in entries:
+        path = place.joinpath(*where)
+        inside = path.parent.is_dir() and path.parent.resolve().is_relative_to(place)
+        if inside and not os.path.lexists(path):
+            if target is None:
+                path.mkdir()
+            else:
+                path.symlink_to(f"{place}/{target}" if target.startswith("/") else target or ".")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
+@given(ENTRIES, PATHS)
+def test_a_path_leads_where_linux_takes_it(
+    tmp_path: Path, entries: list[tuple[list[str], str | None]], path: str
+) -> None:
+    place = tmp_path / uuid.uuid4().hex
+    place.mkdir()
+    planted(place, entries)
+    full = f"{place}/{path}"
+    try:
+        found = os.open(full, os.O_PATH)
+    except OSError:
+        assert resolved(ROOT, os.getpid(), full, follows=True).startswith("/")  # and ends
+        return
+    assert resolved(ROOT, os.getpid(), full, follows=True) == str(
+        Path(f"/proc/self/fd/{found}").readlink()
+    )
+    os.close(found)
+    found = os.open(full, os.O_PATH | os.O_NOFOLLOW)
+    assert resolved(ROOT, os.getpid(), full, follows=False) == str(
+        Path(f"/proc/self/fd/{found}").readlink()
+    )
+    os.close(found)
+
+
+def test_a_path_of_many_steps_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("./" * 100 + "loop")
+    assert resolved(ROOT, os.getpid(), f"{tmp_path}/loop", follows=True) == "/"
+    most = "/a" * (STEPS - 2)
+    assert resolved(ROOT, os.getpid(), most, follows=True) == most
+    assert resolved(ROOT, os.getpid(), most + "/a", follows=True) == "/"
+
+
+HELD = ctypes.create_string_buffer(8192)
+ARGS = st.one_of(
+    st.integers(0, 2**64 - 1), st.sampled_from([0, 1, 3, 2**64 - 100, 2**63, 2**63 - 1]),
+    st.integers(0, len(HELD)).map(lambda at: ctypes.addressof(HELD) + at),
+)  # fmt: skip
+
+
+def witness() -> Witness:
+    """Of this process."""
+    found = Witness(["/usr"], ["/tmp"], [80])
+    found.begin(os.getpid(), MEMORY, ROOT)
+    return found
+
+
+@given(
+    st.sampled_from(WATCHED), st.lists(ARGS, min_size=6, max_size=6),
+    st.one_of(st.binary(max_size=300), PATHS.map(str.encode), st.just(b"/x" * 4096)),
+)  # fmt: skip
+def test_whatever_the_arguments_are_there_is_an_answer(
+    call: str, args: list[int], held: bytes
+) -> None:
+    HELD.raw = held[: len(HELD)].ljust(len(HELD), b"\0")
+    for said in witness().out_of_reach(call, os.getpid(), args):
+        assert said.encode()
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        (b"/usr/lib", []), (b"/usr/../etc/shadow", ["/etc/shadow by /usr/../etc/shadow"]),
+        (b"/usrs", ["/usrs"]), (b"/\xff", ["/\\xff"]),
+        (b"/proc/self/root/etc/x", ["/etc/x by /proc/self/root/etc/x"]),
+    ],
+)  # fmt: skip
+def test_what_is_out_of_reach_is_told_by_its_real_name(path: bytes, said: list[str]) -> None:
+    HELD.raw = path.ljust(len(HELD), b"\0")
+    args = [2**64 - 100, ctypes.addressof(HELD), os.O_RDONLY, 0, 0, 0]
+    found = witness().out_of_reach("openat", os.getpid(), args)
+    assert found == said
