@@ -171,11 +171,12 @@ async def end(process: Process) -> None:
     """As the protocol has it, with all that it has started. It may have to write before it ends."""
     assert process.stdin is not None and process.stdout is not None
     process.stdin.close()
+    steps: tuple[int | None, ...] = (signal.SIGTERM, signal.SIGKILL, None)
     if process.returncode is not None:  # only what it has started may be there
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        return
-    for number in (signal.SIGTERM, signal.SIGKILL, None):
+        steps = (None,)
+    for number in steps:
         with suppress(TimeoutError):
             async with asyncio.timeout(GRACE):
                 while await process.stdout.read(LONGEST):
