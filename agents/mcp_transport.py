@@ -61,14 +61,16 @@ async def transport(server: McpServer, over: Over) -> AsyncIterator[Any]:
 
 
 async def let_in(response: httpx2.Response) -> None:
-    """Raises HTTPError where the key does not fit, and where the session is no more, with which the
-    package would go on. A message has the bound that a program's has."""
+    """Raises HTTPError where the key does not fit, only a proxy answers, or the session is no more:
+    the package would go on. A message has the bound that a program's has."""
     in_session = "mcp-session-id" in response.request.headers
-    if response.status_code in ((400, 401, 403, 404) if in_session else (401, 403)):
+    is_json = response.headers.get("Content-Type", "").lower().startswith("application/json")
+    is_away = response.status_code >= 500 and not is_json
+    if is_away or response.status_code in ((400, 401, 403, 404) if in_session else (401, 403)):
         response.raise_for_status()
     if response.headers.get("Content-Encoding", "identity") != "identity":
         raise httpx2.DecodingError("it compresses what it says, unasked")
-    if response.headers.get("Content-Type", "").lower().startswith("application/json"):
+    if is_json:
         assert isinstance(response.stream, httpx2.AsyncByteStream)
         response.stream = Bounded(response.stream)
 
@@ -106,6 +108,7 @@ async def program(server: McpServer, over: Over) -> AsyncIterator[Any]:
         async with anyio.create_task_group() as group:
             group.start_soon(read, server, process, sent, over)
             group.start_soon(write, process, given)
+            group.start_soon(watch, process, over)
             yield receive, give
             group.cancel_scope.cancel()
     finally:
@@ -155,11 +158,25 @@ async def write(process: Process, given: Given) -> None:
                 await process.stdin.drain()
 
 
+async def watch(process: Process, over: Over) -> None:
+    """Notice its end also where something that it has started holds its stdout, for whose end
+    `wait` waits as well."""
+    while process.returncode is None:
+        await asyncio.sleep(GRACE)
+    await asyncio.sleep(GRACE)  # its last words are read before that
+    over("has ended")
+
+
 async def end(process: Process) -> None:
     """As the protocol has it, with all that it has started. It may have to write before it ends."""
     assert process.stdin is not None and process.stdout is not None
     process.stdin.close()
-    for number in (signal.SIGTERM, signal.SIGKILL, None):
+    steps: tuple[int | None, ...] = (signal.SIGTERM, signal.SIGKILL, None)
+    if process.returncode is not None:  # only what it has started may be there
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        steps = (None,)
+    for number in steps:
         with suppress(TimeoutError):
             async with asyncio.timeout(GRACE):
                 while await process.stdout.read(LONGEST):

@@ -193,7 +193,7 @@ def test_changes_of_a_server_with_the_protocol_of_2026() -> None:
 # --- calls ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["dies", "killed"])
+@pytest.mark.parametrize("how", ["dies", "killed", "killed, but not its child"])
 def test_a_server_that_dies_in_a_call(how: str) -> None:
     with pytest.raises(ToolCrashed, match="the MCP server bad has ended"):
         call(how)

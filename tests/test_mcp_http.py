@@ -111,6 +111,8 @@ class Rude(BaseHTTPRequestHandler):
     def called(self, number: int, how: str | None) -> None:
         if how == "refuse":
             self.say(id=number, error={"code": -32000, "message": "the quota is used up"})
+        elif how == "be away":
+            self.reply(502, b"<p>Try later.</p>", {"Content-Type": "text/html"})
         elif how == "forget":
             self.reply(404)
         elif how in ("flood", "compress"):
@@ -153,6 +155,7 @@ def rude() -> Iterator[str]:
         ("flood", ToolCrashed, "rude cannot be reached at .*: a message of more than 16777216 b"),
         ("compress", ToolCrashed, "rude cannot be reached at .*: it compresses what it says"),
         ("end", ToolCrashed, "the MCP server rude has ended"),
+        ("be away", ToolCrashed, "rude cannot be reached at .*: 502 Bad Gateway$"),
     ],
 )
 def test_answers_that_are_errors(rude: str, how: str, kind: type[AiosError], says: str) -> None:
