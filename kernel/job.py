@@ -75,3 +75,4 @@ class State:
     stamp: int = 0  # of the file that they are from
     is_known: bool = False  # they are of the file as it is
     error: str = ""  # why none could
+    failed: tuple[float, int] = (0.0, 0)  # when that was, monotonic, and of which file

@@ -42,6 +42,7 @@ from .trap import Call
 
 STEPS, OFTEN = 16, 0.1  # of a job's progress that are told; then seconds between two
 START = 60.0  # seconds that a worker has until it serves
+RETRY = 60.0  # seconds until one that could not be started, and is as it was, is tried again
 LET_GO = 5.0  # seconds that a shared one has to let go of a job that is cancelled
 MOST = 1 << 20  # bytes of what a toolbox says of its tools
 
@@ -85,8 +86,10 @@ class Tools:
         self.listing.append(call)
         call.on_end = partial(self.listing.remove, call)
         for state in self.states.values():
-            state.error = ""  # it is tried once more
-            state.is_known = state.is_known and state.stamp == state.box.stamp()
+            stamp, (when, failed) = state.box.stamp(), state.failed
+            state.is_known = state.is_known and state.stamp == stamp
+            if stamp != failed or time.monotonic() - when > RETRY:
+                state.error = ""
         self._look()
 
     def _tell_listing(self) -> None:
@@ -411,7 +414,8 @@ class Tools:
         pool = worker.pool
         error = f"{_how(worker.process)} (see `aios logs {worker.process.pid}`)"
         if not pool.caller:
-            self.states[pool.box].error = error
+            state = self.states[pool.box]
+            state.error, state.failed = error, (time.monotonic(), worker.stamp)
         for job in list(self.queues.get(pool, {}).values()):
             job.call.fail(ToolFailed(f"the toolbox {pool.box} did not start: {error}"))
 
