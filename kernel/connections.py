@@ -1,7 +1,8 @@
 """Connections to the kernel over one Unix socket, spoken to in ZeroMQ's protocol.
 
 What a peer can make the kernel hold is bounded: one frame on the way in, UNREAD replies on the way
-out, and STRANGERS connections of which nobody has been recognized; of more, the oldest goes.
+out, and STRANGERS connections of which nobody has been recognized, OF_ONE of one process; of more,
+the oldest goes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from aios.syscalls.errors import HomeBusy
 from .poll import READ, WRITE, Poll
 from .zmtp import Conversation, NotZmtp, framed
 
-STRANGERS = 512
+STRANGERS, OF_ONE = 512, 128
 UNREAD, UNREAD_BYTES = 4096, 16 << 20
 PIECE = 1 << 16  # bytes taken from one peer before the others get a turn
 BACKLOG = 4096  # that wait to be accepted
@@ -84,7 +85,7 @@ class Listener:
         """Frames of at most `longest` bytes; where `bounded`, who does not read is lost."""
         self.path, self.poll, self.longest, self.bounded = path, poll, longest, bounded
         self.peers: dict[bytes, Peer] = {}
-        self.strangers: dict[bytes, Peer] = {}  # the oldest first
+        self.strangers: dict[bytes, Peer] = {}  # and some that are known by now; the oldest first
         self.to_flush: dict[bytes, Peer] = {}
         self.numbers = itertools.count(1)
         if path.exists():
@@ -130,7 +131,7 @@ class Listener:
         except BlockingIOError:
             return
         except OSError:  # no descriptor is left, or it has gone again
-            self._make_room()
+            self._turn_away(self._unknown())
             return
         connected.setblocking(False)
         peer = Peer(connected, next(self.numbers).to_bytes(8, "big"), self.longest)
@@ -140,18 +141,26 @@ class Listener:
             self._drop(peer)
             return
         self._answer(peer)
-        if len(self.strangers) > STRANGERS:
-            self._make_room()
+        if len(self.strangers) > OF_ONE:
+            unknown = self._unknown()
+            own = [other for other in unknown if other.os_pid == peer.os_pid]
+            if len(own) > OF_ONE:
+                self._turn_away(own)
+            elif len(unknown) > STRANGERS:
+                self._turn_away(unknown)
 
-    def _make_room(self) -> None:
-        """The oldest goes that nobody knows."""
-        while self.strangers:
-            route, peer = next(iter(self.strangers.items()))
+    def _unknown(self) -> list[Peer]:
+        """The oldest first."""
+        known = [route for route in self.strangers if self.is_known(route)]
+        for route in known:
             del self.strangers[route]
-            if not self.is_known(route):
-                self.on_refused(peer.os_pid, f"more than {STRANGERS} connections without a hello")
-                self._drop(peer)
-                return
+        return list(self.strangers.values())
+
+    def _turn_away(self, peers: list[Peer]) -> None:
+        """The first of them."""
+        if peers:
+            self.on_refused(peers[0].os_pid, "too many connections without a hello")
+            self._drop(peers[0])
 
     def _ready(self, peer: Peer, events: int) -> None:
         if events & WRITE:

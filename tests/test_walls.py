@@ -314,7 +314,7 @@ def test_a_service_has_the_environment_that_agents_do_not_have() -> None:
 
 TOLD = {
     "endless": "a message without an end", "unread": "os_pid=", "long_frame": "a frame of",
-    "crowd": "connections without a hello",  # where one process may have so many
+    "crowd": "too many connections without a hello",
 }  # fmt: skip
 
 
@@ -325,7 +325,7 @@ def test_the_kernel_holds_no_more_than_it_wants_to(walled: Place, flood: str, co
     kernel = psutil.Process(walled.targets["kernel"])
     before = kernel.memory_info().rss
     told = recorded(walled, partial(walled.attack, "floods", flood, count=count))
-    assert any(TOLD[flood] in said for said in told) or (flood, told) == ("crowd", [])
+    assert any(TOLD[flood] in said for said in told)
     assert kernel.memory_info().rss - before < 32 << 20
     assert walled.aios.status().os_pid == kernel.pid
     socket_path = f"{walled.targets['home']}/run/kernel.sock"
