@@ -93,11 +93,13 @@ def crowd(t: Targets) -> int:
     made = 0
     while made < t["count"]:
         ends: list[socket.socket] = []
-        with contextlib.suppress(OSError), contextlib.ExitStack() as held:
-            while made + len(ends) < t["count"]:
-                end = held.enter_context(socket.socket(socket.AF_UNIX))
-                end.connect(t["home"] + "/run/kernel.sock")
-                ends.append(end)
+        with contextlib.ExitStack() as held:
+            with contextlib.suppress(OSError):
+                while made + len(ends) < t["count"]:
+                    end = held.enter_context(socket.socket(socket.AF_UNIX))
+                    end.connect(t["home"] + "/run/kernel.sock")
+                    ends.append(end)
+            assert ends[-1].recv(1)  # the kernel has accepted them all
         made += len(ends)
     return made
 
