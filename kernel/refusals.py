@@ -11,11 +11,11 @@ import select
 import selectors
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import partial
 
 from .seccomp import NAMES, NUMBERS, deciding
-from .witness import WATCHED, Witness, signed
+from .witness import Witness, signed
 
 RECEIVE, SEND = 0xC0502100, 0xC0182101  # ioctls of a listener
 NOTICE = "=QIIiIQ6Q"  # id, thread, flags, call, architecture, place in the program, arguments
@@ -29,8 +29,8 @@ Tell = Callable[[str, str], None]
 class Listener:
     """Of one agent. `tell` gets each call with what it is about, once."""
 
-    def __init__(self, fd: int, witness: Witness, tell: Tell) -> None:
-        self.fd, self.witness, self.tell = fd, witness, tell
+    def __init__(self, fd: int, witness: Witness, watched: Container[str], tell: Tell) -> None:
+        self.fd, self.witness, self.watched, self.tell = fd, witness, watched, tell
         self.told: set[tuple[str, str]] = set()
 
     def answer(self) -> bool:
@@ -56,7 +56,7 @@ class Listener:
         """What is to be told, and how it is answered: an error of Linux, flags."""
         if call not in NUMBERS:
             return [""], -errno.ENOSYS, 0
-        if call not in WATCHED:
+        if call not in self.watched:
             return [" ".join(str(signed(args[at])) for at in deciding(call))], -errno.EPERM, 0
         return self.witness.out_of_reach(call, task, args), 0, LET_THROUGH
 
@@ -67,10 +67,10 @@ class Listener:
 
 
 class Refusals:
-    """The listeners of all agents, in init's selector."""
+    """The listeners of all agents, in init's selector. The calls of `watched` are let through."""
 
-    def __init__(self, selector: selectors.BaseSelector) -> None:
-        self.selector = selector
+    def __init__(self, selector: selectors.BaseSelector, watched: Container[str]) -> None:
+        self.selector, self.watched = selector, watched
 
     def expect(self, witness: Witness, tell: Tell) -> socket.socket:
         """Where an agent's process is to `hand_over` its listener."""
@@ -89,7 +89,7 @@ class Refusals:
         witness.begin(int(os_pid), *opened)
         with contextlib.suppress(OSError):  # before Linux 6.6
             fcntl.ioctl(fd, SET_FLAGS, SAME_PROCESSOR)
-        listener = Listener(fd, witness, tell)
+        listener = Listener(fd, witness, self.watched, tell)
         self.selector.register(fd, selectors.EVENT_READ, partial(self._asked, listener))
 
     def _asked(self, listener: Listener) -> None:

@@ -114,10 +114,16 @@ class Rule(NamedTuple):
     number: int = errno.EPERM
 
 
+@cache
+def watched(*, modes: bool) -> frozenset[str]:
+    """What is let through and looked at before; the rest of what is heard of is refused."""
+    return frozenset(WATCHED) if modes else frozenset(WATCHED).difference(MODES)
+
+
 def rules(*, network: bool, processes: bool, modes: bool) -> list[Rule]:
     """What is refused to an agent that may use TCP, start processes, change the modes of files."""
-    watched = WATCHED if modes else set(WATCHED).difference(MODES)
-    found = [Rule(name) for name in NUMBERS if name not in BY_ARGUMENTS and name not in watched]
+    not_plain = watched(modes=modes).union(BY_ARGUMENTS)
+    found = [Rule(name) for name in NUMBERS if name not in not_plain]
     found += [Rule("prctl", (Test(0, EQUAL, option),)) for option in PRCTLS]
     found += [
         Rule(name, (Test(0, AT_LEAST, 1),))  # a pid, its own is 0

@@ -25,7 +25,7 @@ from aios.syscalls.messages import Reach
 from . import cgroup, landlock, seccomp, view
 from .linux import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, drop_capabilities, prctl
 from .refusals import hand_over
-from .witness import MAGIC, WATCHED, Witness
+from .witness import MAGIC, Witness
 
 # What programs need of the system; neither secrets nor sockets are in there.
 SYSTEM = (
@@ -137,9 +137,8 @@ def common(home: Path) -> tuple[list[str], list[str]]:
 @cache
 def calls_filter(*, network: bool, processes: bool, modes: bool) -> bytes:
     rules = seccomp.rules(network=network, processes=processes, modes=modes)
-    refused = {rule.call for rule in rules if not rule.tests}
-    watched = [call for call in WATCHED if call not in refused]
-    return seccomp.watch(watched) + seccomp.assemble(rules, notify=True)
+    watched = seccomp.watch(seccomp.watched(modes=modes))
+    return watched + seccomp.assemble(rules, notify=True)
 
 
 @cache

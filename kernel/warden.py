@@ -14,6 +14,7 @@ from pathlib import Path
 from . import cgroup, walls
 from .init_protocol import Refused, StartAgent, ToKernel
 from .refusals import Refusals
+from .seccomp import watched
 
 
 class Warden:
@@ -26,11 +27,11 @@ class Warden:
     ) -> None:
         self.home, self.tell = home, tell
         self.groups = cgroup.open_groups(str(home), system)
-        self.refusals = Refusals(selector)
         self.walls = walls.found(self.groups)
+        modes = bool(self.walls["view"])
+        self.refusals = Refusals(selector, watched(modes=modes))
         walls.common(home)  # once, and not in each process that is forked
         for network, processes in itertools.product((False, True), repeat=2):
-            modes = bool(self.walls["view"])
             walls.calls_filter(network=network, processes=processes, modes=modes)
         self.guard, self.held = 0, -1  # the guard's OS pid, and what it holds while init lives
         self.post_guard()

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import re
+import selectors
 import socket
 import subprocess
 import sys
@@ -30,9 +31,12 @@ from probes.attacks import TABLES
 
 from aios.agents import Aios, connect
 from aios.agents.client import Pending
+from aios.kernel import seccomp
 from aios.kernel.audit.read import Filter, entries
 from aios.kernel.cgroup import places
-from aios.kernel.walls import Walls, check
+from aios.kernel.refusals import Refusals, hand_over
+from aios.kernel.walls import Walls, calls_filter, check, drop_privileges
+from aios.kernel.witness import Witness
 from aios.shell.launch import System
 from aios.syscalls.errors import Denied
 
@@ -291,6 +295,37 @@ def test_what_is_tried_in_a_tool_is_recorded_as_of_an_agent(walled: Place, table
         fresh = replace(walled, aios=aios)
         by_tool = recorded(walled, partial(fresh.attack_by_tool, table))
     assert [_without_its_own(said) for said in by_tool] == [*map(_without_its_own, by_agent)]
+
+
+def test_without_a_view_nobody_changes_modes_and_it_is_told(tmp_path: Path) -> None:
+    """Linux that forbids mounts: there seccomp alone keeps an agent from it."""
+    path, told = tmp_path / "file", []
+    path.touch(mode=0o644)
+    with selectors.DefaultSelector() as selector:
+        refusals = Refusals(selector, seccomp.watched(modes=False))
+        witness = Witness([], [str(tmp_path)], [])
+        line = refusals.expect(witness, lambda *said: told.append(said))
+        eyes = os.open("/proc/self/mem", os.O_RDONLY), os.open("/", os.O_PATH)
+        os_pid = os.fork()
+        if os_pid == 0:
+            drop_privileges()
+            code = calls_filter(network=False, processes=False, modes=False)
+            hand_over(line.fileno(), seccomp.install(code, listen=True), *eyes)
+            try:
+                path.chmod(0o777)
+            except PermissionError:
+                os._exit(7)
+            os._exit(0)
+        line.close()
+        for fd in eyes:
+            os.close(fd)
+        while selector.get_map():
+            for key, _ in selector.select(10):
+                key.data()
+    assert os.waitstatus_to_exitcode(os.waitpid(os_pid, 0)[1]) == 7
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert {call for call, _ in told} <= {"chmod", "fchmodat"}
+    assert told
 
 
 SERVICE = """
