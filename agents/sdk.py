@@ -13,7 +13,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import msgspec
 
@@ -323,9 +323,7 @@ class Aios(MemoryCalls, StorageCalls, AccessCalls, ToolCalls):
     def stats(self) -> t.Stats:
         return self._call(t.Stats, "kernel.stats")
 
-    def events(
-        self, *kinds: Literal["process", "generation", "core", "policy"]
-    ) -> Iterator[t.Event]:
+    def events(self, *kinds: t.EventKind) -> Iterator[t.Event]:
         """What happens, as it happens."""
         return self._follow(t.Event, "kernel.events", kinds=list(kinds))
 

@@ -170,7 +170,7 @@ def load_tools(path: str) -> list[Tool]:
     try:
         spec.loader.exec_module(module)
     except ModuleNotFoundError as error:
-        hint = "install it; what the tools that ship need comes with `pip install 'aios[tools]'`"
+        hint = "install it; the tools that ship need `pip install 'aios-system[tools]'`"
         raise NoProgram(f"{path} needs the package {error.name}", hint) from error
     found = [
         value

@@ -191,5 +191,5 @@ def agentdojo() -> tuple[Any, Any]:
     except ModuleNotFoundError as error:
         raise AiosError(
             f"bench dojo needs the package {error.name}",
-            "run `make bench`, or pip install 'aios[dojo]', and --no-deps agentdojo==0.1.35",
+            "run `make bench`, or pip install 'aios-system[dojo]', and --no-deps agentdojo==0.1.35",
         ) from error

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
 from aios.agents import Agent
-from aios.syscalls.errors import ContextFull
+from aios.syscalls.errors import ContextFull, LimitReached, NotFound
 
 SYSTEM = "You are a friendly assistant. Answer in one or two short sentences."
 
@@ -28,12 +29,13 @@ class Chat(Agent):
             answer = self.answer(line)
             transcript.append({"user": line, "assistant": answer})
             if sender is not None:
-                self.aios.send(sender, answer)
+                with contextlib.suppress(NotFound, LimitReached):  # gone, or it reads nothing
+                    self.aios.send(sender, answer)
         return {"transcript": transcript}
 
     def lines(self, task: Any) -> Iterator[tuple[int | None, str]]:
         if task is None:
-            print(f"send your lines to process {self.aios.pid}, and an empty one to end")
+            print(f"talk to it with `aios chat {self.aios.pid}`; an empty message ends it")
             while (mail := self.aios.recv()).body:
                 yield mail.sender, mail.body
         else:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from aios.agents import Agent
+from aios.examples._texts import ALICE, read_text
 
-ALICE = Path(__file__).with_name("alice.txt")
 FIELDS = ["name", "animal", "color of its eyes", "date"]
 SHOTS = """\
 Text: The treaty was signed in Vienna on 9 June 1815 by Prince Metternich.
@@ -26,7 +25,8 @@ Text: """
 
 
 class Extract(Agent):
-    """Its task is {"text": ..., "fields": [...]}; its result {"fields": {field: value}}.
+    """Its task is the path of a text, or {"path" or "text": ..., "fields": [...]}; its result
+    {"fields": {field: value}}. Without a task it is the beginning of Alice.
 
     A value is a string of the text itself, or "" where the model finds none: what the model says
     that the text does not is left out.
@@ -35,8 +35,8 @@ class Extract(Agent):
     name = "extract"
 
     def run(self, task: Any) -> dict[str, Any]:
-        task = task or {}
-        text = _plain(task.get("text") or "\n\n".join(ALICE.read_text().split("\n\n")[:3]))
+        task = {"path": task} if isinstance(task, str) else task or {}
+        text = _plain(task["text"] if "text" in task else self.read(task.get("path")))
         found = {}
         with self.aios.open() as context:  # one for all fields: the text is prefilled once
             context.append(f"{SHOTS}{text}\n", raw=True)
@@ -48,6 +48,9 @@ class Extract(Agent):
                 found[field] = value if value.casefold() in text.casefold() else ""
                 print(f"{field}: {found[field]}")
         return {"fields": found}
+
+    def read(self, path: str | None) -> str:
+        return read_text(path) if path else "\n\n".join(read_text(ALICE).split("\n\n")[:3])
 
 
 def _plain(text: str) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from aios.agents import Agent
+from aios.examples._texts import ALICE, read_text
 from aios.examples.summarize_piece import INSTRUCTION
 from aios.syscalls.errors import TimedOut
 
-ALICE = Path(__file__).with_name("alice.txt")
 AHEAD = 8  # items on their way at once: mailboxes are bounded
 LOOK = 1.0  # seconds without a card until a look at whether all stages live
 
@@ -33,7 +32,8 @@ STAGES: list[dict[str, Any]] = [
 
 
 class Pipeline(Agent):
-    """Its task is {"items": [text, ...], "stages": [...]}; paragraphs of Alice if it is None.
+    """Its task is the path of a text, or {"path": ... or "items": [text, ...], "stages": [...]};
+    without one it takes the first paragraphs of Alice.
 
     Its result is {"cards": [...], "stages": [pid, ...]}: of each item, in order, a card with its
     text and what each stage wrote.
@@ -42,8 +42,8 @@ class Pipeline(Agent):
     name = "pipeline"
 
     def run(self, task: Any) -> dict[str, Any]:
-        task = task or {}
-        items = task.get("items") or paragraphs(ALICE.read_text())
+        task = {"path": task} if isinstance(task, str) else task or {}
+        items = task.get("items") or paragraphs(read_text(task.get("path", ALICE)))
         stages: list[int] = []
         to = self.aios.pid
         for stage in reversed(task.get("stages", STAGES)):
@@ -82,4 +82,4 @@ class Pipeline(Agent):
 def paragraphs(text: str, count: int = 6) -> list[str]:
     """The first `count` that are neither a line of speech nor longer than the model grasps."""
     found = [" ".join(part.split()) for part in text.split("\n\n")]
-    return [part for part in found if 300 < len(part) < 1000][:count]
+    return [part for part in found if 300 < len(part) < 1000][:count] or found[:count]

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+import sys
 from typing import Any
 
 from aios.agents import Agent
+from aios.examples._texts import ALICE, read_text
 from aios.examples.summarize_piece import shorten
 
-ALICE = Path(__file__).with_name("alice.txt")
 WORKERS = 4  # alive at once
 PIECE = 200  # tokens, about: of longer ones the model keeps only the beginning
 MERGE = 640  # tokens of partial summaries that one generation merges
 
 
 class Summarize(Agent):
-    """Its task is a text, or {"path": ..., "pieces": n}: the first chapter of Alice if neither.
+    """Its task is the path of a text, or {"path" or "text": ..., "pieces": n}; without one it takes
+    the first chapter of Alice.
 
     Its result is {"summary", "pieces": [{"pid", "summary"}, ...]}, in the text's order, with the
     pid of the worker of each.
@@ -25,14 +26,13 @@ class Summarize(Agent):
     name = "summarize"
 
     def run(self, task: Any) -> dict[str, Any]:
-        task = {"text": task} if isinstance(task, str) else task or {}
-        path = Path(task.get("path", ALICE)).absolute()
-        text = task["text"] if "text" in task else path.read_text()
+        task = {"path": task} if isinstance(task, str) else task or {}
+        text = task["text"] if "text" in task else read_text(task.get("path", ALICE))
         if not text.strip():
-            raise ValueError("the text is empty" if "text" in task else f"{path} is empty")
+            sys.exit("the text is empty")
         count = task.get("pieces")
         if count is not None and count < 1:
-            raise ValueError(f"{count} pieces: give 1 or more")
+            sys.exit(f"{count} pieces: give 1 or more")
         pieces = parts = self.shorten_all(self.cut(text, count))
         while len(self.aios.tokenize(merged := _joined(parts))) > MERGE:
             parts = self.shorten_all(self.cut(merged, None))

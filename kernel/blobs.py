@@ -339,7 +339,9 @@ class Bucket:
             from obstore.exceptions import BaseError  # noqa: PLC0415
             from obstore.store import S3Store  # noqa: PLC0415
         except ImportError as error:
-            raise BadInput("blobs in a bucket need obstore", "pip install 'aios[s3]'") from error
+            raise BadInput(
+                "blobs in a bucket need obstore", "pip install 'aios-system[s3]'"
+            ) from error
         self.api, self.error, self.url = obstore, BaseError, url
         plain = options.get("endpoint", "").startswith("http://")
         try:

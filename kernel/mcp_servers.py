@@ -80,7 +80,7 @@ def mcp_boxes(path: str, data: bytes) -> dict[str, Box]:
     if not path:
         return {}
     if importlib.util.find_spec("mcp") is None:
-        raise BadInput("MCP servers take the package mcp", "pip install 'aios[mcp]'")
+        raise BadInput("MCP servers take the package mcp", "pip install 'aios-system[mcp]'")
     found = servers(Path(path).expanduser(), data, os.environ)
     for name in SHIPPED:
         if name in found:  # what rules allow of the one, they would of the other

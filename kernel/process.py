@@ -111,6 +111,8 @@ class Process:
             waiting=self.waiting,
             turnaround=self.turnaround,
             ttft=self.ttft_total / self.first_tokens if self.first_tokens else None,
+            principal=self.principal,
+            tool=self.tool,
             switches=self.switches,
             code=self.code,
             reason=self.reason,

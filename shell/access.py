@@ -11,14 +11,17 @@ import click
 import msgspec
 
 from aios.agents import connect
-from aios.syscalls.acc import GrantRow
+from aios.syscalls.acc import Answer, Check, Grant, GrantRow, Revoke
 from aios.syscalls.errors import BadInput, NotFound
 from aios.syscalls.rules import Bounds, Group, Manifest, Rule
 
 from . import render
-from .completion import grant_numbers, group_names, live_pids
-from .output import as_json_text, json_option, show
+from .completion import grant_numbers, group_names, live_processes
+from .escape import as_json_text, shown
+from .options import MEMBER, NAME, RIGHT, WHO, Whole, field
+from .output import json_option, say, show
 from .questions import ANSWERS, ask_person
+from .who import pid_of
 
 EFFECTS = ("allow", "ask", "deny")
 
@@ -48,7 +51,7 @@ def group() -> None:
     \b
     Examples:
       aios group list
-      aios group set readers --member /scout --member '/team/*' --allow 'sto.read /library:**'
+      aios group set readers --member '/team/*' --allow 'sto.read /library:**'
       aios group set agents --file agents.toml
     """
 
@@ -67,7 +70,7 @@ def list_(home: Path, as_json: bool) -> None:
     with connect(home, "aios-group") as aios:
         groups = aios.groups()
     rows = [
-        [name, effect, rule if isinstance(rule, str) else render.line(rule, 200)]
+        [name, effect, rule if isinstance(rule, str) else as_json_text(rule, indent=-1)]
         for name, each in groups.items()
         for effect, rules in [("member", each.members), *((e, getattr(each, e)) for e in EFFECTS)]
         for rule in rules
@@ -76,7 +79,7 @@ def list_(home: Path, as_json: bool) -> None:
 
 
 @group.command("set")
-@click.argument("name", shell_complete=group_names)
+@click.argument("name", type=NAME, shell_complete=group_names)
 @click.option(
     "--file",
     "path",
@@ -84,8 +87,9 @@ def list_(home: Path, as_json: bool) -> None:
     help="TOML: members, allow, ask, deny. Replaces the group.",
 )
 @click.option(
-    "--member", multiple=True, metavar="/NAME", help="Add an agent; /TEAM/* is all below."
-)
+    "--member", multiple=True, type=MEMBER, metavar="/NAME",
+    help="Add an agent; /TEAM/* is all below.",
+)  # fmt: skip
 @click.option("--allow", multiple=True, metavar="'RIGHT [OBJECT]'", help="Add a rule.")
 @click.option("--ask", multiple=True, metavar="'RIGHT [OBJECT]'", help="Add a rule.")
 @click.option("--deny", multiple=True, metavar="'RIGHT [OBJECT]'", help="Add a rule.")
@@ -110,9 +114,9 @@ def set_(
 
 
 @group.command()
-@click.argument("name", shell_complete=group_names)
+@click.argument("name", type=NAME, shell_complete=group_names)
 @click.option("--member", multiple=True, metavar="/NAME", help="Only these, not the group.")
-@click.option("--rule", multiple=True, metavar="'RIGHT [OBJECT]'", help="Likewise, of any effect.")
+@click.option("--rule", multiple=True, metavar="'RIGHT [OBJECT]'", help="Only these rules.")
 @click.pass_obj
 def remove(home: Path, name: str, member: tuple[str, ...], rule: tuple[str, ...]) -> None:
     """Remove a group, or members and rules of it.
@@ -173,11 +177,13 @@ args_option = click.option(
 
 
 @click.command()
-@click.argument("to", metavar="/NAME")
-@click.argument("right")
-@click.argument("on", nargs=-1, metavar="[OBJECT]...")
+@click.argument("to", metavar="/NAME", type=MEMBER)
+@click.argument("right", type=RIGHT)
+@click.argument("on", nargs=-1, metavar="[OBJECT]...", type=field(Grant, "on"))
 @args_option
-@click.option("--for", "seconds", type=float, metavar="SECONDS", help="Until it expires.")
+@click.option(
+    "--for", "seconds", type=field(Grant, "seconds"), metavar="SECONDS", help="Until it expires."
+)
 @json_option
 @click.pass_obj
 def grant(
@@ -196,13 +202,13 @@ def grant(
     with connect(home, "aios-grant") as aios:
         number = aios.grant(to, right, on or "**", args=args, seconds=seconds)
     if as_json:
-        click.echo(as_json_text({"id": number}))
+        say(as_json_text({"id": number}))
     else:
-        click.echo(number)
+        say(str(number))
 
 
 @click.command()
-@click.argument("number", type=int, shell_complete=grant_numbers)
+@click.argument("number", type=field(Revoke, "id"), shell_complete=grant_numbers)
 @click.pass_obj
 def revoke(home: Path, number: int) -> None:
     """Take a grant back, with all that hangs on it.
@@ -236,16 +242,9 @@ def _row(each: GrantRow) -> list[Any]:
     expires = (
         "-" if each.expires is None else datetime.fromtimestamp(each.expires).strftime("%F %T")
     )
-    args = render.line(each.args) if each.args else "-"
-    return [
-        each.id,
-        each.giver or "a person",
-        each.to,
-        each.right,
-        " ".join(each.on),
-        args,
-        expires,
-    ]
+    args = as_json_text(each.args, indent=-1) if each.args else "-"
+    giver = each.giver or "a person"
+    return [each.id, giver, each.to, each.right, " ".join(each.on), args, expires]
 
 
 # --- the rule that decides --------------------------------------------------------------------
@@ -253,7 +252,7 @@ def _row(each: GrantRow) -> list[Any]:
 
 @click.group()
 def policy() -> None:
-    """What the gate says of a call, and why; and the questions it asks.
+    """What the gate says of a call, and what it asks.
 
     \b
     Examples:
@@ -263,38 +262,40 @@ def policy() -> None:
 
 
 @policy.command()
-@click.argument("who", metavar="PID|/NAME", shell_complete=live_pids)
-@click.argument("right")
-@click.argument("object", default="")
+@click.argument("who", metavar="PID|NAME|/NAME", type=WHO, shell_complete=live_processes)
+@click.argument("right", type=RIGHT)
+@click.argument("object", default="", type=field(Check, "object"))
 @args_option
 @click.option("--explain", is_flag=True, help="Also all other rules that fit.")
 @json_option
 @click.pass_obj
 def check(
-    home: Path, who: str, right: str, object: str, args: dict[str, Any], explain: bool,
+    home: Path, who: int | str, right: str, object: str, args: dict[str, Any], explain: bool,
     as_json: bool,
 ) -> int:  # fmt: skip
     """What an agent may do, and by which rule. Exits with 0 for allow, 1 else.
 
-    Of the rules alone: as if the object were its own, or shared with it.
+    Of the rules alone: as if the object were its own, or shared with it. An agent that is not
+    alive is named as /NAME.
 
     \b
     Examples:
-      aios policy check 7 proc.spawn --explain
+      aios policy check writer proc.spawn --explain
       aios policy check /buyer tool pay --arg amount=20 --json
     """
-    whom: dict[str, Any] = {"pid": int(who)} if who.isdigit() else {"principal": who}
     given = {name: as_number(value) for name, value in args.items()}
     with connect(home, "aios-policy") as aios:
+        by_name = isinstance(who, str) and who.startswith("/")
+        whom = {"principal": who} if by_name else {"pid": pid_of(aios, who)}
         verdict = aios.check_access(right, object, args=given, **whom)
     if as_json:
-        click.echo(as_json_text(verdict))
+        say(as_json_text(verdict))
     else:
-        click.echo(f"{verdict.effect}: {verdict.rule}")
+        say(f"{verdict.effect}: {shown(verdict.rule)}")
         for label in verdict.tainted:
-            click.echo(f"tainted by {label}")
+            say(f"tainted by {shown(label)}")
         for rule in verdict.fits if explain else []:
-            click.echo(f"fits: {rule}")
+            say(f"fits: {shown(rule)}")
     return 0 if verdict.effect == "allow" else 1
 
 
@@ -307,7 +308,7 @@ def as_number(value: Any) -> Any:
 
 
 @policy.command()
-@click.option("--count", "-n", type=click.IntRange(min=1), help="End after so many.")
+@click.option("--count", "-n", type=Whole(min=1), help="End after so many.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print the questions, one a line; ask nothing."
 )
@@ -326,7 +327,7 @@ def ask(home: Path, count: int | None, as_json: bool) -> None:
     with connect(home, "aios-ask") as follower, connect(home, "aios-ask") as aios:
         for number, question in enumerate(follower.questions(), 1):
             if as_json:
-                click.echo(as_json_text(question, indent=-1))
+                say(as_json_text(question, indent=-1))
             else:
                 ask_person(aios, question)
             if number == count:
@@ -334,7 +335,7 @@ def ask(home: Path, count: int | None, as_json: bool) -> None:
 
 
 @policy.command()
-@click.argument("number", type=int)
+@click.argument("number", type=field(Answer, "id"))
 @click.argument("answer", type=click.Choice(ANSWERS))
 @click.pass_obj
 def answer(home: Path, number: int, answer: Any) -> None:

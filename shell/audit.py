@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 from rich.table import Table
 
 from aios.syscalls.errors import BadInput
 
 from . import helper
-from .output import as_json_text, json_option, show
+from .escape import as_json_text, shown
+from .options import Whole
+from .output import at_terminal, bars, json_option, say, show
 from .render import pairs
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -41,7 +41,9 @@ key_option = click.option(
 
 @click.group()
 def audit() -> None:
-    """The audit log: every system call, who made it, what was decided, what came of it.
+    """The audit log: every system call, and who made it.
+
+    Each record says what was decided, and by which rule, and what came of it.
 
     \b
     Examples:
@@ -82,7 +84,7 @@ def filters(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @audit.command()
-@click.option("-n", "count", default=20, show_default=True, help="How many.")
+@click.option("-n", "count", type=Whole(min=0), default=20, show_default=True, help="How many.")
 @click.option("-f", "--follow", is_flag=True, help="Go on as records come, until Ctrl-C.")
 @filters
 @folder_option
@@ -137,12 +139,14 @@ def export_records(home: Path, /, target: Any, folder: Path | None, **wanted: An
 
 
 @audit.command("show")
-@click.argument("number", type=click.IntRange(min=0))
+@click.argument("number", type=Whole(min=0))
 @folder_option
 @json_option
 @click.pass_obj
 def show_record(home: Path, number: int, folder: Path | None, as_json: bool) -> None:
-    """Show record NUMBER with all that is known of it: the intent's outcome, the receipt.
+    """Show all that is known of record NUMBER.
+
+    That is the outcome of an intent as well, and the receipt.
 
     \b
     Example:
@@ -199,7 +203,7 @@ def verify(
 
 
 @audit.command()
-@click.argument("number", type=click.IntRange(min=0))
+@click.argument("number", type=Whole(min=0))
 @click.option("--growth", is_flag=True, help="That the log begins with its first NUMBER records.")
 @folder_option
 @json_option
@@ -216,9 +220,9 @@ def prove(home: Path, number: int, growth: bool, folder: Path | None, as_json: b
     """
     found = ask(home, folder, "grown" if growth else "prove", sequence=number)
     if as_json:
-        click.echo(as_json_text(found))
+        say(as_json_text(found))
     else:
-        click.echo(found["proof"], nl=False)
+        say(found["proof"], nl=False)
 
 
 # --- the process that reads ----------------------------------------------------------------------
@@ -269,18 +273,18 @@ def lines(said: Iterator[tuple[str, Any]], as_json: bool, nothing: str) -> None:
         if kind != "record":
             break
         if as_json:
-            click.echo(json.dumps(record))
+            say(json.dumps(record))
         else:
             if not count:
-                click.echo(row([title.upper() for title in TITLES]))
-            click.echo(row(line(record)))
+                say(row([title.upper() for title in TITLES]))
+            say(row(line(record)))
         count += 1
     if not count and not as_json:
-        click.echo(nothing, err=True)
+        say(nothing, err=True)
 
 
 def row(cells: list[str]) -> str:
-    padded = (cell.ljust(width) for cell, width in zip(cells, WIDTHS, strict=True))
+    padded = (shown(cell).ljust(width) for cell, width in zip(cells, WIDTHS, strict=True))
     return " ".join(padded).rstrip()
 
 
@@ -291,19 +295,14 @@ def line(record: dict[str, Any]) -> list[str]:
         what.append(f"of {record['intent']}" if record["intent"] else "of an earlier kernel's")
     return [
         str(record["sequence"]), at, str(record["pid"] or "-"), record["principal"] or "-",
-        record["kind"], record["call"], printable("  ".join(filter(None, what))),
+        record["kind"], record["call"], "  ".join(filter(None, what)),
     ]  # fmt: skip
-
-
-def printable(said: str) -> str:
-    """Nothing in it moves the cursor: names are chosen by agents."""
-    return "".join(c if c.isprintable() else "?" for c in said)
 
 
 def text(name: str, value: Any) -> str:
     if name == "wall":
         return datetime.fromtimestamp(value / 1e9).astimezone().isoformat()
-    return printable(str(value))
+    return str(value)
 
 
 def proved(found: dict[str, Any]) -> str:
@@ -340,11 +339,11 @@ def verified(report: dict[str, Any]) -> Table | str:
 @contextmanager
 def bar(as_json: bool) -> Iterator[Callable[[dict[str, int]], None]]:
     """On stderr, in a terminal: how many segments are done."""
-    if as_json or not sys.stderr.isatty():
+    if as_json or not at_terminal(err=True):
         yield lambda _: None
         return
-    shown = TextColumn("segments"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*shown, console=Console(stderr=True), transient=True) as display:
+    columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with bars("segments", *columns, transient=True) as display:
         task = display.add_task("", total=None)
         yield lambda step: display.update(task, completed=step["done"], total=step["total"])
 

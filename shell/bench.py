@@ -48,7 +48,7 @@ def bench(name: str, as_json: bool, **given: Path | None) -> None:
     except ModuleNotFoundError as error:
         raise AiosError(
             f"bench {name} needs the package {error.name}",
-            "run `make bench`, or pip install 'aios[bench]'",
+            "run `make bench`, or pip install 'aios-system[bench]'",
         ) from error
     with progress(plain=not as_json) as tell:
         measured = module.run(tell, **options)

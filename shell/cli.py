@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import io
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -30,10 +31,12 @@ from . import (
     access,
     audit,
     bench,
+    chat,
     contexts,
     demo,
     generate,
     keys,
+    logs,
     mcp,
     memory,
     model,
@@ -43,7 +46,8 @@ from . import (
     system,
     tools,
 )
-from .output import as_json_text
+from .escape import as_json_text, hung
+from .output import open_streams, say
 
 EXIT_CODES: dict[type[AiosError], int] = {
     KernelGone: 3,
@@ -70,26 +74,37 @@ Exit codes:
   2    wrong usage                      given cannot be used
   3    no kernel answers           130  interrupted
 
-Completion in bash: eval "$(_AIOS_COMPLETE=bash_source aios)"; zsh and fish likewise.
+\b
+Completion: eval "$(_AIOS_COMPLETE=bash_source aios)"
+  in zsh with zsh_source; in fish: _AIOS_COMPLETE=fish_source aios | source
 """
+HOME = "Where the system lives; several live side by side, each in its own."
+HOMELESS = ("agents", "bench", "demo")  # commands that are about no system, or start their own
+
+
+def set_home(ctx: click.Context, _: click.Parameter, home: Path | None) -> None:
+    """The value of --home, wherever it is given: what `click.pass_obj` passes."""
+    if home is not None:
+        ctx.obj = home.absolute()
+
+
+def home_option(**how: Any) -> click.Option:
+    return click.Option(
+        ["--home"], type=click.Path(path_type=Path, file_okay=False), callback=set_home,
+        expose_value=False, metavar="FOLDER", help=HOME, **how,
+    )  # fmt: skip
 
 
 @click.group(
     invoke_without_command=True, epilog=EPILOG, context_settings={"max_content_width": 100}
 )
-@click.option(
-    "--home", type=click.Path(path_type=Path, file_okay=False), default=default_home,
-    show_default="AIOS_HOME, or this user's state directory",
-    help="Where the system lives; several live side by side, each in its own.",
-)  # fmt: skip
 @click.version_option(VERSION, prog_name="aios", message="%(prog)s %(version)s")
 @click.pass_context
-def cli(ctx: click.Context, home: Path) -> int:
+def cli(ctx: click.Context) -> int:
     """An operating system for LLM agents: start it, run agents on it, watch them share a model.
 
     Without a command: the interactive shell, or commands from stdin when that is no terminal.
     """
-    ctx.obj = home.absolute()
     if ctx.invoked_subcommand is not None:
         return 0
     from .repl import Shell  # noqa: PLC0415 (half of the time that a short command takes)
@@ -98,15 +113,28 @@ def cli(ctx: click.Context, home: Path) -> int:
     return shell.interactive() if sys.stdin.isatty() else shell.batch(sys.stdin)
 
 
+def take_home(command: click.Command) -> None:
+    """Let it be given behind the command as well: `aios stop --home FOLDER`."""
+    command.params.append(home_option())
+    if isinstance(command, click.Group):
+        for each in command.commands.values():
+            take_home(each)
+
+
 GROUPS = (
-    system, processes, contexts, generate, memory, storage, tools, access, keys, audit,
+    system, processes, logs, chat, contexts, generate, memory, storage, tools, access, keys, audit,
     model, mcp, demo, bench,
 )  # fmt: skip
+for command in retrieval.COMMANDS:
+    storage.sto.add_command(command)
 for commands in GROUPS:
     for command in commands.COMMANDS:
         cli.add_command(command)
-for command in retrieval.COMMANDS:
-    storage.sto.add_command(command)
+        if command.name not in HOMELESS:
+            take_home(command)
+cli.params.insert(
+    0, home_option(default=default_home, show_default="AIOS_HOME, or this user's state directory")
+)
 
 
 def execute(args: Sequence[str]) -> int:
@@ -118,9 +146,11 @@ def execute(args: Sequence[str]) -> int:
         return INTERRUPTED
     except click.ClickException as error:
         if as_json:
-            click.echo(as_json_text({"code": "usage", "message": error.format_message()}), err=True)
+            say(as_json_text({"code": "usage", "message": error.format_message()}), err=True)
         else:
-            error.show()
+            text = io.StringIO()
+            error.show(text)
+            say(text.getvalue(), err=True, nl=False)
         return error.exit_code
     except OSError as error:
         return complain(file_error(error), as_json)
@@ -140,15 +170,16 @@ def file_error(error: OSError) -> AiosError:
 def complain(error: AiosError, as_json: bool) -> int:
     """Say it; the exit code."""
     if as_json:
-        click.echo(as_json_text(error.to_wire()), err=True)
+        say(as_json_text(error.to_wire()), err=True)
     else:
-        click.echo(f"aios: {error.message}", err=True)
+        say(f"aios: {hung(error.message)}", err=True)
         if error.hint:
-            click.echo(f"hint: {error.hint}", err=True)
+            say(f"hint: {hung(error.hint)}", err=True)
     return EXIT_CODES.get(type(error), 1)
 
 
 def main() -> NoReturn:
+    open_streams()
     for number in (signal.SIGTERM, signal.SIGHUP):  # to end as Ctrl-C does, cleaning up
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)

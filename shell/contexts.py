@@ -20,7 +20,9 @@ from .output import json_option, show
 @json_option
 @click.pass_obj
 def contexts(home: Path, forget: str | None, as_json: bool) -> None:
-    """List contexts: those that are open, and those with a name that sleep.
+    """List contexts, also those that sleep.
+
+    A context with a name sleeps when nobody has it open.
 
     \b
     Examples:

@@ -15,18 +15,19 @@ from typing import Any
 
 import click
 import msgspec
-from rich.console import Console
-from rich.live import Live
 
 from aios.agents import Aios, connect
 from aios.syscalls.errors import AiosError, TimedOut
-from aios.syscalls.messages import Event, Exited, Result, Status
+from aios.syscalls.messages import Event, Exited, Generate, Result, Status
 
 from . import demo_view, render
+from .completion import policies
 from .demo_jobs import DemoJob, pick
 from .demo_view import Report, Runner
 from .launch import System
-from .output import progress, show
+from .options import Whole, field
+from .output import at_terminal, live, progress, say, show
+from .system import QUANTUM, SLOTS
 
 REFRESH = 0.1  # seconds between two looks at the agents
 TAIL = 160  # bytes of an agent's log that are looked at
@@ -34,11 +35,14 @@ Draw = Callable[[Sequence[Runner]], None]
 
 
 @click.command()
-@click.option("--agents", type=click.IntRange(1, 256), default=8, show_default=True)
-@click.option("--slots", type=int, default=3, show_default=True)
-@click.option("--max-tokens", type=int, default=72, show_default=True, help="Of each agent.")
-@click.option("--policy", default="rr", show_default=True)
-@click.option("--quantum", type=int, default=16, show_default=True, help="Tokens of a turn.")
+@click.option("--agents", type=Whole(1, 256), default=8, show_default=True)
+@click.option("--slots", type=SLOTS, default=3, show_default=True)
+@click.option(
+    "--max-tokens", type=field(Generate, "max_tokens"), default=72, show_default=True,
+    help="Of each agent.",
+)  # fmt: skip
+@click.option("--policy", default="rr", show_default=True, shell_complete=policies)
+@click.option("--quantum", type=QUANTUM, default=16, show_default=True, help="Tokens of a turn.")
 @click.option("--model", type=click.Path(path_type=Path), help="A GGUF file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def demo(agents: int, max_tokens: int, model: Path | None, as_json: bool, **settings: Any) -> int:
@@ -135,23 +139,23 @@ def result_of(aios: Aios, end: Exited) -> Result:
 @contextmanager
 def display(status: Status) -> Iterator[Draw]:
     """A live table on stderr in a terminal; else a line for each agent that is done."""
-    console = Console(stderr=True, highlight=False)
-    if not console.is_terminal:
+    if not at_terminal(err=True):
         shown: set[int] = set()
 
         def lines(runners: Sequence[Runner]) -> None:
             for runner in runners:
                 if runner.done and runner.pid not in shown:
                     shown.add(runner.pid)
-                    click.echo(f"done: {runner.line()}", err=True)
+                    say(f"done: {runner.line()}", err=True)
 
-        click.echo(demo_view.heading(status), err=True)
+        say(demo_view.heading(status), err=True)
         yield lines
         return
-    with Live(console=console, auto_refresh=False) as live:
+    with live() as drawn:
 
         def table(runners: Sequence[Runner]) -> None:
-            live.update(demo_view.live(status, runners, time.time()), refresh=True)
+            size = drawn.console.size
+            drawn.update(demo_view.live(status, runners, time.time(), *size), refresh=True)
 
         yield table
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Group
 from rich.text import Text
 
@@ -13,9 +14,11 @@ from aios.syscalls.messages import Event, ProcessInfo, Result, Status
 
 from . import render
 from .demo_jobs import DemoJob
+from .escape import shown
 
-WORDS = 44  # characters of the last words of an agent
-RIGHT = ("pid", "context", "tokens", "waiting", "turnaround", "ttft", "switches")
+WORDS = 44  # columns, at most, of the last words of an agent
+RIGHT = ("pid", "tokens", "waiting", "turnaround", "ttft", "switches")
+LIVE_TITLES = ("pid", "agent", "state", "tokens", "waiting", "switches", "last words")
 
 
 @dataclass
@@ -111,15 +114,35 @@ def heading(status: Status) -> str:
     return f"agents on {status.slots} slots, {status.policy} with quantum {status.quantum}"
 
 
-def live(status: Status, runners: Sequence[Runner], now: float) -> Group:
-    titles = ["pid", "agent", "state", "context", "tokens", "waiting", "switches", "last words"]
-    rows = [
-        [r.pid, r.job.name, r.state, r.row.tokens if r.row else 0, r.tokens,
-         f"{r.waited(now):.1f} s", r.switches, " ".join(r.tail.split())[-WORDS:]]
-        for r in runners
+def live(status: Status, runners: Sequence[Runner], now: float, width: int, height: int) -> Group:
+    """A line for each agent, within `width` columns and `height` lines: of more agents than that
+    has room for, those that are not done come first, and how many there are besides is said."""
+    room = height - 3  # below the heading and the titles, and above the cursor
+    listed, rest = list(runners), ""
+    if len(runners) > room:
+        listed = sorted(runners, key=lambda r: r.done)[: room - 1]
+        others = sum(r.done for r in runners) - sum(r.done for r in listed)
+        rest = f"and {len(runners) - len(listed)} more, {others} of them done"
+    cells = [
+        [r.pid, r.job.name, r.state, r.tokens, f"{r.waited(now):.1f} s", r.switches]
+        for r in listed
     ]  # fmt: skip
+    taken = sum(
+        max(len(str(cell)) for cell in column) + 2
+        for column in zip(*cells, LIVE_TITLES[:-1], strict=True)
+    )
+    words = max(0, min(WORDS, width - taken))
+    rows = [[*row, last_words(r.tail, words)] for row, r in zip(cells, listed, strict=True)]
     head = Text(f"{len(runners)} {heading(status)}", style="bold")
-    return Group(head, render.columns(titles, rows, right=RIGHT))
+    return Group(head, render.columns(LIVE_TITLES, rows, right=RIGHT), *([rest] if rest else []))
+
+
+def last_words(text: str, width: int) -> str:
+    """The end of `text` in one line of at most `width` columns."""
+    line = shown(" ".join(text.split()))[-width:] if width else ""
+    while cell_len(line) > width:
+        line = line[1:]
+    return line
 
 
 def summary(report: Report) -> Group:

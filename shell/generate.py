@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import click
 
 from aios.agents import Generation, connect
 from aios.syscalls.errors import BadInput
+from aios.syscalls.messages import Generate
 
-from .output import json_option, show
+from .options import field
+from .output import json_option, show, write
 
 
 def _read(path: str) -> str:
@@ -38,21 +41,30 @@ def _grammar(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
     return value if value is None or "::=" in value else _read(value)
 
 
+def sampling(name: str, about: str) -> Callable[..., Any]:
+    """An option that is a number of llm.generate."""
+    option = f"--{name.replace('_', '-')}"
+    return click.option(option, type=field(Generate, name), metavar="N", help=about)
+
+
 @click.command()
 @click.argument("prompt")
 @click.option("--system", help="What the model is told first about its part.")
 @click.option("--raw", is_flag=True, help="PROMPT is text to go on from, not a user's message.")
-@click.option("--max-tokens", type=int, help="[default: 256]")
-@click.option("--temperature", type=float, help="0: the likeliest token each time. [default: 0]")
-@click.option("--top-k", type=int)
-@click.option("--top-p", type=float)
-@click.option("--min-p", type=float)
-@click.option("--repeat-penalty", type=float)
-@click.option("--seed", type=int, help="The same seed, the same answer. [default: 0]")
-@click.option("--stop", multiple=True, help="End before this text; may be repeated.")
+@sampling("max_tokens", "[default: 256]")
+@sampling("temperature", "0: the likeliest token each time. [default: 0]")
+@sampling("top_k", "Draw from so many tokens alone; 0: from all.")
+@sampling("top_p", "Draw from the likeliest that make up this share.")
+@sampling("min_p", "Draw from those at least so likely, beside the likeliest.")
+@sampling("repeat_penalty", "Above 1: what was said becomes less likely.")
+@sampling("seed", "The same seed, the same answer. [default: 0]")
+@click.option(
+    "--stop", multiple=True, type=field(Generate, "stop"), metavar="TEXT",
+    help="End before this text; may be repeated.",
+)  # fmt: skip
 @click.option("--schema", callback=_schema, help="A file or JSON: the JSON Schema it is held to.")
 @click.option("--grammar", callback=_grammar, help="A file or text: the GBNF it is held to.")
-@click.option("--logprobs", type=int, help="With --json: so many alternatives of each token.")
+@sampling("logprobs", "With --json: so many alternatives of each token.")
 @click.option("--digest", is_flag=True, help="With --json: a chained hash of the logits.")
 @json_option
 @click.pass_obj
@@ -70,8 +82,7 @@ def generate(
       aios generate "Why is the sky blue?" --max-tokens 80
       aios generate "Once upon a time" --raw --temperature 0.8 --seed 7
       aios generate - --json < question.txt
-      aios generate "Three fruits" --schema '{"type": "array", "items": {"maxLength": 20,
-        "type": "string"}, "maxItems": 3}'
+      aios generate "How many legs has a cat?" --schema '{"type": "integer"}'
       aios generate "Is the sky blue?" --grammar 'root ::= "yes" | "no"'
     """
     text = sys.stdin.read() if prompt == "-" else prompt
@@ -90,7 +101,7 @@ def follow(answer: Generation, as_json: bool) -> None:
     try:
         for piece in answer:
             if not as_json:
-                click.echo(piece, nl=False)
+                write(piece)
     except KeyboardInterrupt:
         interrupted = True
         answer.cancel()

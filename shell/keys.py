@@ -15,16 +15,19 @@ from rich.console import Group, RenderableType
 
 from aios.agents import connect
 from aios.agents.client import new_key
-from aios.syscalls.acc import Keys
+from aios.syscalls.acc import KeyAllow, Keys
 from aios.syscalls.errors import AiosError, KeyMissing, from_wire
 
 from . import render
-from .output import json_option, show
+from .options import NAME, field
+from .output import json_option, secret, show
 
 
 @click.group()
 def key() -> None:
-    """Keys of callers elsewhere, and of an encrypted home (docs/security.md).
+    """Keys of callers elsewhere, and of an encrypted home.
+
+    docs/security.md says what they are for.
 
     \b
     Examples:
@@ -36,7 +39,7 @@ def key() -> None:
 
 
 @key.command()
-@click.argument("name")
+@click.argument("name", type=NAME)
 @click.option(
     "--file", type=click.Path(path_type=Path), help="Where to; default: keys/NAME.key of the home."
 )
@@ -57,20 +60,22 @@ def new(home: Path, name: str, file: Path | None, as_json: bool) -> None:
 
 
 @key.command()
-@click.argument("name")
-@click.argument("public")
+@click.argument("name", type=NAME)
+@click.argument("public", type=field(KeyAllow, "public"))
 @click.option("--person", is_flag=True, help="Whoever has it may do everything, as you may.")
 @json_option
 @click.pass_obj
 def allow(home: Path, name: str, public: str, person: bool, as_json: bool) -> None:
-    """Let whoever has the secret key to PUBLIC connect, where the kernel listens.
+    """Let whoever has the secret key to PUBLIC connect.
 
-    As the agent /NAME, which may do what the groups allow that it is put into; or as a person.
+    The kernel has to listen for callers elsewhere. They come as the agent /NAME, which may do what
+    the groups allow that it is put into; or as a person.
 
     \b
     Examples:
       aios key allow ann 'PUBLIC KEY' --person
-      aios key allow scout 'PUBLIC KEY' && aios group set far --member /scout --allow llm
+      aios key allow scout 'PUBLIC KEY'
+      aios group set far --member /scout --allow llm
     """
     with connect(home, "aios-key") as aios:
         aios.allow_key(name, public, person=person)
@@ -78,7 +83,7 @@ def allow(home: Path, name: str, public: str, person: bool, as_json: bool) -> No
 
 
 @key.command()
-@click.argument("name")
+@click.argument("name", type=NAME)
 @json_option
 @click.pass_obj
 def remove(home: Path, name: str, as_json: bool) -> None:
@@ -97,7 +102,7 @@ def remove(home: Path, name: str, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def list_(home: Path, as_json: bool) -> None:
-    """Where the kernel listens, its own key, and the keys that are allowed.
+    """List the keys that are allowed, and the kernel's own.
 
     \b
     Examples:
@@ -130,10 +135,10 @@ def overview(keys: Keys) -> Iterator[RenderableType]:
 @json_option
 @click.pass_obj
 def rotate(home: Path, new_key_file: Path | None, new_passphrase: bool, as_json: bool) -> None:
-    """Encrypt what is written from now on with another data key, while the system does not run.
+    """Encrypt what is written from now on with another key.
 
-    What was written before stays readable. The data keys are wrapped anew by the key file or
-    passphrase that the home has, or by a new one.
+    The system must not run. It is a data key that changes. What was written before stays readable.
+    The data keys are wrapped anew by the key file or passphrase that the home has, or by a new one.
 
     \b
     Examples:
@@ -146,12 +151,12 @@ def rotate(home: Path, new_key_file: Path | None, new_passphrase: bool, as_json:
         request["new_key_file"] = str(new_key_file.absolute())
     try:
         if new_passphrase:
-            request["new_passphrase"] = ask("New passphrase", twice=True)
+            request["new_passphrase"] = secret("New passphrase", twice=True)
         keyring("rotate", home, request)
     except KeyMissing:
         if not sys.stdin.isatty():
             raise
-        keyring("rotate", home, {**request, "passphrase": ask("Passphrase", twice=False)})
+        keyring("rotate", home, {**request, "passphrase": secret("Passphrase", twice=False)})
     text = "what is written from now on has another data key"
     if new_key_file is not None:
         text += f"; set key_file or AIOS_KEY_FILE to {new_key_file}"
@@ -176,12 +181,7 @@ def keyring(command: str, home: Path, request: dict[str, Any]) -> None:
 
 def passphrase(home: Path) -> str:
     """Asked of a person; twice where it is new."""
-    return ask("Passphrase", twice=not (home / "keys" / "data.json").exists())
-
-
-def ask(text: str, *, twice: bool) -> str:
-    answer: str = click.prompt(text, hide_input=True, confirmation_prompt=twice, err=True)
-    return answer
+    return secret("Passphrase", twice=not (home / "keys" / "data.json").exists())
 
 
 COMMANDS = (key,)

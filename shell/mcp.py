@@ -14,6 +14,7 @@ from aios.syscalls.messages import Reach
 from aios.syscalls.rules import Manifest
 
 from .access import manifest
+from .options import Whole
 from .processes import READABLE, parse_limits
 
 
@@ -21,7 +22,7 @@ from .processes import READABLE, parse_limits
 @click.option(
     "--http",
     "port",
-    type=click.IntRange(0, 65535),
+    type=Whole(0, 65535),
     metavar="PORT",
     help="Streamable HTTP on 127.0.0.1 instead of stdio; 0: a port that is free.",
 )
@@ -66,10 +67,11 @@ def mcp(
     home: Path, port: int | None, agents: tuple[str, ...], read: tuple[str, ...],
     write: tuple[str, ...], limits: dict[str, Any], manifest: Manifest | None,
 ) -> None:  # fmt: skip
-    """Offer agents, the model, memory and storage to other programs, as an MCP server.
+    """Be an MCP server, for other programs.
 
-    Over stdio: name `aios mcp` as a server in the settings of the program. With --http the address
-    and the token that it takes are printed; AIOS_MCP_TOKEN sets the token. See docs/mcp.md.
+    It offers them agents, the model, memory and storage. Over stdio: name `aios mcp` as a server in
+    the settings of the program. With --http the address and the token that it takes are printed;
+    AIOS_MCP_TOKEN sets the token. See docs/mcp.md.
 
     \b
     Examples:
@@ -77,7 +79,7 @@ def mcp(
       aios mcp --http 8765 --agent ./my_agent.py --limit tokens=20000
     """
     if importlib.util.find_spec("mcp") is None:
-        raise BadInput("the package mcp is not installed", "pip install 'aios[mcp]'")
+        raise BadInput("the package mcp is not installed", "pip install 'aios-system[mcp]'")
     from .mcp_server import serve_http, serve_stdio  # noqa: PLC0415 (half a second, for this alone)
     from .mcp_tools import Tools  # noqa: PLC0415
 

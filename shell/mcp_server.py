@@ -12,11 +12,12 @@ import socket
 import threading
 from typing import Any
 
-import click
 import uvicorn
 from mcp.server.mcpserver import MCPServer
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
+
+from .output import say
 
 TOKEN = "AIOS_MCP_TOKEN"
 PIECE = 65_536  # bytes of stdin that are read at once
@@ -76,8 +77,8 @@ def serve_http(server: MCPServer[Any], port: int) -> None:
 
     listening = socket.create_server(("127.0.0.1", port))
     config = uvicorn.Config(guarded, log_level="error", timeout_graceful_shutdown=FAREWELL)
-    click.echo(f"url: http://127.0.0.1:{listening.getsockname()[1]}/mcp")
-    click.echo(f"header: Authorization: Bearer {token}")
+    say(f"url: http://127.0.0.1:{listening.getsockname()[1]}/mcp")
+    say(f"header: Authorization: Bearer {token}")
     with listening:
         uvicorn.Server(config).run(sockets=[listening])
 

@@ -13,33 +13,44 @@ import click
 import msgpack
 
 from aios.agents import Aios, connect
+from aios.syscalls import mem as mem_calls
 from aios.syscalls.errors import BadInput, NotFound
 
 from . import render
-from .output import json_option, show, whole
+from .completion import live_processes
+from .escape import brief
+from .options import WHO, Whole, field
+from .output import json_option, show, stdout, whole
+from .who import pid_of
 
 FORMAT = {"aios": "memory", "version": 1}
 BATCH = 16 << 10  # bytes of items, about, that one call of an import takes
 
-who_argument = click.argument("who", metavar="PID|/NAME")
-space_option = click.option("--space", default="main", show_default=True)
+SPACE = field(mem_calls.Put, "space", "a name: letters, digits and . _ + -")
+KEY = field(mem_calls.Get, "keys")
+who_argument = click.argument(
+    "who", metavar="PID|NAME|/NAME", type=WHO, shell_complete=live_processes
+)
+space_option = click.option("--space", type=SPACE, default="main", show_default=True)
 
 
-def target(who: str) -> dict[str, Any]:
-    """WHO as arguments of the SDK: a PID, or names like /writer/helper."""
-    if who.isascii() and who.isdigit():
-        return {"pid": int(who)}
-    if who.startswith("/"):
+def target(aios: Aios, who: int | str) -> dict[str, Any]:
+    """WHO as arguments of the SDK: a PID, or names like /writer/helper. Raises NotFound where no
+    agent that is alive has the name."""
+    if isinstance(who, str) and who.startswith("/"):
         return {"principal": who}
-    raise click.BadParameter(f"{who!r} is neither a PID nor a name that begins with /")
+    try:
+        return {"pid": pid_of(aios, who)}
+    except NotFound as error:
+        raise NotFound(error.message, f"what an ended agent has left is named as /{who}") from error
 
 
 @click.group()
 def mem() -> None:
     """Agents' memory: spaces of keys and values; and what they did.
 
-    An agent is named by its PID, or as /NAME, below the names of those that started it:
-    /writer/helper.
+    An agent is named by its PID or its name, or as /NAME, below the names of those that started it:
+    /writer/helper. As /NAME it need not be alive.
 
     \b
     Examples:
@@ -50,13 +61,17 @@ def mem() -> None:
 
 
 @mem.command("list")
-@click.argument("who", metavar="[PID|/NAME]", required=False)
-@click.argument("prefix", default="")
+@click.argument(
+    "who", metavar="[PID|NAME|/NAME]", type=WHO, required=False, shell_complete=live_processes
+)
+@click.argument("prefix", default="", type=field(mem_calls.Scan, "prefix"))
 @space_option
 @json_option
 @click.pass_obj
-def list_(home: Path, who: str | None, prefix: str, space: str, as_json: bool) -> None:
-    """Who has memory; or the items of one agent, whose keys begin with PREFIX.
+def list_(home: Path, who: int | str | None, prefix: str, space: str, as_json: bool) -> None:
+    """List who has memory, or the items of one agent.
+
+    With PREFIX, those whose keys begin with it.
 
     \b
     Examples:
@@ -69,18 +84,18 @@ def list_(home: Path, who: str | None, prefix: str, space: str, as_json: bool) -
             found = aios.mem_spaces()
             show(found, as_json, render.memories(found))
             return
-        items = list(aios.mem_items(prefix, space=space, **target(who)))
-    rows = ((key, render.line(value)) for key, value in items)
+        items = list(aios.mem_items(prefix, space=space, **target(aios, who)))
+    rows = ((key, brief(render.value(value))) for key, value in items)
     show(dict(items), as_json, render.columns(["key", "value"], rows))
 
 
 @mem.command()
 @who_argument
-@click.argument("key")
+@click.argument("key", type=KEY)
 @space_option
 @json_option
 @click.pass_obj
-def get(home: Path, who: str, key: str, space: str, as_json: bool) -> None:
+def get(home: Path, who: int | str, key: str, space: str, as_json: bool) -> None:
     """Print a value: text and bytes as they are, anything else as JSON.
 
     \b
@@ -88,28 +103,30 @@ def get(home: Path, who: str, key: str, space: str, as_json: bool) -> None:
       aios mem get /writer style
     """
     with connect(home, "aios-mem") as aios:
-        found = aios.mem_get([key], space=space, **target(who))
+        found = aios.mem_get([key], space=space, **target(aios, who))
     if key not in found:
         raise NotFound(f"{who} has no key {key!r} in space {space}", "`aios mem list` shows keys")
     value = found[key]
     if isinstance(value, bytes) and not as_json:
-        sys.stdout.buffer.write(value)
+        with stdout() as out:
+            out.write(value)
     else:
         show(value, as_json, render.value(value))
 
 
 @mem.command()
 @who_argument
-@click.argument("key")
+@click.argument("key", type=KEY)
 @click.argument("text", required=False)
 @click.option("--value-json", metavar="JSON", help="The value, when it is not text.")
 @space_option
 @click.pass_obj
 def put(
-    home: Path, who: str, key: str, text: str | None, value_json: str | None, space: str
+    home: Path, who: int | str, key: str, text: str | None, value_json: str | None, space: str
 ) -> None:
-    """Set a value: TEXT, or what stdin has, as bytes where that is no text in UTF-8. Memory of
-    /NAME is kept until that agent comes.
+    """Set a value: TEXT, or what stdin has.
+
+    What is no text in UTF-8 is stored as bytes. Memory of /NAME is kept until that agent comes.
 
     \b
     Examples:
@@ -125,7 +142,7 @@ def put(
     else:
         value = from_stdin() if text is None else text
     with connect(home, "aios-mem") as aios:
-        aios.mem_put({key: value}, space=space, **target(who))
+        aios.mem_put({key: value}, space=space, **target(aios, who))
 
 
 def from_stdin() -> str | bytes:
@@ -138,11 +155,11 @@ def from_stdin() -> str | bytes:
 
 @mem.command()
 @who_argument
-@click.argument("keys", nargs=-1, required=True)
+@click.argument("keys", nargs=-1, required=True, type=KEY)
 @space_option
 @json_option
 @click.pass_obj
-def delete(home: Path, who: str, keys: tuple[str, ...], space: str, as_json: bool) -> None:
+def delete(home: Path, who: int | str, keys: tuple[str, ...], space: str, as_json: bool) -> None:
     """Remove keys.
 
     \b
@@ -150,15 +167,15 @@ def delete(home: Path, who: str, keys: tuple[str, ...], space: str, as_json: boo
       aios mem delete /writer style limits
     """
     with connect(home, "aios-mem") as aios:
-        count = aios.mem_delete(keys, space=space, **target(who))
+        count = aios.mem_delete(keys, space=space, **target(aios, who))
     show({"deleted": count}, as_json, f"{count} deleted")
 
 
 @mem.command()
 @who_argument
-@click.option("--space", help="One space only.")
+@click.option("--space", type=SPACE, help="One space only.")
 @click.pass_obj
-def clear(home: Path, who: str, space: str | None) -> None:
+def clear(home: Path, who: int | str, space: str | None) -> None:
     """Remove everything, or all of one space.
 
     \b
@@ -166,44 +183,50 @@ def clear(home: Path, who: str, space: str | None) -> None:
       aios mem clear /writer --space notes
     """
     with connect(home, "aios-mem") as aios:
-        aios.mem_clear(space, **target(who))
+        aios.mem_clear(space, **target(aios, who))
 
 
 @mem.command()
 @who_argument
 @click.pass_obj
-def keep(home: Path, who: str) -> None:
-    """Have an agent's memory outlive it: the next agent of that name gets it.
+def keep(home: Path, who: int | str) -> None:
+    """Have an agent's memory outlive the agent.
+
+    The next agent of that name gets it.
 
     \b
     Example:
       aios mem keep 12
     """
     with connect(home, "aios-mem") as aios:
-        aios.mem_keep(True, **target(who))
+        aios.mem_keep(True, **target(aios, who))
 
 
 @mem.command()
 @who_argument
 @click.pass_obj
-def forget(home: Path, who: str) -> None:
-    """Not keep it: what an ended agent left is gone, that of a live one ends with it.
+def forget(home: Path, who: int | str) -> None:
+    """Drop an agent's memory with the agent.
+
+    What an ended agent has left is gone at once.
 
     \b
     Example:
       aios mem forget /writer
     """
     with connect(home, "aios-mem") as aios:
-        aios.mem_keep(False, **target(who))
+        aios.mem_keep(False, **target(aios, who))
 
 
 @mem.command()
 @who_argument
-@click.option("--count", "-n", type=click.IntRange(min=1), help="The newest only.")
+@click.option("--count", "-n", type=Whole(min=1), help="The newest only.")
 @json_option
 @click.pass_obj
-def log(home: Path, who: str, count: int | None, as_json: bool) -> None:
-    """What an agent generated, sent and received: the kernel writes that down.
+def log(home: Path, who: int | str, count: int | None, as_json: bool) -> None:
+    """Show what an agent generated, sent and received.
+
+    The kernel writes that down.
 
     \b
     Examples:
@@ -213,8 +236,9 @@ def log(home: Path, who: str, count: int | None, as_json: bool) -> None:
     entries: list[Any] = []
     after = None
     with connect(home, "aios-mem") as aios:
+        whose = target(aios, who)
         while count is None or len(entries) < count:
-            page = aios.mem_log(after=after, back=count is not None, **target(who))
+            page = aios.mem_log(after=after, back=count is not None, **whose)
             entries += page.entries
             after = page.after
             if after is None:
@@ -228,7 +252,7 @@ def log(home: Path, who: str, count: int | None, as_json: bool) -> None:
 @who_argument
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False), default="-")
 @click.pass_obj
-def export(home: Path, who: str, file: Path) -> None:
+def export(home: Path, who: int | str, file: Path) -> None:
     """Write all of an agent's memory to FILE, or stdout, as msgpack.
 
     \b
@@ -238,9 +262,10 @@ def export(home: Path, who: str, file: Path) -> None:
     """
     count = 0
     with connect(home, "aios-mem") as aios, whole(file) as out:
+        whose = target(aios, who)
         out.write(msgpack.packb(FORMAT))
-        for space in [s.name for m in aios.mem_spaces(**target(who)) for s in m.spaces]:
-            for key, value in aios.mem_items(space=space, **target(who)):
+        for space in [s.name for m in aios.mem_spaces(**whose) for s in m.spaces]:
+            for key, value in aios.mem_items(space=space, **whose):
                 out.write(msgpack.packb([space, key, value]))
                 count += 1
         out.write(msgpack.packb(count))
@@ -251,7 +276,7 @@ def export(home: Path, who: str, file: Path) -> None:
 @click.argument("file", type=click.File("rb"))
 @json_option
 @click.pass_obj
-def import_(home: Path, who: str, file: BinaryIO, as_json: bool) -> None:
+def import_(home: Path, who: int | str, file: BinaryIO, as_json: bool) -> None:
     """Put what was exported to FILE; keys that are there are replaced.
 
     \b
@@ -261,8 +286,9 @@ def import_(home: Path, who: str, file: BinaryIO, as_json: bool) -> None:
     items = read(file)
     count = 0
     with connect(home, "aios-mem") as aios:
+        whose = target(aios, who)
         for space, group in groupby(items, key=lambda item: item[0]):
-            count += put_all(aios, {key: value for _, key, value in group}, space, target(who))
+            count += put_all(aios, {key: value for _, key, value in group}, space, whose)
     show({"imported": count}, as_json, f"{count} imported")
 
 

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console, Group
+from rich.console import Group
 from rich.filesize import decimal
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TimeElapsedColumn
 from rich.table import Table
 
-from . import helper
-from .output import json_option, progress, show
+from . import helper, output
+from .output import at_terminal, json_option, progress, say, show
 from .render import columns, pairs
 
 FORMATS = "bf16,q8_0,q4_0"  # for whose weights llama.cpp has the fastest kernels
@@ -32,7 +32,7 @@ model_option = click.option(
 
 @click.group()
 def model() -> None:
-    """The model's file: what is loaded, and in which format it is quickest here.
+    """The model's file, and the format that is quickest here.
 
     \b
     Examples:
@@ -47,7 +47,7 @@ def model() -> None:
 @json_option
 @click.pass_obj
 def show_model(home: Path, model: Path | None, as_json: bool) -> None:
-    """Show which file would be loaded, and what is known of it in other formats.
+    """Show which file would be loaded, and in which formats.
 
     \b
     Example:
@@ -80,7 +80,7 @@ def fit(
       aios model fit --formats q8_0,q5_0,q4_0 --choose q5_0
     """
     names = [*dict.fromkeys(name for name in [*formats.split(","), choose] if name)]
-    with bars(plain=not as_json) as step:
+    with steps(plain=not as_json) as step:
         report = ask(home, model, "measure", names, step)
     name = choose or report["picked"]
     if not as_json:
@@ -90,7 +90,7 @@ def fit(
     if as_json:
         show(report, as_json, "")
     else:
-        click.echo(outcome(report, name, home))
+        say(outcome(report, name, home))
 
 
 @model.command()
@@ -99,9 +99,9 @@ def fit(
 @json_option
 @click.pass_obj
 def forget(home: Path, formats: tuple[str, ...], model: Path | None, as_json: bool) -> None:
-    """Remove FORMATS of the model from the cache, or all that is known of it.
+    """Remove FORMATS of the model from the cache.
 
-    The original stays as it is.
+    Without FORMATS, all that is known of the model. The original stays as it is.
 
     \b
     Examples:
@@ -113,9 +113,9 @@ def forget(home: Path, formats: tuple[str, ...], model: Path | None, as_json: bo
 
 
 def agreed(name: str, as_json: bool) -> bool:
-    if as_json or not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if as_json or not (sys.stdin.isatty() and at_terminal()):
         return False
-    return click.confirm(f"Choose {name} for `aios start --fitted`?", default=True)
+    return output.agreed(f"Choose {name} for `aios start --fitted`?", default=True)
 
 
 # --- the process that measures -------------------------------------------------------------------
@@ -144,14 +144,13 @@ def ask(
 
 
 @contextmanager
-def bars(*, plain: bool) -> Iterator[Step]:
+def steps(*, plain: bool) -> Iterator[Step]:
     """On stderr: a bar for each thing done in a terminal, else a line for each if `plain`."""
-    if not sys.stderr.isatty():
+    if not at_terminal(err=True):
         with progress(plain=plain) as line:
             yield lambda step: line(step["what"])
         return
-    shown = TextColumn("{task.description:<24}"), BarColumn(), TimeElapsedColumn()
-    with Progress(*shown, console=Console(stderr=True)) as display:
+    with output.bars("{task.description:<24}", BarColumn(), TimeElapsedColumn()) as display:
         tasks: dict[str, Any] = {}
 
         def move(step: dict[str, Any]) -> None:

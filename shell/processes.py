@@ -1,13 +1,10 @@
-"""The commands about agents: start them, list them, signal them, wait for them, read their logs."""
+"""The commands about agents: start them, list them, signal them, wait for them."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import sys
-import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +13,38 @@ import msgspec
 
 from aios.agents import Aios, connect
 from aios.agents.runner import registered
-from aios.syscalls.errors import NotFound, ProcessGone, TimedOut
-from aios.syscalls.messages import Exited, Limits, LogPart, Reach
+from aios.syscalls.errors import ProcessGone, TimedOut
+from aios.syscalls.messages import Exited, Limits, Reach, Spawn
 
 from . import render
 from .access import manifest
-from .completion import live_pids, log_names, programs
-from .output import json_option, show
+from .completion import files, live_processes, programs
+from .logs import agent_log
+from .options import NAME, WAIT, WHO, Whole, field
+from .output import Copy, at_terminal, json_option, say, show
 from .questions import asking_in_place
+from .who import pid_of
 
 GRACE = 2.0  # seconds that an agent has between TERM and KILL
-LOG_WAIT = 30.0  # seconds that one call waits for more of a log
-LOOK = 0.2  # seconds between two looks at a log file
 READABLE = click.Path(exists=True, resolve_path=True, path_type=str)
-LOG_FILES = {"kernel": "log/kernel.log", "core": "log/core.log", "init": "init.log"}
+NICE = field(Spawn, "nice")
 
 
-def parse_limits(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, Any]:
-    """`tokens=1000` and the like, checked against the ABI's table."""
-    wanted = {name: value for name, _, value in (item.partition("=") for item in given)}
-    try:
-        limits = msgspec.convert(wanted, Limits, strict=False)
-    except msgspec.ValidationError as error:
-        names = ", ".join(Limits.__struct_fields__)
-        raise click.BadParameter(f"{error}; NAME=NUMBER, of {names}") from error
-    return {name: getattr(limits, name) for name in wanted}
+def parse_limits(
+    ctx: click.Context, param: click.Parameter, given: tuple[str, ...]
+) -> dict[str, Any]:
+    """`tokens=1000` and the like, each within the range that the ABI has for it."""
+    limits = {}
+    for item in given:
+        name, equals, value = item.partition("=")
+        if not equals or name not in Limits.__struct_fields__:
+            names = ", ".join(Limits.__struct_fields__)
+            raise click.BadParameter(f"{item!r} is not NAME=NUMBER, with a NAME of {names}")
+        try:
+            limits[name] = field(Limits, name).convert(value, param, ctx)
+        except click.BadParameter as error:
+            raise click.BadParameter(f"{name}: {error.message}") from error
+    return limits
 
 
 def spawn_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,13 +58,13 @@ def spawn_options(command: Callable[..., Any]) -> Callable[..., Any]:
                      help="A file or folder it may read, as those that the task names."),
         click.option("--write", multiple=True, type=READABLE, metavar="PATH",
                      help="A file or folder it may read and write."),
-        click.option("--port", "ports", multiple=True, type=click.IntRange(1, 65535),
+        click.option("--port", "ports", multiple=True, type=Whole(1, 65535),
                      help="A TCP port it may connect to."),
         click.option("--processes", is_flag=True, help="It may start processes of its own."),
-        click.option("--nice", type=int, help="-20 to 19; a smaller one gets longer turns."),
-        click.option("--name", help="What to list it as."),
+        click.option("--nice", type=NICE, help="A smaller one gets longer turns of the model."),
+        click.option("--name", type=NAME, help="What to list it as."),
         click.option("--task-json", metavar="JSON", help="The task, when it is not a string."),
-        click.argument("task", nargs=-1),
+        click.argument("task", nargs=-1, shell_complete=files),
         click.argument("program", shell_complete=programs),
     ):  # fmt: skip
         command = decorate(command)
@@ -113,19 +117,24 @@ def run(home: Path, /, as_json: bool, **given: Any) -> int:
     Its log is printed as it comes, then its result.
 
     PROGRAM is a registered name (see `aios agents`), a .py file that defines an Agent, or an
-    executable. Ctrl-C ends the agent. With --json the log goes to stderr.
-    What a rule asks about is asked in the terminal.
+    executable. TASK is what the agent makes of it: of summarize and extract the name of a file, of
+    chat a line. Files that it names are the agent's to read. Ctrl-C ends the agent. With --json
+    the log goes to stderr. What a rule asks about is asked in the terminal.
 
     \b
     Examples:
       aios run summarize notes.txt --limit tokens=20000
+      aios run chat "What is the capital of France?"
       aios run ./my_agent.py --task-json '{"depth": 2}' --json
-      aios run ./tool -- --an-option-of-the-tool
+      aios run /bin/echo -- -e "an option of the program"
     """
     with connect(home, "aios-run") as aios:
         pid = aios.spawn(**as_request(**given))
         try:
-            copy(agent_log(aios, pid, follow=True, meanwhile=asking(aios, pid)), err=as_json)
+            copy = Copy(err=as_json)
+            for part in agent_log(aios, pid, follow=True, meanwhile=asking(aios, pid)):
+                copy.write(part)
+            copy.end()
             end = aios.wait(pid)
         except (KeyboardInterrupt, click.Abort):
             finish_off(aios, pid)
@@ -136,26 +145,18 @@ def run(home: Path, /, as_json: bool, **given: Any) -> int:
 
 def asking(aios: Aios, pid: int) -> Callable[[], None]:
     """Where nobody sits at a terminal, `aios policy ask` may run elsewhere."""
-    if sys.stdin.isatty() and sys.stderr.isatty():
+    if sys.stdin.isatty() and at_terminal(err=True):
         return asking_in_place(aios, pid)
     return lambda: None
 
 
-def copy(parts: Iterator[bytes], *, err: bool) -> None:
-    """Print a log, and end its last line if the agent did not."""
-    last = b"\n"
-    for part in parts:
-        click.echo(part, nl=False, err=err)
-        last = part[-1:] or last
-    if last != b"\n":
-        click.echo(err=err)
-
-
 def report(end: Exited, as_json: bool) -> None:
-    if as_json or end.result is not None:
+    """Print its result, unless that is an error, which its log has told."""
+    told = isinstance(end.result, dict) and end.result.keys() == {"error"}
+    if as_json or not (end.result is None or (end.code and told)):
         show(end, as_json, render.value(end.result))
     if end.code and not as_json:
-        click.echo(f"aios: {render.ending(end)}", err=True)
+        say(f"aios: {render.ending(end)}", err=True)
 
 
 def finish_off(aios: Aios, pid: int) -> None:
@@ -179,29 +180,50 @@ def spawn(home: Path, /, as_json: bool, **given: Any) -> None:
     It runs on by itself. The arguments are those of `aios run`.
 
     \b
-    Example:
+    Examples:
       aios spawn chat --name helper
+      aios spawn summarize notes.txt --json
     """
     with connect(home, "aios-spawn") as aios:
         pid = aios.spawn(**as_request(**given))
     show({"pid": pid}, as_json, str(pid))
+    if not as_json and at_terminal(err=True):
+        say(
+            f"hint: `aios logs -f {pid}` shows what it prints, `aios chat {pid}` talks to it",
+            err=True,
+        )
 
 
 @click.command()
 @click.option("--all", "-a", "everything", is_flag=True, help="Clients and the dead as well.")
+@click.option("--workers", is_flag=True, help="The processes that run tools as well.")
+@click.option("--long", "-l", "long", is_flag=True, help="All that is known of each.")
+@click.option("--tree", is_flag=True, help="Each below the agent that started it.")
 @json_option
 @click.pass_obj
-def ps(home: Path, everything: bool, as_json: bool) -> None:
+def ps(
+    home: Path, everything: bool, workers: bool, long: bool, tree: bool, as_json: bool
+) -> None:  # fmt: skip
     """List the agents that are alive.
 
     \b
     Examples:
       aios ps
+      aios ps -l
+      aios ps --tree
       aios ps --all --json
     """
     with connect(home, "aios-ps") as aios:
-        rows = aios.ps(all=everything)
-    show(rows, as_json, render.processes(rows, everything=everything))
+        rows = [row for row in aios.ps(all=everything) if workers or not row.tool]
+    if tree:
+        rows = render.in_tree(rows)
+    shape: render.Shape = "long" if long else "all" if everything else "short"
+    show(rows, as_json, render.processes(rows, shape, tree=tree))
+
+
+whom_argument = click.argument(
+    "whom", nargs=-1, required=True, type=WHO, metavar="PID|NAME...", shell_complete=live_processes
+)
 
 
 @click.command()
@@ -209,135 +231,65 @@ def ps(home: Path, everything: bool, as_json: bool) -> None:
     "--signal", "-s", type=click.Choice(["TERM", "KILL", "STOP", "CONT"], case_sensitive=False),
     default="TERM", show_default=True,
 )  # fmt: skip
-@click.argument(
-    "pids", nargs=-1, required=True, type=int, metavar="PID...", shell_complete=live_pids
-)
+@whom_argument
 @click.pass_obj
-def kill(home: Path, signal: Any, pids: tuple[int, ...]) -> None:
+def kill(home: Path, signal: Any, whom: tuple[int | str, ...]) -> None:
     """Send a signal to agents. STOP halts an agent and its generation; CONT lets them go on.
 
     \b
     Examples:
-      aios kill 12
+      aios kill writer
       aios kill -s STOP 12 13
     """
     with connect(home, "aios-kill") as aios:
-        for pid in pids:
+        for pid in [pid_of(aios, who) for who in whom]:
             aios.kill(pid, signal)
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.argument("value", type=int)
-@click.argument("pid", type=int, shell_complete=live_pids)
+@click.argument("value", type=NICE)
+@click.argument("who", metavar="PID|NAME", type=WHO, shell_complete=live_processes)
 @json_option
 @click.pass_obj
-def nice(home: Path, value: int, pid: int, as_json: bool) -> None:
+def nice(home: Path, value: int, who: int | str, as_json: bool) -> None:
     """Set how much of the model an agent gets.
 
     VALUE is -20 (the longest turns) to 19 (the shortest).
 
     \b
-    Example:
+    Examples:
       aios nice -5 12
+      aios nice 10 writer
     """
     with connect(home, "aios-nice") as aios:
+        pid = pid_of(aios, who)
         now = aios.nice(value, pid)
     show({"pid": pid, "nice": now}, as_json, f"process {pid} has the nice value {now}")
 
 
 @click.command()
-@click.argument(
-    "pids", nargs=-1, required=True, type=int, metavar="PID...", shell_complete=live_pids
-)
-@click.option("--timeout", type=float, help="Seconds to wait at most.")
+@whom_argument
+@click.option("--timeout", type=WAIT, metavar="SECONDS", help="How long to wait at most.")
 @json_option
 @click.pass_obj
-def wait(home: Path, pids: tuple[int, ...], timeout: float | None, as_json: bool) -> int:
+def wait(
+    home: Path, whom: tuple[int | str, ...], timeout: float | None, as_json: bool
+) -> int:  # fmt: skip
     """Wait for agents to end.
 
     The exit code is that of the last one named.
 
     \b
     Examples:
-      aios wait 12
+      aios wait writer
       aios wait 12 13 --timeout 60 --json
     """
     with connect(home, "aios-wait") as aios:
+        pids = [pid_of(aios, who, ended=True) for who in whom]
         calls = [aios.start("proc.wait", pid=pid, timeout=timeout) for pid in pids]
         ends = [msgspec.convert(call.wait(), Exited) for call in calls]
     show(ends, as_json, "\n".join(render.ending(end) for end in ends))
     return ends[-1].code
-
-
-@click.command()
-@click.argument("who", metavar="PID|kernel|core|init", shell_complete=log_names)
-@click.option("--follow", "-f", is_flag=True, help="Go on with what comes, until it ends.")
-@click.option("--lines", "-n", type=click.IntRange(min=0), help="Begin with the last so many.")
-@json_option
-@click.pass_obj
-def logs(home: Path, who: str, follow: bool, lines: int | None, as_json: bool) -> None:
-    """Print the log of an agent, or of the system.
-
-    That of an agent is what it wrote to stdout and stderr.
-
-    \b
-    Examples:
-      aios logs -f 12
-      aios logs -n 20 kernel
-    """
-    if as_json and follow:
-        raise click.UsageError("--json prints one document: not with --follow")
-    if who in LOG_FILES:
-        print_log(who, file_log(home / LOG_FILES[who], follow=follow), lines, as_json)
-    elif who.isdigit():
-        with connect(home, "aios-logs") as aios:
-            print_log(who, agent_log(aios, int(who), follow=follow), lines, as_json)
-    else:
-        raise click.UsageError(f"{who!r} is neither a PID nor one of {', '.join(LOG_FILES)}")
-
-
-def print_log(who: str, parts: Iterator[bytes], lines: int | None, as_json: bool) -> None:
-    written = next(parts)
-    if lines is not None:
-        written = b"".join(deque(written.splitlines(keepends=True), maxlen=lines))
-    if as_json:
-        show({"of": who, "text": written.decode(errors="replace")}, True, "")
-        return
-    for part in itertools.chain([written], parts):
-        click.echo(part, nl=False)
-
-
-def agent_log(
-    aios: Aios, pid: int, *, follow: bool, meanwhile: Callable[[], None] = lambda: None
-) -> Iterator[bytes]:
-    """First all that is there, then, with `follow`, what comes, until the agent's end. `meanwhile`
-    is called whenever something has come on the connection."""
-    written, part = b"", aios.log(pid)
-    while part.data and not part.ended:
-        written += part.data
-        part = aios.log(pid, part.offset)
-    yield written + part.data
-    while follow and not part.ended:
-        call = aios.start("proc.log", pid=pid, offset=part.offset, wait=LOG_WAIT)
-        while not call.ended:
-            meanwhile()  # this may take what has come as well
-            if not call.ended:
-                aios.connection.pump()
-        part = msgspec.convert(call.wait(), LogPart)
-        yield part.data
-
-
-def file_log(path: Path, *, follow: bool) -> Iterator[bytes]:
-    """As `agent_log`, of a file that may be emptied at any time, and has no end."""
-    if not path.exists():
-        raise NotFound(f"there is no log {path}", "has a system run in this home?")
-    with path.open("rb") as log:
-        yield log.read()
-        while follow:
-            time.sleep(LOOK)
-            if log.tell() > path.stat().st_size:
-                log.seek(0)
-            yield log.read()
 
 
 @click.command()
@@ -355,4 +307,4 @@ def agents(as_json: bool) -> None:
     show(names, as_json, render.columns(["name", "what it does"], list(names.items())))
 
 
-COMMANDS = (run, spawn, ps, kill, nice, wait, logs, agents)
+COMMANDS = (run, spawn, ps, kill, nice, wait, agents)

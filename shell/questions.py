@@ -7,9 +7,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import Any
 
-import click
 import msgspec
 
 from aios.agents import Aios, connect
@@ -17,32 +17,62 @@ from aios.agents.client import Pending
 from aios.syscalls.acc import Question
 from aios.syscalls.errors import KernelGone, NotFound, TimedOut
 
-from . import render
+from .escape import as_json_text, folded, shown
+from .jobs import WIDTH
+from .output import choose, headline, say
 
 ANSWERS = ("once", "agent", "always", "deny")
 LOOK = 0.1  # seconds between two looks for questions, while a prompt waits
 KERNEL_LOOK = 1.0  # seconds between two looks for a kernel
+LABEL = "            "  # room for what each part is
+MARK = "| "  # in front of each line that an agent has, or may have, chosen the words of
+WHOLE = 2**31  # lines
+LONG, SHORT = 40, 6  # lines of a part that are shown without being asked for; above a prompt
 
 
-def in_words(question: Question) -> str:
-    about = f" on {question.object!r}" if question.object else ""
-    args = f" with {render.line(question.args, 400)}" if question.args else ""
+def heading(question: Question) -> str:
     left = max(0.0, question.expires - time.time())
-    tainted = f"\n  it has read from {', '.join(question.tainted)}" if question.tainted else ""
-    return (
-        f"{question.id}: {question.principal} (process {question.pid}) asks for {question.call}"
-        f"{about}{args}{tainted}\n  {question.rule}; {left:.0f} s to answer"
-    )
+    asks = f"process {question.pid} asks for {question.call}"
+    return f"question {question.id}: {asks}; {left:.0f} s to answer"
+
+
+def in_words(question: Question, width: int, longest: int) -> tuple[list[str], bool]:
+    """The lines of a question below its heading, and whether some were left out of the middle of a
+    part with more than `longest`. No agent's words begin a line, or are mistaken for the shell's:
+    each line of them is marked, and folded by the shell, not by the terminal."""
+    parts = [
+        ("agent", question.principal), ("on", question.object),
+        ("with", as_json_text(question.args) if question.args else ""),
+        ("has read", ", ".join(question.tainted)), ("rule", question.rule),
+    ]  # fmt: skip
+    lines: list[str] = []
+    cut = False
+    for label, text in parts:
+        if not text:
+            continue
+        part = folded(text, width, LABEL + MARK)
+        if len(part) > longest:
+            left_out = len(part) - longest
+            part[longest // 2 : longest // 2 + left_out] = [f"  ({left_out} lines are not shown)"]
+            cut = True
+        lines += [f"  {label}".ljust(len(LABEL)) + part[0][len(LABEL) :], *part[1:]]
+    return lines, cut
 
 
 def ask_person(aios: Aios, question: Question) -> None:
     """In the terminal. Raises click.Abort at Ctrl-C."""
-    click.echo(in_words(question), err=True)
-    answer: Any = click.prompt("answer", type=click.Choice(ANSWERS), err=True)
+    longest = LONG
+    answer: Any = "all"
+    while answer == "all":
+        lines, cut = in_words(question, get_terminal_size().columns, longest)
+        headline(heading(question))
+        say("\n".join(lines), err=True)
+        answer = choose("answer", [*ANSWERS, "all"] if cut else ANSWERS)
+        longest = WHOLE
     try:
         aios.answer(question.id, answer)
     except NotFound as error:  # it took too long, or another terminal was quicker
-        click.echo(f"aios: {error.message}", err=True)
+        say(f"aios: {shown(error.message)}", err=True)
 
 
 def come(call: Pending) -> Iterator[Question]:
@@ -105,6 +135,8 @@ class Notices:
             aios.cancel(call.id)
 
     def _tell(self, question: Question) -> None:
-        answers = "|".join(ANSWERS)
-        for line in f"{in_words(question)}\n  policy answer {question.id} {answers}".splitlines():
+        lines, cut = in_words(question, WIDTH, SHORT)
+        how = "`policy ask` shows all of it; then " if cut else ""
+        lines.append(f"  {how}policy answer {question.id} {'|'.join(ANSWERS)}")
+        for line in [heading(question), *lines]:
             self.emit(line)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
-import msgspec
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.filesize import decimal
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -26,25 +27,44 @@ from aios.syscalls.messages import (
 from aios.syscalls.retrieval import Hits
 from aios.syscalls.sto import Version
 
+from .escape import as_json_text, brief, shown
+
+Shape = Literal["short", "all", "long"]
+FOLDS = 20  # columns that a cell has at least, where a table is folded to fit the terminal
+
+
+class Listing(Table):
+    """A table that takes at least so many columns of the terminal."""
+
+    least = 0
+
 
 def columns(
     titles: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()
-) -> Table:
-    """A table without lines. Cells are shown as they are: an agent's text is no markup."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in titles:
-        table.add_column(title.upper(), justify="right" if title in right else "left")
-    for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+) -> Listing:
+    """A table without lines. No cell is cut: those that are wide are folded."""
+    cells = [[Text(shown(str(cell))) for cell in row] for row in rows]
+    table = Listing(box=None, pad_edge=False, header_style="bold")
+    for at, title in enumerate(titles):
+        widest = max([len(title), *(row[at].cell_len for row in cells)])
+        number = title in right
+        least = widest if number else min(widest, FOLDS)
+        table.least += least + 2 * (at > 0)
+        table.add_column(
+            title.upper(), justify="right" if number else "left", overflow="fold",
+            no_wrap=number, min_width=least,
+        )  # fmt: skip
+    for row in cells:
+        table.add_row(*row)
     return table
 
 
 def pairs(rows: Iterable[tuple[str, object]]) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold")
+    table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, cell in rows:
-        table.add_row(name, Text(str(cell)))
+        table.add_row(Text(shown(name)), Text(shown(str(cell), lines=True)))
     return table
 
 
@@ -52,21 +72,53 @@ def seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def processes(rows: Sequence[ProcessInfo], *, everything: bool = False) -> Table:
-    titles = ["pid", "parent", "name", "state", "nice", "age", "cpu", "memory", "ctx", "mail",
-              "tokens", "waiting", "turnaround", "ttft", "switches"]  # fmt: skip
-    cells: list[list[object]] = [
-        [p.pid, p.parent, p.name, p.state, p.nice, f"{p.age:.0f} s", f"{p.cpu:.2f} s",
-         decimal(p.memory), p.contexts, p.queue, p.tokens, f"{p.waiting:.2f} s",
-         f"{p.turnaround:.2f} s", "" if p.ttft is None else f"{p.ttft:.2f} s", p.switches]
+def age(seconds: float) -> str:
+    """A span of time in its largest unit: 45 s, 12 min, 3.5 h, 2.1 days."""
+    for name, length in (("days", 86400), ("h", 3600)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {name}"
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
+
+
+def in_tree(rows: Sequence[ProcessInfo]) -> list[ProcessInfo]:
+    """The same rows, each behind its parent, if that is among them."""
+    pids = {row.pid for row in rows}
+    below = defaultdict(list)
+    for row in rows:
+        below[row.parent if row.parent in pids else 0].append(row)
+    found: list[ProcessInfo] = []
+    waiting = below.pop(0, [])[::-1]
+    while waiting:
+        found.append(waiting.pop())
+        waiting += below.pop(found[-1].pid, [])[::-1]
+    return found
+
+
+def processes(rows: Sequence[ProcessInfo], shape: Shape = "short", *, tree: bool = False) -> Table:
+    """ "short" and "all", which says how the dead ended, fit into 80 columns."""
+    depth: dict[int, int] = {}
+    for p in rows:
+        depth[p.pid] = depth.get(p.parent, -1) + 1
+    known: list[dict[str, object]] = [
+        {"pid": p.pid, "name": "  " * depth[p.pid] * tree + p.name, "state": p.state,
+         "age": age(p.age), "cpu": f"{p.cpu:.1f} s", "memory": decimal(p.memory),
+         "tokens": p.tokens, "kind": p.kind, "code": "" if p.code is None else p.code,
+         "reason": p.reason, "parent": p.parent, "nice": p.nice, "ctx": p.contexts,
+         "mail": p.queue, "waiting": f"{p.waiting:.2f} s", "turnaround": f"{p.turnaround:.2f} s",
+         "ttft": "" if p.ttft is None else f"{p.ttft:.2f} s", "switches": p.switches,
+         "tool": p.tool, "principal": p.principal}
         for p in rows
     ]  # fmt: skip
-    right = [title for title in titles if title not in ("name", "state")]
-    if everything:
-        titles += ["kind", "code", "reason"]
-        for row, p in zip(cells, rows, strict=True):
-            row += [p.kind, "" if p.code is None else p.code, p.reason]
-    return columns(titles, cells, right=right)
+    titles = {
+        "short": ["pid", "name", "state", "age", "cpu", "memory", "tokens"],
+        "all": ["pid", "name", "kind", "state", "age", "tokens", "code", "reason"],
+        "long": ["pid", "parent", "name", "kind", "state", "nice", "age", "cpu", "memory", "ctx",
+                 "mail", "tokens", "waiting", "turnaround", "ttft", "switches", "code", "reason",
+                 "tool", "principal"],
+    }[shape]  # fmt: skip
+    words = ("name", "kind", "state", "reason", "tool", "principal")
+    right = [title for title in titles if title not in words]
+    return columns(titles, [[row[title] for title in titles] for row in known], right=right)
 
 
 def contexts(rows: Sequence[ContextInfo]) -> Table:
@@ -89,7 +141,7 @@ def memories(rows: Sequence[Memory]) -> Table:
         for m in rows
         for space in m.spaces
     ]  # fmt: skip
-    return columns(titles, cells, right=["pid", "items", "bytes", "of", "in ram"])
+    return columns(titles, cells, right=["pid", "items", "bytes", "of", "in RAM"])
 
 
 def interactions(rows: Sequence[Interaction]) -> Table:
@@ -98,18 +150,12 @@ def interactions(rows: Sequence[Interaction]) -> Table:
         at = datetime.fromtimestamp(entry.time).strftime("%H:%M:%S")
         if entry.kind == "generation":
             prompt = entry.prompt[-1].content if entry.prompt else ""
-            what = f"{line(prompt)} -> {line(entry.answer)} ({entry.finish})"
+            what = f"{brief(prompt)} -> {brief(str(entry.answer))} ({entry.finish})"
         else:
-            what = f"{'to' if entry.kind == 'sent' else 'from'} {entry.name}: {line(entry.body)}"
+            to = "to" if entry.kind == "sent" else "from"
+            what = f"{to} {entry.name}: {brief(value(entry.body))}"
         cells.append([entry.turn, at, entry.pid, entry.kind, what])
     return columns(["turn", "time", "pid", "kind", "what"], cells, right=["turn", "pid"])
-
-
-def line(content: Any, longest: int = 60) -> str:
-    """A value in one line, cut."""
-    text = content if isinstance(content, str) else msgspec.json.encode(content).decode()
-    text = " ".join(text.split())
-    return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
 def versions(rows: Sequence[Version]) -> Table:
@@ -124,15 +170,16 @@ def versions(rows: Sequence[Version]) -> Table:
 
 def hits(found: Hits) -> Group:
     """Each passage below its source."""
-    shown: list[Any] = []
+    parts: list[RenderableType] = []
     for hit in found.hits:
-        source = f"{hit.owner or 'a person'}:{hit.path}, version {hit.version}"
-        shown += [Text(f"{source} ({hit.score:.2f})", style="bold"), Text(hit.text), ""]
+        source = f"{hit.owner or 'a person'}:{hit.path}, version {hit.version} ({hit.score:.2f})"
+        passage = Text(shown(hit.text, lines=True), overflow="fold")
+        parts += [Text(shown(source), style="bold"), Padding(passage, (0, 0, 1, 2))]
     if not found.hits:
-        shown = [Text("nothing was found")]
+        parts = [Text("nothing was found")]
     if found.behind:
-        shown.append(Text(f"{found.behind} changes are not indexed yet"))
-    return Group(*shown)
+        parts.append(Text(f"{found.behind} changes are not indexed yet"))
+    return Group(*parts)
 
 
 def ready_line(answer: Status) -> str:
@@ -244,18 +291,17 @@ def counts(numbers: dict[str, int]) -> str:
 def event(what: Event) -> str:
     at = datetime.fromtimestamp(what.time).strftime("%H:%M:%S.%f")[:-3]
     detail = " ".join(f"{name}={value}" for name, value in what.detail.items())
-    return f"{at} {what.kind} {what.what} {what.pid or ''} {detail}".rstrip()
+    return shown(f"{at} {what.kind} {what.what} {what.pid or ''} {detail}".rstrip())
 
 
 def ending(end: Exited) -> str:
-    return f"process {end.pid} ({end.name}) ended with code {end.code}: {end.reason}"
+    name, reason = shown(end.name), shown(end.reason)
+    return f"process {end.pid} ({name}) ended with code {end.code}: {reason}"
 
 
 def value(result: Any) -> str:
     """What an agent returned: text as it is, anything else as JSON."""
-    if isinstance(result, str):
-        return result
-    return msgspec.json.format(msgspec.json.encode(result), indent=2).decode()
+    return result if isinstance(result, str) else as_json_text(result)
 
 
 def bench(measured: dict[str, Any]) -> Table:

@@ -17,6 +17,7 @@ from prompt_toolkit.history import FileHistory
 from prompt_toolkit.patch_stdout import patch_stdout
 
 from .jobs import Job
+from .output import say
 from .questions import Notices
 
 BUILTINS = {
@@ -147,14 +148,14 @@ class Shell:
 
     def _emit(self, line: str) -> None:
         with self.printing:
-            print(line, flush=True)
+            say(line)
 
     def run(self, text: str) -> int:
         """Run one line; its exit code. Raises EOFError for `exit`."""
         try:
             line = parse(text)
         except ValueError as error:
-            click.echo(f"aios: {error}", err=True)
+            say(f"aios: {error}", err=True)
             return 2
         if not line.args:
             return 0
@@ -169,22 +170,22 @@ class Shell:
     def _start_job(self, args: Sequence[str]) -> int:
         job = Job(len(self.jobs) + 1, self.home, args, self._emit)
         self.jobs.append(job)
-        click.echo(f"[{job.number}] started: {job.command}")
+        say(f"[{job.number}] started: {job.command}")
         return 0
 
     def _do_jobs(self, _: list[str]) -> int:
         for job in self.jobs:
             state = "running" if job.running else f"ended with {job.wait()}"
-            click.echo(f"[{job.number}] {state}: {job.command}")
+            say(f"[{job.number}] {state}: {job.command}")
         return 0
 
     def _do_fg(self, args: list[str]) -> int:
         job = next((job for job in self.jobs if [str(job.number)] == args), None)
         if job is None:
-            click.echo("aios: no such job\nhint: `fg N`; `jobs` lists them", err=True)
+            say("aios: no such job\nhint: `fg N`; `jobs` lists them", err=True)
             return 1
         try:
-            click.echo(f"[{job.number}] in the foreground: {job.command}")
+            say(f"[{job.number}] in the foreground: {job.command}")
             return job.wait()
         except KeyboardInterrupt:
             return job.end()
@@ -192,7 +193,7 @@ class Shell:
     def _do_help(self, args: list[str]) -> int:
         code = self.execute([*args, "--help"])
         if not args:
-            click.echo(HELP)
+            say(HELP)
         return code
 
     def _do_exit(self, _: list[str]) -> int:
@@ -203,5 +204,5 @@ class Shell:
     def _end_jobs(self) -> None:
         for job in self.jobs:
             if job.running:
-                click.echo(f"[{job.number}] ending: {job.command}")
+                say(f"[{job.number}] ending: {job.command}")
                 job.end()

@@ -13,14 +13,13 @@ from aios.agents import connect
 from aios.syscalls.retrieval import Mode
 
 from . import render
+from .options import Whole
 from .output import json_option, show
 
 
 @click.command()
 @click.argument("query")
-@click.option(
-    "--count", type=click.IntRange(1, 50), default=5, show_default=True, help="Passages, at most."
-)
+@click.option("--count", type=Whole(1, 50), default=5, show_default=True, help="Passages, at most.")
 @click.option("--mode", type=click.Choice(get_args(Mode)), default="fused", show_default=True)
 @click.option("--owner", metavar="/NAME", help="Of one owner alone.")
 @click.option("--path", default="", help="This path and all below it alone.")

@@ -16,7 +16,8 @@ from aios.syscalls import sto as s
 
 from . import render
 from .archive import SCHEMA, Content, header, reading
-from .output import STREAM, json_option, progress, show, whole
+from .options import VERSION, Whole, field
+from .output import STREAM, agreed, json_option, progress, show, whole
 
 owner_option = click.option(
     "--owner", default="", metavar="/NAME",
@@ -26,7 +27,7 @@ owner_option = click.option(
 
 @click.group()
 def sto() -> None:
-    """Storage: versioned objects that agents and people keep, and share.
+    """Storage: versioned objects, kept and shared.
 
     Every object has an owner: an agent, as /NAME or /PARENT/NAME, or a person.
 
@@ -49,7 +50,9 @@ def sto() -> None:
 def list_(
     home: Path, prefix: str, everyone: bool, deleted: bool, owner: str, as_json: bool
 ) -> None:
-    """List objects whose path begins with PREFIX; with --all, of everybody.
+    """List objects whose path begins with PREFIX.
+
+    Those of one owner or, with --all, of everybody.
 
     \b
     Examples:
@@ -67,7 +70,7 @@ def list_(
 @sto.command()
 @click.argument("path")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False), default="-")
-@click.option("--version", type=int, help="An earlier one.")
+@click.option("--version", type=VERSION, help="An earlier one.")
 @owner_option
 @click.pass_obj
 def get(home: Path, path: str, file: Path, version: int | None, owner: str) -> None:
@@ -88,9 +91,23 @@ def get(home: Path, path: str, file: Path, version: int | None, owner: str) -> N
 @sto.command()
 @click.argument("path")
 @click.argument("file", type=click.File("rb"), default="-")
-@click.option("--tag", "tags", multiple=True, help="A tag; several with several of these.")
-@click.option("--media", default="", help="A media type: text/markdown, image/png, ...")
-@click.option("--if-version", type=int, help="Only if this is the newest; 0: only a new object.")
+@click.option(
+    "--tag",
+    "tags",
+    multiple=True,
+    type=field(s.Put, "tags"),
+    help="A tag; several with several of these.",
+)
+@click.option(
+    "--media",
+    default="",
+    type=field(s.Put, "media"),
+    help="A media type: text/markdown, image/png, ...",
+)
+@click.option(
+    "--if-version", type=field(s.Put, "if_version"), metavar="N",
+    help="Only if this is the newest; 0: only a new object.",
+)  # fmt: skip
 @owner_option
 @json_option
 @click.pass_obj
@@ -137,13 +154,15 @@ def history(home: Path, path: str, owner: str, as_json: bool) -> None:
 
 @sto.command()
 @click.argument("path")
-@click.argument("old", type=int)
-@click.argument("new", type=int, required=False)
+@click.argument("old", type=VERSION)
+@click.argument("new", type=VERSION, required=False)
 @owner_option
 @json_option
 @click.pass_obj
 def diff(home: Path, path: str, old: int, new: int | None, owner: str, as_json: bool) -> None:
-    """Show what changed in a text from version OLD to NEW, or to the newest.
+    """Show what changed in a text since version OLD.
+
+    Up to version NEW, or to the newest.
 
     \b
     Examples:
@@ -158,7 +177,7 @@ def diff(home: Path, path: str, old: int, new: int | None, owner: str, as_json: 
 
 @sto.command()
 @click.argument("path")
-@click.argument("version", type=int)
+@click.argument("version", type=VERSION)
 @owner_option
 @json_option
 @click.pass_obj
@@ -180,7 +199,9 @@ def rollback(home: Path, path: str, version: int, owner: str, as_json: bool) -> 
 @json_option
 @click.pass_obj
 def delete(home: Path, path: str, owner: str, as_json: bool) -> None:
-    """Delete an object; its history stays, and `rollback` brings it back.
+    """Delete an object, but for its history.
+
+    `aios sto rollback` brings it back.
 
     \b
     Example:
@@ -204,8 +225,8 @@ def purge(home: Path, path: str, yes: bool, owner: str, as_json: bool) -> None:
     Example:
       aios sto purge notes/milk --yes
     """
-    if not yes:
-        click.confirm(f"Drop all versions of {path}?", abort=True, err=True)
+    if not yes and not agreed(f"Drop all versions of {path}?"):
+        raise click.Abort
     with connect(home, "aios-sto") as aios:
         info = aios.sto_purge(path, owner=owner)
     show(info, as_json, done_line(info))
@@ -222,10 +243,10 @@ def purge(home: Path, path: str, yes: bool, owner: str, as_json: bool) -> None:
 def share(
     home: Path, prefix: str | None, to: str | None, mode: str | None, owner: str, as_json: bool
 ) -> None:
-    """Share PREFIX and all below it, for reading; without arguments, list what is shared.
+    """Share PREFIX and all below it, or list what is shared.
 
-    With an agent, with all that are below one, or with a group of config.toml. An empty PREFIX is
-    everything.
+    With an agent, with all that are below one, or with a group (`aios group set`); for reading,
+    unless --write is given. An empty PREFIX is everything.
 
     \b
     Examples:
@@ -256,9 +277,10 @@ def share(
 @json_option
 @click.pass_obj
 def export_(home: Path, file: Path, prefix: str, everyone: bool, owner: str, as_json: bool) -> None:
-    """Write the newest versions of objects into a tar file, or to stdout as -, with their tags.
+    """Write objects into a tar file.
 
-    An owner's objects are below a folder of that name; a person's are in person/.
+    Their newest versions, with their tags; - is stdout. An owner's objects are below a folder of
+    that name; a person's are in person/.
 
     \b
     Examples:
@@ -288,7 +310,9 @@ def export_(home: Path, file: Path, prefix: str, everyone: bool, owner: str, as_
 @json_option
 @click.pass_obj
 def import_(home: Path, file: IO[bytes], as_json: bool) -> None:
-    """Store what `export` has written, as new versions for the same owners.
+    """Store what `export` has written.
+
+    As new versions, for the same owners.
 
     \b
     Examples:
@@ -337,11 +361,13 @@ def verify(home: Path, as_json: bool) -> int:
 
 
 @sto.command()
-@click.option("--keep", type=click.IntRange(min=1), help="Versions that each object keeps.")
+@click.option("--keep", type=Whole(min=1), help="Versions that each object keeps.")
 @json_option
 @click.pass_obj
 def compact(home: Path, keep: int | None, as_json: bool) -> None:
-    """Drop contents that nothing refers to and, with --keep, all but the newest versions.
+    """Drop old versions, and contents that nothing refers to.
+
+    Versions are dropped with --keep alone.
 
     \b
     Examples:
@@ -358,11 +384,11 @@ def compact(home: Path, keep: int | None, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def backup(home: Path, folder: Path, as_json: bool) -> int:
-    """Copy the store (memory and storage) into a new FOLDER, while the system runs.
+    """Copy memory and storage into a new FOLDER.
 
-    Contents that are in a folder or bucket are copied into FOLDER/blobs. To use it, stop the system
-    and put the copy's data.mdb into store/ of the home; docs/storage.md says where contents go.
-    Exit code 1 if contents were missing.
+    The system runs on. Contents that are in a folder or bucket are copied into FOLDER/blobs. To use
+    it, stop the system and put the copy's data.mdb into store/ of the home; docs/storage.md says
+    where contents go. Exit code 1 if contents were missing.
 
     \b
     Example:

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 import click
 import psutil
 
 from aios.agents import connect
 from aios.syscalls.errors import KeyMissing, TimedOut
-from aios.syscalls.messages import Events, Status
+from aios.syscalls.messages import EventKind, SetPolicy, Status
 
 from . import keys, render
 from .completion import policies
+from .escape import as_json_text
 from .launch import System, init_of
-from .output import as_json_text, json_option, progress, show
+from .options import Whole, field
+from .output import at_terminal, json_option, progress, say, show
 
 STOPPING = 30.0  # seconds for agents, core, kernel and init to end
-KINDS = get_args(get_args(get_type_hints(Events)["kinds"])[0])
+KINDS = get_args(EventKind)
+QUANTUM = field(SetPolicy, "quantum")
+SLOTS = Whole(1, 64)  # these three are settings of the kernel: kernel/config.py
+WINDOW = Whole(0, 2**20)
+THREADS = Whole(0, 512)
 
 
 @click.command()
@@ -30,11 +36,11 @@ KINDS = get_args(get_args(get_type_hints(Events)["kinds"])[0])
     "--fitted/--no-fitted", default=None,
     help="Load the format that `aios model fit` chose. [default: no-fitted]",
 )  # fmt: skip
-@click.option("--slots", type=int, help="Contexts that the model works on at once.")
-@click.option("--ctx", type=int, help="Tokens that a context can hold.")
-@click.option("--threads", type=int, help="Threads of the LLM core; 0: one a processor.")
+@click.option("--slots", type=SLOTS, help="Contexts that the model works on at once.")
+@click.option("--ctx", type=WINDOW, help="Tokens that a context can hold; 0: up to 2,048.")
+@click.option("--threads", type=THREADS, help="Threads of the LLM core; 0: one a processor.")
 @click.option("--policy", shell_complete=policies, help="Scheduling policy: fifo, rr.")
-@click.option("--quantum", type=int, help="Tokens of a turn.")
+@click.option("--quantum", type=QUANTUM, help="Tokens of a turn.")
 @click.option(
     "--exact/--no-exact", default=None,
     help="Keep decode batches within what the self-test certifies as exact. [default: exact]",
@@ -85,15 +91,15 @@ def about_format(status: Status) -> None:
     model = status.model
     assert model is not None, "a system that is ready has a model"
     if model.refused:
-        click.echo(f"aios: the original is loaded, no fitted model: {model.refused}", err=True)
-    elif sys.stderr.isatty() and not model.measured:
-        click.echo("hint: `aios model fit` finds a quicker format for this machine", err=True)
+        say(f"aios: the original is loaded, no fitted model: {model.refused}", err=True)
+    elif at_terminal(err=True) and not model.measured:
+        say("hint: `aios model fit` finds a quicker format for this machine", err=True)
 
 
 def wind_up(launched: System) -> int:
     """Wait for its end. Another Ctrl-C has it end at once: then raises Abort."""
     try:
-        click.echo("stopping", err=True)
+        say("stopping", err=True)
         return launched.process.wait()
     except KeyboardInterrupt:
         launched.end_now()
@@ -156,7 +162,7 @@ def stats(home: Path, as_json: bool) -> None:
 
 @click.command()
 @click.argument("name", required=False, shell_complete=policies)
-@click.option("--quantum", type=int, help="Tokens of a turn.")
+@click.option("--quantum", type=QUANTUM, help="Tokens of a turn.")
 @json_option
 @click.pass_obj
 def sched(home: Path, name: str | None, quantum: int | None, as_json: bool) -> None:
@@ -174,7 +180,7 @@ def sched(home: Path, name: str | None, quantum: int | None, as_json: bool) -> N
 
 @click.command()
 @click.argument("kinds", nargs=-1, type=click.Choice(KINDS))
-@click.option("--count", "-n", type=click.IntRange(min=1), help="End after so many.")
+@click.option("--count", "-n", type=Whole(min=1), help="End after so many.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 @click.pass_obj
 def events(home: Path, kinds: tuple[Any, ...], count: int | None, as_json: bool) -> None:
@@ -187,7 +193,7 @@ def events(home: Path, kinds: tuple[Any, ...], count: int | None, as_json: bool)
     """
     with connect(home, "aios-events") as aios:
         for number, event in enumerate(aios.events(*kinds), start=1):
-            click.echo(as_json_text(event, indent=-1) if as_json else render.event(event))
+            say(as_json_text(event, indent=-1) if as_json else render.event(event))
             if number == count:
                 return
 

@@ -10,27 +10,32 @@ from typing import Any
 
 import click
 import msgspec
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import Progress
+from rich.progress import BarColumn, Progress
 
 from aios.agents import Aios, connect
 from aios.agents.calling import absent
 from aios.syscalls.errors import BadInput
-from aios.syscalls.tool import Spec, ToolProgress
+from aios.syscalls.tool import CallTool, Spec, ToolProgress
 
 from . import render
 from .completion import tool_names
-from .output import as_json_text, json_option, show
+from .escape import as_json_text, brief
+from .options import field
+from .output import bars, json_option, say, show
+
+ABOUT = 160  # characters, at most, of what a list says about a tool
 
 
-def first_line(spec: Spec) -> str:
-    return spec.description.partition("\n")[0]
+def about(spec: Spec) -> str:
+    """The first paragraph of its description, or how it begins."""
+    return brief(spec.description.strip().partition("\n\n")[0], ABOUT)
 
 
 @click.group()
 def tool() -> None:
-    """Tools that agents call: those that ship, your own, and those of MCP servers.
+    """Tools that agents call.
+
+    They are those that ship, your own, and those of MCP servers.
 
     \b
     Examples:
@@ -53,7 +58,7 @@ def list_(home: Path, as_json: bool) -> None:
     """
     with connect(home, "aios-tool") as aios:
         found = aios.toolboxes()
-    rows = [[each.name, "yes" if each.effect else "", first_line(each)] for each in found.tools]
+    rows = [[each.name, "yes" if each.effect else "", about(each)] for each in found.tools]
     rows += [[f"{box.name} (not there)", "", box.error] for box in found.boxes if box.error]
     show(found, as_json, render.columns(["tool", "changes", "what it does"], rows))
 
@@ -86,7 +91,9 @@ def show_(home: Path, name: str, as_json: bool) -> None:
 @click.argument("name", shell_complete=tool_names)
 @click.argument("arguments", nargs=-1, metavar="[NAME=VALUE]...")
 @click.option("--args", "given", metavar="JSON", help="All of them as one JSON object; - is stdin.")
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds, at most.")
+@click.option(
+    "--timeout", type=field(CallTool, "timeout"), metavar="SECONDS", help="How long, at most."
+)
 @json_option
 @click.pass_obj
 def call_(
@@ -100,21 +107,20 @@ def call_(
     \b
     Examples:
       aios tool call calculate expression='2**64'
-      aios tool call sql.query --args '{"database": "/data/a.db", "query": "SELECT 1"}'
+      aios tool call time.add --args '{"start": "2026-01-31", "days": 30}'
     """
     with connect(home, "aios-tool") as aios:
         args = arguments_of(find(aios, name), arguments, given)
         running = aios.call_tool(name, args, timeout=timeout)
-        console = Console(stderr=True)
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        with bars("{task.description}", BarColumn(), transient=True) as bar:
             follow(running, bar)
         result = running.result()
     if as_json:
-        click.echo(as_json_text(result))
+        say(as_json_text(result))
         return
-    click.echo(render.value(result.value))
+    say(render.value(result.value))
     if result.stored:
-        click.echo(f"{result.size} bytes in all: aios sto get {result.stored}", err=True)
+        say(f"{result.size} bytes in all: aios sto get {result.stored}", err=True)
 
 
 def follow(running: Iterable[ToolProgress], bar: Progress) -> None:
@@ -122,7 +128,7 @@ def follow(running: Iterable[ToolProgress], bar: Progress) -> None:
     for step in running:
         if task is None:
             task = bar.add_task("", total=step.total)
-        said = escape(step.message)
+        said = brief(step.message)
         bar.update(task, completed=step.done, total=step.total, description=said)
 
 

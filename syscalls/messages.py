@@ -181,6 +181,8 @@ class ProcessInfo(Reply):
     reason: str
     turnaround: float = 0.0  # total of the generations that came to their end
     ttft: float | None = None  # mean over the generations that drew a token
+    principal: str = ""  # its name below those of the agents that started it; "": a client
+    tool: str = ""  # the toolbox that it serves as a worker; "": it is none
 
 
 class Log(Message):
@@ -531,10 +533,13 @@ class Policy(Reply):
     quantum: int
 
 
+EventKind = Literal["process", "generation", "core", "policy", "index", "gateway"]
+
+
 class Events(Message):
     """Follow what happens: one piece per event until cancelled."""
 
-    kinds: list[Literal["process", "generation", "core", "policy"]] = []  # empty: all
+    kinds: list[EventKind] = []  # empty: all
 
 
 class Event(Reply):

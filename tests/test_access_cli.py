@@ -161,16 +161,16 @@ def test_errors_say_what_to_do(home: Path, tmp_path: Path) -> None:
         (["group", "remove", "agents"], 78, "cannot be removed"),
         (["group", "remove", "agents", "--rule", "sto.purge"], 1, "is not in 'agents'"),
         (["group", "set", "bad", "--allow", "Not A Rule"], 78, 'hint: write "RIGHT"'),
-        (["group", "set", "bad", "--member", "nobody"], 1, "aios: "),
+        (["group", "set", "bad", "--member", "nobody"], 2, "is not /NAME"),
         (["group", "set", "bad", "--file", str(tmp_path / "bad.toml")], 78, "docs/access.md"),
         (["run", "chat", "--manifest", str(tmp_path / "odd.toml")], 78, "`permit`"),
         (["run", "chat", "--manifest", str(tmp_path / "rule.toml")], 78, "no rule: "),
         (["run", "chat", "--manifest", str(tmp_path / "none.toml")], 2, "does not exist"),
         (["grant", "/a", "sto.read", "/b:**"], 78, "hint: its owner shares it"),
         (["grant", "/a", "llm", "--arg", "amount"], 2, "NAME=PATTERN"),
-        (["grant", "/a", "llm", "--for", "0"], 1, "aios: "),
+        (["grant", "/a", "llm", "--for", "0"], 2, "'--for': 0.0 is not in the range x>0."),
         (["revoke", "999"], 1, "hint: `aios grants` lists them"),
-        (["revoke", "one"], 2, "not a valid integer"),
+        (["revoke", "one"], 2, "'one' is no whole number in the range x>=1"),
         (["policy", "check", "999999", "llm"], 1, "aios: no process"),
         (["policy", "answer", "1", "maybe"], 2, "'maybe' is not one of"),
         (["policy", "answer", "999", "once"], 1, "aios: no question 999"),
@@ -287,7 +287,7 @@ def test_run_leaves_the_questions_of_others(
             stranger = next(aios.questions())
             asked = terminal(home, "run", str(above), "--manifest", str(tmp_path / "above.toml"))
             asked.logfile_read = said = io.StringIO()
-            asked.expect_exact("/above/below (process ")
+            asked.expect_exact("| /above/below")
             asked.expect_exact("answer (once, agent, always, deny)")
             asked.sendline("once")
             asked.expect_exact("done")

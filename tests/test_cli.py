@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
+import subprocess
 import sys
 import types
 from collections.abc import Callable
@@ -13,12 +15,14 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from commands import LIMIT, answer, line_of, run, started
+from commands import AIOS, LIMIT, answer, environment, line_of, run, started
 from conftest import eventually
 
 from aios.agents import Aios, connect
+from aios.agents.runner import registered
 from aios.shell.cli import cli, execute
 from aios.shell.launch import System
+from aios.shell.logs import LOG_FILES
 
 Program = Callable[[str], str]
 UNTIL_TOLD = "print('up', flush=True)\nprint(aios.recv().body)"
@@ -67,10 +71,9 @@ def test_errors_as_json_go_to_stderr(tmp_path: Path) -> None:
         (["nonsense"], "No such command"),
         (["run", "demo_worker", "two", "tasks"], "one TASK"),
         (["run", "demo_worker", "--task-json", "{"], "--task-json"),
-        (["run", "demo_worker", "--limit", "tokens=many"], "NAME=NUMBER"),
+        (["run", "demo_worker", "--limit", "tokens=many"], "tokens: 'many' is no whole number"),
         (["run", "demo_worker", "--limit", "nonsense=1"], "NAME=NUMBER"),
         (["kill", "-s", "HUP", "1"], "'HUP'"),
-        (["logs", "nobody"], "neither a PID nor one of kernel, core, init"),
         (["logs", "1", "--json", "-f"], "not with --follow"),
         (["bench", "nonsense"], "'nonsense'"),
         (["contexts", "--nonsense"], "--nonsense"),
@@ -89,10 +92,10 @@ def test_wrong_usage(
         (["run", "nobody"], 1, "no agent is registered as 'nobody'"),
         (["run", "./nothing.py"], 1, "there is no file"),
         (["logs", "999999"], 1, "no process 999999"),
+        (["logs", "nobody"], 1, "no agent is named 'nobody'"),
         (["kill", "999999"], 1, "no process 999999"),
         (["nice", "-5", "999999"], 1, "no process 999999"),
         (["sched", "nonsense"], 78, "one of fifo, rr"),
-        (["generate", "hi", "--top-p", "0"], 1, "top_p"),
         (["generate", "hi " * 2000], 1, "do not fit"),
     ],
 )
@@ -252,6 +255,64 @@ def test_a_log_file_is_followed(system: System, tmp_path: Path) -> None:
         assert (missing.returncode, missing.stdout) == (1, "")
 
 
+@pytest.mark.parametrize("name", ["kernel", "core", "init", "index", "gateway"])
+def test_every_log_of_the_system_has_a_name(name: str, tmp_path: Path) -> None:
+    path = tmp_path / LOG_FILES[name]
+    missing = run(tmp_path, "logs", name)
+    assert (missing.returncode, missing.stdout) == (1, "")
+    assert missing.stderr.startswith(f"aios: there is no log {path}\nhint: it begins when {name} ")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("said\n")
+    assert run(tmp_path, "logs", name).stdout == "said\n"
+
+
+def test_no_log_of_the_system_is_left_out(system: System, aios: Aios) -> None:
+    aios.sto_put("spare", "text")  # the index begins with the first object
+    aios.sto_search("text", fresh=True)
+    aios.sto_purge("spare")
+    found = {path.relative_to(system.home).as_posix() for path in system.home.glob("**/*.log")}
+    assert {log for log in found if not log.startswith("log/agent-")} <= {*LOG_FILES.values()}
+
+
+@pytest.mark.parametrize("kind", ["index", "gateway"])
+def test_events_of_each_kind_are_followed(kind: str, system: System, aios: Aios) -> None:
+    with started(system.home, "events", kind) as follower:
+        eventually(lambda: any(p.name == "aios-events" and p.calls for p in aios.ps(all=True)))
+        follower.send_signal(signal.SIGINT)
+        follower.communicate(timeout=LIMIT)
+        assert follower.returncode == 130
+
+
+# --- streams that are closed, full, or read no more ------------------------------------------
+
+
+def closed(system: System, line: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "-c", f"{shlex.join(AIOS)} {line}"], env=environment(system.home), text=True,
+        capture_output=True, stdin=subprocess.DEVNULL, check=False, timeout=LIMIT,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_like_an_empty_one(how: str, system: System, program: Program) -> None:
+    path = program("print('said', sys.stdin.read())\nreturn 'result'")
+    for line in ("status", f"run {path}", "generate hi --max-tokens 2", ""):
+        done = closed(system, f"{line} {how}")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert bool(done.stdout) == (">&-" not in how.split() and line != "")
+
+
+def test_a_pipe_that_is_read_no_more_ends_quietly(system: System) -> None:
+    done = closed(system, "logs kernel | head -c 1 >/dev/null; exit ${PIPESTATUS[0]}")
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_a_full_disk_is_told(system: System) -> None:
+    done = closed(system, "status > /dev/full")
+    assert done.returncode == 1
+    assert done.stderr.startswith("aios: the output: No space left on device\nhint: make room")
+
+
 # --- generate --------------------------------------------------------------------------------
 
 
@@ -316,7 +377,7 @@ def test_bench_without_its_packages(
 ) -> None:
     monkeypatch.setitem(sys.modules, "aios.bench.throughput", None)
     assert execute(["bench", "throughput"]) == 1
-    assert "pip install 'aios[bench]'" in capsys.readouterr().err
+    assert "pip install 'aios-system[bench]'" in capsys.readouterr().err
 
 
 def test_only_retrieval_takes_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -337,11 +398,51 @@ def test_completion_in_bash(system: System, aios: Aios, program: Program) -> Non
 
     assert complete("aios sta", 1) == ["start", "stats", "status"]
     assert complete("aios kill ", 2) == [str(pid)]
+    assert complete("aios kill s", 2) == ["sleeper"]
     assert complete("aios logs k", 2) == ["kernel"]
     assert complete("aios sched ", 2) == ["fifo", "rr"]
-    assert complete("aios run demo_", 2)[0] == "demo_worker"
+    assert complete(f"aios kill --home {system.home} s", 4) == ["sleeper"]
     aios.kill(pid)
     aios.wait(pid)
+
+
+def offered_by_bash(cwd: Path, *words: str) -> tuple[list[str], list[str]]:
+    """What a bash that has the completion offers for the last of the words, and which of its own
+    completions it adds. `complete` and `compopt` work in an interactive bash alone."""
+    script = f"""
+        complete() {{ function=$4; }}
+        compopt() {{ echo "option $2"; }}
+        aios() {{ {shlex.join(AIOS)} "$@"; }}
+        eval "$(_AIOS_COMPLETE=bash_source aios)"
+        COMP_WORDS=({shlex.join(["aios", *words])}); COMP_CWORD={len(words)}
+        PATH="$PWD/bin:$PATH"; $function aios; printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    (cwd / "bin").mkdir(exist_ok=True)
+    (cwd / "bin" / "aios").write_text(f'#!/bin/sh\nexec {shlex.join(AIOS)} "$@"\n')
+    (cwd / "bin" / "aios").chmod(0o755)
+    done = subprocess.run(
+        ["bash", "--norc", "-c", script], cwd=cwd, capture_output=True, text=True, check=True,
+        env=environment(cwd),
+    )  # fmt: skip
+    lines = [line for line in done.stdout.splitlines() if line]
+    options = [line.removeprefix("option ") for line in lines if line.startswith("option ")]
+    return [line for line in lines if not line.startswith("option ")], options
+
+
+def test_programs_are_completed_to_agents_and_python_files(tmp_path: Path) -> None:
+    for name in ("sum.py", "notes.txt", ".hidden.py", "deep/below/agent.py", "deep/below/x.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    offered, options = offered_by_bash(tmp_path, "run", "")
+    assert {*registered(), "sum.py", "deep/"} <= set(offered)
+    assert not options
+    assert "notes.txt" not in offered and ".hidden.py" not in offered
+    assert offered_by_bash(tmp_path, "run", "sum")[0] == ["summarize", "summarize_piece", "sum.py"]
+    assert offered_by_bash(tmp_path, "spawn", "de")[0][-2:] == ["demo_worker", "deep/"]
+    assert offered_by_bash(tmp_path, "run", "dee")[0] == ["deep/", "deep/below/"]
+    below = str(tmp_path / "deep/be")
+    assert offered_by_bash(tmp_path, "run", below)[0] == [f"{below}low/", f"{below}low/agent.py"]
+    assert offered_by_bash(tmp_path, "run", "summarize", "no") == ([], ["default"])  # files
 
 
 def test_home_option_comes_before_the_environment(system: System, tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ import pexpect
 import pytest
 from commands import AIOS, LIMIT, environment, run
 from conftest import left_of
+from rich.cells import cell_len
 from rich.console import Console
+from test_options import row
 
 from aios.agents import Aios, AiosError
 from aios.shell.demo import play
@@ -67,7 +69,7 @@ def test_a_live_table_that_ctrl_c_ends(homes: Path) -> None:
     env = environment(homes) | {"TMPDIR": str(homes), "TERM": "xterm"}
     demo = pexpect.spawn(
         AIOS[0], [*AIOS[1:], "demo", "--agents", "4", "--slots", "2", "--max-tokens", "200"],
-        env=env, timeout=LIMIT, encoding="utf-8", dimensions=(40, 140),
+        env=env, timeout=LIMIT, encoding="utf-8", dimensions=(24, 80),
     )  # fmt: skip
     demo.expect_exact("4 agents on 2 slots, rr with quantum 16")
     demo.expect_exact("in a slot")
@@ -87,9 +89,9 @@ def test_a_failing_agent_fails_the_demo(aios: Aios) -> None:
 
 
 def test_a_bad_setting_leaves_nothing_behind(homes: Path) -> None:
-    done = run(homes, "demo", "--agents", "1", "--slots", "0", TMPDIR=str(homes))
+    done = run(homes, "demo", "--agents", "1", "--policy", "none", TMPDIR=str(homes))
     assert (done.returncode, done.stdout) == (78, "")
-    assert "slots" in done.stderr
+    assert "no policy 'none'" in done.stderr
     assert list(homes.glob("aios-demo-*")) == []
 
 
@@ -119,7 +121,7 @@ def test_what_a_row_shows_while_it_runs() -> None:
     runner.take(event("dispatch", 12.0))
     runner.take(event("preempt", 13.0))
     assert (runner.state, runner.switches, runner.waited(13.5)) == ("waiting", 1, 2.5)
-    text = printed(live(STATUS, [runner], 13.5))
+    text = printed(live(STATUS, [runner], 13.5, 80, 24))
     assert "1 agents on 2 slots, rr with quantum 4" in text
     assert "two lines" in text
     runner.take(event("length", 14.0))
@@ -131,3 +133,32 @@ def test_every_job_has_its_own_name_and_draw() -> None:
     assert len({job.name for job in jobs}) == len(jobs)
     assert len({(job.prompt, repr(sorted(job.options.items()))) for job in jobs}) == len(jobs)
     assert all(job.options["max_tokens"] == 5 for job in jobs)
+
+
+def crowd(count: int) -> list[Runner]:
+    """Agents that have run for long, with words of any width."""
+    runners = []
+    for pid, job in enumerate(pick(count, max_tokens=72), start=3):
+        info = row(pid, job.name)
+        tail = "\u4e00\u4e8c\u4e09 and so on, " * 9 + "\x1b[2J"
+        runner = Runner(job, pid, row=msgspec.structs.replace(info, tokens=1234), tail=tail)
+        runner.take(event("queued", 10.0, prompt=7))
+        runners.append(runner)
+    return runners
+
+
+@pytest.mark.parametrize("count", [1, 8, 21, 22, 64])
+def test_the_table_fits_80_columns_and_24_lines(count: int) -> None:
+    runners = crowd(count)
+    runners[0].take(event("length", 11.0))
+    lines = printed(live(STATUS, runners, 999.0, 80, 24)).splitlines()
+    assert len(lines) <= 23  # the cursor's line is free
+    assert all(cell_len(line.rstrip()) <= 80 for line in lines)
+    rows = [line for line in lines[2:] if not line.startswith("and ")]
+    ordered = runners if count <= 21 else sorted(runners, key=lambda r: r.done)
+    assert [line.split()[1] for line in rows] == [r.job.name for r in ordered[: len(rows)]]
+    if count > 21:
+        assert lines[-1].startswith(f"and {count - len(rows)} more, 1 of them done")
+    else:
+        assert len(rows) == count
+    assert all("and so on" in line and "\\x1b[2J" in line for line in rows)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import run as command
 from conftest import eventually
 
 from aios.agents import Aios, connect
@@ -140,22 +143,60 @@ def test_summarize_bounds_the_workers_alive_at_once(aios: Aios, watched: Any) ->
 @pytest.mark.parametrize(
     ("task", "error"),
     [
-        ({"path": "/nowhere/book.txt"}, "No such file or directory: '/nowhere/book.txt'"),
-        (" \n", "ValueError: the text is empty"),
-        ({"text": "Tom fed the cat.", "pieces": 0}, "ValueError: 0 pieces: give 1 or more"),
+        ({"path": "/nowhere/book.txt"}, "cannot read /nowhere/book.txt: No such file or directory"),
+        ("/nowhere/book.txt", "cannot read /nowhere/book.txt: No such file or directory"),
+        ({"text": " \n"}, "the text is empty"),
+        ({"text": "Tom fed the cat.", "pieces": 0}, "0 pieces: give 1 or more"),
     ],
 )
 def test_summarize_says_what_is_wrong_with_its_task(aios: Aios, task: Any, error: str) -> None:
     end = run(aios, "summarize", task)
-    assert end.code == 1
-    assert error in end.result["error"]
+    assert (end.code, end.result) == (1, {"error": error})
+    assert aios.log(end.pid).data.decode() == f"{error}\n"
 
 
-def test_summarize_names_an_empty_file(aios: Aios, tmp_path: Path) -> None:
-    path = tmp_path / "empty.txt"
-    path.touch()
-    end = run(aios, "summarize", {"path": str(path)})
-    assert (end.code, end.result) == (1, {"error": f"ValueError: {path} is empty"})
+@pytest.mark.parametrize("program", ["summarize", "extract", "pipeline"])
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(b"", "PATH is empty"), (b"caf\xe9", "cannot read PATH: it is no text in UTF-8"),
+     (None, "cannot read PATH: Is a directory")],
+)  # fmt: skip
+def test_a_file_that_is_no_text_is_named(
+    aios: Aios, tmp_path: Path, program: str, content: bytes | None, says: str
+) -> None:
+    path = tmp_path / "text"
+    path.mkdir() if content is None else path.write_bytes(content)
+    end = run(aios, program, str(path))
+    assert (end.code, end.result) == (1, {"error": says.replace("PATH", str(path))})
+
+
+# --- files that the command line names ---------------------------------------------------------
+
+
+def test_run_summarizes_the_file_that_is_named(system: System, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text(TALES[0])
+    done = command(system.home, "run", "summarize", "notes.txt", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "farmer" in json.loads(done.stdout)["result"]["summary"]
+
+
+@pytest.mark.parametrize("program", ["summarize", "extract", "pipeline"])
+def test_a_file_that_is_missing_is_an_error_in_one_line(
+    program: str, system: System, tmp_path: Path
+) -> None:
+    done = command(system.home, "run", program, "missing.txt", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == "cannot read missing.txt: No such file or directory\n"
+    assert re.fullmatch(rf"aios: process \d+ \({program}\) ended with code 1: exit\n", done.stderr)
+
+
+def test_extract_and_pipeline_take_a_file_as_well(system: System, tmp_path: Path) -> None:
+    (tmp_path / "ada.txt").write_text(ADA)
+    path = str(tmp_path / "ada.txt")
+    extracted = command(system.home, "run", "extract", path, "--json")
+    assert json.loads(extracted.stdout)["result"]["fields"]["name"] == "Ada Lovelace"
+    cards = command(system.home, "run", "pipeline", path, "--json")
+    assert [card["text"] for card in json.loads(cards.stdout)["result"]["cards"]] == [ADA]
 
 
 def test_summarize_fails_when_a_worker_does(aios: Aios) -> None:

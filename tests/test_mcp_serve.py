@@ -367,4 +367,4 @@ def test_the_package_is_asked_for_where_it_is_not(
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert execute(["--home", str(tmp_path), "mcp"]) == 78
-    assert "pip install 'aios[mcp]'" in capsys.readouterr().err
+    assert "pip install 'aios-system[mcp]'" in capsys.readouterr().err

@@ -149,10 +149,10 @@ def test_everybody_s_memory_is_listed(
 @pytest.mark.parametrize(
     ("args", "code", "named"),
     [
-        (["list", "nobody"], 2, "neither a PID"),
-        (["list", "\u00b2"], 2, "neither a PID"),
+        (["list", "nobody"], 1, "no agent is named 'nobody'"),
+        (["list", "\u00b2"], 1, "no agent is named '\u00b2'"),
         (["list", "/a//b"], 78, "no principal"),
-        (["keep", "nobody"], 2, "neither a PID"),
+        (["keep", "nobody"], 1, "no agent is named 'nobody'"),
         (["forget", "/none"], 1, "/none"),
         (["clear", "/none"], 1, "/none"),
         (["delete", "/none", "a"], 1, "/none"),
@@ -160,7 +160,7 @@ def test_everybody_s_memory_is_listed(
         (["get", "/none", "a"], 1, "/none"),
         (["get", "999999", "a"], 1, "999999"),
         (["put", "/w", "a", "--value-json", "{"], 2, "--value-json"),
-        (["put", "/w", "k" * 401, "v"], 1, "mem.put"),
+        (["put", "/w", "k" * 401, "v"], 2, "it has 401 characters: give 1 to 400"),
         (["import", "/w", "setup.cfg"], 78, "no export"),
         (["log", "/none"], 1, "/none"),
     ],

@@ -100,7 +100,7 @@ def test_a_bad_model(kind: str, homes: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("toml", "args", "says"),
     [
-        ("", ["--slots", "0"], "slots"),
+        ("slots = 0", [], "slots"),
         ("", ["--policy", "nonsense"], "one of fifo, rr"),
         ("nonsense = 1", [], "nonsense"),
         ("slots = ", [], "config.toml"),

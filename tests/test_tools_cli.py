@@ -17,12 +17,11 @@ import pytest
 from click.testing import CliRunner
 from commands import run, started
 from conftest import eventually, run_system
-from rich.console import Console
-from rich.progress import Progress
 
 from aios.agents import connect
 from aios.shell.cli import cli
 from aios.shell.launch import System
+from aios.shell.output import Screen, bars
 from aios.shell.tools import arguments_of, follow
 from aios.syscalls.tool import JobProgress, Spec, ToolProgress
 
@@ -125,11 +124,12 @@ def test_ctrl_c_ends_the_tool(home: Path, tmp_path: Path) -> None:
 
 def test_what_a_tool_says_of_its_progress_is_no_markup() -> None:
     shown = StringIO()
-    steps = [ToolProgress(done=1, total=2, message="[/red] half")]
-    with Progress(console=Console(file=shown, force_terminal=True, width=100)) as bar:
+    steps = [ToolProgress(done=1, total=2, message="[/red] half\x1b[2J")]
+    screen = Screen(file=shown, force_terminal=True, width=100)
+    with bars("{task.description}", screen=screen) as bar:
         follow(steps, bar)
         bar.refresh()
-    assert "[/red] half" in shown.getvalue()
+    assert "[/red] half\\x1b[2J" in shown.getvalue()
 
 
 @pytest.mark.parametrize("done", [float("inf"), float("nan")])

@@ -67,7 +67,7 @@ class Zstd:
         if importlib.util.find_spec("zstandard") is None:
             raise BadInput(
                 "disk_codec zstd needs the package zstandard",
-                "pip install 'aios[compact]', or set disk_codec to plain",
+                "pip install 'aios-system[compact]', or set disk_codec to plain",
             )
         self.library = importlib.import_module("zstandard")
 

@@ -1,0 +1,125 @@
+"""The types of options and arguments. What the ABI bounds is bounded here by the same message, so
+that a value out of range is told with its option before anything is sent."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import click
+import msgspec
+from msgspec import inspect
+
+from aios.syscalls import acc, sto
+from aios.syscalls import messages as t
+
+FAR = 10**9  # a bound from here on is kept, and not told: nobody meets it
+
+
+class Whole(click.IntRange):
+    """A whole number in a range."""
+
+    name = "number"
+
+    def _describe_range(self) -> str:  # click's own, for help and errors
+        return super()._describe_range() if (self.max or 0) < FAR else f"x>={self.min}"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            int(value)
+        except ValueError:
+            self.fail(
+                f"{value!r} is no whole number in the range {self._describe_range()}", param, ctx
+            )
+        return int(super().convert(value, param, ctx))
+
+
+class Number(click.FloatRange):
+    """A number in a range; not nan, and not infinite."""
+
+    name = "number"
+
+    def _describe_range(self) -> str:
+        more = f"x{'>' if self.min_open else '>='}{self.min:g}" if self.min is not None else ""
+        return super()._describe_range() if (self.max or 0) < FAR else more
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        try:
+            finite = math.isfinite(float(value))
+        except ValueError:
+            finite = False
+        if not finite:
+            self.fail(f"{value!r} is no number in the range {self._describe_range()}", param, ctx)
+        return float(super().convert(value, param, ctx))
+
+
+class Text(click.ParamType[str]):
+    """A text of bounded length and, with a pattern, of the form that `says` puts into words."""
+
+    name = "text"
+
+    def __init__(self, kind: inspect.StrType, says: str) -> None:
+        self.least, self.most = kind.min_length or 0, kind.max_length
+        self.pattern, self.says = kind.pattern, says
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        if self.pattern is not None and not re.search(self.pattern, text):
+            self.fail(f"{text!r} is not {self.says}", param, ctx)
+        if not self.least <= len(text) <= (self.most or len(text)):
+            count = f"{self.least} to {self.most}" if self.most else f"at least {self.least}"
+            self.fail(f"it has {len(text)} characters: give {count}", param, ctx)
+        return text
+
+
+class Who(click.ParamType[int | str]):
+    """A process by its PID, by its name, or as /NAME below the names of those that started it."""
+
+    name = "who"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        text = str(value)
+        if not (text.isascii() and text.isdigit()):
+            return text or self.fail("it is empty: give a PID or a name", param, ctx)
+        return int(text) if int(text) <= 2**31 else self.fail(f"{text} is no PID", param, ctx)
+
+
+def field(message: type[msgspec.Struct], name: str, says: str = "") -> click.ParamType[Any]:
+    """The type of an option that becomes the field `name` of `message`, or an item of that list."""
+    info = inspect.type_info(message)
+    assert isinstance(info, inspect.StructType)
+    return _click_type(next(each.type for each in info.fields if each.name == name), says)
+
+
+def _click_type(kind: inspect.Type, says: str) -> click.ParamType[Any]:
+    match kind:
+        case inspect.UnionType():
+            return _click_type(
+                next(each for each in kind.types if not isinstance(each, inspect.NoneType)), says
+            )
+        case inspect.ListType():
+            return _click_type(kind.item_type, says)
+        case inspect.IntType():
+            least = kind.ge if kind.gt is None else kind.gt + 1
+            return Whole(least, kind.le if kind.lt is None else kind.lt - 1)
+        case inspect.FloatType():
+            return Number(
+                kind.ge if kind.gt is None else kind.gt, kind.le if kind.lt is None else kind.lt,
+                min_open=kind.gt is not None, max_open=kind.lt is not None,
+            )  # fmt: skip
+        case inspect.StrType():
+            return Text(kind, says)
+    raise TypeError(f"no option has the type {kind}")
+
+
+NAME = field(t.Spawn, "name", "a name: letters, digits and . _ + -")
+MEMBER = field(acc.Grant, "to", "/NAME, or /TEAM/* for all below")
+RIGHT = field(acc.Grant, "right", "a right, as sto.read, sto or *")
+VERSION = field(sto.Get, "version")
+WAIT = field(t.Wait, "timeout")
+WHO = Who()

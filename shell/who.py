@@ -1,0 +1,32 @@
+"""Processes by name: whom `aios kill writer` means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from aios.agents import Aios
+from aios.syscalls.errors import BadInput, NotFound
+from aios.syscalls.messages import ProcessInfo
+
+
+def pid_of(aios: Aios, who: int | str, *, ended: bool = False) -> int:
+    """The PID of the process that is meant; with `ended` it may have ended.
+
+    Raises:
+        NotFound: none has that name.
+        BadInput: several have it.
+    """
+    return who if isinstance(who, int) else find(aios.ps(all=True), who, ended=ended)
+
+
+def find(rows: Sequence[ProcessInfo], name: str, *, ended: bool = False) -> int:
+    """As `pid_of`, of these rows: an agent, else a worker of tools; of dead ones the newest."""
+    named = [row for row in rows if name in (row.name, row.principal) and row.kind != "client"]
+    named = [row for row in named if not row.tool] or named
+    alive = [row.pid for row in named if row.state != "zombie"]
+    if len(alive) > 1:
+        pids = ", ".join(map(str, sorted(alive)))
+        raise BadInput(f"{len(alive)} processes are named {name!r}: {pids}", "give one by its PID")
+    if alive or (ended and named):
+        return alive[0] if alive else max(row.pid for row in named)
+    raise NotFound(f"no agent is named {name!r}", "`aios ps` lists those that are alive")
