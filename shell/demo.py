@@ -55,7 +55,7 @@ def demo(agents: int, max_tokens: int, model: Path | None, as_json: bool, **sett
     Examples:
       aios demo
       aios demo --agents 16 --slots 4 --quantum 8
-      aios demo --json | jq .identical
+      aios demo --json
     """
     if model is not None:
         settings["model"] = str(model.absolute())

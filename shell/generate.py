@@ -79,10 +79,10 @@ def generate(
 
     \b
     Examples:
-      aios generate "Why is the sky blue?" --max-tokens 80
-      aios generate "Once upon a time" --raw --temperature 0.8 --seed 7
-      aios generate - --json < question.txt
-      aios generate "How many legs has a cat?" --schema '{"type": "integer"}'
+      aios generate "Why is the sky blue?" --max-tokens 40
+      aios generate "Once upon" --raw --max-tokens 40 --temperature 0.8 --seed 7
+      aios generate - --max-tokens 40 --json < question.txt
+      aios generate "How many legs has a cat?" --schema '{"enum": [2, 4, 6]}'
       aios generate "Is the sky blue?" --grammar 'root ::= "yes" | "no"'
     """
     text = sys.stdin.read() if prompt == "-" else prompt

@@ -87,7 +87,9 @@ def allow(home: Path, name: str, public: str, person: bool, as_json: bool) -> No
 @json_option
 @click.pass_obj
 def remove(home: Path, name: str, as_json: bool) -> None:
-    """Take a key out of the list; what is connected with it ends at once.
+    """Take a key out of the list.
+
+    What is connected with it ends at once.
 
     \b
     Example:
@@ -107,7 +109,7 @@ def list_(home: Path, as_json: bool) -> None:
     \b
     Examples:
       aios key list
-      aios key list --json | jq -r .server
+      aios key list --json
     """
     with connect(home, "aios-key") as aios:
         keys = aios.keys()

@@ -67,7 +67,7 @@ def show_model(home: Path, model: Path | None, as_json: bool) -> None:
 def fit(
     home: Path, model: Path | None, formats: str, choose: str | None, yes: bool, as_json: bool
 ) -> None:
-    """Measure the model in other formats on this machine, and choose one.
+    """Measure the model in other formats, and choose one.
 
     Each is made from the original, timed beside it, and compared with it: how far the
     probabilities of the next token are apart. The rule picks the fastest that is within 0.01 nats

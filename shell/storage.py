@@ -74,7 +74,9 @@ def list_(
 @owner_option
 @click.pass_obj
 def get(home: Path, path: str, file: Path, version: int | None, owner: str) -> None:
-    """Write a content to FILE, or to stdout, byte by byte as it was put.
+    """Write a content to FILE, or to stdout.
+
+    Byte by byte as it was put; in a terminal, what that cannot show is escaped.
 
     \b
     Examples:
@@ -317,7 +319,7 @@ def import_(home: Path, file: IO[bytes], as_json: bool) -> None:
     \b
     Examples:
       aios sto import backup.tar
-      aios --home /other sto export - | aios sto import -
+      aios sto export - --home /other | aios sto import -
     """
     count = 0
     with (

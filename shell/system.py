@@ -138,7 +138,7 @@ def status(home: Path, as_json: bool) -> None:
     \b
     Examples:
       aios status
-      aios status --json | jq .model.certified
+      aios status --json
     """
     with connect(home, "aios-status") as aios:
         answer: Status = aios.status()

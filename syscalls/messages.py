@@ -482,6 +482,7 @@ class Status(Reply):
     ready: int  # generations that wait for one
     walls: dict[str, str]  # around agents: by what is kept in, how; "" where this Linux cannot
     audit: AuditInfo
+    missing: dict[str, str] = {}  # what is not there for want of a package: how to install it
 
 
 class Summary(Reply):

@@ -1,4 +1,4 @@
-"""`aios` as a person runs it: a process of its own, its streams, its exit code."""
+"""`aios` as a person runs it: a process of its own, its streams and exit code; and its commands."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import click
+
+from aios.shell.cli import cli
 
 AIOS = [sys.executable, "-P", "-m", "aios.shell"]
 LIMIT = 60  # seconds: a command that hangs fails its test
@@ -59,3 +63,19 @@ def answer(home: Path, *args: str) -> Any:
     done = run(home, *args, "--json")
     assert (done.returncode, done.stderr) == (0, "")
     return json.loads(done.stdout)
+
+
+def every_command(
+    command: click.Command = cli, path: tuple[str, ...] = ()
+) -> list[tuple[tuple[str, ...], click.Command]]:
+    """The words of each command, and the command: groups as well, and `aios` itself."""
+    found = [(path, command)]
+    if isinstance(command, click.Group):
+        for name, each in command.commands.items():
+            found += every_command(each, (*path, name))
+    return found
+
+
+LEAVES = [
+    (path, command) for path, command in every_command() if not isinstance(command, click.Group)
+]

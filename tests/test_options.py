@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
-from commands import run
+from commands import LEAVES, run
 from msgspec import inspect
 
 from aios.agents import Aios, connect
 from aios.kernel.config import Config
 from aios.shell import system as system_commands
-from aios.shell.cli import HOMELESS, cli, execute
+from aios.shell.cli import HOMELESS, execute
 from aios.shell.launch import System
 from aios.shell.options import Number, Whole, field
 from aios.shell.who import find
 from aios.syscalls.errors import BadInput, NotFound
 from aios.syscalls.messages import Kind, ProcessInfo, ProcessState
 
-
-def leaves(
-    command: click.Command = cli, path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    if isinstance(command, click.Group):
-        for name, each in command.commands.items():
-            yield from leaves(each, (*path, name))
-    else:
-        yield path, command
-
-
 NUMBERS = [
     pytest.param(path, command, param, id=f"{' '.join(path)} {param.name}")
-    for path, command in leaves()
+    for path, command in LEAVES
     for param in command.params
     if isinstance(param.type, Whole | Number)
 ]
@@ -71,7 +59,7 @@ def test_a_number_out_of_range_is_told_with_its_option_and_range(
 def test_every_number_that_is_typed_has_a_range() -> None:
     bare = [
         (path, param.name)
-        for path, command in leaves()
+        for path, command in LEAVES
         for param in command.params
         if isinstance(param.type, click.types.IntParamType | click.types.FloatParamType)
         and not isinstance(param.type, Whole | Number)
@@ -177,7 +165,7 @@ def test_names_work_where_pids_do(system: System, aios: Aios) -> None:
 # --- --home --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", [path for path, _ in leaves() if path[0] not in HOMELESS])
+@pytest.mark.parametrize("path", [path for path, _ in LEAVES if path[0] not in HOMELESS])
 def test_home_is_taken_behind_the_command_too(
     path: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

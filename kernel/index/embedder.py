@@ -11,7 +11,6 @@ tries a GGUF file: what is wrong with it goes to stdout, as the JSON of an AiosE
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import sys
@@ -24,7 +23,7 @@ from llguidance import LLTokenizer
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from aios.kernel.config import Prefixes
+from aios.kernel.config import WITH_MEANING, Prefixes, folder_of, is_installed
 from aios.syscalls.errors import AiosError, ModelError
 
 Vector = NDArray[np.float32]
@@ -48,12 +47,29 @@ class Embedder(Protocol):
 
 
 def open_embedder(path: str, prefixes: Prefixes) -> Embedder:
-    """The model in the GGUF file `path`, or the embedded one where it is empty.
+    """The model in the GGUF file `path`, or the embedded one where it is empty; where that is not
+    installed, none.
 
     Raises:
         ModelError: it cannot be loaded.
     """
-    return Gguf(Path(path), prefixes) if path else WordLlama()
+    if path:
+        return Gguf(Path(path), prefixes)
+    return WordLlama() if is_installed("wordllama") else WordsAlone()
+
+
+class WordsAlone:
+    """No model: passages have no vector, and are found by their words."""
+
+    name, dim = "words alone", 0
+
+    def passage(self, text: str) -> Vector:
+        return np.zeros(0, np.float32)
+
+    def query(self, text: str) -> NoReturn:
+        """Raises ModelError: nothing can be found by meaning."""
+        hint = f"{WITH_MEANING}, and start again; or search with the mode `words`"
+        raise ModelError("no embedding model is installed", hint)
 
 
 class WordLlama:
@@ -62,10 +78,7 @@ class WordLlama:
     name, dim = "wordllama 0.4 l2_supercat 256", 256
 
     def __init__(self) -> None:
-        spec = importlib.util.find_spec("wordllama")
-        if spec is None or not spec.submodule_search_locations:
-            raise ModelError("the embedding model is not installed", "run `make install`")
-        folder = Path(spec.submodule_search_locations[0])
+        folder = folder_of("wordllama")
         try:
             with safe_open(folder / "weights" / "l2_supercat_256.safetensors", "np") as weights:
                 self.vectors: NDArray[np.float16] = weights.get_tensor("embedding.weight")
@@ -73,7 +86,7 @@ class WordLlama:
             self.tokenizer = LLTokenizer(tokenizer.read_text())
         except (OSError, ValueError) as error:
             raise ModelError(
-                f"the embedding model in {folder} cannot be read: {error}", "run `make install`"
+                f"the embedding model in {folder} cannot be read: {error}", WITH_MEANING
             ) from error
 
     def passage(self, text: str) -> Vector:

@@ -227,7 +227,7 @@ class Index:
             words = meaning = np.zeros(len(ids))
             if search.mode != "meaning":
                 scores = words = self._by_words(query, ids)
-            if search.mode != "words":
+            if search.mode == "meaning" or (search.mode == "fused" and self.embedder.dim):
                 scores = meaning = self._by_meaning(query, ids)
             if search.mode == "fused":
                 scores = ranking.fuse(words, meaning)
