@@ -28,6 +28,7 @@ install: .venv/installed
 
 run: install
 	$(BIN)/aios demo
+	@echo "To go on: . $(BIN)/activate && aios --help"
 
 # Two at once, each with systems of its own: most of the time a test waits for a process.
 test: install

@@ -205,7 +205,7 @@ class StorageCalls(Calls):
         self, prefix: str, to: str, mode: str = "read", *, owner: str | None = None
     ) -> None:
         """Let others read or write a path and all below it; with mode "none", not any more. `to` is
-        an agent ("/reader"), those below one ("/team/*"), or a group of config.toml."""
+        an agent ("/reader"), those below one ("/team/*"), or a group (`aios group set`)."""
         self._call(t.Done, "sto.share", prefix=prefix, to=to, mode=mode, owner=owner)
 
     def sto_shares(self, owner: str | None = None) -> list[s.Grant]:

@@ -151,7 +151,7 @@ class History(Message):
 class Share(Message):
     """Let others reach a path and all below it.
 
-    `to` is a principal ("/reader"), all who are below one ("/team/*"), or a group of config.toml.
+    `to` is a principal ("/reader"), all below one ("/team/*"), or a group (`aios group set`).
     """
 
     prefix: Prefix

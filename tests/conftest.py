@@ -48,7 +48,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """A disk that is really full takes a mount: `make faults` has it, and whoever may mount. A
     machine without AIOS takes minutes to install it: `make faults` alone has it."""
     long = config.getoption("--faults")
-    wanted = {"test_full_disk.py": long or os.geteuid() == 0, "test_wheel.py": long}
+    wanted = dict.fromkeys(("test_wheel.py", "test_fresh_machine.py"), long)
+    wanted["test_full_disk.py"] = long or os.geteuid() == 0
     return None if wanted.get(collection_path.name, True) else True
 
 

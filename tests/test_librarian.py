@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import re
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,9 +11,6 @@ import jsonschema
 import pytest
 
 from aios.agents import Aios
-from aios.shell.launch import System
-
-README = (Path(__file__).parent.parent / "README.md").read_text()
 
 BOOKS = [
     ("Emma", "Jane Austen", 1815, 3), ("Persuasion", "Jane Austen", 1817, 1),
@@ -71,15 +64,4 @@ def test_a_librarian_answers_from_a_database_and_a_folder(aios: Aios, data: Path
         assert asked["args"].get("path", "library/texts") == "library/texts"
         assert asked["found"]
     assert [asked["found"] for asked in end.result] == list(ASKED.values())
-    forget(aios)
-
-
-def test_the_readme_s_librarian_says_what_is_shown(aios: Aios, system: System, data: Path) -> None:
-    section = README.partition("\n## Tools\n")[2].partition("\n## ")[0]
-    script, shown = re.findall(r"```(?:python)?\n(.*?)```", section, re.DOTALL)
-    done = subprocess.run(
-        [sys.executable, "-c", script.replace("/data", str(data))], capture_output=True, text=True,
-        env=os.environ | {"AIOS_HOME": str(system.home)}, check=False,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout) == (0, shown), done.stderr
     forget(aios)
