@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 import pytest
-from commands import AIOS, environment, every_command
+from commands import AIOS, LEAVES, environment, every_command
 from conftest import eventually, run_system
 
 from aios.agents import Aios, connect
@@ -185,21 +185,13 @@ def test_an_example_runs(
 # --- they are parsed -----------------------------------------------------------------------------
 
 
-def parse(args: list[str]) -> None:
-    """Raises click.UsageError."""
-    ctx = cli.make_context("aios", list(args))
-    command: click.Command = cli
-    while isinstance(command, click.Group) and ctx._protected_args + ctx.args:
-        name, command, rest = command.resolve_command(ctx, ctx._protected_args + ctx.args)
-        ctx = command.make_context(name, rest, parent=ctx)
-
-
 @pytest.mark.parametrize("line", [line for line in ALL if line.startswith(PARSED)])
 def test_an_example_is_parsed(line: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    known = line.replace("~/notes", "notes").replace("/media/stick/", "")
-    for part in re.split(r" && ", known):
-        parse(shlex.split(part)[1:])
+    for _, command in LEAVES:
+        monkeypatch.setattr(command, "callback", lambda *_, **__: 0)
+    for part in line.replace("~/notes", "notes").replace("/media/stick/", "").split(" && "):
+        assert execute(shlex.split(part)[1:]) == 0
 
 
 def test_the_first_example_of_all_runs(homes: Path, folder: Path) -> None:

@@ -22,7 +22,7 @@ from aios.agents import connect
 from aios.shell.cli import cli
 from aios.shell.launch import System
 from aios.shell.output import Screen, bars
-from aios.shell.tools import arguments_of, follow
+from aios.shell.tools import about, arguments_of, follow
 from aios.syscalls.tool import JobProgress, Spec, ToolProgress
 
 ROOT = Path(__file__).parent.parent
@@ -130,6 +130,30 @@ def test_what_a_tool_says_of_its_progress_is_no_markup() -> None:
         follow(steps, bar)
         bar.refresh()
     assert "[/red] half\\x1b[2J" in shown.getvalue()
+
+
+def test_workers_are_listed_when_they_are_asked_for(home: Path) -> None:
+    done(home, "list")  # each box starts one, which ends when it has said what it serves
+
+    def names(*options: str) -> set[str]:
+        return {row["name"] for row in json.loads(run(home, "ps", "--json", *options).stdout)}
+
+    assert {"lab", "calculate"} <= names("--all", "--workers")
+    assert not names("--all") & {"lab", "calculate"}
+
+
+@pytest.mark.parametrize(
+    ("description", "shown"),
+    [
+        ("Say one thing.", "Say one thing."),
+        ("A sentence that goes on\nin the next line.\n\nMore.", "A sentence that goes on in the"
+         " next line."),
+        ("word " * 99, "word " * 30 + "word..."),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_a_description_is_whole_or_ends_at_a_word(description: str, shown: str) -> None:
+    assert about(Spec(name="a", description=description, schema={})) == shown
 
 
 @pytest.mark.parametrize("done", [float("inf"), float("nan")])

@@ -39,7 +39,7 @@ def test_a_wheel_works_elsewhere(tmp_path: Path, homes: Path) -> None:
     said = shell("aios start --detach", code=78)
     assert "the embedded model is not installed" in said
     shell(hint(said))
-    shell("aios start --detach --slots 1 --ctx 256")
+    shell("aios start --detach --slots 1 --ctx 1024")
     try:
         shell('echo "The ferry to Almada leaves at nine." | aios sto put trips/ferry')
         assert "trips/ferry" in shell("aios sto search ferry --fresh")
@@ -48,7 +48,7 @@ def test_a_wheel_works_elsewhere(tmp_path: Path, homes: Path) -> None:
         shell(hint(missing))
     finally:
         shell("aios stop")
-    shell("aios start --detach --slots 1 --ctx 256")
+    shell("aios start --detach --slots 1 --ctx 1024")
     try:
         assert "trips/ferry" in shell("aios sto search boat --mode meaning --fresh")
         assert "search by meaning" not in shell("aios status")
