@@ -23,7 +23,7 @@ from .escape import as_json_text, brief
 from .options import field
 from .output import bars, json_option, say, show
 
-ABOUT = 160  # characters, at most, of what a list says about a tool
+ABOUT = 320  # characters, at most, of what a list says about a tool
 
 
 def about(spec: Spec) -> str:

@@ -148,7 +148,7 @@ def test_workers_are_listed_when_they_are_asked_for(home: Path) -> None:
         ("Say one thing.", "Say one thing."),
         ("A sentence that goes on\nin the next line.\n\nMore.", "A sentence that goes on in the"
          " next line."),
-        ("word " * 99, "word " * 30 + "word..."),
+        ("word " * 99, "word " * 62 + "word..."),
         ("", ""),
     ],
 )  # fmt: skip
