@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 import pytest
-from commands import AIOS, LEAVES, environment, every_command
+from commands import AIOS, LEAVES, LIMIT, environment, every_command
 from conftest import eventually, run_system
 
 from aios.agents import Aios, connect
@@ -27,6 +27,7 @@ class Echo(Agent):
     def run(self, task):
         while task is None:
             mail = self.aios.recv()
+            self.aios.open(name="diary").close()
             self.aios.send(mail.sender, "heard")
         return task
 """
@@ -128,8 +129,9 @@ def prepared(line: str, aios: Aios, home: Path, folder: Path) -> dict[str, str]:
             for text in ("one\n", "two\n", "three\n"):
                 aios.sto_put(path, text)
     aios.mem_put({"style": "short", "limits": 1}, principal="/writer")
-    with connect(home, "writer") as writer:
-        writer.open(name="diary").close()
+    if "--forget" in line:
+        aios.send(alive["writer"], "open your diary")
+        aios.recv(alive["writer"], timeout=LIMIT)
     groups = aios.groups()
     aios.set_group("readers", Group(members=["/scout"]))
     groups["agents"].ask = ["proc.spawn"] if "group remove agents" in line else []
