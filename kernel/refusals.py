@@ -101,7 +101,9 @@ class Refusals:
 
 def hand_over(line: int, listener: int, *opened: int) -> None:
     """In the agent's process, which keeps none open; `opened` is what a Witness begins with."""
-    with socket.socket(fileno=os.dup(line)) as theirs:
-        socket.send_fds(theirs, [b"%d" % os.getpid()], [listener, *opened])
-    for fd in (listener, *opened):
-        os.close(fd)
+    try:
+        with socket.socket(fileno=os.dup(line)) as theirs:
+            socket.send_fds(theirs, [b"%d" % os.getpid()], [listener, *opened])
+    finally:  # also where it fails: what is asked of a listener that nobody has waits for good
+        for fd in (listener, *opened):
+            os.close(fd)

@@ -209,6 +209,7 @@ def put_up(walls: Walls, have: dict[str, str], room: Room, cwd: str, line: int) 
             code += seccomp.assemble(seccomp.to_others(os.getpid()), notify=True)
         listener = seccomp.install(code, listen=True)
         hand_over(line, listener, *opened)
+    _limit_to(resource.RLIMIT_NOFILE, walls.files, reserve=True)
 
 
 def drop_privileges() -> None:
@@ -221,7 +222,6 @@ def drop_privileges() -> None:
 
 def _limit(walls: Walls, have: dict[str, str]) -> None:
     limits = {
-        resource.RLIMIT_NOFILE: walls.files,
         resource.RLIMIT_FSIZE: walls.file_bytes,
         resource.RLIMIT_AS: walls.memory,
         resource.RLIMIT_MSGQUEUE: 0,
@@ -230,6 +230,18 @@ def _limit(walls: Walls, have: dict[str, str]) -> None:
     if have["tasks"] == USER_NAMESPACE:
         limits[resource.RLIMIT_NPROC] = walls.tasks
     for which, most in limits.items():
-        hard = resource.getrlimit(which)[1]
-        least = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(which, (least, least))
+        _limit_to(which, most)
+
+
+def _limit_to(which: int, most: int, *, reserve: bool = False) -> None:
+    """Limit this process to `most`, or to what it has, if that is less; with `reserve` to half of
+    that.
+
+    Linux refuses to pass a descriptor to whoever has a lower limit of them than its user has under
+    way. So an agent hands its listener over with the limit that init has, and half of that is the
+    most that other agents, with theirs, can have under way.
+    """
+    hard = resource.getrlimit(which)[1]
+    if hard != resource.RLIM_INFINITY:
+        most = min(most, hard // 2 if reserve else hard)
+    resource.setrlimit(which, (most, most))

@@ -385,6 +385,16 @@ def test_a_bomb_ends_at_a_number(granted: Place, bomb: str, most: int) -> None:
     assert any("at its limit" in said for said in told) == (bomb == "fork_bomb" and IS_ROOT)
 
 
+def test_descriptors_under_way_keep_no_other_agent_from_starting(walled: Place) -> None:
+    task = {"table": "bombs", "only": "descriptors_under_way", "targets": walled.targets}
+    bomber = walled.aios.spawn(ATTACKER, task)
+    walled.aios.send(bomber, "how many?")
+    assert walled.aios.recv(timeout=20).body > 256
+    assert got(walled.attack("files", "none of them")) == set()
+    walled.aios.send(bomber, "enough")
+    assert walled.aios.wait(bomber, timeout=20).code == 0
+
+
 def test_processes_are_started_where_that_is_granted(walled: Place, granted: Place) -> None:
     assert granted.attack("bombs", "a_child") == {"a_child": "got 0"}
     assert got(walled.attack("bombs", "a_child")) == set()

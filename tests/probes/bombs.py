@@ -7,6 +7,7 @@ import ctypes
 import mmap
 import os
 import signal
+import socket
 import threading
 
 from probes.base import Probe, Targets
@@ -49,6 +50,20 @@ def descriptor_bomb(_: Targets) -> int:
     return count
 
 
+def descriptors_under_way(t: Targets) -> int:
+    """Those that were sent to itself and never received count for all processes of its user. Who
+    talks to it meanwhile finds out what that does to others."""
+    ends = socket.socketpair()
+    sent = 0
+    with contextlib.suppress(OSError):
+        while True:
+            socket.send_fds(ends[0], [b"x"], [0] * 250)
+            sent += 250
+    t["aios"].send(t["aios"].recv().sender, sent)
+    t["aios"].recv()
+    return sent
+
+
 def file_bomb(_: Targets) -> int:
     count = 0
     with contextlib.suppress(OSError), open("big", "wb", buffering=0) as file:
@@ -76,6 +91,6 @@ BOMBS: dict[str, Probe] = {
     probe.__name__: probe
     for probe in (
         fork_bomb, thread_bomb, memory_bomb, descriptor_bomb, file_bomb, other_architecture,
-        a_child,
+        a_child, descriptors_under_way,
     )
 }  # fmt: skip
