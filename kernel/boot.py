@@ -123,7 +123,7 @@ class Kernel:
         self.prompts = Prompts(self.contexts)
         self.generations = Generations(
             self.scheduler, self.contexts, self.prompts, self.stats, self.events,
-            to_core, self.ledger.note_work,
+            to_core, self.ledger.note_work, self.ledger.journal.check_running,
         )  # fmt: skip
         self.core = CoreLink(config, self.loop, self.generations, self.events)
 
@@ -176,7 +176,7 @@ class Kernel:
         )  # fmt: skip
         ledger.lifecycle, ledger.mailroom = self.lifecycle, self.mailroom
         ledger.accounts = self.accounts
-        loop.on_turn = ledger.end_turn
+        loop.on_turn, loop.is_waiting = ledger.end_turn, lambda: ledger.is_waiting
         loop.on_call, loop.calls.is_known = self.trap.receive, self.trap.sessions.__contains__
         loop.on_lost, loop.on_closed = self._lost, self._closed
         loop.calls.on_refused, loop.on_init = self.lifecycle.cut_off, self._from_init

@@ -18,6 +18,7 @@ from aios.syscalls.errors import (
     BadInput,
     Cancelled,
     CoreFailed,
+    DiskFull,
     LimitReached,
     from_wire,
 )
@@ -145,7 +146,8 @@ class Inner(Call):
 
 class Generations:
     """All generations, by context id. `send` takes commands to the core; `note` journals what came
-    from it, before anyone is shown it."""
+    from it, before anyone is shown it; `check_room` raises DiskFull where there is none for more.
+    """
 
     def __init__(
         self,
@@ -156,8 +158,9 @@ class Generations:
         events: EventLog,
         send: Callable[[Command], None],
         note: Callable[[int, Out | Halted], None],
+        check_room: Callable[[], None] = lambda: None,
     ) -> None:
-        self.note = note
+        self.note, self.check_room = note, check_room
         self.scheduler = scheduler
         self.contexts = contexts
         self.prompts = prompts
@@ -232,6 +235,8 @@ class Generations:
     def cancel(self, context: Context) -> None:
         """End it at the next token, with what it has."""
         gen = self.active[context.id]
+        if gen.work.cancelled:
+            return
         gen.work.cancelled = True
         self.contexts.changed.add(context.id)
         if gen.task.state == "ready":
@@ -378,7 +383,8 @@ class Generations:
             gen.deaths = 0
             try:
                 self.prompts.check_limit(gen.call.process, 1)
-            except LimitReached as error:
+                self.check_room()
+            except (LimitReached, DiskFull) as error:
                 gen.call.fail(error)
                 return
             gen.call.process.spend(1)

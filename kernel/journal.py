@@ -5,8 +5,13 @@ was said between two commits is one write, which counts as a whole or not at all
 death loses nothing that was committed; the machine's loses nothing that was synced.
 
 A folder holds a base, all rows at one time, and the logs written since. Logs are made ahead, full
-of zeros, so a commit cannot run out of disk and a sync has no metadata to write; a log that is
-full is folded into the next base by the journal's own thread.
+of zeros, so a commit cannot run out of disk and a sync has no metadata to write. Once the full logs
+hold as many bytes as the base, the journal's own thread folds them into the next base: so all that
+is written is at most three times what was committed, however much there is.
+
+Another log is made from where a quarter of this one is used. Meanwhile little is taken in
+(`is_waiting`), so that most of the rest is left where it turns out that the disk is full: a third
+of it is for what ends something, what is in between for what runs already.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from __future__ import annotations
 import os
 import queue
 import struct
+import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator
@@ -28,7 +34,6 @@ from .seal import Damaged, Seal
 
 LOG_BYTES = 8 << 20
 MARK = 128  # bytes, at least as many as the frame that begins a log
-RESERVE = 1 << 20  # bytes of the last log for what runs already, when the disk is full
 FRAME = struct.Struct("<II")  # length, CRC-32 of what follows
 PUT, ADD, DELETE, BEHIND = 0, 1, 2, 3  # BEHIND: how long the log before this one is
 Change = tuple[int, str, bytes]
@@ -57,11 +62,12 @@ class Journal:
         self.changes: list[Change] = []
         self.next: int | None = None  # the descriptor of the log that follows, made ahead
         self.asked = False
+        self.full = ""  # why no log could be made when that was tried last
         folder.mkdir(mode=0o700, exist_ok=True)
         self.rows, self.number = read(folder, seal=seal)
         try:
             before_sync()
-            _write_base(folder, self.number + 1, self.rows, seal)
+            self.base_bytes = _write_base(folder, self.number + 1, self.rows, seal)
             self.number += 2
             self.log = make_ahead(folder / f"log-{self.number}", log_bytes)
         except OSError as error:
@@ -69,6 +75,8 @@ class Journal:
         _remove_before(folder, self.number - 1)
         self.at = 0
         self.size = log_bytes
+        self.reserve = log_bytes * 3 // 4
+        self.unfolded = 0  # bytes in full logs that are in no base yet
         self.jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         threading.Thread(target=self._work, daemon=True).start()
 
@@ -85,12 +93,29 @@ class Journal:
 
     def check_room(self) -> None:
         """Raises DiskFull where nothing new may begin."""
-        if self.next is None and self.size - self.at < RESERVE:
+        self._check_room(self.reserve)
+
+    def check_running(self) -> None:
+        """Raises DiskFull where nothing may go on but what ends something."""
+        self._check_room(self.reserve // 3)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a log is being made that will soon be needed."""
+        return self.asked and not self.full and self.size - self.at < self.reserve
+
+    def _check_room(self, reserve: int) -> None:
+        """Raises DiskFull where no log can be made, and less than `reserve` bytes are left."""
+        if self.full and self.next is None and self.size - self.at < reserve:
             self._make_ahead()
-            raise DiskFull("the disk of the AIOS home is full")
+            raise DiskFull(
+                f"the disk of the AIOS home is full: {self.full}",
+                "make room there; what ends something is served meanwhile",
+            )
 
     def commit(self) -> bool:
-        """Write what was changed. False: there is no room for it now; call again."""
+        """Write what was changed. False: there is no room for it yet, since a log is being made or
+        none can be; call again."""
         if self.changes:
             data = self._framed(self.changes)
             if self.at + len(data) > self.size:
@@ -100,7 +125,7 @@ class Journal:
             os.pwrite(self.log, data, self.at)
             self.at += len(data)
             self.changes = []
-            if self.next is None and self.at > self.size // 2:
+            if self.next is None and self.size - self.at < self.reserve:
                 self._make_ahead()
         return True
 
@@ -136,14 +161,14 @@ class Journal:
             self.jobs.put(lambda: self._make_next(number))
 
     def _make_next(self, number: int) -> None:
-        made = None
+        made, full = None, ""
         try:
             made = make_ahead(self.folder / f"log-{number}", self.log_bytes)
         except OSError as error:  # asked for again by who finds too little room
-            print(f"journal: no room for another log: {error.strerror}", flush=True)
+            full = os.strerror(error.errno or 0)
 
         def tell() -> None:
-            self.next, self.asked = made, False
+            self.next, self.asked, self.full = made, False, full
 
         self.post(tell)
 
@@ -155,7 +180,8 @@ class Journal:
             try:
                 room = max(self.log_bytes, needed)
                 made = make_ahead(self.folder / f"log-{self.number + 1}", room)
-            except OSError:
+            except OSError as error:
+                self.full = os.strerror(error.errno or 0)
                 return False
             if self.next is not None:
                 os.close(self.next)
@@ -174,12 +200,16 @@ class Journal:
             self.before_sync()
             os.fdatasync(full)
             os.close(full)
+            self.unfolded += end
+            if self.unfolded < self.base_bytes:
+                return
             rows, _ = read(self.folder, last, self.seal)
             try:
-                _write_base(self.folder, last, rows, self.seal)
+                self.base_bytes = _write_base(self.folder, last, rows, self.seal)
             except OSError as error:  # the logs stay, and are folded with the next
-                print(f"journal: not folded: {error.strerror}", flush=True)
+                print(f"journal: not folded: {error.strerror}", file=sys.stderr, flush=True)
             else:
+                self.unfolded = 0
                 _remove_before(self.folder, last)
 
         self.jobs.put(fold)
@@ -264,7 +294,8 @@ def _whole(data: bytes) -> Iterator[tuple[bytes, int]]:
         yield body, at
 
 
-def _write_base(folder: Path, number: int, rows: Rows, seal: Seal | None) -> None:
+def _write_base(folder: Path, number: int, rows: Rows, seal: Seal | None) -> int:
+    """How many bytes it has."""
     temp = folder / "base-new"
     with temp.open("wb") as file:
         for key, (first, *rest) in rows.items():
@@ -272,8 +303,10 @@ def _write_base(folder: Path, number: int, rows: Rows, seal: Seal | None) -> Non
             file.write(_frame(changes, seal, f"base-{number}", file.tell()))
         file.flush()
         os.fsync(file.fileno())
+        size = file.tell()
     temp.rename(folder / f"base-{number}")
     sync_folder(folder)
+    return size
 
 
 def _remove_before(folder: Path, number: int) -> None:

@@ -98,6 +98,7 @@ class Ledger:
     # --- what the parts write -------------------------------------------------------------------
 
     def check_room(self) -> None:
+        """Raises DiskFull where nothing new may begin."""
         self.journal.check_room()
 
     def keep_reply(self, pid: int, call_id: int, data: bytes | None) -> None:
@@ -130,6 +131,11 @@ class Ledger:
             self.journal.put(key, item)
 
     # --- the end of a turn ----------------------------------------------------------------------
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it is better to take in nothing now: the journal is being made longer."""
+        return self.journal.is_waiting
 
     def end_turn(self) -> bool:
         """Commit what has changed. False: there is no room for it now."""

@@ -1,4 +1,5 @@
-"""The kernel's loop: its connections, its link to init, and its timers. Nothing here blocks.
+"""The kernel's loop: its connections, its link to init, and its timers. Nothing here blocks. While
+the journal waits for room, nobody but init is listened to.
 
 What goes out to callers and to init waits for the end of the turn, when the journal has taken note
 of what it follows from.
@@ -83,17 +84,19 @@ class Loop:
     on_init: Callable[[ToKernel], None]
     say_remote: Callable[[bytes, bytes], None]  # to a caller from elsewhere
     on_turn: Callable[[], bool]  # all of a turn is done; True: it is committed
+    is_waiting: Callable[[], bool]  # whether it is better to take in nothing now
 
     def __init__(self, home: Path, init_fd: int) -> None:
-        self.poll = Poll()
-        self.calls = Listener(home / "run" / "kernel.sock", self.poll, MAX_FRAME, bounded=True)
+        self.poll, self.peers = Poll(), Poll()
+        self.poll.watch(self.peers.fd, lambda _events: self.peers.wait(0.0))
+        self.calls = Listener(home / "run" / "kernel.sock", self.peers, MAX_FRAME, bounded=True)
         self.calls.on_message = self._from_caller
         self.calls.may_connect = lambda _os_pid: True
         self.calls.on_closed = lambda route: self.after(0, lambda: self.on_closed(route))
-        self.work = Line(home / "core.sock", self.poll)
-        self.text = Line(home / "text.sock", self.poll)
-        self.index = Line(home / "index.sock", self.poll)
-        self.gate = Line(home / "gate.sock", self.poll)
+        self.work = Line(home / "core.sock", self.peers)
+        self.text = Line(home / "text.sock", self.peers)
+        self.index = Line(home / "index.sock", self.peers)
+        self.gate = Line(home / "gate.sock", self.peers)
         lines = (self.work, self.text, self.index, self.gate)
         self.listeners = [self.calls, *(line.listener for line in lines)]
         self.init = socket.socket(fileno=init_fd)
@@ -108,7 +111,7 @@ class Loop:
         self.timers: list[tuple[float, int, Timer]] = []
         self.crowded = CROWDED
         self.count = itertools.count()
-        self.running = True
+        self.running = self.listening = True
 
     # --- out ------------------------------------------------------------------------------------
 
@@ -126,7 +129,12 @@ class Loop:
             self.posted.popleft()()
 
     def _end_turn(self) -> None:
-        if not self.on_turn():
+        committed = self.on_turn()
+        listening = committed and not self.is_waiting()  # or what came in would pile up
+        if listening != self.listening:
+            self.listening = listening
+            self.poll.change(self.peers.fd, READ if listening else 0)
+        if not committed:
             self.after(RETRY, lambda: None)  # nothing is shown until the journal has it
             return
         self._flush_init()
@@ -235,4 +243,5 @@ class Loop:
     def close(self) -> None:
         for listener in self.listeners:
             listener.close()
+        self.peers.close()
         self.poll.close()

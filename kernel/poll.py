@@ -12,6 +12,7 @@ BATCH = 64  # descriptors that are looked at before all else gets a turn
 class Poll:
     def __init__(self) -> None:
         self.epoll = select.epoll()
+        self.fd = self.epoll.fileno()  # ready when one of its descriptors is
         self.run: dict[int, Callable[[int], None]] = {}
 
     def watch(self, fd: int, run: Callable[[int], None], events: int = READ) -> None:

@@ -267,7 +267,7 @@ class Trap:
         if process.calls == 1:
             self.settle(process)
         passed = self.gate.check(process, row, args)
-        if row.effect:
+        if row.effect and not row.frees:
             self.ledger.check_room()
         limit = process.limits.queue
         if limit is not None and len(session.calls) >= limit and name not in UNLIMITED:

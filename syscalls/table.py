@@ -136,8 +136,9 @@ READS = frozenset(
 )  # fmt: skip
 OUTWARD = frozenset({"proc.spawn", "proc.kill", "kernel.stop"})
 FREES = frozenset(
-    {"call.cancel", "proc.exit", "proc.kill", "llm.close", "mem.delete", "mem.clear", "sto.delete",
-     "sto.purge", "sto.compact", "kernel.stop"}
+    {"hello", "call.cancel", "proc.exit", "proc.wait", "proc.kill", "llm.close", "msg.recv",
+     "mem.delete", "mem.clear", "sto.delete", "sto.purge", "sto.compact", "tool.done", "acc.revoke",
+     "key.remove", "kernel.stop"}
 )  # fmt: skip
 
 TABLE: dict[str, Row] = {row.name: row for row in ROWS}

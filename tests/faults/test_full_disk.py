@@ -15,7 +15,7 @@ from typing import Any
 import commands
 import pytest
 from conftest import eventually, run_system
-from helpers import kill_kernel
+from helpers import kill_kernel, running
 
 from aios.agents import Aios, connect
 from aios.shell.launch import System
@@ -186,6 +186,40 @@ def test_the_whole_home(homes: Path) -> None:
                 aios.mem_put({"more": 1}, principal="/w")
                 assert aios.sto_verify().wait()["problems"] == []
                 assert aios.check() == []
+
+
+def test_what_ends_something_is_served_on_a_full_disk(
+    homes: Path, program: Callable[[str], str]
+) -> None:
+    path = program("aios.recv()\nreturn 'the result'")
+    with small_disk(homes / "fe", 96 << 20) as home:
+        for _ in run_system(home, {"slots": 1, "ctx": 256}):
+            with connect(home, "test") as aios:
+                ends, waits = (running(aios, aios.spawn(path)).pid for _ in range(2))
+                aios.send(ends, "end")
+                named = aios.open(name="named")
+                ballast = fill(home)
+                until_full(lambda n: aios.send("test", "x" * 60_000))
+                with pytest.raises(DiskFull):
+                    aios.open()
+                assert aios.wait(ends, timeout=10).result == "the result"
+                assert aios.recv().body == "x" * 60_000
+                named.close(forget=True)
+                with connect(home, "another") as another:  # who comes now can still end something
+                    another.kill(waits, "KILL")
+                assert aios.wait(waits, timeout=10).reason == "signal KILL"
+                assert aios.check() == []
+                ballast.unlink()
+                eventually(lambda: is_served(aios))
+                assert aios.check() == []
+
+
+def is_served(aios: Aios) -> bool:
+    try:
+        aios.send("test", "there is room again")
+    except DiskFull:
+        return False
+    return True
 
 
 def test_a_home_without_room_says_so(homes: Path) -> None:
