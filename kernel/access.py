@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 
 import psutil
@@ -17,19 +18,22 @@ import psutil
 from aios.syscalls import acc, mem, retrieval, sto, tool
 from aios.syscalls import messages as t
 from aios.syscalls.errors import BadInput, Denied
-from aios.syscalls.rules import Rule
+from aios.syscalls.rules import Manifest, Rule
 from aios.syscalls.table import Row
 
 from .accounts import Accounts
+from .patterns import Effort, TooLong
 from .policy import (
     MANY,
     Grant,
     Judge,
+    Look,
     Named,
     Passed,
     Request,
     Subject,
     all_fitting,
+    check_rules,
     covers,
     rules_of,
 )
@@ -69,9 +73,9 @@ class Gate:
         layers, plain = self._layers(process, row.right)
         if plain is not None and _is_of_its_own(args):
             return plain
-        passed, subject = Passed(""), self._subject(process, layers)
+        passed, subject, look = Passed(""), self._subject(process, layers), Look(self.now())
         for request in self.requests(process, row, args):
-            found = self.judge.decide(subject, request, self.now())
+            found = self.judge.decide(subject, request, look.now, look)
             if found.effect == "deny":
                 about = f" on {request.object!r}" if request.object else ""
                 raise Denied(
@@ -155,17 +159,24 @@ class Gate:
         """Of (owner, prefix) that were shared, those that the rules let a process read."""
         if process.kind == "client":
             return scopes
-        subject, now = self.subject(process), self.now()
+        subject, look = self.subject(process), Look(self.now())
 
         def may(owner: str, prefix: str) -> bool:
             request = Request("sto.read", f"{owner}:{prefix}", below="/:*")
-            return self.judge.decide(subject, request, now).effect == "allow"
+            return self.judge.decide(subject, request, look.now, look).effect == "allow"
 
         return [scope for scope in scopes if may(*scope)]
 
-    def may_ever(self, process: Process, right: str, object: str) -> bool:
-        """Whether it may with some arguments, or might be."""
-        return process.kind == "client" or self.judge.may_ever(self.subject(process), right, object)
+    def may_ever(self, process: Process, right: str, objects: Iterable[str]) -> list[str]:
+        """Those that it may with some arguments, or might be; the rest where that takes too long
+        to find out is left out."""
+        if process.kind == "client":
+            return list(objects)
+        subject, effort = self.subject(process, right), Effort()
+        found: list[str] = []
+        with suppress(TooLong):
+            found += (o for o in objects if self.judge.may_ever(subject, right, o, effort))
+        return found
 
     def grant(self, process: Process, args: acc.Grant) -> acc.Granted:
         """Raises BadInput for what is handed on otherwise."""
@@ -173,6 +184,7 @@ class Gate:
             raise BadInput("a grant of storage does nothing", "its owner shares it: `sto.share`")
         expires = None if args.seconds is None else self.now() + args.seconds
         rule = Rule(args.right, args.on, args.args)
+        check_rules([Manifest(allow=[rule])])
         return acc.Granted(id=self.accounts.give(process, args.to, rule, expires))
 
     def explain(self, process: Process, args: acc.Check) -> acc.Verdict:

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -26,6 +27,8 @@ from msgspec import Struct
 
 from aios.syscalls.errors import BadInput
 from aios.syscalls.rules import Argument, Bounds, Effect, Group, Manifest, Rule
+
+from .patterns import Effort, TooLong, check_pattern, literal, matches
 
 AGENTS = "agents"  # the group of all that have no manifest
 MANY = "many"  # the label of one that has more than are kept: it may be any
@@ -40,8 +43,8 @@ DEFAULT = Group(
 )  # fmt: skip
 ALL = ["**"]  # objects
 STRICTEST: tuple[Effect, ...] = ("deny", "ask", "allow")
-TOKEN = re.compile(r"\\.|/\*\*$|\*\*|\*|\{self\}|[^*{\\/]+|[/{\\]", re.DOTALL)
-WILD = re.compile(r"[*{\\]")
+RULES, PATTERNS = 256, 1024  # that one manifest or group may have
+CHAIN = 32  # grants that hang on each other; what comes by more is not there
 
 
 class Named(NamedTuple):
@@ -105,6 +108,19 @@ class Passed(NamedTuple):
     asked: Request | None = None  # what a person has to be asked first
 
 
+@dataclass
+class Look:
+    """What one call has looked at: rules and arguments, and, apart from these, grants, which others
+    may have given it without end. `known`: of one request, by process."""
+
+    now: float
+    labels: frozenset[str] = frozenset()
+    effort: Effort = field(default_factory=Effort)
+    grants: Effort = field(default_factory=Effort)
+    known: dict[int, Decision] = field(default_factory=dict)
+    chain: int = 0
+
+
 class Judge:
     """`giver` finds the subject that gave a grant; None: it is gone."""
 
@@ -113,61 +129,71 @@ class Judge:
     ) -> None:
         self.grants, self.giver = grants, giver
 
-    def decide(self, subject: Subject, request: Request, now: float) -> Decision:
-        return self._decide(subject, request, subject.labels, now, {})
+    def decide(
+        self, subject: Subject, request: Request, now: float, look: Look | None = None
+    ) -> Decision:
+        """With a `look`, as a part of that. Raises TooLong."""
+        look = look or Look(now)
+        look.labels, look.known, look.chain = subject.labels, {}, 0
+        return self._decide(subject, request, look, look.effort)
 
-    def _decide(
-        self, subject: Subject, request: Request, labels: frozenset[str], now: float,
-        known: dict[int, Decision],
-    ) -> Decision:  # fmt: skip
-        """`known`: of those who were looked at already. Whoever is being looked at counts as
-        denied: a grant that comes back to its giver adds nothing to what that has otherwise."""
+    def _decide(self, subject: Subject, request: Request, look: Look, effort: Effort) -> Decision:
+        """Whoever is being looked at counts as denied: a grant that comes back to its giver adds
+        nothing to what that has otherwise."""
         if not subject.pid:
             return Decision("allow", "a person may")
-        if subject.pid in known:
-            return known[subject.pid]
-        verdict, whole = by_rules(subject, request, labels)
+        if subject.pid in look.known:
+            return look.known[subject.pid]
+        verdict, whole = by_rules(subject, request, look.labels, effort)
         stands = whole and request.owned(subject)
         settled = ("deny", "allow") if stands else ("deny",)
         if verdict is not None and verdict.effect in settled:
             return verdict
-        known[subject.pid] = NONE
+        look.known[subject.pid] = NONE
         asked = verdict is not None and verdict.effect == "ask"
-        best = self._by_grants(subject, request, labels, now, known, asked)
+        best = self._by_grants(subject, request, look, asked)
         if verdict is not None and stands and best.effect != "allow":
             best = verdict
         elif best is NONE and whole:
             best = Decision("deny", "it is another's, and not shared")
-        known[subject.pid] = best
+        look.known[subject.pid] = best
         return best
 
-    def _by_grants(
-        self, subject: Subject, request: Request, labels: frozenset[str], now: float,
-        known: dict[int, Decision], asked: bool,
-    ) -> Decision:  # fmt: skip
-        """A person's grant is an answer to what is asked, another's is not."""
+    def _by_grants(self, subject: Subject, request: Request, look: Look, asked: bool) -> Decision:
+        """A person's grant is an answer to what is asked, another's is not. Where it takes too
+        long, by those that were looked at: the eldest."""
         best = NONE
-        for grant in self._given(subject, request, labels, now):
-            giver = self.giver(grant)
-            if giver is None:
-                continue
-            above = self._decide(giver, request, labels, now, known)
-            effect = "ask" if above.effect == "allow" and asked and grant.pid else above.effect
-            if STRICTEST.index(effect) > STRICTEST.index(best.effect):
-                best = Decision(effect, f"grant {grant.id} of {grant.giver or 'a person'}")
+        if look.chain == CHAIN:
+            return best
+        look.chain += 1
+        with suppress(TooLong):  # the grants that were not reached count as not there
+            for grant in self._given(subject, request, look):
+                giver = self.giver(grant)
+                if giver is None:
+                    continue
+                above = self._decide(giver, request, look, look.grants)
+                effect = "ask" if above.effect == "allow" and asked and grant.pid else above.effect
+                if STRICTEST.index(effect) > STRICTEST.index(best.effect):
+                    best = Decision(effect, f"grant {grant.id} of {grant.giver or 'a person'}")
+        look.chain -= 1
         return best
 
-    def _given(
-        self, subject: Subject, request: Request, labels: frozenset[str], now: float
-    ) -> Iterator[Grant]:
+    def _given(self, subject: Subject, request: Request, look: Look) -> Iterator[Grant]:
         names = subject.names
         for grant in self.grants.values():
-            current = grant.expires is None or now < grant.expires
-            if current and grant.to in names and fits("allow", grant.rule, request, "", labels):
+            look.grants.spend()
+            if grant.expires is not None and look.now >= grant.expires:
+                continue
+            if grant.to in names and fits(
+                "allow", grant.rule, request, "", look.labels, look.grants
+            ):
                 yield grant
 
-    def may_ever(self, subject: Subject, right: str, object: str) -> bool:
-        """Whether some arguments might be allowed, or asked about: what is worth showing."""
+    def may_ever(self, subject: Subject, right: str, object: str, effort: Effort) -> bool:
+        """Whether some arguments might be allowed, or asked about: what is worth showing.
+
+        Raises TooLong.
+        """
 
         def fitting(layer: Sequence[Named]) -> set[str]:
             return {
@@ -177,7 +203,7 @@ class Judge:
                 else named.effect
                 for named in layer
                 if covers(named.rule.right, right)
-                and any(matches(each, object, subject.principal) for each in named.rule.on)
+                and any(matches(each, object, subject.principal, effort) for each in named.rule.on)
             }
 
         found = [fitting(layer) for layer in subject.layers]
@@ -187,7 +213,7 @@ class Judge:
         granted = any(
             grant.to in names
             and covers(grant.rule.right, right)
-            and any(matches(each, object) for each in grant.rule.on)
+            and any(matches(each, object, "", effort) for each in grant.rule.on)
             for grant in self.grants.values()
         )
         return granted or all(effects & {"allow", "ask"} for effects in found)
@@ -197,17 +223,18 @@ NONE = Decision("deny", "no rule allows it")
 
 
 def by_rules(
-    subject: Subject, request: Request, labels: frozenset[str]
+    subject: Subject, request: Request, labels: frozenset[str], effort: Effort
 ) -> tuple[Decision | None, bool]:
     """The strictest rule that fits; and whether each layer has one."""
     found: list[Named] = []
     whole = bool(subject.layers)
     for layer in subject.layers:
         before = len(found)
+        effort.spend(len(layer))
         found += [
             named
             for named in layer
-            if fits(named.effect, named.rule, request, subject.principal, labels)
+            if fits(named.effect, named.rule, request, subject.principal, labels, effort)
         ]
         whole = whole and len(found) > before
     if not found:
@@ -219,25 +246,33 @@ def by_rules(
 
 
 def all_fitting(subject: Subject, request: Request) -> list[str]:
+    """In words. Raises TooLong."""
+    effort = Effort()
     return [
         named.text
         for layer in subject.layers
         for named in layer
-        if fits(named.effect, named.rule, request, subject.principal, subject.labels)
+        if fits(named.effect, named.rule, request, subject.principal, subject.labels, effort)
     ]
 
 
-def fits(effect: Effect, rule: Rule, request: Request, me: str, labels: frozenset[str]) -> bool:
-    """Whether a rule says anything of a request that `me` makes."""
+def fits(
+    effect: Effect, rule: Rule, request: Request, me: str, labels: frozenset[str], effort: Effort
+) -> bool:
+    """Whether a rule says anything of a request that `me` makes. Raises TooLong."""
+    strict = effect != "allow"
     return (
         covers(rule.right, request.right)
-        and (rule.on == ALL or any(_object_fits(effect, each, request, me) for each in rule.on))
-        and (not rule.args or _arguments_fit(effect == "allow", rule.args, request, me))
-        and not (rule.unless and _arguments_fit(effect != "allow", rule.unless, request, me))
+        and (
+            rule.on == ALL
+            or any(_object_fits(effect, each, request, me, effort) for each in rule.on)
+        )
+        and (not rule.args or _arguments_fit(not strict, rule.args, request, me, effort))
+        and not (rule.unless and _arguments_fit(strict, rule.unless, request, me, effort))
         and (
             not rule.tainted
-            or (effect != "allow" and MANY in labels)
-            or any(matches(pattern, label, me) for pattern in rule.tainted for label in labels)
+            or (strict and MANY in labels)
+            or any(matches(each, label, me, effort) for each in rule.tainted for label in labels)
         )
     )
 
@@ -246,26 +281,30 @@ def covers(right: str, asked: str) -> bool:
     return right in ("*", asked) or asked.startswith(right + ".")
 
 
-def _object_fits(effect: Effect, pattern: str, request: Request, me: str) -> bool:
+def _object_fits(effect: Effect, pattern: str, request: Request, me: str, effort: Effort) -> bool:
     if request.below and effect != "allow":
-        literal = WILD.split(pattern.replace("{self}", me), maxsplit=1)[0]
-        return literal.startswith(request.object) or request.object.startswith(literal)
-    return matches(pattern, request.object + request.below, me)
+        effort.spend()
+        begin = literal(pattern, me)
+        return begin.startswith(request.object) or request.object.startswith(begin)
+    return matches(pattern, request.object + request.below, me, effort)
 
 
-def _arguments_fit(wholly: bool, wanted: Mapping[str, Argument], request: Request, me: str) -> bool:
+def _arguments_fit(
+    wholly: bool, wanted: Mapping[str, Argument], request: Request, me: str, effort: Effort
+) -> bool:
     args = request.args
     return all(
-        name in args and _argument_fits(wholly, each, args[name], me)
+        name in args and _argument_fits(wholly, each, args[name], me, effort)
         for name, each in wanted.items()
     )
 
 
-def _argument_fits(wholly: bool, wanted: Argument, value: Any, me: str) -> bool:
+def _argument_fits(wholly: bool, wanted: Argument, value: Any, me: str, effort: Effort) -> bool:
     """Of a list: each item, or some item where not `wholly`; nothing fits a map wholly."""
+    effort.spend()
     if isinstance(value, list | dict):
         items = value.values() if isinstance(value, dict) else value
-        found = (_argument_fits(wholly, wanted, item, me) for item in items)
+        found = (_argument_fits(wholly, wanted, item, me, effort) for item in items)
         return isinstance(value, list) and bool(value) and all(found) if wholly else any(found)
     if isinstance(wanted, Bounds):
         if not isinstance(value, int | float) or isinstance(value, bool):
@@ -274,26 +313,7 @@ def _argument_fits(wholly: bool, wanted: Argument, value: Any, me: str) -> bool:
         return (low is None or value >= low) and (high is None or value <= high)
     patterns = [wanted] if isinstance(wanted, str) else wanted
     said = value if isinstance(value, str) else repr(value)
-    return any(matches(pattern, said, me) for pattern in patterns)
-
-
-def matches(pattern: str, text: str, me: str = "") -> bool:
-    return pattern == "**" or compiled(pattern, me).fullmatch(text) is not None
-
-
-@lru_cache(8192)
-def compiled(pattern: str, me: str) -> re.Pattern[str]:
-    means = {"**": ".*", "/**": "(?:/.*)?", "*": "[^/:]*", "{self}": re.escape(me)}
-    parts = (
-        means.get(part, re.escape(part[1:] or part if part[0] == "\\" else part))
-        for part in TOKEN.findall(pattern)
-    )
-    return re.compile("".join(parts), re.DOTALL)
-
-
-def exactly(text: str) -> str:
-    """A pattern that fits this text alone; where it is empty, anything."""
-    return re.sub(r"([\\*{])", r"\\\1", text) or "**"
+    return any(matches(pattern, said, me, effort) for pattern in patterns)
 
 
 def names_of(principal: str) -> frozenset[str]:
@@ -338,10 +358,24 @@ def as_rule(rule: Rule | str) -> Rule:
 
 
 def check_rules(manifests: Iterable[Manifest]) -> None:
-    """Raises BadInput where one of their rules is none."""
+    """Raises BadInput where one of their rules is none, or there are too many."""
     for manifest in manifests:
-        for _ in written("", manifest):
-            pass
+        rules = [named.rule for named in written("", manifest)]
+        patterns = [pattern for rule in rules for pattern in patterns_of(rule)]
+        if len(rules) > RULES or len(patterns) > PATTERNS:
+            raise BadInput(
+                f"{len(rules)} rules with {len(patterns)} patterns: more than {RULES} with "
+                f"{PATTERNS}", "one rule can have several patterns, and a pattern wildcards",
+            )  # fmt: skip
+        for pattern in patterns:
+            check_pattern(pattern)
+
+
+def patterns_of(rule: Rule) -> Iterator[str]:
+    yield from (*rule.on, *rule.tainted)
+    for each in (*rule.args.values(), *rule.unless.values()):
+        if not isinstance(each, Bounds):
+            yield from [each] if isinstance(each, str) else each
 
 
 def in_words(rule: Rule) -> str:

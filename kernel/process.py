@@ -18,6 +18,8 @@ from aios.syscalls.errors import BadInput, LimitReached, NotFound
 from aios.syscalls.messages import Kind, Limits, Mail, ProcessInfo, ProcessState, Reach
 from aios.syscalls.rules import Manifest
 
+DEPTH = 64  # processes above each other
+
 MOVES: dict[ProcessState, frozenset[ProcessState]] = {
     "starting": frozenset({"running", "stopped", "ending", "zombie"}),
     "running": frozenset({"stopped", "ending", "zombie"}),
@@ -155,6 +157,8 @@ class ProcessTable:
             alive = sum(self.rows[c].alive and not self.rows[c].tool for c in above.children)
             if alive >= above.limits.children:
                 raise LimitReached(f"process {parent} has {alive} children: its limit")
+        if sum(1 for _ in self.above(parent)) >= DEPTH:
+            raise LimitReached(f"{DEPTH} processes are above each other: no more below", "see ps")
         self.last += 1
         state: ProcessState = "starting" if kind == "agent" else "running"
         process = Process(self.last, parent, name, kind, os_pid, nice, limits, now, state)
@@ -203,13 +207,13 @@ class ProcessTable:
 
     def is_above(self, pid: int, process: Process) -> bool:
         """Whether `pid` is an ancestor of `process`."""
-        at = process.parent
-        while at:
-            if at == pid:
-                return True
-            above = self.rows.get(at)
-            at = above.parent if above is not None else 0
-        return False
+        return any(above.pid == pid for above in self.above(process.parent))
+
+    def above(self, pid: int) -> Iterator[Process]:
+        """That process, and each that is above it, the next first."""
+        while (process := self.rows.get(pid)) is not None:
+            yield process
+            pid = process.parent
 
     def end(self, process: Process, code: int, reason: str, now: float) -> list[Process]:
         """`process` is gone. Its dead children are forgotten; returned are those still alive."""

@@ -13,7 +13,8 @@ from aios.syscalls.messages import Done
 from aios.syscalls.rules import Rule
 
 from .access import Gate
-from .policy import Request, exactly
+from .patterns import exactly
+from .policy import Request
 from .trap import Call
 
 

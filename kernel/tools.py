@@ -103,8 +103,9 @@ class Tools:
             return
         specs = [spec for state in self.states.values() for spec in (state.specs or {}).values()]
         for call in self.listing.copy():
-            may = [s for s in specs if self.gate.may_ever(call.process, "tool.call", s.name)]
-            call.done(m.Tools(tools=may, boxes=list(self._boxes())))
+            may = set(self.gate.may_ever(call.process, "tool.call", [s.name for s in specs]))
+            tools = [spec for spec in specs if spec.name in may]
+            call.done(m.Tools(tools=tools, boxes=list(self._boxes())))
 
     def _boxes(self) -> Iterator[m.Box]:
         for name, state in self.states.items():

@@ -318,3 +318,25 @@ def test_search_finds_nothing_that_a_rule_forbids(
     assert finder.does(search.format("''", "")) == "access.denied"
     assert finder.does(search.format("None", "")) == []
     assert agent(name="finder").does(search.format("None", "")) == ["closed/b", "open/a"]
+
+
+def test_patterns_of_an_agents_choosing_hold_nobody_up(
+    person: Aios, agent: Callable[..., Agent], program: Program
+) -> None:
+    """A matcher that goes back would try all ways to share out the letters, for ever."""
+    above = agent(name="above")
+    child = program("try:\n    aios.sto_put('a' * 190, b'')\nexcept AiosError as error:\n"
+                    "    return error.code")  # fmt: skip
+    hard = "{self}:" + "*a" * 15 + "b"
+
+    def spawned(pattern: str) -> str:
+        manifest = {"allow": [f"sto.write {pattern}"]}
+        return f"aios.wait(aios.spawn({child!r}, manifest={manifest!r})).result"
+
+    assert above.does(spawned(hard)) == "access.denied"
+    assert above.does(f"aios.grant('/above', 'tool.call', {hard!r})") > 0
+    assert above.does("aios.start('tool.call', name='a' * 60).wait()") == "access.denied"
+    harder = "*a" * 200
+    assert above.does(spawned(harder)) == "bad_input"
+    assert above.does(f"aios.grant('/above', 'proc', {harder!r})") == "bad_input"
+    assert person.ps()

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 from gate_model import OBJECTS, PATTERNS, compare, glob, request, world
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from aios.kernel.access import plainly
-from aios.kernel.policy import Judge, Request, Subject, covers, exactly, matches, rules_of
+from aios.kernel.patterns import EFFORT, STARS, Effort, TooLong, exactly, matches
+from aios.kernel.policy import Grant, Judge, Request, Subject, check_rules, covers, rules_of
 from aios.syscalls.errors import BadInput
 from aios.syscalls.rules import Argument, Bounds, Group, Manifest, Rule
 
@@ -51,6 +52,83 @@ def test_patterns_fit_what_they_say() -> None:
     assert not matches("{self}", "/mex", "/me.")
     assert matches("/team/**", "/team")
     assert not matches("a.c", "abc")
+
+
+@given(
+    st.lists(st.sampled_from(["*", "**", "a", "b", "/", ":", "ab", "a/"]), max_size=9),
+    st.text(alphabet="ab/:", max_size=12),
+)
+def test_a_pattern_fits_what_it_fits_letter_by_letter(parts: list[str], text: str) -> None:
+    pattern = "".join(parts)
+    assume("***" not in pattern and not pattern.endswith("/**"))
+    for each in (pattern, pattern + "/**"):
+        found = glob(pattern, text) or (each != pattern and glob(pattern + "/**", text))
+        assert matches(each, text) == found, (each, text)
+
+
+# The worst for a matcher that goes back: many ways to share out the letters, and none fits.
+HARD = ["*a*a*a*a*a*a*b", "**a**a**a**a**b", "**a*b**", "**/*/*/*/x**", "**" + "*a" * 15 + "b"]
+
+
+@pytest.mark.parametrize("pattern", HARD)
+@pytest.mark.parametrize("part", ["a", "/", "a/", "aaaaaaaaaa/"])
+def test_the_steps_of_a_pattern_grow_with_the_text_and_no_more(pattern: str, part: str) -> None:
+    def steps(size: int) -> int:
+        effort = Effort(10**9)
+        assert not matches(pattern, part * (size // len(part)), "", effort)
+        return 10**9 - effort.left
+
+    assert steps(65536) <= 17 * steps(4096)
+    assert steps(65536) <= 65536 * (STARS + 1)
+
+
+def test_one_call_takes_so_many_steps_and_no_more() -> None:
+    """Then it is denied; grants that were not reached count as not there, and the eldest come
+    first: who gives many takes nothing away."""
+    args = {"to": ["a" * 50] * 1000}
+    layer = rules_of("/a", Manifest(deny=[Rule("tool", args={"to": ["*b*c*d"] * 64})] * 15), {})
+    with pytest.raises(TooLong):
+        Judge({}, lambda _: None).decide(
+            Subject("/a", [layer], 1), Request("tool", "", "", args), 0
+        )
+    grants = {
+        n: Grant(n, "/x", 0, "/a", Rule("tool", ["*b*c*d"] * 64, {}), None)
+        for n in range(2, EFFORT // 64)
+    }
+    subject, request = Subject("/a", [[]], 1), Request("tool", "pay")
+    judge = Judge(grants, lambda _: Subject(""))
+    assert judge.decide(subject, request, 0).effect == "deny"
+    grants = {1: Grant(1, "/x", 0, "/a", Rule("tool"), None)} | grants
+    assert Judge(grants, lambda _: Subject("")).decide(subject, request, 0).effect == "allow"
+
+
+def test_a_chain_of_grants_has_an_end() -> None:
+    """As long as one could make it, it would end the kernel's stack."""
+    subjects = [Subject(f"/{n}", [[]], n) for n in range(1, 2001)]
+
+    def judge(length: int) -> Judge:
+        grants = [Grant(n, "", n, f"/{n + 1}", Rule("x"), None) for n in range(1, length)]
+        first = Grant(0, "", 0, "/1", Rule("x"), None)
+        giver = lambda grant: subjects[grant.pid - 1] if grant.pid else Subject("")  # noqa: E731
+        return Judge({grant.id: grant for grant in [first, *grants]}, giver)
+
+    assert judge(20).decide(subjects[19], Request("x"), 0).effect == "allow"
+    assert judge(2000).decide(subjects[1999], Request("x"), 0).effect == "deny"
+
+
+@pytest.mark.parametrize(
+    ("manifest", "said"),
+    [
+        (Manifest(allow=["sto " + "*a" * (STARS + 1)]), "wildcards"),
+        (Manifest(deny=[Rule("tool", args={"to": ["x", "**a" * (STARS + 1)]})]), "wildcards"),
+        (Manifest(allow=["sto x"] * 200, deny=["sto y"] * 200), "400 rules"),
+        (Manifest(allow=[Rule("sto", ["x"] * 64)] * 20), "1280 patterns"),
+    ],
+)
+def test_what_would_take_too_long_is_refused(manifest: Manifest, said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        check_rules([manifest])
+    check_rules([Manifest(allow=[f"sto {'*a' * STARS}"] * 256)])
 
 
 @given(st.text(alphabet="a*{self}\\/:\n", min_size=1), st.text(alphabet="a*{self}\\/:\n"))

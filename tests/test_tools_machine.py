@@ -101,8 +101,8 @@ class Gate:
     def taint(self, process: Process, labels: set[str]) -> None:
         process.labels |= labels
 
-    def may_ever(self, process: Process, right: str, name: str) -> bool:
-        return True
+    def may_ever(self, process: Process, right: str, names: list[str]) -> list[str]:
+        return names
 
 
 class World(RuleBasedStateMachine):
