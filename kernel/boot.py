@@ -179,6 +179,7 @@ class Kernel:
         loop.on_turn, loop.is_waiting = ledger.end_turn, lambda: ledger.is_waiting
         loop.on_call, loop.calls.is_known = self.trap.receive, self.trap.sessions.__contains__
         loop.on_lost, loop.on_closed = self._lost, self._closed
+        self.lifecycle.is_here, self.trap.on_parted = loop.calls.is_here, loop.calls.estrange
         loop.calls.on_refused, loop.on_init = self.lifecycle.cut_off, self._from_init
 
     def hears(self, process: Process, other: Process) -> None:
@@ -293,6 +294,7 @@ class Kernel:
             self.lifecycle.lost(session, why)
 
     def _closed(self, route: bytes) -> None:
+        self.trap.greeted.discard(route)
         session = self.trap.sessions.get(route)
         if session is not None:
             self.lifecycle.closed(session)

@@ -85,6 +85,7 @@ class Lifecycle:
         self.mailroom, self.waiters, self.events, self.logs = mailroom, waiters, events, logs
         self.to_init, self.after = to_init, after
         self.trap: Trap  # set by the boot: they know each other
+        self.is_here: Callable[[bytes], bool]  # whether who made a connection still runs
         self.remotes: Remotes
         self.ended = [mailroom.ended]  # who hears of an end
         self.init_pid = os.getppid()
@@ -221,6 +222,7 @@ class Lifecycle:
                 f"the caller speaks ABI version {args.version}, this kernel {wire.ABI_VERSION}",
                 "use the SDK that came with this kernel",
             )
+        self.trap.greet(session)
         spawn = None
         if args.back is not None:
             process = self.trap.back(session, args.back)
@@ -253,6 +255,7 @@ class Lifecycle:
                     break
                 if not access.is_child(session.os_pid, self.init_pid):
                     break
+                self._check_here(session)
                 if process.os_pid == 0:
                     self._born(birth, session.os_pid)
                 if process.state != "ending" and not birth.greeted:
@@ -274,9 +277,16 @@ class Lifecycle:
                 "this process was started by an agent, and has no token of its own",
                 "start agents with proc.spawn",
             )
+        self._check_here(session)
         free = Limits(contexts=None, queue=1024)
         now = time.monotonic()
         return self.table.add("client", name or "client", 0, 0, free, now, session.os_pid)
+
+    def _check_here(self, session: Session) -> None:
+        """What was found out of its pid is so of whoever made the connection, if that still runs.
+        Raises Denied."""
+        if not self.is_here(session.route):
+            raise Denied("the process that made this connection has ended", "make another")
 
     def _remote(self, session: Session, name: str | None) -> Process:
         """A person elsewhere, or an agent: that may do what the groups say that it was put into."""

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import platform
+import socket
+import struct
 
 ON_ARM = platform.machine() == "aarch64"
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP = 1, 4, 24
 PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 36, 38
 CAPSET = 91 if ON_ARM else 126
+SO_PEERPIDFD = 77  # from Linux 6.5 on
+PEER_CREDENTIALS = (socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+PEER_PIDFD = (socket.SOL_SOCKET, SO_PEERPIDFD, 4)
 CAPABILITIES, CAPABILITIES_V3 = 64, 0x20080522
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -43,3 +49,22 @@ def drop_capabilities() -> None:
             prctl(PR_CAPBSET_DROP, capability)
     header = CAPABILITIES_V3.to_bytes(4, "little") + bytes(4)
     syscall(CAPSET, header, bytes(24))
+
+
+def peer_of(connected: socket.socket) -> tuple[int, int]:
+    """The process at the other end: its pid, and a descriptor of it, which can be read once it has
+    ended, whoever has that pid then.
+
+    Raises:
+        ProcessLookupError: it has ended.
+        OSError: there is no descriptor left.
+    """
+    os_pid: int = struct.unpack("=iII", connected.getsockopt(*PEER_CREDENTIALS))[0]
+    try:
+        return os_pid, int.from_bytes(connected.getsockopt(*PEER_PIDFD), "little")
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # what Linux says before 6.16
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from error
+        if error.errno != errno.ENOPROTOOPT:
+            raise
+    return os_pid, os.pidfd_open(os_pid)

@@ -28,6 +28,7 @@ CROWDED = 1024  # timers that are kept before the cancelled ones are thrown out
 RETRY = 0.1  # seconds until a commit is tried again, when the disk is full
 REMOTE = bytes(9)  # begins the routes of callers from elsewhere: a listener's have 8 bytes
 BURST = 64  # frames taken from init before the others get a turn
+TURN_BYTES = 4 << 20  # of replies: whoever else says something waits for the next turn
 
 
 class Timer:
@@ -92,6 +93,7 @@ class Loop:
         self.calls = Listener(home / "run" / "kernel.sock", self.peers, MAX_FRAME, bounded=True)
         self.calls.on_message = self._from_caller
         self.calls.may_connect = lambda _os_pid: True
+        self.calls.is_busy = lambda: self.bytes_to_callers > TURN_BYTES
         self.calls.on_closed = lambda route: self.after(0, lambda: self.on_closed(route))
         self.work = Line(home / "core.sock", self.peers)
         self.text = Line(home / "text.sock", self.peers)
@@ -104,6 +106,7 @@ class Loop:
         self.poll.watch(init_fd, self._from_init)
         self.to_init: deque[bytes] = deque()
         self.to_callers: list[tuple[bytes, bytes]] = []
+        self.bytes_to_callers = 0
         self.posted: deque[Callable[[], None]] = deque()
         self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.poll.watch(self.wake, self._woken)
@@ -118,6 +121,7 @@ class Loop:
     def send(self, route: bytes, data: bytes) -> None:
         """To a caller, at the end of this turn."""
         self.to_callers.append((route, data))
+        self.bytes_to_callers += len(data)
 
     def post(self, run: Callable[[], None]) -> None:
         """Run it in the loop; may be called from another thread."""
@@ -138,7 +142,7 @@ class Loop:
             self.after(RETRY, lambda: None)  # nothing is shown until the journal has it
             return
         self._flush_init()
-        ready, self.to_callers = self.to_callers, []
+        ready, self.to_callers, self.bytes_to_callers = self.to_callers, [], 0
         for route, data in ready:
             self.send_now(route, data)
         for listener in self.listeners:
@@ -201,7 +205,9 @@ class Loop:
             self._end_turn()
             self.poll.change(self.init.fileno(), READ | WRITE if self.to_init else READ)
             wait = max(0.0, self.timers[0][0] - time.monotonic()) if self.timers else 1.0
-            self.poll.wait(0.0 if self.lost else wait)
+            more = self.calls.waiting and not self.calls.is_busy()
+            self.poll.wait(0.0 if self.lost or more else wait)
+            self.calls.go_on()
             self._run_timers()
             while self.lost:
                 self.on_lost(*self.lost.popitem())

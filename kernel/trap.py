@@ -208,6 +208,8 @@ class Trap:
         self.hello = hello
         self.sessions: dict[bytes, Session] = {}
         self.by_pid: dict[int, Session] = {}
+        self.greeted: set[bytes] = set()  # connections of this machine on which somebody said hello
+        self.on_parted: Callable[[bytes], None] = lambda _: None  # a connection is nobody's now
         self.calls: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
 
@@ -388,7 +390,7 @@ class Trap:
             or not secrets.compare_digest(known.process.secret, back.secret)
         ):
             raise BadToken("no process of that number and secret is expected back")
-        self.sessions.pop(known.route, None)
+        self._leave(known.route)
         known.closed = True
         for call in list(known.calls.values()):
             call.detached = True
@@ -398,13 +400,24 @@ class Trap:
         self.sessions[known.route] = known
         return known.process
 
+    def greet(self, session: Session) -> None:
+        """Raises OutOfOrder where somebody said hello on that connection before, taken or not."""
+        if session.route in self.greeted:
+            raise OutOfOrder("hello comes once on a connection", "make another connection")
+        if not session.key:
+            self.greeted.add(session.route)
+
     def bind(self, session: Session, process: Process) -> None:
         before = self.by_pid.get(process.pid)
         if before is not None:  # an agent that says hello again
-            self.sessions.pop(before.route, None)
+            self._leave(before.route)
         session.process = process
         self.sessions[session.route] = session
         self.by_pid[process.pid] = session
+
+    def _leave(self, route: bytes) -> None:
+        if self.sessions.pop(route, None) is not None:
+            self.on_parted(route)
 
     def end_calls(self, process: Process, error: AiosError) -> None:
         """End all that a process waits for."""
@@ -415,7 +428,7 @@ class Trap:
     def close(self, session: Session) -> None:
         """The connection is gone: its calls end, unheard."""
         session.closed = True
-        self.sessions.pop(session.route, None)
+        self._leave(session.route)
         if session.process is not None:
             self.by_pid.pop(session.process.pid, None)
         for call in list(session.calls.values()):

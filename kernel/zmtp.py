@@ -10,6 +10,8 @@ from __future__ import annotations
 GREETING = b"\xff" + bytes(8) + b"\x7f" + b"\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 MORE, LONG, COMMAND = 1, 2, 4  # flags of a frame
 PARTS = 1024  # of a message; none is kept, and one whose last never came would keep its peer busy
+FRAMES = 64  # taken in one go: parts and commands as well
+PING_CONTEXT = 16  # bytes that a PING may have answered, as the protocol says
 READY = b"\x05READY\x0bSocket-Type\0\0\0\x06ROUTER\x08Identity\0\0\0\0"
 PING, PONG = b"\x04PING", b"\x04PONG"
 
@@ -19,42 +21,54 @@ class NotZmtp(Exception):
 
 
 class Conversation:
-    """With one peer, whose frames have at most `longest` bytes; no more than one is ever kept.
+    """With one peer, whose frames have at most `longest` bytes; no more than one is ever kept, and
+    what came with its end.
 
-    What is in `answer` is to be sent to it.
+    What is in `answer` is to be sent to it. `more`: there may be messages that were not taken yet.
     """
 
     def __init__(self, longest: int) -> None:
         self.longest = longest
         self.kept = bytearray()
-        self.answer = GREETING
-        self.greeted = False
+        self.at = 0  # what is before was taken
+        self.answer = bytearray(GREETING)
+        self.greeted = self.more = False
         self.parts = 0  # of the message that has begun
 
-    def take(self, data: bytes) -> list[bytes | None]:
-        """The messages that are whole with `data`; None is one in several parts.
+    def take(self, data: bytes, most: int = 1 << 30) -> list[bytes | None]:
+        """The next messages that are whole with `data`; None is one in several parts.
 
         Raises:
             NotZmtp: the connection is of no use any more.
         """
         self.kept += data
-        if not self.greeted and not self._greet():
-            return []
         found: list[bytes | None] = []
-        at = 0
-        while (frame := self._frame(at)) is not None:
-            start, at, flags = frame
-            if flags & COMMAND:
-                self._obey(bytes(self.kept[start:at]))
-                continue
-            self.parts += 1
-            if self.parts > PARTS:
-                raise NotZmtp("a message without an end")
-            if not flags & MORE:
-                found.append(bytes(self.kept[start:at]) if self.parts == 1 else None)
-                self.parts = 0
-        del self.kept[:at]
+        if not self.greeted and not self._greet():
+            return found
+        self.more = True
+        for _ in range(FRAMES):
+            frame = self._frame(self.at)
+            if frame is None:
+                self.more = False
+                del self.kept[: self.at]
+                self.at = 0
+                break
+            self._hear(frame, found)
+            if len(found) == most:
+                break
         return found
+
+    def _hear(self, frame: tuple[int, int, int], found: list[bytes | None]) -> None:
+        start, self.at, flags = frame
+        if flags & COMMAND:
+            self._obey(bytes(self.kept[start : self.at]))
+            return
+        self.parts += 1
+        if self.parts > PARTS:
+            raise NotZmtp("a message without an end")
+        if not flags & MORE:
+            found.append(bytes(self.kept[start : self.at]) if self.parts == 1 else None)
+            self.parts = 0
 
     def _frame(self, at: int) -> tuple[int, int, int] | None:
         """The frame at `at`: where its body begins and ends, its flags; None: not yet whole."""
@@ -85,7 +99,10 @@ class Conversation:
 
     def _obey(self, command: bytes) -> None:
         if command.startswith(PING):
-            self.answer += framed(PONG + command[len(PING) + 2 :], COMMAND)  # without its time
+            context = command[len(PING) + 2 :]  # behind its time
+            if len(context) > PING_CONTEXT:
+                raise NotZmtp(f"a PING with {len(context)} bytes to be sent back")
+            self.answer += framed(PONG + context, COMMAND)
 
 
 def framed(body: bytes, flags: int = 0) -> bytes:

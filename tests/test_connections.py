@@ -25,11 +25,14 @@ def test_in_whatever_pieces_messages_are_the_same(
     sent: list[list[bytes]], sizes: list[int]
 ) -> None:
     data = HELLO + b"".join(said(message) for message in sent)
-    talk, heard = Conversation(LONGEST), []
+    talk = Conversation(LONGEST)
+    heard: list[bytes | None] = []
     for size in sizes:
         heard += talk.take(data[:size])
         data = data[size:]
     heard += talk.take(data)
+    while talk.more:
+        heard += talk.take(b"")
     assert heard == [message[0] if len(message) == 1 else None for message in sent]
     assert talk.kept == b""
 
@@ -37,12 +40,19 @@ def test_in_whatever_pieces_messages_are_the_same(
 def test_it_answers_with_its_greeting_and_a_ready_and_each_ping_with_a_pong() -> None:
     talk = Conversation(LONGEST)
     assert talk.answer == GREETING
-    talk.answer = b""
+    talk.answer.clear()
     talk.take(HELLO)
     assert b"READY" in talk.answer
-    talk.answer = b""
+    talk.answer.clear()
     talk.take(framed(b"\x04PING\x00\x0acontext", COMMAND))
     assert talk.answer == framed(b"\x04PONGcontext", COMMAND)
+
+
+def test_a_ping_has_no_more_answered_than_the_protocol_says() -> None:
+    talk = Conversation(LONGEST)
+    talk.take(HELLO)
+    with pytest.raises(NotZmtp, match="PING"):
+        talk.take(framed(b"\x04PING\0\0" + bytes(17), COMMAND))
 
 
 def test_of_a_message_that_never_ends_nothing_is_kept() -> None:

@@ -204,8 +204,8 @@ def test_who_comes_back_must_know_the_secret(boot: Boot) -> None:
     system = boot()
     with connect(system.home) as aios, Raw(system.home) as raw:
         kill_kernel(aios)
-        with Raw(system.home, hello=False) as stranger:
-            for back in ({"pid": raw.pid, "secret": b"wrong"}, {"pid": 10**6, "secret": b""}):
+        for back in ({"pid": raw.pid, "secret": b"wrong"}, {"pid": 10**6, "secret": b""}):
+            with Raw(system.home, hello=False) as stranger:
                 error = stranger.error("hello", version=ABI_VERSION, back=back)
                 assert error["code"] == "hello.token"
 

@@ -1,0 +1,345 @@
+"""Who is at the other end of a connection, and what it can make the kernel hold and do."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgpack
+import psutil
+import pytest
+from raw import Raw
+
+from aios.agents import Aios
+from aios.kernel import access
+from aios.kernel.connections import (
+    HELD_BYTES,
+    STRANGER_BYTES,
+    TURN,
+    UNREAD_BYTES,
+    Listener,
+)
+from aios.kernel.poll import Poll
+from aios.kernel.zmtp import COMMAND, GREETING, LONG, MORE, framed
+from aios.shell.launch import System
+from aios.syscalls.wire import ABI_VERSION
+
+LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
+LONGEST = 1 << 20
+BEGIN = GREETING + framed(b"\x05READY\x0bSocket-Type\0\0\0\x06DEALER", COMMAND)
+
+
+class Heard:
+    """A listener, and what came of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.poll, self.path = Poll(), path
+        self.listener = Listener(path, self.poll, LONGEST, bounded=True)
+        self.known: set[bytes] = set()
+        self.messages: list[tuple[bytes, int, bytes | None]] = []
+        self.refused: list[str] = []
+        self.closed: list[bytes] = []
+        self.answer: Callable[[bytes], None] = lambda _route: None
+        self.listener.on_message = self._take
+        self.listener.is_known = self.known.__contains__
+        self.listener.may_connect = lambda _os_pid: True
+        self.listener.on_closed = self.closed.append
+        self.listener.on_refused = lambda _os_pid, why: self.refused.append(why)
+
+    def _take(self, route: bytes, os_pid: int, data: bytes | None) -> None:
+        self.messages.append((route, os_pid, data))
+        self.answer(route)
+
+    def turn(self) -> None:
+        self.poll.wait(0.0)
+        self.listener.go_on()
+        self.listener.flush()
+
+    def settle(self) -> None:
+        """Until nothing comes any more."""
+        quiet = 0
+        while quiet < 3:
+            before = len(self.messages), len(self.closed), self.listener.held_bytes
+            self.turn()
+            after = len(self.messages), len(self.closed), self.listener.held_bytes
+            quiet = quiet + 1 if after == before else 0
+
+
+@pytest.fixture
+def heard(homes: Path) -> Iterator[Heard]:
+    made = Heard(homes / "peers.sock")
+    yield made
+    made.listener.close()
+    made.poll.close()
+
+
+def connected(heard: Heard, *, known: bool = False) -> socket.socket:
+    end = socket.socket(socket.AF_UNIX)
+    end.connect(str(heard.path))
+    end.setblocking(False)
+    end.send(BEGIN)
+    heard.settle()
+    if known:
+        heard.known.add(next(reversed(heard.listener.peers)))
+        end.send(framed(b"hello"))
+        heard.settle()
+        heard.messages.clear()
+    return end
+
+
+def by_another(path: Path) -> tuple[socket.socket, int]:
+    """A connection that a process has made which is gone, and the pid that it had."""
+    end = socket.socket(socket.AF_UNIX)
+    os_pid = os.fork()
+    if os_pid == 0:
+        end.connect(str(path))
+        end.send(BEGIN + framed(b"before"))
+        os._exit(0)
+    os.waitpid(os_pid, 0)
+    return end, os_pid
+
+
+def with_pid(os_pid: int) -> subprocess.Popen[str]:
+    """A process that has this pid, which another had."""
+    for _ in range(100_000):
+        if os.access(LAST_PID, os.W_OK):
+            LAST_PID.write_text(str(os_pid - 1))
+        process = subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE, text=True)
+        if process.pid == os_pid:
+            return process
+        process.communicate()
+    raise AssertionError(f"pid {os_pid} did not come again")
+
+
+# --- who it is ------------------------------------------------------------------------------------
+
+
+def test_a_connection_goes_with_the_process_that_made_it(heard: Heard) -> None:
+    """Though its parent holds it, and another process has the pid by then."""
+    end, _ = by_another(heard.path)
+    heard.settle()
+    assert heard.listener.peers == {}
+    with pytest.raises(OSError, match="pipe"):
+        end.send(framed(b"after"))
+    assert b"after" not in {data for _, _, data in heard.messages}
+    end.close()
+
+
+def test_what_a_process_said_last_is_heard(heard: Heard) -> None:
+    end = socket.socket(socket.AF_UNIX)
+    told, tell = os.pipe()
+    os_pid = os.fork()
+    if os_pid == 0:
+        end.connect(str(heard.path))
+        os.read(told, 1)
+        end.send(BEGIN + framed(b"one") + framed(b"two"))
+        os._exit(0)
+    while not heard.listener.peers:
+        heard.turn()
+    assert heard.listener.is_here(*heard.listener.peers)
+    os.write(tell, b"x")
+    os.waitpid(os_pid, 0)
+    assert not heard.listener.is_here(*heard.listener.peers)
+    heard.settle()
+    assert [data for _, _, data in heard.messages] == [b"one", b"two"]
+    assert heard.listener.peers == {}
+    for fd in (told, tell):
+        os.close(fd)
+    end.close()
+
+
+def test_whoever_has_the_pid_now_did_not_make_the_connection(heard: Heard) -> None:
+    end, os_pid = by_another(heard.path)
+    other = with_pid(os_pid)
+    heard.poll.wait(0.0)  # it is accepted now
+    assert not any(map(heard.listener.is_here, heard.listener.peers))
+    heard.settle()
+    assert heard.listener.peers == {}
+    other.communicate()
+    end.close()
+
+
+FORKS = """
+import os, socket, sys, time
+end = socket.socket(socket.AF_UNIX)
+if os.fork() == 0:
+    end.connect(sys.argv[1])
+    end.send(bytes.fromhex(sys.argv[2]))
+    end.recv(1)
+    print(os.getpid(), flush=True)
+    os._exit(0)
+os.wait()
+end.settimeout(20)
+while end.recv(4096):
+    pass
+print("closed", flush=True)
+"""
+
+
+def test_a_forked_childs_connection_is_closed_by_the_kernel(aios: Aios, system: System) -> None:
+    path = f"{system.home}/run/kernel.sock"
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS, path, BEGIN.hex()], capture_output=True, text=True,
+        check=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[1:] == ["closed"]
+    assert aios.check() == []
+
+
+def test_one_hello_a_connection(system: System) -> None:
+    with Raw(system.home, hello=False) as raw:
+        assert raw.error("hello", version=ABI_VERSION, token=bytes(32))["code"] == "hello.token"
+        for args in ({}, {"token": bytes(32)}, {"name": "x"}):
+            error = raw.error("hello", version=ABI_VERSION, **args)
+            assert error["code"] == "call.out_of_order"
+
+
+def test_after_its_exit_nobody_says_hello_on_a_connection(system: System) -> None:
+    with Raw(system.home) as raw:
+        raw.done("proc.exit")
+        raw.pid = 0
+        raw.start("hello", version=ABI_VERSION)
+        assert raw.failed(raw.start("hello", version=ABI_VERSION))["code"] == "call.out_of_order"
+
+
+def test_who_is_above_a_process_is_looked_at_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that ends in between leaves its children to another; then its pid is a third's."""
+    mine = [process.pid for process in psutil.Process().parents()]
+    found = access.ancestors(os.getpid(), unknown=-1)
+    assert [os_pid for os_pid in found if os_pid] == mine
+    changing = itertools.count(2)
+    monkeypatch.setattr(access, "_ancestors", lambda _: [next(changing)])
+    assert access.ancestors(os.getpid(), unknown=-1) == [-1]
+
+
+# --- what it makes the kernel hold ----------------------------------------------------------------
+
+PING = framed(b"\x04PING\0\0" + bytes(16), COMMAND)
+PIECES = {
+    "pings": PING,
+    "commands": framed(b"\x05OTHER" + bytes(200), COMMAND),
+    "subscriptions": framed(b"\x01topic"),
+    "cancelled subscriptions": framed(b"\x09SUBSCRIBE" + bytes(100), COMMAND),
+    "empty messages": framed(b""),
+    "messages": framed(bytes(200)),
+    "long messages": framed(bytes(STRANGER_BYTES)),
+    "parts": framed(b"", MORE),
+    "whole messages of parts": framed(b"", MORE) + framed(b""),
+    "a long ping": framed(b"\x04PING\0\0" + bytes(240), COMMAND),
+    "oversize": bytes([LONG]) + (LONGEST + 1).to_bytes(8, "big") + bytes(1000),
+    "oversize command": bytes([LONG | COMMAND]) + (LONGEST + 1).to_bytes(8, "big") + bytes(1000),
+    "half a message": bytes([LONG]) + LONGEST.to_bytes(8, "big") + bytes(1000),
+}
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["stranger", "known"])
+@pytest.mark.parametrize("what", PIECES)
+def test_no_kind_of_frame_makes_it_hold_more(heard: Heard, what: str, *, known: bool) -> None:
+    """Nothing that is answered is read."""
+    end = connected(heard, known=known)
+    heard.answer = lambda route: heard.listener.peers[route].talk.answer.extend(bytes(300))
+    piece = PIECES[what]
+    data = piece * max(1, (1 << 16) // len(piece))
+    most = (UNREAD_BYTES if known else 2 * STRANGER_BYTES) + 3 * LONGEST
+    for _ in range(400):
+        try:
+            end.send(data)
+        except BlockingIOError:
+            pass
+        except OSError:  # it was cut off
+            break
+        heard.turn()
+        assert heard.listener.held_bytes <= most
+        heard.messages.clear()
+    heard.settle()
+    assert heard.listener.held_bytes <= most
+    end.close()
+
+
+def test_many_together_hold_no_more_than_there_is_room_for(heard: Heard) -> None:
+    ends = [connected(heard, known=True) for _ in range(8)]
+    for round_ in range(256):
+        for route in list(heard.listener.peers):
+            if not heard.listener.peers[route].given_up:
+                heard.listener._queue(heard.listener.peers[route], bytes(1 << 16))
+        assert heard.listener.held_bytes <= HELD_BYTES, round_
+    assert "does not read what is answered" in heard.refused
+    for end in ends:
+        end.close()
+
+
+def test_strangers_with_half_a_message_each_are_bounded(heard: Heard) -> None:
+    half = bytes([LONG]) + (STRANGER_BYTES).to_bytes(8, "big") + bytes(STRANGER_BYTES - 1)
+    ends = []
+    for _ in range(200):
+        end = connected(heard)
+        end.send(half)
+        heard.settle()
+        ends.append(end)
+    assert len(heard.listener.peers) <= 129
+    assert heard.listener.held_bytes <= 130 * 2 * STRANGER_BYTES
+    for end in ends:
+        end.close()
+
+
+def test_one_turn_takes_so_many_messages_of_each(heard: Heard) -> None:
+    ends = [connected(heard, known=True) for _ in range(3)]
+    for end in ends:
+        end.send(framed(b"x") * 1000)
+    heard.turn()
+    taken = [route for route, _, _ in heard.messages]
+    assert {taken.count(route) for route in set(taken)} <= {TURN, 2 * TURN}
+    assert len(set(taken)) == 3
+    while heard.listener.waiting:
+        heard.turn()
+    assert len(heard.messages) == 3000
+    for end in ends:
+        end.close()
+
+
+def test_who_has_said_much_is_heard_again_when_replies_are_out(heard: Heard) -> None:
+    end = connected(heard, known=True)
+    busy = True
+    heard.listener.is_busy = lambda: busy
+    end.send(framed(b"x") * 100)
+    heard.turn()
+    heard.turn()
+    assert heard.messages == []
+    busy = False
+    heard.settle()
+    heard.settle()
+    assert len(heard.messages) == 100
+    end.close()
+
+
+def test_replies_that_are_not_read_do_not_fill_the_kernel(aios: Aios, system: System) -> None:
+    """Calls of a few bytes with long replies, sent at once and never read."""
+    kernel = psutil.Process(aios.status().os_pid)
+    aios.mem_put({"big": "x" * 60_000})
+    before = kernel.memory_info().rss
+    end = socket.socket(socket.AF_UNIX)
+    end.connect(f"{system.home}/run/kernel.sock")
+    end.settimeout(0.2)
+    end.sendall(BEGIN + framed(msgpack.packb([1, "hello", {"version": ABI_VERSION}])))
+    most = 0
+    for number in itertools.count(2):
+        try:
+            call = [number, "mem.get", {"keys": ["big"], "pid": aios.pid}]
+            end.sendall(framed(msgpack.packb(call)))
+        except TimeoutError:
+            break
+        except OSError:
+            break
+        if number == 20_000:
+            break
+        if number % 1000 == 0:
+            most = max(most, kernel.memory_info().rss - before)
+    most = max(most, kernel.memory_info().rss - before)
+    assert most < 64 << 20
+    end.close()
+    aios.mem_delete(["big"])
