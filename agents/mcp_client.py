@@ -31,6 +31,8 @@ class McpWorker(Agent):
     def run(self, task: Any) -> None:
         os.environ.update(NAMES_BY_TCP)
         server = convert(task["task"], McpServer)
+        if server.wrong:
+            raise SystemExit(server.wrong)
         try:
             asyncio.run(serve(self.aios, server))
         except (AiosError, ExceptionGroup) as error:

@@ -11,33 +11,34 @@ import base64
 import binascii
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from typing import Any
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Literal
 
 import httpx2
 import mcp_types as types
-from jsonschema import Draft202012Validator, SchemaError
+from jsonschema import SchemaError
 from jsonschema.exceptions import best_match
 from jsonschema.protocols import Validator
-from jsonschema.validators import validator_for
 from mcp import Client, MCPError
 from mcp.client.subscriptions import SubscriptionLost
 from mcp_types.version import KNOWN_PROTOCOL_VERSIONS
 from msgspec import ValidationError, convert, msgpack, to_builtins
 from pydantic import ValidationError as NotMcp
-from referencing import Registry
 from referencing.exceptions import Unresolvable
 
 from aios.syscalls import VERSION
 from aios.syscalls.errors import AiosError, ToolArguments, ToolCrashed, ToolFailed
 from aios.syscalls.tool import McpServer, Spec
 
+from .mcp_messages import SHOWN, mend_result, validator_of
 from .mcp_transport import ANSWER, say, transport
 from .tool import MAX_DEPTH, check_plain
 
 ALIVE = 10.0  # likewise after a call that it was told to drop
 CALL = 86_400.0  # a call's own limit is the kernel's
-TOOLS, PAGES = 512, 64  # listed of one server, at most
+TOOLS, PAGES = 512, 64  # of one server, at most
+BYTES = 1_000_000  # of all of them together; the kernel keeps 1 MiB
+MOST = f"of a server AIOS has {TOOLS} tools at most, of {BYTES} bytes together"
 DESCRIPTION = 8192  # characters of a description that are kept
 SPEC = 48 << 10  # bytes of a tool's schemas and description, at most: a call holds 64 KiB
 REFUSALS = (MCPError, NotMcp, OSError, RuntimeError)  # of a server that is not one, or not for us
@@ -49,11 +50,13 @@ Progress = Callable[[float, float | None, str], None]
 class McpConnection:
     """A server that has answered. `specs` are its tools."""
 
-    def __init__(self, server: McpServer) -> None:
+    def __init__(self, server: McpServer, mode: Literal["auto", "legacy"] = "auto") -> None:
+        """`mode`: what it is asked first, which versions it has, or to initialize."""
         self.server = server
         self.client = Client(
-            transport(server, self.over), read_timeout_seconds=ANSWER, message_handler=self.heard,
+            transport(server, self.over, self._mend), read_timeout_seconds=ANSWER,
             client_info=types.Implementation(name="aios", version=VERSION),
+            message_handler=self.heard, mode=mode,
         )  # fmt: skip
         self.specs: list[Spec] = []
         # Raises ToolCrashed once it is over.
@@ -118,26 +121,45 @@ class McpConnection:
             raise self._failure(error, ToolCrashed) from error
 
     async def list(self) -> None:
-        """Have `specs` as the server lists its tools now."""
+        """Have `specs` as the server lists its tools now: the first of them, where it lists more
+        than can be had."""
         found: list[types.Tool] = []
-        cursor = None
-        for _ in range(PAGES):
-            page = await self.client.list_tools(cursor=cursor, cache_mode="refresh")
+        cursors: list[str | None] = [None]
+        while len(cursors) <= PAGES:
+            page = await self.client.list_tools(cursor=cursors[-1], cache_mode="refresh")
             found += page.tools
-            cursor = page.next_cursor
-            if cursor is None:
+            if not page.next_cursor:
                 break
-        if cursor is not None or len(found) > TOOLS:
-            raise ToolCrashed(f"the MCP server {self.server.name} lists more than {TOOLS} tools")
+            if page.next_cursor in cursors:
+                self._left_out(
+                    f"its list of tools goes in a circle at {page.next_cursor[:SHOWN]!r}"
+                )
+                break
+            cursors.append(page.next_cursor)
+        else:
+            self._left_out(f"what it lists after {PAGES} pages is left out")
         self.specs, self._known = [], {}
+        room = BYTES
         for tool in found:
             try:
                 spec = self._spec(tool)
-                self._known[spec.name] = tool.name, validator_of(spec.schema)
-                self.specs.append(spec)
+                room -= len(msgpack.encode(spec))
+                if len(self.specs) == TOOLS or room < 0:
+                    self._left_out(f"its tools from {tool.name!r} on are left out: {MOST}")
+                    break
+                if spec.name not in self._known:
+                    self._known[spec.name] = tool.name, validator_of(spec.schema)
+                    self.specs.append(spec)
             except (ValidationError, SchemaError, ValueError) as error:
-                why = first_line(error)
-                say(f"the tool {tool.name!r} of {self.server.name} is left out: {why}")
+                self._left_out(f"the tool {tool.name!r} is left out: {first_line(error)}")
+
+    def _mend(self, result: dict[str, Any]) -> None:
+        is_list = isinstance(result.get("tools"), list)
+        modern = is_list and (self.client.session.protocol_version or "") >= "2026"
+        mend_result(result, modern, self._left_out)
+
+    def _left_out(self, what: str) -> None:
+        say(f"the MCP server {self.server.name}: {what}")
 
     def _spec(self, tool: types.Tool) -> Spec:
         """The tool as AIOS has it. Raises ValidationError, ValueError."""
@@ -233,7 +255,15 @@ async def connected(server: McpServer) -> AsyncIterator[McpConnection]:
     logging.getLogger("mcp").setLevel(logging.CRITICAL)  # it is told here, in a line
     connection, listens, ready = McpConnection(server), asyncio.Event(), False
     try:
-        async with connection.client:
+        async with AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(connection.client)
+            except Exception:
+                if not (server.command and connection.end.done()):
+                    raise
+                # Some exit where what they hear first is not `initialize`.
+                connection = McpConnection(server, "legacy")
+                await stack.enter_async_context(connection.client)
             following = asyncio.create_task(connection.follow(listens))
             try:
                 await listens.wait()
@@ -249,13 +279,6 @@ async def connected(server: McpServer) -> AsyncIterator[McpConnection]:
         if isinstance(cause, httpx2.HTTPError) or (not ready and isinstance(cause, REFUSALS)):
             raise ToolCrashed(f"the MCP server {server.name} {why_not(server, cause)}") from error
         raise cause from None
-
-
-def validator_of(schema: dict[str, Any]) -> Validator:
-    """Raises SchemaError."""
-    kind = validator_for(schema, default=Draft202012Validator)
-    kind.check_schema(schema)
-    return kind(schema, registry=Registry())  # nothing is fetched
 
 
 def check(schema: Validator, args: dict[str, Any]) -> None:

@@ -16,40 +16,67 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from mcp.client.stdio import get_default_environment
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.message import SessionMessage
-from mcp_types import jsonrpc_message_adapter
-from pydantic import ValidationError
+from mcp_types import JSONRPCResponse
 
 from aios.syscalls.tool import McpServer
+
+from .mcp_messages import SHOWN, BadMessage, answers, mended_body, messages_of
 
 ANSWER = 30.0  # seconds that a server has to answer anything but a call
 LONGEST = 16 << 20  # bytes of a message
 GRACE = 2.0  # seconds to end in, after each of: no more stdin, TERM, KILL
 LOG, PIECE = 8 << 20, 65_536  # bytes of the log at most; that are read of stderr at once
-SHOWN = 200  # characters of what a server wrote that an error shows
 NAMES_BY_TCP = {"RES_OPTIONS": "use-vc"}  # UDP is behind the walls
 SILENCE = httpx2.Timeout(ANSWER, read=None)  # of HTTP; a call may take long
 
 Over = Callable[[str], None]  # told why a server is of no more use
+Mend = Callable[[dict[str, Any]], None]  # changes a result in its place
 Sent = MemoryObjectSendStream[SessionMessage | Exception]
 Given = MemoryObjectReceiveStream[SessionMessage]
 
 
-class BadMessage(Exception):
-    """A line that begins as a message and is none."""
-
-
 @asynccontextmanager
-async def transport(server: McpServer, over: Over) -> AsyncIterator[Any]:
-    """Two streams, as the package mcp has them: from the server, and to it.
+async def transport(server: McpServer, over: Over, mend: Mend) -> AsyncIterator[Any]:
+    """Two streams, as the package mcp has them: from the server, its results changed by `mend`, and
+    to it.
 
     Raises:
         OSError: the program cannot be started.
         httpx2.HTTPError: the address cannot be reached, or does not take the key.
     """
-    if server.command:
-        async with program(server, over) as streams:
-            yield streams
-        return
+    async with program(server, over) if server.command else address(server) as (said, give):
+        yield Mended(said, mend), give
+
+
+class Mended:
+    """The stream of what a server says, with its results changed by `mend`."""
+
+    def __init__(self, stream: Any, mend: Mend) -> None:
+        self.stream, self.mend = stream, mend
+
+    @property
+    def last_context(self) -> Any:
+        return getattr(self.stream, "last_context", None)
+
+    def __aiter__(self) -> Mended:
+        return self
+
+    async def __anext__(self) -> SessionMessage | Exception:
+        item: SessionMessage | Exception = await self.stream.__anext__()
+        if isinstance(item, SessionMessage) and isinstance(item.message, JSONRPCResponse):
+            self.mend(item.message.result)
+        return item
+
+    async def __aenter__(self) -> Mended:
+        await self.stream.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        await self.stream.__aexit__(*error)
+
+
+@asynccontextmanager
+async def address(server: McpServer) -> AsyncIterator[Any]:
     headers = {**server.headers, "Accept-Encoding": "identity"}
     async with (
         httpx2.AsyncClient(
@@ -62,32 +89,37 @@ async def transport(server: McpServer, over: Over) -> AsyncIterator[Any]:
 
 async def let_in(response: httpx2.Response) -> None:
     """Raises HTTPError where the key does not fit, only a proxy answers, or the session is no more:
-    the package would go on. A message has the bound that a program's has."""
+    the package would go on. A message has the bound that a program's has. An error that is the
+    answer to what was asked is one, whatever the status says."""
     in_session = "mcp-session-id" in response.request.headers
-    is_json = response.headers.get("Content-Type", "").lower().startswith("application/json")
-    is_away = response.status_code >= 500 and not is_json
-    if is_away or response.status_code in ((400, 401, 403, 404) if in_session else (401, 403)):
-        response.raise_for_status()
     if response.headers.get("Content-Encoding", "identity") != "identity":
         raise httpx2.DecodingError("it compresses what it says, unasked")
-    if is_json:
+    if response.headers.get("Content-Type", "").lower().startswith("application/json"):
         assert isinstance(response.stream, httpx2.AsyncByteStream)
-        response.stream = Bounded(response.stream)
+        response.stream = Whole(response.stream)
+        if response.status_code >= 400:
+            is_answer, why = answers(response.request.content, await response.aread())
+            if is_answer or (why and response.status_code == 400 and "session" not in why.lower()):
+                return
+    elif response.status_code >= 500:
+        response.raise_for_status()
+    if response.status_code in ((400, 401, 403, 404) if in_session else (401, 403)):
+        response.raise_for_status()
 
 
-class Bounded(httpx2.AsyncByteStream):
-    """Raises ReadError where a message is too long."""
+class Whole(httpx2.AsyncByteStream):
+    """A message as a whole. Raises ReadError where it is too long."""
 
     def __init__(self, stream: httpx2.AsyncByteStream) -> None:
         self.stream = stream
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        left = LONGEST
+        body = bytearray()
         async for part in self.stream:
-            left -= len(part)
-            if left < 0:
+            body += part
+            if len(body) > LONGEST:
                 raise httpx2.ReadError(f"a message of more than {LONGEST} bytes")
-            yield part
+        yield mended_body(bytes(body))
 
     async def aclose(self) -> None:
         await self.stream.aclose()
@@ -125,27 +157,17 @@ async def read(server: McpServer, process: Process, sent: Sent, over: Over) -> N
         with suppress(anyio.BrokenResourceError):  # nobody listens any more
             try:
                 async for line in process.stdout:
-                    if (message := message_of(server, line)) is not None:
-                        await sent.send(message)
+                    found = messages_of(line)
+                    for message in found:
+                        await sent.send(SessionMessage(message))
+                    if not found and (shown := line[:SHOWN].decode(errors="replace").strip()):
+                        what = "writes to stdout, which is for its messages"
+                        say(f"the MCP server {server.name} {what}: {shown}")
                 over("has ended")
             except BadMessage as error:
                 over(f"wrote a message that is not JSON-RPC: {error}")
             except ValueError:  # of asyncio
                 over(f"wrote a message of more than {LONGEST} bytes")
-
-
-def message_of(server: McpServer, line: bytes) -> SessionMessage | None:
-    """What was meant for people is let pass, as many servers print such; what begins as a message
-    and is none may be the answer that somebody waits for: that raises BadMessage."""
-    try:
-        return SessionMessage(jsonrpc_message_adapter.validate_json(line, by_name=False))
-    except ValidationError:
-        shown = line[:SHOWN].decode(errors="replace").strip()
-    if shown.startswith("{"):
-        raise BadMessage(shown)
-    if shown:
-        say(f"the MCP server {server.name} writes to stdout, which is for its messages: {shown}")
-    return None
 
 
 async def write(process: Process, given: Given) -> None:

@@ -7,10 +7,13 @@ of VS Code. A server may have an `aios` of its own: what it reaches, and its lim
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -27,7 +30,8 @@ from .toolbox import MCP, SHIPPED, Box
 SHAPES = (("mcpServers",), ("servers",), ("mcp", "servers"))  # where the block is in the file
 WORD = re.compile(r"\$\{([^}]*)\}")
 VARIABLE = re.compile(r"(?:env:)?(\w+)(?::-(.*))?$", re.DOTALL)
-HTTP = ("http", "streamable-http", "streamableHttp")
+HTTP, STDIO = ("http", "streamablehttp"), ("stdio", "local")  # kinds, without case and marks
+LONGEST_NAME = 48
 PORTS = {"http": 80, "https": 443}
 DNS = 53
 
@@ -49,8 +53,11 @@ class Entry(Struct, kw_only=True):
     cwd: str | None = None
     url: str | None = None
     serverUrl: str | None = None  # as Windsurf has it
+    httpUrl: str | None = None  # as Gemini has it, where `url` is of the old SSE transport
     headers: dict[str, str] = field(default_factory=dict)
     disabled: bool = False
+    enabled: bool = True
+    isActive: bool = True
     aios: Own = field(default_factory=Own)
 
 
@@ -82,9 +89,6 @@ def mcp_boxes(path: str, data: bytes) -> dict[str, Box]:
     if importlib.util.find_spec("mcp") is None:
         raise BadInput("MCP servers take the package mcp", "pip install 'aios-system[mcp]'")
     found = servers(Path(path).expanduser(), data, os.environ)
-    for name in SHIPPED:
-        if name in found:  # what rules allow of the one, they would of the other
-            raise BadInput(f"{path}: a toolbox named {name!r} ships with AIOS", "rename the server")
     return {
         name: Box(program=MCP, shared=True, task=to_builtins(each.server), reach=each.reach)
         for name, each in found.items()
@@ -92,30 +96,63 @@ def mcp_boxes(path: str, data: bytes) -> dict[str, Box]:
 
 
 def servers(path: Path, data: bytes, variables: Mapping[str, str]) -> dict[str, Found]:
-    """Those in the file with these `data`, by name. `variables` stand for `${NAME}`.
+    """Those in the file with these `data`, by the names of their toolboxes. `variables` stand for
+    `${NAME}`. One that is wrong is there as well: its worker says what is wrong with it.
 
     Raises:
-        BadInput: it is not such a file, or a server in it is not one; it says which, and where.
+        BadInput: it is not such a file.
     """
     try:
-        block = block_of(msgspec.json.decode(data))
-    except msgspec.DecodeError as error:
+        block = block_of(json.loads(data))
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{path} is not JSON: {error}", "comments and the like do not go") from error
     if block is None:
         raise BadInput(f"{path} has no mcpServers", 'it is {"mcpServers": {"NAME": {...}}}')
+    on = {name: given for name, given in block.items() if not is_off(given)}
     found: dict[str, Found] = {}
-    for name, given in block.items():
-        if isinstance(given, dict) and given.get("disabled") is True:
-            continue
-        short = re.sub(r"\W+", "-", name, flags=re.ASCII).strip("-")
-        if short in found:
-            raise BadInput(f"{path} has two servers named {short!r}", "rename one")
+    for name, short in names_of(on).items():
         try:
-            entry = msgspec.convert(filled(given, variables), Entry)
-            found[short] = server_of(short, entry)
+            found[short] = server_of(short, entry_of(on[name], variables))
         except (msgspec.ValidationError, ValueError) as error:
-            raise BadInput(f"{path}, MCP server {name!r}: {error}", "see docs/mcp.md") from error
+            wrong = f"{path}, MCP server {name!r}: {error} (see docs/mcp.md)"
+            found[short] = Found(McpServer(name=short, wrong=wrong), Reach())
     return found
+
+
+def is_off(given: Any) -> bool:
+    if not isinstance(given, dict):
+        return False
+    return given.get("disabled") is True or False in (given.get("enabled"), given.get("isActive"))
+
+
+def names_of(names: Iterable[str]) -> dict[str, str]:
+    """A toolbox's name for each server's: with - for what no such name has. Servers that would have
+    the same are told apart by a number that depends on nothing but the server's own name."""
+    plain: dict[str, str] = {}
+    for name in names:
+        short = re.sub(r"\W+", "-", name, flags=re.ASCII).strip("-")
+        if not short:
+            short = number_of(name)
+        if not short[0].isalpha() or short in SHIPPED:  # whose rules are not a server's
+            short = f"mcp-{short}"
+        plain[name] = short[:LONGEST_NAME]
+    often = Counter(plain.values())
+    return {
+        name: short if short == name or often[short] == 1
+        else f"{short[: LONGEST_NAME - 9]}-{number_of(name)}"
+        for name, short in plain.items()
+    }  # fmt: skip
+
+
+def number_of(name: str) -> str:
+    return f"{zlib.crc32(name.encode(errors='replace')):08x}"
+
+
+def entry_of(given: Any, variables: Mapping[str, str]) -> Entry:
+    """Raises ValidationError, ValueError."""
+    if isinstance(given, dict):  # what is for other programs is not looked at
+        given = {key: given[key] for key in Entry.__struct_fields__ if given.get(key) is not None}
+    return msgspec.convert(filled(given, variables), Entry)
 
 
 def block_of(data: Any) -> dict[str, Any] | None:
@@ -150,14 +187,14 @@ def filled(data: Any, variables: Mapping[str, str]) -> Any:
 
 def server_of(name: str, entry: Entry) -> Found:
     """Raises ValueError."""
-    url = entry.url or entry.serverUrl
-    if (entry.command is None) == (url is None):
+    url = entry.httpUrl or entry.url or entry.serverUrl
+    if bool(entry.command) == bool(url):
         raise ValueError("it takes a `command` or a `url`, and not both")
-    if entry.type == "sse":
+    kind = re.sub(r"[\W_]", "", entry.type or "").lower()
+    if kind == "sse" and not entry.httpUrl:
         raise ValueError("SSE is no transport any more: ask for its address of streamable HTTP")
-    known = HTTP if url else ("stdio",)
-    if entry.type not in (None, *known):
-        raise ValueError(f"`type` is {entry.type!r}, and not {' or '.join(known)}")
+    if entry.type and not entry.httpUrl and kind not in (HTTP if url else STDIO):
+        raise ValueError(f"`type` is {entry.type!r}, and not {'http' if url else 'stdio'}")
     for header, value in entry.headers.items():
         if not (header + value).isascii() or not value.isprintable():
             raise ValueError(f"the header {header!r} has what no header can have")

@@ -107,9 +107,11 @@ class JobDone(Message):
 
 
 class McpServer(Message, kw_only=True):
-    """An MCP server, as its worker is told of it: a program to start, or an address."""
+    """An MCP server, as its worker is told of it: a program to start, or an address; or what is
+    wrong with its entry in the file."""
 
     name: BoxName
+    wrong: str = ""
     command: str = ""
     args: list[str] = field(default_factory=list)
     env: dict[str, str] = field(default_factory=dict)

@@ -26,10 +26,8 @@ from aios.agents import Aios, connect
 from aios.agents.mcp_transport import LOG
 from aios.agents.tool_calls import chosen
 from aios.kernel.mcp_servers import servers
-from aios.shell.launch import System
 from aios.syscalls.errors import (
     AiosError,
-    BadInput,
     NotFound,
     ToolArguments,
     ToolFailed,
@@ -69,6 +67,7 @@ def home(homes: Path, place: Path) -> Iterator[Path]:
         "docs": public_servers.filesystem(place / "docs"),
         "prober": {"command": public_servers.PYTHON, "args": [str(HERE / "prober.py")]},
         "missing": {"command": "no-such-program"},
+        "wrong": {"command": "${NO_SUCH_VARIABLE}"},
         "old": bad(""),
         "dies": bad("dies"),
         "lates": bad("late"),
@@ -257,6 +256,13 @@ def test_one_that_cannot_be_started(aios: Aios) -> None:
     assert boxes(aios)["missing"].error == error  # of the same process: not tried again so soon
 
 
+def test_one_whose_entry_in_the_file_is_wrong(aios: Aios) -> None:
+    why = "mcp.json, MCP server 'wrong': there is no variable NO_SUCH_VARIABLE"
+    with pytest.raises(ToolFailed, match=f"wrong did not start: .*{why}"):
+        call(aios, "wrong.go")
+    assert why in boxes(aios)["wrong"].error
+
+
 def test_one_that_dies_in_a_call_is_started_again(aios: Aios) -> None:
     before = worker(aios, "dies")
     with pytest.raises(ToolUnknown, match="the MCP server dies has ended"):
@@ -360,23 +366,6 @@ def alive(aios: Aios) -> list[str]:
 
 
 # --- settings ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "says"),
-    [
-        ("x", "MCP server 'x': it takes a `command` or a `url`"),
-        ("files", "a toolbox named 'files' ships with AIOS"),  # which rules allow to all agents
-    ],
-)
-def test_a_file_that_is_wrong_keeps_the_system_from_starting(
-    name: str, says: str, tmp_path: Path, homes: Path
-) -> None:
-    given: dict[str, Any] = {} if name == "x" else public_servers.time()
-    (tmp_path / "mcp.json").write_text(json.dumps({"mcpServers": {name: given}}))
-    system = System(homes / f"wrong-{name}", {"mcp": str(tmp_path / "mcp.json")}, detach=True)
-    with pytest.raises(BadInput, match=says):
-        system.ready()
 
 
 def test_the_guides_commands_run(home: Path, place: Path) -> None:

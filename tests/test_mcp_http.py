@@ -111,6 +111,10 @@ class Rude(BaseHTTPRequestHandler):
     def called(self, number: int, how: str | None) -> None:
         if how == "refuse":
             self.say(id=number, error={"code": -32000, "message": "the quota is used up"})
+        elif how in ("refuse, 400", "refuse, 404", "refuse, no id"):
+            named = None if how == "refuse, no id" else number
+            error = {"code": "QUOTA", "message": "the quota is used up"}
+            self.say(404 if how == "refuse, 404" else 400, id=named, error=error)
         elif how == "be away":
             self.reply(502, b"<p>Try later.</p>", {"Content-Type": "text/html"})
         elif how == "forget":
@@ -152,6 +156,9 @@ def rude() -> Iterator[str]:
     ("how", "kind", "says"),
     [
         ("refuse", ToolFailed, "^rude: the quota is used up$"),
+        ("refuse, 400", ToolFailed, "^rude: the quota is used up$"),
+        ("refuse, 404", ToolFailed, "^rude: the quota is used up$"),
+        ("refuse, no id", ToolFailed, "^rude: the quota is used up$"),
         ("flood", ToolCrashed, "rude cannot be reached at .*: a message of more than 16777216 b"),
         ("compress", ToolCrashed, "rude cannot be reached at .*: it compresses what it says"),
         ("end", ToolCrashed, "the MCP server rude has ended"),

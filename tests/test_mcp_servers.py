@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from aios.agents import connect
 from aios.kernel.mcp_servers import Found, servers
 from aios.shell.launch import System
 from aios.syscalls.errors import BadInput
+from aios.syscalls.messages import Reach
 
 VARIABLES = {"KEY": "secret", "PATH": "/usr/bin"}
 
@@ -36,22 +38,65 @@ TIME = {"command": "mcp-server-time", "args": ["--local-timezone", "UTC"]}
 @pytest.mark.parametrize(
     "data",
     [
-        {"mcpServers": {"time": TIME}, "theme": "dark"},
-        {"servers": {"time": {"type": "stdio", **TIME}}, "inputs": []},
-        {"mcp": {"servers": {"time": TIME}}},
-        {"mcpServers": {"time": {**TIME, "autoApprove": ["x"], "disabled": False, "timeout": 60}}},
+        {"mcpServers": {"clock": TIME}, "theme": "dark"},
+        {"servers": {"clock": {"type": "stdio", **TIME}}, "inputs": []},
+        {"mcp": {"servers": {"clock": TIME}}},
+        {"mcpServers": {"clock": {**TIME, "autoApprove": ["x"], "disabled": False, "timeout": 60}}},
     ],
 )
 def test_shapes_that_people_have(data: Any, tmp_path: Path) -> None:
-    server = read(tmp_path, data)["time"].server
+    server = read(tmp_path, data)["clock"].server
     assert (server.command, server.args) == ("mcp-server-time", ["--local-timezone", "UTC"])
-    assert server.name == "time"
+    assert server.name == "clock"
 
 
-def test_names_are_made_to_fit(tmp_path: Path) -> None:
-    off = {"command": "${NOT}", "disabled": True}
-    block = {"Brave Search": TIME, "github.com/a/git": TIME, "off": off}
-    assert list(read(tmp_path, {"mcpServers": block})) == ["Brave-Search", "github-com-a-git"]
+def test_a_file_with_a_mark_of_its_encoding(tmp_path: Path) -> None:
+    for encoding in ("utf-8-sig", "utf-16"):
+        data = json.dumps({"mcpServers": {"clock": TIME}}).encode(encoding)
+        assert list(servers(tmp_path, data, {})) == ["clock"]
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("Brave Search", "Brave-Search"),
+        ("github.com/a/git", "github-com-a-git"),
+        ("@org/magic", "org-magic"),
+        ("9", "mcp-9"),
+        ("_x", "mcp-_x"),
+        ("中文", "mcp-5a09ed37"),
+        ("", "mcp-00000000"),
+        ("files", "mcp-files"),  # which rules allow to all agents
+        ("x" * 60, "x" * 48),
+    ],
+)
+def test_a_name_is_made_to_fit(name: str, short: str, tmp_path: Path) -> None:
+    (found,) = read(tmp_path, {"mcpServers": {name: TIME}}).values()
+    assert (found.server.name, found.server.wrong) == (short, "")
+
+
+@pytest.mark.parametrize("names", [["a b", "a-b", "a/b"], ["a/b", "a b", "a-b"]])
+def test_names_that_would_be_the_same_are_told_apart(names: list[str], tmp_path: Path) -> None:
+    block = {name: {"command": name} for name in names}
+    found = read(tmp_path, {"mcpServers": block})
+    assert {found[short].server.command: short for short in found} == {
+        "a-b": "a-b", "a b": "a-b-806c5cd3", "a/b": "a-b-07f4401c",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("off", [{"disabled": True}, {"enabled": False}, {"isActive": False}])
+def test_servers_that_are_off(off: dict[str, bool], tmp_path: Path) -> None:
+    block = {"off": {"command": "${NOT}", **off}, "on": {**TIME, "enabled": True}}
+    assert list(read(tmp_path, {"mcpServers": block})) == ["on"]
+
+
+def test_what_other_programs_keep_there_is_ignored(tmp_path: Path) -> None:
+    theirs = {
+        "envFile": "${workspaceFolder}/.env", "description": "${input:x}", "args": None,
+        "env": None, "dev": {"watch": "${NOT}"}, "type": None,
+    }  # fmt: skip
+    found = one(tmp_path, command="x", **theirs).server
+    assert (found.wrong, found.args, found.env) == ("", [], {})
 
 
 def test_variables(tmp_path: Path) -> None:
@@ -70,6 +115,11 @@ def test_streamable_http(tmp_path: Path) -> None:
     assert (found.server.url, found.server.command) == ("https://mcp.example/v1", "")
     assert found.server.headers == {"Authorization": "secret"}
     assert (found.reach.ports, found.reach.processes) == ([443, 53], False)
+    for kind in ("streamable_http", "streamable-http", "streamableHttp", "HTTP"):
+        assert one(tmp_path, type=kind, url="https://a").server.url == "https://a"
+    both = one(tmp_path, type="sse", url="https://a/sse", httpUrl="https://a/mcp").server
+    assert (both.url, both.wrong) == ("https://a/mcp", "")
+    assert one(tmp_path, command="", url="https://a").server.url == "https://a"
     assert one(tmp_path, serverUrl="http://127.0.0.1:8080/mcp").reach.ports == [8080, 53]
 
 
@@ -122,32 +172,47 @@ def test_words_that_no_path_can_be_are_none(tmp_path: Path) -> None:
     [
         ("{", "mcp.json is not JSON"),
         ("// a comment\n{}", "mcp.json is not JSON"),
+        ("[" * 100_000, "mcp.json is not JSON"),
         ([], "has no mcpServers"),
         ({"mcpServers": []}, "has no mcpServers"),
-        ({"mcpServers": {"a b": TIME, "a-b": TIME}}, "two servers named 'a-b'"),
-        ({"mcpServers": {"9": TIME}}, r"server '9': .* - at `\$.name`"),
-        ({"mcpServers": {"x": "y"}}, "server 'x': Expected `object`, got `str`"),
-        ({"mcpServers": {"x": {}}}, "server 'x': it takes a `command` or a `url`"),
-        ({"mcpServers": {"x": {"command": "a", "url": "b"}}}, "server 'x': it takes a `command`"),
-        ({"mcpServers": {"x": {"command": ["a"]}}}, r"server 'x': .* - at `\$.command`"),
-        ({"mcpServers": {"x": {"command": "a", "args": "b"}}}, r"server 'x': .* - at `\$.args`"),
-        ({"mcpServers": {"x": {"command": "a", "env": {"A": 1}}}}, r"- at `\$.env\[...\]`"),
-        ({"mcpServers": {"x": {"command": "a", "type": "http"}}}, "`type` is 'http'"),
-        ({"mcpServers": {"x": {"url": "http://a", "type": "sse"}}}, "SSE is no transport"),
-        ({"mcpServers": {"x": {"url": "ftp://a"}}}, "`url` is 'ftp://a'"),
-        ({"mcpServers": {"x": {"url": "http://a", "headers": {"A": "ä"}}}}, "header 'A' has"),
-        ({"mcpServers": {"x": {"url": "http://a", "headers": {"A": "b\n"}}}}, "header 'A' has"),
-        ({"mcpServers": {"x": {"command": "a", "disabled": 1}}}, r"`\$.disabled`"),
-        ({"mcpServers": {"x": {"command": "${NOT}"}}}, "there is no variable NOT"),
-        ({"mcpServers": {"x": {"command": "${input:key}"}}}, r"knows no \$\{input:key\}"),
-        ({"mcpServers": {"x": {"command": "a", "aios": {"wirte": []}}}}, "unknown field `wirte`"),
-        ({"mcpServers": {"x": {"command": "a", "aios": {"read": ["b"]}}}}, r"`\$.aios.read\[0\]`"),
-        ({"mcpServers": {"x": {"command": "a", "aios": {"timeout": 0}}}}, r"`\$.aios.timeout`"),
     ],
 )
-def test_mistakes_name_the_server_and_the_field(data: Any, says: str, tmp_path: Path) -> None:
+def test_a_file_that_is_none_is_refused(data: Any, says: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=says):
         read(tmp_path, data)
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ("y", "server 'x': Expected `object`, got `str`"),
+        ({}, "server 'x': it takes a `command` or a `url`"),
+        ({"command": "a", "url": "b"}, "server 'x': it takes a `command`"),
+        ({"command": ["a"]}, r"server 'x': .* - at `\$.command`"),
+        ({"command": "a", "args": "b"}, r"server 'x': .* - at `\$.args`"),
+        ({"command": "a", "env": {"A": 1}}, r"- at `\$.env\[...\]`"),
+        ({"command": "a", "type": "http"}, "`type` is 'http', and not stdio"),
+        ({"url": "http://a", "type": "sse"}, "SSE is no transport"),
+        ({"url": "ftp://a"}, "`url` is 'ftp://a'"),
+        ({"url": "http://[a"}, "Invalid IPv6 URL"),
+        ({"url": "http://a", "headers": {"A": "ä"}}, "header 'A' has"),
+        ({"url": "http://a", "headers": {"A": "b\n"}}, "header 'A' has"),
+        ({"command": "a", "disabled": 1}, r"`\$.disabled`"),
+        ({"command": "a", "enabled": "false"}, r"`\$.enabled`"),
+        ({"command": "${NOT}"}, "there is no variable NOT"),
+        ({"command": "${input:key}"}, r"knows no \$\{input:key\}"),
+        ({"command": "a", "aios": {"wirte": []}}, "unknown field `wirte`"),
+        ({"command": "a", "aios": {"read": ["b"]}}, r"`\$.aios.read\[0\]`"),
+        ({"command": "a", "aios": {"timeout": 0}}, r"`\$.aios.timeout`"),
+    ],
+)
+def test_a_server_that_is_wrong_costs_itself_and_says_where(
+    entry: Any, says: str, tmp_path: Path
+) -> None:
+    found = read(tmp_path, {"mcpServers": {"clock": TIME, "x": entry}})
+    assert (found["clock"].server.command, found["clock"].server.wrong) == (TIME["command"], "")
+    assert re.search(says, found["x"].server.wrong)
+    assert found["x"].reach == Reach()
 
 
 def test_a_file_that_is_not_there(homes: Path, tmp_path: Path) -> None:

@@ -40,6 +40,21 @@ ODD: list[dict[str, Any]] = [  # properties of schemas
     {"n": {"$ref": "#/properties/n"}}, {"n": {"$ref": "#/properties/n/enum/x", "enum": [1]}},
     {"n": {"maximum": 2**70}}, {"n": {"maximum": float("nan")}}, {"n": {"const": nested(30)}},
 ]  # fmt: skip
+SCHEMAS: list[Any] = [
+    {}, None, {"properties": {"n": {"type": "integer"}}}, {"anyOf": [{"type": "object"}]},
+    {"type": ["object", "null"], "properties": None, "required": None}, {"type": "array"}, "text",
+    1,
+]  # fmt: skip
+ODD_TOOLS: list[dict[str, Any]] = [
+    {"outputSchema": []},
+    {"outputSchema": {"type": "array"}},
+    {"title": 7},
+    {"description": 7},
+    {"icons": [{"src": 1}]},
+    {"annotations": "read only"},
+    {"annotations": {"readOnlyHint": "no"}},
+    {"_meta": []},
+]
 names = ["go", "echo"]
 waiting: list[int] = []  # calls to be answered late
 cancelled: list[Any] = []
@@ -52,6 +67,12 @@ def listed(number: int, params: dict[str, Any]) -> None:
         answer(number, tools=[tool(f"page{at}")], **more)
     elif HOW == "endless":
         answer(number, tools=[tool("again")], nextCursor="again")
+    elif HOW == "many":
+        answer(number, tools=[tool(f"t{n}") for n in range(600)])
+    elif HOW == "odd tools":
+        schemas = [{"name": f"s{n}", "inputSchema": each} for n, each in enumerate(SCHEMAS)]
+        tools = [tool(f"t{n}", **each) for n, each in enumerate(ODD_TOOLS)]
+        answer(number, tools=[{"name": "none"}, *schemas, *tools, "no tool", {"name": None}])
     elif HOW == "odd names":
         answer(number, tools=[tool("fine"), tool("not fine!"), tool("x" * 200)])
     elif HOW == "odd schemas":
@@ -82,9 +103,23 @@ CONTENT: dict[str, dict[str, Any]] = {
     },
 }
 
-REFUSALS = {
+REFUSALS: dict[str, Any] = {
     "has no quota": {"code": -32000, "message": "the quota is used up"},
     "does not say why": {"code": -32603, "message": ""},
+    "has no message": {"code": -32000},
+    "has a word for a code": {"code": "E_QUOTA", "message": "the quota is used up"},
+    "has nothing but a word": {"code": "E_QUOTA"},
+    "has a text for an error": "the quota is used up",
+}
+LOG = ['{"level": "info", "msg": "x"}', "{", '  "level": "info",', "}", "[1]", "{'level': 'info'}"]
+LINES = {  # how an answer is written
+    "half a character": '{"jsonrpc": "2.0", "id": ID, "result": {"content": [TEXT("\\ud83d x")]}}',
+    "no UTF-8": '{"jsonrpc": "2.0", "id": ID, "result": {"content": [TEXT("\udcff x")]}}',
+    "no version": '{"id": ID, "error": {"code": -1, "message": "the quota is used up"}}',
+    "another version": '{"jsonrpc": 2.0, "id": ID.0, "result": {"content": [TEXT("x")]}}',
+    "several": '[{"id": ID, "result": {"content": [TEXT("x")]}}, {"method": "notifications/x"}]',
+    "no result": '{"jsonrpc": "2.0", "id": ID, "result": null}',
+    "no envelope": '{"jsonrpc": "2.0", "id": ID, "result": [1], "error": {"message": []}}',
 }
 
 
@@ -134,9 +169,15 @@ def speak(number: int) -> None:
         for each in waiting if len(waiting) == 20 else []:
             text(each, "together")
         return
+    elif HOW in LINES:
+        line = LINES[HOW].replace("TEXT(", '{"type": "text", "text": ').replace(")]", "}]")
+        os.write(1, line.replace("ID", str(number)).encode(errors="surrogateescape") + b"\n")
+        return
     elif HOW in REFUSALS:
         say({"id": number, "error": REFUSALS[HOW]})
         return
+    elif HOW == "logs":
+        print(*LOG, sep="\n", flush=True)
     elif HOW == "says garbage":
         print("Loading the data ...", flush=True)
     elif HOW == "not utf-8":
@@ -158,9 +199,14 @@ if HOW == "exits":
     sys.exit("this server has no key")
 if HOW == "broken":
     print('{"jsonrpc": "2.0", "id": 1, "result": ', flush=True)
+if HOW == "logs":
+    print(*LOG, sep="\n", flush=True)
 token: Any = None
 for line in sys.stdin:
     message = json.loads(line)
+    if HOW == "initialize first" and message["method"] != "initialize":
+        sys.exit("expected initialize")
+    HOW = "" if HOW == "initialize first" else HOW
     method, number, params = message.get("method"), message.get("id"), message.get("params") or {}
     if method == "initialize":
         say({"id": number, "result": {

@@ -1,0 +1,190 @@
+"""What MCP servers write, as the protocol has it: many are not strict, and mean something plain.
+
+Pure: bytes and JSON in, messages out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import mcp_types as types
+from jsonschema import Draft202012Validator, SchemaError
+from jsonschema.protocols import Validator
+from jsonschema.validators import validator_for
+from mcp_types import JSONRPCError, JSONRPCMessage, jsonrpc_message_adapter
+from pydantic import ValidationError
+from referencing import Registry
+
+ENVELOPE = {"jsonrpc", "id", "method", "params", "result", "error"}
+CUT_OFF = re.compile(r'\{.*"jsonrpc"', re.DOTALL)
+HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
+SHOWN = 200  # characters of what a server wrote that an error shows
+
+
+class BadMessage(Exception):
+    """A message that is cut off: it may be the answer that somebody waits for."""
+
+
+def messages_of(line: bytes) -> list[JSONRPCMessage]:
+    """The messages in a line, of which the protocol of March 2025 allows several; none in what was
+    meant for people, as many servers print.
+
+    Raises:
+        BadMessage: it begins as a message, and is not JSON.
+    """
+    try:
+        return [jsonrpc_message_adapter.validate_json(line, by_name=False)]
+    except ValidationError:
+        text = line.decode(errors="replace").strip()
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if CUT_OFF.match(text):
+            raise BadMessage(text[:SHOWN]) from error
+        return []
+    each = found if isinstance(found, list) else [found]
+    return [_mended(one) for one in each if _is_message(one)]
+
+
+def _is_message(found: Any) -> bool:
+    """Whether it is no line of a log, which may be JSON as well."""
+    if not isinstance(found, dict) or not found.keys() & {"method", "result", "error"}:
+        return False
+    method = found.get("method", "")
+    says_so = "id" in found or (isinstance(method, str) and method.startswith("notifications/"))
+    return "jsonrpc" in found or (says_so and found.keys() <= ENVELOPE)
+
+
+def _mended(found: dict[str, Any]) -> JSONRPCMessage:
+    number = found.get("id")
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
+    message: dict[str, Any] = {"jsonrpc": "2.0", **({"id": number} if "id" in found else {})}
+    if "method" in found:
+        message["method"] = found["method"]
+        if isinstance(found.get("params"), dict):
+            message["params"] = found["params"]
+    elif found.get("error") is None and isinstance(found.get("result"), dict):
+        message["result"] = found["result"]
+    else:
+        message |= {"id": number, "error": _error(found.get("error"))}
+    try:
+        text = HALF.sub("\ufffd", json.dumps(message, ensure_ascii=False))
+        return jsonrpc_message_adapter.validate_json(text, by_name=False)
+    except ValidationError:
+        what = types.ErrorData(code=types.PARSE_ERROR, message="its answer is not of the protocol")
+        is_known = isinstance(number, str | int) and "method" not in found
+        return JSONRPCError(jsonrpc="2.0", id=number if is_known else None, error=what)
+
+
+def _error(given: Any) -> dict[str, Any]:
+    if not isinstance(given, dict):
+        given = {"message": "its answer has no result" if given is None else str(given)}
+    code, words = given.get("code"), given.get("message")
+    error: dict[str, Any] = {"code": code if type(code) is int else types.INTERNAL_ERROR}
+    if not isinstance(words, str):
+        words = f"error {code}" if words is None else str(words)
+    return error | {"message": words, "data": given.get("data")}
+
+
+def mended_body(body: bytes) -> bytes:
+    """The body of an answer by HTTP; as it is, where it is a message, or none at all."""
+    try:
+        jsonrpc_message_adapter.validate_json(body, by_name=False)
+    except ValidationError:
+        with suppress(BadMessage):
+            for message in messages_of(body):
+                return message.model_dump_json(by_alias=True, exclude_unset=True).encode()
+    return body
+
+
+def answers(request: bytes, body: bytes) -> tuple[bool, str]:
+    """Whether the body of a refusal by HTTP is the error that a request is answered with, and that
+    error's text, if it is any."""
+    try:
+        message, *_ = messages_of(body)
+        asked = json.loads(request)
+    except (BadMessage, ValueError):
+        return False, ""
+    if not isinstance(message, JSONRPCError):
+        return False, ""
+    return message.id is not None and message.id == asked.get("id"), message.error.message
+
+
+# --- results ------------------------------------------------------------------------------------
+
+
+def mend_result(result: dict[str, Any], modern: bool, left_out: Callable[[str], None]) -> None:
+    """Leave of a list of tools, and of what a server says of itself, what is needed. `left_out` is
+    told of tools that cannot be used."""
+    if "content" in result:  # of a call
+        return
+    if isinstance(result.get("tools"), list):
+        result["tools"] = list(_tools(result["tools"], modern, left_out))
+        if not isinstance(result.get("nextCursor"), str):
+            result.pop("nextCursor", None)
+    elif "protocolVersion" in result:
+        about = _object(result.get("serverInfo"))
+        result["serverInfo"] = {key: str(about.get(key, "?")) for key in ("name", "version")}
+        tools = _object(_object(result.get("capabilities")).get("tools"))
+        result["capabilities"] = {"tools": {"listChanged": tools.get("listChanged") is True}}
+        result.pop("instructions", None)
+
+
+def _tools(tools: list[Any], modern: bool, left_out: Callable[[str], None]) -> Iterator[Any]:
+    for given in tools:
+        name = given.get("name") if isinstance(given, dict) else None
+        if not isinstance(name, str):
+            left_out(f"a tool without a name is left out: {json.dumps(given)[:SHOWN]}")
+            continue
+        try:
+            yield _tool(name, given, modern)
+        except (SchemaError, TypeError, ValueError, RecursionError) as error:
+            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+            left_out(f"the tool {name!r} is left out: {why}")
+
+
+def _tool(name: str, given: dict[str, Any], modern: bool) -> dict[str, Any]:
+    """The tool, with a result of its schema where the protocol allows that. Raises SchemaError,
+    ValueError."""
+    about = (given.get("description"), given.get("title"))
+    words = [text for text in about if isinstance(text, str) and text]
+    tool: dict[str, Any] = {"name": name, "inputSchema": _arguments(given.get("inputSchema"))}
+    if words:
+        tool["description"] = words[0]
+    if _object(given.get("annotations")).get("readOnlyHint") is True:
+        tool["annotations"] = {"readOnlyHint": True}
+    result = given.get("outputSchema")
+    if isinstance(result, dict) and (modern or result.get("type") == "object"):
+        validator_of(result)
+        tool["outputSchema"] = result
+    return tool
+
+
+def _arguments(schema: Any) -> dict[str, Any]:
+    """The schema of arguments, which are an object, whether it says so or not."""
+    if not isinstance(schema, dict | None):
+        raise ValueError(f"inputSchema is no schema: {json.dumps(schema)[:SHOWN]}")
+    schema = {key: value for key, value in (schema or {}).items() if value is not None}
+    kind = schema.get("type", "object")
+    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
+        raise ValueError(f"inputSchema.type: {kind!r} is not 'object'")
+    found: dict[str, Any] = schema | {"type": "object"}
+    validator_of(found)
+    return found
+
+
+def validator_of(schema: dict[str, Any]) -> Validator:
+    """Raises SchemaError."""
+    kind = validator_for(schema, default=Draft202012Validator)
+    kind.check_schema(schema)
+    return kind(schema, registry=Registry())  # nothing is fetched
+
+
+def _object(value: Any) -> dict[str, Any]:
+    found: dict[str, Any] = value if isinstance(value, dict) else {}
+    return found
