@@ -14,7 +14,7 @@ import struct
 from collections.abc import Callable, Container
 from functools import partial
 
-from .seccomp import NAMES, NUMBERS, deciding
+from .seccomp import NAMES, NUMBERS, deciding, misused
 from .witness import Witness, signed
 
 RECEIVE, SEND = 0xC0502100, 0xC0182101  # ioctls of a listener
@@ -56,7 +56,7 @@ class Listener:
         """What is to be told, and how it is answered: an error of Linux, flags."""
         if call not in NUMBERS:
             return [""], -errno.ENOSYS, 0
-        if call not in self.watched:
+        if call not in self.watched or misused(call, args):
             return [" ".join(str(signed(args[at])) for at in deciding(call))], -errno.EPERM, 0
         return self.witness.out_of_reach(call, task, args), 0, LET_THROUGH
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -57,7 +58,7 @@ NUMBERS: dict[str, tuple[int, int]] = {
     "sethostname": (170, 161), "setdomainname": (171, 162),
     # an agent serves nobody: others reach it through the kernel
     "bind": (49, 200), "listen": (50, 201), "accept": (43, 202), "accept4": (288, 242),
-    # owners, modes and attributes of files, which Landlock leaves alone
+    # owners, modes and attributes of files, which Landlock leaves alone: MODES
     "chown": (92, -1), "lchown": (94, -1), "fchown": (93, 55), "fchownat": (260, 54),
     "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "removexattr": (197, 14),
     "lremovexattr": (198, 15), "fremovexattr": (199, 16), "setxattrat": (463, 463),
@@ -86,12 +87,39 @@ BY_ARGUMENTS = (
     "prlimit64", "setpriority", "ioprio_set", "sched_setaffinity", "sched_setparam",
     "sched_setscheduler", "sched_setattr", "openat2", *SIGNALS,
 )  # fmt: skip
-MODES = ("chmod", "fchmod", "fchmodat", "fchmodat2", "utime", "utimes", "futimesat", "utimensat")
+MODES = (
+    "chmod",
+    "fchmod",
+    "fchmodat",
+    "fchmodat2",
+    "utime",
+    "utimes",
+    "futimesat",
+    "utimensat",
+    "chown",
+    "lchown",
+    "fchown",
+    "fchownat",
+    "setxattr",
+    "lsetxattr",
+    "fsetxattr",
+    "setxattrat",
+    "removexattr",
+    "lremovexattr",
+    "fremovexattr",
+    "removexattrat",
+)
 NAMES = {numbers[ON_ARM]: name for name, numbers in NUMBERS.items() if numbers[ON_ARM] >= 0}
 
 THREAD, NAMESPACES = 0x10000, 0x7E020080  # flags of clone
 FASTOPEN = 0x20000000  # of send: it connects without Landlock being asked
 UNIX, INET, INET6, STREAM, TCP = 1, 2, 10, 1, 6
+SETID = 0o6000  # bits of a mode: whoever executes the file is its owner, or in its group
+CREATES = 0o100 | 0o20000000  # O_CREAT and O_TMPFILE, with which open is given a mode
+SETS_MODE = {"chmod": 1, "fchmod": 1, "fchmodat": 2, "fchmodat2": 2, "creat": 1}  # where it is
+OPENS = {"open": 1, "openat": 2}  # where the flags are; the mode is next
+SETS_OWNER = {"chown": 1, "lchown": 1, "fchown": 1, "fchownat": 2}  # the user; the group is next
+SAME = 0xFFFFFFFF  # an owner: it stays as it is
 KIND = 0xF  # of a socket's type, the rest are flags
 PRCTLS = (1, 4, 35, 0x59616D61)  # SET_PDEATHSIG, SET_DUMPABLE, SET_MM, SET_PTRACER
 
@@ -104,6 +132,15 @@ class Test(NamedTuple):
     value: int
     unless: bool = False
     mask: int = 0xFFFFFFFF
+
+    def holds(self, args: Sequence[int]) -> bool:
+        value = args[self.at] & self.mask
+        compared = {
+            EQUAL: value == self.value,
+            AT_LEAST: value >= self.value,
+            ANY_BIT: bool(value & self.value),
+        }
+        return compared[self.compare] != self.unless
 
 
 class Rule(NamedTuple):
@@ -122,7 +159,7 @@ def watched(*, modes: bool) -> frozenset[str]:
 
 def rules(*, network: bool, processes: bool, modes: bool) -> list[Rule]:
     """What is refused to an agent that may use TCP, start processes, change the modes of files."""
-    not_plain = watched(modes=modes).union(BY_ARGUMENTS)
+    not_plain = watched(modes=modes).union(BY_ARGUMENTS, MODES if modes else ())
     found = [Rule(name) for name in NUMBERS if name not in not_plain]
     found += [Rule("prctl", (Test(0, EQUAL, option),)) for option in PRCTLS]
     found += [
@@ -139,7 +176,27 @@ def rules(*, network: bool, processes: bool, modes: bool) -> list[Rule]:
     found += [Rule(name, number=errno.ENOSYS) for name in ("clone3", "openat2")]
     if not processes:
         found += [Rule("fork"), Rule("vfork"), Rule("clone", (Test(0, ANY_BIT, THREAD, True),))]
-    return found + _sockets(network=network)
+    return found + of_files() + _sockets(network=network)
+
+
+@cache
+def of_files() -> list[Rule]:
+    """What is refused of calls that others are let through of: nobody becomes this user by a file
+    that an agent has left somewhere, and no file gets another owner."""
+    found = [Rule(call, (Test(at, ANY_BIT, SETID),)) for call, at in SETS_MODE.items()]
+    for call, at in OPENS.items():
+        found.append(Rule(call, (Test(at, ANY_BIT, CREATES), Test(at + 1, ANY_BIT, SETID))))
+    for call, at in SETS_OWNER.items():
+        for which, own in ((at, os.getuid()), (at + 1, os.getgid())):
+            other = (Test(which, EQUAL, own, unless=True), Test(which, EQUAL, SAME, unless=True))
+            found.append(Rule(call, other))
+    return found
+
+
+def misused(call: str, args: Sequence[int]) -> bool:
+    """Whether a call of those that are let through is refused for its arguments."""
+    rules = [rule for rule in of_files() if rule.call == call]
+    return any(all(test.holds(args) for test in rule.tests) for rule in rules)
 
 
 def to_others(os_pid: int) -> list[Rule]:

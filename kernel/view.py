@@ -20,12 +20,19 @@ PIVOT_ROOT = 41 if ON_ARM else 155
 MOUNT_SETATTR, HERE, ALL_BELOW, READ_ONLY = 442, -100, 0x8000, 1
 TOP = "/tmp"  # covered while the new root is made; any folder that every Linux has would do
 OLD = "/.old"
+STREAMS = {
+    "/dev/fd": "/proc/self/fd", "/dev/stdin": "/proc/self/fd/0", "/dev/stdout": "/proc/self/fd/1",
+    "/dev/stderr": "/proc/self/fd/2",
+}  # fmt: skip
+SHARED_FILES = 1024  # that may be in memory
 
 
-def enter(read: Iterable[str], write: Iterable[str], bare: str = "/") -> None:
+def enter(
+    read: Iterable[str], write: Iterable[str], bare: str = "/", shared: tuple[str, int] = ("", 0)
+) -> None:
     """From here on this process and all that it starts see these files and folders only, and of
     the folder `bare` nothing but that it is there. All are as `real` gives them; those that are not
-    there are left out.
+    there are left out. In the folder `shared` they have that many bytes of memory.
 
     Raises:
         OSError: this Linux does not let it.
@@ -38,6 +45,14 @@ def enter(read: Iterable[str], write: Iterable[str], bare: str = "/") -> None:
     os.chdir("/")
     for path in sorted(paths):  # a folder before what is in it
         _show(path, writable=paths[path])
+    for path, target in STREAMS.items():
+        if not os.path.lexists(path):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.symlink(target, path)
+    if shared[0] and not os.path.exists(shared[0]):
+        os.makedirs(shared[0])
+        options = b"mode=700,nr_inodes=%d,size=%d" % (SHARED_FILES, shared[1])
+        _mount("tmpfs", shared[0], "tmpfs", NOSUID | NODEV, options)
     if Path(OLD + bare).is_dir():
         Path(bare).mkdir(parents=True, exist_ok=True)
     checked(libc.umount2(OLD.encode(), DETACH))

@@ -34,7 +34,9 @@ SYSTEM = (
         "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "timezone", "alternatives",
         "passwd", "group", "hosts", "host.conf", "resolv.conf", "nsswitch.conf", "gai.conf",
         "services", "protocols", "ssl", "pki", "ca-certificates", "mime.types", "os-release",
-        "locale.alias", "fonts",
+        "locale.alias", "fonts", "debian_version", "redhat-release", "lsb-release", "inputrc",
+        "terminfo", "networks", "rpc", "magic", "xattr.conf", "perl", "python3",
+        *(f"python3.{minor}" for minor in range(9, 20)),
     )),
     *("/proc/" + name for name in (
         "self", "cpuinfo", "meminfo", "stat", "loadavg", "uptime", "version", "filesystems",
@@ -43,6 +45,7 @@ SYSTEM = (
     "/dev/random", "/dev/urandom",
 )  # fmt: skip
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full")
+SHARED = "/dev/shm"  # where there is a view, each agent has its own
 WHOLE = ("/proc", "/etc")  # seen as one mount; Landlock tells apart what is in them
 USER_NAMESPACE = "user namespace"
 MOST, PATHS = 256, 48 << 10  # entries of one kind in a reach; bytes of all paths
@@ -58,6 +61,7 @@ class Walls(Reach, kw_only=True):
     files: Annotated[int, Meta(ge=32)] = 256  # descriptors open in a process
     file_bytes: Annotated[int, Meta(ge=4096)] = 1 << 30  # the longest file it can write
     memory: Annotated[int, Meta(ge=1 << 28)] = 8 << 30  # address space of a process
+    shm_bytes: Annotated[int, Meta(ge=1 << 12)] = 64 << 20  # of memory that its processes share
 
 
 def joined(one: R, other: Reach) -> R:
@@ -128,17 +132,18 @@ def python() -> tuple[str, ...]:
 
 @cache
 def common(home: Path) -> tuple[list[str], list[str]]:
-    """What all agents of a system read, and the same as `view` wants it."""
+    """What all agents of a system read, and the same as `view` wants it, with devices: these are
+    shown read-only, so they can be written to, and their modes stay as they are."""
     read = [*SYSTEM, *(path for path in python() if is_harmless(path, home)), str(home / "run")]
     seen = {next((top for top in WHOLE if path.startswith(top + "/")), path) for path in read}
-    return read, list(view.real(seen))
+    return read, list(view.real([*seen, *DEVICES]))
 
 
 @cache
 def calls_filter(*, network: bool, processes: bool, modes: bool) -> bytes:
     rules = seccomp.rules(network=network, processes=processes, modes=modes)
     watched = seccomp.watch(seccomp.watched(modes=modes))
-    return watched + seccomp.assemble(rules, notify=True)
+    return seccomp.assemble(rules, notify=True) + watched
 
 
 @cache
@@ -147,9 +152,10 @@ def common_real(home: Path) -> list[str]:
     return [os.path.realpath(path) for path in common(home)[0] if path not in MAGIC]
 
 
-def witness(walls: Walls, home: Path, key: int) -> Witness:
+def witness(walls: Walls, have: dict[str, str], home: Path, key: int) -> Witness:
     """Of an agent with these walls."""
-    own = [*DEVICES, str(Room(home, key).own), *walls.write]
+    shared = [SHARED] if have["view"] else []
+    own = [*DEVICES, *shared, str(Room(home, key).own), *walls.write]
     read, write = (map(os.path.realpath, paths) for paths in (walls.read, own))
     return Witness([*common_real(home), *read], write, walls.ports)
 
@@ -167,7 +173,10 @@ class Room:
         if self.own.exists():
             shutil.rmtree(self.own)
         self.temporary.mkdir(mode=0o700, parents=True)
-        os.environ |= {"HOME": str(self.own), "TMPDIR": str(self.temporary)}
+        os.environ |= {
+            "HOME": str(self.own), "TMPDIR": str(self.temporary),
+            "GIT_CONFIG_NOSYSTEM": "1",  # it may hold tokens, and git ends where it cannot read it
+        }  # fmt: skip
 
 
 def is_harmless(folder: str, home: Path) -> bool:
@@ -194,8 +203,13 @@ def put_up(walls: Walls, have: dict[str, str], room: Room, cwd: str, line: int) 
     Path("/proc/self/oom_score_adj").write_text("500")  # it goes before kernel and core do
     sys.dont_write_bytecode = True  # beside modules that it only reads: each would be told of
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    os.environ["PATH"] = within_reach(os.environ.get("PATH", os.defpath), [*read, *walls.read])
     if have["view"]:
-        view.enter([*seen, *view.real(walls.read)], view.real(write), os.path.realpath(cwd))
+        shown = [*seen, *view.real(walls.read)]
+        of_view = view.real([str(room.own), *walls.write])
+        view.enter(shown, of_view, os.path.realpath(cwd), shared=(SHARED, walls.shm_bytes))
+        write.append(SHARED)
+        _renew_stdin()
     eyes = (("/proc/self/mem", os.O_RDONLY), ("/", os.O_PATH)) if have["calls"] else ()
     opened = [os.open(*eye) for eye in eyes]
     _limit(walls, have)
@@ -210,6 +224,25 @@ def put_up(walls: Walls, have: dict[str, str], room: Room, cwd: str, line: int) 
         listener = seccomp.install(code, listen=True)
         hand_over(line, listener, *opened)
     _limit_to(resource.RLIMIT_NOFILE, walls.files, reserve=True)
+
+
+def within_reach(search: str, read: list[str]) -> str:
+    """Of a PATH the folders in which there is something to reach: each of the others would be
+    tried, and told of, whenever a program is looked for."""
+    reached = [os.path.realpath(path) for path in read]
+
+    def is_reached(folder: str) -> bool:
+        below = os.path.realpath(folder).rstrip("/") + "/"
+        return any(below.startswith(path + "/") or path.startswith(below) for path in reached)
+
+    return ":".join(folder for folder in search.split(":") if is_reached(folder)) or os.defpath
+
+
+def _renew_stdin() -> None:
+    """Open it as the view shows it: the mode of a device is one for all processes."""
+    stdin = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(stdin, 0)
+    os.close(stdin)
 
 
 def drop_privileges() -> None:

@@ -63,7 +63,7 @@ class Warden:
 
     def line(self, frame: StartAgent) -> socket.socket:
         """Over which the agent is to hand its listener: `wall_in` does."""
-        witness = walls.witness(frame.walls, self.home, frame.key)
+        witness = walls.witness(frame.walls, self.walls, self.home, frame.key)
         return self.refusals.expect(
             witness, lambda call, about: self.tell(Refused(frame.key, call, about))
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ TEXT, ADDRESS = 4096, 128  # bytes of a path, and of an address, at most
 STEPS = 256  # that are looked at of a path; what has more counts as one to the root
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 AT_A_GLANCE = os.O_PATH  # it is only pointed at: Landlock lets it, where the view shows it
+NAMELESS = re.compile(r"\w+:\[")  # begins what is no path: a link to a pipe, a socket
 MAGIC = ("/proc/self", "/proc/thread-self")  # lead elsewhere for whoever looks
 
 
@@ -43,7 +45,10 @@ PATHS: dict[str, tuple[Named, ...]] = {
     "renameat": (OLD_AT, NEW_AT), "renameat2": (OLD_AT, NEW_AT), "linkat": (OLD_AT, NEW_AT),
     "chmod": (Named(0),), "fchmodat": (Named(1, 0),), "fchmodat2": (Named(1, 0),),
     "utime": (Named(0),), "utimes": (Named(0),), "futimesat": (Named(1, 0),),
-    "utimensat": (Named(1, 0),),
+    "utimensat": (Named(1, 0),), "chown": (Named(0),), "lchown": (Named(0, how=ENTRY),),
+    "fchownat": (Named(1, 0),), "setxattr": (Named(0),), "lsetxattr": (Named(0, how=ENTRY),),
+    "setxattrat": (Named(1, 0),), "removexattr": (Named(0),),
+    "lremovexattr": (Named(0, how=ENTRY),), "removexattrat": (Named(1, 0),),
 }  # fmt: skip
 WATCHED = (*PATHS, "connect")
 
@@ -81,6 +86,8 @@ class Witness:
         path = self._from_root(task, _text(self._read(task, args[where.path], TEXT)), folder)
         how = where.how if where.flags is None else args[where.flags]
         real = resolved(self.root, task, path, follows=not how & os.O_NOFOLLOW)
+        if real.startswith(f"/proc/{_process(task)}/fd/"):  # a pipe or the like, which it has open
+            return ""
         glance = bool(how & AT_A_GLANCE)
         if _is_in(real, self.write if how & WRITES and not glance else self.read):
             return ""
@@ -135,6 +142,8 @@ def resolved(root: int, task: int, path: str, *, follows: bool) -> str:
         if real in MAGIC:
             real = f"/proc/{_process(task)}"
         if name != ".." and (rest or follows) and (link := _link(root, real)):
+            if NAMELESS.match(link) and real.startswith("/proc/"):
+                return real
             rest += link.split("/")[::-1]
             real = "/" if link.startswith("/") else os.path.dirname(real)
     return "/"

