@@ -18,6 +18,7 @@ from aios.syscalls.retrieval import Hit
 from .access import Gate
 from .accounts import Accounts
 from .audit.checkpoint import Signer
+from .audit.gathered import WINDOW_S
 from .audit.log import Log
 from .audit.recorder import Audit
 from .blobs import open_blobs
@@ -275,6 +276,7 @@ class Kernel:
         """Serve until the system is stopped."""
         self.loop.every(SWEEP, self.lifecycle.sweep)
         self.loop.every(CHECKPOINT, self.audit.log.checkpoint)
+        self.loop.every(WINDOW_S, self.audit.tell)
         self.loop.run()
         self.ledger.journal.close()
         self.memory.puts.flush()
@@ -284,6 +286,7 @@ class Kernel:
         self.loop.run_posted()  # what it was to commit
         self.store.close()
         self.loop.run_posted()  # replies that waited for the disk
+        self.audit.tell()
         self.audit.note("kernel.end")
         self.audit.log.close()
         self.loop.close()
@@ -319,7 +322,8 @@ class Kernel:
         process = self.table.rows.get(pid)
         principal = process.principal if process else ""
         said = " ".join(f"{name}={value}" for name, value in detail.items())
-        self.audit.note(what, pid, principal, said)
+        note = self.audit.kept_out if what == "process.refused" else self.audit.note
+        note(what, pid, principal, said)
 
     def wind_up(self, then: Callable[[], None]) -> None:
         """End every agent; then answer whoever asked for it, and end."""

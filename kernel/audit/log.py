@@ -26,6 +26,7 @@ from aios.syscalls.wire import Receipt
 from ..files import make_ahead, sync_folder, write_zeros
 from . import segment
 from .checkpoint import Checkpoints, Signer
+from .gathered import Fields
 from .resume import resume
 from .segment import encode, end_of, framed
 
@@ -33,8 +34,6 @@ AHEAD = 4 << 20  # bytes of zeros that a segment begins with: more than most nee
 LONGEST = 1024  # bytes of a frame, at most
 RESERVE = 1024  # records that there is room for when nothing that has an effect may begin
 AGAIN = 1.0  # seconds until room is looked for again on a full disk
-
-Fields = tuple[int, str, str, int, str, str, bytes, str, str, int]  # of a Record, from `pid` on
 
 
 class Log:

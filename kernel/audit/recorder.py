@@ -7,6 +7,7 @@ hash, and by what they are about.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from functools import cache
 from hashlib import sha256
@@ -21,6 +22,7 @@ from aios.syscalls.table import Row
 from aios.syscalls.wire import Receipt
 
 from ..process import Process
+from .gathered import Fields, Gathered
 from .log import RESERVE, Log
 
 TEXT = 160  # bytes of one text in a record
@@ -38,6 +40,7 @@ class Audit:
         self.log = log
         self.due = 0  # records that are to last before what they announce may leave the kernel
         self.unrecorded = 0  # refusals since there was room last
+        self.gathered = Gathered(self._append, time.monotonic)
         if log.trouble:
             print(f"audit: {log.trouble}", file=sys.stderr, flush=True)
             self.note("audit.damaged", detail=log.trouble)
@@ -60,7 +63,8 @@ class Audit:
     ) -> Receipt:
         """Before it is served: the intent of what changes something, of the rest all there is."""
         kind = "intent" if row.changes else "read"
-        receipt = self.log.append(
+        append = self.gathered.add if _is_free(process, row) else self.log.append
+        receipt = append(
             (process.pid, short(process.principal), kind, call_id, row.name, about(args),
              sha256(raw).digest(), short(rule), "", 0)
         )  # fmt: skip
@@ -70,7 +74,8 @@ class Audit:
 
     def ended(self, process: Process, call_id: int, row: Row, intent: int, code: str) -> Receipt:
         """The outcome of what changes something, before its final reply leaves."""
-        return self.log.append(
+        append = self.gathered.add if _is_free(process, row) else self.log.append
+        return append(
             (process.pid, short(process.principal), "outcome", call_id, row.name, "", b"", "",
              code, intent)
         )  # fmt: skip
@@ -79,14 +84,14 @@ class Audit:
         self, process: Process | None, peer: str, call_id: int, name: str, raw: bytes,
         error: AiosError,
     ) -> Receipt | None:  # fmt: skip
-        """A call that is not served; `peer` says whose connection it came by. None: the disk is
-        full, and it is only counted."""
+        """A call that is not served; `peer` says whose connection it came by. The receipt may be
+        that of another which stands for it. None: the disk is full, and it is only counted."""
         if not self.log.has_room(1):
             self.unrecorded += 1
             return None
         pid, principal = (0, "") if process is None else (process.pid, process.principal)
         rule = error.rule if isinstance(error, Denied) else ""
-        return self.log.append(
+        return self.gathered.add(
             (pid, short(principal), "denied", call_id, short(name), peer,
              sha256(raw).digest(), short(rule), error.code, 0)
         )  # fmt: skip
@@ -95,6 +100,18 @@ class Audit:
 
     def note(self, what: str, pid: int = 0, principal: str = "", detail: str = "") -> None:
         self.log.append((pid, short(principal), "note", 0, what, short(detail), b"", "", "", 0))
+
+    def kept_out(self, what: str, pid: int, principal: str, detail: str) -> None:
+        """A note of what Linux or the kernel has refused, which who tries gets without end."""
+        self.gathered.add((pid, short(principal), "note", 0, what, short(detail), b"", "", "", 0))
+
+    def tell(self) -> None:
+        """Record what was only counted; now and then, and at the end."""
+        if self.log.has_room(len(self.gathered.same)):
+            self.gathered.tell()
+
+    def _append(self, fields: Fields) -> Receipt:
+        return self.log.append((*fields[:5], short(fields[5]), *fields[6:]))
 
     def info(self) -> AuditInfo:
         log = self.log
@@ -110,6 +127,11 @@ class Audit:
     def is_safe(self) -> bool:
         """Whether what calls announced may leave the kernel."""
         return self.log.synced >= self.due
+
+
+def _is_free(process: Process, row: Row) -> bool:
+    """Whether an agent that may do nothing makes such records without end."""
+    return row.right == "none" and process.kind != "client" and not process.tool
 
 
 def short(text: str) -> str:
