@@ -254,12 +254,16 @@ class Aios(MemoryCalls, StorageCalls, AccessCalls, ToolCalls):
     # --- llm ------------------------------------------------------------------------------------
 
     def open(
-        self, system: str | None = None, *, name: str | None = None, on_full: t.OnFull | None = None
-    ) -> Context:
+        self, system: str | None = None, *, name: str | None = None,
+        on_full: t.OnFull | None = None, owner: str | None = None,
+    ) -> Context:  # fmt: skip
         """Open a context. One with a `name` outlives its process, and the machine's power: it is
-        opened again, with all that is in it, by a process of the same name. `on_full` says what
-        happens when its window is full: "error", "slide", "summarize" or "recall"."""
-        opened = self._call(t.Opened, "llm.open", system=system, name=name, on_full=on_full)
+        opened again, with all that is in it, by a process of the same principal; a person opens
+        any, by its `owner`. `on_full` says what happens when its window is full: "error", "slide",
+        "summarize" or "recall"."""
+        opened = self._call(
+            t.Opened, "llm.open", system=system, name=name, on_full=on_full, owner=owner
+        )
         return Context(self, opened.ctx)
 
     def inherited(self) -> list[Context]:

@@ -6,7 +6,7 @@ a generation was drawn, but never decoded: it joins the next prefill, or is deco
 generation goes on.
 
 A fork, a checkpoint and a rollback copy histories; the core finds out what they have in common. A
-context with a name outlives its process: it sleeps until a process of the same name opens it.
+context with a name outlives its process: it sleeps until a process of the same principal opens it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from aios.syscalls.errors import (
     ContextBusy,
     ContextForeign,
     ContextFull,
+    Denied,
     LimitReached,
     NotFound,
 )
@@ -30,6 +31,7 @@ from .core.protocol import Decoded, Prefilled, Segment
 from .process import Process
 
 CHECKPOINTS = 64  # that one context may have
+KEPT = 256  # contexts with a name that one principal may have
 
 
 class Turn(Struct):
@@ -129,7 +131,7 @@ class Past(Struct, kw_only=True):
 class Context(Past, kw_only=True):
     id: int
     owner: Process | None  # None: asleep
-    owner_name: str
+    principal: str  # whose it is, as memory and storage are; of a person's program, its name
     name: str | None = None
     checkpoints: dict[str, Past] = {}
     busy: bool = False  # a call works on it
@@ -139,7 +141,7 @@ class Context(Past, kw_only=True):
     def info(self) -> ContextInfo:
         return ContextInfo(
             ctx=self.id,
-            owner=self.owner_name,
+            owner=self.principal,
             pid=self.owner.pid if self.owner else 0,
             name=self.name,
             used=self.used,
@@ -147,6 +149,12 @@ class Context(Past, kw_only=True):
             on_full=self.on_full,
             checkpoints=sorted(self.checkpoints),
         )
+
+
+def whose(process: Process) -> str:
+    """Return the principal whose contexts with a name a process has; a person's program has those
+    of its own name, which no principal is."""
+    return process.principal or process.name
 
 
 class ContextManager:
@@ -170,24 +178,34 @@ class ContextManager:
         on_full: OnFull | None = None,
         *,
         own: bool = False,
+        principal: str | None = None,
     ) -> Context:
-        """A new context, or the one of that name, awake again.
+        """A new context, or the one of that name, awake again; for a person also one of another
+        `principal`.
 
         Raises:
             ContextBusy: the one of that name is open.
+            Denied: it is another's, and `owner` is an agent.
             LimitReached: `owner` has all that it may have.
         """
         self._check_limit(owner)
-        context = self._named(owner.name, name)
+        principal = whose(owner) if principal is None else principal
+        if principal != whose(owner) and owner.kind != "client":
+            raise Denied(
+                f"{owner.principal} may not open a context of {principal}: it is another's"
+            )
+        context = self._named(principal, name)
         if context is None:
             prelude = [] if system is None else [Turn("system", system)]
             past = Past(prelude=prelude, on_full=on_full or "error")
-            return self._add(owner, past, name, own=own)
+            return self._add(owner, past, name, principal, own=own)
         if context.owner is not None:
             raise ContextBusy(
                 f"context {name!r} is open in process {context.owner.pid}", "close it there first"
             )
-        self.on_awake(owner, context.labels)
+        if principal.startswith("/") and principal != owner.principal:  # forks of it say so
+            context.labels.add(f"msg:{principal}")
+        self._hears(owner, context)
         context.owner = owner
         context.on_full = on_full or context.on_full
         owner.contexts.add(context.id)
@@ -202,12 +220,18 @@ class ContextManager:
             LimitReached: `owner` has all that it may have.
         """
         self._check_limit(owner)
-        if self._named(owner.name, name) is not None:
+        if self._named(whose(owner), name) is not None:
             raise ContextBusy(f"there is a context {name!r}", "choose another name, or close that")
-        return self._add(owner, context.past(), name)
+        copy = self._add(owner, context.past(), name, whose(owner), labels=context.labels)
+        self._hears(owner, copy)
+        return copy
 
-    def _named(self, owner_name: str, name: str | None) -> Context | None:
-        found = (c for c in self.contexts.values() if (c.owner_name, c.name) == (owner_name, name))
+    def _hears(self, owner: Process, context: Context) -> None:
+        """Taint a process by what it has read in a context; by its own words it is not."""
+        self.on_awake(owner, context.labels - {f"msg:{owner.principal}"})
+
+    def _named(self, principal: str, name: str | None) -> Context | None:
+        found = (c for c in self.contexts.values() if (c.principal, c.name) == (principal, name))
         return None if name is None else next(found, None)
 
     def _check_limit(self, owner: Process) -> None:
@@ -217,12 +241,26 @@ class ContextManager:
 
     def scratch(self, owner: Process) -> Context:
         """A context that the kernel itself needs for a call of `owner`."""
-        return self._add(owner, Past(), None, own=True)
+        return self._add(owner, Past(), None, whose(owner), own=True)
 
-    def _add(self, owner: Process, past: Past, name: str | None, *, own: bool = False) -> Context:
+    def _add(
+        self, owner: Process, past: Past, name: str | None, principal: str, *, own: bool = False,
+        labels: Collection[str] = (),
+    ) -> Context:  # fmt: skip
+        """Raises LimitReached for one with a name too many."""
+        if name is not None:
+            kept = sum(
+                c.principal == principal and c.name is not None for c in self.contexts.values()
+            )
+            if kept >= KEPT:
+                raise LimitReached(
+                    f"{principal} has {kept} contexts with a name: no more",
+                    "drop some: `aios contexts --forget OWNER/NAME`, close(forget=True)",
+                )
         self.last += 1
-        context = Context(id=self.last, owner=owner, owner_name=owner.name, name=name, own=own)
+        context = Context(id=self.last, owner=owner, principal=principal, name=name, own=own)
         context.become(past)
+        context.labels = {*labels, *owner.labels}
         self.contexts[context.id] = context
         owner.contexts.add(context.id)
         self.changed.add(context.id)
@@ -282,7 +320,7 @@ class ContextManager:
             for context in self.contexts.values()
             if process.kind == "client"
             or context.owner is process
-            or (context.owner is None and context.owner_name == process.name)
+            or (context.owner is None and context.principal == whose(process))
         ]
 
     def close(self, context: Context, *, forget: bool = False) -> None:

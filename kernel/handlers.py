@@ -17,7 +17,7 @@ from aios.syscalls.table import ROWS
 
 from .context import Context
 from .core.protocol import Encode
-from .process import Process
+from .process import Process, check_principal
 from .scheduler import POLICIES
 from .trap import Call, Handler
 
@@ -94,7 +94,14 @@ def proc_log(k: Kernel, call: Call, args: t.Log) -> Any:
 
 
 def llm_open(k: Kernel, call: Call, args: t.Open) -> t.Opened:
-    return _opened(k, call, k.contexts.open(call.process, args.system, args.name, args.on_full))
+    if args.owner is not None and args.name is None:
+        raise BadInput("an owner's contexts are found by name", "give its name")
+    if args.owner is not None and args.owner.startswith("/"):
+        check_principal(args.owner)
+    context = k.contexts.open(
+        call.process, args.system, args.name, args.on_full, principal=args.owner
+    )
+    return _opened(k, call, context)
 
 
 def _opened(k: Kernel, call: Call, context: Context) -> t.Opened:

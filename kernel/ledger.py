@@ -55,7 +55,7 @@ class BirthRow(msgspec.Struct):
 
 class ContextRow(Past, kw_only=True):
     owner: int  # 0: asleep
-    owner_name: str
+    principal: str = ""
     name: str | None
     checkpoints: dict[str, Past]
     own: bool
@@ -200,7 +200,7 @@ class Ledger:
             ContextRow(
                 **past,
                 owner=context.owner.pid if context.owner else 0,
-                owner_name=context.owner_name,
+                principal=context.principal,
                 name=context.name,
                 checkpoints=context.checkpoints,
                 own=context.own,
@@ -288,7 +288,7 @@ class Ledger:
             self.journal.delete(f"context/{ids[0]}")
             return
         context = Context(
-            id=ids[0], owner=owner, owner_name=row.owner_name, name=row.name,
+            id=ids[0], owner=owner, principal=row.principal, name=row.name,
             checkpoints=row.checkpoints, own=row.own, labels=row.labels,
         )  # fmt: skip
         context.become(row)

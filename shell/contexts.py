@@ -28,18 +28,18 @@ def contexts(home: Path, forget: str | None, as_json: bool) -> None:
     Examples:
       aios contexts
       aios contexts --json
-      aios contexts --forget writer/diary
+      aios contexts --forget /writer/diary
     """
     with connect(home, "aios-contexts") as aios:
         found = aios.contexts()
     if forget is not None:
-        owner, _, name = forget.partition("/")
+        owner, _, name = forget.rpartition("/")
         if (owner, name) not in [(each.owner, each.name) for each in found]:
             raise NotFound(
                 f"no context {forget!r}", "`aios contexts` lists them, as OWNER and NAME"
             )
-        with connect(home, owner) as aios:
-            aios.open(name=name).close(forget=True)
+        with connect(home, "aios-contexts") as aios:
+            aios.open(name=name, owner=owner).close(forget=True)
             found = aios.contexts()
     show(found, as_json, render.contexts(found))
 

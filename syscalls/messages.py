@@ -219,11 +219,15 @@ TokenIds = Annotated[list[Token], Meta(min_length=1)]
 
 
 class Open(Message):
-    """Open a context; one with a `name` outlives its process, and is opened again by that name."""
+    """Open a context; one with a `name` outlives its process, and is opened again by that name.
+
+    It belongs to the principal, as memory and storage do; a person opens another's by its `owner`.
+    """
 
     system: str | None = None  # enters a new context only
     name: Name | None = None
     on_full: OnFull | None = None  # error, unless the context had another
+    owner: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None  # of the one named
 
 
 class Opened(Reply):
@@ -260,7 +264,7 @@ class Used(Reply):
 
 class ContextInfo(Reply):
     ctx: CtxId
-    owner: str  # the name of the process that has it open, or had
+    owner: str  # the principal whose it is; of a person's program, its name
     pid: Pid  # 0: nobody has it open
     name: str | None
     used: int

@@ -286,6 +286,51 @@ def test_a_kept_memory_and_a_named_context_taint_who_gets_them(
     assert third.does(labels) == ["msg:/web"]
 
 
+def test_a_fork_keeps_where_its_context_is_from(person: Aios, agent: Callable[..., Agent]) -> None:
+    """Else who copies a context, and lets the copy sleep, has washed its labels off."""
+    web, first = agent(name="web"), agent(name="x")
+    assert web.does(f"aios.send({first.pid}, '1')") is None
+    assert first.said() == 1
+    assert first.does("aios.open(name='notes').append('hello').used") > 0
+    person.kill(first.pid, "KILL")
+    person.wait(first.pid)
+    second = agent(name="x")
+    # By a person, who is tainted by nothing.
+    with person.open(name="notes", owner="/x") as theirs:
+        theirs.fork("copy").close()
+        heir = agent(name="heir", contexts=[theirs])
+    assert heir.does("aios.check_access('llm').tainted") == ["msg:/web", "msg:/x"]
+    assert heir.does("aios.inherited()[0].fork('x').close()") is None
+    assert second.does("aios.check_access('llm').tainted") == []
+    assert second.does("aios.open(name='notes').id") > 0
+    assert second.does("aios.check_access('llm').tainted") == ["msg:/web"]
+    person.kill(heir.pid, "KILL")
+    person.wait(heir.pid)
+    again = agent(name="heir")
+    assert again.does("aios.open(name='x').id") > 0
+    assert again.does("aios.check_access('llm').tainted") == ["msg:/web", "msg:/x"]
+
+
+def test_a_context_with_a_name_is_its_principals(
+    person: Aios, agent: Callable[..., Agent], program: Program
+) -> None:
+    """Not of whoever has been given the same name by another."""
+    writer, evil = agent(name="writer"), agent(name="evil")
+    assert writer.does("aios.open(name='diary').append('a secret').used") > 0
+    assert writer.does("[c.close() for c in [aios.open(name='other')]]") == [None]
+    thief = program(
+        "seen = [aios.contexts(), aios.open(name='diary').append('x').used]\n"
+        "aios.open(name='other').close(forget=True)\n"
+        "try:\n    aios.open(name='other', owner='/writer')\n"
+        "except AiosError as error:\n    return [*seen, error.code]"
+    )
+    seen, used, code = evil.does(f"aios.wait(aios.spawn({thief!r}, name='writer')).result")
+    assert (seen, code) == ([], "access.denied")
+    assert used < writer.does("aios.contexts()[0].used")
+    assert [c.owner for c in person.contexts() if c.name == "diary"] == ["/writer", "/evil/writer"]
+    assert [c.owner for c in person.contexts() if c.name == "other"] == ["/writer"]
+
+
 def test_a_damaged_policy_is_not_started_with(homes: Path) -> None:
     home = homes / "damaged-policy"
     system = started(home)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aios.kernel.context import ContextManager, Past
+from aios.kernel.context import KEPT, ContextManager, Past
 from aios.kernel.context import Turn as Message
 from aios.kernel.core.history import Op, plan
 from aios.kernel.core.llama import CHUNK
@@ -242,3 +242,17 @@ def test_a_prefill_is_cut_only_where_it_must_be() -> None:
         ("p", CHUNK + 8, CHUNK - 8),
         ("p", 2 * CHUNK, 8),
     ]
+
+
+def test_contexts_with_a_name_have_a_bound() -> None:
+    """They sleep in the kernel's memory, and what is open alone is counted by a limit."""
+    contexts = ContextManager(lambda _: None)
+    owner = process()
+    for number in range(KEPT):
+        contexts.close(contexts.open(owner, None, f"n{number}"))
+    with pytest.raises(LimitReached, match="forget"):
+        contexts.open(owner, None, "one-more")
+    with pytest.raises(LimitReached):
+        contexts.fork(contexts.open(owner, None, "n0"), owner, "one-more")
+    contexts.close(contexts.open(owner, None, "n1"), forget=True)
+    contexts.open(owner, None, "one-more")

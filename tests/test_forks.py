@@ -139,7 +139,9 @@ def test_a_name_is_its_process_name_s_own(aios: Aios, system: System) -> None:
     assert not [info for info in aios.contexts() if info.name == "diary"]
 
 
-def test_an_agent_sees_its_own_and_its_name_s(aios: Aios, program: Callable[[str], str]) -> None:
+def test_an_agent_sees_its_own_and_its_principal_s(
+    aios: Aios, program: Callable[[str], str]
+) -> None:
     path = program(
         "aios.open(name='mine')\naios.open()\n"
         "aios.send('test', [[c.name, c.state] for c in aios.contexts()])\naios.recv()"
@@ -154,6 +156,5 @@ def test_an_agent_sees_its_own_and_its_name_s(aios: Aios, program: Callable[[str
         assert aios.recv().body == [["mine", "idle"], [None, "idle"]]
         for pid in (second, third):
             end(aios, pid)
-    for owner in ("writer", "reader"):
-        with connect(aios.connection.home, owner) as client:
-            client.open(name="mine").close(forget=True)
+    for owner in ("/writer", "/reader"):
+        aios.open(name="mine", owner=owner).close(forget=True)

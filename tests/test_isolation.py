@@ -1,6 +1,6 @@
-"""Every agent against every other's memory, storage, index and interaction log, over every call of
-the table that is about them: a new call, or a new way to name another in one, fails here until it
-is attacked as well."""
+"""Every agent against every other's memory, storage, index, interaction log, contexts and mailbox,
+over every call of the table that is about them: a new call, or a new way to name another in one,
+fails here until it is attacked as well."""
 
 from __future__ import annotations
 
@@ -14,25 +14,35 @@ from conftest import run_system
 
 from aios.agents import Aios
 from aios.shell.launch import System
-from aios.syscalls.errors import Denied, UploadGone
+from aios.syscalls.errors import ContextBusy, Denied, NotFound, TimedOut, UploadGone
 from aios.syscalls.table import ROWS, Row
 
-OURS = [row for row in ROWS if row.name.startswith(("mem.", "sto."))]
-NAMING = {"pid", "principal", "owner", "upload"}  # fields that can name what is another's
+OURS = [row for row in ROWS if row.name.startswith(("mem.", "sto.", "llm.", "msg."))]
+NAMING = {
+    "pid",
+    "principal",
+    "owner",
+    "upload",
+    "ctx",
+    "sender",
+}  # fields that can name what is another's
 
 AGENT = """
-name, path = task
-word = f"word-of-{name}"
+principal, path = task
+word = f"word-of-{principal}."
 aios.mem_put({"secret": word})
 aios.sto_put("secret", word)
 aios.send(aios.pid, word)
 aios.recv()
 upload = aios.start("sto.upload", data=word.encode(), offset=0).wait()["upload"]
 watch = aios.start("sto.watch")
+diary = aios.open(name="diary")
+used = diary.append(word).used
 kid = None
-if name == "ann":
-    kid = aios.spawn(path, ["kid", path], name="kid")
-aios.send("test", [name, upload])
+if principal in ("/ann", "/ben"):  # the second has the name of another
+    name = {"/ann": "kid", "/ben": "ann"}[principal]
+    kid = aios.spawn(path, [f"{principal}/{name}", path], name=name)
+aios.send("test", [principal, upload, diary.id])
 while (calls := aios.recv().body) is not None:
     found = []
     for call, args in calls:
@@ -45,9 +55,11 @@ aios.whoami()
 heard = [piece["by"] for piece in watch.pieces]
 whole = aios.start("sto.put", path="whole", upload=upload).wait()["size"]
 own = [aios.mem_get(["secret"]), aios.sto_get("secret").decode(), aios.mem_log().entries[0].body]
+own += [[(c.owner, c.used) for c in aios.contexts()] == [(principal, used)]]
+diary.close(forget=True)
 if kid:
     aios.wait(kid)
-return [heard, whole == len(word), own == [{"secret": word}, word, word]]
+return [heard, whole == len(word), own == [{"secret": word}, word, word, True]]
 """
 
 
@@ -58,10 +70,11 @@ class Someone:
     pid: int
     principal: str
     upload: int
+    ctx: int
 
     @property
     def word(self) -> str:
-        return f"word-of-{self.principal.rpartition('/')[2] or 'person'}"
+        return f"word-of-{self.principal or 'person'}."
 
 
 Args = dict[str, Any]
@@ -87,6 +100,10 @@ def of_uploads(**args: Any) -> Callable[[Someone], list[tuple[Args, str]]]:
         ({**args, "owner": other.principal}, Denied.code),
         ({**args, "data": None, "upload": other.upload}, UploadGone.code),
     ]
+
+
+def of_contexts(**args: Any) -> Callable[[Someone], list[tuple[Args, str]]]:
+    return lambda other: [({**args, "ctx": other.ctx}, NotFound.code)]
 
 
 def denied(**args: Any) -> Callable[[Someone], list[tuple[Args, str]]]:
@@ -144,6 +161,21 @@ ATTACKS: dict[str, Callable[[Someone], list[tuple[Args, str]]]] = {
     "sto.verify": denied(),
     "sto.compact": denied(keep=1),
     "sto.backup": denied(target="/nowhere/at/all"),
+    "llm.open": lambda other: [
+        ({"name": "diary", "owner": other.principal or "test"}, Denied.code),
+        ({"name": "diary"}, ContextBusy.code),  # which is one's own
+    ],
+    "llm.append": of_contexts(text="x"),
+    "llm.generate": of_contexts(max_tokens=1),
+    "llm.tokenize": own(text="word"),
+    "llm.detokenize": own(tokens=[1]),
+    "llm.fork": both(of_contexts(), of_contexts(name="copy")),
+    "llm.checkpoint": of_contexts(name="mark"),
+    "llm.rollback": of_contexts(name="mark"),
+    "llm.contexts": own(),
+    "llm.close": both(of_contexts(), of_contexts(forget=True)),
+    "msg.send": lambda _: [({"to": "nobody", "body": 1}, NotFound.code)],  # it is let through
+    "msg.recv": lambda other: [({"sender": other.pid, "timeout": 0}, TimedOut.code)],
 }
 
 
@@ -157,7 +189,7 @@ def named(args: Any) -> set[str]:
 @pytest.mark.parametrize("row", OURS, ids=lambda row: row.name)
 def test_each_call_is_attacked_by_each_way_to_name_another(row: Row) -> None:
     assert row.name in ATTACKS, f"{row.name} is in the table, and not in this matrix"
-    attacks = ATTACKS[row.name](Someone(1, "/other", 1))
+    attacks = ATTACKS[row.name](Someone(1, "/other", 1, 1))
     can_name = NAMING & set(row.args.__struct_fields__)
     assert can_name <= {name for args, _ in attacks for name in named(args)}
 
@@ -174,18 +206,19 @@ def shared(homes: Path) -> Iterator[System]:
 
 @pytest.fixture
 def everybody(aios: Aios, program: Callable[[str], str]) -> list[Someone]:
-    """A person, three agents, and a child of one."""
-    aios.mem_put({"secret": "word-of-person"})
-    aios.sto_put("secret", "word-of-person")
-    upload = aios.start("sto.upload", data=b"word-of-person", offset=0).wait()["upload"]
-    found = [Someone(aios.pid, "", upload)]
+    """A person, three agents, and children of two, one of which has the name of a third."""
+    aios.mem_put({"secret": "word-of-person."})
+    aios.sto_put("secret", "word-of-person.")
+    upload = aios.start("sto.upload", data=b"word-of-person.", offset=0).wait()["upload"]
+    diary = aios.open(name="diary")
+    diary.append("word-of-person.")
+    found = [Someone(aios.pid, "", upload, diary.id)]
     path = program(AGENT)
     for name in ("ann", "ben", "cid"):
-        aios.spawn(path, [name, path], name=name)
-    for _ in range(4):
+        aios.spawn(path, [f"/{name}", path], name=name)
+    for _ in range(5):
         mail = aios.recv(timeout=30)
-        name, upload = mail.body
-        found.append(Someone(mail.sender, f"/ann/{name}" if name == "kid" else f"/{name}", upload))
+        found.append(Someone(mail.sender, *mail.body))
     return found
 
 
@@ -211,13 +244,13 @@ def test_every_agent_against_every_other(aios: Aios, everybody: list[Someone]) -
                     if other.principal and name != "mem.log":  # which has these calls in it
                         assert repr(other.principal) not in reply, (agent.principal, name, args)
                 tried += 1
-    assert tried > 4 * 4 * len(OURS)
+    assert tried > 5 * 5 * len(OURS)
     for agent in agents:
         aios.send(agent.pid, None)
     for agent in agents:
-        if "kid" not in agent.principal:
+        if agent.principal.count("/") == 1:
             ended = aios.wait(agent.pid, timeout=30)
             assert ended.result == [[], True, True], aios.log(agent.pid).data
-    assert aios.mem_get(["secret"]) == {"secret": "word-of-person"}
-    assert aios.sto_get("secret") == b"word-of-person"
+    assert aios.mem_get(["secret"]) == {"secret": "word-of-person."}
+    assert aios.sto_get("secret") == b"word-of-person."
     assert aios.check() == []
