@@ -32,6 +32,8 @@ from .process import Process
 
 CHECKPOINTS = 64  # that one context may have
 KEPT = 256  # contexts with a name that one principal may have
+DROPPED = 1 << 17  # characters of dropped turns that may be recalled; TURN more for each
+TURN = 64
 
 
 class Turn(Struct):
@@ -119,6 +121,13 @@ class Past(Struct, kw_only=True):
         else:
             self.history[-1][1].append(token)
         self.used += 1
+
+    def drop(self, turns: list[Turn]) -> None:
+        """These may be recalled from now on; the oldest are forgotten where they are too many."""
+        self.dropped += turns
+        held = sum(len(turn.text) + TURN for turn in self.dropped)
+        while held > DROPPED:
+            held -= len(self.dropped.pop(0).text) + TURN
 
     def answered(self, text: str) -> None:
         """What was generated is a turn of the conversation, if there is one."""

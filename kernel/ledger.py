@@ -9,7 +9,7 @@
     reply/PID/ID       the final reply to a call that had an effect, until it was heard
     grant/ID           a right that an agent has handed on
     job/ID             a call of a tool that has an effect, while it runs
-    context/ID         a context, and the work on it; then what the core reported since
+    context/ID         a context, and the work on it; then what has changed (context_rows.py)
 
 Objects that have changed in a turn of the loop are written at its end, in one commit; only then
 does anything leave the kernel.
@@ -28,8 +28,9 @@ from aios.syscalls.messages import Mail, Spawn
 
 from .accounts import Accounts
 from .context import Context, ContextManager, Past
+from .context_rows import ContextRow, ContextRows, read_row
 from .core.protocol import Halted, Out
-from .generation import Generations, Work
+from .generation import Generations
 from .init_protocol import ToInit
 from .job import JobRow
 from .journal import Journal
@@ -41,7 +42,6 @@ PASSING = {"mailbox", "contexts", "children", "cpu", "memory", "calls", "changed
 FIELDS = [field.name for field in fields(Process) if field.name not in PASSING]
 
 _encode = msgspec.msgpack.Encoder().encode
-_note = msgspec.msgpack.Decoder(Out | Halted).decode
 
 
 class BirthRow(msgspec.Struct):
@@ -51,16 +51,6 @@ class BirthRow(msgspec.Struct):
     call: int
     signals: list[str]
     greeted: bool
-
-
-class ContextRow(Past, kw_only=True):
-    owner: int  # 0: asleep
-    principal: str = ""
-    name: str | None
-    checkpoints: dict[str, Past]
-    own: bool
-    labels: set[str]
-    work: Work | None
 
 
 class Audit(Protocol):
@@ -82,6 +72,7 @@ class Ledger:
         tell_init: Callable[[ToInit], None],
     ) -> None:  # fmt: skip
         self.journal, self.audit = journal, audit
+        self.rows = ContextRows(journal, self._context_row)
         self.send, self.tell_init = send, tell_init
         self.synced: list[tuple[bytes, bytes]] = []
         self.to_init: list[ToInit] = []
@@ -108,7 +99,7 @@ class Ledger:
         self._set(f"mail/{pid}/{number}", None if mail is None else _encode(mail))
 
     def note_work(self, ctx: int, what: Out | Halted) -> None:
-        self.journal.add(f"context/{ctx}", _encode(what))
+        self.rows.note(ctx, what)
 
     def note_grant(self, number: int, row: bytes | None) -> None:
         self._set(f"grant/{number}", row)
@@ -145,9 +136,7 @@ class Ledger:
             self._put_process(pid)
         self.table.changed.clear()
         self.table.spent.clear()
-        for ctx in self.contexts.changed:
-            context = self.contexts.contexts.get(ctx)
-            self._set(f"context/{ctx}", None if context is None else self._context_row(context))
+        self.rows.end_turn(self.contexts.changed)
         self.contexts.changed.clear()
         numbers = (self.table.last, self.contexts.last)
         if numbers != self.numbers:
@@ -191,22 +180,23 @@ class Ledger:
             self._set(f"birth/{pid}", None if birth is None else _birth_row(birth))
         self._set(f"tokens/{pid}", None if process is None else _encode(process.tokens))
 
-    def _context_row(self, context: Context) -> bytes:
-        gen = self.generations.active.get(context.id)
+    def _context_row(self, ctx: int) -> ContextRow | None:
+        context = self.contexts.contexts.get(ctx)
+        if context is None:
+            return None
+        gen = self.generations.active.get(ctx)
         if gen is not None:
             gen.work.waiting, gen.work.switches = gen.task.waiting, gen.task.switches
         past = {name: getattr(context, name) for name in Past.__struct_fields__}
-        return _encode(
-            ContextRow(
-                **past,
-                owner=context.owner.pid if context.owner else 0,
-                principal=context.principal,
-                name=context.name,
-                checkpoints=context.checkpoints,
-                own=context.own,
-                labels=context.labels,
-                work=gen.work if gen is not None else None,
-            )
+        return ContextRow(
+            **past,
+            owner=context.owner.pid if context.owner else 0,
+            principal=context.principal,
+            name=context.name,
+            checkpoints=context.checkpoints,
+            own=context.own,
+            labels=set(context.labels),
+            work=gen.work if gen is not None else None,
         )
 
     # --- after the kernel's death ---------------------------------------------------------------
@@ -281,7 +271,7 @@ class Ledger:
         self.lifecycle.births[process.pid] = birth
 
     def _take_context(self, ids: list[int], items: list[bytes]) -> None:
-        row = msgspec.msgpack.decode(items[0], type=ContextRow)
+        row = read_row(items)
         owner = self.table.rows.get(row.owner)
         unfinished = row.own and (row.work is None or row.work.call == 0)
         if row.name is None and (owner is None or unfinished):
@@ -292,14 +282,6 @@ class Ledger:
             checkpoints=row.checkpoints, own=row.own, labels=row.labels,
         )  # fmt: skip
         context.become(row)
-        for note in map(_note, items[1:]):
-            if isinstance(note, Out) and note.token is not None:
-                context.draw(note.token)
-            if row.work is not None and isinstance(note, Out):
-                row.work.take(note)
-            elif row.work is not None and isinstance(note, Halted):
-                row.work.held = note.text
-                row.work.switches += 1
         self.contexts.contexts[context.id] = context
         self.contexts.changed.add(context.id)
         if owner is not None:

@@ -161,7 +161,7 @@ class Windows:
             context.turns = [Turn(turn.role, turn.text, turn.note) for turn in stay]
             context.summary = summary
             if context.on_full == "recall":
-                context.dropped += gone
+                context.drop(gone)
             self._replace(context, tokens)
             then(moved)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aios.kernel.context import KEPT, ContextManager, Past
+from aios.kernel.context import DROPPED, KEPT, ContextManager, Past
 from aios.kernel.context import Turn as Message
 from aios.kernel.core.history import Op, plan
 from aios.kernel.core.llama import CHUNK
@@ -256,3 +256,13 @@ def test_contexts_with_a_name_have_a_bound() -> None:
         contexts.fork(contexts.open(owner, None, "n0"), owner, "one-more")
     contexts.close(contexts.open(owner, None, "n1"), forget=True)
     contexts.open(owner, None, "one-more")
+
+
+def test_the_oldest_turns_that_were_dropped_are_forgotten() -> None:
+    past = Past()
+    for number in range(300):
+        past.drop([Message("user", f"{number} " + "x" * 1000), Message("assistant", "yes")])
+        held = sum(len(turn.text) + 64 for turn in past.dropped)
+        assert held <= DROPPED
+    assert held > DROPPED - 2000
+    assert past.dropped[-2].text.startswith("299 ")
