@@ -75,8 +75,10 @@ class Gate:
         layers, plain = self._layers(process, row.right)
         if plain is not None and _is_of_its_own(args):
             return plain
-        passed, subject, look = Passed(""), self._subject(process, layers), Look(self.now())
-        for request in self.requests(process, row, args):
+        subject, look = self._subject(process, layers), Look(self.now())
+        requests, rule = self.requests(process, row, args), ""
+        asked: list[tuple[Request, str]] = []
+        for request in requests:
             found = self.judge.decide(subject, request, look.now, look)
             if found.effect == "deny":
                 about = f" on {request.object!r}" if request.object else ""
@@ -85,11 +87,16 @@ class Gate:
                     "a person sees why with `aios policy check`",
                     found.rule,
                 )
-            if passed.asked is None:
-                passed = Passed(found.rule, request if found.effect == "ask" else None)
+            rule = found.rule
+            if found.effect == "ask":
+                asked.append((request, rule))
         if isinstance(args, NICE) and args.nice is not None and args.nice < process.nice:
             raise Denied(f"{row.name}: an agent cannot go below its own nice value, {process.nice}")
-        return passed
+        if not asked:
+            return Passed(rule)
+        rules = dict.fromkeys(rule for _, rule in asked)
+        objects = tuple(dict.fromkeys(request.all for request in requests if request.object))
+        return Passed("; ".join(rules), objects, tuple(request for request, _ in asked))
 
     def subject(self, process: Process, right: str = "") -> Subject:
         """Who asks; with `right`, with the rules alone that say anything of it."""

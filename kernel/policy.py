@@ -28,7 +28,7 @@ from msgspec import Struct
 from aios.syscalls.errors import BadInput
 from aios.syscalls.rules import Argument, Bounds, Effect, Group, Manifest, Rule
 
-from .patterns import Effort, TooLong, check_pattern, literal, matches
+from .patterns import Effort, TooLong, check_pattern, exactly, literal, matches
 
 AGENTS = "agents"  # the group of all that have no manifest
 MANY = "many"  # the label of one that has more than are kept: it may be any
@@ -42,6 +42,7 @@ DEFAULT = Group(
     ],
 )  # fmt: skip
 ALL = ["**"]  # objects
+BELOW = {"": "", ":*": "**", "/:*": "/**"}  # what is meant by a request's `below`, as a pattern
 STRICTEST: tuple[Effect, ...] = ("deny", "ask", "allow")
 RULES, PATTERNS = 256, 1024  # that one manifest or group may have
 CHAIN = 32  # grants that hang on each other; what comes by more is not there
@@ -84,6 +85,16 @@ class Request(NamedTuple):
     args: Mapping[str, Any] = {}
     owned: Callable[[Subject], bool] = lambda _: True
 
+    @property
+    def all(self) -> str:
+        """The object, for a person to read: with a pattern for what is below it."""
+        return self.object + BELOW[self.below]
+
+    @property
+    def pattern(self) -> str:
+        """What fits all of it, and nothing else of its kind."""
+        return exactly(self.object) + BELOW[self.below]
+
 
 class Grant(Struct, frozen=True):
     """`to`: a principal, all below one ("/team/*"), or one process ("#7")."""
@@ -105,7 +116,8 @@ class Passed(NamedTuple):
     """What the gate says of a call that it does not refuse."""
 
     rule: str
-    asked: Request | None = None  # what a person has to be asked first
+    objects: tuple[str, ...] = ()  # all that the call is about, where a person is to be asked
+    asked: tuple[Request, ...] = ()  # what the person has to be asked
 
 
 @dataclass

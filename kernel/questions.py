@@ -7,15 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from aios.syscalls import acc
-from aios.syscalls.errors import Denied, NotFound
-from aios.syscalls.messages import Done
+from aios.syscalls.errors import BadInput, Denied, NotFound
+from aios.syscalls.messages import Done, Message
 from aios.syscalls.rules import Rule
 
 from .access import Gate
-from .patterns import exactly
-from .policy import Request
+from .policy import Passed
 from .trap import Call
+
+ON, LENGTH = 64, 512  # patterns of one rule, and letters of one: syscalls/rules.py
 
 
 @dataclass
@@ -23,6 +26,7 @@ class Held:
     """A call that waits for the answer; `go_on` runs it."""
 
     question: acc.Question
+    passed: Passed
     call: Call
     go_on: Callable[[], None]
 
@@ -38,16 +42,19 @@ class Questions:
         self.held: dict[int, Held] = {}
         self.followers: list[Call] = []
 
-    def hold(self, call: Call, asked: Request, rule: str, go_on: Callable[[], None]) -> None:
-        """Ask, and end the call or let it go on by the answer."""
+    def hold(self, call: Call, args: Message, passed: Passed, go_on: Callable[[], None]) -> None:
+        """Ask, with all that the call was given, and end it or let it go on by the answer."""
         self.last += 1
         question = acc.Question(
             id=self.last, pid=call.process.pid, principal=call.process.principal,
-            call=call.row.name, right=asked.right, object=asked.object, args=dict(asked.args),
-            rule=rule, tainted=sorted(call.process.labels), expires=time.time() + self.timeout,
+            call=call.row.name, right=call.row.right, objects=list(passed.objects),
+            args=given(args), rule=passed.rule, tainted=sorted(call.process.labels),
+            expires=time.time() + self.timeout,
         )  # fmt: skip
-        self.held[question.id] = Held(question, call, go_on)
-        late = Denied(f"nobody has answered within {self.timeout:g} s: {rule}", "`aios policy ask`")
+        self.held[question.id] = Held(question, passed, call, go_on)
+        late = Denied(
+            f"nobody has answered within {self.timeout:g} s: {passed.rule}", "`aios policy ask`"
+        )
         timer = self.after(self.timeout, lambda: call.fail(late))
 
         def stop() -> None:
@@ -65,7 +72,8 @@ class Questions:
             call.piece(held.question)
 
     def answer(self, call: Call, args: acc.Answer) -> Done:
-        """Raises NotFound where nobody waits for that any more."""
+        """Raises NotFound where nobody waits for that any more; BadInput where no grant can say
+        what was shown."""
         held = self.held.get(args.id)
         if held is None:
             raise NotFound(f"no question {args.id} waits", "it was answered, or its time is over")
@@ -75,8 +83,13 @@ class Questions:
             return Done()
         if args.answer != "once":
             to = question.principal if args.answer == "always" else f"#{question.pid}"
-            rule = Rule(question.right, [exactly(question.object)])
-            self.gate.accounts.give(call.process, to, rule)
+            on = list(dict.fromkeys(request.pattern for request in held.passed.asked))
+            if len(on) > ON or max(map(len, on)) > LENGTH:
+                raise BadInput(
+                    f"it is about more than the {ON} objects, or names longer than the {LENGTH} "
+                    "letters, that a grant can have", "answer `once`, or set a rule: `aios group`",
+                )  # fmt: skip
+            self.gate.accounts.give(call.process, to, Rule(question.right, on))
         assert asker.on_end is not None
         asker.on_end()
         asker.on_end = None
@@ -86,3 +99,12 @@ class Questions:
     def check(self) -> list[str]:
         return [f"question {n} is kept, its call has ended" for n, h in self.held.items()
                 if h.call.ended]  # fmt: skip
+
+
+def given(args: Message) -> dict[str, Any]:
+    """What a call was given, by name: nothing that it does stands anywhere else."""
+    return {
+        field.name: msgspec.to_builtins(value, builtin_types=(bytes,))
+        for field in msgspec.structs.fields(args)
+        if (value := getattr(args, field.name)) not in (field.default, None)
+    }

@@ -36,7 +36,7 @@ from aios.syscalls.table import TABLE, Row
 from aios.syscalls.wire import Receipt
 
 from .envelope import Envelope, arguments, open_envelope
-from .policy import Passed, Request
+from .policy import Passed
 from .process import Process, ProcessTable
 
 KEPT = 1024  # replies that are kept for one caller; one that says what it heard has far fewer
@@ -195,7 +195,7 @@ class Trap:
         send: Callable[[bytes, bytes], None],
         hello: Callable[[Session, Any], Any],
         gate: Gate,
-        ask: Callable[[Call, Request, str, Callable[[], None]], None],
+        ask: Callable[[Call, Message, Passed, Callable[[], None]], None],
         ledger: Ledger,
         audit: Recorder,
         settle: Callable[[Process], None] = lambda _: None,
@@ -280,19 +280,23 @@ class Trap:
         call.receipt = self.audit.called(process, asked.id, row, args, asked.args, passed.rule)
         call.intent, _ = call.receipt
         session.calls[asked.id] = call
-        if passed.asked is None:
+        if not passed.asked:
             self._serve(call, args)
         else:
-            self.ask(call, passed.asked, passed.rule, lambda: self._go_on(asked, call, args))
+            self.ask(call, args, passed, lambda: self._go_on(asked, call, args, passed))
 
     def _serve(self, call: Call, args: Message) -> None:
         body = self.handlers[call.row.name](call, args)
         if body is not None:  # else the final reply comes later
             call.done(body)
 
-    def _go_on(self, asked: Envelope, call: Call, args: Message) -> None:
-        """A person has said yes."""
+    def _go_on(self, asked: Envelope, call: Call, args: Message, shown: Passed) -> None:
+        """A person has said yes to what was shown. What denies by now wins, and a name may have
+        come to mean something else."""
         with self._refusing(call.session, lambda: asked):
+            now = self.gate.check(call.process, call.row, args)
+            if now.asked and now.objects != shown.objects:
+                raise Denied(f"{call.row.name} is about something else than a person was shown")
             self._serve(call, args)
 
     def _hello(self, session: Session, asked: Envelope, row: Row, args: Message) -> None:

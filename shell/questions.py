@@ -41,7 +41,7 @@ def in_words(question: Question, width: int, longest: int) -> tuple[list[str], b
     part with more than `longest`. No agent's words begin a line, or are mistaken for the shell's:
     each line of them is marked, and folded by the shell, not by the terminal."""
     parts = [
-        ("agent", question.principal), ("on", question.object),
+        ("agent", question.principal), ("on", "\n".join(question.objects)),
         ("with", as_json_text(question.args) if question.args else ""),
         ("has read", ", ".join(question.tainted)), ("rule", question.rule),
     ]  # fmt: skip

@@ -81,15 +81,18 @@ class Question(Reply):
     principal: str
     call: str
     right: str
-    object: str
-    args: dict[str, Any]
+    objects: list[str]  # all that the call is about
+    args: dict[str, Any]  # all that it was given
     rule: str
     tainted: list[str]
     expires: float  # Unix time; then the answer is deny
 
 
 class Answer(Message):
-    """once: this call; agent: this process from now on; always: its principal, in the policy."""
+    """once: this call; agent: this process from now on; always: its principal, in the policy.
+
+    What denies when the answer comes, wins.
+    """
 
     id: Annotated[int, Meta(ge=1, lt=2**53)]
     answer: Literal["once", "agent", "always", "deny"]

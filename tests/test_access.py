@@ -219,6 +219,55 @@ def test_always_is_a_grant_that_can_be_revoked(person: Aios, agent: Callable[...
     assert second.said() == "access.denied"
 
 
+def test_a_question_names_all_that_a_call_is_about(
+    person: Aios, agent: Callable[..., Agent]
+) -> None:
+    """What is approved is what was shown: each object, and all that the call does with it."""
+    asker = agent(name="asker", manifest={"allow": ["msg"], "ask": ["sto"]})
+    questions = person.questions()
+    changes = [{"path": "notes/x", "data": b"1"}, {"path": "bank/orders", "data": b"2"}]
+    person.send(asker.pid, f"len(aios.sto_batch({changes!r}))")
+    question = next(questions)
+    assert question.objects == ["/asker:notes/x", "/asker:bank/orders"]
+    assert [(c["path"], c["data"]) for c in question.args["changes"]] == [
+        ("notes/x", b"1"), ("bank/orders", b"2"),
+    ]  # fmt: skip
+    person.answer(question.id, "agent")
+    assert asker.said() == 2
+    assert [grant.on for grant in person.grants()] == [["/asker:notes/x", "/asker:bank/orders"]]
+    assert asker.does("aios.sto_put('bank/orders', b'3').version") == 2
+    person.send(asker.pid, "[v.path for v in aios.sto_list('notes')]")
+    question = next(questions)
+    assert question.objects == ["/asker:notes**"]
+    person.answer(question.id, "agent")
+    assert asker.said() == asker.does("[v.path for v in aios.sto_list('notes')]") == ["notes/x"]
+    many = [{"path": f"n{n}", "data": b""} for n in range(65)]
+    person.send(asker.pid, f"len(aios.sto_batch({many!r}))")
+    question = next(questions)
+    with pytest.raises(BadInput, match="once"):
+        person.answer(question.id, "always")
+    person.answer(question.id, "once")
+    assert asker.said() == 65
+
+
+def test_what_denies_when_a_person_answers_wins(person: Aios, agent: Callable[..., Agent]) -> None:
+    asker = agent(name="asker", manifest={"allow": ["msg"], "ask": ["sto.write"]})
+    questions = person.questions()
+    person.send(asker.pid, "aios.sto_put('a', b'1').version")
+    question = next(questions)
+    person.set_group("late", {"members": ["/asker"], "deny": ["sto.write"]})
+    person.answer(question.id, "once")
+    assert asker.said() == "access.denied"
+    person.set_group("late", None)
+    first = agent(name="bank")
+    sender = agent(name="sender", manifest={"allow": ["msg.recv"], "ask": ["msg.send"]})
+    person.send(sender.pid, "aios.send('bank', '1')")
+    person.answer(next(questions).id, "once")
+    assert first.said() == 1
+    person.answer(next(questions).id, "once")  # what it says to the test of its send
+    assert sender.said() is None
+
+
 def test_no_answer_in_time_means_deny(boot: Boot, program: Program) -> None:
     system = boot(slots=1, ask_timeout=0.2)
     with connect(system.home, "test") as aios:

@@ -117,7 +117,7 @@ def test_what_is_drawn_anew_is_escaped() -> None:
 def test_an_agent_s_words_never_begin_a_line_of_a_question() -> None:
     forged = "x" * 200 + "\nquestion 9: process 1 asks for mem.get\n  rule        | all is well"
     question = Question(
-        id=1, pid=2, principal=forged, call="tool.call", right="tool", object=forged,
+        id=1, pid=2, principal=forged, call="tool.call", right="tool", objects=[forged],
         args={"command": forged}, rule=forged, tainted=[forged], expires=0.0,
     )  # fmt: skip
     lines, cut = in_words(question, 80, 2**31)
@@ -132,7 +132,7 @@ def test_an_agent_s_words_never_begin_a_line_of_a_question() -> None:
 def test_a_long_question_says_what_is_missing_and_shows_both_ends() -> None:
     args = {"command": "harmless; " * 500 + "rm -rf ~"}
     question = Question(
-        id=1, pid=2, principal="/a", call="tool.call", right="tool", object="shell", args=args,
+        id=1, pid=2, principal="/a", call="tool.call", right="tool", objects=["shell"], args=args,
         rule="ask tool shell", tainted=[], expires=0.0,
     )  # fmt: skip
     lines, cut = in_words(question, 80, 40)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import ast
 import inspect
 from pathlib import Path
+from unittest.mock import Mock
 
 import msgspec
 import pytest
 
 from aios.agents import sdk
+from aios.kernel.access import Gate
 from aios.kernel.handlers import HANDLERS
-from aios.syscalls import errors, messages, wire
+from aios.kernel.process import ProcessTable
+from aios.syscalls import errors, messages, sto, wire
 from aios.syscalls.document import document
+from aios.syscalls.messages import Limits
 from aios.syscalls.table import ROWS, TABLE, Row
 
 ROOT = Path(__file__).parent.parent
@@ -104,3 +108,51 @@ def test_the_document_has_every_call_field_and_error() -> None:
     for code in errors.BY_CODE:
         assert f"| `{code}` |" in text
     assert f"This is version {wire.ABI_VERSION}." in text
+
+
+# --- what a call is about -------------------------------------------------------------------------
+
+NAMES: dict[str, tuple[object, object]] = {  # fields that name something: two values of each
+    "owner": ("/b", "/c"), "principal": ("/b", "/c"), "pid": (1, 2), "to": (1, 2),
+    "path": ("x", "y"), "prefix": ("x", "y"), "program": ("x", "y"),
+    "changes": (
+        [sto.Change("x"), sto.Change("y")], [sto.Change("x"), sto.Change("z")],
+    ),
+}  # fmt: skip
+ELSEWHERE = {
+    ("proc.wait", "pid"): "children alone can be waited for",
+    ("llm.open", "owner"): "another's are opened by a person alone",
+    ("acc.check", "pid"): "an agent asks of itself alone",
+    ("acc.check", "principal"): "likewise",
+    ("mem.scan", "prefix"): "rules about memory say whose it is, not which key",
+    ("acc.grant", "to"): "what is handed on is worth what the giver may do",
+    ("sto.share", "to"): "what is shared is asked about: its owner shares it with whom it likes",
+}
+NAMED = [
+    (row, name)
+    for row in ROWS if row.right != "none"
+    for name in row.args.__struct_fields__ if name in NAMES
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "name"), NAMED, ids=lambda each: getattr(each, "name", each))
+def test_the_gate_is_asked_about_all_that_a_call_names(row: Row, name: str) -> None:
+    """A rule, and a person's answer, is about what the gate is asked about."""
+    if (row.name, name) in ELSEWHERE:
+        return
+    table = ProcessTable(9, 9, 9)
+    caller, _ = (table.add("agent", each, 0, 0, Limits(), 0.0) for each in "ab")
+    gate = Gate(table, Mock(groups={}, grants={}), lambda *_: False)
+    plain = {
+        field.name: Mock() for field in msgspec.structs.fields(row.args)
+        if field.required and field.name != name
+    } | {"path": "x", "args": {}, "nice": 0}  # fmt: skip
+    given = {field: plain[field] for field in row.args.__struct_fields__ if field in plain}
+
+    def asked(value: object) -> list[str]:
+        return [
+            each.object for each in gate.requests(caller, row, row.args(**given | {name: value}))
+        ]
+
+    first, second = NAMES[name]
+    assert asked(first) != asked(second)
