@@ -252,7 +252,7 @@ class Ledger:
 
     def _take_reply(self, ids: list[int], items: list[bytes]) -> None:
         pid, call_id = ids
-        self.lifecycle.trap.take_reply(pid, call_id, items[-1])
+        self.lifecycle.trap.replies.take(pid, call_id, items[-1])
 
     def _take_job(self, ids: list[int], items: list[bytes]) -> None:
         self.journal.delete(f"job/{ids[0]}")

@@ -38,23 +38,11 @@ from aios.syscalls.wire import Receipt
 from .envelope import Envelope, arguments, open_envelope
 from .policy import Passed
 from .process import Process, ProcessTable
+from .replies import Kept, Replies
 
-KEPT = 1024  # replies that are kept for one caller; one that says what it heard has far fewer
 UNLIMITED = ("call.cancel", "proc.exit")  # whoever waits for too much can still make an end
 
 _encode = msgspec.msgpack.Encoder().encode
-
-
-class Kept(msgspec.Struct, array_like=True):
-    """The replies to a call that had an effect."""
-
-    kind: int
-    body: msgspec.Raw
-    pieces: list[msgspec.Raw]
-    receipt: Receipt | None = None
-
-
-_kept = msgspec.msgpack.Decoder(Kept).decode
 
 
 @dataclass
@@ -65,7 +53,6 @@ class Session:
     os_pid: int  # 0: of none here, but of who has the key
     process: Process | None = None
     calls: dict[int, Call] = field(default_factory=dict)
-    kept: dict[int, Kept] = field(default_factory=dict)
     closed: bool = False
     key: str = ""
 
@@ -128,7 +115,7 @@ class Call:
             self.receipt = self.trap.audit.ended(self.process, self.id, self.row, self.intent, code)
         receipt = self.receipt if self.receipted else None
         if self.row.effect:
-            self.trap.keep(self, kind, body, receipt)
+            self.trap.replies.keep(self.process.pid, self.id, kind, body, self.pieces, receipt)
         if not self.detached:
             self.trap.reply(
                 self.session, self.id, kind, body, durable=self.durable, receipt=receipt
@@ -206,6 +193,7 @@ class Trap:
         self.handlers = handlers
         self.send = send
         self.hello = hello
+        self.replies = Replies(ledger.keep_reply)
         self.sessions: dict[bytes, Session] = {}
         self.by_pid: dict[int, Session] = {}
         self.greeted: set[bytes] = set()  # connections of this machine on which somebody said hello
@@ -224,9 +212,11 @@ class Trap:
             if len(frames) != 1:
                 raise Malformed(f"a system call has 1 frame, not {len(frames)}")
             call = open_envelope(frames[0])
-            self._forget_heard(session, call.heard)
-            if call.id in session.kept:
-                self._say_again(session, call.id)
+            pid = session.process.pid if session.process is not None else 0
+            self.replies.heard(pid, call.heard)
+            kept = self.replies.get(pid, call.id)
+            if kept is not None:
+                self._say_again(session, call.id, kept)
                 return
             known = session.calls.get(call.id)
             if known is not None and known.detached:
@@ -333,26 +323,7 @@ class Trap:
 
     # --- coming back ----------------------------------------------------------------------------
 
-    def keep(self, call: Call, kind: int, body: Any, receipt: Receipt | None) -> None:
-        """Its reply, until it was heard."""
-        kept, pid = call.session.kept, call.process.pid
-        data = _encode((kind, body, call.pieces, receipt))
-        kept[call.id] = _kept(data)
-        self.ledger.keep_reply(pid, call.id, data)
-        if len(kept) > KEPT:
-            self._forget(call.session, next(iter(kept)))
-
-    def _forget_heard(self, session: Session, heard: int) -> None:
-        while session.kept and (first := next(iter(session.kept))) <= heard:
-            self._forget(session, first)
-
-    def _forget(self, session: Session, call_id: int) -> None:
-        assert session.process is not None
-        del session.kept[call_id]
-        self.ledger.keep_reply(session.process.pid, call_id, None)
-
-    def _say_again(self, session: Session, call_id: int) -> None:
-        kept = session.kept[call_id]
+    def _say_again(self, session: Session, call_id: int, kept: Kept) -> None:
         for piece in kept.pieces:
             self.reply(session, call_id, wire.PIECE, piece)
         self.reply(session, call_id, kept.kind, kept.body, durable=True, receipt=kept.receipt)
@@ -368,9 +339,6 @@ class Trap:
         """Its connection is gone; the process is expected back by another."""
         self.sessions.pop(session.route, None)
         session.route, session.closed = b"", True
-
-    def take_reply(self, pid: int, call_id: int, data: bytes) -> None:
-        self.by_pid[pid].kept[call_id] = _kept(data)
 
     def detached(self, pid: int, call_id: int, name: str) -> Call:
         """A call that was on its way when the kernel died."""
@@ -437,11 +405,15 @@ class Trap:
             self.by_pid.pop(session.process.pid, None)
         for call in list(session.calls.values()):
             call.fail(ProcessGone("the caller is gone"))
-        for call_id in list(session.kept):
-            self._forget(session, call_id)
+        if session.process is not None:
+            self.replies.ended(session.process.pid)
 
     def check(self) -> list[str]:
-        problems = []
+        problems = [
+            f"replies to dead process {pid} are kept"
+            for pid in self.replies.callers
+            if not self.table.is_alive(pid)
+        ]
         for session in self.sessions.values():
             if session.process is not None and not session.process.alive:
                 problems.append(f"the connection of dead process {session.process.pid} is open")

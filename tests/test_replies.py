@@ -1,0 +1,95 @@
+"""Replies that nobody says to have heard: how many are kept, and how long."""
+
+from __future__ import annotations
+
+import contextlib
+
+import msgpack
+import psutil
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from raw import Raw
+
+from aios.agents import Aios
+from aios.kernel import replies
+from aios.kernel.replies import MOST, MOST_BYTES, Replies
+from aios.shell.launch import System
+from aios.syscalls.wire import DONE
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("keep"), st.integers(1, 4), st.integers(0, 40)),
+        st.tuples(st.just("heard"), st.integers(1, 4), st.integers(0, 60)),
+        st.tuples(st.just("ended"), st.integers(1, 4), st.just(0)),
+    ),
+    max_size=60,
+)
+
+
+class Journal:
+    def __init__(self) -> None:
+        self.rows: dict[tuple[int, int], bytes] = {}
+
+    def note(self, pid: int, call_id: int, data: bytes | None) -> None:
+        if data is None:
+            del self.rows[pid, call_id]
+        else:
+            self.rows[pid, call_id] = data
+
+
+@given(steps)
+@settings(deadline=None)
+def test_what_is_kept_is_bounded_and_as_it_is_journaled(found: list[tuple[str, int, int]]) -> None:
+    bounds = replies.MOST, replies.MOST_BYTES, replies.ALL_BYTES
+    replies.MOST, replies.MOST_BYTES, replies.ALL_BYTES = 5, 150, 300
+    try:
+        journal = Journal()
+        kept, last = Replies(journal.note), 0
+        for what, pid, number in found:
+            if what == "keep":
+                last += 1
+                kept.keep(pid, last, DONE, bytes(number), [], None)
+                assert kept.get(pid, last) is not None
+            elif what == "heard":
+                kept.heard(pid, number)
+                assert all(kept.get(pid, call_id) is None for call_id in range(number + 1))
+            else:
+                kept.ended(pid)
+                assert pid not in kept.callers
+            sizes = {pid: each.bytes for pid, each in kept.callers.items()}
+            assert max(sizes.values(), default=0) <= 150
+            assert sum(sizes.values()) == kept.bytes <= 300
+            assert all(0 < len(each.rows) <= 5 for each in kept.callers.values())
+            rows = {(pid, call_id) for pid, each in kept.callers.items() for call_id in each.rows}
+            assert rows == journal.rows.keys()
+    finally:
+        replies.MOST, replies.MOST_BYTES, replies.ALL_BYTES = bounds
+
+
+def test_of_one_caller_the_oldest_go_and_nobody_elses() -> None:
+    kept = Replies(Journal().note)
+    kept.keep(2, 1, DONE, "of another", [], None)
+    for call_id in range(1, MOST + 10):
+        kept.keep(1, call_id, DONE, None, [], None)
+    assert len(kept.callers[1].rows) == MOST
+    assert kept.get(1, 9) is None
+    assert kept.get(1, 10) is not None
+    for call_id in range(MOST + 10, MOST + 300):
+        kept.keep(1, call_id, DONE, bytes(1 << 16), [], None)
+    assert kept.callers[1].bytes <= MOST_BYTES
+    assert kept.get(2, 1) is not None
+
+
+def test_who_never_says_what_it_heard_does_not_fill_the_kernel(aios: Aios, system: System) -> None:
+    kernel = psutil.Process(aios.status().os_pid)
+    before = kernel.memory_info().rss
+    body = "x" * 60_000
+    with contextlib.ExitStack() as held:
+        for _ in range(6):
+            raw = held.enter_context(Raw(system.home))
+            for _ in range(200):
+                raw.done("msg.send", to=raw.pid, body=body)
+                assert raw.done("msg.recv")["body"] == body
+        assert kernel.memory_info().rss - before < 64 << 20
+    aios.send(aios.pid, msgpack.packb(1))  # the disk is not full
+    assert aios.recv().body == msgpack.packb(1)
