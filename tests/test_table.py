@@ -146,7 +146,7 @@ def test_the_gate_is_asked_about_all_that_a_call_names(row: Row, name: str) -> N
     plain = {
         field.name: Mock() for field in msgspec.structs.fields(row.args)
         if field.required and field.name != name
-    } | {"path": "x", "args": {}, "nice": 0}  # fmt: skip
+    } | {"path": "x", "args": {}, "nice": 0, "changes": [sto.Change("x")]}  # fmt: skip
     given = {field: plain[field] for field in row.args.__struct_fields__ if field in plain}
 
     def asked(value: object) -> list[str]:
