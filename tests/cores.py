@@ -31,7 +31,8 @@ class Watched(Batcher):
         self.computed = 0  # tokens
 
     def _prefill(self) -> None:
-        assert sorted(self.running) == list(range(len(self.running)))
+        if self.engine.form is not None:
+            assert sorted(self.running) == list(range(len(self.running)))
         super()._prefill()
 
     def _entered(self, gen: Generation, index: int) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import Boot, eventually, left_of
+from models import tiny_model
 from raw import Raw
 
 from aios.agents import Aios, connect
@@ -62,8 +63,19 @@ def test_a_file_that_is_no_model_is_named(homes: Path, tmp_path: Path, kind: str
     assert str(path) in error.message
 
 
-def test_a_cache_larger_than_memory_is_refused(homes: Path) -> None:
-    error = refused(homes / "room", slots=64, ctx=2**20)
+def test_a_model_with_recurrent_layers_is_refused_in_a_sentence(
+    homes: Path, tmp_path: Path
+) -> None:
+    path = tiny_model(tmp_path / "tiny.gguf", "jamba")
+    error = refused(homes / "recurrent", model=str(path))
+    assert isinstance(error, ModelError)
+    assert f"{path} has recurrent layers" in error.message
+    assert "\n" not in error.message
+
+
+def test_a_cache_larger_than_memory_is_refused(homes: Path, tmp_path: Path) -> None:
+    path = tiny_model(tmp_path / "tiny.gguf", layers=32, trained=2**20)
+    error = refused(homes / "room", model=str(path), slots=64, ctx=2**20)
     assert isinstance(error, NoRoom)
     assert "64 slots" in error.message
 

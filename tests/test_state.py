@@ -17,18 +17,32 @@ Bytes = NDArray[np.uint8]
 
 def state_of(
     cells: int, rows: list[int], slot: int = 0, streams: int = 2, *, transposed: int = 0,
-    layers: int | None = None, positions: range | None = None, seed: int = 0,
+    positions: range | None = None, seed: int = 0, window: tuple[list[int], int] | None = None,
 ) -> Bytes:  # fmt: skip
-    """A state of `cells` tokens with one plane for each size in `rows`, each row its own."""
-    data = struct.pack("<IiI", 0xAF143CD8, slot, streams) + bytes(4 * slot)
-    data += struct.pack("<I", cells)
-    for pos in positions or range(cells):
+    """A state of `cells` tokens with one plane for each size in `rows`, each row its own; behind it
+    that of a cache with a window: its planes, and how many tokens it has."""
+    data = struct.pack("<Ii", 0xAF143CD8, slot)
+    data += cache_of(range(cells), rows, slot, streams, transposed, positions, seed)
+    if window is not None:
+        planes, last = window
+        data += cache_of(range(cells)[-last:], planes, slot, streams, transposed, None, seed + 1)
+    return np.frombuffer(data, np.uint8)
+
+
+def cache_of(
+    tokens: range, rows: list[int], slot: int, streams: int, transposed: int,
+    positions: range | None, seed: int,
+) -> bytes:  # fmt: skip
+    """Rows depend on the token, the plane and the seed alone."""
+    data = struct.pack("<I", streams) + bytes(4 * slot) + struct.pack("<I", len(tokens))
+    for pos in positions or tokens:
         data += struct.pack("<iIi", pos, 1, slot)
-    data += struct.pack("<II", transposed, len(rows) // 2 if layers is None else layers)
+    data += struct.pack("<II", transposed, (len(rows) + 1) // 2)
     for plane, row in enumerate(rows):
-        dice = np.random.default_rng(seed * 1000 + plane)
-        data += struct.pack("<iQ", 1, row) + dice.bytes(cells * row)
-    return np.frombuffer(data + bytes(4 * (streams - slot - 1)), np.uint8)
+        data += struct.pack("<iQ", 1, row)
+        for token in tokens:
+            data += np.random.default_rng([seed, plane, token]).bytes(row)
+    return data + bytes(4 * (streams - slot - 1))
 
 
 SIZES = st.sampled_from([[8, 8], [4, 4, 4, 4], [8, 6, 8, 6], [34, 34, 2, 2, 2, 2], [3]])
@@ -52,6 +66,31 @@ def test_what_is_cut_and_joined_is_the_same_bytes(
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
+@given(SIZES, SIZES, st.integers(0, 3), st.integers(1, 9), st.integers(1, 9))
+def test_a_cache_with_a_window_has_rows_of_the_last_tokens(
+    rows: list[int], planes: list[int], slot: int, cells: int, last: int
+) -> None:
+    """What is cut out of states of a sequence that grows, joined, is the state with all rows."""
+    last = min(cells, last)
+
+    def state(count: int, kept: int) -> Bytes:
+        return state_of(count, rows, slot, 4, window=(planes, kept))
+
+    form = StateForm.of(state(cells, cells), slot)
+    assert form.row_bytes == sum(rows) + sum(planes)
+    assert form.start(state(cells, last), slot, cells) == cells - last
+    parts = []
+    for first in range(0, cells, last):
+        end = min(first + last, cells)
+        (cut,) = form.cut(state(end, last), slot, end, [(first, end - first)])
+        parts.append(Part(cut, end - first, 0, end - first))
+    buffer = np.full(form.size(cells) + 7, 0xEE, np.uint8)
+    joined = form.join(buffer, slot, parts)
+    assert joined.tobytes() == state(cells, cells).tobytes()
+    assert form.start(joined, slot, cells) == 0
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(SIZES, st.integers(1, 12), st.data())
 def test_part_of_an_extent_goes_into_another_slot(
     rows: list[int], cells: int, data: st.DataObject
@@ -72,12 +111,13 @@ def test_part_of_an_extent_goes_into_another_slot(
     [
         state_of(5, [8, 8], transposed=1),
         state_of(5, [8, 8])[:-9],
-        np.concatenate([state_of(5, [8, 8]), np.arange(40, dtype=np.uint8)]),  # two caches in one
+        np.concatenate([state_of(5, [8, 8]), np.arange(40, dtype=np.uint8)]),
         state_of(5, [8, 8], positions=range(1, 6)),  # a window that slid
         state_of(5, [8, 8])[:20],
         np.zeros(3, np.uint8),
+        state_of(5, [8, 8], window=([8], 3)),
     ],
-    ids=["transposed", "short", "longer", "slid", "no planes", "nothing"],
+    ids=["transposed", "short", "longer", "slid", "no planes", "nothing", "not whole"],
 )
 def test_another_form_is_refused(state: Bytes) -> None:
     with pytest.raises(ValueError, match=r"form|short"):

@@ -2,7 +2,8 @@
 
 The contexts that run hold the slots 0 to n-1, because llama.cpp batches only neighbours. Behind
 them stay the contexts that do not run, until their slot is needed. What a context has to enter is
-taken from wherever it is: its slot, another context's slot, an extent; the rest is computed.
+taken from wherever it is: its slot, another context's slot, an extent; the rest is computed. On a
+model whose rows cannot be cut, no context leaves its slot but to be computed again.
 """
 
 from __future__ import annotations
@@ -246,13 +247,19 @@ class Batcher:
     # --- slots and snapshots --------------------------------------------------------------------
 
     def _slot_for(self, context: Context) -> int:
-        """Where it is already, or the lowest slot that does not run; 0 if all do."""
+        """Where it is already, or the lowest slot that does not run; 0 if all do. Where nothing can
+        move, the slot that is empty or was not used for longest."""
         if context in self.slots:
             return self.slots.index(context)
-        return next((slot for slot in range(len(self.slots)) if slot not in self.running), 0)
+        free = [slot for slot in range(len(self.slots)) if slot not in self.running]
+        if self.engine.form is None:
+            free.sort(key=lambda slot: there.used if (there := self.slots[slot]) else -1)
+        return free[0] if free else 0
 
     def _close_ranks(self) -> None:
-        """Move what runs into the slots 0 to n-1."""
+        """Move what runs into the slots 0 to n-1, unless it would not be the same there."""
+        if self.engine.form is None:
+            return
         for hole in range(len(self.running)):
             if hole not in self.running:
                 gen = self.running.pop(max(self.running))

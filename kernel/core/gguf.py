@@ -39,6 +39,8 @@ class Log:
             self.errors = [*self.errors[-4:], text.decode(errors="replace").strip()]
 
 
+# ggml prints a backtrace when it aborts, which hangs where two threads do: what aborts has to die.
+os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 log = Log()
 ll.llama_log_set(log.callback, ctypes.c_void_p(0))
 

@@ -30,7 +30,7 @@ from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 from numpy.typing import NDArray
 
 from aios.syscalls import VERSION
-from aios.syscalls.errors import BadInput, Internal, NoRoom
+from aios.syscalls.errors import BadInput, Internal, ModelError, NoRoom
 from aios.syscalls.messages import Sampling
 
 from .gguf import identity, load, log, tokenize
@@ -45,7 +45,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # mallopt(3)
 COMPANY = 0  # the token that keeps a lone sequence company
 
 Cache = Literal["f16", "q8_0"]
-TYPES = {"f16": (ll.GGML_TYPE_F16, 2.0), "q8_0": (ll.GGML_TYPE_Q8_0, 34 / 32)}  # bytes a value
+TYPES = {"f16": ll.GGML_TYPE_F16, "q8_0": ll.GGML_TYPE_Q8_0}
 
 
 def _reuse_memory() -> None:
@@ -61,12 +61,13 @@ _reuse_memory()
 
 class Engine:
     """`slots` sequences of up to `window` tokens each over one model; window 0 is the model's own,
-    at most 2,048. `cache` is the format of keys and values: q8_0 takes about half of f16 and gives
-    another output. `unified` is for tests: one KV stream for all is not exact, and
-    its cells are in no order.
+    at most 2,048, and none is larger than what the model was trained for. `cache` is the format of
+    keys and values: q8_0 takes about half of f16 and gives another output. `unified` is for tests:
+    one KV stream for all is not exact, and its cells are in no order.
 
     Raises:
-        ModelError: the file is missing, truncated or not a GGUF.
+        ModelError: the file is missing, truncated or not a GGUF; or the model cannot forget the end
+            of what it has read, as one with recurrent layers.
         NoRoom: there is no memory for the KV cache.
     """
 
@@ -80,10 +81,10 @@ class Engine:
         self.model = load(path)
         self.vocab = ll.llama_model_get_vocab(self.model)
         self.n_vocab = ll.llama_vocab_n_tokens(self.vocab)
-        self.window = window or min(ll.llama_model_n_ctx_train(self.model), 2048)
+        self.window = min(window or 2048, self._trained())
         self.streams = max(slots, 2)
         self.cells = self.window // 256 * 256 + 256  # at least one more than the window: company
-        self.cache_bytes = self._cache_bytes()
+        self.cache_bytes = self._row_bytes() * self.cells * self.streams
         available = psutil.virtual_memory().available
         if self.cache_bytes > available:
             raise NoRoom(
@@ -91,44 +92,86 @@ class Engine:
                 f"for the KV cache, {available >> 20} MiB are free",
                 "start with fewer --slots or a smaller --ctx",
             )
-        params = ll.llama_context_default_params()
-        params.n_ctx = self.cells * self.streams
-        params.n_seq_max = self.streams
-        params.n_batch = params.n_ubatch = max(CHUNK, self.streams)
-        params.n_threads = params.n_threads_batch = threads
-        params.flash_attn_type = ll.LLAMA_FLASH_ATTN_TYPE_ENABLED
-        params.type_k = params.type_v = TYPES[cache][0]
-        params.kv_unified = unified
-        params.no_perf = True
-        self.ctx = ll.llama_init_from_model(self.model, params)
-        if not self.ctx:
-            raise NoRoom(
-                f"llama.cpp cannot make the context: {'; '.join(log.errors)}",
-                "start with fewer --slots or a smaller --ctx",
-            )
+        self.ctx = self._context(self.cells, self.streams, max(CHUNK, self.streams), unified)
         self.memory = ll.llama_get_memory(self.ctx)
-        self.batch = ll.llama_batch_init(int(params.n_batch), 0, 1)
+        self.batch = ll.llama_batch_init(max(CHUNK, self.streams), 0, 1)
         self.index: list[int] = []
         self.alone = ALONE  # tokens from which on a lone sequence gets company
         self.pieces: dict[int, bytes] = {}
         self._buffer: Bytes = np.empty(0, np.uint8)
         self.form = None if unified else self._form()
+        if self.form is not None:
+            self.cache_bytes = self.form.row_bytes * self.cells * self.streams
 
     def close(self) -> None:
         ll.llama_batch_free(self.batch)
         ll.llama_free(self.ctx)
         ll.llama_model_free(self.model)
 
-    def _cache_bytes(self) -> int:
-        heads, layers = ll.llama_model_n_head(self.model), ll.llama_model_n_layer(self.model)
-        width = ll.llama_model_n_embd(self.model) // max(heads, 1)
-        values = 2 * width * ll.llama_model_n_head_kv(self.model) * layers  # K and V of a token
-        return int(values * TYPES[self.cache][1]) * self.cells * self.streams
+    def _trained(self) -> int:
+        """The longest window: where positions are learned there is none behind the last, and a
+        context that is full may have to keep another company."""
+        trained = int(ll.llama_model_n_ctx_train(self.model))
+        learned = bool(ll.llama_model_rope_type(self.model) == ll.LLAMA_ROPE_TYPE_NONE)
+        return max(1, trained - learned)
+
+    def _context(self, cells: int, streams: int, batch: int, unified: bool = False) -> Any:
+        params = ll.llama_context_default_params()
+        params.n_ctx = cells * streams
+        params.n_seq_max = streams
+        params.n_batch = params.n_ubatch = batch
+        params.n_threads = params.n_threads_batch = self.threads
+        params.flash_attn_type = ll.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        params.type_k = params.type_v = TYPES[self.cache]
+        params.kv_unified = unified
+        params.swa_full = True  # layers with a window keep all, each token in the cell of its place
+        params.no_perf = True
+        context = ll.llama_init_from_model(self.model, params)
+        if not context:
+            raise NoRoom(
+                f"llama.cpp cannot make the context: {'; '.join(log.errors)}",
+                "start with fewer --slots or a smaller --ctx",
+            )
+        return context
+
+    def _row_bytes(self) -> int:
+        """Bytes of a token in the KV cache: no metadata of a model say it for all kinds of them, so
+        a small context tells by how much its state grows, and whether it can forget a token.
+
+        Raises:
+            ModelError: it cannot, or cannot run at all.
+        """
+        context = self._context(256, 1, 2)
+        memory, batch = ll.llama_get_memory(context), ll.llama_batch_init(1, 0, 1)
+        sizes = []
+        for pos in range(2):
+            batch.n_tokens, batch.token[0], batch.pos[0] = 1, 0, pos
+            batch.n_seq_id[0], batch.seq_id[0][0], batch.logits[0] = 1, 0, False
+            code = ll.llama_decode(context, batch)
+            sizes.append(int(ll.llama_state_seq_get_size(context, 0)))
+        forgets = ll.llama_memory_seq_rm(memory, 0, 1, -1)
+        ll.llama_batch_free(batch)
+        ll.llama_free(context)
+        if code != 0:
+            raise ModelError(
+                f"llama.cpp cannot run {self.path}: {'; '.join(log.errors)}", "use another model"
+            )
+        if not forgets:
+            raise ModelError(
+                f"{self.path} has recurrent layers, which cannot forget a part of what they read",
+                "use a model with attention in all layers",
+            )
+        return sizes[1] - sizes[0]
 
     def description(self) -> str:
         buffer = ctypes.create_string_buffer(256)
         ll.llama_model_desc(self.model, buffer, 256)
         return buffer.value.decode(errors="replace")
+
+    @property
+    def sliding(self) -> int:
+        """Tokens that layers with a window look back at; 0 if there are none."""
+        return int(ll.llama_model_n_swa(self.model))
 
     @property
     def params(self) -> int:
@@ -273,7 +316,12 @@ class Engine:
     def cut(self, slot: int, spans: list[tuple[int, int]]) -> list[Bytes]:
         """Copies of the KV rows (first, count) that a slot holds; its `form` is not None."""
         assert self.form is not None
-        return self.form.cut(self._state(slot), slot, self.length(slot), spans)
+        state, length = self._state(slot), self.length(slot)
+        if min((first for first, _ in spans), default=length) < self.form.start(
+            state, slot, length
+        ):
+            state = self._whole_state(slot)
+        return self.form.cut(state, slot, length, spans)
 
     def paste(self, slot: int, parts: list[Part]) -> None:
         """Have a slot hold the rows of `parts`, one behind the other, and nothing else."""
@@ -282,18 +330,34 @@ class Engine:
         self._put_state(slot, self.form.join(buffer, slot, parts))
 
     def copy(self, source: int, target: int) -> None:
-        """Have a slot hold what another one does."""
-        self._put_state(target, self._state(source))
+        """Have a slot hold what another one does; as the next, where `form` is not None."""
+        self._put_state(target, self._whole_state(source))
 
     def swap(self, one: int, other: int) -> None:
         """Exchange what two slots hold, one of which may be empty."""
-        length, kept = self.length(one), self._state(one).copy()
+        length, kept = self.length(one), self._whole_state(one).copy()
         self.clear(one)
         if self.length(other):
             self.copy(other, one)
             self.clear(other)
         if length:
             self._put_state(other, kept)
+
+    def _whole_state(self, slot: int) -> Bytes:
+        """The state of a slot with the rows of all its tokens, as a view of the buffer. llama.cpp
+        writes of a layer with a window what is in it as seen from the last token; so the sequence
+        is shortened to what is still missing, again and again, and put back."""
+        assert self.form is not None
+        state, end = self._state(slot), self.length(slot)
+        parts: list[Part] = []
+        while end and ((start := self.form.start(state, slot, end)) or parts):
+            (rows,) = self.form.cut(state, slot, end, [(start, end - start)])
+            parts.insert(0, Part(rows, end - start, 0, end - start))
+            self.clear(slot, start)
+            state, end = self._state(slot), start
+        if parts:
+            self.paste(slot, parts)
+        return self._buffer[: self.form.size(self.length(slot))] if parts else state
 
     def _form(self) -> StateForm | None:
         """The form of this model's states, or None if rows that were cut and joined are not, byte

@@ -1,0 +1,263 @@
+"""Models of other kinds than the embedded one: layers with a window, learned positions, heads of
+another size, recurrent layers."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from cores import PLENTY, Job, Watched, alone, at_random, finish, report
+from models import tiny_model
+
+from aios.kernel.core.certify import certify
+from aios.kernel.core.llama import ALONE, CHUNK, Engine
+from aios.kernel.core.protocol import Halt
+from aios.syscalls.errors import ModelError
+from aios.syscalls.messages import Decoding
+
+SLOTS, WINDOW, SLIDING = 4, 1024, 256
+WINDOWED = ["gemma2", "gemma3"]
+
+Load = Callable[..., Engine]
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Iterator[Load]:
+    """load(arch, slots=..., window=..., ...): an engine on a tiny model."""
+    engines: list[Engine] = []
+
+    def make(arch: str, *, slots: int = SLOTS, ctx: int = WINDOW, **shape: int) -> Engine:
+        path = tiny_model(tmp_path / f"{arch}-{len(engines)}.gguf", arch, **shape)
+        engines.append(Engine(path, slots=slots, window=ctx, threads=2))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+def prompt(engine: Engine, length: int, seed: int = 1) -> list[int]:
+    dice = random.Random(seed)
+    return [dice.randrange(300, engine.n_vocab) for _ in range(length)]
+
+
+def some(max_tokens: int) -> Decoding:
+    return Decoding(max_tokens=max_tokens, ignore_eos=True, digest=True)
+
+
+def check_the_same(engine: Engine, jobs: list[Job]) -> None:
+    for job in jobs:
+        solo = alone(engine, job.prompt, job.decoding)
+        assert (job.tokens, job.digests) == (solo.tokens, solo.digests)
+
+
+# --- layers with a window ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", WINDOWED)
+def test_a_context_beyond_the_window_that_moves_goes_on_the_same(load: Load, arch: str) -> None:
+    """The short one ends while the long one is prefilled, which then takes its slot."""
+    engine = load(arch, window=SLIDING)
+    assert certify(engine) == (SLOTS, None)
+    batcher = Watched(engine, SLOTS, PLENTY)
+    short, long = Job(1, prompt(engine, 20), some(6)), Job(2, prompt(engine, 705), some(12))
+    by_ctx = {1: short, 2: long}
+    batcher.run(short.run())
+    batcher.run(long.run())
+    while 1 in {gen.context.ctx for gen in batcher.running.values()}:
+        report(batcher, by_ctx)
+    assert not long.tokens
+    assert engine.length(1) > 3 * CHUNK
+    while batcher.running:
+        report(batcher, by_ctx)
+        assert 1 not in batcher.running
+    check_the_same(engine, [short, long])
+
+
+@pytest.mark.parametrize("arch", WINDOWED)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_no_schedule_can_be_told_from_the_output(load: Load, arch: str, seed: int) -> None:
+    engine = load(arch, window=SLIDING, slots=3)
+    lengths = [20, 705, SLIDING - 5, 3, 590, SLIDING + CHUNK]
+    jobs = [Job(at, prompt(engine, n, at), some(10)) for at, n in enumerate(lengths, 1)]
+    batcher = Watched(engine, engine.slots, PLENTY)
+    at_random(batcher, jobs, seed)
+    assert batcher.saves and batcher.restores
+    assert batcher.extents.check() == []
+    for job in jobs:
+        batcher.drop(job.ctx)
+    check_the_same(engine, jobs)
+
+
+@pytest.mark.parametrize("arch", WINDOWED)
+def test_many_contexts_on_few_slots_compute_nothing_again(load: Load, arch: str) -> None:
+    engine = load(arch, window=SLIDING)
+    jobs = [Job(at, prompt(engine, 40 * at + 5, at), some(24)) for at in range(1, 12)]
+    batcher = Watched(engine, SLOTS, PLENTY)
+    by_ctx, waiting = {job.ctx: job for job in jobs}, [job.ctx for job in jobs]
+    while waiting or batcher.running:
+        while waiting and len(batcher.running) < SLOTS:
+            batcher.run(by_ctx[waiting.pop(0)].run())
+        for _ in range(6):
+            waiting += [h.ctx for h in report(batcher, by_ctx) if h.why == "preempted"]
+        for ctx in [gen.context.ctx for gen in batcher.running.values()]:
+            batcher.halt(Halt(ctx, "preempted"))
+        waiting += [h.ctx for h in report(batcher, by_ctx) if h.why == "preempted"]
+    assert batcher.restores
+    assert batcher.replayed == 0
+    assert batcher.computed == sum(len(job.prompt) + len(job.tokens) - 1 for job in jobs)
+    for job in jobs:
+        batcher.drop(job.ctx)
+    check_the_same(engine, jobs)
+
+
+def test_what_begins_alike_shares_the_rows_behind_the_window(load: Load) -> None:
+    """A fork from the middle needs rows that had left the window when they were saved."""
+    engine = load("gemma3", window=SLIDING, slots=2)
+    batcher = Watched(engine, 2, PLENTY)
+    long = Job(1, prompt(engine, 12 * CHUNK), some(3))
+    finish(batcher, long)
+    fork = Job(2, [*long.prompt[: 5 * CHUNK], *prompt(engine, 30, 9)], some(8))
+    before = batcher.computed
+    finish(batcher, fork)
+    assert batcher.computed - before == 30 + 8 - 1
+    batcher.drop(1)
+    batcher.drop(2)
+    check_the_same(engine, [fork])
+
+
+# --- the self-test -------------------------------------------------------------------------------
+
+
+def swap_as_llama_cpp_has_it(engine: Engine) -> Callable[[int, int], None]:
+    """A swap where only what is in a layer's window goes along, as in the state of a sequence."""
+
+    def swap(one: int, other: int) -> None:
+        kept, length = engine._state(one).copy(), engine.length(one)
+        engine.clear(one)
+        if engine.length(other):
+            engine._put_state(one, engine._state(other))
+            engine.clear(other)
+        if length:
+            engine._put_state(other, kept)
+
+    return swap
+
+
+def test_what_cannot_be_moved_is_found_out_and_stays(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = load("gemma3", window=SLIDING)
+    monkeypatch.setattr(engine, "swap", swap_as_llama_cpp_has_it(engine))
+    assert certify(engine) == (SLOTS, None)
+    assert engine.form is None
+    assert [engine.length(slot) for slot in range(engine.streams)] == [0] * engine.streams
+    lengths = [20, 705, SLIDING - 5, 3, 590, SLIDING + CHUNK]
+    jobs = [Job(at, prompt(engine, n, at), some(10)) for at, n in enumerate(lengths, 1)]
+    batcher = Watched(engine, engine.slots, PLENTY)
+    at_random(batcher, jobs, 3)
+    assert batcher.restores == 0
+    for job in jobs:
+        batcher.drop(job.ctx)
+    check_the_same(engine, jobs)
+
+
+def test_the_self_test_goes_beyond_the_window(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = load("gemma3", window=600, layers=6)
+    longest = 0
+    swap = engine.swap
+
+    def watched(one: int, other: int) -> None:
+        nonlocal longest
+        longest = max(longest, engine.length(one), engine.length(other))
+        swap(one, other)
+
+    monkeypatch.setattr(engine, "swap", watched)
+    certify(engine)
+    assert engine.form is not None
+    assert longest > 600 + CHUNK
+
+
+# --- windows and sizes ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("arch", "trained", "window"), [
+    ("gpt2", 64, 63), ("gpt2", 1024, 1023), ("gpt2", 4096, 2048),
+    ("llama", 64, 64), ("llama", 1000, 1000), ("llama", 8192, 2048),
+])  # fmt: skip
+def test_no_window_is_larger_than_what_the_model_was_trained_for(
+    load: Load, arch: str, trained: int, window: int
+) -> None:
+    engine = load(arch, trained=trained, ctx=2048, slots=2)
+    assert engine.window == window
+    assert certify(engine) == (2, None)
+    batcher = Watched(engine, 2, PLENTY)
+    # Both are full at the end, and the one that goes on longer has a full one beside it.
+    jobs = [
+        Job(1, prompt(engine, window - 30), some(99)),
+        Job(2, prompt(engine, window - 3), some(99)),
+    ]
+    finish(batcher, *jobs)
+    assert [(len(job.prompt) + len(job.tokens), job.why) for job in jobs] == [
+        (window, "context_full")
+    ] * 2
+
+
+def test_a_lone_context_has_company_beside_full_ones(load: Load) -> None:
+    """Where positions are learned, there is none behind the last."""
+    engine = load("gpt2", trained=ALONE + CHUNK, slots=3)
+    batcher = Watched(engine, 3, PLENTY)
+    full = [Job(at, prompt(engine, engine.window - 2, at), some(99)) for at in (1, 2)]
+    finish(batcher, *full)
+    assert [job.why for job in full] == ["context_full"] * 2
+    last = Job(3, prompt(engine, ALONE), some(20))
+    finish(batcher, last)
+    batcher.drop(3)
+    check_the_same(engine, [last])
+
+
+def test_what_aborts_in_llama_cpp_dies(tmp_path: Path) -> None:
+    """Several threads come upon the position that the model does not have."""
+    path = tiny_model(tmp_path / "tiny.gguf", "gpt2", trained=64)
+    code = f"""
+from pathlib import Path
+from aios.kernel.core.llama import Engine
+engine = Engine(Path({str(path)!r}), slots=2, window=64, threads=4)
+engine.prefill(0, tuple(range(64)), 0)
+engine.prefill(0, tuple(range(64)), 64)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, timeout=60, check=False
+    )
+    assert done.returncode == -signal.SIGABRT
+
+
+@pytest.mark.parametrize(("arch", "shape", "values"), [
+    ("llama", {}, 2 * 32 * 2),
+    ("qwen3", {"head": 96}, 2 * 96 * 2),
+    ("gpt2", {}, 2 * 64 * 2),
+    ("gemma3", {"window": SLIDING, "head": 64}, 2 * 64 * 6),
+    ("gemma2", {"window": SLIDING, "head": 96}, 2 * 96 * 2),
+])  # fmt: skip
+@pytest.mark.parametrize("cache", ["f16", "q8_0"])
+def test_the_cache_is_as_large_as_said(
+    tmp_path: Path, arch: str, shape: dict[str, int], values: int, cache: str
+) -> None:
+    """Keys and values of a token, in all layers: whatever the heads, and with a window or not."""
+    path = tiny_model(tmp_path / "tiny.gguf", arch, **shape)
+    engine = Engine(path, slots=3, window=600, threads=1, cache=cache)  # type: ignore[arg-type]
+    token = values * 2 if cache == "f16" else values * 34 // 32
+    assert engine.cache_bytes == token * 768 * 3
+    engine.close()
+
+
+@pytest.mark.parametrize("arch", ["mamba", "mamba2", "jamba"])
+def test_recurrent_layers_are_refused_in_one_sentence(load: Load, arch: str) -> None:
+    with pytest.raises(ModelError, match="has recurrent layers") as caught:
+        load(arch)
+    assert "\n" not in str(caught.value)
