@@ -79,11 +79,14 @@ def load(path: str) -> type[Agent]:
     return found[0]
 
 
-def main() -> int:
-    """Run the program that the kernel names in its welcome; its exit code."""
+def main(beside: str = "") -> int:
+    """Run the program that the kernel names in its welcome, which imports the modules in the folder
+    `beside`; its exit code."""
+    if beside:
+        sys.path.insert(0, beside)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     aios = connect()
-    code, result = _run(aios)
+    code, result = _run(aios, beside)
     try:
         aios.exit(code, result)
     except KernelGone:
@@ -95,7 +98,7 @@ def main() -> int:
     return code
 
 
-def _run(aios: Aios) -> tuple[int, Any]:
+def _run(aios: Aios, beside: str) -> tuple[int, Any]:
     try:
         agent = load(resolve(aios.welcome.program))(aios)
         return 0, agent.run(aios.welcome.task)
@@ -106,4 +109,9 @@ def _run(aios: Aios) -> tuple[int, Any]:
         return 1, {"error": str(leave.code)}
     except BaseException as error:  # noqa: BLE001 (whatever it is, its parent gets to know)
         traceback.print_exc()
+        if isinstance(error, ModuleNotFoundError) and not beside and "/" in aios.welcome.program:
+            print(
+                "A program reads no modules beside it where your home is in that folder: put all "
+                "of them into a folder of their own", file=sys.stderr,
+            )  # fmt: skip
         return 1, {"error": f"{type(error).__name__}: {error}"}

@@ -26,7 +26,10 @@ FILE = 64 << 20  # bytes of the longest file that a tool can write
 
 class Worker(Agent):
     def run(self, task: dict[str, Any]) -> None:
-        """`task`: the toolbox's name as `box`, and the file of its tools as `program`."""
+        """`task`: the toolbox's name as `box`, and the file of its tools as `program`, which
+        imports what is in the folder `beside`."""
+        if task["beside"]:
+            sys.path.insert(0, task["beside"])
         tools = {each.name: each for each in load_tools(file_of(task["program"]))}
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
         most = FILE if hard == resource.RLIM_INFINITY else min(FILE, hard)

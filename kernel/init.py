@@ -26,6 +26,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +216,10 @@ class Init:
         os.write(writer, frame.token)
         os.close(writer)
         is_agent = program.endswith(".py")
-        main = self.runner.main if is_agent else exec_argv([program, *frame.args])
+        main = (
+            partial(self.runner.main, self.warden.beside(frame))
+            if is_agent else exec_argv([program, *frame.args])
+        )  # fmt: skip
         with os.fdopen(reader, "rb"), self.warden.line(frame) as line:
             wall_in = self.warden.walls_of(frame, TOKEN_FD + 1)
             try:

@@ -89,6 +89,7 @@ class Refused(Frame):
     key: int
     call: str
     object: str  # a path or address, or the arguments that the call was refused for
+    needs: str = ""  # what of a Reach would let it through
 
 
 class WindUp(Frame):

@@ -158,7 +158,7 @@ class Lifecycle:
         given = args.reach or Reach()
         if not args.program.startswith("/"):
             return given
-        return joined(given, Reach(read=[shown(args.program, self.config.path)]))
+        return joined(given, Reach(read=shown(args.program, self.config.path)))
 
     def _handed_on(self, parent: Process, args: Spawn) -> Reach:
         """By an agent: what it reaches itself, or the part that is named.
@@ -312,7 +312,9 @@ class Lifecycle:
 
     def refused(self, frame: Refused) -> None:
         """A wall stopped it."""
-        self.events.publish("process", "refused", frame.key, call=frame.call, object=frame.object)
+        more = {"needs": frame.needs} if frame.needs else {}
+        told = {"call": frame.call, "object": frame.object, **more}
+        self.events.publish("process", "refused", frame.key, **told)
 
     def cut_off(self, os_pid: int, why: str) -> None:
         """The kernel has closed a connection of that process; told once of each reason."""

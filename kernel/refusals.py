@@ -14,7 +14,7 @@ import struct
 from collections.abc import Callable, Container
 from functools import partial
 
-from .seccomp import NAMES, NUMBERS, deciding, misused
+from .seccomp import INET, INET6, KIND, NAMES, NUMBERS, STREAM, deciding, misused
 from .witness import Witness, signed
 
 RECEIVE, SEND = 0xC0502100, 0xC0182101  # ioctls of a listener
@@ -23,15 +23,17 @@ ANSWER = "=QqiI"  # id, value, error, flags
 SET_FLAGS, SAME_PROCESSOR = 0x40082104, 1  # an agent then waits half as long for an answer
 LET_THROUGH = 1
 MOST = 1000  # that are told of one agent
-Tell = Callable[[str, str], None]
+Tell = Callable[[str, str, str], None]
+STARTS = ("fork", "vfork", "clone")
 
 
 class Listener:
-    """Of one agent. `tell` gets each call with what it is about, once."""
+    """Of one agent. `tell` gets each call with what it is about, and what it needs to be let
+    through, once."""
 
     def __init__(self, fd: int, witness: Witness, watched: Container[str], tell: Tell) -> None:
         self.fd, self.witness, self.watched, self.tell = fd, witness, watched, tell
-        self.told: set[tuple[str, str]] = set()
+        self.told: set[tuple[str, ...]] = set()
 
     def answer(self) -> bool:
         """One call that is waiting. False: nobody is left to ask."""
@@ -48,22 +50,32 @@ class Listener:
             fcntl.ioctl(self.fd, SEND, bytearray(struct.pack(ANSWER, asked, 0, error, how)))
         except FileNotFoundError:  # who asked has ended, or was interrupted and asks again
             return True
-        for about in found:
-            self._tell(call, about)
+        for about, needs in found:
+            self._tell(call, about, needs)
         return True
 
-    def _judged(self, call: str, task: int, args: list[int]) -> tuple[list[str], int, int]:
+    def _judged(
+        self, call: str, task: int, args: list[int]
+    ) -> tuple[list[tuple[str, str]], int, int]:
         """What is to be told, and how it is answered: an error of Linux, flags."""
         if call not in NUMBERS:
-            return [""], -errno.ENOSYS, 0
+            return [("", "")], -errno.ENOSYS, 0
         if call not in self.watched or misused(call, args):
-            return [" ".join(str(signed(args[at])) for at in deciding(call))], -errno.EPERM, 0
+            about = " ".join(str(signed(args[at])) for at in deciding(call))
+            return [(about, _needed(call, args))], -errno.EPERM, 0
         return self.witness.out_of_reach(call, task, args), 0, LET_THROUGH
 
-    def _tell(self, call: str, about: str) -> None:
-        if (call, about) not in self.told and len(self.told) < MOST:
-            self.told.add((call, about))
-            self.tell(call, about)
+    def _tell(self, *said: str) -> None:
+        if said not in self.told and len(self.told) < MOST:
+            self.told.add(said)
+            self.tell(*said)
+
+
+def _needed(call: str, args: list[int]) -> str:
+    """What lets an agent make a call that seccomp refuses."""
+    if call == "socket" and args[0] in (INET, INET6) and args[1] & KIND == STREAM:
+        return "ports"
+    return "processes" if call in STARTS else ""
 
 
 class Refusals:

@@ -15,7 +15,7 @@ from aios.syscalls.messages import Reach, Spawn
 from aios.syscalls.rules import Manifest, Rule, Rules
 
 from .policy import check_rules
-from .walls import shown
+from .walls import beside, shown
 
 # By name: the kernel knows the SDK only as programs to run.
 WORKER, MCP_WORKER = "aios.agents.worker", "aios.agents.mcp_client"
@@ -51,11 +51,15 @@ class Box(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def spawn(self, name: str, home: Path) -> Spawn:
         """What starts a worker in the system of `home`. A program of the user's is read with what
         is beside it."""
-        beside = [shown(self.program, home)] if "/" in self.program else []
-        reach = structs.replace(self.reach, read=[*self.reach.read, *beside])
-        task = {"box": name, "program": self.program, "task": self.task}
-        own = Rule("sto.write", ["{self}:tools/results/**"])  # what is too long for a reply
-        allow: Rules = [*self.allow, own, "sto.upload", *(["sto.own"] if self.shared else [])]
+        own = "/" in self.program
+        read = [*self.reach.read, *(shown(self.program, home) if own else ())]
+        reach = structs.replace(self.reach, read=read)
+        task = {
+            "box": name, "program": self.program, "task": self.task,
+            "beside": beside(self.program, home) if own else "",
+        }  # fmt: skip
+        results = Rule("sto.write", ["{self}:tools/results/**"])  # what is too long for a reply
+        allow: Rules = [*self.allow, results, "sto.upload", *(["sto.own"] if self.shared else [])]
         program = origin(MCP_WORKER if self.program == MCP else WORKER)
         return Spawn(
             program=program, task=task, name=name, reach=reach,

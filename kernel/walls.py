@@ -20,6 +20,7 @@ import msgspec
 from msgspec import Meta
 
 from aios.syscalls.errors import Denied, LimitReached
+from aios.syscalls.home import CERTIFICATES
 from aios.syscalls.messages import Reach
 
 from . import cgroup, landlock, seccomp, view
@@ -130,11 +131,23 @@ def python() -> tuple[str, ...]:
     return tuple(dict.fromkeys(path for path in found if path.startswith("/")))
 
 
+def certificates() -> list[str]:
+    """Where the person says that those are whom programs trust."""
+    named = (os.environ.get(name, "") for name in CERTIFICATES)
+    return [path for path in named if path.startswith("/")]
+
+
+def withheld(home: Path) -> list[str]:
+    """What the person says of these that no agent reads all the same."""
+    return [path for path in certificates() if not is_harmless(path, home)]
+
+
 @cache
 def common(home: Path) -> tuple[list[str], list[str]]:
     """What all agents of a system read, and the same as `view` wants it, with devices: these are
     shown read-only, so they can be written to, and their modes stay as they are."""
-    read = [*SYSTEM, *(path for path in python() if is_harmless(path, home)), str(home / "run")]
+    found = [*python(), *certificates()]
+    read = [*SYSTEM, *(path for path in found if is_harmless(path, home)), str(home / "run")]
     seen = {next((top for top in WHOLE if path.startswith(top + "/")), path) for path in read}
     return read, list(view.real([*seen, *DEVICES]))
 
@@ -180,15 +193,23 @@ class Room:
 
 
 def is_harmless(folder: str, home: Path) -> bool:
-    """Whether all in it may be read: neither the user's home nor this system's is below it."""
+    """Whether all in it may be read: it is not in this system's home, and neither that nor the
+    user's is below it."""
     real = os.path.realpath(folder)
+    if Path(real).is_relative_to(home.resolve()):
+        return False
     return not any(path.resolve().is_relative_to(real) for path in (home, Path.home()))
 
 
-def shown(program: str, home: Path) -> str:
+def beside(program: str, home: Path) -> str:
+    """The folder that a user's program is in, whose modules it imports; "": it may not read it."""
+    folder = str(Path(program).resolve().parent)
+    return folder if is_harmless(folder, home) else ""
+
+
+def shown(program: str, home: Path) -> list[str]:
     """What of a user's program may be read: it and what is beside it, where that is harmless."""
-    beside = str(Path(program).parent)
-    return beside if is_harmless(beside, home) else program
+    return [program, *filter(None, [beside(program, home)])]
 
 
 def put_up(walls: Walls, have: dict[str, str], room: Room, cwd: str, line: int) -> None:

@@ -7,6 +7,7 @@ import os
 import resource
 import selectors
 import socket
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,12 @@ class Warden:
         self.walls = walls.found(self.groups)
         modes = bool(self.walls["view"])
         self.refusals = Refusals(selector, watched(modes=modes))
+        for path in walls.withheld(home):
+            print(
+                f"init: no agent reads {path}, which has a home in it or is in one: put the "
+                "certificates into a folder of their own, and name that",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
         walls.common(home)  # once, and not in each process that is forked
         for network, processes in itertools.product((False, True), repeat=2):
             walls.calls_filter(network=network, processes=processes, modes=modes)
@@ -61,12 +68,19 @@ class Warden:
         if not frame.walls.off:
             walls.check(frame.walls, self.walls)
 
+    def beside(self, frame: StartAgent) -> str:
+        """The folder whose modules an agent's program imports; "": none, as it ships or may not
+        read it."""
+        if "/" not in frame.program or str(Path(frame.program).parent) in walls.python():
+            return ""
+        if frame.walls.off:
+            return str(Path(frame.program).resolve().parent)
+        return walls.beside(frame.program, self.home)
+
     def line(self, frame: StartAgent) -> socket.socket:
         """Over which the agent is to hand its listener: `wall_in` does."""
         witness = walls.witness(frame.walls, self.walls, self.home, frame.key)
-        return self.refusals.expect(
-            witness, lambda call, about: self.tell(Refused(frame.key, call, about))
-        )
+        return self.refusals.expect(witness, lambda *said: self.tell(Refused(frame.key, *said)))
 
     def walls_of(self, frame: StartAgent, line: int) -> Callable[[], None]:
         """What the agent's process does to itself, whose end of the line has the number `line`.

@@ -24,6 +24,9 @@ NAMELESS = re.compile(r"\w+:\[")  # begins what is no path: a link to a pipe, a 
 MAGIC = ("/proc/self", "/proc/thread-self")  # lead elsewhere for whoever looks
 
 
+INSIDE = ("", "")  # nothing to tell
+
+
 class Named(NamedTuple):
     """A path among the arguments of a call, by their numbers."""
 
@@ -71,44 +74,49 @@ class Witness:
         os.close(self.memory)
         os.close(self.root)
 
-    def out_of_reach(self, call: str, task: int, args: Sequence[int]) -> list[str]:
-        """What thread `task` names by a call with these arguments and does not reach. Not what
-        nobody can look at: it is gone, has no memory there, or is not for this user to look into.
-        """
+    def out_of_reach(self, call: str, task: int, args: Sequence[int]) -> list[tuple[str, str]]:
+        """What thread `task` names by a call with these arguments and does not reach, and what of
+        a Reach it needs for that. Not what nobody can look at: it is gone, has no memory there, or
+        is not for this user to look into."""
         found = []
         for where in PATHS.get(call, (None,)):
             with contextlib.suppress(OSError):
                 found.append(self._path(task, where, args) if where else self._peer(task, args))
-        return [os.fsencode(said).decode(errors="backslashreplace") for said in found if said]
+        return [
+            (os.fsencode(said).decode(errors="backslashreplace"), needs)
+            for said, needs in found if said
+        ]  # fmt: skip
 
-    def _path(self, task: int, where: Named, args: Sequence[int]) -> str:
+    def _path(self, task: int, where: Named, args: Sequence[int]) -> tuple[str, str]:
         folder = HERE if where.folder is None else signed(args[where.folder])
         path = self._from_root(task, _text(self._read(task, args[where.path], TEXT)), folder)
         how = where.how if where.flags is None else args[where.flags]
         real = resolved(self.root, task, path, follows=not how & os.O_NOFOLLOW)
         if real.startswith(f"/proc/{_process(task)}/fd/"):  # a pipe or the like, which it has open
-            return ""
+            return INSIDE
         glance = bool(how & AT_A_GLANCE)
-        if _is_in(real, self.write if how & WRITES and not glance else self.read):
-            return ""
+        writes = bool(how & WRITES and not glance)
+        if _is_in(real, self.write if writes else self.read):
+            return INSIDE
         if glance and _is_there(self.root, real):
-            return ""
-        return path if path == real else f"{real} by {path}"
+            return INSIDE
+        said = path if path == real else f"{real} by {path}"
+        return said, "write" if writes else "read"
 
-    def _peer(self, task: int, args: Sequence[int]) -> str:
+    def _peer(self, task: int, args: Sequence[int]) -> tuple[str, str]:
         """Of connect."""
         address = self._read(task, args[1], min(args[2], ADDRESS))
         family = int.from_bytes(address[:2], "little")
         if family in (INET, INET6):
             port = int.from_bytes(address[2:4], "big")
-            return "" if port in self.ports else f"port {port}"
+            return INSIDE if port in self.ports else (f"port {port}", "ports")
         if family != UNIX:
-            return ""
+            return INSIDE
         if address[2:3] == b"\0":
-            return f"@{os.fsdecode(address[3:])}"
+            return f"@{os.fsdecode(address[3:])}", ""
         path = self._from_root(task, _text(address[2:]), HERE)
         real = resolved(self.root, task, path, follows=True)
-        return "" if _is_in(real, self.read) else path
+        return INSIDE if _is_in(real, self.read) else (path, "read")
 
     def _from_root(self, task: int, path: str, folder: int) -> str:
         if path.startswith("/"):

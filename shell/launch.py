@@ -19,6 +19,7 @@ import psutil
 
 from aios.agents import Aios, connect
 from aios.syscalls.errors import AiosError, BadInput, DiskFull, KernelGone, TimedOut, from_wire
+from aios.syscalls.home import CERTIFICATES
 from aios.syscalls.messages import Status
 
 LOOK = 0.05  # seconds between two looks at a system that is starting
@@ -27,7 +28,8 @@ AGAIN = 0.2  # seconds between two TERMs
 PR_SET_PDEATHSIG = 1
 OPEN = (  # variables of the environment, by how they begin, that agents have as well
     "AIOS_", "PATH", "LANG", "LC_", "TZ", "USER", "LOGNAME", "SHELL", "TERM", "COLORTERM",
-    "NO_COLOR", "PYTHON", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "SSL_CERT", "OMP_", "OPENBLAS_", "MKL_",
+    "NO_COLOR", "PYTHON", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "OMP_", "OPENBLAS_", "MKL_",
+    *CERTIFICATES,
 )  # fmt: skip
 _libc = ctypes.CDLL(None)
 
@@ -148,8 +150,9 @@ def open_environment() -> dict[str, str]:
     """What init may hold, whose memory every agent gets a copy of. The rest, among which may be
     keys and tokens, is for the kernel and its services: they are told by a file."""
     found = {name: value for name, value in os.environ.items() if name.startswith(OPEN)}
-    if key := found.get("AIOS_KEY_FILE"):
-        found["AIOS_KEY_FILE"] = str(Path(key).absolute())  # init runs in another folder
+    for name in ("AIOS_KEY_FILE", *CERTIFICATES):  # init runs in another folder
+        if path := found.get(name):
+            found[name] = str(Path(path).absolute())
     return found
 
 

@@ -23,6 +23,7 @@ from .logs import agent_log
 from .options import NAME, WAIT, WHO, Whole, field
 from .output import Copy, at_terminal, json_option, say, show
 from .questions import asking_in_place
+from .refused import Refused
 from .who import pid_of
 
 GRACE = 2.0  # seconds that an agent has between TERM and KILL
@@ -114,7 +115,8 @@ def is_file(word: str) -> bool:
 def run(home: Path, /, as_json: bool, **given: Any) -> int:
     """Run an agent, and exit with its code.
 
-    Its log is printed as it comes, then its result.
+    Its log is printed as it comes, then its result, then what Linux refused to it, and the option
+    that lets it. It starts in the folder that you are in, and sees of that what it was given.
 
     PROGRAM is a registered name (see `aios agents`), a .py file that defines an Agent, or an
     executable. TASK is what the agent makes of it: of summarize and extract the name of a file, of
@@ -129,17 +131,27 @@ def run(home: Path, /, as_json: bool, **given: Any) -> int:
       aios run /bin/echo -- -e "an option of the program"
     """
     with connect(home, "aios-run") as aios:
-        pid = aios.spawn(**as_request(**given))
+        refused = Refused(aios.start("kernel.events", kinds=["process"]))
+        pid = refused.pid = aios.spawn(**as_request(**given))
+        ask = asking(aios, pid)
+
+        def meanwhile() -> None:
+            ask()
+            refused.look()
+
         try:
             copy = Copy(err=as_json)
-            for part in agent_log(aios, pid, follow=True, meanwhile=asking(aios, pid)):
+            for part in agent_log(aios, pid, follow=True, meanwhile=meanwhile):
                 copy.write(part)
             copy.end()
             end = aios.wait(pid)
         except (KeyboardInterrupt, click.Abort):
             finish_off(aios, pid)
             raise
+        refused.look()
     report(end, as_json)
+    for line in refused.said(home):
+        say(line, err=True)
     return end.code
 
 

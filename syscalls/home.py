@@ -10,6 +10,9 @@ import platformdirs
 from .errors import BadInput
 
 LONGEST = 100  # bytes of a Unix socket's path, with some to spare
+CERTIFICATES = (  # files and folders of whom programs trust
+    "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS",
+)  # fmt: skip
 
 
 def default_home() -> Path:

@@ -281,7 +281,7 @@ def test_what_another_program_tries_is_recorded(
     def run() -> None:
         granted.aios.wait(granted.aios.spawn(str(path), reach=reach), timeout=20)
 
-    assert "process.refused call=openat object=/etc/shadow" in recorded(granted, run)
+    assert "process.refused call=openat object=/etc/shadow needs=read" in recorded(granted, run)
 
 
 def _without_its_own(said: str) -> str:
@@ -325,7 +325,7 @@ def test_without_a_view_nobody_changes_modes_and_it_is_told(tmp_path: Path) -> N
                 key.data()
     assert os.waitstatus_to_exitcode(os.waitpid(os_pid, 0)[1]) == 7
     assert path.stat().st_mode & 0o777 == 0o644
-    assert {call for call, _ in told} <= {"chmod", "fchmodat"}
+    assert {call for call, *_ in told} <= {"chmod", "fchmodat"}
     assert told
 
 
@@ -453,6 +453,63 @@ def test_what_an_agent_detached_ends_with_init(
         path.unlink()
 
 
+# --- what a program finds ------------------------------------------------------------------------
+
+
+SHARED_TOOL = """
+import helper
+from aios.agents.tool import tool
+
+
+@tool
+def word() -> str:
+    'What the module beside says.'
+    return helper.WORD
+"""
+
+
+def test_a_program_imports_what_is_beside_it(
+    boot: Callable[..., System], program: Callable[[str], str], tmp_path: Path, homes: Path
+) -> None:
+    (tmp_path / "helper.py").write_text("WORD = 'beside'\n")
+    (tmp_path / "box.py").write_text(SHARED_TOOL)
+    path = Path(program("import helper\nreturn helper.WORD"))
+    (homes / "link.py").symlink_to(path)
+    (homes / "alone.py").write_text(path.read_text())
+    system = boot(slots=1, ctx=256, tools={"word": {"program": str(tmp_path / "box.py")}})
+    with connect(system.home) as aios:
+        for each in (path, homes / "link.py"):
+            assert aios.wait(aios.spawn(str(each)), timeout=20).result == "beside"
+        assert aios.call_tool("word").result().value == "beside"
+        pid = aios.spawn(str(homes / "alone.py"))  # a home is below that folder
+        assert "No module named 'helper'" in aios.wait(pid, timeout=20).result["error"]
+        assert "put all of them into a folder of their own" in aios.log(pid).data.decode()
+
+
+CERTIFICATES = """
+from pathlib import Path
+return Path(os.environ["SSL_CERT_FILE"]).read_text(), os.listdir(os.environ["SSL_CERT_DIR"])
+"""
+
+
+def test_certificates_that_the_person_named_are_read(
+    boot: Callable[..., System], program: Callable[[str], str], tmp_path: Path, homes: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    certificates = tmp_path / "certificates"
+    certificates.mkdir()
+    (certificates / "own.pem").write_text("whom to trust")
+    monkeypatch.chdir(certificates)
+    monkeypatch.setenv("SSL_CERT_FILE", "own.pem")
+    monkeypatch.setenv("SSL_CERT_DIR", str(certificates))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(homes))
+    system = boot(slots=1, ctx=256)
+    with connect(system.home) as aios:
+        end_ = aios.wait(aios.spawn(program(CERTIFICATES)), timeout=20)
+    assert end_.result == ["whom to trust", ["own.pem"]]
+    assert f"init: no agent reads {homes}, which has a home in it" in system.log.read_text()
+
+
 # --- levels and grants ---------------------------------------------------------------------------
 
 
@@ -460,7 +517,7 @@ def test_what_is_granted_is_let_through_and_nothing_else(granted: Place) -> None
     assert got(granted.attack("sockets")) == {"TCP", "TCP over IPv6"}
     other = granted.targets["other"]
     told = recorded(granted, partial(granted.attack, "sockets", "TCP", tcp=other))
-    assert told == [f"process.refused call=connect object=port {other}"]
+    assert told == [f"process.refused call=connect object=port {other} needs=ports"]
     folder = granted.targets["folder"]
     lent = f"{folder}/lent/file"
     reads = {name for name in granted.attack("files") if name.startswith("read ")}

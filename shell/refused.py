@@ -1,0 +1,68 @@
+"""What Linux refused to an agent that was run, and the option of `aios run` that lets it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from aios.agents.client import Pending
+
+from .escape import shown
+
+LINES = 6  # that are said; the audit log has all
+DOES = {"read": "reading", "write": "writing"}
+
+
+class Refused:
+    """What `call`, of kernel.events, has told of process `pid` so far: (call, object, needs)."""
+
+    def __init__(self, call: Pending) -> None:
+        self.call = call
+        self.pid = 0  # until it is spawned
+        self.found: dict[tuple[str, str, str], None] = {}
+
+    def look(self) -> None:
+        while self.call.pieces:
+            event = self.call.pieces.popleft()
+            if event["what"] == "refused" and event["pid"] == self.pid:
+                detail: dict[str, Any] = event["detail"]
+                self.found[detail["call"], detail["object"], detail.get("needs", "")] = None
+
+    def said(self, home: Path) -> Iterator[str]:
+        """Lines for whoever has run it, in the system of `home`."""
+        every = list(dict.fromkeys(line(*found, home) for found in self.found))
+        for each in every[:LINES]:
+            yield f"aios: refused: {each}"
+        if len(every) > LINES:
+            more = len(every) - LINES
+            yield f"aios: refused: {more} more; `aios audit search --decision denied` has all"
+
+
+def line(call: str, about: str, needs: str, home: Path) -> str:
+    """What was refused, and the option; `about` is an agent's words, and is escaped."""
+    if needs == "processes":
+        return "starting a process (let it: --processes)"
+    if needs == "ports":
+        port = about.removeprefix("port ")
+        if not port.isdigit():
+            return "using the network (let it: --port, for each port)"
+        return f"connecting to port {port} (let it: --port {port})"
+    if needs not in DOES:
+        return f"{call} {shown(about)}".rstrip() + " (no option lets an agent do that)"
+    path = Path(about.partition(" by ")[0])
+    return f"{DOES[needs]} {shown(str(path))} ({shown(option(path, needs, home))})"
+
+
+def option(path: Path, needs: str, home: Path) -> str:
+    """What lets an agent through to `path`. A file that is not there is made in a folder that is;
+    but nobody is told to hand over the folder that a home is in."""
+    if path.is_relative_to(home):
+        return "no option lets an agent into the system's home"
+    if path.exists() or needs == "read":
+        return f"let it: --{needs} {shlex.quote(str(path))}"
+    folder = next(above for above in path.parents if above.exists())
+    if any(each.is_relative_to(folder) for each in (home, Path.home())):
+        return f"let it: make that first, then --write {shlex.quote(str(path))}"
+    return f"let it: --write {shlex.quote(str(folder))}"

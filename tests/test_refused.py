@@ -1,0 +1,74 @@
+"""What the shell says of what an agent was refused, and that what it says helps."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from commands import run
+
+from aios.shell.launch import System
+from aios.shell.refused import LINES, line
+
+HOME = Path("/home/ann/.local/state/aios")
+
+
+@pytest.mark.parametrize(
+    ("call", "about", "needs", "said"),
+    [
+        ("openat", "/etc/shadow", "read", "reading /etc/shadow (let it: --read /etc/shadow)"),
+        ("openat", "/etc/hosts by /tmp/x", "write",
+            "writing /etc/hosts (let it: --write /etc/hosts)"),
+        ("mkdir", "/usr/new/folder", "write", "writing /usr/new/folder (let it: --write /usr)"),
+        ("openat", f"{HOME}/keys/kernel.key", "read",
+            f"reading {HOME}/keys/kernel.key (no option lets an agent into the system's home)"),
+        ("openat", "/home/ann/a b", "write",
+            "writing /home/ann/a b (let it: make that first, then --write '/home/ann/a b')"),
+        ("connect", "port 443", "ports", "connecting to port 443 (let it: --port 443)"),
+        ("socket", "2 1 0", "ports", "using the network (let it: --port, for each port)"),
+        ("clone", "17", "processes", "starting a process (let it: --processes)"),
+        ("ptrace", "", "", "ptrace (no option lets an agent do that)"),
+        ("openat", "/x\x1b[2J\n", "read", "reading /x\\x1b[2J\\n (let it: --read '/x\\x1b[2J\\n')"),
+    ],
+)  # fmt: skip
+def test_each_refusal_names_the_option_that_lets_it(
+    call: str, about: str, needs: str, said: str
+) -> None:
+    assert line(call, about, needs, HOME) == said
+
+
+def test_what_was_refused_to_a_run_is_said_and_works_with_the_option(
+    system: System, program: Callable[[str], str], tmp_path: Path
+) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    path = program("""
+with open("out.txt", "w") as file:
+    file.write(str(task))
+return 7
+""")
+    done = run(system.home, "run", path, "here", cwd=own)
+    assert done.returncode == 1
+    found = re.search(r"refused: writing (.*) \(let it: (.*)\)", done.stderr)
+    assert found is not None
+    assert found[1] == f"{own}/out.txt"
+    done = run(system.home, "run", *shlex.split(found[2]), path, "here", cwd=own)
+    assert (done.stdout.strip(), done.stderr) == ("7", "")
+    assert (own / "out.txt").read_text() == "here"
+
+
+def test_of_many_refusals_the_first_are_said(system: System, program: Callable[[str], str]) -> None:
+    path = program("""
+for number in range(20):
+    try:
+        open(f"/root-{number}")
+    except OSError:
+        pass
+""")
+    done = run(system.home, "run", path)
+    assert done.returncode == 0
+    assert done.stderr.count("refused: reading /root-") == LINES
+    assert "14 more; `aios audit search --decision denied` has all" in done.stderr
