@@ -25,7 +25,7 @@ from .calling import ToolCall
 from .client import Pending
 from .plan import Plan, Step, check, grammar
 from .sdk import Aios
-from .tool_calls import MENDABLE, chosen, plain, signature
+from .tool_calls import MENDABLE, chosen, signature
 
 SPACE = "plan"  # of the agent's memory
 SYSTEM = """\
@@ -89,7 +89,7 @@ class Planner:
         """Have the model make a plan; the grammar leaves it none that cannot be carried out."""
         lines = "\n".join(map(signature, [*self.tools.values(), *self.agents.values()]))
         messages = [
-            {"role": "system", "content": SYSTEM + plain(self.aios, lines)},
+            {"role": "system", "content": SYSTEM + lines},
             {"role": "user", "content": task},
         ]
         held = grammar(self.most, self.tools, self.agents)

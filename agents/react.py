@@ -33,7 +33,6 @@ from .tool_calls import (
     ToolTalk,
     bound,
     chosen,
-    plain,
 )
 
 LETTERS = 2  # of a token: hardly a text has fewer
@@ -209,11 +208,11 @@ class ReAct:
     def shown(self, end: ToolResult | AiosError, letters: int) -> str:
         """What the model reads: how it begins, and where all of it is."""
         if isinstance(end, AiosError):
-            return plain(self.aios, f"error: {end}"[:letters])
+            return f"error: {end}"[:letters]
         text, rest = as_text(end.value), ""
         if end.stored or len(text) > letters:
             rest = f"\n[this is how it begins; {self.kept(text, end.stored)}]"
-        return plain(self.aios, text[:letters]) + rest
+        return text[:letters] + rest
 
     def kept(self, text: str, path: str) -> str:
         """Where all of a result is."""

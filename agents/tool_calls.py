@@ -131,8 +131,7 @@ class ToolTalk:
         self.taught = own is None
         self.form = own or TAGS
         lines = "\n".join(map(signature, specs))
-        about = lines if self.taught else json.dumps([described(spec) for spec in specs])
-        self.about = plain(aios, about)  # servers say what they like of their tools
+        self.about = lines if self.taught else json.dumps([described(spec) for spec in specs])
 
     # --- what the model reads -------------------------------------------------------------------
 
@@ -254,13 +253,6 @@ def bound(spec: Spec, values: Mapping[str, Any]) -> Spec:
     schema["properties"] = {**schema.get("properties", {}), **fixed}
     schema["required"] = [*dict.fromkeys([*schema.get("required", []), *values])]
     return structs.replace(spec, schema=schema)
-
-
-def plain(aios: Aios, text: str) -> str:
-    """The text without what its model would read as control tokens: the end of a turn, say."""
-    while text and len(left := aios.detokenize(aios.tokenize(text))) < len(text):
-        text = left
-    return text
 
 
 def form_of(aios: Aios) -> Form | None:

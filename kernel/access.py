@@ -47,6 +47,7 @@ ITS_OWN = (  # what calls can only be about the caller's own; with others it is 
     t.Checkpoint, t.Rollback, t.Close,
 )  # fmt: skip
 LOOKS = 8  # at who is above a process, until two agree
+RAW = (t.Append, t.Generate)
 LABELS = 64  # of one process; then they become one, that says so
 
 Shared = Callable[[str, str, str | None, Mode], bool]  # principal, owner, path or anything
@@ -72,6 +73,8 @@ class Gate:
         """Raises Denied, or NotFound of a process that is meant."""
         if process.kind == "client" or row.right == "none":
             return Passed("a person may" if process.kind == "client" else "everybody may")
+        if isinstance(args, RAW) and args.messages is None and (args.text or args.tokens):
+            row = row._replace(right="llm.raw")  # what may hold control tokens
         layers, plain = self._layers(process, row.right)
         if plain is not None and _is_of_its_own(args):
             return plain

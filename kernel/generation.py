@@ -25,13 +25,13 @@ from aios.syscalls.errors import (
 from aios.syscalls.messages import (
     Append,
     Appended,
-    ChatMessage,
     Decoding,
     Finish,
     Generate,
     Logprob,
     ModelInfo,
     Moved,
+    PastMessage,
     Piece,
     Result,
     Timings,
@@ -74,7 +74,7 @@ class Work(Struct, kw_only=True):
     held: str = ""  # text that the core held back, while preempted
     cancelled: bool = False
     moved: Moved | None = None
-    given: list[ChatMessage] = []  # what the answer follows, for the interaction log
+    given: list[PastMessage] = []  # what the answer follows, for the interaction log
 
     @property
     def text(self) -> str:
@@ -463,12 +463,12 @@ class Generations:
         return problems
 
 
-def _given(context: Context, args: Generate) -> list[ChatMessage]:
+def _given(context: Context, args: Generate) -> list[PastMessage]:
     """The messages since the last answer, or the text."""
     if args.text is not None:
-        return [ChatMessage("text", args.text)]
+        return [PastMessage(role="text", content=args.text)]
     since = takewhile(lambda turn: not turn.generated, reversed(context.turns))
-    return [ChatMessage(turn.role, turn.text) for turn in since][::-1]
+    return [PastMessage(role=turn.role, content=turn.text) for turn in since][::-1]
 
 
 def _logprobs(work: Work) -> list[Logprob]:

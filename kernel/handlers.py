@@ -146,7 +146,9 @@ def llm_generate(k: Kernel, call: Call, args: t.Generate) -> None:
 def llm_tokenize(k: Kernel, call: Call, args: t.Tokenize) -> None:
     if (args.text is None) == (args.messages is None):
         raise BadInput("give text or messages, one of them")
-    messages = [(message.role, message.content) for message in args.messages or []]
+    messages: list[tuple[str, str]] = [
+        (message.role, message.content) for message in args.messages or []
+    ]
     k.prompts.question(
         call,
         lambda req: Encode(req, args.text, messages),

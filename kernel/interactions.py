@@ -13,7 +13,7 @@ import msgspec
 
 from aios.syscalls.errors import AiosError, NotFound, StoreDamaged
 from aios.syscalls.mem import Interaction, Interactions, LogPage
-from aios.syscalls.messages import ChatMessage, Mail
+from aios.syscalls.messages import Mail, PastMessage
 
 from .owners import Owner, Owners
 from .process import Process
@@ -183,8 +183,8 @@ def _cut(name: str, text: str, cut: dict[str, int]) -> str:
     return text[:CUT]
 
 
-def _cut_message(message: ChatMessage, cut: dict[str, int]) -> ChatMessage:
-    return ChatMessage(message.role, _cut("prompt", message.content, cut))
+def _cut_message(message: PastMessage, cut: dict[str, int]) -> PastMessage:
+    return PastMessage(role=message.role, content=_cut("prompt", message.content, cut))
 
 
 def _cut_body(body: Any, cut: dict[str, int]) -> Any:

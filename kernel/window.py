@@ -19,7 +19,7 @@ from collections.abc import Callable
 from functools import partial
 
 from aios.syscalls.errors import BadInput, ContextFull
-from aios.syscalls.messages import Append, ChatMessage, Decoding, Generate, Moved
+from aios.syscalls.messages import Append, Decoding, Generate, Moved, PastMessage
 
 from .context import Context, ContextManager, Past, Turn
 from .core.protocol import Prefilled
@@ -154,7 +154,7 @@ class Windows:
                 )
             moved = Moved(
                 tokens=context.used - len(tokens),
-                dropped=[ChatMessage(turn.role, turn.text) for turn in gone],
+                dropped=[PastMessage(role=turn.role, content=turn.text) for turn in gone],
                 summary=summary,
                 recalled=[],
             )
@@ -183,7 +183,7 @@ class Windows:
 
         def told(text: str) -> None:
             self._replace(context, old[: cut.start] + old[cut.stop :])
-            gone = [ChatMessage("text", text)]
+            gone = [PastMessage(role="text", content=text)]
             then(Moved(tokens=cut.stop - cut.start, dropped=gone, summary=None, recalled=[]))
 
         self.prompts.detokenize(call, old[cut], lambda encoded: told(encoded.text))
@@ -203,7 +203,7 @@ class Windows:
         recalled = []
         for turn in relevant(turns[-1].text, context.dropped)[:RECALLED]:
             if left > 0:
-                recalled.append(ChatMessage(turn.role, turn.text[:left]))
+                recalled.append(PastMessage(role=turn.role, content=turn.text[:left]))
             left -= len(turn.text)
         if recalled:
             said = "".join(f"{message.role}: {message.content}\n" for message in recalled)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
-from .messages import ChatMessage, Message, Name, Pid, Reply, Usage
+from .messages import Message, Name, PastMessage, Pid, Reply, Usage
 
 MAX_KEY = 400  # bytes of UTF-8
 MAX_SPACES = 64  # of one agent
@@ -118,7 +118,7 @@ class Interaction(Reply):
     time: float  # Unix time
     pid: Pid
     kind: Literal["generation", "sent", "received"]
-    prompt: list[ChatMessage] | UnsetType = UNSET  # that the answer follows; token ids are left out
+    prompt: list[PastMessage] | UnsetType = UNSET  # that the answer follows; token ids are left out
     answer: str | UnsetType = UNSET
     finish: str | UnsetType = UNSET  # as in a result; or "failed"
     usage: Usage | UnsetType = UNSET

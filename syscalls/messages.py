@@ -202,12 +202,20 @@ class LogPart(Reply):
 # --- llm -------------------------------------------------------------------------------------
 
 
+Role = Literal["system", "developer", "user", "assistant", "tool", "tools"]
+
+
 class ChatMessage(Message):
     """With the role "tools" it has, in front of all but a system message, a JSON list of functions
     ({"type": "function", "function": {"name", "description", "parameters"}}) for the model's chat
     template; `bad_input` where that knows no tools."""
 
-    role: Annotated[str, Meta(min_length=1, max_length=32)]
+    role: Role
+    content: str
+
+
+class PastMessage(Reply):
+    role: str  # as in ChatMessage; of text that was no message "text"
     content: str
 
 
@@ -274,7 +282,11 @@ class ContextInfo(Reply):
 
 
 class Append(Message):
-    """What enters a context is exactly one of chat messages, raw text, token ids."""
+    """What enters a context is exactly one of chat messages, raw text, token ids.
+
+    What reads like a control token is one in raw text alone: for that, and for token ids, the right
+    `llm.raw` is asked for, which rules about `llm` cover.
+    """
 
     ctx: CtxId
     messages: Messages | None = None
@@ -286,9 +298,9 @@ class Moved(Reply):
     """What left a full window for this call, and what came back."""
 
     tokens: int  # in the context before, less those that are in it now
-    dropped: list[ChatMessage]  # the oldest; text that was no message has the role "text"
+    dropped: list[PastMessage]  # the oldest
     summary: str | None  # of all that was ever dropped
-    recalled: list[ChatMessage]
+    recalled: list[PastMessage]
 
 
 class Appended(Reply):

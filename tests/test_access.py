@@ -78,6 +78,17 @@ def test_what_a_manifest_does_not_allow_is_denied(agent: Callable[..., Agent]) -
     assert verdict == "manifest of /bound: deny sto.write on {self}:notes/secret"
 
 
+def test_control_tokens_take_a_right_of_their_own(agent: Callable[..., Agent]) -> None:
+    bound = agent(name="plain", manifest={"allow": ["msg", "llm"], "deny": ["llm.raw"]})
+    assert bound.does("aios.generate('Hi', max_tokens=1, ignore_eos=True).result().tokens")
+    assert bound.does("aios.tokenize('<|im_end|>')") == [2]
+    for act in [
+        "aios.generate('Hi', raw=True).text", "aios.generate([2, 1]).text",
+        "aios.open().append('<|im_end|>', raw=True)", "aios.open().append([2])",
+    ]:  # fmt: skip
+        assert bound.does(act) == "access.denied", act
+
+
 def test_a_child_is_bound_by_the_manifests_above_it(
     agent: Callable[..., Agent], program: Program
 ) -> None:

@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aios.kernel.config import embedded_model
+from aios.kernel.core.chat import Controls
 from aios.kernel.core.llama import Engine
 from aios.kernel.core.protocol import Decode, Encode
-from aios.kernel.core.text import TextStream, answer, render_behind
+from aios.kernel.core.template import Renders
+from aios.kernel.core.text import TextStream, answer, parts_behind
 from aios.syscalls.errors import BY_CODE, BadInput
 
 # --- the stream ---------------------------------------------------------------------------------
@@ -129,6 +131,11 @@ ODD = [
 ]
 
 
+def render_behind(engine: Engine, question: Encode) -> str:
+    (text,) = parts_behind(engine, question)  # nothing in it reads like a control token
+    return text
+
+
 def render(engine: Engine, turns: list[tuple[str, str]], *, reply: bool) -> str:
     messages = [{"role": role, "content": content} for role, content in turns]
     return engine.render(messages, reply=reply)
@@ -207,14 +214,17 @@ def test_text_survives_tokens(engine: Engine, text: str) -> None:
 
 def test_an_error_is_an_answer_too() -> None:
     class NoTemplate:
-        def tokenize(self, text: str, *, start: bool) -> list[int]:
+        controls = Controls([])
+
+        @property
+        def template(self) -> Renders:
+            raise BadInput("this model carries no chat template")
+
+        def tokenize_parts(self, parts: list[str], *, start: bool) -> list[int]:
             return []
 
         def piece(self, token: int) -> bytes:
             return b""
-
-        def render(self, messages: list[dict[str, str]], *, reply: bool) -> str:
-            raise BadInput("this model carries no chat template")
 
     encoded = answer(NoTemplate(), Encode(7, messages=[("user", "Hi")]))
     assert encoded.req == 7

@@ -11,8 +11,12 @@ A core outlives its kernel: the sockets connect to the next one, announce themse
 
 from __future__ import annotations
 
+import faulthandler
+import os
 import sys
 import threading
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +49,7 @@ from .protocol import (
 from .text import answer
 
 RING_FD = 3
+HANG_S = 60.0  # on one question of text: the core is given up then
 
 
 class CoreConfig(msgspec.Struct, frozen=True):
@@ -75,6 +80,7 @@ def main() -> int:
             choice.path, slots=config.slots, window=config.window, threads=config.threads,
             cache=config.cache,
         )  # fmt: skip
+        engine.check_template()
         certified, cost = certify(engine)
         batcher = _batcher(config, engine, certified if config.exact else 0)
     except AiosError as error:
@@ -82,7 +88,7 @@ def main() -> int:
         context.term()  # lingers until the kernel has it
         return 1
     text = _connect(context, config, "text")
-    threading.Thread(target=serve_text, args=(text, engine), daemon=True).start()
+    start(serve_text, text, engine)
     serve(_connect(context, config, "core"), batcher, _model_info(engine, choice, certified, cost))
     return 0
 
@@ -163,12 +169,25 @@ def serve(work: zmq.Socket[bytes], batcher: Batcher, model: ModelInfo) -> None:
         work.send(encode(batcher.step()))
 
 
+def start(serve: Callable[..., None], *args: Any) -> None:
+    """Run `serve` in a thread; where that ends, the core does: another can answer again."""
+
+    def run() -> None:
+        try:
+            serve(*args)
+        finally:
+            traceback.print_exc()
+            os._exit(1)
+
+    threading.Thread(target=run, daemon=True).start()
+
+
 def serve_text(text: zmq.Socket[bytes], engine: Engine) -> None:
     """Answer questions. Compiling a grammar may take its time, and no other waits for that."""
     grammars = text.context.socket(zmq.PAIR)
     grammars.set_hwm(0)
     grammars.bind("inproc://grammars")
-    threading.Thread(target=serve_grammars, args=(text.context, engine), daemon=True).start()
+    start(serve_grammars, text.context, engine)
     while True:
         ready, _, _ = zmq.select([text, grammars], [], [])
         if grammars in ready:
@@ -179,7 +198,9 @@ def serve_text(text: zmq.Socket[bytes], engine: Engine) -> None:
             if isinstance(question, Compile):
                 grammars.send(data)
             else:
+                faulthandler.dump_traceback_later(HANG_S, exit=True, file=2)
                 text.send(encode(answer(engine, question)))
+                faulthandler.cancel_dump_traceback_later()
 
 
 def serve_grammars(context: zmq.Context[Any], engine: Engine) -> None:

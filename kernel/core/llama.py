@@ -17,6 +17,8 @@ this file keeps them (ARCHITECTURE.md, "Exactness", has the measurements):
 from __future__ import annotations
 
 import ctypes
+import re
+from contextlib import suppress
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -25,23 +27,23 @@ from typing import Any, Literal
 import llama_cpp as ll
 import numpy as np
 import psutil
-from jinja2.meta import find_undeclared_variables
-from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 from numpy.typing import NDArray
 
 from aios.syscalls import VERSION
 from aios.syscalls.errors import BadInput, Internal, ModelError, NoRoom
 from aios.syscalls.messages import Sampling
 
+from .chat import Controls
 from .gguf import identity, load, log, tokenize
 from .grammar import Grammar, Grammars
 from .sampler import Sampler
 from .state import Bytes, Part, StateForm
-from .text import tools_apart
+from .template import Template
 
 CHUNK = 64  # tokens of a prefill chunk; chunks end at its multiples, so they never depend on others
 ALONE = 256  # llama.cpp pads the span of a KV stream to 256 cells: one more token and it is 512
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # mallopt(3)
+LOOKS = re.compile(r"<[|\uff5c].*[|\uff5c]>|<(start|end)_of_turn>")  # of a control token
 COMPANY = 0  # the token that keeps a lone sequence company
 
 Cache = Literal["f16", "q8_0"]
@@ -104,6 +106,8 @@ class Engine:
             self.cache_bytes = self.form.row_bytes * self.cells * self.streams
 
     def close(self) -> None:
+        if "template" in self.__dict__:
+            self.template.close()
         ll.llama_batch_free(self.batch)
         ll.llama_free(self.ctx)
         ll.llama_model_free(self.model)
@@ -190,6 +194,16 @@ class Engine:
         start = start and not (bos and text.startswith(bos))
         return tokenize(self.vocab, text, start=start, special=True)
 
+    def tokenize_parts(self, parts: list[str], *, start: bool) -> list[int]:
+        """Token ids of a text that was cut where no token may be."""
+        tokens = self.tokenize(parts[0], start=start)
+        line = self.tokenize("\n", start=False)
+        for part in parts[1:]:  # behind a line's end some models put no blank before a word
+            found = self.tokenize("\n" + part, start=False)
+            same = found[: len(line)] == line
+            tokens += found[len(line) :] if same else self.tokenize(part, start=False)
+        return tokens
+
     def piece(self, token: int) -> bytes:
         """The bytes of one token; control tokens have none.
 
@@ -214,47 +228,47 @@ class Engine:
         return bool(ll.llama_vocab_is_eog(self.vocab, token))
 
     def render(self, messages: list[dict[str, str]], *, reply: bool) -> str:
-        """The chat template that the GGUF carries, over `messages`; `reply` opens an answer.
+        """What the model's chat template makes of `messages`; `reply` opens an answer.
 
         Raises:
-            BadInput: the model carries no template, or the template refuses the messages; it knows
-                no tools, and there are some.
+            BadInput: it makes nothing of them.
         """
-        talk, tools = tools_apart(messages)
-        template = self._template
-        if tools is not None and "tools" not in self._template_knows:
-            raise BadInput("the chat template knows no tools", "tell of them in a system message")
-        try:
-            text: str = template._environment.render(
-                messages=talk,
-                tools=tools,
-                eos_token=template.eos_token,
-                bos_token=template.bos_token,
-                add_generation_prompt=reply,
-                raise_exception=_refuse,
-                strftime_now=template.strftime_now,
-            )
-            return text
-        except BadInput:
-            raise
-        except Exception as error:
-            raise BadInput(f"the model's chat template failed: {error}") from error
+        (text,) = self.template.render([(messages, reply)])
+        if isinstance(text, BadInput):
+            raise text
+        return text
 
     @cached_property
-    def _template(self) -> Jinja2ChatFormatter:
+    def template(self) -> Template:
+        """The chat template that the file carries.
+
+        Raises:
+            BadInput: it carries none.
+            ModelError: it carries one that cannot be used.
+        """
         raw = ll.llama_model_chat_template(self.model, None)
         if not raw:
             raise BadInput("this model carries no chat template", "send text, not messages")
-        return Jinja2ChatFormatter(
-            raw.decode(), self._text_of(ll.llama_vocab_eos), self._text_of(ll.llama_vocab_bos)
-        )
+        bos, eos = self._text_of(ll.llama_vocab_bos), self._text_of(ll.llama_vocab_eos)
+        return Template(raw.decode(errors="replace"), bos, eos)
+
+    def check_template(self) -> None:
+        """Raises ModelError for a chat template that cannot be used."""
+        with suppress(BadInput):
+            _ = self.template
 
     @cached_property
-    def _template_knows(self) -> set[str]:
-        """The names that the template takes from whoever renders it."""
-        return find_undeclared_variables(
-            self._template._environment.environment.parse(self._template.template)
-        )
+    def controls(self) -> Controls:
+        """How the tokens are written that a text must not become."""
+        special = ll.LLAMA_TOKEN_ATTR_CONTROL | ll.LLAMA_TOKEN_ATTR_UNKNOWN
+        texts = []
+        for token in range(self.n_vocab):
+            kind = ll.llama_vocab_get_attr(self.vocab, token)
+            if kind & (special | ll.LLAMA_TOKEN_ATTR_USER_DEFINED):
+                text = ll.llama_vocab_get_text(self.vocab, token).decode(errors="replace")
+                if kind & special or self.is_end(token) or LOOKS.fullmatch(text):
+                    texts.append(text)
+        return Controls(texts)
 
     def _text_of(self, which: Any) -> str:
         token = which(self.vocab)
@@ -430,7 +444,3 @@ class Engine:
 
 def _beside(slot: int, streams: int) -> int:
     return slot + 1 if slot + 1 < streams else slot - 1
-
-
-def _refuse(message: str) -> None:
-    raise BadInput(f"the model's chat template refuses: {message}")

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import codecs
-import json
-import secrets
-from typing import Any, Protocol
+from typing import Protocol
 
 from aios.syscalls.errors import AiosError, BadInput
 
+from .chat import Chat, Controls
 from .protocol import Decode, Encode, Encoded
+from .template import Renders
 
 
 class Vocabulary(Protocol):
-    def tokenize(self, text: str, *, start: bool) -> list[int]: ...
+    @property
+    def template(self) -> Renders: ...
+    @property
+    def controls(self) -> Controls: ...
+    def tokenize_parts(self, parts: list[str], *, start: bool) -> list[int]: ...
     def piece(self, token: int) -> bytes: ...
-    def render(self, messages: list[dict[str, str]], *, reply: bool) -> str: ...
 
 
 class TextStream:
@@ -56,45 +59,13 @@ def _overlap(text: str, stop: str) -> int:
     return 0
 
 
-def tools_apart(
-    messages: list[dict[str, str]],
-) -> tuple[list[dict[str, str]], list[Any] | None]:
-    """The messages of a talk, and the tools that one with the role "tools" lists as JSON: what chat
-    templates know as `tools`.
-
-    Raises:
-        BadInput: it lists none, or there are two such messages.
-    """
-    talk = [message for message in messages if message.get("role") != "tools"]
-    given = [message["content"] for message in messages if message.get("role") == "tools"]
-    if not given:
-        return talk, None
-    try:
-        (text,) = given
-        tools = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"no list of tools: {error}", "send one message with them") from error
-    if not isinstance(tools, list):
-        raise BadInput("the tools are not a list", 'send [{"type": "function", ...}] as JSON')
-    return talk, tools
-
-
-def render_behind(vocab: Vocabulary, question: Encode) -> str:
+def parts_behind(vocab: Vocabulary, question: Encode) -> list[str]:
     """What the chat template puts behind the turns that are already in the context."""
-    mark = secrets.token_hex(16)  # stands for each generated answer; nobody's text can hold it
-    turns = [
-        {"role": role, "content": mark if content is None else content}
-        for role, content in question.turns
-    ]
-    new = [{"role": role, "content": content} for role, content in question.messages]
-    if turns and any(message["role"] == "tools" for message in new):
+    old = len(question.turns)
+    if old and any(role == "tools" for role, _ in question.messages):
         raise BadInput("tools come first in a context", "open another for them")
-    text = vocab.render([*turns, *new], reply=question.reply)
-    if not turns:
-        return text
-    if question.turns[-1][1] is None:
-        return text.rpartition(mark)[2]
-    return text[len(vocab.render(turns, reply=False)) :]
+    turns = [*question.turns, *question.messages]
+    return Chat(vocab.template, vocab.controls, turns).behind(old, reply=question.reply)
 
 
 def answer(vocab: Vocabulary, question: Encode | Decode) -> Encoded:
@@ -103,8 +74,7 @@ def answer(vocab: Vocabulary, question: Encode | Decode) -> Encoded:
             data = b"".join(vocab.piece(token) for token in question.tokens)
             return Encoded(question.req, text=data.decode(errors="replace"))
         text = question.text
-        if text is None:
-            text = render_behind(vocab, question)
-        return Encoded(question.req, vocab.tokenize(text, start=question.start))
+        parts = [text] if text is not None else parts_behind(vocab, question)
+        return Encoded(question.req, vocab.tokenize_parts(parts, start=question.start))
     except AiosError as error:
         return Encoded(question.req, error=error.to_wire())
