@@ -83,6 +83,7 @@ def test_a_log_that_is_written_anew_shows(home: Path) -> None:
     receipts = write(home, 100)
     checkpoints = (home / "audit" / "checkpoints").read_bytes()
     shutil.rmtree(home / "audit")
+    (home / "keys" / "audit-newest").unlink()
     write(home, 100)
     assert not whats_wrong(home)
     assert whats_wrong(home, receipts[:1]) == ["0: the receipt says otherwise"]
@@ -129,6 +130,7 @@ def test_a_segment_of_another_log_shows(home: Path) -> None:
         (home / str(number)).mkdir()
         write(home / str(number), SEGMENT + 5)
         (home / str(number) / "audit" / "checkpoints").unlink()
+        (home / str(number) / "keys" / "audit-newest").unlink()
         assert not whats_wrong(home / str(number))
     shutil.copy(path_of(home / "1" / "audit", SEGMENT), home / "0" / "audit")
     said = f"{SEGMENT}: the segment does not follow from the one before"
@@ -140,7 +142,10 @@ def test_receipts_show_what_was_cut_off_behind_the_last_checkpoint(home: Path) -
     opened = Open(home)
     receipts = opened.add(5)
     data = path_of(home / "audit", 0).read_bytes()
+    newest = home / "keys" / "audit-newest"
+    shutil.copy(newest, home / "newest")
     opened.close()
+    shutil.copy(home / "newest", newest)
     shutil.copy(home / "audit" / "checkpoints", home / "later")
     at, _ = list(records(home))[13]
     path_of(home / "audit", 0).write_bytes(data[:at].ljust(len(data), b"\0"))

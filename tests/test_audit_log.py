@@ -15,6 +15,7 @@ import pytest
 from audit_logs import Open, records, whats_wrong, write
 from conftest import eventually
 
+from aios.kernel.audit.checkpoint import notes
 from aios.kernel.audit.log import AHEAD, RESERVE
 from aios.kernel.audit.read import entries
 from aios.kernel.audit.recorder import Audit
@@ -51,7 +52,7 @@ def test_a_log_goes_on(home: Path) -> None:
     assert [sequence for sequence, _ in receipts] == list(range(20))
     report = verify(home / "audit", receipts=receipts)
     assert (report.problems, report.receipts, report.checkpoints) == ([], 20, 2)
-    assert [path.stat().st_mode & 0o777 for path in (home / "keys").iterdir()] == [0o600]
+    assert {path.stat().st_mode & 0o777 for path in (home / "keys").iterdir()} == {0o600}
 
 
 def test_the_thread_that_makes_room_keeps_out_of_the_way(home: Path) -> None:
@@ -144,6 +145,79 @@ def test_records_that_were_signed_and_are_lost_are_told_for_good(home: Path) -> 
     assert opened.log.trouble.startswith("records 0 to 14 were signed, and are lost")
     assert opened.add(1)[0][0] == 15
     opened.close()
+
+
+def cut_back(home: Path, count: int) -> None:
+    """To the first of the checkpoints, at so many records, as who has not the key can do it."""
+    path, checkpoints = path_of(home / "audit", 0), home / "audit" / "checkpoints"
+    _, end = list(records(home))[count - 1]
+    data = path.read_bytes()
+    path.write_bytes(data[:end].ljust(len(data), b"\0"))
+    checkpoints.write_bytes(notes(checkpoints.read_bytes())[0][0] + b"\n")
+
+
+def test_a_log_that_is_cut_back_with_its_checkpoints_is_noticed(home: Path) -> None:
+    write(home, 10)
+    write(home, 5)
+    cut_back(home, 10)
+    assert whats_wrong(home) == ["10: records 10 to 14 are missing: a checkpoint has them"]
+    opened = Open(home)
+    assert opened.log.trouble.startswith("records 10 to 14 were signed, and are lost")
+    opened.add(3)
+    opened.close()
+    assert write(home, 1)[0][0] == 18
+    assert whats_wrong(home) == ["10: records 10 to 14 are missing: a checkpoint has them"]
+
+
+def test_other_records_in_the_place_of_those_that_were_signed_are_noticed(home: Path) -> None:
+    write(home, 10)
+    write(home, 5)
+    forger = home / "forger"
+    shutil.copytree(home, forger)
+    cut_back(forger, 10)
+    (forger / "keys" / "audit-newest").unlink()
+    opened = Open(forger)
+    opened.add(5)
+    opened.log.sync()
+    shutil.copy(path_of(forger / "audit", 0), home / "audit")
+    shutil.copy(forger / "audit" / "checkpoints", home / "audit")
+    assert whats_wrong(home) == ["14: the checkpoint says otherwise"]
+    found = Open(home)
+    assert found.log.trouble.endswith("others are in their place")
+    found.add(1)
+    found.close()
+    assert whats_wrong(home)
+    opened.close()
+
+
+def test_the_newest_checkpoint_is_missed(home: Path) -> None:
+    write(home, 10)
+    newest = home / "keys" / "audit-newest"
+    newest.unlink()
+    assert whats_wrong(home) == [f"None: the newest checkpoint is not in {newest} any more"]
+    opened = Open(home)
+    assert opened.log.trouble == f"the newest checkpoint is not in {newest} any more"
+    opened.add(1)
+    opened.close()
+    assert whats_wrong(home) == []
+    newest.write_bytes(newest.read_bytes().replace(b"11", b"12"))
+    assert "is signed by none of the log's keys" in whats_wrong(home)[0]
+
+
+def test_a_kernel_that_died_between_the_two_places_of_a_checkpoint_is_no_trouble(
+    home: Path,
+) -> None:
+    write(home, 10)
+    checkpoints = home / "audit" / "checkpoints"
+    before = checkpoints.read_bytes()
+    receipts = write(home, 5)
+    checkpoints.write_bytes(before)
+    assert whats_wrong(home, receipts) == []
+    opened = Open(home)
+    assert opened.log.trouble == ""
+    opened.close()
+    assert len(notes(checkpoints.read_bytes())[0]) == 2
+    assert whats_wrong(home, receipts) == []
 
 
 def test_old_segments_go(home: Path) -> None:

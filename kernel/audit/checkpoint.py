@@ -8,6 +8,9 @@ and signed-note, so the tools of other transparency logs read them.
     — aios/1f0c... 3q2+7w...          name of the key, base64 of its id and the Ed25519 signature
 
 A public key is the text NAME+ID+KEY, as signed-note has it.
+
+The newest is kept beside the private key as well: whoever cuts the log and the file of checkpoints
+back to an older one, without the key, does not have it.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from ..files import sync_folder
 
 ED25519 = b"\1"  # signed-note's number of the algorithm
 DASH = "— "
+NEWEST = "-newest"  # behind the name of the private key
 
 
 @dataclass(frozen=True)
@@ -87,11 +91,17 @@ class Signer:
             raise AuditDamaged(f"the key {path} cannot be used: {error}", hint) from error
         public = self.key.public_key().public_bytes_raw()
         self.public = PublicKey("aios/" + sha256(public).hexdigest()[:16], public)
+        self.newest = newest_of(path)
 
     def sign(self, size: int, root: bytes) -> bytes:
         text = f"{self.public.name}\n{size}\n{_base64(root)}\n".encode()
         signature = _base64(self.public.id + self.key.sign(text))
         return text + f"\n{DASH}{self.public.name} {signature}\n".encode()
+
+
+def newest_of(key: Path) -> Path:
+    """Where the newest checkpoint that was signed by that private key is kept as well."""
+    return key.with_name(key.name + NEWEST)
 
 
 def _write_new(path: Path, data: bytes) -> None:
@@ -147,37 +157,61 @@ def _base64(data: bytes) -> str:
 
 
 class Checkpoints:
-    """The file of them, and beside it the public key. `size` is that of the newest, `trouble` what
-    is wrong with it."""
+    """The file of them, and beside it the public key. `size` and `root` are those of the newest,
+    `trouble` is what is wrong with it."""
 
     def __init__(self, folder: Path, signer: Signer) -> None:
-        self.signer, self.size, self.trouble = signer, 0, ""
+        self.signer, self.size, self.root, self.trouble = signer, 0, b"", ""
         _note_key(folder / "key", signer.public)
         self.path = folder / "checkpoints"
         self.file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         found, self.at = notes(self.path.read_bytes())
         os.ftruncate(self.file, self.at)  # a power cut
-        if found:
-            try:
-                self.size = opened(found[-1], [signer.public]).size
-            except AuditDamaged as error:
-                self.trouble = error.message
+        try:
+            newest = opened(found[-1], [signer.public]) if found else None
+            self._take(newest)
+            if signer.newest.exists():
+                self._take_kept(opened(signer.newest.read_bytes(), [signer.public]))
+            elif found:
+                self.trouble = f"the newest checkpoint is not in {signer.newest} any more"
+        except AuditDamaged as error:
+            self.trouble = error.message
+
+    def _take(self, newest: Checkpoint | None) -> None:
+        if newest is not None:
+            self.size, self.root = newest.size, newest.root
+
+    def _take_kept(self, newest: Checkpoint) -> None:
+        """It was written before the one in the file was, or that has been cut back: `verify` has to
+        hear of it."""
+        if newest.size > self.size:
+            if not self._append(newest.note):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._take(newest)
 
     def add(self, size: int, root: bytes) -> bool:
         """False: there is no room for it."""
-        note = self.signer.sign(size, root) + b"\n"
+        note = self.signer.sign(size, root)
+        try:
+            _write_new(self.signer.newest, note)
+        except OSError as error:
+            return _only_full(error)
+        if not self._append(note):
+            return False
+        self.size, self.root = size, root
+        return True
+
+    def _append(self, note: bytes) -> bool:
+        """False: there is no room for it."""
+        note += b"\n"
         try:
             if os.pwrite(self.file, note, self.at) < len(note):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fdatasync(self.file)
         except OSError as error:
             os.ftruncate(self.file, self.at)
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
-            print(f"audit: no room for a checkpoint: {error.strerror}", file=sys.stderr, flush=True)
-            return False
+            return _only_full(error)
         self.at += len(note)
-        self.size = size
         return True
 
     def drop(self, kept: int) -> None:
@@ -190,6 +224,14 @@ class Checkpoints:
 
     def close(self) -> None:
         os.close(self.file)
+
+
+def _only_full(error: OSError) -> bool:
+    """False, and said: there is no room. Raises what is wrong otherwise."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        raise error
+    print(f"audit: no room for a checkpoint: {error.strerror}", file=sys.stderr, flush=True)
+    return False
 
 
 def _note_key(path: Path, key: PublicKey) -> None:

@@ -64,7 +64,7 @@ class Log:
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
             self.checkpoints = Checkpoints(folder, signer)
-            found = resume(folder, self.checkpoints.size)
+            found = resume(folder, self.checkpoints.size, self.checkpoints.root)
         except OSError as error:
             raise DiskFull(f"no audit log in {folder}: {error.strerror}") from error
         self.trouble, self.torn = self.checkpoints.trouble or found.trouble, found.torn

@@ -33,8 +33,8 @@ class Resumed:
     trouble: str = ""
 
 
-def resume(folder: Path, signed: int) -> Resumed:
-    """`signed`: records of the newest checkpoint."""
+def resume(folder: Path, signed: int, root: bytes = b"") -> Resumed:
+    """`signed`: records of the newest checkpoint, which has `root`."""
     found = segments(folder)
     while found and is_blank(found[-1][1].read_bytes()):  # made ahead
         found.pop()[1].unlink()
@@ -52,6 +52,9 @@ def resume(folder: Path, signed: int) -> Resumed:
             found.pop()
             continue
         try:
+            follow(data, state, min(signed, end_of(first)))
+            if signed and state.sequence == signed and state.peaks.root() != root:
+                return _lost(found, signed, first, "others are in their place")
             follow(data, state, end_of(first))
         except AuditDamaged as error:
             trouble = error.message

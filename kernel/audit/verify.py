@@ -20,7 +20,7 @@ import msgspec
 from aios.syscalls.errors import AuditDamaged, BadInput
 from aios.syscalls.wire import Receipt
 
-from .checkpoint import Checkpoint, PublicKey, notes, opened, public_key
+from .checkpoint import Checkpoint, PublicKey, newest_of, notes, opened, public_key
 from .segment import State, begin, end_of, follow, is_blank, segments
 
 SETTLE = 0.01  # seconds until what is wrong is looked at again
@@ -81,7 +81,9 @@ def verify(
         BadInput: there is no log.
     """
     report = Report()
-    signed = [*_signed(folder, keys or known_keys(folder), report), *kept]
+    keys = keys or known_keys(folder)
+    signed = [*_signed(folder, keys, report), *kept]
+    signed += [each for each in _kept_as_well(folder, keys, report) if each not in signed]
     files = segments(folder)
     while files and is_blank(files[-1][1].read_bytes()):  # made ahead
         files.pop()
@@ -135,6 +137,21 @@ def _signed(folder: Path, keys: Sequence[PublicKey], report: Report) -> Iterator
             report.problems.append(Problem(None, f"the checkpoint at {checkpoint.size} comes late"))
         size = max(size, checkpoint.size)
         yield checkpoint
+
+
+def _kept_as_well(folder: Path, keys: Sequence[PublicKey], report: Report) -> Iterator[Checkpoint]:
+    """The newest checkpoint from beside the private key, where this is the log of a home."""
+    path = newest_of(folder.parent / "keys" / "audit")
+    try:
+        yield opened(path.read_bytes(), keys)
+    except FileNotFoundError:
+        checkpoints = folder / "checkpoints"
+        if path.parent.exists() and checkpoints.exists() and checkpoints.stat().st_size:
+            report.problems.append(
+                Problem(None, f"the newest checkpoint is not in {path} any more")
+            )
+    except AuditDamaged as error:
+        report.problems.append(Problem(None, f"{path}: {error.message}"))
 
 
 # --- segments ------------------------------------------------------------------------------------
