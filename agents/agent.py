@@ -15,11 +15,11 @@ class Agent(ABC):
     with exit code 1 and the traceback in its log.
     """
 
-    name: ClassVar[str] = ""
+    name: ClassVar[str] = ""  # what its process is listed as, unless its spawner says otherwise
 
     def __init__(self, aios: Aios) -> None:
         self.aios = aios
 
     @abstractmethod
     def run(self, task: Any) -> Any:
-        """Do the task; msgpack types in and out."""
+        """Do the task; msgpack types in and out. It may be `async def`."""

@@ -9,7 +9,7 @@ import msgspec
 
 from aios.syscalls import messages as t
 from aios.syscalls import tool as m
-from aios.syscalls.errors import AiosError, NotFound, ToolFailed
+from aios.syscalls.errors import AiosError, Denied, NotFound, ToolFailed
 
 from .calls import Calls
 from .client import Pending
@@ -48,11 +48,19 @@ class ToolCall:
         return self._calls.cancel(self._pending.id)
 
 
-def absent(name: str, boxes: Sequence[m.Box], hint: str) -> AiosError:
-    """Why there is no tool of this name."""
-    for box in boxes:
-        if box.error and box.name == name.partition(".")[0]:
-            return ToolFailed(f"the toolbox {box.name} did not start: {box.error}")
+def absent(name: str, found: m.Tools, hint: str) -> AiosError:
+    """Why the caller has no tool of this name."""
+    box = name.partition(".")[0]
+    seen = sum(spec.name.partition(".")[0] == box for spec in found.tools)
+    for each in found.boxes:
+        if each.name == box and each.error:
+            return ToolFailed(f"the toolbox {box} did not start: {each.error}")
+        if each.name == box and seen < each.tools:
+            return Denied(
+                f"nothing grants this agent the tool {name!r}: it takes the right tool.call on it",
+                f'allow = ["tool.call {name}"] in its manifest or group, or `aios grant /AGENT '
+                f"tool.call {name}`",
+            )
     return NotFound(f"no tool {name!r}", hint)
 
 

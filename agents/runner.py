@@ -5,7 +5,9 @@ init has this module loaded before it forks, so an agent starts without loading 
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
+import inspect
 import os
 import sys
 import traceback
@@ -98,10 +100,17 @@ def main(beside: str = "") -> int:
     return code
 
 
+def _outcome(result: Any) -> Any:
+    """What `run` returns, also where it is `async def`. Raises TypeError of one that yields."""
+    if inspect.isgenerator(result) or inspect.isasyncgen(result):
+        raise TypeError("`run` yields, and so has not begun: let it return its result")
+    return asyncio.run(result) if inspect.iscoroutine(result) else result
+
+
 def _run(aios: Aios, beside: str) -> tuple[int, Any]:
     try:
         agent = load(resolve(aios.welcome.program))(aios)
-        return 0, agent.run(aios.welcome.task)
+        return 0, _outcome(agent.run(aios.welcome.task))
     except SystemExit as leave:
         if isinstance(leave.code, int | None):
             return (leave.code or 0) & 0xFF, None  # as Linux cuts it

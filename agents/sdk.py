@@ -26,6 +26,7 @@ from aios.syscalls.wire import Receipt
 from .access import AccessCalls
 from .calling import ToolCalls
 from .client import Pending, kernel_elsewhere, named_address, say_hello
+from .declared import declared_name
 from .memory import MemoryCalls
 from .storage import StorageCalls
 
@@ -219,7 +220,8 @@ class Aios(MemoryCalls, StorageCalls, AccessCalls, ToolCalls):
     ) -> int:  # fmt: skip
         """Start an agent; its pid. It gets forks of `contexts`: Aios.inherited. Of what the caller
         may do, it may do what its `manifest` allows. `reach` names files and ports beyond the walls
-        around its process."""
+        around its process. Without a `name` it is listed as its class says, or else its file."""
+        name = name or declared_name(program)
         spawned = self._call(
             t.Spawned, "proc.spawn", program=program, task=task, args=list(args), name=name,
             limits=limits, nice=nice, cwd=cwd, contexts=[context.id for context in contexts],

@@ -236,13 +236,14 @@ def chosen(aios: Aios, only: Sequence[str] | None) -> list[Spec]:
     """The tools that may be called, or those of them that `only` names.
 
     Raises:
-        NotFound: there is none of that name. ToolFailed: its toolbox did not start.
+        NotFound: there is none of that name. Denied: it is not granted. ToolFailed: its toolbox did
+            not start.
     """
     found = aios.toolboxes()
     specs = {spec.name: spec for spec in found.tools}
     for name in only or ():
         if name not in specs:
-            raise absent(name, found.boxes, f"there are: {', '.join(sorted(specs)) or 'none'}")
+            raise absent(name, found, f"there are: {', '.join(sorted(specs)) or 'none'}")
     return list(specs.values()) if only is None else [specs[name] for name in only]
 
 

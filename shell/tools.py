@@ -138,7 +138,7 @@ def find(aios: Aios, name: str) -> Spec:
     for spec in found.tools:
         if spec.name == name:
             return spec
-    raise absent(name, found.boxes, "`aios tool list` lists them")
+    raise absent(name, found, "`aios tool list` lists them")
 
 
 def arguments_of(spec: Spec, pairs: tuple[str, ...], given: str | None) -> dict[str, Any]:

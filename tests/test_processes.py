@@ -15,6 +15,7 @@ from conftest import Boot, eventually
 from helpers import end, row, running, script
 
 from aios.agents import Aios, connect
+from aios.agents.declared import declared_name
 from aios.shell.launch import System
 from aios.syscalls.errors import (
     NoProgram,
@@ -54,6 +55,53 @@ def test_an_end_has_a_code_a_reason_and_a_result(
     assert (exited.code, exited.reason) == (code, reason)
     if result is not None:
         assert exited.result == result
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "result"),
+    [
+        ("async def run(self, task):\n        await asyncio.sleep(0)\n        return task", 0, "x"),
+        ("async def run(self, task):\n        raise KeyError(task)", 1, {"error": "KeyError: 'x'"}),
+        ("async def run(self, task):\n        sys.exit(7)", 7, None),
+        (
+            "def run(self, task):\n        print('it runs')\n        yield 1", 1,
+            {"error": "TypeError: `run` yields, and so has not begun: let it return its result"},
+        ),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("named", ['name = "boss"', 'name: ClassVar[str] = "boss"', ""])
+def test_an_agent_is_listed_by_its_class_and_may_be_async(
+    aios: Aios, tmp_path: Path, body: str, code: int, result: Any, named: str
+) -> None:
+    path = tmp_path / "work.py"
+    path.write_text(
+        "import asyncio, sys\nfrom typing import ClassVar\nfrom aios.agents import Agent\n\n\n"
+        f"class Boss(Agent):\n    {named or 'x = 1'}\n\n    {body}\n"
+    )
+    exited = aios.wait(aios.spawn(str(path), "x"), timeout=30)
+    assert (exited.name, exited.code, exited.result) == ("boss" if named else "work", code, result)
+    assert "it runs" not in aios.log(exited.pid).data.decode()
+    assert aios.wait(aios.spawn(str(path), name="other"), timeout=30).name == "other"
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("class A(Agent):\n    name = 'a'", "a"),
+        ("class A(Agent):\n    name = 'a'\nclass B(Agent):\n    name = 'b'", None),
+        ("class A:\n    name = 'a'", None),
+        ("class A(Agent):\n    name = f()", None),
+        ("class A(", None),
+        ("[" * 100_000, None),
+        ("\0", None),
+    ],
+)
+def test_the_name_that_a_file_declares(text: str, name: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "a.py"
+    path.write_text(text)
+    assert declared_name(str(path)) == name
+    assert declared_name(str(tmp_path / "none.py")) is None
+    assert declared_name("/bin/sh") is None
 
 
 def test_the_welcome_and_the_table_tell_the_same(aios: Aios, program: Program) -> None:

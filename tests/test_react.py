@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -208,3 +208,21 @@ def test_tools_that_are_named(aios: Aios) -> None:
     with pytest.raises(NotFound, match=r"no tool 'school\.sub'") as caught:
         chosen(aios, ["school.sub"])
     assert "school.add" in caught.value.hint
+
+
+def test_a_tool_that_is_not_granted_is_not_said_to_be_missing(
+    aios: Aios, program: Callable[[str], str]
+) -> None:
+    asks = program(
+        "from aios.agents.tool_calls import chosen\n"
+        "found = [spec.name for spec in chosen(aios, ['school.add'])]\n"
+        "for name in ('school.note', 'nosuch.add'):\n"
+        "    try:\n        chosen(aios, [name])\n"
+        "    except AiosError as error:\n        found += [error.code, str(error)]\n"
+        "return found"
+    )
+    manifest = {"allow": ["tool.list", "tool.call school.add"]}
+    name, code, says, other, _ = aios.wait(aios.spawn(asks, manifest=manifest)).result
+    assert (name, code, other) == ("school.add", "access.denied", "not_found")
+    assert "nothing grants this agent the tool 'school.note': it takes the right tool.call" in says
+    assert 'allow = ["tool.call school.note"]' in says

@@ -1,0 +1,34 @@
+"""What an agent's file declares, read without running it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+LARGEST = 1 << 20  # bytes of a file that is read
+
+
+def declared_name(program: str) -> str | None:
+    """The `name` that the one agent in a .py file has; None where it has none, or the file cannot
+    be read here: then whoever starts it finds out."""
+    path = Path(program)
+    try:
+        if path.suffix != ".py" or not path.is_absolute() or path.stat().st_size > LARGEST:
+            return None
+        body = ast.parse(path.read_bytes()).body
+    except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):
+        return None
+    classes = [node for node in body if isinstance(node, ast.ClassDef) and node.bases]
+    names = [name for each in classes if (name := _name_of(each))]
+    return names[0] if len(names) == 1 else None
+
+
+def _name_of(node: ast.ClassDef) -> str | None:
+    for line in node.body:
+        match line:
+            case (
+                ast.Assign(targets=[ast.Name(id="name")], value=ast.Constant(value=str() as name))
+                | ast.AnnAssign(target=ast.Name(id="name"), value=ast.Constant(value=str() as name))
+            ):
+                return name
+    return None
