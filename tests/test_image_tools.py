@@ -55,6 +55,32 @@ def test_image_resizes(job: Job, asked: dict[str, int], size: tuple[int, int]) -
     assert stored(job, "b.png").getpixel((0, 0)) == (255, 0, 0)
 
 
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_image_is_upright_whichever_way_a_camera_held_it(job: Job, format: str) -> None:
+    """What is red is above in what a reader of EXIF data shows: orientation 6, a quarter turn."""
+    held = Image.new("RGB", (40, 20), "blue")
+    held.paste("red", (0, 0, 20, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = store(job, "a", held, format, exif=exif)
+    assert run("image.inspect", job, path=path)["height"] == 40
+    run("image.resize", job, path=path, to=f"{FOLDER}/b", width=10)
+    run("image.convert", job, path=path, to=f"{FOLDER}/c", format="PNG")
+    for name, width in (("b", 10), ("c", 20)):
+        found = stored(job, name)
+        assert found.size == (width, 2 * width)
+        assert found.getexif().get(0x0112, 1) == 1
+        red, _, blue = found.convert("RGB").getpixel((width // 2, 2))  # type: ignore[misc]
+        assert red - blue > 140
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("exif", [b"Exif\0\0MM", b"Exif\0\0II*\0\xff\xff\xff\xff", b"no EXIF"])
+def test_image_with_damaged_exif_data_is_read_as_it_is(job: Job, exif: bytes) -> None:
+    path = store(job, "a.jpg", Image.new("RGB", (40, 20)), "JPEG", exif=exif)
+    assert run("image.inspect", job, path=path)["width"] == 40
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "F"])
 def test_image_converts_whatever_there_is(job: Job, mode: str) -> None:
     path = store(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
@@ -52,6 +53,37 @@ def test_sql_lists_tables_and_views(tmp_path: Path) -> None:
     ]
     columns = ["name VARCHAR", "length DOUBLE", "built DATE"]
     assert run("sql.tables", database=str(duck)) == [{"name": "ships", "columns": columns}]
+
+
+def test_sql_lists_the_rest_of_a_database_with_what_cannot_be_read(tmp_path: Path) -> None:
+    path = sqlite_file(tmp_path / "a.db")
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA writable_schema = ON")
+        db.execute("UPDATE sqlite_schema SET sql = 'CREATE TABLE ships (n)' WHERE name = 'ships'")
+        values = "('table', 'odd', 'odd', 0, 'CREATE VIRTUAL TABLE odd USING nosuch(a)')"
+        db.execute(f"INSERT INTO sqlite_schema VALUES {values}")
+        db.commit()
+    assert run("sql.tables", database=str(path)) == [
+        {"name": "long", "columns": [], "problem": "no such column: name"},
+        {"name": "notes", "columns": ["text"]},
+        {"name": "odd", "columns": [], "problem": "no such module: nosuch"},
+        {"name": "ships", "columns": ["n"]},
+    ]
+
+
+def test_sqlite_shows_a_text_that_is_not_utf_8(tmp_path: Path) -> None:
+    query = "SELECT name, cast(x'61ff62' AS TEXT) FROM ships ORDER BY name"
+    found = run("sql.query", database=str(sqlite_file(tmp_path / "a.db")), query=query)
+    assert found["rows"] == [["Elba", "a\ufffdb"], ["Tejo", "a\ufffdb"]]
+
+
+def test_duckdb_has_times_with_a_zone(tmp_path: Path) -> None:
+    path = str(duckdb_file(tmp_path / "a.db"))
+    query = "SELECT current_timestamp, TIMESTAMPTZ '2026-01-31 10:00:00+00', [now()]"
+    ((now, then, several),) = run("sql.query", database=path, query=query)["rows"]
+    assert datetime.fromisoformat(then) == datetime(2026, 1, 31, 10, tzinfo=UTC)
+    assert datetime.fromisoformat(now).tzinfo is not None
+    assert several.startswith("[datetime.datetime(")
 
 
 def test_sql_answers(tmp_path: Path) -> None:

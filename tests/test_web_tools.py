@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ssl
+import subprocess
+import sys
+import textwrap
 import tracemalloc
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -34,6 +37,7 @@ def site(pages: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> str:
     return pages[0]
 
 
+PUBLIC = "8.8.8.8"
 TEXT = "Ferries\nLeaves at nine.\nSee the table (https://example.org/a)"
 
 
@@ -54,6 +58,55 @@ def test_fetch_gets_a_page_as_it_is(site: str) -> None:
     assert run("http.fetch", url=f"{site}/charset")["text"] == "text"
 
 
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("sjis", "日本"), ("old", "日本"), ("marked", "日本"), ("wide", "日本"),
+        ("undefined", "日本"), ("hinted", "the page"),
+    ],
+)  # fmt: skip
+def test_fetch_reads_what_a_page_says(path: str, text: str, site: str) -> None:
+    found = run("http.fetch", url=f"{site}/{path}")
+    assert (found["status"], found["text"], found["more"]) == (200, text, False)
+
+
+def test_fetch_follows_a_place_as_the_server_means_it(
+    site: str, pages: tuple[str, list[str]]
+) -> None:
+    found = run("http.fetch", url=f"{site}/raw")
+    assert found["status"] == 404
+    assert pages[1][-1] == "/named-%C3%A9%20x?q=%E6%97%A5"
+
+
+def test_fetch_asks_no_address_of_an_interface_of_this_machine() -> None:
+    """Also not one that others reach: here it is a public one, in a network of its own."""
+    code = f"ADDRESS = {PUBLIC!r}\n" + textwrap.dedent("""
+        import fcntl, http.server, socket, struct, threading
+        from aios.agents.tools import http as tool
+        from aios.syscalls.errors import ToolFailed
+
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as lo:
+            named = struct.pack("16sH2x4s8x", b"lo", socket.AF_INET, socket.inet_aton(ADDRESS))
+            fcntl.ioctl(lo, 0x8916, named)  # SIOCSIFADDR
+            fcntl.ioctl(lo, 0x8914, struct.pack("16sh22x", b"lo", 1))  # SIOCSIFFLAGS: up
+        asked = []
+        class Page(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                asked.append(self.path)
+        server = http.server.ThreadingHTTPServer(("", 0), Page)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            tool.get(f"http://{ADDRESS}:{server.server_port}/")
+        except ToolFailed as error:
+            print(error, asked)
+    """)
+    alone = ["unshare", "--map-root-user", "--net", sys.executable, "-c", code]
+    done = subprocess.run(alone, check=False, capture_output=True, text=True)
+    reason = f"{PUBLIC} is {PUBLIC}, an address of this machine or its own network"
+    assert reason in done.stdout, done.stderr
+    assert done.stdout.endswith(" []\n")
+
+
 def test_fetch_keeps_pages_small(site: str) -> None:
     for path in ("big", "bomb"):  # one is long, one is short and unpacks to 100 MB
         tracemalloc.start()
@@ -71,6 +124,9 @@ def test_fetch_keeps_pages_small(site: str) -> None:
         ("/file", "'file:///etc/passwd' is not an address of the web"),
         ("/damaged", "cannot be unpacked"),
         ("/coded", "coded as br"),
+        ("/short", "ends 988 bytes too early"),
+        ("/torn", "ends too early to be unpacked"),
+        ("/hints", "answers with 103 again and again"),
         ("/binary", "not a text: application/octet-stream"),
     ],
 )

@@ -83,6 +83,41 @@ class Pages(BaseHTTPRequestHandler):
     def page_charset(self) -> None:
         self.answer(b"text", "text/plain; charset=no-such")
 
+    def page_sjis(self) -> None:
+        page = "<html><head><meta charset='shift_jis'></head><p>日本</p>"
+        self.answer(page.encode("shift_jis"), "text/html")
+
+    def page_old(self) -> None:
+        kind = '<META http-equiv="Content-Type" content="text/html; charset=EUC-JP">'
+        self.answer(f"{kind}<p>日本</p>".encode("euc-jp"), "text/html")
+
+    def page_marked(self) -> None:
+        self.answer("日本".encode("utf-8-sig"))
+
+    def page_wide(self) -> None:
+        self.answer("日本".encode("utf-16"))
+
+    def page_undefined(self) -> None:
+        self.answer("日本".encode(), "text/plain; charset=undefined")
+
+    def page_hinted(self) -> None:
+        self.wfile.write(b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n" * 2)
+        self.answer(b"the page")
+
+    def page_hints(self) -> None:
+        self.wfile.write(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 100)
+
+    def page_short(self) -> None:
+        self.answer(b"twelve bytes", Content_Length="1000")
+
+    def page_torn(self) -> None:
+        self.answer(packed(1)[:-20], Content_Encoding="gzip")
+
+    def page_raw(self) -> None:
+        self.send_response(302)
+        self.wfile.write(b"".join(self._headers_buffer))  # type: ignore[attr-defined]
+        self.wfile.write("Location: /named-é%20x?q=日\r\n\r\n".encode())
+
     def page_silent(self) -> None:
         self.server.shutdown_asked.wait(30)  # type: ignore[attr-defined]
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import ast
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Annotated, Any
 
 import msgspec
@@ -95,9 +96,13 @@ def _value(node: ast.AST) -> Any:
             return CONSTANTS[name] if name in CONSTANTS else sympy.Symbol(name)
         case ast.List(elts=items):
             return [_value(item) for item in items]
-    value = _combined(node)
+    return _valued(_combined(node), node)
+
+
+def _valued(value: Any, node: ast.AST) -> Any:
+    """What has a value: sympy goes on with others as well, to it 1/(1/0) is 0."""
     for item in _leaves(_plain(value)):
-        if item.has(sympy.nan, sympy.zoo):  # sympy goes on with these: to it 1/(1/0) is 0
+        if item.has(sympy.nan, sympy.zoo):
             text = ast.unparse(node)[:100]
             raise ToolFailed(f"{text} has no value: it divides by zero, or is infinite")
     return value
@@ -107,11 +112,12 @@ def _combined(node: ast.AST) -> Any:
     match node:
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             return -_operand(_value(operand))
-        case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
-            return OPERATORS[type(op)](_operand(_value(left)), _operand(_value(right)))
+        case ast.BinOp(op=op) if type(op) in OPERATORS:
+            return _chain(node)
         case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in RELATIONS:
             return RELATIONS[type(op)](_value(left), _value(right))
         case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in FUNCTIONS:
+            _check_count(name, len(args))
             given = [_value(arg) for arg in args]
             return FUNCTIONS[name](*(given if name == "solve" else map(_numbers, given)))
         case ast.Call(func=ast.Name(id=name)):
@@ -120,6 +126,26 @@ def _combined(node: ast.AST) -> Any:
         f"{ast.unparse(node)[:100]!r} has no place in an expression",
         "write numbers without commas, names, + - * / // % **, comparisons, lists, function calls",
     )
+
+
+def _check_count(name: str, count: int) -> None:
+    counts = COUNTS.get(name, ONE)
+    if count not in counts:
+        takes = "one or more" if counts is SOME else " or ".join(map(str, counts))
+        raise ToolFailed(f"{name} takes {takes} arguments, and has {count}")
+
+
+def _chain(node: ast.BinOp) -> Any:
+    """Operators from left to right, as many as there are: each is one level of the tree."""
+    first: ast.expr = node
+    rest: list[tuple[ast.operator, ast.expr]] = []
+    while isinstance(first, ast.BinOp) and type(first.op) in OPERATORS:
+        rest.append((first.op, first.right))
+        first = first.left
+    value = _operand(_value(first))
+    for op, right in reversed(rest):
+        value = _valued(OPERATORS[type(op)](value, _operand(_value(right))), node)
+    return value
 
 
 def _operand(value: Any) -> Any:
@@ -264,17 +290,38 @@ def _round(number: Any, places: Any = sympy.S.Zero) -> Any:
     return sympy.Rational(str(number.round(_integer(places, 12))))
 
 
-def _mean(items: list[Any]) -> Any:
+def _items(least: int, *given: Any) -> list[Any]:
+    """The numbers of a list, or those that are given one by one."""
+    items = _leaves(list(given))
+    if len(items) < least:
+        raise ToolFailed(f"it takes {least} or more numbers, and has {len(items)}")
+    return items
+
+
+def _log(number: Any, base: Any = sympy.E) -> Any:
+    if base in (0, 1) or base.is_infinite:
+        raise ToolFailed(f"there is no logarithm to the base {base}")
+    return sympy.log(number, base)
+
+
+def _limit(term: Any, variable: Any, point: Any) -> Any:
+    """From both sides."""
+    return sympy.limit(term, variable, point, "+-")
+
+
+def _mean(given: Any) -> Any:
+    items = _items(1, given)
     return sympy.Add(*items) / len(items)
 
 
-def _median(items: list[Any]) -> Any:
-    ordered = sorted(items)
+def _median(items: Any) -> Any:
+    ordered = sorted(_items(1, items))
     return _mean(ordered[(len(items) - 1) // 2 : len(items) // 2 + 1])
 
 
-def _variance(items: list[Any]) -> Any:
+def _variance(given: Any) -> Any:
     """Of a sample: over n - 1."""
+    items = _items(2, given)
     mean = _mean(items)
     return sympy.Add(*((item - mean) ** 2 for item in items)) / (len(items) - 1)
 
@@ -307,19 +354,22 @@ RELATIONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
 }  # fmt: skip
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     name: getattr(sympy, name) for name in (
-        "sqrt", "cbrt", "root", "log", "sin", "cos", "tan", "asin", "acos", "atan", "atan2", "tanh",
-        "asinh", "acosh", "atanh", "floor", "ceiling", "sign", "gcd", "lcm", "re", "im",
-        "conjugate", "arg", "simplify", "expand", "factor", "apart", "together", "cancel", "limit",
-        "solve", "isprime",
+        "sqrt", "cbrt", "root", "sin", "cos", "tan", "asin", "acos", "atan", "atan2", "tanh",
+        "asinh", "acosh", "atanh", "floor", "ceiling", "sign", "re", "im",
+        "conjugate", "arg", "simplify", "expand", "factor", "apart", "together", "cancel", "solve",
+        "isprime",
     )
 } | {
     name: _bounded(getattr(sympy, name), name)
     for name in ("exp", "sinh", "cosh", "factorial", "binomial", "gamma", "fibonacci")
 } | {
-    "ln": sympy.log, "abs": sympy.Abs, "ceil": sympy.ceiling, "mod": operator.mod,
+    "log": _log, "ln": sympy.log, "limit": _limit, "abs": sympy.Abs, "ceil": sympy.ceiling,
+    "mod": operator.mod,
     "log2": lambda x: sympy.log(x, 2), "log10": lambda x: sympy.log(x, 10),
-    "min": lambda *given: sympy.Min(*(given[0] if isinstance(given[0], list) else given)),
-    "max": lambda *given: sympy.Max(*(given[0] if isinstance(given[0], list) else given)),
+    "gcd": lambda *given: reduce(sympy.gcd, _items(1, *given)),
+    "lcm": lambda *given: reduce(sympy.lcm, _items(1, *given)),
+    "min": lambda *given: sympy.Min(*_items(1, *given)),
+    "max": lambda *given: sympy.Max(*_items(1, *given)),
     "pow": _remainder_of_power, "round": _round,
     "factorint": lambda n: sympy.factorint(_integer(n, HARD)),
     "N": lambda x, *n: sympy.N(x, *(_integer(digits, 10) for digits in n)),
@@ -336,3 +386,14 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "dot": _on_matrix(lambda a, b: a.dot(b), None),
     "cross": _on_matrix(lambda a, b: a.cross(b), None),
 }  # fmt: skip
+# How many arguments each takes; sympy ignores some, or takes them for something else.
+ONE, SOME = (1,), range(1, 1000)
+COUNTS: dict[str, Sequence[int]] = {
+    **dict.fromkeys(("gcd", "lcm", "min", "max", "solve"), SOME),
+    **dict.fromkeys(("atan2", "mod", "binomial", "linsolve", "dot", "cross"), (2,)),
+    **dict.fromkeys(("log", "round", "N", "apart"), (1, 2)),
+    **dict.fromkeys(("root", "pow", "diff"), (2, 3)),
+    **dict.fromkeys(("sum", "product"), (1, 4)),
+    "integrate": (2, 4),
+    "limit": (3,),
+}

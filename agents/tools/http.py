@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import http.client
 import ipaddress
 import os
+import re
 import ssl
 import zlib
 from html.parser import HTMLParser
@@ -27,6 +29,10 @@ SECONDS = 15.0  # that a server may be silent
 PRIVATE = "AIOS_HTTP_PRIVATE"  # "1": addresses of this machine and its own network as well
 HEADERS = {"User-Agent": "aios-tool", "Accept-Encoding": "identity", "Connection": "close"}
 MOVED = (301, 302, 303, 307, 308)
+HINTS = 16  # of an answer that is to come
+HEAD = 1024  # bytes in which a page says what charset it has
+CHARSET = re.compile(rb"""<meta[^>]*?\bcharset\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
+MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 SILENT = {"script", "style", "noscript", "template", "svg"}
 INLINE = {"a", "abbr", "b", "code", "em", "i", "mark", "small", "span", "strong", "sub", "sup", "u"}
 
@@ -55,9 +61,9 @@ def fetch(
 ) -> Page:
     """Get a page of the web, as text. What it says is not to be trusted."""
     body = get(url)
-    if b"\0" in body.data[:1024]:
+    if b"\0" in body.data[:1024] and not body.charset.startswith("utf-16"):
         raise ToolFailed(f"{body.url} is not a text: {body.media or 'of no type'}")
-    text = body.data.decode(body.charset, errors="replace")
+    text = body.data.decode(body.charset, errors="replace").removeprefix("\ufeff")
     if body.media == "text/html" and not raw:
         text = as_text(text)
     return Page(body.url, body.status, body.media, text[:SHOWN], body.more or len(text) > SHOWN)
@@ -93,16 +99,43 @@ def _step(url: str, private: bool) -> Body | str:
         target = quote(parts.path or "/", "/%:@!$&'()*+,;=~-._")
         query = quote(parts.query, "/%:@!$&'()*+,;=~-._?")
         connection.request("GET", f"{target}?{query}" if query else target, headers=HEADERS)
-        reply = connection.getresponse()
+        reply = _answered(connection)
         if reply.status in MOVED and (location := reply.getheader("Location")):
-            return urljoin(url, location)
+            return urljoin(url, _as_utf_8(location))
         data, more = _content(reply)
-        charset = reply.headers.get_content_charset("utf-8")
-        return Body(
-            url, reply.status, reply.headers.get_content_type(), _known(charset), data, more
-        )
+        media = reply.headers.get_content_type()
+        charset = reply.headers.get_content_charset() or _declared(data, media)
+        return Body(url, reply.status, media, _known(charset), data, more)
     finally:
         connection.close()
+
+
+def _answered(connection: http.client.HTTPConnection) -> http.client.HTTPResponse:
+    """The answer, after those that only tell that one is coming."""
+    reply = connection.getresponse()
+    for _ in range(HINTS):
+        if not 100 <= reply.status < 200:
+            return reply
+        reply.headers = None  # type: ignore[assignment]  # it reads the next ones then
+        reply.begin()
+    raise ToolFailed(f"{connection.host} answers with {reply.status} again and again")
+
+
+def _as_utf_8(header: str) -> str:
+    """A header that has other than ASCII characters in it, as servers mean it."""
+    try:
+        return header.encode("latin-1").decode()
+    except UnicodeError:
+        return header
+
+
+def _declared(data: bytes, media: str) -> str:
+    """The charset that a text itself says it has."""
+    for mark, charset in MARKS.items():
+        if data.startswith(mark):
+            return charset
+    found = CHARSET.search(data[:HEAD]) if media in ("text/html", "application/xhtml+xml") else None
+    return found[1].decode() if found else "utf-8"
 
 
 class _Public(http.client.HTTPConnection):
@@ -113,9 +146,11 @@ class _Public(http.client.HTTPConnection):
 
     def connect(self) -> None:
         super().connect()
-        address = ipaddress.ip_address(self.sock.getpeername()[0])
-        address = getattr(address, "ipv4_mapped", None) or address
-        if not address.is_global and not self.private:
+        address, own = (
+            _address(name[0]) for name in (self.sock.getpeername(), self.sock.getsockname())
+        )
+        # Linux speaks to an address of this machine from that address.
+        if (not address.is_global or address == own) and not self.private:
             reason = f"{self.host} is {address}, an address of this machine or its own network"
             raise ToolFailed(reason)
 
@@ -129,13 +164,24 @@ class _PublicTls(_Public):
         self.sock = context.wrap_socket(self.sock, server_hostname=self.host)
 
 
+def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    address = ipaddress.ip_address(name)
+    return getattr(address, "ipv4_mapped", None) or address
+
+
 def _content(reply: http.client.HTTPResponse) -> tuple[bytes, bool]:
     """At most MAX_BYTES, also of what a small reply unpacks to."""
     data = reply.read(MAX_BYTES + 1)
+    if reply.length and len(data) <= MAX_BYTES:
+        raise ToolFailed(f"the content ends {reply.length} bytes too early")
     coding = reply.getheader("Content-Encoding", "identity")
     if coding in ("gzip", "deflate"):
+        unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)
         try:
-            data = zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(data, MAX_BYTES + 1)
+            found = unpacker.decompress(data, MAX_BYTES + 1)
+            if max(len(data), len(found)) <= MAX_BYTES and not unpacker.eof:
+                raise ToolFailed("the content ends too early to be unpacked")
+            data = found
         except zlib.error as error:
             raise ToolFailed(f"the content cannot be unpacked: {error}") from error
     elif coding != "identity":
@@ -145,8 +191,8 @@ def _content(reply: http.client.HTTPResponse) -> tuple[bytes, bool]:
 
 def _known(charset: str) -> str:
     try:
-        "".encode(charset)
-    except LookupError:
+        b"\xff".decode(charset, errors="replace")
+    except (LookupError, ValueError):  # there is none, or none for texts
         return "utf-8"
     return charset
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from typing import Annotated, Literal, get_args
 
 import msgspec
 from msgspec import Meta
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from aios.agents.tool import Running, tool
 from aios.syscalls.errors import ToolFailed
@@ -71,7 +72,7 @@ def _scaled(width: int, height: int, across: int | None, down: int | None) -> tu
 
 
 def _opened(path: str, job: Running) -> tuple[Image.Image, Shape]:
-    """The image with its first frame read, and what it is."""
+    """The image with its first frame read, the way up that its EXIF data say, and what it is."""
     size = job.aios.sto_read(path, count=0).info.size
     if size > MAX_BYTES:
         raise ToolFailed(f"{path} has {size} bytes, and at most {MAX_BYTES} are read")
@@ -81,13 +82,15 @@ def _opened(path: str, job: Running) -> tuple[Image.Image, Shape]:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(data, formats=FORMATS)
             image.load()
-        return image, _shape(path, image, size)
+        shape, upright = _shape(path, image, size), ImageOps.exif_transpose(image)
+        shape.width, shape.height = upright.size
+        return upright, shape
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ToolFailed(f"{path} has more than {MAX_PIXELS} pixels") from error
     except UnidentifiedImageError as error:  # what it says is for programmers
         kinds = ", ".join(FORMATS)
         raise ToolFailed(f"{path} cannot be read as an image: it is none of {kinds}") from error
-    except (OSError, ValueError, SyntaxError, EOFError) as error:  # what Pillow's readers raise
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:  # Pillow's readers'
         raise ToolFailed(f"{path} cannot be read as an image: {error}") from error
 
 

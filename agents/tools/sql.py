@@ -12,11 +12,11 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import duckdb
+import msgspec
 from msgspec import Meta
 
 from aios.agents.tool import Running, tool
@@ -39,10 +39,11 @@ READS = {
 }  # fmt: skip
 # What virtual tables (full text, JSON) do when they are opened. Neither writes.
 OPENS = {(sqlite3.SQLITE_UPDATE, "sqlite_master"), (sqlite3.SQLITE_PRAGMA, "data_version")}
-SQLITE_COLUMNS = """
-    SELECT t.name, c.name || ' ' || c.type FROM pragma_table_list t, pragma_table_info(t.name) c
-    WHERE t.schema = 'main' AND t.type != 'shadow' AND t.name NOT LIKE 'sqlite\\_%' ESCAPE '\\'
-    ORDER BY t.name, c.cid"""
+SQLITE_TABLES = """
+    SELECT name FROM pragma_table_list
+    WHERE schema = 'main' AND type != 'shadow' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'
+    ORDER BY name"""
+SQLITE_COLUMNS = "SELECT name || ' ' || type FROM pragma_table_info(?) ORDER BY cid"
 DUCKDB_COLUMNS = """
     SELECT table_name, column_name || ' ' || data_type FROM duckdb_columns()
     WHERE NOT internal ORDER BY table_name, column_index"""
@@ -53,10 +54,10 @@ Database = Annotated[
 ]
 
 
-@dataclass
-class Table:
+class Table(msgspec.Struct, omit_defaults=True):
     name: str
     columns: list[str]  # each with its type
+    problem: str = ""  # why it cannot be read
 
 
 @dataclass
@@ -69,11 +70,10 @@ class Rows:
 @tool(name="sql.tables", timeout=60)
 def tables(database: Database, job: Running) -> list[Table]:
     """List the tables and views of a database, with their columns."""
-    ask, query = _duckdb, DUCKDB_COLUMNS
     with _file(database, job) as path:
         if _is_sqlite(path):
-            ask, query = partial(_sqlite, trusted=True), SQLITE_COLUMNS
-        pairs = ask(path, query, COLUMNS).rows
+            return _sqlite_tables(path)
+        pairs = _duckdb(path, DUCKDB_COLUMNS, COLUMNS).rows
     found: dict[str, list[str]] = {}
     for table, column in pairs:
         found.setdefault(table, []).append(column.strip())
@@ -117,23 +117,50 @@ def _is_sqlite(path: Path) -> bool:
         raise ToolFailed(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _sqlite(path: Path, query: str, count: int, *, trusted: bool = False) -> Rows:
+@contextlib.contextmanager
+def _connected(path: Path) -> Iterator[sqlite3.Connection]:
+    """Raises ToolFailed, of what goes wrong with the connection too."""
     limit = time.monotonic() + SECONDS
     try:
         with closing(sqlite3.connect(_address(path), uri=True)) as connection:
+            connection.text_factory = lambda data: data.decode(errors="replace")
             connection.execute("PRAGMA query_only = ON")
             connection.execute(f"PRAGMA hard_heap_limit = {MEMORY}")
             connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 10_000_000)
             connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
             connection.set_progress_handler(lambda: time.monotonic() > limit, STEPS)
-            if not trusted:
-                connection.set_authorizer(_allowed)
-            cursor = connection.execute(query)
-            if cursor.description is None:
-                raise ToolFailed("that is no SELECT", HINT)
-            return _rows([column[0] for column in cursor.description], cursor, count)
+            yield connection
     except (sqlite3.Error, sqlite3.Warning, MemoryError) as error:
         raise ToolFailed(f"SQLite: {_reason(str(error) or 'out of memory')}", HINT) from error
+
+
+def _sqlite(path: Path, query: str, count: int) -> Rows:
+    with _connected(path) as connection:
+        connection.set_authorizer(_allowed)
+        cursor = connection.execute(query)
+        if cursor.description is None:
+            raise ToolFailed("that is no SELECT", HINT)
+        return _rows([column[0] for column in cursor.description], cursor, count)
+
+
+def _sqlite_tables(path: Path) -> list[Table]:
+    """Each by itself: a view may be of what is gone, a virtual table of a module that is not
+    there."""
+    found: list[Table] = []
+    room = COLUMNS
+    with _connected(path) as connection:
+        for (name,) in connection.execute(SQLITE_TABLES).fetchmany(COLUMNS):
+            table = Table(name, [])
+            try:
+                columns = connection.execute(SQLITE_COLUMNS, (name,)).fetchmany(room)
+                table.columns = [column.strip() for (column,) in columns]
+            except sqlite3.OperationalError as error:
+                if "interrupt" in str(error):
+                    raise
+                table.problem = str(error)[:1000]
+            found.append(table)
+            room -= len(table.columns)
+    return found
 
 
 def _address(path: Path) -> str:
