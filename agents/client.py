@@ -129,6 +129,7 @@ class Connection:
         self.last = 0
         self.is_agent = token is not None
         self.lost = False  # the kernel that was there is not any more
+        self.owner, self.closed = os.getpid(), False
         self.welcome = self._connect({"token": token, "name": name})
 
     def start(self, name: str, args: dict[str, Any]) -> Pending:
@@ -136,8 +137,9 @@ class Connection:
 
         Raises:
             TooBig: it does not fit into one message.
-            KernelGone: the system has stopped.
+            KernelGone: the system has stopped, or this connection is closed, or another process's.
         """
+        self._must_be_usable()
         self._look()
         if self.lost:
             self._come_back()
@@ -153,9 +155,10 @@ class Connection:
         """Take the replies that are there, waiting for the first, until `limit` (monotonic).
 
         Raises:
-            KernelGone: the system has stopped.
+            KernelGone: the system has stopped, or this connection is closed, or another process's.
             TimedOut: nothing came.
         """
+        self._must_be_usable()
         if self.lost:
             self._come_back()
         if not self._poll(limit):
@@ -184,6 +187,18 @@ class Connection:
         return [int(socket.getsockopt(zmq.FD)) for socket in (self.socket, self.monitor)]
 
     def close(self, linger: int | None = None) -> None:
+        self.closed = True
+        if self.owner == os.getpid():  # a fork would end what its parent goes on with
+            self._leave(linger)
+
+    def _must_be_usable(self) -> None:
+        if self.closed:
+            raise KernelGone("this connection is closed", "open another with connect()")
+        if self.owner != os.getpid():
+            hint = "call connect() in the fork"
+            raise KernelGone(f"this connection is that of process {self.owner}", hint)
+
+    def _leave(self, linger: int | None = None) -> None:
         if self.socket.closed:
             return
         self.socket.disable_monitor()
@@ -204,7 +219,7 @@ class Connection:
 
     def _come_back(self) -> None:
         """To the kernel that follows."""
-        self.close(0)
+        self._leave(0)
         try:
             welcome = self._connect(
                 {"back": {"pid": self.welcome["pid"], "secret": self.welcome["secret"]}}
@@ -229,11 +244,11 @@ class Connection:
                 try:
                     welcome = self._hello(who)
                 except BaseException:
-                    self.close()
+                    self._leave()
                     raise
                 if welcome is not None:
                     return welcome
-                self.close(0)
+                self._leave(0)
             if not self._follows(limit):
                 what = "the kernel went away from" if self.lost else "no kernel answers at"
                 raise KernelGone(f"{what} {self.endpoint}")

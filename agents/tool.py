@@ -13,17 +13,23 @@ function runs, what it returns afterwards.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import importlib.util
 import inspect
 import json
 import math
+import operator
 import re
 import sys
+import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime, time
+from functools import reduce
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Annotated, Any, Literal, Protocol, overload
 
 import msgspec
 
@@ -34,6 +40,7 @@ from .sdk import Aios
 
 MAX_DEPTH = 32  # of what a tool returns; the kernel passes on no more
 SHOWN = 2000  # characters of a schema in an error
+FORMATS: dict[type, str] = {datetime: "date-time", time: "time"}
 NESTED = ("properties", "patternProperties", "$defs")  # keywords whose value names schemas
 VALUES = ("default", "enum", "const", "examples", "required")  # whose value is none
 
@@ -92,7 +99,7 @@ class Tool:
 
     def _sendable(self, value: Any) -> Any:
         try:
-            plain = msgspec.to_builtins(value, builtin_types=(bytes,))
+            plain = msgspec.to_builtins(_whole(value), builtin_types=(bytes,))
             check_plain(plain, MAX_DEPTH)
             msgspec.convert(plain, self.returns, str_keys=True)
         except (TypeError, ValueError, RecursionError) as error:
@@ -188,7 +195,10 @@ def _signature(
     label: str, function: Callable[..., Any]
 ) -> tuple[type[msgspec.Struct], Any, str | None]:
     """The arguments as a struct, the type of the result, the parameter that gets the Running."""
-    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+    if (
+        inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function)
+        or inspect.isasyncgenfunction(function)
+    ):  # fmt: skip
         raise TypeError(f"the tool {label!r}: a tool is a plain function")
     hints = typing.get_type_hints(function, include_extras=True)
     fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
@@ -198,15 +208,51 @@ def _signature(
             raise TypeError(f"the tool {label!r}: {parameter} cannot be given by name")
         if name not in hints:
             raise TypeError(f"the tool {label!r}: the parameter {name!r} has no type")
+        if name.startswith("__"):
+            raise TypeError(f"the tool {label!r}: the parameter {name!r} begins with two _")
         if hints[name] is Running:
             job = name
         elif parameter.default is parameter.empty:
-            fields.append((name, hints[name]))
+            fields.append((name, _dated(hints[name])))
         else:
-            fields.append((name, hints[name], parameter.default))
+            fields.append((name, *_defaulted(label, name, hints[name], parameter.default)))
     takes = msgspec.defstruct("Arguments", fields, kw_only=True, forbid_unknown_fields=True)
     returns = hints.get("return", Any)
     return takes, returns, job
+
+
+def _defaulted(label: str, name: str, hint: Any, default: Any) -> tuple[Any, Any]:
+    """The type of a parameter that has a default, and what makes that. Raises TypeError."""
+    if default is None:
+        hint |= None
+    hint = _dated(hint)
+    try:
+        if default is not msgspec.UNSET:
+            plain = msgspec.to_builtins(default, builtin_types=(bytes,))
+            msgspec.convert(plain, hint, str_keys=True)
+    except (TypeError, ValueError, RecursionError) as error:
+        what = f"the default of {name!r} is not of its type: {error}"
+        raise TypeError(f"the tool {label!r}: {what}") from error
+    if default and isinstance(default, list | dict | set | bytearray):
+        return hint, msgspec.field(default_factory=lambda: copy.deepcopy(default))
+    return hint, default
+
+
+def _dated(hint: Any) -> Any:
+    """The type with the formats of dates and times, which msgspec leaves out where there may be no
+    zone."""
+    if isinstance(hint, type) and hint in FORMATS:
+        return Annotated[hint, msgspec.Meta(extra_json_schema={"format": FORMATS[hint]})]
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        has_zone = any(getattr(each, "tz", None) is not None for each in args[1:])
+        return hint if has_zone else Annotated[(_dated(args[0]), *args[1:])]
+    if origin is None or origin is Literal:
+        return hint
+    dated = tuple(_dated(each) for each in args)
+    if dated == args:
+        return hint
+    return reduce(operator.or_, dated) if origin is types.UnionType else origin[dated]
 
 
 def _schema(label: str, kind: Any) -> dict[str, Any]:
@@ -236,6 +282,19 @@ def _inlined(schema: Any, named: dict[str, Any], within: tuple[str, ...]) -> Any
         if key in NESTED else _inlined(value, named, within)
         for key, value in schema.items() if key not in ("title", "discriminator")
     }  # fmt: skip
+
+
+def _whole(value: Any) -> Any:
+    """The value, whose dataclasses have all their fields: one that nobody has set is in its class,
+    where msgspec does not look."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in dataclasses.fields(value)]
+        return {name: _whole(getattr(value, name)) for name in names if hasattr(value, name)}
+    if isinstance(value, dict):
+        return {key: _whole(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_whole(item) for item in value]
+    return value
 
 
 def check_plain(value: Any, depth: int) -> None:

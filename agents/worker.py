@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import io
 import resource
 import sys
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import msgspec
 
 from aios.agents.agent import Agent
+from aios.agents.printed import Printed
 from aios.agents.sdk import Aios
 from aios.agents.tool import Tool, load_tools
 from aios.syscalls.errors import AiosError, NoProgram, NotFound, ToolArguments, ToolFailed
@@ -44,7 +44,7 @@ class Worker(Agent):
         """Whatever a tool does, its caller hears of it."""
         try:
             with (
-                contextlib.redirect_stdout(Printed(sys.stdout)) as printed,
+                contextlib.redirect_stdout(Passed(sys.stdout)) as printed,
                 contextlib.redirect_stderr(printed),
             ):
                 value = tool.run(job.args, Reporting(self.aios, job.id))
@@ -67,10 +67,11 @@ class Reporting:
             self.aios.job_progress(self.job_id, done, total, message)
 
 
-class Printed(io.TextIOBase):
+class Passed(Printed):
     """Passes on what a tool prints, up to a bound, and as long as there is room in the log."""
 
     def __init__(self, target: Any) -> None:
+        super().__init__()
         self.target, self.left = target, PRINTED
 
     def write(self, text: str) -> int:

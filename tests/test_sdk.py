@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aios.agents import Aios
+from aios.agents import Aios, connect
+from aios.agents.client import Pending
+from aios.shell.launch import System
+from aios.syscalls.errors import KernelGone
 
 
 def test_leaving_a_context_cancels_what_runs_in_it(aios: Aios) -> None:
@@ -49,3 +54,48 @@ def test_a_result_that_cannot_be_passed_on_is_an_error_of_the_agent(
     assert end.code == 1
     assert end.result["error"].startswith("proc.exit: ")
     assert "the result cannot be reported" in aios.log(end.pid).data.decode()
+
+
+def test_a_connection_that_is_closed_says_so(system: System) -> None:
+    with connect(system.home) as aios:
+        mail = aios.start("msg.recv")
+    uses: list[Callable[[], Any]] = [aios.ps, lambda: list(mail), mail.wait, aios.stats]
+    for use in uses:
+        with pytest.raises(KernelGone, match=r"this connection is closed .*open another"):
+            use()
+    aios.close()
+
+
+def test_a_fork_is_told_that_the_connection_is_its_parent_s(system: System) -> None:
+    with connect(system.home, "parent") as aios:
+        mail = aios.start("msg.recv")
+        read, write = os.pipe()
+        if os.fork() == 0:
+            try:
+                os.write(write, outcome(system.home, aios, mail).encode())
+            finally:
+                os._exit(0)
+        os.close(write)
+        with os.fdopen(read) as told:
+            said = told.read().splitlines()
+        os.wait()
+        assert aios.whoami().name == "parent"
+        assert len(said) == 3
+        assert said[0] == "child"
+        for line in said[1:]:
+            assert f"this connection is that of process {os.getpid()} (call connect() in" in line
+
+
+def outcome(home: Path, aios: Aios, mail: Pending) -> str:
+    """What a fork hears of what it does with the connection of its parent, and of its own."""
+    said = []
+    with connect(home, "child") as own:
+        said.append(own.whoami().name)
+    uses: list[Callable[[], Any]] = [aios.ps, mail.wait]
+    for use in uses:
+        try:
+            use()
+        except KernelGone as error:
+            said.append(str(error))
+    aios.close()
+    return "\n".join(said)

@@ -124,6 +124,13 @@ def test_each_box_works_in_its_worker(
         ("import sys\nprint('b', file=sys.stderr)", "b\n", None),
         ("def f(n): return n and n + f(n - 1)\nf(10)", "", "55"),
         ("import sys; print(1); sys.exit(0)", "1\n", None),
+        (
+            "import sys\nprint(1)\nfor part in (b'\\xc3', b'\\xa9', b'\\xff\\n'):\n"
+            "    n = sys.stdout.buffer.write(part)\nsys.stdout.buffer.flush()\nprint(2)\n"
+            "n, sys.stdout.encoding, sys.stdout.writable(), sys.stdout.isatty()",
+            "1\né\ufffd\n2\n",
+            "(2, 'utf-8', True, False)",
+        ),
         ("", "", None),
     ],
 )

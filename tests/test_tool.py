@@ -5,8 +5,8 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, time
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -219,6 +219,14 @@ def pieces() -> Any:
     yield 1
 
 
+async def streams(a: int) -> Any:
+    yield a
+
+
+def private(__x: int) -> None: ...
+def wrong(a: int = "x") -> None: ...  # type: ignore[assignment]
+
+
 def untyped(x):  # type: ignore[no-untyped-def]
     return x
 
@@ -233,7 +241,8 @@ def foreign(path: Alone) -> None: ...
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
-        (later, "a plain function"), (pieces, "a plain function"),
+        (later, "a plain function"), (pieces, "a plain function"), (streams, "a plain function"),
+        (private, "'__x' begins with two _"), (wrong, "default of 'a' .*Expected `int`, got `str`"),
         (untyped, "the parameter 'x' has no type"), (starred, "items: .*by name"),
         (doubled, "items: .*by name"), (positional, "x: .*by name"),
         (endless, "Chain contains itself"), (foreign, "Alone"),
@@ -242,6 +251,50 @@ def foreign(path: Alone) -> None: ...
 def test_what_cannot_be_a_tool_says_why(function: Callable[..., Any], reason: str) -> None:
     with pytest.raises(TypeError, match=f"the tool '{function.__name__}': .*{reason}"):
         tool(function)
+
+
+@tool
+def all_kinds(
+    when: datetime, maybe: list[datetime | None], clock: Annotated[time, Meta(description="at")],
+    zoned: Annotated[datetime, Meta(tz=True)],
+    a: int = None,  # type: ignore[assignment]  # noqa: RUF013
+    b: list[int] = [1],  # noqa: B006
+) -> list[Any]:  # fmt: skip
+    """Return what it gets."""
+    b.append(2)
+    return [when, maybe, clock, zoned, a, b]
+
+
+def test_dates_and_times_have_their_formats_in_a_schema() -> None:
+    kinds = all_kinds.schema["properties"]
+    date = {"type": "string", "format": "date-time"}
+    assert (kinds["when"], kinds["zoned"]) == (date, date)
+    assert kinds["maybe"]["items"]["anyOf"] == [date, {"type": "null"}]
+    assert kinds["clock"] == {"type": "string", "format": "time", "description": "at"}
+    given = {
+        "when": "2026-01-31T10:00:00Z", "maybe": ["2026-01-31T10:00:00", None], "clock": "10:00:00",
+        "zoned": "2026-01-31T10:00:00Z",
+    }  # fmt: skip
+    assert all_kinds.run(given, Alone()) == [*given.values(), None, [1, 2]]
+    assert all_kinds.run({**given, "a": None}, Alone())[4:] == [
+        None,
+        [1, 2],
+    ]  # no call's is another's
+
+
+@dataclass
+class Report:
+    text: str
+    lines: int = field(default=3, init=False)
+
+
+def test_a_field_that_nobody_has_set_is_in_the_result() -> None:
+    @tool
+    def reports() -> list[Report]:
+        """Report."""
+        return [Report("a")]
+
+    assert reports.run({}, Alone()) == [{"text": "a", "lines": 3}]
 
 
 @pytest.mark.parametrize("given", ["lab.add", returns, Row])

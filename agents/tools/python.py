@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import io
 import traceback
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
+from aios.agents.printed import Printed
 from aios.agents.tool import tool
 from aios.syscalls.errors import ToolFailed
 
@@ -23,10 +23,11 @@ class Outcome(msgspec.Struct):
     value: str | None  # of the last line, where that is an expression
 
 
-class Printed(io.TextIOBase):
+class Kept(Printed):
     """Keeps how it begins, counts the rest."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.kept = ""
         self.lost = 0
 
@@ -49,7 +50,7 @@ def python(code: Annotated[str, Meta(max_length=50_000)]) -> Outcome:
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ToolFailed(f"this is not Python: {error}") from error
     last = body.pop() if body and isinstance(body[-1], ast.Expr) else None
-    printed, value = Printed(), None
+    printed, value = Kept(), None
     names = {"__name__": "__main__"}
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
