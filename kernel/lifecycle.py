@@ -22,6 +22,7 @@ from aios.syscalls.errors import (
     BadVersion,
     Denied,
     LimitReached,
+    NoProgram,
     ProcessGone,
     from_wire,
 )
@@ -53,7 +54,7 @@ from .stats import EventLog
 from .toolbox import Box
 from .trap import Call, Session, Trap
 from .waiting import Waiters
-from .walls import Room, joined, shown
+from .walls import Room, joined, reaches, shown
 
 LAST_WORD = 0.2  # seconds that init has to say of what a process died whose connection is lost
 MOST_TOLD = 1000  # reasons for which connections were cut off, before the oldest is told again
@@ -114,6 +115,8 @@ class Lifecycle:
             raise LimitReached(f"{len(lent)} contexts are more than its limit, {limits.contexts}")
         if args.manifest is not None:
             check_rules([args.manifest])
+        if agent_above:
+            self._check_reached(call.process, args)
         reach = self._handed_on(call.process, args) if agent_above else self._given(args)
         joined(self.config.walls, reach)  # it is refused before anything is there
         process = self.table.add("agent", name, parent, nice, limits, time.monotonic())
@@ -152,6 +155,20 @@ class Lifecycle:
         self.births[process.pid] = birth
         self._start(birth)
         return process
+
+    def _check_reached(self, parent: Process, args: Spawn) -> None:
+        """Init finds every file of this user: an agent hears of those that it reaches itself.
+
+        Raises:
+            NoProgram: it names another; the same, whether that is there or not.
+        """
+        around = joined(self.config.walls, parent.reach)
+        for path in (args.program, args.cwd or ""):
+            if "/" in path and not reaches(around, self.config.path, parent.pid, path):
+                raise NoProgram(
+                    f"there is no {path} that the agent reaches",
+                    "a person lets it through to more: docs/walls.md",
+                )
 
     def _given(self, args: Spawn) -> Reach:
         """By a person: that, and the program with what is beside it."""

@@ -26,7 +26,7 @@ from aios.syscalls.messages import Reach
 from . import cgroup, landlock, seccomp, view
 from .linux import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, drop_capabilities, prctl
 from .refusals import hand_over
-from .witness import MAGIC, Witness
+from .witness import MAGIC, Witness, is_in
 
 # What programs need of the system; neither secrets nor sockets are in there.
 SYSTEM = (
@@ -171,6 +171,13 @@ def witness(walls: Walls, have: dict[str, str], home: Path, key: int) -> Witness
     own = [*DEVICES, *shared, str(Room(home, key).own), *walls.write]
     read, write = (map(os.path.realpath, paths) for paths in (walls.read, own))
     return Witness([*common_real(home), *read], write, walls.ports)
+
+
+def reaches(walls: Walls, home: Path, key: int, path: str) -> bool:
+    """Whether an agent with these walls reads what a path leads to."""
+    own = str(Room(home, key).own)
+    names = [*common_real(home), *map(os.path.realpath, (*walls.read, *walls.write, own))]
+    return walls.off or is_in(os.path.realpath(path), set(names))
 
 
 class Room:

@@ -96,7 +96,7 @@ class Witness:
             return INSIDE
         glance = bool(how & AT_A_GLANCE)
         writes = bool(how & WRITES and not glance)
-        if _is_in(real, self.write if writes else self.read):
+        if is_in(real, self.write if writes else self.read):
             return INSIDE
         if glance and _is_there(self.root, real):
             return INSIDE
@@ -116,7 +116,7 @@ class Witness:
             return f"@{os.fsdecode(address[3:])}", ""
         path = self._from_root(task, _text(address[2:]), HERE)
         real = resolved(self.root, task, path, follows=True)
-        return INSIDE if _is_in(real, self.read) else (path, "read")
+        return INSIDE if is_in(real, self.read) else (path, "read")
 
     def _from_root(self, task: int, path: str, folder: int) -> str:
         if path.startswith("/"):
@@ -179,7 +179,8 @@ def _is_there(root: int, path: str) -> bool:
     return True
 
 
-def _is_in(path: str, folders: set[str]) -> bool:
+def is_in(path: str, folders: set[str]) -> bool:
+    """Whether an absolute path is one of them, or below one."""
     while path not in folders:
         if path == "/":
             return False

@@ -453,6 +453,43 @@ def test_what_an_agent_detached_ends_with_init(
         path.unlink()
 
 
+NAMES_OTHERS = """
+said = set()
+os.symlink(task["there"][0], "link")
+for path in [*task["there"], *task["missing"], os.path.abspath("link")]:
+    for options in ({"program": path}, {"program": task["own"], "cwd": path}):
+        try:
+            aios.spawn(options.pop("program"), **options)
+        except AiosError as error:
+            said.add((error.code, error.message.replace(path, "PATH")))
+        else:
+            said.add((path, "started"))
+end = aios.wait(aios.spawn("/bin/true", cwd=os.getcwd()))
+return sorted(said), end.code
+"""
+
+
+def test_of_what_it_does_not_reach_spawn_says_the_same(
+    walled: Place, program: Callable[[str], str], tmp_path: Path
+) -> None:
+    secret, script, folder = tmp_path / "secret", tmp_path / "script", tmp_path / "folder"
+    secret.write_text("what is in there")
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    folder.mkdir()
+    there = [secret, script, folder, f"/proc/{walled.targets['kernel']}/environ"]
+    missing = [tmp_path / "missing", folder / "missing.py", "/proc/self/fd/999"]
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    own = inside / "agent.py"
+    Path(program(NAMES_OTHERS)).rename(own)
+    task = {"there": [*map(str, there)], "missing": [*map(str, missing)], "own": str(own)}
+    exited = walled.aios.wait(walled.aios.spawn(str(own), task), timeout=30)
+    assert exited.result == [
+        [["process.no_program", "there is no PATH that the agent reaches"]], 0
+    ], exited  # fmt: skip
+
+
 # --- what a program finds ------------------------------------------------------------------------
 
 
