@@ -385,13 +385,14 @@ def open_ring(config: Config) -> int | None:
     """A descriptor of the data keys, for the kernel and the core. init does not read them, since
     agents are forked out of it. -1: the home is in clear; None: keyring.py has said what is wrong.
     """
+    key_file = os.environ.pop("AIOS_KEY_FILE", None)
     if not config.encrypt and not (config.path / "keys" / "data.json").exists():
         return -1
     ring = os.memfd_create("aios-keys")
     settings = msgspec.json.encode(config).decode()
     argv = [sys.executable, "-m", "aios.kernel.keyring", "open", settings]
-    opened = subprocess.run(argv, stdout=ring, check=False).returncode == 0
-    os.environ.pop("AIOS_KEY_FILE", None)
+    theirs = os.environ | ({} if key_file is None else {"AIOS_KEY_FILE": key_file})
+    opened = subprocess.run(argv, stdout=ring, env=theirs, check=False).returncode == 0
     return ring if opened else None
 
 

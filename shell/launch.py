@@ -26,11 +26,20 @@ LOOK = 0.05  # seconds between two looks at a system that is starting
 PATIENCE = 300.0  # seconds for a model to load
 AGAIN = 0.2  # seconds between two TERMs
 PR_SET_PDEATHSIG = 1
-OPEN = (  # variables of the environment, by how they begin, that agents have as well
-    "AIOS_", "PATH", "LANG", "LC_", "TZ", "USER", "LOGNAME", "SHELL", "TERM", "COLORTERM",
-    "NO_COLOR", "PYTHON", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "OMP_", "OPENBLAS_", "MKL_",
-    *CERTIFICATES,
-)  # fmt: skip
+OPEN = frozenset({  # the variables of the environment that agents have as well, all by name
+    "PATH", "LANG", "LANGUAGE", "TZ", "TZDIR", "USER", "LOGNAME", "SHELL", "TERM", "COLORTERM",
+    "NO_COLOR", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "LC_ALL", "LC_COLLATE", "LC_CTYPE",
+    "LC_MESSAGES", "LC_MONETARY", "LC_NUMERIC", "LC_TIME", "OMP_NUM_THREADS", "OMP_WAIT_POLICY",
+    "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", *CERTIFICATES,
+    *("PYTHON" + name for name in (
+        "ASYNCIODEBUG", "CASEOK", "DEBUG", "DEVMODE", "DONTWRITEBYTECODE", "FAULTHANDLER",
+        "HASHSEED", "HOME", "INTMAXSTRDIGITS", "IOENCODING", "MALLOC", "NODEBUGRANGES",
+        "NOUSERSITE", "OPTIMIZE", "PATH", "PLATLIBDIR", "PYCACHEPREFIX", "SAFEPATH", "TRACEMALLOC",
+        "UNBUFFERED", "USERBASE", "UTF8", "VERBOSE", "WARNINGS",
+    )),
+    "AIOS_HTTP_PRIVATE", "AIOS_SEARXNG", "AIOS_WEB_CORPUS",  # settings of tools that ship
+})  # fmt: skip
+FOR_INIT = ("AIOS_KEY_FILE",)  # it forgets that before it has an agent
 _libc = ctypes.CDLL(None)
 
 Progress = Callable[[str], None]
@@ -149,7 +158,8 @@ class System:
 def open_environment() -> dict[str, str]:
     """What init may hold, whose memory every agent gets a copy of. The rest, among which may be
     keys and tokens, is for the kernel and its services: they are told by a file."""
-    found = {name: value for name, value in os.environ.items() if name.startswith(OPEN)}
+    names = OPEN.union(FOR_INIT)
+    found = {name: value for name, value in os.environ.items() if name in names}
     for name in ("AIOS_KEY_FILE", *CERTIFICATES):  # init runs in another folder
         if path := found.get(name):
             found[name] = str(Path(path).absolute())

@@ -56,6 +56,11 @@ NEEDS_ROOT = set() if IS_ROOT else {
 UNTOLD = set() if IS_ROOT else {
     "read after fchdir", "read by a symlink", "read through /proc/self/root",
 }  # fmt: skip
+SECRET_VARIABLES = (  # that begin as others do which agents have
+    "PERSONS_TOKEN", "AIOS_MCP_TOKEN", "AIOS_KEY", "AIOS_SERVER_KEY", "AIOS_ADDRESS", "AIOS_TOKEN",
+    "USER_TOKEN", "PATH_TOKEN", "LANG_TOKEN", "LC_TOKEN", "TERM_TOKEN", "SHELL_TOKEN", "TZ_TOKEN",
+    "PYTHON_TOKEN", "OMP_TOKEN", "SSL_CERT_PASSWORD",
+)  # fmt: skip
 BOUNDS = {"tasks": 48, "files": 64, "file_bytes": 1 << 20, "memory": 1 << 30}
 # What each wall stops by itself, and none of the others needs to be there for.
 ALONE: dict[str, set[str]] = {
@@ -155,7 +160,8 @@ def place(
         settings = {"slots": 1, "ctx": 256, "grace": 0.5, "walls": walls, "tools": tools}
         steps = run_system(home, settings)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("PERSONS_TOKEN", "not for agents")
+            for name in SECRET_VARIABLES:
+                patch.setenv(name, "hunter2-of-a-person")
             system = next(steps)
         with connect(home) as aios:
             pid = aios.spawn(SIBLING)

@@ -38,7 +38,7 @@ def the_shells_environment(_: Targets) -> bool:
             start, end = (int(at, 16) for at in span.split("-"))
             if rights.startswith("rw") and end - start < 1 << 28:
                 memory.seek(start)
-                if re.search(rb"PERSONS[_]TOKEN", memory.read(end - start)):
+                if re.search(rb"hunter2[-]of", memory.read(end - start)):
                     return True
     raise PermissionError("it is not there")
 
