@@ -1,8 +1,9 @@
-"""Every test that needs a system gets a real one: init, kernel, core, agents, the real model.
+"""Every test that needs a system gets a real one: init, kernel, core, agents, and a tiny model.
 
-`system` is shared by the whole run; `boot` starts another, with settings of its own. After each
-test the shared kernel must find nothing wrong with itself, and after each system nothing may be
-left: no process, no socket.
+`system` is shared by the whole run; `boot` starts another, with settings of its own. Where it
+matters what is said, a test has the embedded model: `talker` is shared, boot(model=EMBEDDED) its
+own. After each test the shared kernel must find nothing wrong with itself, and after each system
+nothing may be left: no process, no socket.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ import psutil
 import pytest
 from bucket import serving
 from jobs import FOLDER, Job
+from models import tiny_model
 
 from aios.agents import Aios, connect
 from aios.shell.launch import System
 
 Boot = Callable[..., System]
+EMBEDDED = ""  # the setting `model`
 
 # A run in the background of a script has SIGINT ignored, and all that it starts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -94,6 +97,12 @@ def homes() -> Iterator[Path]:
 
 
 def run_system(home: Path, settings: dict[str, Any]) -> Iterator[System]:
+    """A system in `home`; if `settings` name no model, on the tiny one that is in its folder."""
+    tiny = home.parent / "tiny.gguf"
+    if "model" not in settings:
+        settings = {"model": str(tiny), "threads": 1, **settings}
+        if not tiny.exists():
+            tiny_model(tiny)
     system = System(home, settings, detach=True)
     try:
         system.ready()
@@ -112,16 +121,36 @@ def run_system(home: Path, settings: dict[str, Any]) -> Iterator[System]:
 
 
 @pytest.fixture(scope="session")
-def shared(homes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Of the shared systems."""
     read = [str(Path(__file__).parent), str(tmp_path_factory.getbasetemp())]
     walls = {"processes": True, "read": read}
-    settings = {"slots": 4, "ctx": 1024, "grace": 0.5, "walls": walls}
+    return {"slots": 4, "ctx": 1024, "grace": 0.5, "walls": walls}
+
+
+@pytest.fixture(scope="session")
+def shared(homes: Path, settings: dict[str, Any]) -> Iterator[System]:
     yield from run_system(homes / "shared", settings)
+
+
+@pytest.fixture(scope="session")
+def shared_talker(homes: Path, settings: dict[str, Any]) -> Iterator[System]:
+    yield from run_system(homes / "talker", {"model": EMBEDDED, **settings})
 
 
 @pytest.fixture
 def system(shared: System) -> Iterator[System]:
     """The shared system; whatever a test does to it must leave it whole."""
+    yield from left_whole(shared)
+
+
+@pytest.fixture
+def talker(shared_talker: System) -> Iterator[System]:
+    """The shared system on the embedded model."""
+    yield from left_whole(shared_talker)
+
+
+def left_whole(shared: System) -> Iterator[System]:
     yield shared
     with connect(shared.home) as aios:
         try:
@@ -149,7 +178,8 @@ def job(aios: Aios) -> Iterator[Job]:
 
 @pytest.fixture
 def boot(homes: Path, request: pytest.FixtureRequest) -> Iterator[Boot]:
-    """Start a system of its own for this test: boot(slots=2, policy="fifo", ...)."""
+    """Start a system of its own for this test: boot(slots=2, policy="fifo", ...); on the embedded
+    model with boot(model=EMBEDDED)."""
     running: list[Iterator[System]] = []
 
     def start(**settings: Any) -> System:

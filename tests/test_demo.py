@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pexpect
 import pytest
-from commands import AIOS, LIMIT, environment, run
+from commands import AIOS, LIMIT, environment, run_process
 from conftest import left_of
 from rich.cells import cell_len
 from rich.console import Console
@@ -48,7 +48,7 @@ def event(what: str, time: float, **detail: Any) -> Event:
 
 
 def test_more_agents_on_fewer_slots_are_identical(homes: Path) -> None:
-    done = run(
+    done = run_process(
         homes, "demo", "--json", "--agents", "4", "--slots", "2", "--max-tokens", "12",
         "--quantum", "4", TMPDIR=str(homes),
     )  # fmt: skip
@@ -89,7 +89,7 @@ def test_a_failing_agent_fails_the_demo(aios: Aios) -> None:
 
 
 def test_a_bad_setting_leaves_nothing_behind(homes: Path) -> None:
-    done = run(homes, "demo", "--agents", "1", "--policy", "none", TMPDIR=str(homes))
+    done = run_process(homes, "demo", "--agents", "1", "--policy", "none", TMPDIR=str(homes))
     assert (done.returncode, done.stdout) == (78, "")
     assert "no policy 'none'" in done.stderr
     assert list(homes.glob("aios-demo-*")) == []

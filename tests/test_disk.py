@@ -114,7 +114,7 @@ def test_zstd_without_its_package_is_an_error_for_people(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(BadInput, match=r"zstandard.*aios\[compact\]"):
+    with pytest.raises(BadInput, match=r"zstandard.*aios-system\[compact\]"):
         Disk(tmp_path, MINE, BUDGET, "zstd")
 
 

@@ -36,6 +36,11 @@ TALES = [
 ]
 
 
+@pytest.fixture
+def system(talker: System) -> System:
+    return talker
+
+
 def run(aios: Aios, program: str, task: Any = None) -> Exited:
     return aios.wait(aios.spawn(program, task), timeout=120)
 

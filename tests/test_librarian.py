@@ -11,6 +11,7 @@ import jsonschema
 import pytest
 
 from aios.agents import Aios
+from aios.shell.launch import System
 
 BOOKS = [
     ("Emma", "Jane Austen", 1815, 3), ("Persuasion", "Jane Austen", 1817, 1),
@@ -32,6 +33,11 @@ ASKED = {
     "What does a lost card cost?": [TEXTS["cards"]],
     "Who planted the garden?": [TEXTS["garden"]],
 }
+
+
+@pytest.fixture
+def system(talker: System) -> System:
+    return talker
 
 
 @pytest.fixture

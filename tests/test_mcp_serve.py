@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from commands import AIOS, environment, line_of, run, started
+from commands import AIOS, environment, line_of, run_process, started
 from conftest import Boot, eventually
 from helpers import kill_kernel
 from mcp import Client, MCPError, StdioServerParameters
@@ -343,7 +343,7 @@ def test_http(system: System) -> None:
 def test_a_port_that_is_taken(system: System) -> None:
     with started(system.home, "mcp", "--http", "0") as server:
         port = line_of(server).rpartition(":")[2].partition("/")[0]
-        done = run(system.home, "mcp", "--http", port)
+        done = run_process(system.home, "mcp", "--http", port)
         assert (done.returncode, done.stdout) == (78, "")
         assert "Address already in use" in done.stderr
         server.terminate()

@@ -9,7 +9,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from conftest import eventually, run_system
+from conftest import EMBEDDED, eventually, run_system
 
 from aios.agents import Aios, connect
 from aios.agents.react import REPEATED, Limits, Outcome, ReAct, Step
@@ -24,7 +24,8 @@ SHORT = Limits(steps=2, answer=128)
 
 @pytest.fixture(scope="module")
 def school(homes: Path) -> Iterator[System]:
-    settings = {"slots": 1, "ctx": 1024, "grace": 0.5, "tools": {"school": {"program": SCHOOL}}}
+    tools = {"school": {"program": SCHOOL}}
+    settings = {"model": EMBEDDED, "slots": 1, "ctx": 1024, "grace": 0.5, "tools": tools}
     yield from run_system(homes / "school", settings)
 
 

@@ -14,14 +14,13 @@ import pytest
 from conftest import run_system
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import with_template
+from models import tiny_model, with_template
 from school import add, capital, divide, story
 from test_grammar import BYTES, END, takes
 
 from aios.agents import Aios, connect
 from aios.agents.schemas import STRING, narrowed
 from aios.agents.tool_calls import BARE, TAGS, ToolTalk, bound, signature
-from aios.kernel.config import embedded_model
 from aios.shell.launch import System
 from aios.syscalls.errors import BadGrammar, BadInput, NotJson, TooBig
 from aios.syscalls.messages import Decoding
@@ -343,8 +342,10 @@ def knowing(
     """A system whose model's chat template knows tools: that of Qwen 2.5, or of Llama 3.2."""
     name = request.param
     path = tmp_path_factory.mktemp("model") / f"{name}.gguf"
-    with_template(embedded_model(), path, (TEMPLATES / f"{name}.jinja").read_text())
-    yield from run_system(homes / name, {"model": str(path), "slots": 1, "ctx": 2048, "grace": 0.5})
+    with_template(
+        tiny_model(path.with_name("tiny.gguf")), path, (TEMPLATES / f"{name}.jinja").read_text()
+    )
+    yield from run_system(homes / name, {"model": str(path), "slots": 1, "ctx": 4096, "grace": 0.5})
 
 
 def test_the_model_s_own_template_tells_it_of_tools(knowing: System) -> None:

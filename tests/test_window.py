@@ -37,7 +37,7 @@ def aios(narrow: System) -> Iterator[Aios]:
 
 def test_error_is_the_default_and_loses_nothing(aios: Aios) -> None:
     with aios.open(SYSTEM) as context:
-        context.append("word " * 200, raw=True)
+        context.append("word " * 100, raw=True)
         used = aios.contexts()[0].used
         with pytest.raises(ContextFull):
             context.append("word " * 100, raw=True)
@@ -69,7 +69,7 @@ def test_what_slides_out_is_gone_and_the_rest_is_as_if_it_had_never_been(aios: A
 
 def test_text_without_turns_slides_too(aios: Aios) -> None:
     with aios.open(on_full="slide") as context:
-        context.append("The beginning. " * 12, raw=True)
+        context.append("The beginning. " * 4, raw=True)
         dropped = []
         for number in range(20):
             appended = context.append(f"Line {number} says nothing at all. " * 3, raw=True)

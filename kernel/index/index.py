@@ -16,7 +16,7 @@ from aios.syscalls.retrieval import Hit, Standing
 
 from . import ranking
 from .database import NAME, Damaged, checksum, connect, is_damage, remove, set_aside
-from .embedder import Embedder
+from .embedder import Embedder, WordsAlone
 from .passages import cut
 from .protocol import Change, Put, Search
 from .ranking import Ids, Scores
@@ -227,7 +227,8 @@ class Index:
             words = meaning = np.zeros(len(ids))
             if search.mode != "meaning":
                 scores = words = self._by_words(query, ids)
-            if search.mode == "meaning" or (search.mode == "fused" and self.embedder.dim):
+            without = search.mode == "fused" and isinstance(self.embedder, WordsAlone)
+            if search.mode != "words" and not without:
                 scores = meaning = self._by_meaning(query, ids)
             if search.mode == "fused":
                 scores = ranking.fuse(words, meaning)
