@@ -3,6 +3,7 @@
     system             the system that the processes belong to: the journal outlives it
     next               the last pid and the last context that were given out
     model              what the core said of it, for the time until it says so again
+    policy             the scheduler's, and its quantum
     process/PID        its row of the table; tokens/PID, what it has used
     birth/PID          a process that has not said hello
     mail/PID/N         a message in its mailbox
@@ -79,6 +80,7 @@ class Ledger:
         self.waiting = 0  # for the disk: what came with them goes first
         self.numbers = (0, 0)
         self.model = ("", 0, 0)
+        self.policy = ("", 0)
         self.table: ProcessTable  # these are set by the boot: they write here
         self.contexts: ContextManager
         self.generations: Generations
@@ -146,6 +148,11 @@ class Ledger:
         if model != self.model:
             self.journal.put("model", _encode(model))
             self.model = model
+        scheduler = self.generations.scheduler
+        policy = (scheduler.policy_name, scheduler.quantum)
+        if policy != self.policy:
+            self.journal.put("policy", _encode(policy))
+            self.policy = policy
         if not self.journal.commit():
             return False
         if self.to_init or self.synced:
@@ -215,6 +222,10 @@ class Ledger:
         if same and model is not None:
             self.model = msgspec.msgpack.decode(model[-1], type=tuple[str, int, int])
             self.contexts.model, self.contexts.window, self.contexts.vocab = self.model
+        policy = rows.pop("policy", None)
+        if same and policy is not None:
+            self.policy = msgspec.msgpack.decode(policy[-1], type=tuple[str, int])
+            self.generations.scheduler.set_policy(*self.policy, 0.0)
         grouped: dict[str, list[tuple[list[int], list[bytes]]]] = {}
         for key, items in rows.items():
             kind, *ids = key.split("/")

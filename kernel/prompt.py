@@ -120,8 +120,9 @@ class Prompts:
         limit = process.limits.tokens
         if limit is not None and process.tokens + tokens > limit:
             raise LimitReached(
-                f"process {process.pid} has used {process.tokens} of {limit} tokens",
-                "see proc.limits",
+                f"process {process.pid} has used {process.tokens} of {limit} tokens, and needs "
+                f"{tokens} more",
+                "give it more with --limit tokens=N, or proc.limits",
             )
 
     def detokenize(self, call: Call, tokens: list[int], then: Callable[[Encoded], None]) -> None:

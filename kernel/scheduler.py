@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
 from typing import Literal, NamedTuple, Protocol
 
 from aios.syscalls.errors import BadInput
@@ -80,6 +81,37 @@ class RoundRobin:
         return task.used >= max(1.0, quantum * 1.25**-task.nice)
 
 
+class Queue:
+    """Ready tasks in the order of a policy. A step costs the logarithm of their number at most."""
+
+    def __init__(self) -> None:
+        self.orders: dict[int, float] = {}
+        self._heap: list[tuple[float, int]] = []  # what is in it and not in `orders` has left
+
+    def __len__(self) -> int:
+        return len(self.orders)
+
+    def put(self, task_id: int, order: float) -> None:
+        self.orders[task_id] = order
+        heappush(self._heap, (order, task_id))
+
+    def drop(self, task_id: int) -> None:
+        self.orders.pop(task_id, None)
+        if len(self._heap) > 2 * len(self.orders) + 64:
+            self._heap = [(order, each) for each, order in self.orders.items()]
+            heapify(self._heap)
+
+    def first(self, count: int) -> list[int]:
+        found: dict[int, float] = {}
+        while self._heap and len(found) < count:
+            order, task_id = heappop(self._heap)
+            if self.orders.get(task_id) == order:
+                found[task_id] = order
+        for task_id, order in found.items():
+            heappush(self._heap, (order, task_id))
+        return list(found)
+
+
 POLICIES: dict[str, Callable[[], Policy]] = {"fifo": Fifo, "rr": RoundRobin}
 
 
@@ -90,6 +122,8 @@ class Scheduler:
     slots: int = 0
     tasks: dict[int, Task] = field(default_factory=dict)
     clock: int = 0  # counts arrivals and entries into the ready queue
+    ready: Queue = field(default_factory=Queue)  # and not suspended
+    running: dict[int, Task] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.set_policy(self.policy_name, self.quantum, 0.0)
@@ -100,6 +134,9 @@ class Scheduler:
             raise BadInput(f"no policy {name!r}", "one of " + ", ".join(sorted(POLICIES)))
         self.policy_name, self.quantum = name, quantum
         self.policy = POLICIES[name]()
+        self.ready = Queue()
+        for task in self.tasks.values():
+            self._file(task)
         return self._decide(now)
 
     def set_slots(self, slots: int, now: float) -> list[Decision]:
@@ -114,7 +151,9 @@ class Scheduler:
         self, task_id: int, nice: int, now: float, *, suspended: bool = False
     ) -> list[Decision]:
         self.clock += 1
-        self.tasks[task_id] = Task(task_id, nice, self.clock, self.clock, now, suspended=suspended)
+        task = Task(task_id, nice, self.clock, self.clock, now, suspended=suspended)
+        self.tasks[task_id] = task
+        self._file(task)
         return self._decide(now)
 
     def served(self, task_id: int, tokens: int, now: float) -> list[Decision]:
@@ -138,6 +177,8 @@ class Scheduler:
         task = self.tasks.pop(task_id, None)
         if task is not None:
             self._move(task, task.state, now)  # its waiting time is final
+            self.ready.drop(task_id)
+            self.running.pop(task_id, None)
         return self._decide(now)
 
     def suspend(self, task_ids: Iterable[int], now: float) -> list[Decision]:
@@ -150,10 +191,11 @@ class Scheduler:
         for task_id in task_ids:
             if task_id in self.tasks:
                 self.tasks[task_id].nice = nice
+                self._file(self.tasks[task_id])
 
     def upcoming(self) -> list[Task]:
         """Who is dispatched next, as many as there are slots."""
-        return self._ready()[: self.slots]
+        return [self.tasks[each] for each in self.ready.first(self.slots)]
 
     def in_state(self, state: State) -> list[Task]:
         return [task for task in self.tasks.values() if task.state == state]
@@ -164,30 +206,35 @@ class Scheduler:
             if task is not None and task.suspended != suspended:
                 self._move(task, task.state, now)
                 task.suspended = suspended
+                self._file(task)
         return self._decide(now)
 
     def _decide(self, now: float) -> list[Decision]:
         decisions: list[Decision] = []
-        ready = self._ready()
-        running = self.in_state("running")
-        waiting = len(ready) - (self.slots - len(running))
-        for task in sorted(running, key=lambda task: task.queued):
+        waiting = len(self.ready) - (self.slots - len(self.running))
+        for task in sorted(self.running.values(), key=lambda task: task.queued):
             if task.suspended or (waiting > 0 and self.policy.expired(task, self.quantum)):
                 waiting -= 1
                 self._move(task, "halting", now)
                 task.switches += 1
                 decisions.append(Preempt(task.id))
-        free = self.slots - len(self.in_state("running"))
-        for task in ready[: max(0, free)]:
+        for each in self.ready.first(self.slots - len(self.running)):
+            task = self.tasks[each]
             self._move(task, "running", now)
             task.used = 0
             decisions.append(Dispatch(task.id))
         return decisions
 
-    def _ready(self) -> list[Task]:
-        ready = [task for task in self.in_state("ready") if not task.suspended]
-        return sorted(ready, key=self.policy.order)
-
     def _move(self, task: Task, state: State, now: float) -> None:
         task.waiting = task.waited(now)
         task.state, task.since = state, now
+        self._file(task)
+
+    def _file(self, task: Task) -> None:
+        """Have it where tasks of its state are."""
+        self.ready.drop(task.id)
+        self.running.pop(task.id, None)
+        if task.state == "running":
+            self.running[task.id] = task
+        elif task.state == "ready" and not task.suspended:
+            self.ready.put(task.id, self.policy.order(task))

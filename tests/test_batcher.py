@@ -117,6 +117,30 @@ def test_a_preempted_context_stays_where_it_is_until_its_slot_is_needed(
     assert batcher.saves == batcher.replayed == 0
 
 
+def test_a_turn_waits_for_no_stream_of_short_calls(engine: Engine, batcher: Watched) -> None:
+    """Each of them is shorter than it; but each step that it waits makes up for a chunk."""
+    talk = Job(1, prompt(engine, 30), some(5))
+    finish(batcher, talk)
+    batcher.count += 1000  # much happened meanwhile
+    turn = Job(1, [*talk.context.tokens, *prompt(engine, 3 * CHUNK)], some(1))
+    jobs, steps = {1: turn}, 0
+    batcher.run(turn.run())
+    while not turn.tokens:
+        steps += 1
+        call = Job(1 + steps, prompt(engine, 5, steps), some(1))
+        jobs[call.ctx] = call
+        batcher.run(call.run())
+        report(batcher, jobs)
+        for ctx in (
+            {*batcher.contexts} - {1} - {gen.context.ctx for gen in batcher.running.values()}
+        ):
+            batcher.drop(ctx)
+        if len(batcher.running) == engine.slots:
+            batcher.halt(Halt(call.ctx, "cancelled"))
+            batcher.drop(call.ctx)
+        assert steps <= 10  # its 4 chunks, and as many for those that came before they counted
+
+
 def test_a_second_answer_rolls_back_to_what_both_histories_share(
     engine: Engine, batcher: Watched, solo: list[Job]
 ) -> None:

@@ -56,6 +56,15 @@ def test_streams_go_on_where_they_stopped(boot: Boot) -> None:
         assert aios.check() == []
 
 
+def test_the_policy_that_a_person_chose_is_kept(boot: Boot) -> None:
+    system = boot(slots=1)
+    with connect(system.home) as aios:
+        assert aios.policy("fifo", quantum=7).policy == "fifo"
+        kill_kernel(aios)
+        kept = aios.policy()
+        assert (kept.policy, kept.quantum) == ("fifo", 7)
+
+
 def test_kernel_and_core_killed_together(boot: Boot) -> None:
     system = boot(slots=2)
     with connect(system.home) as aios:

@@ -44,6 +44,15 @@ def test_going_past_a_limit_is_a_typed_error_and_the_agent_goes_on(
     assert (exited.code, exited.result) == (0, "limit"), aios.log(pid).data
 
 
+def test_past_its_tokens_an_agent_reads_what_the_call_needs(aios: Aios, program: Program) -> None:
+    words = (
+        "try:\n    aios.open().append([7] * 37)\nexcept AiosError as error:\n    return str(error)"
+    )
+    pid = aios.spawn(program(words), limits={"tokens": 20})
+    said = aios.wait(pid, timeout=60).result
+    assert f"process {pid} has used 0 of 20 tokens, and needs 37 more" in said
+
+
 @pytest.mark.parametrize(
     ("limits", "act"),
     [

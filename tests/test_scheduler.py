@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from aios.kernel.scheduler import POLICIES, Decision, Dispatch, Preempt, Scheduler
+from aios.kernel.scheduler import POLICIES, Decision, Dispatch, Preempt, Queue, Scheduler
 from aios.syscalls.errors import BadInput
 
 
@@ -59,6 +59,55 @@ def test_only_as_many_are_preempted_as_wait() -> None:
         scheduler.add(task, 0, 0.0)
         scheduler.served(task, 9, 0.0)
     assert scheduler.add(4, 0, 1.0) == [Preempt(1), Dispatch(4)]
+
+
+class Counted(float):
+    """A place in the queue that counts how often it is compared with another."""
+
+    count = 0
+
+    def __eq__(self, other: object) -> bool:
+        Counted.count += 1
+        return float.__eq__(self, other)
+
+    def __lt__(self, other: float) -> bool:
+        Counted.count += 1
+        return float.__lt__(self, other)
+
+    __hash__ = float.__hash__
+
+
+@pytest.mark.parametrize("policy", ["fifo", "rr"])
+def test_a_token_costs_the_same_however_many_wait(
+    policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = POLICIES[policy]().order
+
+    def cost(waiting: int) -> int:
+        scheduler = Scheduler(policy, quantum=2, slots=4)
+        monkeypatch.setattr(scheduler.policy, "order", lambda task: Counted(order(task)))
+        for task in range(waiting):
+            scheduler.add(task, 0, 0.0)
+        Counted.count = 0
+        for token in range(200):
+            for task in list(scheduler.running):
+                for decision in scheduler.served(task, 1, float(token)):
+                    if isinstance(decision, Preempt):
+                        scheduler.halted(decision.task, float(token))
+                    scheduler.upcoming()
+        return Counted.count
+
+    assert cost(4000) <= 2 * cost(100) + 400
+
+
+def test_what_leaves_the_queue_is_forgotten() -> None:
+    queue = Queue()
+    queue.put(0, 0.0)
+    for task in range(1, 5000):
+        queue.put(task, float(task))
+        queue.drop(task)
+    assert queue.first(9) == [0]
+    assert len(queue._heap) < 200
 
 
 @pytest.mark.parametrize(("nice", "turn"), [(-20, 867.4), (-4, 24.4), (0, 10), (4, 4.1), (19, 1)])

@@ -152,6 +152,9 @@ def serve(work: zmq.Socket[bytes], batcher: Batcher, model: ModelInfo) -> None:
     """Take every command that is there, move every context on by a step, report."""
     while True:
         while batcher.running == {} or work.poll(0):
+            if batcher.running == {} and not work.poll(_milliseconds(batcher.due())):
+                work.send(encode(batcher.rest()))
+                continue
             command = decode_command(work.recv())
             if isinstance(command, Run):
                 batcher.run(command)
@@ -167,6 +170,10 @@ def serve(work: zmq.Socket[bytes], batcher: Batcher, model: ModelInfo) -> None:
             if batcher.running == {}:
                 break
         work.send(encode(batcher.step()))
+
+
+def _milliseconds(seconds: float | None) -> int | None:
+    return None if seconds is None else int(seconds * 1000) + 1
 
 
 def start(serve: Callable[..., None], *args: Any) -> None:

@@ -28,6 +28,7 @@ from .protocol import Counters, Decoded, Halt, Halted, Out, Prefilled, Run, Step
 from .text import TextStream
 
 WORTH = 500  # tokens that come from disk in the time in which one is computed, at least
+LOOK_S = 0.05  # between two looks at what is being written
 
 
 class Context:
@@ -39,7 +40,6 @@ class Context:
         self.keys: list[bytes] = []  # of `ops`
         self.here = 0  # how many operations its slot holds
         self.used = 0  # the step it ran last
-        self.idle: float | None = None  # since when its agent has its answer
 
 
 class Generation:
@@ -56,6 +56,7 @@ class Generation:
         self.keys: list[bytes] = []
         self.todo: list[Op] = []
         self.digest = run.digest
+        self.since = 0  # the step in which it came
         self.ended: Why | None = None
         self.error: AiosError | None = None
         self.text = TextStream(run.decoding.stop)
@@ -92,6 +93,7 @@ class Batcher:
         self.running: dict[int, Generation] = {}  # by slot
         self.saves = self.restores = self.replayed = self.shared = self.steps = 0
         self.count = 0  # of calls to step
+        self.idle: dict[int, float] = {}  # who has its answer since when, the longest first
         self.outs: list[Out] = []
         self.halted: list[Halted] = []
 
@@ -106,7 +108,8 @@ class Batcher:
             return
         self._seat(context, slot)
         generation = Generation(self.engine, context, run)
-        context.idle = None
+        generation.since = self.count
+        self.idle.pop(run.ctx, None)
         self._rewind(slot, generation, plan(run.history))
         self._advance(slot, generation)
         self.running[slot] = generation
@@ -122,6 +125,7 @@ class Batcher:
         if context is None:
             return
         self.halt(Halt(ctx, "cancelled"))
+        self.idle.pop(ctx, None)
         prefix = _whole_chunks(context.ops)
         if context in self.slots:
             slot = self.slots.index(context)
@@ -160,11 +164,26 @@ class Batcher:
         self.outs, self.halted = [], []
         return done
 
+    def due(self) -> float | None:
+        """Seconds until there is something to do though nothing runs; None: never."""
+        tiers = self.extents.tiers
+        if tiers.jobs:
+            return LOOK_S
+        if tiers.disk is None or not self.idle:
+            return None
+        return max(0.0, next(iter(self.idle.values())) + self.idle_ttl - self.clock())
+
+    def rest(self) -> Step:
+        """What is to do while nothing runs."""
+        self.extents.tiers.poll()
+        self._put_away()
+        return Step([], [], self.counters())
+
     def _prefill(self) -> None:
         waiting = [(slot, gen) for slot, gen in self.running.items() if gen.next_is(Prefilled)]
         if waiting:
             # The shortest first, but each step of waiting makes up for a chunk: nobody starves.
-            slot, gen = min(waiting, key=lambda at: len(at[1].todo) + at[1].context.used)
+            slot, gen = min(waiting, key=lambda at: len(at[1].todo) + at[1].since)
             self._advance(slot, gen)
             how, pos, tokens = gen.todo[0]
             if how == Prefilled:
@@ -241,7 +260,8 @@ class Batcher:
                 error = gen.error.to_wire() if gen.error else None
                 self.halted.append(Halted(gen.context.ctx, gen.run, gen.ended, held, error))
                 gen.sampler.close()
-                gen.context.idle = None if gen.ended == "preempted" else self.clock()
+                if gen.ended != "preempted":
+                    self.idle[gen.context.ctx] = self.clock()
                 del self.running[slot]
 
     # --- slots and snapshots --------------------------------------------------------------------
@@ -296,12 +316,15 @@ class Batcher:
         if self.extents.tiers.disk is None:
             return
         now = self.clock()
-        for context in self.contexts.values():
-            if context.idle is not None and now - context.idle > self.idle_ttl:
-                context.idle = None
-                if context.here:
-                    self._save(self.slots.index(context), context.here)
-                self.extents.put_away(context.keys)
+        while self.idle and not self.extents.tiers.writing:  # one by one: the disk may be slow
+            ctx, since = next(iter(self.idle.items()))
+            if now - since <= self.idle_ttl:
+                return
+            del self.idle[ctx]
+            context = self.contexts[ctx]
+            if context.here:
+                self._save(self.slots.index(context), context.here)
+            self.extents.put_away(context.keys)
 
     def _rewind(self, slot: int, gen: Generation, ops: list[Op]) -> None:
         """Keep of the slot what begins `ops`, at most all but the last, which is computed for its
