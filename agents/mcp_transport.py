@@ -25,7 +25,7 @@ from .mcp_messages import SHOWN, BadMessage, answers, mended_body, messages_of
 ANSWER = 30.0  # seconds that a server has to answer anything but a call
 LONGEST = 16 << 20  # bytes of a message
 GRACE = 2.0  # seconds to end in, after each of: no more stdin, TERM, KILL
-LOG, PIECE = 8 << 20, 65_536  # bytes of the log at most; that are read of stderr at once
+PIECE = 65_536  # bytes that are read of stderr at once
 NAMES_BY_TCP = {"RES_OPTIONS": "use-vc"}  # UDP is behind the walls
 SILENCE = httpx2.Timeout(ANSWER, read=None)  # of HTTP; a call may take long
 
@@ -222,9 +222,6 @@ def say(line: str) -> None:
 
 
 def log(data: bytes) -> None:
-    """To the worker's log, which has the last of what was written."""
-    with suppress(OSError):  # there is no room on the disk, and the server must not wait for it
-        if os.fstat(2).st_size + len(data) > LOG:
-            os.ftruncate(2, 0)
-            os.write(2, b"[what was here is dropped]\n")
+    """To the worker's log, which keeps the last of what was written."""
+    with suppress(OSError):
         os.write(2, data)

@@ -39,10 +39,10 @@ def exec_service(argv: list[str], environment: int) -> Callable[[], object]:
 
 
 def become_child(
-    main: Callable[[], object], log: str, keep: Sequence[int], wall_in: Callable[[], None]
+    main: Callable[[], object], output: int, keep: Sequence[int], wall_in: Callable[[], None]
 ) -> NoReturn:
-    """The forked child: a session, streams, descriptors and signals of its own; then `main`. It
-    has those of `keep` from TOKEN_FD on, and no others."""
+    """The forked child: a session, streams, descriptors and signals of its own; then `main`. What
+    it prints goes to `output`. It has those of `keep` from TOKEN_FD on, and no others."""
     code = 1
     try:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -53,7 +53,6 @@ def become_child(
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, CAUGHT)
         sys.stderr = sys.__stderr__
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(output, 1)
         os.dup2(output, 2)

@@ -56,6 +56,7 @@ from .init_protocol import (
 )
 from .linux import PR_SET_CHILD_SUBREAPER, prctl
 from .mcp_servers import open_block
+from .outputs import Outputs
 from .stderr import become_log
 from .warden import Warden
 
@@ -92,6 +93,7 @@ class Init:
         prctl(PR_SET_CHILD_SUBREAPER, 1)
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # a listener for each agent
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        self.outputs = Outputs(self.selector)
         self.warden = Warden(config.path, self.system, self.selector, self.tell)
 
     # --- the loop -------------------------------------------------------------------------------
@@ -105,7 +107,7 @@ class Init:
         self.start_kernel()
         while True:
             for key, events in self.selector.select():
-                if key.data is not None:  # the warden's
+                if key.data is not None:  # the warden's, or what an agent prints
                     key.data()
                 elif key.fileobj == self.wake:
                     signals = os.read(self.wake, 4096)
@@ -187,7 +189,7 @@ class Init:
         argv = [sys.executable, "-m", "aios.kernel", settings]
         keep = (theirs.fileno(), self.mcp, *self.rings(), self.environment)
         main = exec_service(argv, TOKEN_FD + len(keep) - 1)
-        self.kernel = self.fork(main, self.log("kernel"), keep=keep)
+        self.kernel = self.fork_service(main, self.log("kernel"), keep)
         theirs.close()
         ours.setblocking(False)
         self.link = ours
@@ -211,7 +213,6 @@ class Init:
     def start_agent(self, frame: StartAgent) -> int:
         program: str = self.runner.resolve(frame.program)
         self.warden.check(frame)
-        Path(frame.log).unlink(missing_ok=True)  # of an earlier boot
         reader, writer = os.pipe()
         os.write(writer, frame.token)
         os.close(writer)
@@ -223,21 +224,29 @@ class Init:
         with os.fdopen(reader, "rb"), self.warden.line(frame) as line:
             wall_in = self.warden.walls_of(frame, TOKEN_FD + 1)
             try:
-                return self.fork(main, frame.log, keep=(reader, line.fileno()), wall_in=wall_in)
+                with os.fdopen(self.outputs.open(frame.key, frame.log), "wb") as output:
+                    keep = (reader, line.fileno())
+                    return self.fork(main, output.fileno(), keep=keep, wall_in=wall_in)
             except OSError:
+                self.outputs.ended(frame.key)
                 self.warden.ended(frame.key)
                 raise
 
     def start_service(self, frame: StartService) -> int:
         keep = (*(self.rings() if frame.ring else ()), self.environment)
         main = exec_service(frame.argv, TOKEN_FD + len(keep) - 1)
-        return self.fork(main, frame.log, keep=keep)
+        return self.fork_service(main, frame.log, keep)
+
+    def fork_service(self, main: Callable[[], object], log: str, keep: Sequence[int]) -> int:
+        """A part of the system, which writes its log itself."""
+        with open(log, "ab", opener=_private) as output:
+            return self.fork(main, output.fileno(), keep=keep)
 
     def rings(self) -> list[int]:
         return [] if self.ring < 0 else [self.ring]
 
     def fork(
-        self, main: Callable[[], object], log: str, *, keep: Sequence[int] = (),
+        self, main: Callable[[], object], output: int, *, keep: Sequence[int] = (),
         wall_in: Callable[[], None] = lambda: None,
     ) -> int:  # fmt: skip
         sys.stdout.flush()
@@ -247,7 +256,7 @@ class Init:
         try:
             os_pid = os.fork()
             if os_pid == 0:
-                become_child(main, log, keep, wall_in)
+                become_child(main, output, keep, wall_in)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, CAUGHT)
         return os_pid
@@ -274,6 +283,7 @@ class Init:
             elif os_pid in self.children:
                 key = self.children.pop(os_pid)
                 signal_group(os_pid, signal.SIGKILL)  # what it left behind in its group
+                self.outputs.ended(key)
                 name = signal.Signals(number).name.removeprefix("SIG") if number else ""
                 self.ended[os_pid] = Gone(key, os_pid, code, name)
                 self.warden.ended(key)
@@ -345,9 +355,14 @@ class Init:
             while True:
                 self.kill_strays()
                 os.waitpid(-1, 0)
+        self.outputs.close()
 
     def log(self, name: str) -> str:
         return str(self.config.path / "log" / f"{name}.log")
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def signal_group(os_pid: int, number: int) -> None:

@@ -89,7 +89,7 @@ class Loop:
 
     def __init__(self, home: Path, init_fd: int) -> None:
         self.poll, self.peers = Poll(), Poll()
-        self.poll.watch(self.peers.fd, lambda _events: self.peers.wait(0.0))
+        self.poll.watch(self.peers.fd, self._from_peers)
         self.calls = Listener(home / "run" / "kernel.sock", self.peers, MAX_FRAME, bounded=True)
         self.calls.on_message = self._from_caller
         self.calls.may_connect = lambda _os_pid: True
@@ -216,6 +216,10 @@ class Loop:
     def _woken(self, _events: int) -> None:
         os.eventfd_read(self.wake)
         self.run_posted()
+
+    def _from_peers(self, _events: int) -> None:
+        self._from_init(READ)  # what init knew of a caller comes before what that says
+        self.peers.wait(0.0)
 
     def _from_caller(self, route: bytes, os_pid: int, data: bytes | None) -> None:
         self.on_call(route, os_pid, [b"", b""] if data is None else [data])

@@ -47,11 +47,11 @@ class Listener:
             asked, task, _, number, _, _, *args = struct.unpack(NOTICE, notice)
             call = NAMES.get(number, str(number))
             found, error, how = self._judged(call, task, args)
+            for about, needs in found:  # before the agent goes on: its next call comes after this
+                self._tell(call, about, needs)
             fcntl.ioctl(self.fd, SEND, bytearray(struct.pack(ANSWER, asked, 0, error, how)))
         except FileNotFoundError:  # who asked has ended, or was interrupted and asks again
-            return True
-        for about, needs in found:
-            self._tell(call, about, needs)
+            pass
         return True
 
     def _judged(

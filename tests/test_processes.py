@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import psutil
@@ -135,6 +136,34 @@ def test_a_log_is_followed_to_its_end(aios: Aios, program: Program) -> None:
     assert aios.log(pid, offset=second.offset, wait=20).ended
     assert aios.log(pid, offset=-4).data == b"two\n"
     assert aios.log(pid, offset=2**60).data == b""
+
+
+def test_nobody_changes_holds_or_loses_what_was_printed(aios: Aios, program: Program) -> None:
+    """Its log is not the agent's: a lease on it would have had the kernel wait, for one."""
+    path = program(
+        dedent("""
+        import fcntl
+        def refused(step):
+            try:
+                step()
+            except OSError:
+                return True
+        print("kept", flush=True)
+        assert refused(lambda: fcntl.fcntl(1, fcntl.F_SETLEASE, fcntl.F_WRLCK))
+        assert refused(lambda: os.ftruncate(1, 0))
+        assert refused(lambda: os.lseek(1, 0, os.SEEK_SET))
+        print("x" * 60_000)
+        print("the last word")
+        sys.stdout.flush()
+        os.kill(os.getpid(), signal.SIGKILL) if task == "killed" else os._exit(3)
+        """)
+    )
+    for how, reason in (("killed", "signal KILL"), ("exits", "exit")):
+        pid = aios.spawn(path, how)
+        assert aios.wait(pid, timeout=30).reason == reason
+        assert aios.log(pid).data.startswith(b"kept\nxxx")
+        last = aios.log(pid, offset=-15)
+        assert (last.data, last.ended) == (b"\nthe last word\n", True)
 
 
 @pytest.mark.parametrize("name", ["nobody", "no/path.py", "/nowhere/a.py", "/", "/" + "n" * 300])

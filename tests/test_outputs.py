@@ -1,0 +1,109 @@
+"""What agents print: all of it, in order, up to their ends; and of a flood the last."""
+
+from __future__ import annotations
+
+import errno
+import os
+import selectors
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aios.kernel.outputs import HOLE, LOG_BYTES, PIECE, Outputs
+
+LINE = b"%015d\n"
+LINES = PIECE // 16  # in as much as a pipe holds
+
+
+class Init:
+    """init's loop, as far as it reads what is printed, and one agent."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = folder / "agent-1.log"
+        self.selector = selectors.DefaultSelector()
+        self.outputs = Outputs(self.selector)
+        self.writer = self.outputs.open(1, str(self.log))
+
+    def turn(self) -> None:
+        for key, _ in self.selector.select(0):
+            key.data()
+
+    def close(self) -> None:
+        self.outputs.close()
+        os.close(self.writer)
+        self.selector.close()
+
+
+@pytest.fixture
+def init(tmp_path: Path) -> Iterator[Init]:
+    init = Init(tmp_path)
+    yield init
+    init.close()
+    assert init.outputs.outputs == {}
+
+
+def flood(init: Init, pipes: int) -> None:
+    """Print as often what fills the pipe."""
+    for number in range(pipes):
+        lines = range(number * LINES, (number + 1) * LINES)
+        os.write(init.writer, b"".join(LINE % line for line in lines))
+        init.turn()
+
+
+def test_what_was_printed_before_the_end_is_in_the_log(init: Init) -> None:
+    os.write(init.writer, b"first\n")
+    init.turn()
+    assert init.log.read_bytes() == b"first\n"
+    flood(init, 1)
+    os.write(init.writer, b"last words")
+    init.outputs.ended(1)  # the other end is still open, as that of a child of it is
+    assert init.log.read_bytes().endswith(LINE % (LINES - 1) + b"last words")
+    with pytest.raises(BrokenPipeError):
+        os.write(init.writer, b"after the end")
+
+
+def test_of_a_flood_the_last_is_kept_where_it_was(init: Init) -> None:
+    pipes = 3 * LOG_BYTES // PIECE
+    flood(init, pipes)
+    found = init.log.stat()
+    assert found.st_size == pipes * PIECE
+    assert found.st_blocks * 512 <= LOG_BYTES + HOLE + PIECE
+    with init.log.open("rb") as log:
+        log.seek(-LOG_BYTES, os.SEEK_END)
+        first = (found.st_size - LOG_BYTES) // 16
+        for line in range(first, pipes * LINES):
+            assert log.read(16) == LINE % line
+
+
+def test_where_no_holes_can_be_made_it_begins_again(
+    init: Init, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_fd: int, _end: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, "no holes here")
+
+    monkeypatch.setattr("aios.kernel.outputs.punch_hole", refused)
+    pipes = 3 * LOG_BYTES // PIECE
+    flood(init, pipes)
+    assert init.log.stat().st_size <= LOG_BYTES + HOLE + PIECE
+    assert init.log.read_bytes().endswith(LINE % (pipes * LINES - 1))
+
+
+def test_a_full_disk_keeps_nobody_from_printing(init: Init) -> None:
+    init.log.unlink()
+    init.log.mkdir()  # what cannot be written to
+    flood(init, 3)
+    init.log.rmdir()
+    os.write(init.writer, b"there is room again\n")
+    init.turn()
+    assert init.log.read_bytes() == b"there is room again\n"
+
+
+def test_a_log_of_an_earlier_boot_or_a_link_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_bytes(b"kept")
+    (tmp_path / "agent-1.log").symlink_to(tmp_path / "elsewhere")
+    init = Init(tmp_path)
+    os.write(init.writer, b"new")
+    init.close()
+    assert init.log.read_bytes() == b"new"
+    assert (tmp_path / "elsewhere").read_bytes() == b"kept"
