@@ -68,7 +68,7 @@ class Reporting:
 
 
 class Passed(Printed):
-    """Passes on what a tool prints, up to a bound, and as long as there is room in the log."""
+    """Passes on what a tool prints, up to a bound."""
 
     def __init__(self, target: Any) -> None:
         super().__init__()
@@ -76,13 +76,10 @@ class Passed(Printed):
 
     def write(self, text: str) -> int:
         if self.left > 0:
-            try:
-                self.target.write(text[: self.left])
-                self.left -= len(text)
-                if self.left <= 0:
-                    self.target.write("\n[more was printed]\n")
-            except OSError:  # all that this worker may print, its jobs before have printed
-                self.left = 0
+            self.target.write(text[: self.left])
+            self.left -= len(text)
+            if self.left <= 0:
+                self.target.write("\n[more was printed]\n")
         return len(text)
 
 

@@ -282,6 +282,7 @@ class Kernel:
         self.memory.puts.flush()
         self.interactions.flush()
         self.upkeep.close()
+        self.lifecycle.sweeper.close()
         self.blobs.close()
         self.loop.run_posted()  # what it was to commit
         self.store.close()

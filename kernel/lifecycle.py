@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import signal
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -51,6 +49,7 @@ from .policy import check_rules
 from .process import Process, ProcessTable
 from .remotes import Remotes
 from .stats import EventLog
+from .sweeper import Sweeper
 from .toolbox import Box
 from .trap import Call, Session, Trap
 from .waiting import Waiters
@@ -94,7 +93,7 @@ class Lifecycle:
         self.told: dict[tuple[int, str], None] = {}  # connections that were cut off: OS pid, why
         self.figures: dict[int, psutil.Process] = {}
         self.turn = 0
-        self.sweeper = ThreadPoolExecutor(1, "sweeper")
+        self.sweeper = Sweeper()
         table.on_forget = self._forgotten
         self.on_empty: Callable[[], None] | None = None  # set while the system winds up
 
@@ -371,6 +370,7 @@ class Lifecycle:
         for process in self.table.rows.values():
             if process.tool and not process.alive:  # the kernel may have died over it
                 self._clear(process)
+        self._clear_others()
 
     def _end_soon(self, process: Process) -> None:
         if not process.reported:
@@ -430,12 +430,24 @@ class Lifecycle:
 
     def _clear(self, process: Process) -> None:
         """There may be a worker a call: what they leave would fill the disk."""
-        room = Room(self.config.path, process.pid)
-        self.sweeper.submit(shutil.rmtree, room.own, ignore_errors=True)
+        self.sweeper.remove(Room(self.config.path, process.pid).own)
 
     def _forgotten(self, process: Process) -> None:
-        if process.tool:
-            self.sweeper.submit(self.logs.path(process.pid).unlink, missing_ok=True)
+        """It is listed no more, and so nobody asks for what it has left."""
+        if process.kind == "agent":
+            self._clear(process)
+            self.sweeper.remove(self.logs.path(process.pid))
+
+    def _clear_others(self) -> None:
+        """What agents of an earlier system left, or such that are forgotten. Nobody gets the number
+        of one, should a journal have been lost: the sweeper may still be at its folder."""
+        left = [(path.name, path) for path in (self.config.path / "agents").iterdir()]
+        logs = self.logs.folder.glob("agent-*.log")
+        left += [(path.stem.removeprefix("agent-"), path) for path in logs]
+        for number, path in left:
+            if number.isdigit() and int(number) not in self.table.rows:
+                self.table.last = max(self.table.last, int(number))
+                self.sweeper.remove(path)
 
     def _take_back(self, process: Process) -> None:
         """What it has of the managers'."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import resource
-import shutil
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -26,6 +25,7 @@ from aios.syscalls.messages import Reach
 from . import cgroup, landlock, seccomp, view
 from .linux import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, drop_capabilities, prctl
 from .refusals import hand_over
+from .sweeper import remove
 from .witness import MAGIC, Witness, is_in
 
 # What programs need of the system; neither secrets nor sockets are in there.
@@ -190,8 +190,7 @@ class Room:
 
     def make(self) -> None:
         """Its folder, empty, where its program looks for one. Raises OSError."""
-        if self.own.exists():
-            shutil.rmtree(self.own)
+        remove(self.own)
         self.temporary.mkdir(mode=0o700, parents=True)
         os.environ |= {
             "HOME": str(self.own), "TMPDIR": str(self.temporary),

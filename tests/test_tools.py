@@ -15,6 +15,7 @@ from conftest import Boot, eventually, run_system
 
 from aios.agents import Aios, connect
 from aios.kernel.envelope import arguments
+from aios.kernel.outputs import HOLE, LOG_BYTES, PIECE
 from aios.kernel.toolbox import Box
 from aios.shell.launch import System
 from aios.syscalls.errors import (
@@ -250,9 +251,11 @@ def test_what_a_tool_prints_is_bounded(aios: Aios, where: str) -> None:
     assert call(aios, "lab.chatter", megabytes=1, where=where) == "said it"
 
 
-def test_a_full_log_fails_nobody_who_prints(aios: Aios) -> None:
-    with pytest.raises(ToolFailed, match="File too large"):
-        call(aios, "lab.chatter", megabytes=1000, where="log")
+def test_a_log_keeps_the_last_and_fails_nobody_who_prints(aios: Aios, lab: System) -> None:
+    assert call(aios, "lab.chatter", megabytes=200, where="log") == "said it"
+    (worker,) = aios.ps()
+    log = lab.home / "log" / f"agent-{worker.pid}.log"
+    assert log.stat().st_blocks * 512 <= LOG_BYTES + HOLE + PIECE
     assert call(aios, "lab.chatter", megabytes=2) == "said it"
     assert [row.name for row in aios.ps()] == ["lab"]  # the same, whose log it is
 
