@@ -65,7 +65,7 @@ class Form:
     closes: str
     args: str  # the key of the arguments
     several: bool  # calls in one answer
-    text: str  # GBNF of what is no call
+    text: str  # GBNF of what is no call; runs of it in one piece, or each token takes long
     told: str  # a regular expression: how a chat template says it
 
     @property
@@ -79,7 +79,7 @@ TAGS = Form(
     closes="\n</tool_call>",
     args="arguments",
     several=True,
-    text='([^<] | "<"+ ([^t<] | "t" [^o<]))+',
+    text='([^<]++ | "<"+ ([^t<] | "t" [^o<]))+',
     told=r'<tool_call>\s*\{"name": [^{}]*"arguments": [^{}]*\}\s*</tool_call>',
 )  # Hermes, Qwen, SmolLM3
 BARE = Form(
@@ -87,7 +87,7 @@ BARE = Form(
     closes="",
     args="parameters",
     several=False,
-    text="[^{ \\n] .*",
+    text="[^{ \\n] (.++)?",
     told=r'\{"name": function name, "parameters": ',
 )  # Llama 3
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +15,9 @@ from cores import PLENTY, Job, Watched, alone, at_random, finish, report
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llama_cpp import llama_grammar
+from models import merges
 
+from aios.agents.tool_calls import BARE, TAGS, Form
 from aios.kernel.config import embedded_model
 from aios.kernel.core.grammar import Grammars, to_lark
 from aios.kernel.core.llama import Engine
@@ -144,6 +147,16 @@ def test_a_grammar_takes_what_it_says_and_nothing_else(pair: Pair, texts: list[s
         ('root ::= "(" root? ")" | root root', ["(())", "()()"], ["(()"]),
         ('# all\nroot ::= (\n "a" | # one\n "b"\n)\n  x-1\n\nx-1 ::=\n "c" |', ["ac", "b"], ["c"]),
         ('root ::= ""', [""], ["a"]),
+        ('root ::= [^.]++ "."', ["a.", "ab c."], [".", "a", "a.."]),
+        ('root ::= [a-z]++ ("x" | "!")', ["ab!", "x!"], ["abx", "!"]),  # nothing is given back
+        ('root ::= "a" (.++)?', ["a", "ab\n<"], ["", "b"]),
+        (f"root ::= {TAGS.text}", ["a", "a < b", "<<x", "<table", "a\n<"[:2]], ["", "a<", "a <to"]),
+        (f"root ::= {BARE.text}", ["a", "a {\n"], ["", "{", " a", "\na"]),
+        (
+            f'root ::= ({TAGS.text})? "<tool_call>"',
+            ["a<tool_call>", "<tool_call>", "<<b<tool_call>"],
+            ["a<tool_call", "a<<tool_call>"],
+        ),
     ],
 )
 def test_rules(gbnf: str, good: list[str], bad: list[str]) -> None:
@@ -190,6 +203,27 @@ def test_grammars_that_llama_cpp_ships(engine: Engine, name: str, text: str) -> 
 )
 def test_a_grammar_that_is_none(engine: Engine, gbnf: str, why: str) -> None:
     assert why in refusal(engine, grammar=gbnf)
+
+
+@pytest.mark.parametrize("form", [TAGS, BARE], ids=["tags", "bare"])
+def test_calls_can_be_chosen_from_a_large_vocabulary(form: Form) -> None:
+    """As many tokens as Qwen2.5 has: any text, or a call."""
+    dice = random.Random(1)
+    parts = [pair.replace(" ", "").replace("\u0120", " ") for pair in merges()]
+    parts = [part for part in parts if part.isascii()] + ["<"] * 8  # beginnings of calls, of tags
+    words = {"".join(dice.choices(parts, k=dice.randint(1, 3))) for _ in range(320_000)}
+    pieces = [*(bytes([byte]) for byte in range(256)), b""]
+    pieces += [word.encode() for word in sorted(words)][: 152_000 - len(pieces)]
+    assert len(pieces) == 152_000
+    schema = '{"type": "object", "properties": {}, "additionalProperties": false}'
+    call = f'{json.dumps(form.opens)} "{{" %json {schema} "}}" {json.dumps(form.closes)}'
+    for gbnf in (f"root ::= text | {call}\ntext ::= {form.text}", 'root ::= [^<]* "<"'):
+        grammars = Grammars(pieces, [256], list)
+        assert grammars.answer(Compile(1, None, gbnf)).error is None
+        grammar = grammars.start(Decoding(grammar=gbnf), [])
+        for token in b"Hello, you.":
+            assert len(grammar.allowed()) > 10_000
+            grammar.accept(token)
 
 
 def test_text_that_is_forced_is_written_in_the_vocabulary_s_own_tokens(engine: Engine) -> None:

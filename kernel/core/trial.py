@@ -17,13 +17,18 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from aios.syscalls.errors import BadGrammar
 
 SECONDS, MEMORY = 0.5, 1 << 30  # of processor time; of address space
-LIMITS = LLParserLimits(
-    max_lexer_states=10_000,
-    initial_lexer_fuel=200_000,
-    step_lexer_fuel=50_000,
-    step_max_items=20_000,
-    verbose_errors=False,
-)
+
+
+def limits(tokens: int) -> LLParserLimits:
+    """What compiling and a choice may take. To choose among twice the tokens takes twice the items;
+    with 152,000 the limit is reached after 40 ms."""
+    return LLParserLimits(
+        max_lexer_states=10_000,
+        initial_lexer_fuel=200_000,
+        step_lexer_fuel=50_000,
+        step_max_items=max(20_000, tokens // 2),
+        verbose_errors=False,
+    )
 
 
 class Vocabulary:
@@ -62,7 +67,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.setitimer(signal.ITIMER_PROF, SECONDS)  # its signal ends the process
-    matcher = LLMatcher(tokenizer, sys.stdin.read(), log_level=0, limits=LIMITS)
+    matcher = LLMatcher(tokenizer, sys.stdin.read(), log_level=0, limits=limits(len(pieces)))
     if not matcher.is_error():
         matcher.compute_bitmask()
 
