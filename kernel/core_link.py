@@ -31,7 +31,8 @@ from .stats import EventLog
 
 CORE_KEY = 0  # agents have their pid for key
 BACKOFF, LONGEST_BACKOFF = 0.05, 5.0  # seconds
-LOADS = 3  # deaths in a row while loading, after which the core is given up
+LOADS = 3  # deaths in a row while loading, after which nobody waits for the core any more
+SELDOM = 60.0  # seconds between two tries at most from there on
 
 
 class CoreLink:
@@ -47,7 +48,8 @@ class CoreLink:
         self.text.on_data = lambda data: generations.prompts.answered(decode_encoded(data))
         self.state: Literal["loading", "ready", "failed"] = "loading"
         self.model: ModelInfo | None = None
-        self.error: AiosError | None = None
+        self.error: AiosError | None = None  # why there is none
+        self.is_final = False  # that one will not be tried again
         self.restarts = 0
         self.deaths = 0  # in a row, while loading
         self.backoff = BACKOFF
@@ -58,7 +60,8 @@ class CoreLink:
         try:
             model = str(config.model_path)
         except AiosError as error:
-            self._give_up(error)
+            self.is_final = True
+            self._fail(error)
             return
         settings = {
             "home": config.home,
@@ -102,7 +105,7 @@ class CoreLink:
         """It has just connected, to this kernel or to this one as well: it starts afresh."""
         if self.state == "ready":  # the connection was lost, not the core
             self.generations.core_gone(None)
-        self.state = "loading"
+        self._load()
         self.work.send(encode(Reset(list(self.generations.contexts.contexts))))
 
     def ask(self, question: Question) -> None:
@@ -125,11 +128,13 @@ class CoreLink:
             case Ready():
                 self.counters = Counters()
                 self.state, self.model, self.deaths = "ready", report.model, 0
+                self.error = None
                 self.generations.core_ready(report.model, self.config.slots)
                 self._ask_again()
                 self.events.publish("core", "ready")
             case Failed():
-                self._give_up(from_wire(report.error))
+                self.is_final = True
+                self._fail(from_wire(report.error))
 
     def _notice(self, counters: Counters) -> None:
         """Publish what the core could not keep or read; its log has the reasons."""
@@ -142,19 +147,28 @@ class CoreLink:
         self.to_init(Heard(frame.os_pid))
         self.work.gone()
         self.text.gone()
-        if self.state == "failed":
+        if self.is_final:
             return
         self.restarts += 1
-        self.deaths += self.state == "loading"
+        self.deaths += self.state != "ready"
         how = f"signal {frame.signal}" if frame.signal else f"exit code {frame.code}"
-        if self.deaths >= LOADS:
-            why = f"the LLM core died {self.deaths} times while loading ({how})"
-            self._give_up(CoreFailed(why, "see log/core.log in the AIOS home"))
-            return
-        self.state = "loading"
         self.events.publish("core", "died", how=how)
-        self.generations.core_gone(None)
+        self._load()
+        if self.deaths < LOADS:
+            self.generations.core_gone(None)
+        else:
+            self._fail(
+                CoreFailed(
+                    f"the LLM core died {self.deaths} times while loading ({how}); it is tried "
+                    f"again in {self.backoff:.1f} s",
+                    "see log/core.log in the AIOS home",
+                )
+            )
         self._start_later()
+
+    def _load(self) -> None:
+        """A core is to come. One that failed before is waited for by nobody until it is ready."""
+        self.state = "loading" if self.error is None else "failed"
 
     def start_failed(self, frame: StartFailed) -> None:
         """init could not fork it: too many processes, or no memory."""
@@ -163,9 +177,10 @@ class CoreLink:
 
     def _start_later(self) -> None:
         self.after(self.backoff, self.start)
-        self.backoff = min(self.backoff * 2, LONGEST_BACKOFF)
+        longest = LONGEST_BACKOFF if self.deaths < LOADS else SELDOM
+        self.backoff = min(self.backoff * 2, longest)
 
-    def _give_up(self, error: AiosError) -> None:
+    def _fail(self, error: AiosError) -> None:
         self.state, self.error = "failed", error
         self.events.publish("core", "failed", error=error.to_wire())
         self.generations.core_gone(error)

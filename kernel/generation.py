@@ -337,10 +337,11 @@ class Generations:
     def core_ready(self, model: ModelInfo, slots: int) -> None:
         self.contexts.window, self.contexts.vocab = model.window, model.vocab
         self.contexts.model = model.id
+        self.prompts.core_error = None
         self.apply(self.scheduler.set_slots(slots, time.monotonic()))
 
     def core_gone(self, error: AiosError | None) -> None:
-        """All that ran goes back to the ready queue; with an `error` there is no other core."""
+        """All that ran goes back to the ready queue; with an `error` nobody waits for another."""
         now = time.monotonic()
         for gen in self.active.values():
             if gen.task.state != "ready":

@@ -43,7 +43,7 @@ class Prompts:
         self.contexts = contexts
         self.questions: dict[int, Asked] = {}
         self.last = time.monotonic_ns()  # a core may still answer what another kernel asked
-        self.core_error: AiosError | None = None  # there is no core, and will be none
+        self.core_error: AiosError | None = None  # there is no core now: nobody waits for it
 
     def question(
         self, call: Call, make: Callable[[int], Question], then: Callable[[Encoded], None]

@@ -269,7 +269,7 @@ class ToolUnknown(AiosError):
 
 
 class CoreFailed(AiosError):
-    """The LLM core died too often under this call."""
+    """The LLM core died too often under this call, or while it loaded; it is tried again."""
 
     code = "core.failed"
 

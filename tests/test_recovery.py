@@ -106,6 +106,32 @@ def test_a_call_under_which_the_core_keeps_dying_fails_and_the_rest_goes_on(boot
         assert aios.check() == []
 
 
+def test_a_core_that_keeps_dying_while_it_loads_is_tried_again(boot: Boot) -> None:
+    system = boot(slots=1, ctx=256)
+    with connect(system.home) as aios:
+        follow = aios.start("kernel.events", kinds=["core"])
+        kill_core(system)
+        call = aios.generate("Hi", max_tokens=2)
+        while aios.status().core != "failed":
+            kill_core(system)
+        with pytest.raises(
+            CoreFailed, match=r"while loading \(signal KILL\); it is tried again in"
+        ):
+            call.result()
+        eventually(lambda: aios.status().core == "ready", 60)
+        seen: list[str] = []
+        for event in follow:
+            seen.append(event["what"])
+            if event["what"] == "ready":
+                break
+        assert seen.count("failed") == 1
+        status = aios.status()
+        assert status.core_error is None
+        assert status.core_restarts == seen.count("died") >= 3
+        assert aios.generate("Hi", max_tokens=2, ignore_eos=True).result().usage.completion == 2
+        assert aios.check() == []
+
+
 def test_calls_before_the_first_core_wait_for_it(homes: Path) -> None:
     system = System(homes / "early", {"slots": 1, "ctx": 256}, detach=True)
     try:
