@@ -13,8 +13,9 @@ import socket
 import struct
 from collections.abc import Callable, Container
 from functools import partial
+from pathlib import Path
 
-from .seccomp import INET, INET6, KIND, NAMES, NUMBERS, STREAM, deciding, misused
+from .seccomp import INET, INET6, KIND, NAMES, NUMBERS, SIGNALS, STREAM, deciding, misused
 from .witness import Witness, signed
 
 RECEIVE, SEND = 0xC0502100, 0xC0182101  # ioctls of a listener
@@ -60,10 +61,21 @@ class Listener:
         """What is to be told, and how it is answered: an error of Linux, flags."""
         if call not in NUMBERS:
             return [("", "")], -errno.ENOSYS, 0
+        if call in SIGNALS:
+            return self._signalled(call, signed(args[0]))
         if call not in self.watched or misused(call, args):
             about = " ".join(str(signed(args[at])) for at in deciding(call))
             return [(about, _needed(call, args))], -errno.EPERM, 0
         return self.witness.out_of_reach(call, task, args), 0, LET_THROUGH
+
+    def _signalled(self, call: str, whom: int) -> tuple[list[tuple[str, str]], int, int]:
+        """By a pid, or with a minus by a group. Who is not there is not waited for: it may be
+        somebody else a moment later."""
+        if self.witness.is_kin(whom):
+            return [], 0, LET_THROUGH
+        if whom > 0 and not Path(f"/proc/{whom}").exists():
+            return [], -errno.ESRCH, 0
+        return [(str(whom), "")], -errno.EPERM, 0
 
     def _tell(self, *said: str) -> None:
         if said not in self.told and len(self.told) < MOST:

@@ -73,7 +73,8 @@ NUMBERS: dict[str, tuple[int, int]] = {
     "ioprio_set": (251, 30), "sched_setaffinity": (203, 122), "sched_setparam": (142, 118),
     "sched_setscheduler": (144, 119), "sched_setattr": (314, 274),
     "kill": (62, 129), "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138),
-    "rt_tgsigqueueinfo": (297, 240), "pidfd_open": (434, 434),
+    "rt_tgsigqueueinfo": (297, 240), "pidfd_open": (434, 434), "tkill": (200, 130),
+    "pidfd_send_signal": (424, 424), "fcntl": (72, 25), "ioctl": (16, 29),
     # let through, and looked at before: witness.py
     "open": (2, -1), "openat": (257, 56), "creat": (85, -1), "truncate": (76, 45),
     "chdir": (80, 49), "execve": (59, 221), "execveat": (322, 281), "mkdir": (83, -1),
@@ -81,11 +82,12 @@ NUMBERS: dict[str, tuple[int, int]] = {
     "symlink": (88, -1), "symlinkat": (266, 36), "link": (86, -1), "linkat": (265, 37),
     "rename": (82, -1), "renameat": (264, 38), "renameat2": (316, 276), "connect": (42, 203),
 }  # fmt: skip
-SIGNALS = ("kill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo", "pidfd_open")
+SIGNALS = ("kill", "tgkill", "tkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo", "pidfd_open")
 BY_ARGUMENTS = (
     "fork", "vfork", "clone", "clone3", "socket", "sendto", "sendmsg", "sendmmsg", "prctl",
     "prlimit64", "setpriority", "ioprio_set", "sched_setaffinity", "sched_setparam",
-    "sched_setscheduler", "sched_setattr", "openat2", *SIGNALS,
+    "sched_setscheduler", "sched_setattr", "openat2", "pidfd_send_signal", "fcntl", "ioctl",
+    *SIGNALS,
 )  # fmt: skip
 MODES = (
     "chmod",
@@ -119,6 +121,9 @@ CREATES = 0o100 | 0o20000000  # O_CREAT and O_TMPFILE, with which open is given 
 SETS_MODE = {"chmod": 1, "fchmod": 1, "fchmodat": 2, "fchmodat2": 2, "creat": 1}  # where it is
 OPENS = {"open": 1, "openat": 2}  # where the flags are; the mode is next
 SETS_OWNER = {"chown": 1, "lchown": 1, "fchown": 1, "fchownat": 2}  # the user; the group is next
+SETS_RECEIVER = (  # of the signals about a descriptor: F_SETOWN, F_SETOWN_EX; FIOSETOWN, SIOCSPGRP
+    ("fcntl", 8), ("fcntl", 15), ("ioctl", 0x8901), ("ioctl", 0x8902),
+)  # fmt: skip
 SAME = 0xFFFFFFFF  # an owner: it stays as it is
 KIND = 0xF  # of a socket's type, the rest are flags
 PRCTLS = (1, 4, 35, 0x59616D61)  # SET_PDEATHSIG, SET_DUMPABLE, SET_MM, SET_PTRACER
@@ -157,8 +162,9 @@ def watched(*, modes: bool) -> frozenset[str]:
     return frozenset(WATCHED) if modes else frozenset(WATCHED).difference(MODES)
 
 
-def rules(*, network: bool, processes: bool, modes: bool) -> list[Rule]:
-    """What is refused to an agent that may use TCP, start processes, change the modes of files."""
+def rules(*, network: bool, processes: bool, modes: bool, signals: bool) -> list[Rule]:
+    """What is refused to an agent that may use TCP, start processes, change the modes of files,
+    and signal by descriptors, as Landlock looks at whom."""
     not_plain = watched(modes=modes).union(BY_ARGUMENTS, MODES if modes else ())
     found = [Rule(name) for name in NUMBERS if name not in not_plain]
     found += [Rule("prctl", (Test(0, EQUAL, option),)) for option in PRCTLS]
@@ -176,6 +182,9 @@ def rules(*, network: bool, processes: bool, modes: bool) -> list[Rule]:
     found += [Rule(name, number=errno.ENOSYS) for name in ("clone3", "openat2")]
     if not processes:
         found += [Rule("fork"), Rule("vfork"), Rule("clone", (Test(0, ANY_BIT, THREAD, True),))]
+    if not signals:
+        found.append(Rule("pidfd_send_signal"))
+        found += [Rule(name, (Test(1, EQUAL, how),)) for name, how in SETS_RECEIVER]
     return found + of_files() + _sockets(network=network)
 
 
@@ -200,8 +209,8 @@ def misused(call: str, args: Sequence[int]) -> bool:
 
 
 def to_others(os_pid: int) -> list[Rule]:
-    """Signals that process `os_pid`, which starts no other, sends to any but itself. Landlock stops
-    them as well, but tells nobody."""
+    """Signals to any but process `os_pid`, which whoever listens lets through to what it started.
+    Landlock stops the others as well, but not before Linux 6.12, and tells nobody."""
     another = (Test(0, EQUAL, os_pid, unless=True), Test(0, EQUAL, 0, unless=True))
     return [Rule(name, another) for name in SIGNALS]
 
@@ -226,7 +235,7 @@ def _sockets(*, network: bool) -> list[Rule]:
 @cache
 def deciding(call: str) -> tuple[int, ...]:
     """The arguments that decide whether a call is refused, by their numbers."""
-    every = rules(network=True, processes=False, modes=True) + to_others(0)
+    every = rules(network=True, processes=False, modes=True, signals=False) + to_others(0)
     return tuple(sorted({test.at for rule in every if rule.call == call for test in rule.tests}))
 
 

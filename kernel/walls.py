@@ -117,7 +117,8 @@ def _works(wall: Callable[[], object]) -> bool:
 
 def _try_seccomp() -> None:
     drop_privileges()
-    seccomp.install(calls_filter(network=False, processes=False, modes=False), listen=True)
+    code = calls_filter(network=False, processes=False, modes=False, signals=False)
+    seccomp.install(code, listen=True)
 
 
 @cache
@@ -153,8 +154,8 @@ def common(home: Path) -> tuple[list[str], list[str]]:
 
 
 @cache
-def calls_filter(*, network: bool, processes: bool, modes: bool) -> bytes:
-    rules = seccomp.rules(network=network, processes=processes, modes=modes)
+def calls_filter(*, network: bool, processes: bool, modes: bool, signals: bool) -> bytes:
+    rules = seccomp.rules(network=network, processes=processes, modes=modes, signals=signals)
     watched = seccomp.watch(seccomp.watched(modes=modes))
     return seccomp.assemble(rules, notify=True) + watched
 
@@ -245,9 +246,11 @@ def put_up(walls: Walls, have: dict[str, str], room: Room, cwd: str, line: int) 
         landlock.restrict([*read, *walls.read], write, walls.ports)
     if have["calls"]:
         network = bool(walls.ports and have["ports"])
-        code = calls_filter(network=network, processes=walls.processes, modes=bool(have["view"]))
-        if not walls.processes:
-            code += seccomp.assemble(seccomp.to_others(os.getpid()), notify=True)
+        code = calls_filter(
+            network=network, processes=walls.processes,
+            modes=bool(have["view"]), signals=bool(have["signals"]),
+        )  # fmt: skip
+        code += seccomp.assemble(seccomp.to_others(os.getpid()), notify=True)
         listener = seccomp.install(code, listen=True)
         hand_over(line, listener, *opened)
     _limit_to(resource.RLIMIT_NOFILE, walls.files, reserve=True)

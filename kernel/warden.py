@@ -39,7 +39,10 @@ class Warden:
             )  # fmt: skip
         walls.common(home)  # once, and not in each process that is forked
         for network, processes in itertools.product((False, True), repeat=2):
-            walls.calls_filter(network=network, processes=processes, modes=modes)
+            walls.calls_filter(
+                network=network, processes=processes, modes=modes,
+                signals=bool(self.walls["signals"]),
+            )  # fmt: skip
         self.guard, self.held = 0, -1  # the guard's OS pid, and what it holds while init lives
         self.post_guard()
 

@@ -74,6 +74,17 @@ class Witness:
         os.close(self.memory)
         os.close(self.root)
 
+    def is_kin(self, whom: int) -> bool:
+        """Whether that pid or thread, or with a minus all of a group, is the agent, or was started
+        by it: it is the parent of what it has orphaned as well, and groups are within a session."""
+        if whom < 0:
+            return any(_group(os_pid) == -whom for os_pid in _family(self.os_pid))
+        for _ in range(STEPS):
+            if whom in (0, self.os_pid):
+                return whom == self.os_pid
+            whom = _status(whom, "PPid:") if _process(whom) == whom else _process(whom)
+        return False
+
     def out_of_reach(self, call: str, task: int, args: Sequence[int]) -> list[tuple[str, str]]:
         """What thread `task` names by a call with these arguments and does not reach, and what of
         a Reach it needs for that. Not what nobody can look at: it is gone, has no memory there, or
@@ -167,8 +178,35 @@ def _link(root: int, path: str) -> str:
 
 def _process(task: int) -> int:
     """Whose thread it is."""
-    with open(f"/proc/{task}/status") as file:
-        return next((int(line.split()[1]) for line in file if line.startswith("Tgid:")), task)
+    return _status(task, "Tgid:")
+
+
+def _status(task: int, name: str) -> int:
+    """A number in there; 0: it is gone."""
+    with (
+        contextlib.suppress(FileNotFoundError, ProcessLookupError),
+        open(f"/proc/{task}/status") as file,
+    ):
+        return next((int(line.split()[1]) for line in file if line.startswith(name)), 0)
+    return 0
+
+
+def _family(os_pid: int) -> list[int]:
+    """It, and all that it has started and that is there."""
+    found = [os_pid]
+    for each in found:  # grows meanwhile
+        with contextlib.suppress(OSError):
+            for task in os.listdir(f"/proc/{each}/task"):
+                with open(f"/proc/{each}/task/{task}/children") as file:
+                    found += map(int, file.read().split())
+    return found
+
+
+def _group(os_pid: int) -> int:
+    """0: it is gone."""
+    with contextlib.suppress(ProcessLookupError):
+        return os.getpgid(os_pid)
+    return 0
 
 
 def _is_there(root: int, path: str) -> bool:

@@ -7,14 +7,20 @@ wall that stops it.
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
+import itertools
 import json
 import os
 import platform
 import re
 import selectors
+import signal
 import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -28,6 +34,7 @@ import pytest
 from conftest import eventually, left_of, run_system
 from helpers import end, row
 from probes.attacks import TABLES
+from probes.base import call as linux
 
 from aios.agents import Aios, connect
 from aios.agents.client import Pending
@@ -88,7 +95,8 @@ ALONE: dict[str, set[str]] = {
         "perf_event_open", "personality", "System V memory", "memfd_create", "become dumpable",
         "outlive its parent", "a call that is not known", "signal a sibling",
         "signal a sibling's group", "signal the kernel", "signal init", "signal a person's process",
-        "signal by pidfd", "signal a thread", "a queued signal",
+        "signal by pidfd", "signal a thread", "signal a thread by its number alone",
+        "a queued signal",
     },
     "capabilities": {"read by a device made", "read after chroot", "mount", "raw", "packet"},
 }  # fmt: skip
@@ -101,11 +109,12 @@ class Place:
     aios: Aios
     targets: dict[str, Any]
     waits: list[float] = field(default_factory=list)
+    numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def attack(self, table: str, only: str | None = None, **targets: Any) -> dict[str, str]:
-        """What an agent got."""
+        """What an agent got, of a name of its own: those of one name have a share of the log."""
         task = {"table": table, "only": only, "targets": self.targets | targets}
-        pid = self.aios.spawn(ATTACKER, task)
+        pid = self.aios.spawn(ATTACKER, task, name=f"attack-{next(self.numbers)}")
         exited = self.talked(self.aios.start("proc.wait", pid=pid))
         assert exited["code"] == 0, (exited, self.aios.log(pid).data.decode())
         return dict(exited["result"])
@@ -306,33 +315,106 @@ def test_what_is_tried_in_a_tool_is_recorded_as_of_an_agent(walled: Place, table
 
 def test_without_a_view_nobody_changes_modes_and_it_is_told(tmp_path: Path) -> None:
     """Linux that forbids mounts: there seccomp alone keeps an agent from it."""
-    path, told = tmp_path / "file", []
+    path = tmp_path / "file"
     path.touch(mode=0o644)
+
+    def change() -> int:
+        try:
+            path.chmod(0o777)
+        except PermissionError:
+            return 7
+        return 0
+
+    code, told = behind_seccomp(change, [str(tmp_path)], processes=False, signals=True)
+    assert code == 7
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert {call for call, *_ in told} <= {"chmod", "fchmodat"}
+    assert told
+
+
+def behind_seccomp(
+    run: Callable[[], int], write: list[str], *, processes: bool, signals: bool
+) -> tuple[int, list[tuple[str, ...]]]:
+    """What a process ends with that has this wall alone, and what was told of it."""
+    told: list[tuple[str, ...]] = []
     with selectors.DefaultSelector() as selector:
         refusals = Refusals(selector, seccomp.watched(modes=False))
-        witness = Witness([], [str(tmp_path)], [])
-        line = refusals.expect(witness, lambda *said: told.append(said))
+        line = refusals.expect(Witness([], write, []), lambda *said: told.append(said))
         eyes = os.open("/proc/self/mem", os.O_RDONLY), os.open("/", os.O_PATH)
         os_pid = os.fork()
         if os_pid == 0:
+            os.setsid()
             drop_privileges()
-            code = calls_filter(network=False, processes=False, modes=False)
+            code = calls_filter(network=False, processes=processes, modes=False, signals=signals)
+            code += seccomp.assemble(seccomp.to_others(os.getpid()), notify=True)
             hand_over(line.fileno(), seccomp.install(code, listen=True), *eyes)
             try:
-                path.chmod(0o777)
-            except PermissionError:
-                os._exit(7)
-            os._exit(0)
+                os._exit(run())
+            except BaseException:  # noqa: BLE001 (nothing of the test may run on in there)
+                os._exit(99)
         line.close()
         for fd in eyes:
             os.close(fd)
         while selector.get_map():
             for key, _ in selector.select(10):
                 key.data()
-    assert os.waitstatus_to_exitcode(os.waitpid(os_pid, 0)[1]) == 7
-    assert path.stat().st_mode & 0o777 == 0o644
-    assert {call for call, *_ in told} <= {"chmod", "fchmodat"}
-    assert told
+    return os.waitstatus_to_exitcode(os.waitpid(os_pid, 0)[1]), told
+
+
+def test_signals_reach_what_an_agent_started_and_nobody_else_on_any_linux() -> None:
+    """Without Landlock, which knows of signals since 6.12."""
+    other, by_descriptor = os.getpid(), os.pidfd_open(os.getpid())
+    own, theirs = socket.socketpair()
+    ways: dict[str, Callable[[int], object]] = {
+        "kill": lambda whom: os.kill(whom, 0),
+        "group": lambda whom: os.killpg(os.getpgid(whom), 0),
+        "tgkill": lambda whom: linux(234, 131, whom, whom, 0),
+        "tkill": lambda whom: linux(200, 130, whom, 0),
+        "pidfd_open": os.pidfd_open,
+    }
+    ways_to_others: dict[str, Callable[[int], object]] = {
+        "everybody": lambda _: os.kill(-1, 0),
+        "pidfd": lambda _: signal.pidfd_send_signal(by_descriptor, 0),
+        "F_SETOWN": lambda whom: fcntl.fcntl(own, fcntl.F_SETOWN, whom),
+        "FIOSETOWN": lambda whom: fcntl.ioctl(own, 0x8901, struct.pack("i", whom)),
+    }
+
+    def refused(way: Callable[[int], object], whom: int) -> int:
+        try:
+            way(whom)
+        except OSError as error:
+            return error.errno or 0
+        return 0
+
+    def tries() -> int:
+        child = os.fork()
+        if child == 0:
+            os.setpgid(0, 0)
+            grandchild = os.fork()
+            if not grandchild:
+                signal.pause()
+            os._exit(0)
+        os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # its group has the orphan alone
+        wrong = [name for name, way in ways.items() if refused(way, other) != errno.EPERM]
+        wrong += [
+            name for name, way in ways_to_others.items() if refused(way, other) != errno.EPERM
+        ]
+        wrong += [f"own {name}" for name, way in ways.items() if refused(way, child)]
+        wrong += ["itself"] if refused(ways["tkill"], threading.get_native_id()) else []
+        gone = 2**22 - 1
+        wrong += ["nobody"] if refused(ways["kill"], gone) != errno.ESRCH else []
+        os.killpg(child, signal.SIGKILL)
+        print(wrong, file=sys.stderr)
+        return len(wrong)
+
+    code, told = behind_seccomp(tries, [], processes=True, signals=False)
+    own.close()
+    theirs.close()
+    os.close(by_descriptor)
+    assert code == 0
+    assert {call for call, *_ in told} == {
+        "kill", "tgkill", "tkill", "pidfd_open", "pidfd_send_signal", "fcntl", "ioctl",
+    }  # fmt: skip
 
 
 SERVICE = """

@@ -88,6 +88,7 @@ OTHERS: dict[str, Probe] = {
     "signal everybody": everybody,
     "signal by pidfd": by_pidfd,
     "signal a thread": lambda t: call(234, 131, t["sibling"], t["sibling"], 0) == 0,
+    "signal a thread by its number alone": lambda t: call(200, 130, t["sibling"], 0) == 0,
     "a queued signal": queue_signal,
     "a sibling's priority": lambda t: same_priority(t["sibling"]),
     "a sibling's processors": lambda t: did(os.sched_setaffinity, t["sibling"], t["processors"]),
