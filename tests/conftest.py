@@ -49,9 +49,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """A disk that is really full takes a mount: `make faults` has it, and whoever may mount. A
-    machine without AIOS takes minutes to install it: `make faults` alone has it."""
+    machine without AIOS takes minutes to install it, and a suite of others is installed for it
+    alone: `make faults` has these."""
     long = config.getoption("--faults")
-    wanted = dict.fromkeys(("test_wheel.py", "test_fresh_machine.py"), long)
+    alone = ("test_wheel.py", "test_fresh_machine.py", "test_mcp_conformance.py")
+    wanted = dict.fromkeys(alone, long)
     wanted["test_full_disk.py"] = long or os.geteuid() == 0
     return None if wanted.get(collection_path.name, True) else True
 
