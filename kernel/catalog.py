@@ -28,6 +28,7 @@ from aios.syscalls import sto
 from aios.syscalls.errors import BadInput, Conflict, LimitReached, NotFound, StoreDamaged
 
 from .transaction import Txn
+from .trees import Trees, root
 
 TABLE = "catalog"
 IN_BACKUP = "the folder `blobs` of a backup"  # where the contents of a copied catalogue are
@@ -286,14 +287,17 @@ class Catalog:
     def _grow(self, owner: str, size: int) -> None:
         self.grown[owner] = self.grown.get(owner, 0) + size
 
-    def settle(self, quota: int | None) -> None:
-        """Comes last. Raises LimitReached where an agent has grown past its quota."""
+    def settle(self, quota: int | None, trees: Trees) -> None:
+        """Comes last. Raises LimitReached where an agent, with all of its tree, has grown past its
+        quota."""
         for name, size in self.grown.items():
-            row = self.owner(name)
+            row, tree = self.owner(name), root(name)
             row.used += size
-            if quota is not None and name and size > 0 and row.used > quota:
+            total = trees.total(tree) - trees.held[name] + row.used
+            if quota is not None and name and size > 0 and total > quota:
                 raise LimitReached(
-                    f"{name!r} would have {row.used} bytes in storage: its quota is {quota}",
-                    "purge something, or raise storage_bytes in config.toml",
-                )
+                    f"{tree!r}, with all below it, would have {total} bytes in storage: its quota "
+                    f"is {quota}", "purge something, or raise storage_bytes in config.toml",
+                )  # fmt: skip
             self.txn.put(TABLE, key(b"o", name), encode(row))
+            trees.set(name, row.used)

@@ -29,9 +29,10 @@ from aios.syscalls.messages import ContextInfo, OnFull
 
 from .core.protocol import Decoded, Prefilled, Segment
 from .process import Process
+from .trees import root
 
 CHECKPOINTS = 64  # that one context may have
-KEPT = 256  # contexts with a name that one principal may have
+KEPT = 1024  # contexts with a name that one tree of agents may have
 DROPPED = 1 << 17  # characters of dropped turns that may be recalled; TURN more for each
 TURN = 64
 
@@ -258,12 +259,12 @@ class ContextManager:
     ) -> Context:  # fmt: skip
         """Raises LimitReached for one with a name too many."""
         if name is not None:
-            kept = sum(
-                c.principal == principal and c.name is not None for c in self.contexts.values()
-            )
+            tree = root(principal)
+            named = (c for c in self.contexts.values() if c.name is not None)
+            kept = sum(root(context.principal) == tree for context in named)
             if kept >= KEPT:
                 raise LimitReached(
-                    f"{principal} has {kept} contexts with a name: no more",
+                    f"{tree} and those below it have {kept} contexts with a name: no more",
                     "drop some: `aios contexts --forget OWNER/NAME`, close(forget=True)",
                 )
         self.last += 1

@@ -39,7 +39,19 @@ from .lifecycle import Birth, Lifecycle
 from .message import Mailroom
 from .process import Process, ProcessTable
 
-PASSING = {"mailbox", "contexts", "children", "cpu", "memory", "calls", "changed", "spent"}
+PASSING = {
+    "mailbox",
+    "contexts",
+    "children",
+    "cpu",
+    "memory",
+    "calls",
+    "changed",
+    "spent",
+    "drawn",
+    "below",
+    "line",
+}
 FIELDS = [field.name for field in fields(Process) if field.name not in PASSING]
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -185,7 +197,9 @@ class Ledger:
             birth = self.lifecycle.births.get(pid)
             self._set(f"process/{pid}", None if process is None else _process_row(process))
             self._set(f"birth/{pid}", None if birth is None else _birth_row(birth))
-        self._set(f"tokens/{pid}", None if process is None else _encode(process.tokens))
+        self._set(
+            f"tokens/{pid}", None if process is None else _encode((process.tokens, process.drawn))
+        )
 
     def _context_row(self, ctx: int) -> ContextRow | None:
         context = self.contexts.contexts.get(ctx)
@@ -254,7 +268,8 @@ class Ledger:
 
     def _take_tokens(self, ids: list[int], items: list[bytes]) -> None:
         if ids[0] in self.table.rows:
-            self.table.rows[ids[0]].tokens = msgspec.msgpack.decode(items[-1], type=int)
+            process = self.table.rows[ids[0]]
+            process.tokens, process.drawn = msgspec.msgpack.decode(items[-1], type=tuple[int, int])
 
     def _take_mail(self, ids: list[int], items: list[bytes]) -> None:
         pid, number = ids

@@ -33,8 +33,10 @@ from .resident import Resident
 from .store import NoStore, Store
 from .transaction import Txn
 from .trap import Call
+from .trees import Trees, root
 
 STEP = 500  # rows that one job removes
+KEPT = 1024  # names that one tree of agents may keep memory under
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -86,6 +88,8 @@ class Owner:
     ended: bool = False
     stored: bool = False  # there is a row, or will be
     labels: frozenset[str] = frozenset()  # as in its row
+    size: int = 0  # bytes, as in its row when that was written last
+    above: list[Process] = field(default_factory=list)  # those whose limits hold for it too
     writing: dict[tuple[str, str], int] = field(default_factory=dict)  # not on disk yet: how often
     busy: int = 0  # writes to all of it that are on their way: it is adopted, or cleared
     accepted: int = 0  # puts of these that were acknowledged
@@ -128,6 +132,7 @@ class Owners:
         self.ended_ones: deque[Owner] = deque()  # the first to be forgotten first
         self.on_adopted: Callable[[Process, set[str]], None] = lambda _process, _labels: None
         self.last = 0
+        self.trees = Trees()  # bytes, in the writer's thread
         self.sweeping = False
         self.stale: list[Owner] = []  # whose agents ended with another system
         if isinstance(store, Store):
@@ -147,6 +152,7 @@ class Owners:
             owner = self._add(self.last, row.pid, row.principal)
             owner.keep, owner.ended, owner.stored = row.keep, row.ended > 0, True
             owner.labels = frozenset(row.labels)
+            self.count(owner, row)
             if owner.keep:
                 self.kept[owner.principal] = owner
             if owner.ended:
@@ -194,7 +200,7 @@ class Owners:
                 self.on_adopted(process, set(owner.labels))
                 self._adopt(owner)
         owner.labels |= process.labels
-        owner.limit = process.limits.mem_bytes
+        owner.limit, owner.above = process.limits.mem_bytes, process.line[1:]
         return owner
 
     def _adopt(self, owner: Owner) -> None:
@@ -251,6 +257,28 @@ class Owners:
 
     def put_row(self, txn: Txn, owner: Owner, row: Row) -> None:
         txn.put("memory", b"o" + owner.key, _encode(row))
+        self.count(owner, row)
+
+    def count(self, owner: Owner, row: Row) -> None:
+        """What it has now, for its tree."""
+        self.trees.add(owner.principal, row.bytes - owner.size)
+        owner.size = row.bytes
+
+    def check_limits(self, owner: Owner, row: Row, grown: int) -> None:
+        """Raises LimitReached where an owner may not grow by that: each agent's limit holds for it
+        and for all below it together, kept memory included."""
+        below = self.trees.below
+        held = [(owner.principal, row.bytes, owner.limit)]
+        for process in owner.above:
+            its = self.by_pid.get(process.pid)
+            held.append((process.principal, its.size if its else 0, process.limits.mem_bytes))
+        for principal, own, limit in held:
+            size = own + below[principal] if principal else own
+            if limit is not None and size + grown > limit:
+                raise LimitReached(
+                    f"{principal or 'a client'} has {size} bytes of memory, with all below it, and "
+                    f"this is {grown} more: the limit is {limit}", "delete something first",
+                )  # fmt: skip
 
     def clear(self, txn: Txn, owner: Owner, row: Row, names: list[str]) -> None:
         """These spaces are empty from now on; their items are removed by and by."""
@@ -265,10 +293,17 @@ class Owners:
         Raises:
             BadInput: a client's memory is not kept.
             Conflict: another has kept memory under this name.
+            LimitReached: its tree has kept as much as it may.
         """
         if keep and not owner.principal:
             raise BadInput("a client's memory ends with it", "give the principal of an agent")
         holder = self.kept.get(owner.principal)
+        tree = root(owner.principal)
+        if keep and not owner.keep and sum(root(name) == tree for name in self.kept) >= KEPT:
+            raise LimitReached(
+                f"{tree} and those below it keep memory under {KEPT} names: no more",
+                "have some given up: `aios mem keep --no`, or `aios mem forget`",
+            )
         if keep and holder not in (None, owner):
             raise Conflict(
                 f"other memory is kept as {owner.principal}",

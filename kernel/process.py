@@ -10,6 +10,7 @@ no signals; the time is passed in.
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,6 +74,13 @@ class Process:
     secret: bytes = b""  # to come back with after the kernel's death
     changed: set[int] = field(default_factory=set)  # the table's: what is to be journaled
     spent: set[int] = field(default_factory=set)  # likewise, of the tokens alone
+    drawn: int = 0  # tokens that it and all that were ever below it have used
+    below: int = 0  # agents below it that are alive, workers apart
+    # It and those above it, the nearest first.
+    line: list[Process] = field(default_factory=list, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self.line = self.line or [self]
 
     @property
     def alive(self) -> bool:
@@ -90,8 +98,11 @@ class Process:
         self.changed.add(self.pid)
 
     def spend(self, tokens: int) -> None:
+        """From its own budget, and from those of all above it."""
         self.tokens += tokens
-        self.spent.add(self.pid)
+        for each in self.line:
+            each.drawn += tokens
+            each.spent.add(each.pid)
 
     def info(self, now: float) -> ProcessInfo:
         return ProcessInfo(
@@ -148,16 +159,19 @@ class ProcessTable:
         """A new row: an agent `starting`, a client `running`.
 
         Raises:
-            LimitReached: too many of its kind are alive, or its parent has its full of children.
+            LimitReached: too many of its kind are alive, or below one of those above it.
         """
         if sum(p.kind == kind for p in self.live()) >= self.max[kind]:
             raise LimitReached(f"{self.max[kind]} {kind}s are alive: no more", "see config.toml")
         above = self.rows.get(parent)
-        if above is not None and above.limits.children is not None and not tool:
-            alive = sum(self.rows[c].alive and not self.rows[c].tool for c in above.children)
-            if alive >= above.limits.children:
-                raise LimitReached(f"process {parent} has {alive} children: its limit")
-        if sum(1 for _ in self.above(parent)) >= DEPTH:
+        line = above.line if above is not None else []
+        for each in line if not tool else []:
+            if each.limits.children is not None and each.below >= each.limits.children:
+                raise LimitReached(
+                    f"{each.below} agents are alive below process {each.pid}: its limit",
+                    "end some of them, or give it another: `limits` of its spawn",
+                )
+        if len(line) >= DEPTH:
             raise LimitReached(f"{DEPTH} processes are above each other: no more below", "see ps")
         self.last += 1
         state: ProcessState = "starting" if kind == "agent" else "running"
@@ -176,8 +190,12 @@ class ProcessTable:
         process.touch()
         self.rows[process.pid] = process
         above = self.rows.get(process.parent)
+        process.line = [process, *(above.line if above is not None else [])]
         if above is not None:
             above.children.add(process.pid)
+        if process.alive and not process.tool:
+            for each in process.line[1:]:
+                each.below += 1
         if process.kind == "agent" and process.os_pid and process.alive:
             self.by_os_pid[process.os_pid] = process
 
@@ -207,13 +225,7 @@ class ProcessTable:
 
     def is_above(self, pid: int, process: Process) -> bool:
         """Whether `pid` is an ancestor of `process`."""
-        return any(above.pid == pid for above in self.above(process.parent))
-
-    def above(self, pid: int) -> Iterator[Process]:
-        """That process, and each that is above it, the next first."""
-        while (process := self.rows.get(pid)) is not None:
-            yield process
-            pid = process.parent
+        return any(above.pid == pid for above in process.line[1:])
 
     def end(self, process: Process, code: int, reason: str, now: float) -> list[Process]:
         """`process` is gone. Its dead children are forgotten; returned are those still alive."""
@@ -223,6 +235,8 @@ class ProcessTable:
         process.ended = now
         process.move("zombie")
         process.mailbox.clear()
+        for each in process.line[1:] if not process.tool else []:
+            each.below -= 1
         self.by_os_pid.pop(process.os_pid, None)
         left = [self.rows[child] for child in process.children]
         for child in left:
@@ -251,6 +265,8 @@ class ProcessTable:
     def check(self) -> list[str]:
         """What is wrong with the table, if anything."""
         problems = []
+        counted = (each for each in self.live() if not each.tool)
+        below = Counter(above.pid for each in counted for above in each.line[1:])
         for pid, process in self.rows.items():
             if process.pid != pid:
                 problems.append(f"row {pid} holds process {process.pid}")
@@ -259,6 +275,8 @@ class ProcessTable:
             bound = process.os_pid and process.alive and process.kind == "agent"
             if bound and self.by_os_pid.get(process.os_pid) is not process:
                 problems.append(f"process {pid} is not found by its OS pid {process.os_pid}")
+            if process.below != below[pid]:
+                problems.append(f"process {pid} counts {process.below} below it, not {below[pid]}")
             for child in process.children:
                 if child not in self.rows or self.rows[child].parent != pid:
                     problems.append(f"process {pid} lists {child}, not a child of it")

@@ -116,14 +116,17 @@ class Prompts:
         )
 
     def check_limit(self, process: Process, tokens: int) -> None:
-        """Raises LimitReached where `process` may not use as many `tokens` more."""
-        limit = process.limits.tokens
-        if limit is not None and process.tokens + tokens > limit:
-            raise LimitReached(
-                f"process {process.pid} has used {process.tokens} of {limit} tokens, and needs "
-                f"{tokens} more",
-                "give it more with --limit tokens=N, or proc.limits",
-            )
+        """Raises LimitReached where `process`, or the tree of one above it, may not use as many
+        `tokens` more."""
+        for each in process.line:
+            limit = each.limits.tokens
+            if limit is not None and each.drawn + tokens > limit:
+                below = " with all below it" if each.drawn != each.tokens else ""
+                raise LimitReached(
+                    f"process {each.pid}{below} has used {each.drawn} of {limit} tokens, and needs "
+                    f"{tokens} more",
+                    "give it more with --limit tokens=N, or proc.limits",
+                )
 
     def detokenize(self, call: Call, tokens: list[int], then: Callable[[Encoded], None]) -> None:
         self.question(call, lambda req: Decode(req, tokens), then)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partial
 
-from aios.syscalls.errors import AiosError, LimitReached
+from aios.syscalls.errors import AiosError
 from aios.syscalls.messages import Done
 
 from .owners import Owner, Owners, Row, item_key
@@ -88,7 +88,9 @@ class Puts:
             try:
                 row = rows.get(put.owner.id) or self.owners.row(txn, put.owner)
                 rows[put.owner.id] = row
-                _put(txn, put, row)
+                self.owners.count(put.owner, row)
+                self._put(txn, put, row)
+                self.owners.count(put.owner, row)
             except AiosError as error:
                 put.error = error
         for put in puts:
@@ -96,31 +98,26 @@ class Puts:
             if changed is not None:
                 self.owners.put_row(txn, put.owner, changed)
 
-
-def _put(txn: Txn, put: Put, row: Row) -> None:
-    """Raises LimitReached before it changes anything."""
-    space = row.space(put.space)
-    head = item_key(put.owner, space, "")
-    count = grown = 0
-    items = []
-    for name, value in put.data.items():
-        key = name.encode()
-        old = txn.size("memory", head + key)
-        count += old is None
-        grown += len(value) + (len(key) if old is None else -old)
-        items.append((head + key, value))
-    limit = put.owner.limit
-    if grown > 0 and limit is not None and row.bytes + grown > limit:
-        raise LimitReached(
-            f"{row.bytes} bytes of memory, and {grown} more: the limit is {limit}",
-            "delete something first",
-        )
-    for full, value in items:
-        txn.put("memory", full, value)
-    row.spaces[put.space] = space
-    row.last_space = max(row.last_space, space.number)
-    space.count += count
-    space.bytes += grown
+    def _put(self, txn: Txn, put: Put, row: Row) -> None:
+        """Raises LimitReached before it changes anything."""
+        space = row.space(put.space)
+        head = item_key(put.owner, space, "")
+        count = grown = 0
+        items = []
+        for name, value in put.data.items():
+            key = name.encode()
+            old = txn.size("memory", head + key)
+            count += old is None
+            grown += len(value) + (len(key) if old is None else -old)
+            items.append((head + key, value))
+        if grown > 0:
+            self.owners.check_limits(put.owner, row, grown)
+        for full, value in items:
+            txn.put("memory", full, value)
+        row.spaces[put.space] = space
+        row.last_space = max(row.last_space, space.number)
+        space.count += count
+        space.bytes += grown
 
 
 def _settle(put: Put, error: AiosError | None) -> None:

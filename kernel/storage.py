@@ -33,6 +33,7 @@ from .shares import Mode, Shares, covers
 from .store import NoStore, Store
 from .transaction import Txn
 from .trap import Call
+from .trees import Trees
 from .upload import Upload, Uploads
 
 SCANNED = 500  # rows that a list looks at, for one page
@@ -41,7 +42,8 @@ Step = Callable[[Catalog], sto.Version]
 
 
 class Storage:
-    """`quota`: bytes of one agent's objects. `place`: what the setting `blobs` is."""
+    """`quota`: bytes of objects of an agent and all below it. `place`
+    is the setting `blobs`."""
 
     def __init__(
         self, store: Store | NoStore, blobs: Blobs, shares: Shares, quota: int, place: str
@@ -51,6 +53,7 @@ class Storage:
         self.on_read: Callable[[Process, set[str]], None] = lambda _process, _labels: None
         self.uploads = Uploads(self)
         self.watchers: list[tuple[Call, str, str]] = []
+        self.trees = Trees()  # bytes, in the writer's thread
         self.wrong: AiosError | None = None  # why no call is served
         try:
             self._begin(place)
@@ -66,6 +69,9 @@ class Storage:
                 f"the contents of this store are in {before}, not in {place}",
                 "set `blobs` to that; `aios sto export` and `import` move objects",
             )
+
+        for held in self.store.read(lambda txn: list(Catalog(txn).owners())):
+            self.trees.set(held.name, held.used)
 
         def begin(cat: Catalog) -> None:
             cat.txn.put(TABLE, b"b", place.encode())
@@ -183,7 +189,7 @@ class Storage:
         def run(txn: Txn, drop: Callable[[bytes], None]) -> Any:
             cat = Catalog(txn, drop)
             result = do(cat)
-            cat.settle(quota)
+            cat.settle(quota, self.trees)
             return result
 
         once = None if call is None else (call.process.pid, call.id)

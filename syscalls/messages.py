@@ -44,7 +44,10 @@ class Done(Reply):
 
 
 class Limits(Message):
-    """What one agent may use; None is no limit. Going past one ends in the error `limit`."""
+    """What one agent may use; None is no limit. Going past one ends in the error `limit`.
+
+    Tokens, memory's bytes and children are a budget that all below it draw from as well.
+    """
 
     tokens: Annotated[int, Meta(ge=0)] | None = None  # prefilled plus decoded, all calls
     wall: Seconds | None = None  # since the start of the process
@@ -52,7 +55,7 @@ class Limits(Message):
     mem_bytes: Annotated[int, Meta(ge=0)] | None = 64 << 20  # of keys and values in its memory
     contexts: Annotated[int, Meta(ge=0)] | None = 64  # open at once
     queue: Annotated[int, Meta(ge=0)] | None = 256  # messages waiting, and calls waiting
-    children: Annotated[int, Meta(ge=0)] | None = 512  # alive at once
+    children: Annotated[int, Meta(ge=0)] | None = 512  # alive at once, theirs too
 
 
 AbsolutePath = Annotated[str, Meta(pattern=r"^/[^\0]*\Z", max_length=4096)]

@@ -153,6 +153,7 @@ class Table(RuleBasedStateMachine):
         super().__init__()
         self.table = ProcessTable(MAX_AGENTS, MAX_CLIENTS, MAX_DEAD)
         self.rows: dict[int, Row] = {}
+        self.parents = {0: 0}  # of all that ever were
         self.last = 0
 
     def pick(self, n: int) -> int:
@@ -166,12 +167,20 @@ class Table(RuleBasedStateMachine):
             if row.parent == pid and (row.state != "zombie") == alive
         ]
 
+    def above(self, pid: int) -> list[int]:
+        """Itself and those above it, also where these are forgotten."""
+        return [pid, *self.above(self.parents[pid])] if pid else []
+
+    def below(self, pid: int) -> int:
+        alive = [each for each, row in self.rows.items() if row.state != "zombie"]
+        return sum(pid in self.above(each)[1:] for each in alive)
+
     @rule(kind=st.sampled_from(["agent", "agent", "client"]), n=st.integers(0, 20))
     def add(self, kind: Kind, n: int) -> None:
         parent = self.pick(n) if kind == "agent" and n % 3 else 0
         most = MAX_AGENTS if kind == "agent" else MAX_CLIENTS
         alive = sum(row.kind == kind and row.state != "zombie" for row in self.rows.values())
-        full = alive >= most or (parent and len(self.children(parent, alive=True)) >= MAX_CHILDREN)
+        full = alive >= most or any(self.below(pid) >= MAX_CHILDREN for pid in self.above(parent))
         limits = Limits(children=MAX_CHILDREN)
         if full:
             with pytest.raises(LimitReached):
@@ -182,6 +191,7 @@ class Table(RuleBasedStateMachine):
         assert process.pid == self.last  # pids are never used again
         state: ProcessState = "starting" if kind == "agent" else "running"
         self.rows[self.last] = Row(kind, parent, state)
+        self.parents[self.last] = parent
 
     @rule(n=st.integers(0, 20))
     def bind(self, n: int) -> None:
@@ -239,12 +249,8 @@ class Table(RuleBasedStateMachine):
     @invariant()
     def ancestors_are_those_that_the_chain_of_parents_names(self) -> None:
         for process in self.table.rows.values():
-            above, at = set(), process.parent
-            while at in self.rows:
-                above.add(at)
-                at = self.rows[at].parent
             found = {pid for pid in self.rows if self.table.is_above(pid, process)}
-            assert found == above
+            assert found == self.rows.keys() & self.above(process.pid)[1:]
 
     @invariant()
     def only_the_living_have_an_os_pid_to_be_found_by(self) -> None:

@@ -53,6 +53,51 @@ def test_past_its_tokens_an_agent_reads_what_the_call_needs(aios: Aios, program:
     assert f"process {pid} has used 0 of 20 tokens, and needs 37 more" in said
 
 
+CHILDREN = """
+path, acts = task
+found = []
+for number, act in enumerate(acts):
+    found.append(aios.wait(aios.spawn(path, act, name=f"n{number}")).result)
+return found
+"""
+DO = "try:\n    eval(task)\n    return 'done'\nexcept AiosError as error:\n    return error.code"
+FILL = "[aios.mem_put({'a': 'x' * 400}), aios.mem_keep()]"
+
+
+@pytest.mark.parametrize(
+    ("limits", "act", "said"),
+    [
+        ({"tokens": 45}, "aios.generate([5], max_tokens=9, ignore_eos=True).result()",
+         ["done", "done", "done", "done", "limit", "limit"]),
+        ({"mem_bytes": 1000}, FILL, ["done", "done", "limit"]),
+    ],
+)  # fmt: skip
+def test_a_budget_is_shared_by_all_below(
+    aios: Aios, program: Program, limits: dict[str, Any], act: str, said: list[str]
+) -> None:
+    """Under whatever names, also what they keep when they have ended; and for it, too."""
+    path, task = program(DO), [act] * len(said)
+    pid = aios.spawn(program(CHILDREN), [path, task], name="tree", limits=limits)
+    assert aios.wait(pid, timeout=60).result == said
+    if "mem_bytes" in limits:
+        again = aios.spawn(path, FILL, name="tree", limits=limits)
+        assert aios.wait(again, timeout=60).result == "limit"
+        for number in range(2):
+            aios.mem_keep(False, principal=f"/tree/n{number}")
+    assert aios.check() == []
+
+
+def test_a_tree_has_as_many_agents_as_its_root_may_have(aios: Aios, program: Program) -> None:
+    path = program(
+        "try:\n    return aios.wait(aios.spawn(__file__, task - 1)).result if task else 'done'\n"
+        "except AiosError as error:\n    return error.code"
+    )
+    for depth, said in ((3, "done"), (4, "limit")):
+        pid = aios.spawn(path, depth, limits={"children": 3})
+        assert aios.wait(pid, timeout=60).result == said
+    assert aios.check() == []
+
+
 @pytest.mark.parametrize(
     ("limits", "act"),
     [

@@ -471,6 +471,14 @@ def test_past_its_quota_an_agent_reads_on(boot: Boot, program: Program) -> None:
         (holding,) = aios.sto_owners()
         assert holding.owner == "/greedy"
         assert 700_000 < holding.bytes < 710_000
+        heirs = program(
+            "spawn = lambda n: aios.spawn(task, [200_000], name=f'n{n}')\n"
+            "found = [aios.wait(spawn(n)).result for n in range(2)]\n"
+            "return [first[0] for first in found]"
+        )
+        child = program("try:\n    return [aios.sto_put('0', os.urandom(task[0])).version]\n"
+                        "except AiosError as error:\n    return [error.code]")  # fmt: skip
+        assert done(aios, heirs, child, name="greedy") == [1, "limit"]
         aios.sto_put("a person has none", bytes(2 << 20))
         assert aios.sto_verify().wait()["problems"] == []
 

@@ -1,0 +1,46 @@
+"""Budgets that a tree of agents shares: what a principal and all below it hold together. Pure.
+
+Principals tell the tree, not processes: what is kept outlives those who kept it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+
+def above(principal: str) -> Iterator[str]:
+    """Iterate over the principals strictly above one, the nearest first."""
+    while principal := principal.rpartition("/")[0]:
+        yield principal
+
+
+def root(principal: str) -> str:
+    """Return the topmost principal of the tree that one is in: an agent that a person started."""
+    return "/" + principal.split("/")[1] if principal.startswith("/") else principal
+
+
+class Trees:
+    """What is held, by principal: `held` by it alone, `below` by all strictly below it."""
+
+    def __init__(self) -> None:
+        self.held: Counter[str] = Counter()
+        self.below: Counter[str] = Counter()
+
+    def add(self, principal: str, amount: int) -> None:
+        _add(self.held, principal, amount)
+        for each in above(principal):
+            _add(self.below, each, amount)
+
+    def set(self, principal: str, amount: int) -> None:
+        self.add(principal, amount - self.held[principal])
+
+    def total(self, principal: str) -> int:
+        return self.held[principal] + self.below[principal]
+
+
+def _add(counter: Counter[str], name: str, amount: int) -> None:
+    """Names that hold nothing are not kept: agents choose them, without end."""
+    counter[name] += amount
+    if not counter[name]:
+        del counter[name]
