@@ -6,10 +6,12 @@ sends again what it has no final reply to. Whoever waits notices nothing but the
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -126,6 +128,8 @@ class Connection:
         self.receipt: wire.Receipt | None = None  # the last
         self.endpoint = endpoint(home) if elsewhere is None else elsewhere.address
         self.pending: dict[int, Pending] = {}
+        self.left: deque[int] = deque()  # calls to cancel: nobody can read their replies
+        self.thread, self.within = threading.get_ident(), 0  # calls of `start` and `pump`
         self.last = 0
         self.is_agent = token is not None
         self.lost = False  # the kernel that was there is not any more
@@ -139,6 +143,14 @@ class Connection:
             TooBig: it does not fit into one message.
             KernelGone: the system has stopped, or this connection is closed, or another process's.
         """
+        self.within += 1
+        try:
+            self._cancel_left()
+            return self._start(name, args)
+        finally:
+            self.within -= 1
+
+    def _start(self, name: str, args: dict[str, Any]) -> Pending:
         self._must_be_usable()
         self._look()
         if self.lost:
@@ -158,13 +170,32 @@ class Connection:
             KernelGone: the system has stopped, or this connection is closed, or another process's.
             TimedOut: nothing came.
         """
-        self._must_be_usable()
-        if self.lost:
-            self._come_back()
-        if not self._poll(limit):
-            raise TimedOut("no reply in time")
-        self._take_all()
-        self._look()
+        self.within += 1
+        try:
+            self._cancel_left()
+            self._must_be_usable()
+            if self.lost:
+                self._come_back()
+            if not self._poll(limit):
+                raise TimedOut("no reply in time")
+            self._take_all()
+            self._look()
+        finally:
+            self.within -= 1
+
+    def let_go(self, call_id: int) -> None:
+        """Cancel a call whose reply nobody can read any more: now, or with the next call where this
+        is another thread, or within one. For finalizers: raises nothing."""
+        self.left.append(call_id)
+        if not self.within and self.thread == threading.get_ident() and not self.closed:
+            with contextlib.suppress(AiosError):
+                self._cancel_left()
+
+    def _cancel_left(self) -> None:
+        while self.left:
+            call_id = self.left.popleft()
+            if call_id in self.pending:
+                self._start("call.cancel", {"call": call_id})
 
     def _take_all(self) -> None:
         while self.socket.poll(0):

@@ -58,15 +58,21 @@ def connect(
 
 
 class Generation:
-    """An answer in the making. Iterate it for pieces of text; the rest waits for its end.
+    """An answer in the making. Iterate it for pieces of text; the rest waits for its end. Without a
+    context it is cancelled when nobody has it any more.
 
     Raises, from either: LimitReached, ContextFull, CoreFailed and other AiosErrors.
     """
 
-    def __init__(self, aios: Aios, pending: Pending) -> None:
+    def __init__(self, aios: Aios, pending: Pending, *, alone: bool = False) -> None:
         self._aios = aios
         self._pending = pending
+        self._alone = alone
         self._result: t.Result | None = None
+
+    def __del__(self) -> None:
+        if self._alone and not self._pending.ended:
+            self._pending.connection.let_go(self._pending.id)
 
     def __iter__(self) -> Iterator[str]:
         for piece in self.pieces():
@@ -302,7 +308,8 @@ class Aios(MemoryCalls, StorageCalls, AccessCalls, ToolCalls):
         fields of llm.generate: max_tokens, temperature, seed, stop, schema, grammar, digest, ...
         """
         given = {} if prompt is None else as_input(prompt, raw)
-        return Generation(self, self.start("llm.generate", ctx=ctx, **given, **options))
+        call = self.start("llm.generate", ctx=ctx, **given, **options)
+        return Generation(self, call, alone=ctx is None)
 
     def tokenize(self, prompt: str | Sequence[dict[str, str]], *, raw: bool = True) -> list[int]:
         return self._call(t.Tokens, "llm.tokenize", **as_input(prompt, raw)).tokens

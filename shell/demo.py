@@ -1,4 +1,4 @@
-"""`aios demo`: more agents than slots, on a system of its own; then each of them alone.
+"""`aios demo`: more agents than slots, on a system of its own; then each of them alone, on another.
 
 The proof is that the two outputs of each agent have the same token ids and the same chained hash
 of all logits, however often the agent was preempted in between.
@@ -48,8 +48,9 @@ Draw = Callable[[Sequence[Runner]], None]
 def demo(agents: int, max_tokens: int, model: Path | None, as_json: bool, **settings: Any) -> int:
     """Watch more agents than slots share a model.
 
-    Runs on a system of its own, in a temporary home. Every agent runs once beside the others and
-    once alone. Exit code 0 only if both outputs of every agent are identical, bit for bit.
+    Runs on systems of its own, in temporary homes. Every agent runs once beside the others and once
+    alone, on a second system that has nothing of the first. Exit code 0 only if both outputs of
+    every agent are identical, bit for bit.
 
     \b
     Examples:
@@ -65,16 +66,20 @@ def demo(agents: int, max_tokens: int, model: Path | None, as_json: bool, **sett
 
 
 def measure(jobs: Sequence[DemoJob], settings: dict[str, Any]) -> Report:
-    """Run all jobs at once, then each alone."""
+    """Run all jobs at once; then each alone, on another system, which has computed nothing yet."""
     with temporary_system(settings) as (home, status), connect(home, "demo") as aios:
         began = time.monotonic()
         with display(status) as draw:
             runners = play(aios, jobs, draw)
         together = time.monotonic() - began
-        with progress(plain=True) as tell:
-            for number, runner in enumerate(runners, start=1):
-                tell(f"alone: agent {number} of {len(runners)}, {runner.job.name}")
-                runner.solo = play(aios, [runner.job], lambda _: None)[0].result
+    with (
+        temporary_system(settings) as (home, _),
+        connect(home, "demo") as aios,
+        progress(plain=True) as tell,
+    ):
+        for number, runner in enumerate(runners, start=1):
+            tell(f"alone: agent {number} of {len(runners)}, {runner.job.name}")
+            runner.solo = play(aios, [runner.job], lambda _: None)[0].result
     return Report(status, runners, together)
 
 

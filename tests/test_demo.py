@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from rich.console import Console
 from test_options import row
 
 from aios.agents import Aios, AiosError
+from aios.shell import demo as the_demo
 from aios.shell.demo import play
 from aios.shell.demo_jobs import JOBS, DemoJob, pick
 from aios.shell.demo_view import Report, Runner, live, summary
@@ -50,7 +53,7 @@ def event(what: str, time: float, **detail: Any) -> Event:
 def test_more_agents_on_fewer_slots_are_identical(homes: Path) -> None:
     done = run_process(
         homes, "demo", "--json", "--agents", "4", "--slots", "2", "--max-tokens", "12",
-        "--quantum", "4", TMPDIR=str(homes),
+        "--quantum", "4", limit=4 * LIMIT, TMPDIR=str(homes),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -63,6 +66,31 @@ def test_more_agents_on_fewer_slots_are_identical(homes: Path) -> None:
     assert done.stderr.count("done: agent") == 4
     assert left_of(homes / "aios-demo-") == []
     assert list(homes.glob("aios-demo-*")) == []
+
+
+def test_who_runs_alone_begins_from_nothing_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its prompt might be computed once for both, and the proof would prove nothing of it."""
+    ran: list[tuple[Path, list[str]]] = []
+
+    @contextmanager
+    def system(settings: dict[str, Any]) -> Iterator[tuple[Path, Status]]:
+        yield Path(f"/{len(ran)}"), STATUS
+
+    @contextmanager
+    def connected(home: Path, name: str) -> Iterator[Path]:
+        yield home
+
+    def played(home: Path, jobs: list[DemoJob], draw: Any) -> list[Runner]:
+        ran.append((home, [job.name for job in jobs]))
+        return [Runner(job, pid, result=RESULT) for pid, job in enumerate(jobs)]
+
+    monkeypatch.setattr(the_demo, "temporary_system", system)
+    monkeypatch.setattr(the_demo, "connect", connected)
+    monkeypatch.setattr(the_demo, "play", played)
+    report = the_demo.measure(pick(2, 12), {})
+    names = [job.name for job in pick(2, 12)]
+    assert ran == [(Path("/0"), names), (Path("/1"), names[:1]), (Path("/1"), names[1:])]
+    assert report.identical == 2
 
 
 def test_a_live_table_that_ctrl_c_ends(homes: Path) -> None:

@@ -115,6 +115,27 @@ def test_the_digest_tells_histories_apart(aios: Aios) -> None:
     assert run(aios).digest is None
 
 
+def test_a_stream_that_nobody_can_read_any_more_is_cancelled(
+    aios: Aios, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection, cancelled = aios.connection, []
+    start = connection._start
+
+    def watched(name: str, args: dict[str, Any]) -> Any:
+        if name == "call.cancel":
+            cancelled.append(args["call"])
+        return start(name, args)
+
+    monkeypatch.setattr(connection, "_start", watched)
+    for _ in aios.generate(STORY, max_tokens=900, ignore_eos=True):
+        break
+    assert cancelled == [connection.last - 1]
+    with aios.open() as context:  # of this one the context has the answer
+        context.generate("Hi", max_tokens=2, ignore_eos=True).result()
+        kept = aios.generate("Hi", max_tokens=2, ignore_eos=True)
+        assert kept.result().tokens and len(cancelled) == 1
+
+
 def test_usage_and_timings_add_up(aios: Aios) -> None:
     with aios.open() as context:
         result = context.generate(STORY, max_tokens=10).result()
@@ -276,8 +297,8 @@ def test_unusable_input_is_refused(aios: Aios, args: dict[str, Any]) -> None:
 
 
 def test_a_cancelled_answer_is_the_beginning_of_the_whole(aios: Aios) -> None:
-    whole = run(aios, max_tokens=150, **SAMPLED)
-    generation = aios.generate(STORY, max_tokens=150, **SAMPLED)
+    whole = run(aios, max_tokens=1900, **SAMPLED)
+    generation = aios.generate(STORY, max_tokens=1900, **SAMPLED)
     first_piece(generation)
     generation.cancel()
     result = generation.result()
