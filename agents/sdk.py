@@ -10,7 +10,6 @@ with connect() as aios:
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +22,7 @@ from aios.syscalls.errors import AiosError, NotJson
 from aios.syscalls.rules import Manifest
 from aios.syscalls.wire import Receipt
 
+from . import strict_json
 from .access import AccessCalls
 from .calling import ToolCalls
 from .client import Pending, kernel_elsewhere, named_address, say_hello
@@ -114,14 +114,15 @@ class Generation:
         """The value of an answer that was held to a schema.
 
         Raises:
-            NotJson: it ended before it was complete; `finish` says why.
+            NotJson: it ended before it was complete; `finish` says why. Or its text fits the schema
+                and its value does not: a key comes twice, a number is too large.
         """
         result = self.result()
         if result.finish != "stop":
             why = f"the answer was cut after {result.usage.completion} tokens ({result.finish})"
             raise NotJson(why)
         try:
-            return json.loads(result.text)
+            return strict_json.read(result.text)
         except (ValueError, RecursionError) as error:
             raise NotJson(f"the answer is not JSON: {error}") from error
 

@@ -32,6 +32,7 @@ from aios.syscalls.errors import (
 from aios.syscalls.messages import GRAMMAR
 from aios.syscalls.tool import Spec
 
+from . import strict_json
 from .calling import absent
 from .schemas import narrowed
 from .sdk import Aios
@@ -207,7 +208,7 @@ class ToolTalk:
         """What an answer says that was held to the grammar.
 
         Raises:
-            NotJson: it was cut within a call.
+            NotJson: it was cut within a call, or the value of its text does not fit.
         """
         form = self.form
         if form.opens:
@@ -218,11 +219,12 @@ class ToolTalk:
         else:
             thought, bodies, whole = ("", [text], True) if text[:1] == "{" else (text, [], True)
         try:
-            if not whole:
-                raise ValueError("it has no end")
-            calls = [json.loads(body) for body in bodies]
+            calls = [strict_json.read(body) for body in bodies]
         except ValueError as error:
-            raise NotJson(f"the answer was cut within a call: {error}") from error
+            why = "has no value" if whole else "was cut within a call"
+            raise NotJson(f"the answer {why}: {error}") from error
+        if not whole:
+            raise NotJson("the answer was cut within a call: it has no end")
         return Said(
             thought.strip(),
             [

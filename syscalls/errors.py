@@ -149,7 +149,8 @@ class BadGrammar(AiosError):
 
 
 class NotJson(AiosError):
-    """The answer was cut before its end, or held to no schema: raised on the caller's side only."""
+    """The answer was cut before its end, held to no schema, or has no value that fits it: raised on
+    the caller's side only."""
 
     code = "llm.not_json"
     default_hint = "generate with a schema, and with max_tokens enough for the longest answer"
