@@ -138,7 +138,7 @@ class Gate:
                 target = process if args.pid is None else self.table.get(args.pid)
                 return [make(target.principal, owned=lambda who: self._controls(who, target))]
             case t.Send():
-                return [make(self.table.find(args.to).principal)]
+                return [make(self.table.find(args.to, process.principal).principal)]
             case t.Spawn():
                 return [make(args.program)]
             case tool.CallTool():

@@ -168,7 +168,8 @@ def llm_close(k: Kernel, call: Call, args: t.Close) -> t.Done:
 
 
 def msg_send(k: Kernel, call: Call, args: t.Send) -> t.Done:
-    k.mailroom.send(call.process, k.table.find(args.to), args.body)
+    receiver = k.table.find(args.to, call.process.principal)
+    k.mailroom.send(call.process, receiver, args.body)
     return t.Done()
 
 

@@ -34,7 +34,10 @@ class Mailroom:
 
     def send(self, sender: Process, receiver: Process, body: Any) -> None:
         """Raises LimitReached when the receiver's mailbox is full: try again later."""
-        mail = Mail(sender=sender.pid, name=sender.name, body=body, labels=labels_of(sender))
+        mail = Mail(
+            sender=sender.pid, name=sender.name, principal=sender.principal, body=body,
+            labels=labels_of(sender),
+        )  # fmt: skip
         for wanted, call in self.waiting.get(receiver.pid, ()):
             if wanted in (None, sender.pid):
                 self.on_sent(sender, receiver, body)

@@ -19,6 +19,8 @@ from aios.syscalls.errors import BadInput, LimitReached, NotFound
 from aios.syscalls.messages import Kind, Limits, Mail, ProcessInfo, ProcessState, Reach
 from aios.syscalls.rules import Manifest
 
+from .trees import above
+
 DEPTH = 64  # processes above each other
 
 MOVES: dict[ProcessState, frozenset[ProcessState]] = {
@@ -213,12 +215,26 @@ class ProcessTable:
             raise NotFound(f"no process {pid}", "`aios ps --all` lists them")
         return self.rows[pid]
 
-    def find(self, who: int | str) -> Process:
-        """A live process by pid, or the oldest by name that is no worker. Raises NotFound."""
-        for process in self.live():
-            if who == process.pid or (who == process.name and not process.tool):
-                return process
-        raise NotFound(f"no live process {who!r}", "`aios ps` lists them")
+    def find(self, who: int | str, caller: str = "") -> Process:
+        """A live process by pid, or by a name as the principal `caller` means it: below it, else
+        beside it, else beside one above it, the nearest first, at last among those of persons. So
+        nobody hears what is for another because somebody has named it so. Of several the eldest,
+        workers apart. Raises NotFound."""
+        if isinstance(who, int):
+            if self.is_alive(who):
+                return self.rows[who]
+        else:
+            scopes = (caller, *above(caller), "") if caller else ("",)
+            names = [who] if who.startswith("/") else [f"{scope}/{who}" for scope in scopes]
+            found: dict[str, Process] = {}
+            for process in self.live():
+                if not process.tool:
+                    own = process.principal or ("" if who.startswith("/") else f"/{process.name}")
+                    found.setdefault(own, process)
+            for name in names:
+                if name in found:
+                    return found[name]
+        raise NotFound(f"no live process {who!r}", "`aios ps` lists them; a principal names one")
 
     def is_alive(self, pid: int) -> bool:
         return pid in self.rows and self.rows[pid].alive

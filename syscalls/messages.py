@@ -15,6 +15,7 @@ Pid = Annotated[int, Meta(ge=0, le=2**31)]
 CtxId = Annotated[int, Meta(ge=1, le=2**31)]
 Nice = Annotated[int, Meta(ge=-20, le=19)]
 Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[\w.+-]+$")]
+Address = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^([\w.+-]+|(/[\w.+-]+)+)\Z")]
 Kind = Literal["agent", "client", "remote"]  # client: a person's; remote: an agent elsewhere
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 Token = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -426,7 +427,10 @@ class Cancelled(Reply):
 
 
 class Send(Message):
-    to: Pid | Name  # a name means the oldest live process that has it
+    """To a pid, a principal ("/ann/helper"), or a name: that of a child of the caller, else of one
+    beside it, else of one beside an agent above it. The oldest that is alive is meant."""
+
+    to: Pid | Address
     body: Any
 
 
@@ -437,9 +441,10 @@ class Recv(Message):
 
 class Mail(Reply):
     sender: Pid
-    name: str
+    name: str  # which anybody may have been given
     body: Any
     labels: list[str] = []  # where it comes from, but for a person: "msg:/writer", "tool:web"
+    principal: str = ""  # who the sender is, as the kernel knows; "": a person
 
 
 # --- kernel ----------------------------------------------------------------------------------

@@ -218,6 +218,7 @@ def everybody(aios: Aios, program: Callable[[str], str]) -> list[Someone]:
         aios.spawn(path, [f"/{name}", path], name=name)
     for _ in range(5):
         mail = aios.recv(timeout=30)
+        assert mail.principal == mail.body[0]
         found.append(Someone(mail.sender, *mail.body))
     return found
 

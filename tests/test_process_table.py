@@ -60,6 +60,29 @@ def test_a_name_means_the_oldest_live_process_that_has_it() -> None:
         table.get(99)
 
 
+def test_a_name_is_what_its_sender_means_by_it() -> None:
+    table = ProcessTable(max_agents=9, max_clients=2, max_dead=2)
+    ann, eve = add(table, name="ann"), add(table, name="eve")
+    fake = add(table, eve.pid, "bank")  # older than the one that persons mean
+    bank = add(table, name="bank")
+    own = add(table, ann.pid, "bank")
+    kid = add(table, own.pid, "kid")
+    client = table.add("client", "test", 0, 0, Limits(), 0.0)
+    for caller, found in (
+        ("", bank), ("/bank", bank), ("/carl", bank), ("/ann", own), ("/ann/x", own),
+        ("/ann/bank/kid", own), ("/eve", fake),
+    ):  # fmt: skip
+        assert table.find("bank", caller) is found, caller
+    assert table.find("kid", "/ann/bank") is kid
+    for caller in ("", "/ann", "/eve"):
+        assert table.find("/ann/bank", caller) is own
+        assert table.find("test", caller) is client
+        with pytest.raises(NotFound):
+            table.find("kid", caller)
+        with pytest.raises(NotFound):
+            table.find("/test", caller)
+
+
 def test_workers_of_tools_are_in_nobodys_way() -> None:
     table = new_table()
     worker = table.add("agent", "x", 0, 0, Limits(), 0.0, tool="x")
