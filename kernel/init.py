@@ -21,6 +21,7 @@ import secrets
 import selectors
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -63,11 +64,15 @@ from .warden import Warden
 RUNNER = "aios.agents.runner"  # by name: the kernel knows the SDK only as a program to run
 BACKOFF, LONGEST_BACKOFF, HEALTHY = 0.05, 5.0, 10.0  # seconds
 CRASHES = 3  # of a kernel by itself, one soon after the other, until its journal is set aside
+OWN = (  # of what is in a home
+    "agents", "audit", "index*", "journal*", "keys", "kv", "log", "run", "store*", "init.l*",
+    "policy.json", "config.toml", "shell_history",
+)  # fmt: skip
 FATAL = 78  # the kernel's exit code when starting it again would not help (EX_CONFIG)
 
 
 class Init:
-    def __init__(self, config: Config, ring: int, mcp: int) -> None:
+    def __init__(self, config: Config, ring: int, mcp: int, umask: int) -> None:
         self.config, self.ring, self.mcp = config, ring, mcp
         self.kernel = 0
         self.kernel_started = 0.0
@@ -94,7 +99,7 @@ class Init:
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # a listener for each agent
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         self.outputs = Outputs(self.selector)
-        self.warden = Warden(config.path, self.system, self.selector, self.tell)
+        self.warden = Warden(config.path, self.system, self.selector, self.tell, umask)
 
     # --- the loop -------------------------------------------------------------------------------
 
@@ -373,6 +378,17 @@ def signal_group(os_pid: int, number: int) -> None:
             return
 
 
+def make_private(home: Path) -> None:
+    """Nobody else reads what is in there, nor puts anything in its place, whatever the folder and
+    the umask were when it was made. The folder itself may have more in it."""
+    own = [path for name in OWN for path in home.glob(name) if not path.is_symlink()]
+    for path, taken in (*((path, 0o077) for path in own), (home, 0o022)):
+        found = path.stat()
+        is_own = found.st_uid == os.getuid() and not found.st_mode & stat.S_ISVTX
+        if is_own and found.st_mode & taken:
+            path.chmod(stat.S_IMODE(found.st_mode) & ~taken)
+
+
 def lock_home(home: Path) -> Any:
     """One system a home: held until init ends.
 
@@ -381,6 +397,7 @@ def lock_home(home: Path) -> Any:
     """
     for folder in (home, home / "log", home / "run", home / "agents"):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(home)
     lock = (home / "init.lock").open("a+")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -417,6 +434,7 @@ def main() -> int:
     What keeps it from starting goes to stderr as the JSON of an AiosError.
     """
     become_log()
+    umask = os.umask(0o077)  # agents have that of the person
     try:
         config = load(Path(sys.argv[1]), json.loads(sys.argv[2]))
         endpoint(config.path)  # refuses a home whose path is too long
@@ -432,7 +450,7 @@ def main() -> int:
         refused = BadInput(f"the home cannot be used: {error}", "set AIOS_HOME to another folder")
         print(json.dumps(refused.to_wire()), file=sys.stderr)
         return FATAL
-    return FATAL if ring is None else Init(config, ring, mcp).run()
+    return FATAL if ring is None else Init(config, ring, mcp, umask).run()
 
 
 if __name__ == "__main__":

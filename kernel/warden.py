@@ -25,8 +25,9 @@ class Warden:
         system: str,
         selector: selectors.BaseSelector,
         tell: Callable[[ToKernel], None],
+        umask: int,
     ) -> None:
-        self.home, self.tell = home, tell
+        self.home, self.tell, self.umask = home, tell, umask
         self.groups = cgroup.open_groups(str(home), system)
         self.walls = walls.found(self.groups)
         modes = bool(self.walls["view"])
@@ -105,6 +106,7 @@ class Warden:
             walls.put_up(frame.walls, self.walls, room, frame.cwd or str(room.own), line)
         os.close(line)
         os.chdir(frame.cwd or room.own)
+        os.umask(self.umask)
 
     def ended(self, key: int) -> None:
         """The agent is gone, or was never there: so is all that it started."""

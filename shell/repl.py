@@ -101,8 +101,10 @@ class Shell:
     def interactive(self) -> int:
         """Until `exit` or Ctrl-D; the exit code of the last command."""
         self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        history = self.home / "shell_history"
+        history.touch(mode=0o600)
         session: PromptSession[str] = PromptSession(
-            history=FileHistory(self.home / "shell_history"),
+            history=FileHistory(history),
             completer=CommandCompleter(self.home, self.cli, lambda: self.jobs),
             complete_while_typing=False, complete_in_thread=True,
         )  # fmt: skip

@@ -1,0 +1,61 @@
+"""What a home keeps is for its user alone, whatever its folder and the umask were."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import run_system
+
+from aios.agents import connect
+
+
+@pytest.fixture
+def open_umask() -> Iterator[None]:
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+def open_to_others(home: Path) -> list[str]:
+    """What others of the machine reach in a home, the folder itself apart."""
+    found = []
+    for folder, folders, files in os.walk(home):
+        shut = [name for name in folders if not (Path(folder) / name).stat().st_mode & 0o077]
+        found += [str(Path(folder) / name) for name in folders if name not in shut]
+        found += [
+            str(path) for name in files
+            if (path := Path(folder) / name).lstat().st_mode & 0o077
+        ]  # fmt: skip
+        folders[:] = [name for name in folders if name not in shut]
+    return found
+
+
+@pytest.mark.usefixtures("open_umask")
+def test_nobody_else_reads_what_a_home_keeps(
+    homes: Path, program: Callable[[str], str], tmp_path: Path
+) -> None:
+    home, given = homes / "open", tmp_path / "given"
+    given.mkdir()
+    (home / "index").mkdir(parents=True)
+    home.chmod(0o777)
+    old = home / "index" / "of-an-older-system.db"
+    old.write_text("my password is")
+    for name in ("policy.json", "init.log"):
+        (home / name).write_text("{}" if name == "policy.json" else "")
+    steps = run_system(home, {"slots": 1, "ctx": 256})
+    next(steps)
+    with connect(home) as aios:
+        aios.sto_put("notes/one", b"my password is parrot")
+        aios.sto_search("password")
+        path = program("open(task + '/file', 'w').close()\nprint('a log')")
+        pid = aios.spawn(path, str(given), reach={"write": [str(given)]})
+        assert aios.wait(pid, timeout=20).code == 0
+        assert open_to_others(home) == []
+    assert next(steps, None) is None
+    assert open_to_others(home) == []
+    assert stat.S_IMODE(home.stat().st_mode) == 0o755
+    assert stat.S_IMODE((given / "file").stat().st_mode) == 0o644  # as the person's umask says
