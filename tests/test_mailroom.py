@@ -107,7 +107,13 @@ def test_mail_says_who_sent_it(office: Office) -> None:
     call = office.receive(bob)
     assert office.replies[call.id] == (
         wire.DONE,
-        {"sender": ann.pid, "name": "ann", "body": {"x": [1]}, "labels": ["msg:/ann"]},
+        {
+            "sender": ann.pid,
+            "name": "ann",
+            "body": {"x": [1]},
+            "labels": ["msg:/ann"],
+            "principal": "/ann",
+        },
     )
 
 
