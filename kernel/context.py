@@ -31,6 +31,7 @@ from .core.protocol import Decoded, Prefilled, Segment
 from .process import Process
 from .trees import root
 
+CUT = "\N{REPLACEMENT CHARACTER}"  # stands where bytes are no whole character
 CHECKPOINTS = 64  # that one context may have
 KEPT = 1024  # contexts with a name that one tree of agents may have
 DROPPED = 1 << 17  # characters of dropped turns that may be recalled; TURN more for each
@@ -44,6 +45,8 @@ class Turn(Struct):
     text: str
     note: str = ""  # what was recalled for it: it is in the context, in front of the text
     generated: bool = False
+    drawn: int = 0  # tokens of a generated one
+    tokens: list[int] = []  # these, where the text cannot say them: a character is cut in it
 
     @property
     def content(self) -> str | None:
@@ -130,12 +133,15 @@ class Past(Struct, kw_only=True):
         while held > DROPPED:
             held -= len(self.dropped.pop(0).text) + TURN
 
-    def answered(self, text: str) -> None:
-        """What was generated is a turn of the conversation, if there is one."""
-        if self.turns and self.turns[-1].generated:
-            self.turns[-1] = Turn("assistant", self.turns[-1].text + text, generated=True)
-        elif self.turns:
-            self.turns.append(Turn("assistant", text, generated=True))
+    def answered(self, text: str, drawn: int) -> None:
+        """What was generated, the newest tokens, is a turn of the conversation, if there is one."""
+        if not self.turns:
+            return
+        if self.turns[-1].generated:
+            before = self.turns.pop()
+            text, drawn = before.text + text, before.drawn + drawn
+        tokens = self.tokens[-drawn:] if CUT in text and drawn else []
+        self.turns.append(Turn("assistant", text, generated=True, drawn=drawn, tokens=tokens))
 
 
 class Context(Past, kw_only=True):

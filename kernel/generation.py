@@ -80,6 +80,10 @@ class Work(Struct, kw_only=True):
     def text(self) -> str:
         return "".join(piece.text for piece in self.pieces)
 
+    @property
+    def drawn(self) -> int:
+        return sum(len(piece.tokens) for piece in self.pieces)
+
     def take(self, out: Out) -> Piece | None:
         """What one step of the core brought."""
         if out.digest:
@@ -107,9 +111,8 @@ class Generation:
     finish: Finish | Literal["failed"] = "failed"
 
     def usage(self) -> Usage:
-        completion = sum(len(piece.tokens) for piece in self.work.pieces)
         used = self.context.used
-        return Usage(prompt=self.work.prompt, completion=completion, context=used)
+        return Usage(prompt=self.work.prompt, completion=self.work.drawn, context=used)
 
     def stop_clock(self, now: float) -> None:
         """Account for the time of this turn."""
@@ -299,7 +302,7 @@ class Generations:
         process.touch()
         if not isinstance(gen.call, Inner):
             self.on_end(gen)
-        context.answered(gen.work.text + gen.tail)
+        context.answered(gen.work.text + gen.tail, gen.work.drawn)
         self.contexts.changed.add(context.id)
         self.stats.generations += 1
         self.stats.switches += gen.task.switches

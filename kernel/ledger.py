@@ -316,7 +316,7 @@ class Ledger:
             call = self.lifecycle.trap.detached(owner.pid, row.work.call, "llm.generate")
             self.generations.recover(call, context, row.work)
         elif row.work is not None:
-            context.answered(row.work.text)
+            context.answered(row.work.text, row.work.drawn)
 
 
 def _process_row(process: Process) -> bytes:

@@ -107,11 +107,13 @@ class Prompts:
             return
         turns = [(turn.role, turn.content) for turn in context.turns]
         messages = [(turn.role, turn.note + turn.text) for turn in new.turns]
+        given = enumerate([*context.turns, *new.turns])
+        tokens = {at: turn.tokens for at, turn in given if turn.tokens}
         start = context.used == 0
         text = new.text if new.tokens is None else ""  # just to wait for the first core
         self.question(
             call,
-            lambda req: Encode(req, text, messages, turns, new.reply, start),
+            lambda req: Encode(req, text, messages, turns, new.reply, start, tokens),
             lambda encoded: then(new.tokens or encoded.tokens),
         )
 

@@ -158,7 +158,9 @@ class Windows:
                 summary=summary,
                 recalled=[],
             )
-            context.turns = [Turn(turn.role, turn.text, turn.note) for turn in stay]
+            context.turns = [
+                Turn(turn.role, turn.text, turn.note, tokens=turn.tokens) for turn in stay
+            ]
             context.summary = summary
             if context.on_full == "recall":
                 context.drop(gone)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aios.kernel.config import embedded_model
-from aios.kernel.core.chat import Chat, Controls
+from aios.kernel.core.chat import Chat, Controls, Said
 from aios.kernel.core.llama import Engine
 from aios.kernel.core.protocol import Encode
 from aios.kernel.core.template import Template
@@ -40,7 +40,7 @@ class Vocabulary:
     def controls(self) -> Controls:
         return self.engine.controls
 
-    def tokenize_parts(self, parts: list[str], *, start: bool) -> list[int]:
+    def tokenize_parts(self, parts: Sequence[Said], *, start: bool) -> list[int]:
         return self.engine.tokenize_parts(parts, start=start)
 
     def piece(self, token: int) -> bytes:
@@ -71,7 +71,7 @@ def entered(template: Template, steps: Sequence[Step]) -> str:
     text = ""
     for step in steps:
         chat = Chat(template, Controls(CONTROLS), [*turns, *step])
-        text += "".join(chat.behind(len(turns), reply=not step))
+        text += "".join(map(str, chat.behind(len(turns), reply=not step)))
         turns += step
         if not step:
             text += "(answer)"
@@ -144,6 +144,21 @@ def test_what_a_template_puts_elsewhere_is_refused() -> None:
 
 def path(name: str) -> Path:
     return next(path for path in TEMPLATES if path.stem == name)
+
+
+def test_a_turn_whose_text_cannot_say_its_tokens_enters_as_these(vocabulary: Vocabulary) -> None:
+    """The tokens of half an emoji, say; what is around them is as with any other content."""
+    tokens = vocabulary.engine.tokenize("Look: \N{FOX FACE}", start=False)[:-1]
+    talk = [ONE, ("assistant", "Look: \N{REPLACEMENT CHARACTER}"), TWO]
+    found = answer(vocabulary, Encode(1, messages=talk, reply=True, tokens={1: tokens})).tokens
+    at = next(at for at in range(len(found)) if found[at : at + len(tokens)] == tokens)
+    talk[1] = ("assistant", "Look")
+    plain = answer(vocabulary, Encode(2, messages=talk, reply=True)).tokens
+    before, behind, whole = (
+        b"".join(map(vocabulary.piece, part))
+        for part in (found[:at], found[at + len(tokens) :], plain)
+    )
+    assert before + b"Look" + behind == whole
 
 
 # --- control tokens -----------------------------------------------------------------------------

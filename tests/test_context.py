@@ -266,3 +266,16 @@ def test_the_oldest_turns_that_were_dropped_are_forgotten() -> None:
         assert held <= DROPPED
     assert held > DROPPED - 2000
     assert past.dropped[-2].text.startswith("299 ")
+
+
+def test_an_answer_that_is_cut_within_a_character_keeps_its_tokens() -> None:
+    past = Past(turns=[Message("user", "Hi")], history=[("p", [1, 2]), ("d", [3, 4])], used=4)
+    past.answered("ok\N{REPLACEMENT CHARACTER}", 2)
+    assert past.turns[-1].tokens == [3, 4]
+    past.history[-1][1].extend([5, 6])
+    past.answered("\N{REPLACEMENT CHARACTER}!", 2)  # it went on from there
+    assert (past.turns[-1].tokens, past.turns[-1].drawn) == ([3, 4, 5, 6], 4)
+    past.turns.append(Message("user", "And?"))
+    past.history.append(("d", [7]))
+    past.answered("Yes.", 1)
+    assert past.turns[-1].tokens == []

@@ -103,7 +103,7 @@ class RowsMachine(RuleBasedStateMachine):
     @rule()
     def answer(self) -> None:
         assert self.row.work is not None
-        self.change().answered(self.row.work.text)
+        self.change().answered(self.row.work.text, self.row.work.drawn)
         self.row.work = None
 
     @precondition(lambda self: self.row.work is None)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aios.kernel.config import embedded_model
-from aios.kernel.core.chat import Controls
+from aios.kernel.core.chat import Controls, Said
 from aios.kernel.core.llama import Engine
 from aios.kernel.core.protocol import Decode, Encode
 from aios.kernel.core.template import Renders
@@ -133,6 +133,7 @@ ODD = [
 
 def render_behind(engine: Engine, question: Encode) -> str:
     (text,) = parts_behind(engine, question)  # nothing in it reads like a control token
+    assert isinstance(text, str)
     return text
 
 
@@ -220,7 +221,7 @@ def test_an_error_is_an_answer_too() -> None:
         def template(self) -> Renders:
             raise BadInput("this model carries no chat template")
 
-        def tokenize_parts(self, parts: list[str], *, start: bool) -> list[int]:
+        def tokenize_parts(self, parts: Sequence[Said], *, start: bool) -> list[int]:
             return []
 
         def piece(self, token: int) -> bytes:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise, takewhile
 from typing import Any
 
@@ -22,6 +22,7 @@ from aios.syscalls.errors import BadInput
 from .template import Asked, Message, Renders
 
 Turns = Sequence[tuple[str, str | None]]
+Said = str | list[int]  # of what enters a context
 LENGTH = 8  # hexadecimal digits of a mark's number
 CUT = "f" * LENGTH  # the number of those within a content
 NEXT = 0xEEEEEEEE  # the number of a turn that may come
@@ -100,8 +101,19 @@ class Marks:
     def turns_in(self, text: str) -> list[int]:
         return [int(found, 16) for found in self.any.findall(text) if found != CUT]
 
-    def cut(self, text: str) -> list[str]:
-        """`text` without marks, in parts between which a control token would have been."""
+    def cut(self, text: str, tokens: Mapping[int, list[int]]) -> list[Said]:
+        """`text` without marks, in parts between which a control token would have been; marks of
+        some turns stand for their tokens."""
+        parts: list[Said] = []
+        at = 0
+        for found in self.any.finditer(text):
+            own = tokens.get(int(found[1], 16))
+            if own is not None:
+                parts += [*self._cut(text[at : found.start()]), own]
+                at = found.end()
+        return [*parts, *self._cut(text[at:])]
+
+    def _cut(self, text: str) -> list[str]:
         parts = self.any.split(text)[::2]
         whole = "".join(parts)
         if self.word[:8] in whole:
@@ -138,26 +150,35 @@ def tools_of(turns: Turns, marks: Marks) -> list[Any] | None:
 
 
 class Chat:
-    """A conversation as the template renders it; `turns` without content were generated."""
+    """A conversation as the template renders it; `turns` without content were generated, and some
+    others enter as their own `tokens`."""
 
-    def __init__(self, template: Renders, controls: Controls, turns: Turns) -> None:
+    def __init__(
+        self, template: Renders, controls: Controls, turns: Turns,
+        tokens: Mapping[int, list[int]] | None = None,
+    ) -> None:  # fmt: skip
+        self.tokens = tokens or {}
+        self.generated = {turn for turn, (_, content) in enumerate(turns) if content is None}
         self.template, self.marks = template, Marks(controls)
         self.tools = tools_of(turns, self.marks)
         self.since: int | None = None  # the last generated turn: all up to it is in the context
         self.turns = [
-            (role, "" if role == "tools" else self.marks.content(turn, content))
-            for turn, (role, content) in enumerate(turns)
+            (role, self._given(turn, role, content)) for turn, (role, content) in enumerate(turns)
         ]
 
-    def behind(self, old: int, *, reply: bool) -> list[str]:
+    def _given(self, turn: int, role: str, content: str | None) -> str:
+        if role == "tools":
+            return ""
+        return self.marks.of(turn) if turn in self.tokens else self.marks.content(turn, content)
+
+    def behind(self, old: int, *, reply: bool) -> list[Said]:
         """The text that goes behind the first `old` turns, which are in the context, in parts to be
         tokenized one by one; `reply` opens an answer.
 
         Raises:
             BadInput: the template refuses the turns, or puts them elsewhere, or leaves some out.
         """
-        generated = [turn for turn in range(old) if self.turns[turn][1] == self.marks.of(turn)]
-        self.since = generated[-1] if generated else None
+        self.since = max((turn for turn in self.generated if turn < old), default=None)
         before = self.settled(old) if old and self.since != old - 1 else ""
         texts = self._texts([(self._talk(len(self.turns)), True)]) if reply else self._next()
         new = self._whole_words([self._behind(text, before) for text in texts])
@@ -169,7 +190,7 @@ class Chat:
         if left and (reply or left != wanted[-len(left) :]):
             role = self.turns[left[0]][0]
             raise BadInput(f"the model's chat template leaves out a message of the role {role!r}")
-        return self.marks.cut(new)
+        return self.marks.cut(new, self.tokens)
 
     def _marked(self, first: int) -> list[int]:
         turns = enumerate(self.turns[first:], first)

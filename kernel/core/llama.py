@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
 from hashlib import blake2b
@@ -33,7 +34,7 @@ from aios.syscalls import VERSION
 from aios.syscalls.errors import BadInput, Internal, ModelError, NoRoom
 from aios.syscalls.messages import Sampling
 
-from .chat import Controls
+from .chat import Controls, Said
 from .gguf import identity, load, log, tokenize
 from .grammar import Grammar, Grammars
 from .sampler import Sampler
@@ -194,14 +195,19 @@ class Engine:
         start = start and not (bos and text.startswith(bos))
         return tokenize(self.vocab, text, start=start, special=True)
 
-    def tokenize_parts(self, parts: list[str], *, start: bool) -> list[int]:
-        """Token ids of a text that was cut where no token may be."""
-        tokens = self.tokenize(parts[0], start=start)
+    def tokenize_parts(self, parts: Sequence[Said], *, start: bool) -> list[int]:
+        """Token ids of a text that was cut where no token may be; some of it is tokens already."""
+        tokens: list[int] = []
         line = self.tokenize("\n", start=False)
-        for part in parts[1:]:  # behind a line's end some models put no blank before a word
-            found = self.tokenize("\n" + part, start=False)
-            same = found[: len(line)] == line
-            tokens += found[len(line) :] if same else self.tokenize(part, start=False)
+        for at, part in enumerate(parts):
+            if isinstance(part, list):
+                tokens += part
+            elif at == 0:
+                tokens += self.tokenize(part, start=start)
+            else:  # behind a line's end some models put no blank before a word
+                found = self.tokenize("\n" + part, start=False)
+                same = found[: len(line)] == line
+                tokens += found[len(line) :] if same else self.tokenize(part, start=False)
         return tokens
 
     def piece(self, token: int) -> bytes:

@@ -76,6 +76,7 @@ class Encode(Frame):
     turns: list[tuple[str, str | None]] = []
     reply: bool = False  # open the assistant's answer
     start: bool = True  # at the beginning of a context
+    tokens: dict[int, list[int]] = {}  # in the place of contents, by their place in turns, messages
 
 
 class Decode(Frame):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Sequence
 from typing import Protocol
 
 from aios.syscalls.errors import AiosError, BadInput
 
-from .chat import Chat, Controls
+from .chat import Chat, Controls, Said
 from .protocol import Decode, Encode, Encoded
 from .template import Renders
 
@@ -17,7 +18,7 @@ class Vocabulary(Protocol):
     def template(self) -> Renders: ...
     @property
     def controls(self) -> Controls: ...
-    def tokenize_parts(self, parts: list[str], *, start: bool) -> list[int]: ...
+    def tokenize_parts(self, parts: Sequence[Said], *, start: bool) -> list[int]: ...
     def piece(self, token: int) -> bytes: ...
 
 
@@ -59,13 +60,14 @@ def _overlap(text: str, stop: str) -> int:
     return 0
 
 
-def parts_behind(vocab: Vocabulary, question: Encode) -> list[str]:
+def parts_behind(vocab: Vocabulary, question: Encode) -> list[Said]:
     """What the chat template puts behind the turns that are already in the context."""
     old = len(question.turns)
     if old and any(role == "tools" for role, _ in question.messages):
         raise BadInput("tools come first in a context", "open another for them")
     turns = [*question.turns, *question.messages]
-    return Chat(vocab.template, vocab.controls, turns).behind(old, reply=question.reply)
+    chat = Chat(vocab.template, vocab.controls, turns, question.tokens)
+    return chat.behind(old, reply=question.reply)
 
 
 def answer(vocab: Vocabulary, question: Encode | Decode) -> Encoded:
@@ -74,7 +76,7 @@ def answer(vocab: Vocabulary, question: Encode | Decode) -> Encoded:
             data = b"".join(vocab.piece(token) for token in question.tokens)
             return Encoded(question.req, text=data.decode(errors="replace"))
         text = question.text
-        parts = [text] if text is not None else parts_behind(vocab, question)
+        parts: list[Said] = [text] if text is not None else parts_behind(vocab, question)
         return Encoded(question.req, vocab.tokenize_parts(parts, start=question.start))
     except AiosError as error:
         return Encoded(question.req, error=error.to_wire())
