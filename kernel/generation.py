@@ -394,7 +394,7 @@ class Generations:
             gen.call.process.spend(1)
             if gen.work.stream:
                 gen.call.piece(piece)
-        self.apply(self.scheduler.served(out.ctx, out.fed, now))
+        self.apply(self.scheduler.served(out.ctx, out.fed, now, again=out.again))
 
     def _first_token(self, gen: Generation, now: float) -> None:
         if gen.turn is not None:

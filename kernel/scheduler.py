@@ -42,6 +42,7 @@ class Task:
     state: State = "ready"
     suspended: bool = False
     used: int = 0  # tokens of this turn
+    again: int = 0  # tokens computed again for it, since the context had left the core's memory
     waiting: float = 0.0
     switches: int = 0
 
@@ -72,13 +73,14 @@ class Fifo:
 
 
 class RoundRobin:
-    """Turns of a quantum of tokens; nice changes the quantum by a quarter a step, as in Linux."""
+    """Turns of a quantum of tokens; nice changes the quantum by a quarter a step, as in Linux. One
+    is at least as long as what was computed again to begin it: half of all work is of use."""
 
     def order(self, task: Task) -> float:
         return task.queued
 
     def expired(self, task: Task, quantum: int) -> bool:
-        return task.used >= max(1.0, quantum * 1.25**-task.nice)
+        return task.used >= max(1.0, quantum * 1.25**-task.nice, task.again)
 
 
 class Queue:
@@ -156,11 +158,12 @@ class Scheduler:
         self._file(task)
         return self._decide(now)
 
-    def served(self, task_id: int, tokens: int, now: float) -> list[Decision]:
-        """`tokens` were prefilled or decoded for a task."""
+    def served(self, task_id: int, tokens: int, now: float, *, again: int = 0) -> list[Decision]:
+        """`tokens` were prefilled or decoded for a task, or so many computed `again`."""
         task = self.tasks.get(task_id)
         if task is not None:
             task.used += tokens
+            task.again += again
         return self._decide(now)
 
     def halted(self, task_id: int, now: float) -> list[Decision]:
@@ -221,7 +224,7 @@ class Scheduler:
         for each in self.ready.first(self.slots - len(self.running)):
             task = self.tasks[each]
             self._move(task, "running", now)
-            task.used = 0
+            task.used = task.again = 0
             decisions.append(Dispatch(task.id))
         return decisions
 

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from models import tiny_model
 from aios.kernel.core.certify import certify
 from aios.kernel.core.llama import ALONE, CHUNK, Engine
 from aios.kernel.core.protocol import Halt
+from aios.kernel.scheduler import Dispatch, Preempt, Scheduler
 from aios.syscalls.errors import ModelError
 from aios.syscalls.messages import Decoding
 
@@ -129,6 +131,33 @@ def test_what_begins_alike_shares_the_rows_behind_the_window(load: Load) -> None
     batcher.drop(1)
     batcher.drop(2)
     check_the_same(engine, [fork])
+
+
+def test_a_turn_is_worth_what_it_takes_to_resume(load: Load) -> None:
+    """Nothing is kept of a context that leaves its slot."""
+    engine = load("llama", slots=2)
+    engine.form = None
+    jobs = {at: Job(at, prompt(engine, 100 * at, at), some(80)) for at in range(1, 6)}
+    batcher, scheduler = Watched(engine, 2, 0), Scheduler("rr", 4, slots=2)
+    waiting = deque(decision for ctx in jobs for decision in scheduler.add(ctx, 0, 0.0))
+    while scheduler.tasks:
+        while waiting:
+            match waiting.popleft():
+                case Dispatch(ctx):
+                    batcher.run(jobs[ctx].run())
+                case Preempt(ctx):
+                    batcher.halt(Halt(ctx, "preempted"))
+        step = batcher.step()
+        for out in step.outs:
+            jobs[out.ctx].take(out)
+            waiting += scheduler.served(out.ctx, out.fed, 0.0, again=out.again)
+        for halted in step.halted:
+            change = scheduler.halted if halted.why == "preempted" else scheduler.remove
+            waiting += change(halted.ctx, 0.0)
+    useful = sum(len(job.prompt) + len(job.tokens) for job in jobs.values())
+    # Each turn is worth it but the last, which the end of the answer cuts.
+    assert 0 < batcher.replayed <= 2 * useful
+    check_the_same(engine, [jobs[1], jobs[5]])
 
 
 # --- the self-test -------------------------------------------------------------------------------

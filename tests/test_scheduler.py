@@ -35,6 +35,20 @@ def test_round_robin_takes_turns_of_a_quantum() -> None:
     assert [scheduler.tasks[i].switches for i in (1, 2)] == [1, 1]
 
 
+def test_a_turn_is_worth_what_was_computed_again_for_it() -> None:
+    scheduler = Scheduler("rr", 4, slots=1)
+    scheduler.add(1, 0, 0.0)
+    scheduler.add(2, 0, 0.0)
+    assert scheduler.served(1, 0, 1.0, again=64) == []
+    assert scheduler.served(1, 0, 1.0, again=36) == []
+    assert scheduler.served(1, 99, 2.0) == []
+    assert scheduler.served(1, 1, 3.0) == [Preempt(1), Dispatch(2)]
+    scheduler.halted(1, 4.0)
+    assert scheduler.served(2, 4, 5.0) == [Preempt(2), Dispatch(1)]
+    assert scheduler.served(1, 4, 6.0) == []  # nobody else is ready yet
+    assert scheduler.halted(2, 7.0) == [Preempt(1), Dispatch(2)]  # that was of another turn
+
+
 def test_all_who_wait_have_a_turn_before_anyone_has_another() -> None:
     scheduler = Scheduler("rr", quantum=1, slots=1)
     turns = [d.task for task in (1, 2, 3) for d in scheduler.add(task, 0, 0.0)]

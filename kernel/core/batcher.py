@@ -215,17 +215,17 @@ class Batcher:
         op = gen.todo.pop(0)
         context.used = self.count
         context.here += 1
-        fed = 0
+        fed = again = 0
         if context.here <= len(context.ops):
-            self.replayed += len(op[2])
+            again = len(op[2])
         else:
             context.keys.append(link(_last(context.keys), op))
             context.ops.append(op)
             fed = len(op[2])
-        if gen.todo:
-            self.outs.append(Out(context.ctx, gen.run, fed))
-        else:
-            self.outs.append(self._draw(gen, index, fed))
+        out = self._draw(gen, index, fed) if not gen.todo else Out(context.ctx, gen.run, fed)
+        out.again = again
+        self.replayed += again
+        self.outs.append(out)
 
     def _draw(self, gen: Generation, index: int, fed: int) -> Out:
         logits = self.engine.logits(index)

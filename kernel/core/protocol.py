@@ -118,7 +118,8 @@ class Encoded(Frame):
 class Out(Frame):
     """One context's share of a step: `fed` tokens computed for the first time, one token drawn.
 
-    What is replayed does not count: a turn must not be used up before the context has caught up.
+    What was computed `again` does not count: a turn must not be used up before the context has
+    caught up, and has to be worth that.
     """
 
     ctx: int
@@ -128,6 +129,7 @@ class Out(Frame):
     text: str = ""
     logprob: Logprob | None = None
     digest: bytes = b""
+    again: int = 0
 
 
 class Halted(Frame):
