@@ -52,6 +52,24 @@ def test_links_lead_somewhere() -> None:
             assert link.startswith("https://") or (page.parent / link).exists(), (page, link)
 
 
+def tests_of(file: str) -> set[str]:
+    path = ROOT / "tests" / file
+    found = ast.parse(path.read_text()).body if path.exists() else []
+    return {node.name for node in found if isinstance(node, ast.FunctionDef)}
+
+
+def test_each_row_of_the_threat_model_names_a_test_that_there_is() -> None:
+    text = (ROOT / "docs" / "security.md").read_text()
+    text = text.partition("## Threat model\n")[2].partition("\n## ")[0]
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "| test |" not in line]
+    assert len(rows) > 40
+    for line in rows:
+        named = re.fullmatch(r"\|.*\|.*\| `(test_\w+\.py)::(test_\w+)` \|", line)
+        assert named, line
+        assert named[2] in tests_of(named[1]), line
+    assert text.count("\nNot stopped: ") == text.count("\n### ")
+
+
 def test_the_settings_shown_are_the_defaults() -> None:
     shown = tomllib.loads(blocks((ROOT / "docs" / "settings.md").read_text(), "toml")[0])
     default = msgspec.to_builtins(Config(home="/home"))

@@ -299,6 +299,15 @@ def test_what_another_program_tries_is_recorded(
     assert "process.refused call=openat object=/etc/shadow needs=read" in recorded(granted, run)
 
 
+def test_a_program_names_its_own_streams(granted: Place, tmp_path: Path) -> None:
+    path = tmp_path / "program"
+    path.write_text("#!/bin/sh\necho out > /dev/stdout\necho err > /dev/stderr\n")
+    path.chmod(0o755)
+    pid = granted.aios.spawn(str(path), reach={"read": [str(tmp_path)]})
+    assert granted.aios.wait(pid, timeout=20).code == 0
+    assert granted.aios.log(pid).data == b"out\nerr\n"
+
+
 def _without_its_own(said: str) -> str:
     """Without its pids, and the way it took to a file from its own folder."""
     return re.sub(r"(os_pid=|agents/)\d+", r"\1", said).partition(" by ")[0]
