@@ -353,6 +353,7 @@ class Kernel:
             *self.generations.check(),
             *self.lifecycle.check(),
             *self.waiters.check(),
+            *self.mailroom.check(self.table.rows.values()),
             *self.logs.check(),
             *self.storage.check(live),
             *self.trap.check(),

@@ -6,7 +6,7 @@
     policy             the scheduler's, and its quantum
     process/PID        its row of the table; tokens/PID, what it has used
     birth/PID          a process that has not said hello
-    mail/PID/N         a message in its mailbox
+    mail/PID/N         a message in its mailbox; of which tree of agents it is
     reply/PID/ID       the final reply to a call that had an effect, until it was heard
     grant/ID           a right that an agent has handed on
     job/ID             a call of a tool that has an effect, while it runs
@@ -109,8 +109,10 @@ class Ledger:
     def keep_reply(self, pid: int, call_id: int, data: bytes | None) -> None:
         self._set(f"reply/{pid}/{call_id}", data)
 
-    def note_mail(self, pid: int, number: int, mail: Mail | None) -> None:
-        self._set(f"mail/{pid}/{number}", None if mail is None else _encode(mail))
+    def note_mail(self, pid: int, number: int, mail: bytes | None, tree: str) -> None:
+        self._set(f"mail/{pid}/{number}", mail)
+        if mail is not None:
+            self.journal.add(f"mail/{pid}/{number}", tree.encode())
 
     def note_work(self, ctx: int, what: Out | Halted) -> None:
         self.rows.note(ctx, what)
@@ -273,8 +275,10 @@ class Ledger:
 
     def _take_mail(self, ids: list[int], items: list[bytes]) -> None:
         pid, number = ids
-        self.table.rows[pid].mailbox[number] = msgspec.msgpack.decode(items[-1], type=Mail)
-        self.mailroom.last = max(self.mailroom.last, number)
+        data, *tree = items
+        mail = msgspec.msgpack.decode(data, type=Mail)
+        whose = b"".join(tree).decode()  # there was none once
+        self.mailroom.keep(self.table.rows[pid], number, mail, whose, len(data))
 
     def _take_reply(self, ids: list[int], items: list[bytes]) -> None:
         pid, call_id = ids

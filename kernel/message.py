@@ -1,28 +1,37 @@
-"""Messages between agents: one bounded mailbox a process."""
+"""Messages between agents: one bounded mailbox a process, and a bound for what a tree of agents has
+others keep."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
 from typing import Any
+
+import msgspec
 
 from aios.syscalls.errors import LimitReached, ProcessGone, TimedOut
 from aios.syscalls.messages import Mail
 
 from .process import Process
 from .trap import Call
+from .trees import root
+
+UNREAD_BYTES = 64 << 20  # of messages of one tree of agents, which others have not read
+
+_encode = msgspec.msgpack.Encoder().encode
 
 
 class Mailroom:
     """Hands messages to those who wait, keeps them for those who don't.
 
     `after(seconds, run)` starts a timer that can be cancelled; `is_alive` knows processes by pid;
-    `note(pid, number, mail)` journals what lies in a mailbox, or with None that it does no more.
+    `note(pid, number, mail, tree)` journals what lies in a mailbox, and whose it is; or with None
+    that it does no more.
     """
 
     def __init__(
         self, after: Callable[[float, Callable[[], None]], Any], is_alive: Callable[[int], bool],
-        note: Callable[[int, int, Mail | None], None],
+        note: Callable[[int, int, bytes | None, str], None],
     ) -> None:  # fmt: skip
         self.after = after
         self.is_alive = is_alive
@@ -30,6 +39,8 @@ class Mailroom:
         self.on_sent: Callable[[Process, Process, Any], None] = lambda *_: None
         self.on_received: Callable[[Process, Mail], None] = lambda *_: None
         self.last = 0
+        self.unread: dict[int, tuple[str, int]] = {}  # by number: of which tree, how many bytes
+        self.bytes: Counter[str] = Counter()  # of all that a tree's agents have sent
         self.waiting: dict[int, deque[tuple[int | None, Call]]] = {}  # pid: (sender, recv call)
 
     def send(self, sender: Process, receiver: Process, body: Any) -> None:
@@ -50,10 +61,23 @@ class Mailroom:
                 f"the mailbox of process {receiver.pid} is full: {limit} messages",
                 "send again when it has read some",
             )
+        data, tree = _encode(mail), root(sender.principal)
+        if tree and self.bytes[tree] + len(data) > UNREAD_BYTES:
+            raise LimitReached(
+                f"{tree} and those below it have sent {self.bytes[tree]} bytes that wait",
+                "send again when some of it was read",
+            )
         self.last += 1
-        receiver.mailbox[self.last] = mail
-        self.note(receiver.pid, self.last, mail)
+        self.keep(receiver, self.last, mail, tree, len(data))
+        self.note(receiver.pid, self.last, data, tree)
         self.on_sent(sender, receiver, body)
+
+    def keep(self, receiver: Process, number: int, mail: Mail, tree: str, size: int) -> None:
+        """Until it is read: what was sent, or is in the journal."""
+        self.last = max(self.last, number)
+        receiver.mailbox[number] = mail
+        self.unread[number] = (tree, size)
+        self.bytes[tree] += size
 
     def receive(self, call: Call, sender: int | None, timeout: float | None) -> Mail | None:
         """The oldest message that fits; None: the call waits, and ends by message or timeout.
@@ -87,7 +111,11 @@ class Mailroom:
 
     def _remove(self, process: Process, number: int) -> None:
         del process.mailbox[number]
-        self.note(process.pid, number, None)
+        tree, size = self.unread.pop(number)
+        self.bytes[tree] -= size
+        if not self.bytes[tree]:
+            del self.bytes[tree]
+        self.note(process.pid, number, None, "")
 
     def ended(self, process: Process) -> None:
         """Its mailbox is emptied, and whoever waits for a message of it waits in vain."""
@@ -98,6 +126,17 @@ class Mailroom:
             for wanted, call in list(waiting):
                 if wanted == pid:
                     call.fail(_gone(pid))
+
+    def check(self, processes: Iterable[Process]) -> list[str]:
+        """What is wrong, if anything."""
+        kept = {number for process in processes for number in process.mailbox}
+        counted: Counter[str] = Counter()
+        for tree, size in self.unread.values():
+            counted[tree] += size
+        problems = [
+            f"message {n} is counted or in a mailbox, not both" for n in kept ^ set(self.unread)
+        ]
+        return problems + ["the bytes of messages are miscounted"] * (counted != self.bytes)
 
 
 def labels_of(sender: Process) -> list[str]:

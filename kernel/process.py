@@ -19,7 +19,7 @@ from aios.syscalls.errors import BadInput, LimitReached, NotFound
 from aios.syscalls.messages import Kind, Limits, Mail, ProcessInfo, ProcessState, Reach
 from aios.syscalls.rules import Manifest
 
-from .trees import above
+from .trees import above, root
 
 DEPTH = 64  # processes above each other
 
@@ -30,6 +30,9 @@ MOVES: dict[ProcessState, frozenset[ProcessState]] = {
     "ending": frozenset({"zombie"}),
     "zombie": frozenset(),
 }
+
+
+PATH = 16  # states that a process was in, for who reads of a defect
 
 
 class IllegalMove(AssertionError):
@@ -47,7 +50,7 @@ class Process:
     limits: Limits
     started: float
     state: ProcessState
-    path: list[ProcessState] = field(default_factory=list)  # the states it was in
+    path: list[ProcessState] = field(default_factory=list)  # the states it was in last
     code: int | None = None
     reason: str = ""
     result: Any = None
@@ -91,7 +94,7 @@ class Process:
     def move(self, state: ProcessState) -> None:
         if state not in MOVES[self.state]:
             raise IllegalMove(f"process {self.pid}: {' '.join(self.path)} {self.state} to {state}")
-        self.path.append(self.state)
+        self.path = [*self.path[1 - PATH :], self.state]
         self.state = state
         self.touch()
 
@@ -273,10 +276,17 @@ class ProcessTable:
             above.children.discard(process.pid)
 
     def _trim(self) -> None:
+        """Workers go first, then the oldest of the tree of agents that has most: none of them can
+        push out the ends of others, which somebody may yet wait for."""
         dead = [process for process in self.rows.values() if not process.alive]
-        dead.sort(key=lambda process: (not process.tool, process.ended))  # workers go first
-        for process in dead[: max(0, len(dead) - self.max_dead)]:
-            self.forget(process)
+        if len(dead) <= self.max_dead:
+            return
+        trees = Counter(root(process.principal) for process in dead)
+        while len(dead) > self.max_dead:
+            first = min(dead, key=lambda p: (not p.tool, -trees[root(p.principal)], p.ended))
+            trees[root(first.principal)] -= 1
+            dead.remove(first)
+            self.forget(first)
 
     def check(self) -> list[str]:
         """What is wrong with the table, if anything."""

@@ -128,6 +128,30 @@ def test_a_full_mailbox_refuses_and_keeps_what_it_has(office: Office) -> None:
     assert [office.body(office.receive(bob)) for _ in range(3)] == [1, 2, 4]
 
 
+def test_what_a_tree_has_others_keep_is_bounded_by_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many names its agents have, and whoever they send to."""
+    monkeypatch.setattr("aios.kernel.message.UNREAD_BYTES", 100_000)
+    office = Office(tmp_path, queue=None)
+    ann, bob, cat = (office.process(name) for name in ("ann", "bob", "cat"))
+    child = office.table.add("agent", "child", ann.pid, 0, Limits(), 0.0)
+    sent = 0
+    with pytest.raises(LimitReached, match="/ann and those below it have sent"):
+        while True:
+            office.mailroom.send((ann, child)[sent % 2], (bob, cat)[sent % 2], "x" * 10_000)
+            sent += 1
+    assert sent == 9
+    office.mailroom.send(cat, bob, "x" * 60_000)  # another tree's
+    with pytest.raises(LimitReached):
+        office.mailroom.send(ann, cat, "x" * 10_000)
+    office.receive(bob)
+    office.mailroom.send(child, cat, "x" * 10_000)
+    office.mailroom.ended(bob)
+    office.mailroom.ended(cat)
+    assert (office.mailroom.bytes, office.mailroom.unread) == ({}, {})
+
+
 def test_no_limit_is_no_limit(tmp_path: Path) -> None:
     office = Office(tmp_path, queue=None)
     ann = office.process("ann")

@@ -46,6 +46,26 @@ def test_the_dead_stay_dead_and_nobody_comes_back_from_ending() -> None:
     assert all("zombie" in after for state, after in MOVES.items() if state != "zombie")
 
 
+def test_nobody_pushes_out_the_ends_of_others() -> None:
+    table = ProcessTable(max_agents=9, max_clients=2, max_dead=4)
+    other = add(table, name="other")
+    table.end(other, 0, "exit", 1.0)
+    many = add(table, name="many")
+    for number in range(9):
+        table.end(add(table, many.pid, name=f"child{number}"), 0, "exit", 2.0 + number)
+    assert [pid for pid, row in table.rows.items() if not row.alive] == [other.pid, 9, 10, 11]
+
+
+def test_it_is_known_in_which_states_a_process_was_last() -> None:
+    process = add(new_table())
+    process.move("running")
+    for _ in range(100):  # as its parent can have it
+        process.move("stopped")
+        process.move("running")
+    assert process.path[-3:] == ["stopped", "running", "stopped"]
+    assert len(process.path) == 16
+
+
 def test_a_name_means_the_oldest_live_process_that_has_it() -> None:
     table = new_table()
     first, second = add(table, name="twin"), add(table, name="twin")

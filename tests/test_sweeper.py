@@ -113,8 +113,8 @@ def test_folders_and_logs_go_with_the_rows_of_agents(
                 parent = aios.wait(aios.spawn(above, path))
                 left(home, [kept.pid, parent.pid])
                 others = [aios.wait(aios.spawn(path)).pid for _ in range(3)]
-                left(home, others)
-    left(home, others)
+                left(home, last := [parent.pid, *others[1:]])  # of the tree that had most one went
+    left(home, last)
 
 
 def left(home: Path, pids: list[int]) -> None:
