@@ -11,6 +11,7 @@ context with a name outlives its process: it sleeps until a process of the same 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection
 
 import msgspec
@@ -35,7 +36,8 @@ CUT = "\N{REPLACEMENT CHARACTER}"  # stands where bytes are no whole character
 CHECKPOINTS = 64  # that one context may have
 KEPT = 1024  # contexts with a name that one tree of agents may have
 DROPPED = 1 << 17  # characters of dropped turns that may be recalled; TURN more for each
-TURN = 64
+TREE_BYTES = 256 << 20  # of all contexts of one tree of agents, checkpoints included
+TURN, TOKEN, CHARACTER = 64, 16, 2  # bytes that each takes, about
 
 
 class Turn(Struct):
@@ -86,6 +88,13 @@ class Past(Struct, kw_only=True):
     def become(self, past: Past) -> None:
         for name, value in msgspec.structs.asdict(past.past()).items():
             setattr(self, name, value)
+
+    @property
+    def size(self) -> int:
+        """About what it takes, in memory as in the journal."""
+        turns = (*self.turns, *self.dropped, *self.prelude)
+        characters = sum(len(turn.text) + len(turn.note) for turn in turns)
+        return TOKEN * self.used + TURN * len(turns) + CHARACTER * characters
 
     @property
     def tokens(self) -> list[int]:
@@ -153,6 +162,8 @@ class Context(Past, kw_only=True):
     busy: bool = False  # a call works on it
     own: bool = False  # it lives for one call
     labels: set[str] = set()  # of those who had it: where what it holds may come from
+    checkpoint_bytes: int = 0
+    counted: int = 0  # bytes of it, in those of its tree
 
     def info(self) -> ContextInfo:
         return ContextInfo(
@@ -181,6 +192,7 @@ class ContextManager:
         self.on_awake: Callable[[Process, set[str]], None] = lambda _process, _labels: None
         self.contexts: dict[int, Context] = {}
         self.changed: set[int] = set()
+        self.bytes: Counter[str] = Counter()  # of each tree of agents
         self.window = 0  # tokens; known when the core is ready
         self.vocab = 0
         self.model = ""  # its id
@@ -225,7 +237,7 @@ class ContextManager:
         context.owner = owner
         context.on_full = on_full or context.on_full
         owner.contexts.add(context.id)
-        self.changed.add(context.id)
+        self.touch(context)
         return context
 
     def fork(self, context: Context, owner: Process, name: str | None = None) -> Context:
@@ -263,7 +275,7 @@ class ContextManager:
         self, owner: Process, past: Past, name: str | None, principal: str, *, own: bool = False,
         labels: Collection[str] = (),
     ) -> Context:  # fmt: skip
-        """Raises LimitReached for one with a name too many."""
+        """Raises LimitReached for one with a name too many, or where its tree holds too much."""
         if name is not None:
             tree = root(principal)
             named = (c for c in self.contexts.values() if c.name is not None)
@@ -273,14 +285,43 @@ class ContextManager:
                     f"{tree} and those below it have {kept} contexts with a name: no more",
                     "drop some: `aios contexts --forget OWNER/NAME`, close(forget=True)",
                 )
+        self._check_bytes(principal)
         self.last += 1
         context = Context(id=self.last, owner=owner, principal=principal, name=name, own=own)
         context.become(past)
         context.labels = {*labels, *owner.labels}
         self.contexts[context.id] = context
         owner.contexts.add(context.id)
-        self.changed.add(context.id)
+        self.touch(context)
         return context
+
+    def take(self, context: Context) -> None:
+        """One that another kernel had."""
+        self.contexts[context.id] = context
+        context.checkpoint_bytes = sum(past.size for past in context.checkpoints.values())
+        self.touch(context)
+
+    def touch(self, context: Context) -> None:
+        """It has changed: the journal is to hear of it, and its tree holds more or less now."""
+        self.changed.add(context.id)
+        if context.id in self.contexts:
+            self._count(context, context.size + context.checkpoint_bytes)
+
+    def _count(self, context: Context, size: int) -> None:
+        tree = root(context.principal)
+        self.bytes[tree] += size - context.counted
+        context.counted = size
+        if not self.bytes[tree]:
+            del self.bytes[tree]  # agents choose names without end
+
+    def _check_bytes(self, principal: str) -> None:
+        """Raises LimitReached where a tree of agents holds as much as it may."""
+        tree = root(principal)
+        if tree.startswith("/") and self.bytes[tree] >= TREE_BYTES:
+            raise LimitReached(
+                f"{tree} and those below it hold {self.bytes[tree]} bytes of contexts: no more",
+                "close some, those with a name by close(forget=True): checkpoints go with them",
+            )
 
     def get(self, owner: Process, ctx: int) -> Context:
         """The context `ctx` of `owner`, idle.
@@ -300,11 +341,12 @@ class ContextManager:
         if any(token >= self.vocab for token in tokens):
             raise BadInput(f"a token id is out of the model's vocabulary of {self.vocab}")
         self.check_model(context)
+        self._check_bytes(context.principal)
         if context.owner is not None:
             context.labels |= context.owner.labels
         context.append(tokens, self.window)
         context.model = self.model
-        self.changed.add(context.id)
+        self.touch(context)
 
     def check_model(self, context: Context) -> None:
         """Raises ContextForeign where a context began with another model than the core's."""
@@ -315,11 +357,14 @@ class ContextManager:
             )
 
     def checkpoint(self, context: Context, name: str) -> None:
-        """Raises LimitReached for one too many."""
+        """Raises LimitReached for one too many, or where its tree holds too much."""
         if name not in context.checkpoints and len(context.checkpoints) >= CHECKPOINTS:
             raise LimitReached(f"context {context.id} has {CHECKPOINTS} checkpoints: no more")
-        context.checkpoints[name] = context.past()
-        self.changed.add(context.id)
+        self._check_bytes(context.principal)
+        before = context.checkpoints.get(name)
+        past = context.checkpoints[name] = context.past()
+        context.checkpoint_bytes += past.size - (before.size if before is not None else 0)
+        self.touch(context)
 
     def rollback(self, context: Context, name: str) -> None:
         """Raises NotFound for a checkpoint that is not there."""
@@ -327,7 +372,7 @@ class ContextManager:
             known = ", ".join(sorted(context.checkpoints)) or "none"
             raise NotFound(f"context {context.id} has no checkpoint {name!r}", f"it has: {known}")
         context.become(context.checkpoints[name])
-        self.changed.add(context.id)
+        self.touch(context)
 
     def visible(self, process: Process) -> list[Context]:
         """A person sees all; an agent its own, and those asleep that it could open."""
@@ -343,11 +388,12 @@ class ContextManager:
         """It is gone; one with a name falls asleep, unless it is to be forgotten."""
         if context.owner is not None:
             context.owner.contexts.discard(context.id)
-        self.changed.add(context.id)
+        self.touch(context)
         if context.name is not None and not forget:
             context.owner = None
             return
         del self.contexts[context.id]
+        self._count(context, 0)
         self.drop(context.id)
 
     def open_count(self) -> int:
@@ -355,6 +401,11 @@ class ContextManager:
 
     def check(self, processes: Collection[Process]) -> list[str]:
         problems = []
+        counted: Counter[str] = Counter()
+        for context in self.contexts.values():
+            counted[root(context.principal)] += context.counted
+        if counted != self.bytes:
+            problems.append("the bytes of contexts are miscounted")
         owned = {ctx for process in processes for ctx in process.contexts}
         awake = {ctx for ctx, context in self.contexts.items() if context.owner is not None}
         for ctx in owned ^ awake:

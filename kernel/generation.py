@@ -241,7 +241,7 @@ class Generations:
         if gen.work.cancelled:
             return
         gen.work.cancelled = True
-        self.contexts.changed.add(context.id)
+        self.contexts.touch(context)
         if gen.task.state == "ready":
             self._finish(gen, "cancelled", gen.work.held)
         else:
@@ -261,7 +261,7 @@ class Generations:
         self.contexts.check_model(context)
         context.append([], self.contexts.window - 1)  # room for one token, or ContextFull
         context.seal()
-        self.contexts.changed.add(context.id)
+        self.contexts.touch(context)
         decoding = msgspec.convert(args, Decoding, from_attributes=True)
         work = Work(
             call=call.id, decoding=decoding, stream=args.stream, prompt=added,
@@ -303,7 +303,7 @@ class Generations:
         if not isinstance(gen.call, Inner):
             self.on_end(gen)
         context.answered(gen.work.text + gen.tail, gen.work.drawn)
-        self.contexts.changed.add(context.id)
+        self.contexts.touch(context)
         self.stats.generations += 1
         self.stats.switches += gen.task.switches
         return decisions

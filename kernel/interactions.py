@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 CUT = 4096  # characters of a text that are logged
 ENTRY = 1024  # bytes of one, about
+WAITING = 4096  # entries that wait to be written: the disk may be slower than agents are
 PAGE = 256 << 10  # bytes that one reply holds, about
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -75,6 +76,9 @@ class InteractionLog:
             return
         if cut:
             entry.cut = cut
+        if len(self.waiting) >= WAITING:
+            self._lost(f"{WAITING} entries wait for the disk")
+            return
         owner = self.owners.of(process)
         owner.stored = True
         self.waiting.append((owner, entry))
@@ -99,11 +103,17 @@ class InteractionLog:
     def _end(self, error: AiosError | None) -> None:
         """What could not be logged is lost; the first of it is told."""
         self.jobs -= 1
-        if error is not None and not self.failed:
-            print(f"interaction log: not written: {error}", file=sys.stderr, flush=True)
-        self.failed = error is not None
+        if error is not None:
+            self._lost(str(error))
+        else:
+            self.failed = False
         if not self.jobs:
             self.flush()
+
+    def _lost(self, why: str) -> None:
+        if not self.failed:
+            print(f"interaction log: not written: {why}", file=sys.stderr, flush=True)
+        self.failed = True
 
     def _append(self, txn: Txn, owner: Owner, entry: Interaction) -> None:
         if owner.id not in self.owners.by_id:  # it is forgotten

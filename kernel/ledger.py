@@ -312,8 +312,7 @@ class Ledger:
             checkpoints=row.checkpoints, own=row.own, labels=row.labels,
         )  # fmt: skip
         context.become(row)
-        self.contexts.contexts[context.id] = context
-        self.contexts.changed.add(context.id)
+        self.contexts.take(context)
         if owner is not None:
             owner.contexts.add(context.id)
         if row.work is not None and owner is not None:

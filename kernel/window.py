@@ -193,7 +193,7 @@ class Windows:
     def _replace(self, context: Context, tokens: list[int]) -> None:
         context.history = [(Prefilled, tokens)] if tokens else []
         context.used, context.sealed = len(tokens), not tokens
-        self.contexts.changed.add(context.id)
+        self.contexts.touch(context)
 
     # --- what comes back ------------------------------------------------------------------------
 

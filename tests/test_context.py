@@ -279,3 +279,40 @@ def test_an_answer_that_is_cut_within_a_character_keeps_its_tokens() -> None:
     past.history.append(("d", [7]))
     past.answered("Yes.", 1)
     assert past.turns[-1].tokens == []
+
+
+def test_what_a_tree_holds_in_contexts_is_bounded_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints, forks and sleeping contexts of all its agents are one budget."""
+    monkeypatch.setattr("aios.kernel.context.TREE_BYTES", 200_000)
+    contexts = ContextManager(lambda _: None)
+    contexts.window = contexts.vocab = 10_000
+    owner, child, other = process(1), process(2), process(3)
+    owner.principal, child.principal, other.principal = "/ann", "/ann/child", "/other"
+    context = contexts.open(owner, "You are terse.", "kept")
+    contexts.append(context, list(range(1000)))
+    own = contexts.bytes["/ann"]
+    assert own >= 16_000
+    contexts.checkpoint(context, "one")
+    contexts.checkpoint(context, "one")
+    assert contexts.bytes["/ann"] == 2 * own
+    made = [contexts.fork(context, child)]
+    assert contexts.bytes["/ann"] == 3 * own
+    with pytest.raises(LimitReached, match="/ann and those below it hold"):
+        while len(made) < 100:
+            made.append(contexts.fork(made[-1], child))
+    for grow in (
+        lambda: contexts.append(made[0], [1]),
+        lambda: contexts.checkpoint(made[0], "more"),
+        lambda: contexts.open(owner, None),
+    ):
+        with pytest.raises(LimitReached):
+            grow()
+    contexts.append(contexts.open(other, None), [1])  # another tree's
+    contexts.rollback(context, "one")
+    contexts.close(context)  # it sleeps
+    assert contexts.bytes["/ann"] >= 200_000
+    for fork in made:
+        contexts.close(fork)
+    assert contexts.bytes["/ann"] == 2 * own
+    contexts.close(contexts.open(owner, None, "kept"), forget=True)
+    assert contexts.bytes.keys() == {"/other"}

@@ -1,0 +1,48 @@
+"""The interaction log where the disk is slower than agents are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aios.kernel.config import Config
+from aios.kernel.interactions import WAITING, InteractionLog
+from aios.kernel.owners import Owners
+from aios.kernel.process import ProcessTable
+from aios.kernel.store import NoStore
+from aios.syscalls.errors import StoreDamaged
+from aios.syscalls.messages import Limits
+
+
+class Slow(NoStore):
+    """A store that is at the first job until it is told to go on."""
+
+    def __init__(self) -> None:
+        super().__init__(StoreDamaged("nothing is here"))
+        self.waiting: list[Callable[[Any], None]] = []
+
+    def write(
+        self, do: Callable[[Any], Any], then: Callable[[Any], None], fail: Any, **_options: Any
+    ) -> None:
+        self.waiting.append(then)
+
+
+def test_what_waits_for_the_disk_is_bounded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, store = ProcessTable(9, 9, 9), Slow()
+    log = InteractionLog(Owners(store, table, Config(home=str(tmp_path)), "system"), 1 << 20)
+    ann = table.add("agent", "ann", 0, 0, Limits(), 0.0)
+    log.sent(ann, ann, "the first is being written")
+    for number in range(2 * WAITING):
+        log.sent(ann, ann, number)
+    assert len(log.waiting) == WAITING
+    said = capsys.readouterr().err
+    assert said.splitlines() == [
+        f"interaction log: not written: {WAITING} entries wait for the disk"
+    ]
+    store.waiting.pop()(None)  # it is done: those that wait are its next job
+    assert (log.waiting, len(store.waiting)) == ([], 1)
