@@ -19,7 +19,7 @@ import psutil
 from aios.syscalls import acc, mem, retrieval, sto, tool
 from aios.syscalls import messages as t
 from aios.syscalls.errors import BadInput, Denied
-from aios.syscalls.rules import Manifest, Rule
+from aios.syscalls.rules import Group, Rule
 from aios.syscalls.table import Row
 
 from .accounts import Accounts
@@ -194,10 +194,9 @@ class Gate:
         """Raises BadInput for what is handed on otherwise."""
         if args.right.split(".")[0] in ("sto", "*"):
             raise BadInput("a grant of storage does nothing", "its owner shares it: `sto.share`")
-        expires = None if args.seconds is None else self.now() + args.seconds
         rule = Rule(args.right, args.on, args.args)
-        check_rules([Manifest(allow=[rule])])
-        return acc.Granted(id=self.accounts.give(process, args.to, rule, expires))
+        check_rules([Group(allow=[rule], members=[args.to])])
+        return acc.Granted(id=self.accounts.give(process, args.to, rule, args.seconds))
 
     def explain(self, process: Process, args: acc.Check) -> acc.Verdict:
         """What the gate would say; of the rules alone, as if the object were the caller's own.

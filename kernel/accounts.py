@@ -3,7 +3,10 @@ each system in this home; what agents hand on in the journal, as long as they li
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -16,7 +19,7 @@ from . import files
 from .policy import AGENTS, DEFAULT, Grant, check_rules, names_of
 from .process import Process, ProcessTable
 
-GRANTS = 256  # that one agent has given
+GRANTS = 256  # that one agent has given, and that stand
 FORMAT = 1
 
 _decode = msgspec.msgpack.Decoder(Grant).decode
@@ -41,15 +44,18 @@ class Accounts:
 
     def __init__(
         self, path: Path, table: ProcessTable, note: Callable[[int, bytes | None], None],
-        barrier: Callable[[], None] = lambda: None,
+        barrier: Callable[[], None] = lambda: None, now: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
+        self.now = now
         self.path, self.table, self.note, self.barrier = path, table, note, barrier
         self.last = 0  # number that a grant had
+        self.next = math.inf  # when the next grant expires
         kept = read(path)
         self.groups = kept.groups
         self.grants: dict[int, Grant] = {}
         for grant in kept.grants:
-            self._insert(grant)
+            self._insert(self._in_time(grant))
+        self.expire()
         self.changed: Callable[[], None] = lambda: None  # groups have
 
     # --- groups ---------------------------------------------------------------------------------
@@ -74,16 +80,18 @@ class Accounts:
 
     # --- grants ---------------------------------------------------------------------------------
 
-    def give(self, giver: Process, to: str, rule: Rule, expires: float | None = None) -> int:
+    def give(self, giver: Process, to: str, rule: Rule, seconds: float | None = None) -> int:
         """A new grant: an agent's lives as long as that, one to "#PID" as long as that process.
 
         Raises:
             LimitReached: an agent has given so many. DiskFull.
         """
         pid = giver.pid if giver.kind != "client" else 0
+        self.expire()
         if pid and sum(grant.pid == pid for grant in self.grants.values()) >= GRANTS:
             raise LimitReached(f"{GRANTS} grants of process {pid} stand", "revoke some")
-        grant = Grant(self.last + 1, giver.principal, pid, to, rule, expires)
+        expires = None if seconds is None else self.now() + seconds
+        grant = Grant(self.last + 1, giver.principal, pid, to, rule, expires, seconds)
         if _lasts(grant):
             self._write(self.groups, {**self.grants, grant.id: grant})
         else:
@@ -108,11 +116,35 @@ class Accounts:
 
     def take(self, row: bytes) -> None:
         """A grant out of the journal."""
-        self._insert(_decode(row))
+        self._insert(self._in_time(_decode(row)))
+
+    def _in_time(self, grant: Grant) -> Grant:
+        """It has no longer than it was given for, should this machine's clock have been set back
+        since."""
+        if grant.expires is None or grant.seconds is None:
+            return grant
+        return msgspec.structs.replace(
+            grant, expires=min(grant.expires, self.now() + grant.seconds)
+        )
+
+    def expire(self) -> None:
+        """Forget the grants whose time is over, here and on disk."""
+        if self.now() < self.next:
+            return
+        over = [each for each in self.grants.values() if each.ends <= self.now()]
+        for grant in over:
+            del self.grants[grant.id]
+            if not _lasts(grant):
+                self.note(grant.id, None)
+        self.next = min((each.ends for each in self.grants.values()), default=math.inf)
+        if any(_lasts(grant) for grant in over):
+            with suppress(DiskFull):  # the next change writes the file; until then it is read so
+                self._write(self.groups, self.grants)
 
     def visible(self, process: Process) -> list[acc.GrantRow]:
         """All, for a person; an agent sees what it has given, and what it was given."""
         names = names_of(process.principal) | {f"#{process.pid}"}
+        self.expire()
         return [
             acc.GrantRow(
                 id=grant.id, giver=grant.giver, pid=grant.pid, to=grant.to, right=grant.rule.right,
@@ -125,6 +157,7 @@ class Accounts:
     def _insert(self, grant: Grant) -> None:
         self.grants[grant.id] = grant
         self.last = max(self.last, grant.id)
+        self.next = min(self.next, grant.ends)
 
     def _remove(self, grant: Grant) -> None:
         left = {number: each for number, each in self.grants.items() if number != grant.id}
@@ -151,6 +184,12 @@ class Accounts:
             for grant in self.grants.values()
             if grant.pid and not self.table.is_alive(grant.pid)
         ]
+
+
+def steady() -> Callable[[], float]:
+    """A clock of Unix time that runs on evenly from now, whatever this machine's is set to."""
+    start = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    return lambda: start + time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _lasts(grant: Grant) -> bool:

@@ -16,7 +16,7 @@ from aios.syscalls.messages import Mail
 from aios.syscalls.retrieval import Hit
 
 from .access import Gate
-from .accounts import Accounts
+from .accounts import Accounts, steady
 from .audit.checkpoint import Signer
 from .audit.gathered import WINDOW_S
 from .audit.log import Log
@@ -99,13 +99,13 @@ class Kernel:
         )
         policy = config.path / "policy.json"
         self.accounts = self._or_close(
-            lambda: Accounts(policy, self.table, self.ledger.note_grant, sync)
+            lambda: Accounts(policy, self.table, self.ledger.note_grant, sync, steady())
         )
         self.storage = Storage(
             self.store, self.blobs, Shares(lambda: self.accounts.groups), config.storage_bytes,
             config.blobs,
         )  # fmt: skip
-        self.gate = Gate(self.table, self.accounts, self.storage.shared)
+        self.gate = Gate(self.table, self.accounts, self.storage.shared, self.accounts.now)
         self.questions = Questions(self.gate, config.ask_timeout, self.loop.after)
         self.upkeep = Upkeep(self.storage, self.store, post, self.seal)
         self.owners = self._owners(system)
@@ -275,6 +275,7 @@ class Kernel:
     def run(self) -> None:
         """Serve until the system is stopped."""
         self.loop.every(SWEEP, self.lifecycle.sweep)
+        self.loop.every(SWEEP, self.accounts.expire)
         self.loop.every(CHECKPOINT, self.audit.log.checkpoint)
         self.loop.every(WINDOW_S, self.audit.tell)
         self.loop.run()

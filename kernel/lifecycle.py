@@ -45,6 +45,7 @@ from .init_protocol import (
 )
 from .logs import Logs
 from .message import Mailroom
+from .patterns import check_visible
 from .policy import check_rules
 from .process import Process, ProcessTable
 from .remotes import Remotes
@@ -103,6 +104,7 @@ class Lifecycle:
         if self.on_empty is not None:
             raise Denied("the system is stopping: nothing new is started")
         name = args.name or Path(args.program).stem[:64] or "agent"
+        check_visible("a process's name", name)
         agent_above = call.process.kind != "client"
         parent = call.process.pid if agent_above else 0
         limits = args.limits or (call.process.limits if agent_above else self.config.limits)

@@ -54,8 +54,19 @@ def matches(pattern: str, text: str, me: str = "", effort: Effort | None = None)
     return any(_fits(groups, text, effort) for groups in parsed(pattern, me))
 
 
+def check_visible(what: str, text: str) -> None:
+    """Raises BadInput for a name or a pattern that holds more than it shows, as by control
+    characters, or by what turns the direction of a text: people decide by what they read."""
+    if not text.isprintable():
+        raise BadInput(
+            f"{what} has characters that do not show: {ascii(text)[:200]}",
+            "leave them out; in a pattern `*` and `**` stand for any",
+        )
+
+
 def check_pattern(pattern: str) -> None:
-    """Raises BadInput for one with too many wildcards."""
+    """Raises BadInput for one with too many wildcards, or with what does not show."""
+    check_visible("a pattern", pattern)
     stars = sum(token in ("*", "**", "/**") for token in TOKEN.findall(pattern))
     if stars > STARS:
         raise BadInput(

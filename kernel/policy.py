@@ -16,6 +16,7 @@ that denies.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -28,7 +29,7 @@ from msgspec import Struct
 from aios.syscalls.errors import BadInput
 from aios.syscalls.rules import Argument, Bounds, Effect, Group, Manifest, Rule
 
-from .patterns import Effort, TooLong, check_pattern, exactly, literal, matches
+from .patterns import Effort, TooLong, check_pattern, check_visible, exactly, literal, matches
 
 AGENTS = "agents"  # the group of all that have no manifest
 MANY = "many"  # the label of one that has more than are kept: it may be any
@@ -105,6 +106,11 @@ class Grant(Struct, frozen=True):
     to: str
     rule: Rule
     expires: float | None = None  # Unix time
+    seconds: float | None = None  # that it was given for
+
+    @property
+    def ends(self) -> float:
+        return math.inf if self.expires is None else self.expires
 
 
 class Decision(NamedTuple):
@@ -194,7 +200,7 @@ class Judge:
         names = subject.names
         for grant in self.grants.values():
             look.grants.spend()
-            if grant.expires is not None and look.now >= grant.expires:
+            if look.now >= grant.ends:
                 continue
             if grant.to in names and fits(
                 "allow", grant.rule, request, "", look.labels, look.grants
@@ -381,6 +387,10 @@ def check_rules(manifests: Iterable[Manifest]) -> None:
             )  # fmt: skip
         for pattern in patterns:
             check_pattern(pattern)
+        for name in [name for rule in rules for name in (*rule.args, *rule.unless)]:
+            check_visible("the name of an argument", name)
+        for member in manifest.members if isinstance(manifest, Group) else []:
+            check_visible("a member", member)
 
 
 def patterns_of(rule: Rule) -> Iterator[str]:

@@ -19,6 +19,7 @@ from aios.syscalls.errors import BadInput, LimitReached, NotFound
 from aios.syscalls.messages import Kind, Limits, Mail, ProcessInfo, ProcessState, Reach
 from aios.syscalls.rules import Manifest
 
+from .patterns import check_visible
 from .trees import above, root
 
 DEPTH = 64  # processes above each other
@@ -139,6 +140,7 @@ class Process:
 
 def check_principal(name: str) -> None:
     """Raises BadInput for what can be no agent's: its name, below those of who started it."""
+    check_visible("a principal", name)
     begin, *names = name.split("/")
     if begin or not names or "" in names:
         raise BadInput(f"no principal: {name!r}", "it is like /writer/helper")

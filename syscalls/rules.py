@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct, field
 
 Effect = Literal["allow", "ask", "deny"]
-Right = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^(\*|[a-z]+(\.[a-z]+)*)$")]
+Right = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^(\*|[a-z]+(\.[a-z]+)*)\Z")]
 Pattern = Annotated[str, Meta(min_length=1, max_length=512)]
 Label = Annotated[str, Meta(min_length=1, max_length=256)]
 Member = Annotated[str, Meta(min_length=2, max_length=256, pattern="^/")]

@@ -9,9 +9,9 @@ from msgspec import Meta, field
 from .messages import Message, Pid, Reply
 
 ToolName = Annotated[
-    str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_-]*(\.[A-Za-z0-9_./-]+)?$", max_length=128)
+    str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_-]*(\.[A-Za-z0-9_./-]+)?\Z", max_length=128)
 ]
-BoxName = Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=48)]
+BoxName = Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_-]*\Z", max_length=48)]
 JobId = Annotated[int, Meta(ge=1, lt=2**53)]
 Amount = Annotated[float, Meta(ge=-1e18, le=1e18)]  # finite
 Schema = dict[str, Any]  # JSON Schema

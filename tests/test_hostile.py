@@ -3,7 +3,6 @@ on it: nothing of that reaches the terminal."""
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import re
@@ -29,7 +28,7 @@ AGENT = str(Path(__file__).with_name("hostile.py"))
 HIDDEN = {char for char in EVIL if shown(char) != char} - {"\x1b"}
 # What the shell itself sends: bold and the like, the cursor up and down, a line cleared.
 OWN = re.compile(r"\x1b\[(?:[0-9]?[0-9]?m|1;[0-9]+m|\?(?:7|12|25|2004)[lh]|[0-9]*[ABCDGJK])")
-MANIFEST = f'allow = ["*"]\n[[ask]]\nright = "mem.write"\non = ["**", {json.dumps(EVIL)}]\n'
+MANIFEST = 'allow = ["*"]\n[[ask]]\nright = "mem.write"\n'
 GRAMMAR = r'root ::= "\x1b[38;5;199m\u202e\u200b" [a-z]'
 
 # Every command, with what makes it print what the agent wrote. Pids are put in at the run.
@@ -261,7 +260,7 @@ def test_a_question_cannot_be_forged(
         shell.expect_exact("policy answer")
         told = shell.before
         harmless(question + told)
-        assert "| " in question and "\\x1b[38;5;199m" in question + told
+        assert "| " in question and "\\u001b[38;5;199m" in question + told
         with connect(home, "other") as other:
             assert next(other.questions()).call == "mem.put"  # it still waits
         asked.sendline("deny")

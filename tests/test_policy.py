@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +13,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from aios.kernel.access import plainly
+from aios.kernel.accounts import GRANTS, Accounts, steady
 from aios.kernel.patterns import EFFORT, STARS, Effort, TooLong, exactly, matches
 from aios.kernel.policy import Grant, Judge, Request, Subject, check_rules, covers, rules_of
-from aios.syscalls.errors import BadInput
+from aios.kernel.process import ProcessTable
+from aios.syscalls.errors import BadInput, LimitReached
+from aios.syscalls.messages import Limits
 from aios.syscalls.rules import Argument, Bounds, Group, Manifest, Rule
 
 
@@ -129,6 +133,60 @@ def test_what_would_take_too_long_is_refused(manifest: Manifest, said: str) -> N
     with pytest.raises(BadInput, match=said):
         check_rules([manifest])
     check_rules([Manifest(allow=[f"sto {'*a' * STARS}"] * 256)])
+
+
+HIDDEN = ["a\x1b[2J", "a\nb", "\u202eb", "\u2066b", "\u200bb", "\x9b"]
+
+
+@pytest.mark.parametrize("text", HIDDEN)
+def test_a_pattern_shows_all_that_it_holds(text: str) -> None:
+    """A person reads it in a question, and answers by that."""
+    for manifest in (
+        Manifest(allow=[f"sto.read {text}"]), Manifest(ask=[Rule("tool", args={"to": text})]),
+        Manifest(deny=[Rule("tool", unless={text: "x"})]), Manifest(allow=[Rule("m", [text])]),
+        Manifest(deny=[Rule("tool", tainted=[text])]), Group(members=[f"/{text}"]),
+    ):  # fmt: skip
+        with pytest.raises(BadInput, match="do not show"):
+            check_rules([manifest])
+    check_rules([Manifest(allow=["sto.read /m\u00fcller:\u4e2d\u6587/**"])])
+
+
+def test_what_has_expired_is_gone(tmp_path: Path) -> None:
+    """From the list, from the file, and from what counts for the limit on grants."""
+    now, notes = [1000.0], dict[int, bool]()
+    table = ProcessTable(9, 9, 9)
+    person = table.add("client", "shell", 0, 0, Limits(), 0.0)
+    agent = table.add("agent", "a", 0, 0, Limits(), 0.0)
+
+    def opened() -> Accounts:
+        note = lambda number, row: notes.update({number: row is not None})  # noqa: E731
+        return Accounts(tmp_path / "policy.json", table, note, now=lambda: now[0])
+
+    accounts = opened()
+    size = None
+    for _ in range(3):
+        for _ in range(GRANTS):
+            accounts.give(agent, "/x", Rule("llm"), 8)
+            accounts.give(person, "/x", Rule("llm"), 8)
+        with pytest.raises(LimitReached):
+            accounts.give(agent, "/x", Rule("llm"), 8)
+        assert size in (None, len((tmp_path / "policy.json").read_bytes()) // 4096)
+        size = len((tmp_path / "policy.json").read_bytes()) // 4096
+        now[0] += 8
+    accounts.expire()
+    assert accounts.visible(person) == []
+    assert True not in notes.values()
+    assert opened().grants == {} and b'"grants": []' in (tmp_path / "policy.json").read_bytes()
+    accounts.give(person, "/x", Rule("llm"), 8)
+    now[0] -= 7200  # the clock is set back, and the system started anew
+    assert [grant.expires for grant in opened().grants.values()] == [now[0] + 8]
+
+
+def test_time_runs_on_evenly_whatever_the_clock_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = steady()
+    before = now()
+    monkeypatch.setattr("time.time", lambda: 0.0)
+    assert before <= now() < before + 3600
 
 
 @given(st.text(alphabet="a*{self}\\/:\n", min_size=1), st.text(alphabet="a*{self}\\/:\n"))
