@@ -78,7 +78,8 @@ class Job:
             self.logprobs.append(out.logprob)
 
     def end(self, halted: Halted) -> None:
-        self.text += halted.text
+        if halted.why != "preempted":  # or it is held back once more when the job goes on
+            self.text += halted.text
         self.why = halted.why
 
     @property
