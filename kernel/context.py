@@ -338,7 +338,7 @@ class ContextManager:
         return context
 
     def append(self, context: Context, tokens: list[int]) -> None:
-        if any(token >= self.vocab for token in tokens):
+        if max(tokens, default=0) >= self.vocab:
             raise BadInput(f"a token id is out of the model's vocabulary of {self.vocab}")
         self.check_model(context)
         self._check_bytes(context.principal)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from itertools import chain
 from typing import Any
 
 import msgspec
+from msgspec.structs import asdict
 
 from aios.syscalls import wire
 from aios.syscalls.errors import Malformed, TooBig
@@ -13,7 +15,8 @@ from aios.syscalls.messages import Message
 from aios.syscalls.table import TABLE, Row
 
 MAX_DEPTH = 32  # of what agents pass on to each other
-PLAIN, KEYS = (str, int, float, bytes, type(None)), (str, int)
+PLAIN = {str, int, bool, float, bytes, type(None), list, dict}
+KEYS = {str, int, bool}
 
 
 class Envelope(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -54,26 +57,37 @@ def arguments(row: Row, raw: msgspec.Raw) -> Message:
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise Malformed(f"{row.name}: {error}", "see docs/abi.md") from error
     for name in ("body", "task", "result", "schema", "items", "args", "value", "tools"):
-        _check_plain(row, getattr(args, name, None), MAX_DEPTH)
+        _check_plain(row, getattr(args, name, None))
     return args
 
 
-def _check_plain(row: Row, value: Any, depth: int) -> None:
-    """Whatever agents pass on must be something that any msgpack library can take apart."""
-    if isinstance(value, PLAIN):
-        if isinstance(value, float) and math.isnan(value):
+def _check_plain(row: Row, value: Any) -> None:
+    """Whatever agents pass on must be something that any msgpack library can take apart.
+
+    A level of nesting at a time, so that what is in it is looked at by C.
+    """
+    level = [value]
+    for depth in range(MAX_DEPTH + 1):
+        kinds = set(map(type, level))
+        others = kinds - PLAIN
+        if depth == MAX_DEPTH and (others or kinds & {list, dict}):
+            raise Malformed(f"{row.name}: nested deeper than {MAX_DEPTH}")
+        if any(not issubclass(kind, msgspec.Struct) for kind in others):
+            what = next(each for each in level if type(each) in others)
+            raise Malformed(f"{row.name}: holds what is not plain: {str(what)[:64]}")
+        if others:  # the bounds of a grant
+            level = [asdict(each) if type(each) in others else each for each in level]
+        if float in kinds and any(map(math.isnan, [each for each in level if type(each) is float])):
             raise Malformed(f"{row.name}: holds what is not plain: nan")
-    elif depth == 0:
-        raise Malformed(f"{row.name}: nested deeper than {MAX_DEPTH}")
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, KEYS):
+        level = list(filter(None, level))
+        below: list[Any] = []
+        if list in kinds:
+            below += chain.from_iterable([each for each in level if type(each) is list])
+        if dict in kinds or others:
+            maps = [each for each in level if type(each) is dict]
+            if not set(map(type, chain.from_iterable(maps))) <= KEYS:
                 raise Malformed(f"{row.name}: a map's keys are strings or integers")
-            _check_plain(row, item, depth - 1)
-    elif isinstance(value, list):
-        for item in value:
-            _check_plain(row, item, depth - 1)
-    elif isinstance(value, msgspec.Struct):  # the bounds of a grant
-        _check_plain(row, msgspec.structs.asdict(value), depth - 1)
-    else:
-        raise Malformed(f"{row.name}: holds what is not plain: {str(value)[:64]}")
+            below += chain.from_iterable(map(dict.values, maps))
+        if not below:
+            return
+        level = below

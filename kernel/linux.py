@@ -9,6 +9,7 @@ import os
 import platform
 import socket
 import struct
+from pathlib import Path
 
 ON_ARM = platform.machine() == "aarch64"
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP = 1, 4, 24
@@ -76,3 +77,22 @@ def peer_of(connected: socket.socket) -> tuple[int, int]:
         if error.errno != errno.ENOPROTOOPT:
             raise
     return os_pid, os.pidfd_open(os_pid)
+
+
+def real(path: str) -> str:
+    """Where Linux finds it, by no more links than it follows itself; of what is not there, that of
+    its folder with its name; "" where there is neither.
+
+    Python's `realpath` follows each link of a path, and whoever may make links makes that long.
+    """
+    folder, name = os.path.split(path)
+    for found, rest in ((path, ""), (folder, name)):
+        with contextlib.suppress(OSError, ValueError):
+            fd = os.open(found, os.O_PATH | os.O_CLOEXEC)
+            try:
+                return str(Path(f"/proc/self/fd/{fd}").readlink() / rest)
+            finally:
+                os.close(fd)
+        if name in ("", ".", ".."):
+            break
+    return ""

@@ -23,7 +23,7 @@ from aios.syscalls.home import CERTIFICATES
 from aios.syscalls.messages import Reach
 
 from . import cgroup, landlock, seccomp, view
-from .linux import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, drop_capabilities, prctl
+from .linux import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, drop_capabilities, prctl, real
 from .refusals import hand_over
 from .sweeper import remove
 from .witness import MAGIC, Witness, is_in
@@ -178,7 +178,8 @@ def reaches(walls: Walls, home: Path, key: int, path: str) -> bool:
     """Whether an agent with these walls reads what a path leads to."""
     own = str(Room(home, key).own)
     names = [*common_real(home), *map(os.path.realpath, (*walls.read, *walls.write, own))]
-    return walls.off or is_in(os.path.realpath(path), set(names))
+    found = real(path)
+    return walls.off or (found != "" and is_in(found, set(names)))
 
 
 class Room:

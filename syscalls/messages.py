@@ -110,7 +110,7 @@ class Spawn(Message):
     name: Name | None = None
     limits: Limits | None = None
     nice: Nice | None = None  # the parent's unless given
-    cwd: str | None = None  # its own folder unless given
+    cwd: Annotated[str, Meta(max_length=4096)] | None = None  # its own folder unless given
     contexts: Annotated[list[CtxId], Meta(max_length=64)] = []  # of the caller: it gets forks
     manifest: Manifest | None = None  # what it may do, of what the caller may
     reach: Reach | None = None  # besides what all agents reach; of an agent, part of its own

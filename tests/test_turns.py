@@ -1,0 +1,157 @@
+"""What the worst of each system call costs the kernel's loop, which serves everybody else
+meanwhile: in steps, and bounded by what a plain call takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from turns import Caller, TooMuch, Turns, counted
+from worst import worst_of
+
+from aios.kernel.envelope import MAX_DEPTH, arguments
+from aios.kernel.linux import real
+from aios.syscalls.errors import Malformed
+from aios.syscalls.table import TABLE
+
+TIMES = 200  # the steps of a plain call
+LIMIT = 10_000_000
+OTHERWISE = {
+    "hello": "it is said once",
+    "kernel.stop": "it is the last",
+    "proc.exit": "it is the caller's last",
+    "sto.backup": "it writes to folders of this machine, in a thread",
+}
+
+
+@pytest.fixture(scope="module")
+def turns(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Turns]:
+    """A kernel in which something is there already."""
+    made = Turns(tmp_path_factory.mktemp("turns"), ctx=1024)
+    kernel = made.kernel
+    kernel.contexts.model, kernel.contexts.window, kernel.contexts.vocab = "none", 1024, 1000
+    person = made.person()
+    for number in range(64):
+        person.done("sto.put", path=f"notes/{number}", data=b"x" * 100)
+        person.done("mem.put", items={f"k{number}": "x" * 100})
+        person.done("msg.send", to=1, body=[number] * 100)
+    above = 0
+    for number in range(32):  # each below the one before, with the others beside
+        one = made.agent(f"a{number}", parent=above)
+        one.send("kernel.events", {"kinds": ["policy"]})
+        one.send("sto.watch", {"prefix": "a"})
+        one.send("llm.open", {})
+        made.turn()
+        above = one.pid
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def caller(turns: Turns) -> Iterator[Caller]:
+    """The one that is below all others."""
+    above = max(process.pid for process in turns.kernel.table.live() if process.kind == "agent")
+    one = turns.agent("evil", parent=above)
+    yield one
+    turns.kernel.lifecycle._end(turns.kernel.table.rows[one.pid], 0, "exit")
+    turns.turn()
+
+
+def steps_of(caller: Caller, name: str, args: Any, most: int) -> int:
+    try:
+        with counted(most) as steps:
+            caller.send(name, args)
+            caller.turns.loop._end_turn()
+            return steps()
+    except TooMuch:
+        return most
+
+
+@pytest.fixture(scope="module")
+def plain(turns: Turns) -> int:
+    """Steps of a call that does nothing much."""
+    one = turns.agent("plain")
+    one.done("proc.whoami")
+    return steps_of(one, "proc.whoami", {}, LIMIT)
+
+
+@pytest.mark.parametrize("name", TABLE.keys() - OTHERWISE.keys())
+def test_the_worst_of_a_call_takes_a_bounded_number_of_steps(
+    turns: Turns, caller: Caller, plain: int, name: str
+) -> None:
+    for args in worst_of(TABLE[name].args):
+        steps = steps_of(caller, name, args, LIMIT)
+        assert steps < TIMES * plain, (steps / plain, str(args)[:300])
+        caller.final(0)
+        for call in list(turns.kernel.trap.by_pid[caller.pid].calls.values()):
+            call.cancel()
+        for birth in list(turns.kernel.lifecycle.births.values()):
+            turns.kernel.lifecycle._end(birth.process, 0, "exit")
+        turns.turn()
+
+
+def test_what_may_be_said_in_one_turn_takes_as_long_as_its_calls(
+    turns: Turns, caller: Caller, plain: int
+) -> None:
+    """Pipelined calls, as many as one turn takes of a caller."""
+    args = {"to": 2, "body": "x"}
+    one = steps_of(caller, "msg.send", args, LIMIT)
+    with counted(LIMIT) as steps:
+        for _ in range(64):
+            caller.send("msg.send", args)
+        turns.loop._end_turn()
+        assert steps() < 64 * 2 * max(one, plain)
+
+
+# --- what it does not cost any more ---------------------------------------------------------------
+
+
+def test_a_program_behind_many_links_is_looked_for_as_linux_does(tmp_path: Path) -> None:
+    """Each leads back to the folder, by a long way: Python would go all of them."""
+    way = f"{tmp_path}/" + "./" * 1500
+    for number in range(200):
+        (tmp_path / f"{number:x}").symlink_to(way)
+    path = f"{tmp_path}/" + "/".join(f"{number:x}" for number in range(200))
+    with counted(20_000):
+        assert real(path) == ""
+        assert real(f"{tmp_path}/1/2/3") == str(tmp_path)
+        assert real(f"{tmp_path}/1/none") == f"{tmp_path}/none"
+        assert real(f"{tmp_path}/none/none") == ""
+        assert real(f"{tmp_path}/none/..") == ""
+        assert real("\0") == ""
+
+
+def checked(value: Any) -> str:
+    row = TABLE["msg.send"]
+    try:
+        arguments(row, msgspec.Raw(msgspec.msgpack.encode({"to": 1, "body": value})))
+    except Malformed as error:
+        return error.message
+    return ""
+
+
+@pytest.mark.parametrize(
+    "make", [lambda inner: [inner], lambda inner: {"a": inner}, lambda inner: {1: [inner]}]
+)
+def test_plain_values_are_let_through_to_a_depth(make: Any) -> None:
+    value: Any = None
+    levels = 2 if isinstance(make(None), dict) and 1 in make(None) else 1
+    for depth in range(levels, MAX_DEPTH + 1, levels):
+        value = make(value)
+        assert checked(value) == "", depth
+    assert checked(make(value)) == f"msg.send: nested deeper than {MAX_DEPTH}"
+
+
+def test_what_is_not_plain_is_refused_wherever_it_is() -> None:
+    nan = math.nan
+    value: Any
+    for value in (nan, [nan], {"a": [1, {"b": nan}]}, [[[0.5, nan]]]):
+        assert checked(value) == "msg.send: holds what is not plain: nan"
+    for value in ({1.5: 1}, [{None: 1}], {"a": {b"x": 1}}):
+        assert "keys are strings or integers" in checked(value)
+    for value in (None, True, 1, -1.5, "x", b"x", [], {}, [{}, []], {"a": {1: {True: []}}}):
+        assert checked(value) == ""
