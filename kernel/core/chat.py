@@ -173,7 +173,8 @@ class Chat:
 
     def behind(self, old: int, *, reply: bool) -> list[Said]:
         """The text that goes behind the first `old` turns, which are in the context, in parts to be
-        tokenized one by one; `reply` opens an answer.
+        tokenized one by one; `reply` opens an answer. What the template puts elsewhere as long as
+        no other turn has come, a system message in front of the last question, comes with that.
 
         Raises:
             BadInput: the template refuses the turns, or puts them elsewhere, or leaves some out.
@@ -181,15 +182,16 @@ class Chat:
         self.since = max((turn for turn in self.generated if turn < old), default=None)
         before = self.settled(old) if old and self.since != old - 1 else ""
         texts = self._texts([(self._talk(len(self.turns)), True)]) if reply else self._next()
-        new = self._whole_words([self._behind(text, before) for text in texts])
-        there = {*self.marks.turns_in(before)}
-        first = 0 if self.since is None else self.since + 1
-        wanted = [turn for turn in self._marked(first) if turn >= old or turn not in there]
-        there = {*self.marks.turns_in(new)}
-        left = [turn for turn in wanted if turn not in there]
-        if left and (reply or left != wanted[-len(left) :]):
-            role = self.turns[left[0]][0]
-            raise BadInput(f"the model's chat template leaves out a message of the role {role!r}")
+        found = [self._behind(text, before) for text in texts]
+        new = self._whole_words(found)
+        entered = {*self.marks.turns_in(before)}
+        coming = {turn for text in found for turn in self.marks.turns_in(text)}
+        for turn in self._marked(0 if self.since is None else self.since + 1):
+            if turn not in coming and (turn >= old or turn not in entered):
+                role = self.turns[turn][0]
+                raise BadInput(
+                    f"the model's chat template leaves out a message of the role {role!r}"
+                )
         return self.marks.cut(new, self.tokens)
 
     def _marked(self, first: int) -> list[int]:
