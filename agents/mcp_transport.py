@@ -195,8 +195,7 @@ async def end(process: Process) -> None:
     process.stdin.close()
     steps: tuple[int | None, ...] = (signal.SIGTERM, signal.SIGKILL, None)
     if process.returncode is not None:  # only what it has started may be there
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        signal_group(process, signal.SIGKILL)
         steps = (None,)
     for number in steps:
         with suppress(TimeoutError):
@@ -206,8 +205,13 @@ async def end(process: Process) -> None:
                 await process.wait()
                 return
         if number is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, number)
+            signal_group(process, number)
+
+
+def signal_group(process: Process, number: int) -> None:
+    """Of a group that is gone the walls may say that it is another's."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
 
 
 async def pass_on(process: Process) -> None:

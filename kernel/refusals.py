@@ -13,7 +13,6 @@ import socket
 import struct
 from collections.abc import Callable, Container
 from functools import partial
-from pathlib import Path
 
 from .seccomp import INET, INET6, KIND, NAMES, NUMBERS, SIGNALS, STREAM, deciding, misused
 from .witness import Witness, signed
@@ -73,7 +72,7 @@ class Listener:
         somebody else a moment later."""
         if self.witness.is_kin(whom):
             return [], 0, LET_THROUGH
-        if whom > 0 and not Path(f"/proc/{whom}").exists():
+        if not is_there(whom):
             return [], -errno.ESRCH, 0
         return [(str(whom), "")], -errno.EPERM, 0
 
@@ -81,6 +80,17 @@ class Listener:
         if said not in self.told and len(self.told) < MOST:
             self.told.add(said)
             self.tell(*said)
+
+
+def is_there(whom: int) -> bool:
+    """Whether there is a process or thread, or with a minus a group, of that number."""
+    try:
+        os.kill(whom, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _needed(call: str, args: list[int]) -> str:
