@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 from cores import PLENTY, Job, Watched, alone, at_random, finish, report
-from models import tiny_model
+from models import tiny_model, write_bert
 
+from aios.kernel.core import fit
 from aios.kernel.core.certify import certify
 from aios.kernel.core.llama import ALONE, CHUNK, Engine
 from aios.kernel.core.protocol import Halt
@@ -290,3 +291,28 @@ def test_recurrent_layers_are_refused_in_one_sentence(load: Load, arch: str) -> 
     with pytest.raises(ModelError, match="has recurrent layers") as caught:
         load(arch)
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_only_embeds_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bert.gguf"
+    write_bert(path, ["what is this"])
+    with pytest.raises(ModelError, match="cannot generate") as caught:
+        Engine(path, slots=2, window=60, threads=1)
+    assert "--embedder" in caught.value.hint
+
+
+def test_a_cache_that_does_not_fit_the_heads_is_named(tmp_path: Path) -> None:
+    path = tiny_model(tmp_path / "tiny.gguf", "qwen3", head=48)
+    with pytest.raises(ModelError, match="with keys and values in q8_0") as caught:
+        Engine(path, slots=2, window=60, threads=1, cache="q8_0")
+    assert 'cache = "f16"' in caught.value.hint
+
+
+def test_a_window_too_short_is_not_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = tiny_model(tmp_path / "tiny.gguf", "gpt2", trained=64)
+    settings = {"model": str(path), "slots": 2}
+    with pytest.raises(ModelError, match="holds 63 tokens"):
+        fit.serve(fit.Request("measure", str(tmp_path), settings, ("q4_0",)))

@@ -213,10 +213,19 @@ def is_whole(shelf: Shelf, version: Version) -> bool:
 
 
 def compare(shelf: Shelf, names: list[str], here: Conditions) -> list[Version]:
-    """Of the original, whose format is the first of `names`, and its other versions."""
+    """Of the original, whose format is the first of `names`, and its other versions.
+
+    Raises:
+        ModelError: its window is too short to be measured.
+    """
     paths = [shelf.original, *map(shelf.path, names[1:])]
     sizes = [path.stat().st_size for path in paths]
     engines = [Engine(path, slots=here.slots, window=SPAN, threads=here.threads) for path in paths]
+    if engines[0].window < SPAN:
+        raise ModelError(
+            f"{paths[0]} holds {engines[0].window} tokens, and is measured with {SPAN}",
+            "use it as it is",
+        )
     exact = []
     for number, engine in enumerate(engines):
         tell("testing that it is exact", number, len(engines))

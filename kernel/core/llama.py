@@ -146,7 +146,14 @@ class Engine:
         Raises:
             ModelError: it cannot, or cannot run at all.
         """
-        context = self._context(256, 1, 2)
+        try:
+            context = self._context(256, 1, 2)
+        except NoRoom as error:  # so little is not what lacks
+            raise ModelError(
+                f"llama.cpp cannot run {self.path} with keys and values in {self.cache}: "
+                f"{log.errors[-1] if log.errors else 'no reason given'}",
+                'use another model, or cache = "f16" in config.toml',
+            ) from error
         memory, batch = ll.llama_get_memory(context), ll.llama_batch_init(1, 0, 1)
         sizes = []
         for pos in range(2):
@@ -154,12 +161,17 @@ class Engine:
             batch.n_seq_id[0], batch.seq_id[0][0], batch.logits[0] = 1, 0, False
             code = ll.llama_decode(context, batch)
             sizes.append(int(ll.llama_state_seq_get_size(context, 0)))
-        forgets = ll.llama_memory_seq_rm(memory, 0, 1, -1)
+        forgets = memory and ll.llama_memory_seq_rm(memory, 0, 1, -1)
         ll.llama_batch_free(batch)
         ll.llama_free(context)
         if code != 0:
             raise ModelError(
                 f"llama.cpp cannot run {self.path}: {'; '.join(log.errors)}", "use another model"
+            )
+        if not memory:
+            raise ModelError(
+                f"{self.path} keeps nothing of what it has read, so it cannot generate",
+                "name an embedding model with --embedder",
             )
         if not forgets:
             raise ModelError(
