@@ -112,6 +112,52 @@ def test_what_is_said_is_not_in_the_log(system: System, program: Callable[[str],
         assert SECRET.encode() not in path.read_bytes()
 
 
+def test_what_is_changed_of_who_may_do_what_is_there_to_read(
+    system: System, program: Callable[[str], str]
+) -> None:
+    deny = [{"right": "sto.write", "on": ["/team/**"], "tainted": ["msg:/web"]}]
+    with connect(system.home) as aios:
+        aios.set_group("team", {"members": ["/ann"], "allow": ["llm", "msg /x"], "deny": deny})
+        aios.set_group("team", {"allow": [f"sto.read /{n:0100}" for n in range(100)]})
+        aios.set_group("team", None)
+        number = aios.grant("/ann", "tool", "pay", args={"to": "x@*"}, seconds=60)
+        aios.revoke(number)
+        pid = aios.spawn(
+            program("aios.recv()"), SECRET, manifest={"allow": ["msg"]}, limits={"tokens": 7},
+        )  # fmt: skip
+        aios.limits(pid, {"tokens": 5})
+        aios.kill(pid, "KILL")
+        records = list(read(system.home))
+    intents = {r.sequence: r.call for r in records if r.pid == aios.pid and r.kind == "intent"}
+    notes = [r for r in records if r.pid == aios.pid and r.kind == "note"]
+    assert all(intents[note.intent] == note.call for note in notes)
+    said = [note.object for note in notes]
+    assert said[0] == (
+        "[members /ann] [deny sto.write on /team/**, tainted by msg:/web] [allow llm] "
+        "[allow msg /x]"
+    )
+    last = said.index("[removed]")
+    assert all(f"allow sto.read /{n:0100}" in "".join(said[1:last]) for n in range(100))
+    assert said[last + 1] == "[tool on pay, to like x@*] [seconds=60.0]"
+    assert said[last + 2].startswith("[allow msg] [limits tokens=7 wall=None")
+    assert said[last + 3].startswith("[limits tokens=5 wall=None")
+    assert not any(SECRET in each for each in said)
+
+
+def test_what_an_agent_changes_takes_few_records(
+    system: System, program: Callable[[str], str]
+) -> None:
+    path = program("try:\n    aios.spawn('/none', manifest={'allow': task})\n"
+                   "except AiosError as error:\n    return error.code")  # fmt: skip
+    with connect(system.home) as aios:
+        pid = aios.spawn(path, [f"sto.read /{n:0100}" for n in range(100)])
+        aios.wait(pid)
+    notes = [r.object for r in read(system.home) if (r.pid, r.call) == (pid, "proc.spawn")]
+    assert [len(note) for note in notes[1:3]] == [600, 600]
+    assert notes[3] == "... and 10699 bytes more"
+    assert [len(each) for each in notes[4:]] == [0]  # the outcome
+
+
 def test_long_names_are_cut_and_told_apart(system: System) -> None:
     with connect(system.home) as aios:
         for end in ("x", "y"):

@@ -1,7 +1,7 @@
 """What is recorded: of each call who, what, on what, which rule decided, and what came of it.
 
 What agents say, their messages, prompts and values, is never in the log: arguments are there as a
-hash, and by what they are about.
+hash, by what they are about, and where they change who may do what, in words (details.py).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from aios.syscalls.table import Row
 from aios.syscalls.wire import Receipt
 
 from ..process import Process
+from .details import details, parts
 from .gathered import Fields, Gathered
 from .log import RESERVE, Log
 
@@ -68,8 +69,14 @@ class Audit:
             (process.pid, short(process.principal), kind, call_id, row.name, about(args),
              sha256(raw).digest(), short(rule), "", 0)
         )  # fmt: skip
+        last = receipt
+        for part in parts(details(args), bound=process.kind != "client"):
+            last = self.log.append(
+                (process.pid, short(process.principal), "note", call_id, row.name, part, b"", "",
+                 "", receipt[0])
+            )  # fmt: skip
         if row.outward:
-            self.due = receipt[0] + 1
+            self.due = last[0] + 1
         return receipt
 
     def ended(self, process: Process, call_id: int, row: Row, intent: int, code: str) -> Receipt:
