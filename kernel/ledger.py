@@ -4,7 +4,7 @@
     next               the last pid and the last context that were given out
     model              what the core said of it, for the time until it says so again
     policy             the scheduler's, and its quantum
-    process/PID        its row of the table; tokens/PID, what it has used
+    process/PID        its row of the table, then what has changed; tokens/PID, what it has used
     birth/PID          a process that has not said hello
     mail/PID/N         a message in its mailbox; of which tree of agents it is
     reply/PID/ID       the final reply to a call that had an effect, until it was heard
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -31,6 +31,7 @@ from .accounts import Accounts
 from .context import Context, ContextManager, Past
 from .context_rows import ContextRow, ContextRows, read_row
 from .core.protocol import Halted, Out
+from .field_rows import FieldRows, read_fields
 from .generation import Generations
 from .init_protocol import ToInit
 from .job import JobRow
@@ -85,7 +86,7 @@ class Ledger:
         tell_init: Callable[[ToInit], None],
     ) -> None:  # fmt: skip
         self.journal, self.audit = journal, audit
-        self.rows = ContextRows(journal, self._context_row)
+        self.rows, self.fields = ContextRows(journal, self._context_row), FieldRows(journal)
         self.send, self.tell_init = send, tell_init
         self.synced: list[tuple[bytes, bytes]] = []
         self.to_init: list[ToInit] = []
@@ -197,11 +198,17 @@ class Ledger:
         process = self.table.rows.get(pid)
         if pid in self.table.changed:
             birth = self.lifecycle.births.get(pid)
-            self._set(f"process/{pid}", None if process is None else _process_row(process))
-            self._set(f"birth/{pid}", None if birth is None else _birth_row(birth))
+            self._put_fields(f"process/{pid}", None if process is None else _process_row(process))
+            self._put_fields(f"birth/{pid}", None if birth is None else _birth_row(birth))
         self._set(
             f"tokens/{pid}", None if process is None else _encode((process.tokens, process.drawn))
         )
+
+    def _put_fields(self, key: str, values: dict[str, Any] | None) -> None:
+        if values is None:
+            self.fields.delete(key)
+        else:
+            self.fields.put(key, values)
 
     def _context_row(self, ctx: int) -> ContextRow | None:
         context = self.contexts.contexts.get(ctx)
@@ -263,7 +270,7 @@ class Ledger:
                 take(found, items)
 
     def _take_process(self, ids: list[int], items: list[bytes]) -> None:
-        process = msgspec.msgpack.decode(items[-1], type=Process)
+        process = msgspec.msgpack.decode(read_fields(items), type=Process)
         self.table.insert(process)
         if process.alive:
             self.lifecycle.trap.expect(process)
@@ -292,7 +299,7 @@ class Ledger:
             call.fail(ToolUnknown(f"the kernel died while {row.tool} ran"))
 
     def _take_birth(self, ids: list[int], items: list[bytes]) -> None:
-        row = msgspec.msgpack.decode(items[-1], type=BirthRow)
+        row = msgspec.msgpack.decode(read_fields(items), type=BirthRow)
         process = self.table.rows[ids[0]]
         trap = self.lifecycle.trap
         known = row.caller in trap.by_pid
@@ -322,11 +329,12 @@ class Ledger:
             context.answered(row.work.text, row.work.drawn)
 
 
-def _process_row(process: Process) -> bytes:
-    return _encode({name: getattr(process, name) for name in FIELDS})
+def _process_row(process: Process) -> dict[str, Any]:
+    return {name: getattr(process, name) for name in FIELDS}
 
 
-def _birth_row(birth: Birth) -> bytes:
+def _birth_row(birth: Birth) -> dict[str, Any]:
     call = birth.call
     who = (0, 0) if call is None or call.ended else (call.process.pid, call.id)
-    return _encode(BirthRow(birth.token, birth.spawn, *who, birth.signals, birth.greeted))
+    row = BirthRow(birth.token, birth.spawn, *who, birth.signals, birth.greeted)
+    return msgspec.structs.asdict(row)

@@ -58,6 +58,7 @@ from .walls import Room, joined, reaches, shown
 
 LAST_WORD = 0.2  # seconds that init has to say of what a process died whose connection is lost
 MOST_TOLD = 1000  # reasons for which connections were cut off, before the oldest is told again
+SIGNALS = 16  # that one gets at its start, of those sent before
 SLICE = 25  # processes whose figures are read in one sweep
 
 
@@ -479,7 +480,8 @@ class Lifecycle:
         if process.os_pid:
             self.to_init(SignalChild(process.os_pid, signal.Signals["SIG" + name]))
         else:
-            self.births[process.pid].signals.append(name)
+            birth = self.births[process.pid]
+            birth.signals = [*birth.signals[1 - SIGNALS :], name]
             process.touch()
 
     def terminate(self, process: Process, reason: str) -> None:
