@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from aios.syscalls.errors import AiosError
+from aios.syscalls.errors import AiosError, LimitReached
 from aios.syscalls.messages import LogPart
 
 from .outputs import LOG_BYTES
@@ -16,6 +16,8 @@ from .process import ProcessTable
 from .trap import Call
 
 LOG_PART = 32 * 1024  # bytes of a log in one reply
+READERS = 16  # calls of one process that wait for more
+LOOKS = 64  # of them all that are looked after at once
 
 
 class Logs:
@@ -31,10 +33,16 @@ class Logs:
         return self.folder / f"agent-{pid}.log"
 
     def read(self, call: Call, pid: int, offset: int, wait: float) -> LogPart | None:
-        """A part of a log; None: there is nothing to read yet, and the call waits for it."""
+        """A part of a log; None: there is nothing to read yet, and the call waits for it.
+
+        Raises:
+            LimitReached: too many calls of the process wait already.
+        """
         part = self._part(pid, offset)
         if part.data or part.ended or wait == 0:
             return part
+        if sum(other.process is call.process for *_, other in self.readers) >= READERS:
+            raise LimitReached(f"{READERS} calls of process {call.process.pid} wait for logs")
         entry = (pid, part.offset, call)
         self.readers.append(entry)
         timer = self.after(wait, lambda: call.done(part))
@@ -47,8 +55,10 @@ class Logs:
         return None
 
     def look(self) -> None:
-        """Answer those for whom there is something to read now."""
-        for pid, offset, call in list(self.readers):
+        """Answer those for whom there is something to read now; of many, some each time."""
+        turn, self.readers = self.readers[:LOOKS], self.readers[LOOKS:]
+        self.readers += turn
+        for pid, offset, call in turn:
             try:
                 part = self._part(pid, offset)
             except AiosError as error:

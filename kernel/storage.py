@@ -20,6 +20,7 @@ from aios.syscalls.errors import (
     AiosError,
     BadInput,
     Denied,
+    LimitReached,
     NotFound,
     StoreDamaged,
     UploadGone,
@@ -36,6 +37,7 @@ from .trap import Call
 from .trees import Trees
 from .upload import Upload, Uploads
 
+WATCHES, WATCHED = 16, 256  # that one process has, and that are of one owner's objects
 SCANNED = 500  # rows that a list looks at, for one page
 
 Step = Callable[[Catalog], sto.Version]
@@ -303,9 +305,20 @@ class Storage:
 
     def watch(self, call: Call, args: sto.Watch) -> None:
         owner, _ = self.reachable(call, args.owner, "read")
+        if call.process.kind != "client":
+            self._check_watches(call.process, owner)
         entry = (call, owner, args.prefix)
         self.watchers.append(entry)
         call.on_end = lambda: self.watchers.remove(entry)
+
+    def _check_watches(self, process: Process, owner: str) -> None:
+        """Raises LimitReached for one too many: each change looks at all that follow its owner."""
+        own = sum(call.process is process for call, *_ in self.watchers)
+        if own >= WATCHES or sum(each == owner for _, each, _ in self.watchers) >= WATCHED:
+            raise LimitReached(
+                f"{WATCHES} calls of one process follow changes, and {WATCHED} those of one owner",
+                "end some, or follow a prefix that has all of them",
+            )
 
     def changes(self, since: int, limit: int = 1000) -> list[tuple[int, str, str]]:
         """(number, owner, path) of what was changed after the change of that number, rising; each

@@ -182,6 +182,18 @@ def test_compare_and_swap(storage: Aios) -> None:
         storage.sto_put("swap", b"4", if_version=4)
 
 
+def test_an_agent_follows_so_much_and_no_more(storage: Aios, program: Program) -> None:
+    """Each change looks at all who follow: who is one too many is refused."""
+    path = program(
+        "calls = [aios.start('sto.watch', prefix=str(n)) for n in range(17)]\n"
+        "try:\n    calls[16].wait(20)\nexcept AiosError as error:\n    refused = error.code\n"
+        "aios.cancel(calls[0].id)\nagain = aios.start('sto.watch', prefix='again/')\n"
+        "aios.whoami()\naios.sto_put('again/x', 'heard')\n"
+        "return [refused, next(iter(again))['path']]"
+    )
+    assert done(storage, path) == ["limit", "again/x"]
+
+
 def test_many_who_swap_lose_nothing(storage: Aios, program: Program) -> None:
     storage.sto_put("counter", b"0")
     storage.sto_share("counter", "/*", "write")
