@@ -38,7 +38,7 @@ NUMBERS: dict[str, tuple[int, int]] = {
     "mount_setattr": (442, 442), "setns": (308, 268), "unshare": (272, 97),
     "open_by_handle_at": (304, 265), "swapon": (167, 224), "swapoff": (168, 225),
     "quotactl": (179, 60), "quotactl_fd": (443, 443), "fanotify_init": (300, 262),
-    "fanotify_mark": (301, 263), "mknod": (133, -1), "mknodat": (259, 33),
+    "fanotify_mark": (301, 263),
     # keys, and what others of this user share: System V's and POSIX' queues and memory
     "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219),
     "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195), "semget": (64, 190),
@@ -80,6 +80,7 @@ NUMBERS: dict[str, tuple[int, int]] = {
     "chdir": (80, 49), "execve": (59, 221), "execveat": (322, 281), "mkdir": (83, -1),
     "mkdirat": (258, 34), "rmdir": (84, -1), "unlink": (87, -1), "unlinkat": (263, 35),
     "symlink": (88, -1), "symlinkat": (266, 36), "link": (86, -1), "linkat": (265, 37),
+    "mknod": (133, -1), "mknodat": (259, 33),
     "rename": (82, -1), "renameat": (264, 38), "renameat2": (316, 276), "connect": (42, 203),
 }  # fmt: skip
 SIGNALS = ("kill", "tgkill", "tkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo", "pidfd_open")
@@ -118,7 +119,11 @@ FASTOPEN = 0x20000000  # of send: it connects without Landlock being asked
 UNIX, INET, INET6, STREAM, TCP = 1, 2, 10, 1, 6
 SETID = 0o6000  # bits of a mode: whoever executes the file is its owner, or in its group
 CREATES = 0o100 | 0o20000000  # O_CREAT and O_TMPFILE, with which open is given a mode
-SETS_MODE = {"chmod": 1, "fchmod": 1, "fchmodat": 2, "fchmodat2": 2, "creat": 1}  # where it is
+SETS_MODE = {  # where it is
+    "chmod": 1, "fchmod": 1, "fchmodat": 2, "fchmodat2": 2, "creat": 1, "mknod": 1, "mknodat": 2,
+}  # fmt: skip
+MAKES = {"mknod": 1, "mknodat": 2}  # where the mode is, with the kind
+FILE_KINDS, FIFO, PLAIN = 0o170000, 0o010000, (0, 0o100000)
 OPENS = {"open": 1, "openat": 2}  # where the flags are; the mode is next
 SETS_OWNER = {"chown": 1, "lchown": 1, "fchown": 1, "fchownat": 2}  # the user; the group is next
 SETS_RECEIVER = (  # of the signals about a descriptor: F_SETOWN, F_SETOWN_EX; FIOSETOWN, SIOCSPGRP
@@ -191,10 +196,14 @@ def rules(*, network: bool, processes: bool, modes: bool, signals: bool) -> list
 @cache
 def of_files() -> list[Rule]:
     """What is refused of calls that others are let through of: nobody becomes this user by a file
-    that an agent has left somewhere, and no file gets another owner."""
+    that an agent has left somewhere, no file gets another owner, and of what mknod makes none but
+    pipes and plain files."""
     found = [Rule(call, (Test(at, ANY_BIT, SETID),)) for call, at in SETS_MODE.items()]
     for call, at in OPENS.items():
         found.append(Rule(call, (Test(at, ANY_BIT, CREATES), Test(at + 1, ANY_BIT, SETID))))
+    for call, at in MAKES.items():
+        kinds = [Test(at, EQUAL, kind, unless=True, mask=FILE_KINDS) for kind in (FIFO, *PLAIN)]
+        found.append(Rule(call, tuple(kinds)))
     for call, at in SETS_OWNER.items():
         for which, own in ((at, os.getuid()), (at + 1, os.getgid())):
             other = (Test(which, EQUAL, own, unless=True), Test(which, EQUAL, SAME, unless=True))

@@ -10,7 +10,7 @@ import importlib.util
 import os
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -38,6 +38,7 @@ SYSTEM = (
         "locale.alias", "fonts", "debian_version", "redhat-release", "lsb-release", "inputrc",
         "terminfo", "networks", "rpc", "magic", "xattr.conf", "perl", "python3",
         *(f"python3.{minor}" for minor in range(9, 20)),
+        *(f"java-{number}-openjdk" for number in range(8, 40)),
     )),
     *("/proc/" + name for name in (
         "self", "cpuinfo", "meminfo", "stat", "loadavg", "uptime", "version", "filesystems",
@@ -232,7 +233,8 @@ def put_up(walls: Walls, have: dict[str, str], room: Room, cwd: str, line: int) 
     Path("/proc/self/oom_score_adj").write_text("500")  # it goes before kernel and core do
     sys.dont_write_bytecode = True  # beside modules that it only reads: each would be told of
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-    os.environ["PATH"] = within_reach(os.environ.get("PATH", os.defpath), [*read, *walls.read])
+    search = os.environ.get("PATH", os.defpath)
+    os.environ["PATH"] = within_reach(room.home, search, [*walls.read, *walls.write])
     if have["view"]:
         shown = [*seen, *view.real(walls.read)]
         of_view = view.real([str(room.own), *walls.write])
@@ -257,16 +259,27 @@ def put_up(walls: Walls, have: dict[str, str], room: Room, cwd: str, line: int) 
     _limit_to(resource.RLIMIT_NOFILE, walls.files, reserve=True)
 
 
-def within_reach(search: str, read: list[str]) -> str:
-    """Of a PATH the folders in which there is something to reach: each of the others would be
-    tried, and told of, whenever a program is looked for."""
-    reached = [os.path.realpath(path) for path in read]
+@cache
+def searched(home: Path, search: str) -> list[tuple[str, str, bool]]:
+    """The folders of a PATH, by their real names too, and whether all agents reach them."""
+    found = [(folder, os.path.realpath(folder)) for folder in search.split(":")]
+    return [(folder, real, meets(real, common_real(home))) for folder, real in found]
 
-    def is_reached(folder: str) -> bool:
-        below = os.path.realpath(folder).rstrip("/") + "/"
-        return any(below.startswith(path + "/") or path.startswith(below) for path in reached)
 
-    return ":".join(folder for folder in search.split(":") if is_reached(folder)) or os.defpath
+def within_reach(home: Path, search: str, read: Iterable[str]) -> str:
+    """Of a PATH the folders in which an agent that reads `read` as well reaches something: each of
+    the others would be tried, and told of, whenever a program is looked for."""
+    more = [os.path.realpath(path) for path in read]
+    found = searched(home, search)
+    reached = [name for name, real, all_do in found if all_do or meets(real, more)]
+    return ":".join(reached) or os.defpath
+
+
+def meets(folder: str, paths: Iterable[str]) -> bool:
+    """Whether one of these paths is in the folder, or the folder in it."""
+    return any(
+        f"{folder}/".startswith(f"{path}/") or path.startswith(f"{folder}/") for path in paths
+    )
 
 
 def _renew_stdin() -> None:

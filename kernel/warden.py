@@ -38,6 +38,7 @@ class Warden:
                 "certificates into a folder of their own, and name that",
                 file=sys.stderr, flush=True,
             )  # fmt: skip
+        walls.searched(home, os.environ.get("PATH", os.defpath))
         walls.common(home)  # once, and not in each process that is forked
         for network, processes in itertools.product((False, True), repeat=2):
             walls.calls_filter(

@@ -42,6 +42,7 @@ PATHS: dict[str, tuple[Named, ...]] = {
     "open": (Named(0, flags=1),), "openat": (Named(1, 0, flags=2),), "creat": (Named(0),),
     "truncate": (Named(0),), "chdir": (Named(0, how=AT_A_GLANCE),),
     "execve": (Named(0, how=os.O_RDONLY),), "execveat": (Named(1, 0, how=os.O_RDONLY),),
+    "mknod": (OLD,), "mknodat": (OLD_AT,),
     "mkdir": (OLD,), "rmdir": (OLD,), "unlink": (OLD,), "symlink": (Named(1, how=ENTRY),),
     "mkdirat": (OLD_AT,), "unlinkat": (OLD_AT,), "symlinkat": (Named(2, 1, how=ENTRY),),
     "rename": (OLD, Named(1, how=ENTRY)), "link": (OLD, Named(1, how=ENTRY)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,12 +58,15 @@ def line(call: str, about: str, needs: str, home: Path) -> str:
 
 def option(path: Path, needs: str, home: Path) -> str:
     """What lets an agent through to `path`. A file that is not there is made in a folder that is;
-    but nobody is told to hand over the folder that a home is in."""
+    but nobody is told to hand over the folder that a home is in, or that all share."""
     if path.is_relative_to(home):
         return "no option lets an agent into the system's home"
+    if path.parts[:2] == ("/", "proc"):
+        return "no option lets an agent read of processes"
     if path.exists() or needs == "read":
         return f"let it: --{needs} {shlex.quote(str(path))}"
     folder = next(above for above in path.parents if above.exists())
-    if any(each.is_relative_to(folder) for each in (home, Path.home())):
+    shared = folder.stat().st_mode & stat.S_ISVTX  # as /tmp
+    if shared or any(each.is_relative_to(folder) for each in (home, Path.home())):
         return f"let it: make that first, then --write {shlex.quote(str(path))}"
     return f"let it: --write {shlex.quote(str(folder))}"

@@ -32,6 +32,7 @@ WORKS: dict[str, tuple[str, str]] = {
     "bash: streams by name": (
         "{ echo out > /dev/stdout; echo err > /dev/stderr; } 2>&1 | sort | xargs; "
         "echo in | cat /dev/stdin /dev/fd/3 3<<< three | xargs", "in three"),
+    "bash: a pipe by name": ("mkfifo p; (echo in > p &); cat p", "in"),
     "bash: jobs": ("set -m; sleep 60 & kill %1; wait %1; echo $?", "143"),
     "coreutils": (
         "set -e; mkdir a; echo one > a/f; chmod 640 a/f; touch -d 2001-02-03 a/f; ln -s f a/l; "

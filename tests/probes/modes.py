@@ -67,5 +67,6 @@ MODES: dict[str, Probe] = {
     "a setgid program of its own": lambda t: to_setid(0o2755),
     "a setuid program made": lambda t: created("setuid", 0o4755),
     "a setgid program made": lambda t: created("setgid", 0o2755),
+    "a setuid file by mknod": lambda t: did(os.mknod, "setuid", 0o104755),
     "a setuid program without a name": lambda t: os.open(".", os.O_TMPFILE | os.O_RDWR, 0o4755),
 }  # fmt: skip
