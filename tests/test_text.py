@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from aios.kernel.config import embedded_model
 from aios.kernel.core.chat import Controls, Said
 from aios.kernel.core.llama import Engine
-from aios.kernel.core.protocol import Decode, Encode
+from aios.kernel.core.protocol import Decode, Encode, decode_encoded, encode
 from aios.kernel.core.template import Renders
 from aios.kernel.core.text import TextStream, answer, parts_behind
 from aios.syscalls.errors import BY_CODE, BadInput
@@ -231,3 +231,24 @@ def test_an_error_is_an_answer_too() -> None:
     assert encoded.req == 7
     assert encoded.error is not None
     assert BY_CODE[encoded.error["code"]] is BadInput
+
+
+numbers = st.integers(0, 2**31 - 1) | st.integers(0, 300)
+dialogs = st.lists(
+    st.tuples(st.sampled_from(["system", "user", "assistant", "tool", "tools"]), st.text()),
+    min_size=1,
+    max_size=3,
+)
+questions = st.one_of(
+    st.builds(Decode, st.just(1), st.lists(numbers, max_size=5)),
+    st.builds(Encode, st.just(1), text=st.text(), start=st.booleans()),
+    st.builds(Encode, st.just(1), messages=dialogs, reply=st.booleans()),
+)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(questions)
+def test_every_question_has_an_answer(engine: Engine, question: Encode | Decode) -> None:
+    """What else comes of one would end the core, and with it what everybody generates."""
+    encoded = decode_encoded(encode(answer(engine, question)))
+    assert encoded.error is None or BY_CODE[encoded.error["code"]] is BadInput
