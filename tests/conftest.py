@@ -82,10 +82,14 @@ def left_of(home: Path) -> list[psutil.Process]:
 def of_core(system: System) -> psutil.Process:
     """The process of the LLM core, waiting for it if it is just being started."""
     init = psutil.Process(system.process.pid)
-    found: list[psutil.Process] = eventually(
-        lambda: [child for child in init.children() if "aios.kernel.core" in child.cmdline()]
-    )
+    found: list[psutil.Process] = eventually(lambda: list(filter(_is_core, init.children())))
     return found[0]
+
+
+def _is_core(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):  # or it is a zombie
+        return "aios.kernel.core" in process.cmdline()
+    return False
 
 
 @pytest.fixture(scope="session")
