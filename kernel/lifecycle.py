@@ -227,7 +227,7 @@ class Lifecycle:
         self._take_back(birth.process)
         self.table.end(birth.process, 127, "not started", time.monotonic())
         self.table.forget(birth.process)
-        self._ended()
+        self._ended(birth.process)
 
     def _check_hello(self, pid: int) -> None:
         birth = self.births.get(pid)
@@ -429,7 +429,7 @@ class Lifecycle:
         )
         for child in children:
             self.terminate(child, "parent gone")
-        self._ended()
+        self._ended(process)
 
     def _clear(self, process: Process) -> None:
         """There may be a worker a call: what they leave would fill the disk."""
@@ -459,9 +459,9 @@ class Lifecycle:
         for tell in self.ended:
             tell(process)
 
-    def _ended(self) -> None:
-        """Tell those who wait for an end."""
-        self.waiters.look()
+    def _ended(self, process: Process) -> None:
+        """Tell those who wait for its end."""
+        self.waiters.ended(process)
         self.logs.look()
         if self.on_empty is not None and not self.agents_alive():
             self.on_empty()

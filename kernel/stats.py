@@ -10,6 +10,7 @@ from typing import Any
 from aios.syscalls.messages import Event, Summary
 
 from .core.protocol import Counters
+from .followers import Followers
 from .trap import Call
 
 KEPT = 10_000  # generations whose timings are summed up
@@ -54,12 +55,10 @@ class EventLog:
 
     def __init__(self, note: Callable[[str, int, dict[str, Any]], None]) -> None:
         self.note = note
-        self.followers: list[tuple[frozenset[str], Call]] = []
+        self.followers: Followers[frozenset[str]] = Followers()
 
     def follow(self, call: Call, kinds: list[str]) -> None:
-        entry = (frozenset(kinds), call)
-        self.followers.append(entry)
-        call.on_end = lambda: self.followers.remove(entry)
+        self.followers.add(call, frozenset(kinds))
 
     def publish(self, kind: str, what: str, pid: int = 0, **detail: Any) -> None:
         if kind != "generation":
@@ -67,6 +66,6 @@ class EventLog:
         if not self.followers:
             return
         event = Event(time=time.time(), kind=kind, what=what, pid=pid, detail=detail)
-        for kinds, call in list(self.followers):
+        for call, kinds in self.followers:
             if not kinds or kind in kinds:
                 call.piece(event)

@@ -29,6 +29,7 @@ from aios.syscalls.messages import Done
 
 from .blobs import Blobs
 from .catalog import ENTRY, IN_BACKUP, KEY, TABLE, Catalog, Owned, Row, check_path
+from .followers import Followers
 from .process import Process, check_principal
 from .shares import Mode, Shares, covers
 from .store import NoStore, Store
@@ -37,7 +38,7 @@ from .trap import Call
 from .trees import Trees
 from .upload import Upload, Uploads
 
-WATCHES, WATCHED = 16, 256  # that one process has, and that are of one owner's objects
+TOLD = 1024  # pieces about one commit, to all who follow
 SCANNED = 500  # rows that a list looks at, for one page
 
 Step = Callable[[Catalog], sto.Version]
@@ -54,7 +55,7 @@ class Storage:
         self.changed: Callable[[str, str], None] = lambda _owner, _path: None
         self.on_read: Callable[[Process, set[str]], None] = lambda _process, _labels: None
         self.uploads = Uploads(self)
-        self.watchers: list[tuple[Call, str, str]] = []
+        self.watchers: Followers[tuple[str, str]] = Followers()  # owner, prefix
         self.trees = Trees()  # bytes, in the writer's thread
         self.wrong: AiosError | None = None  # why no call is served
         try:
@@ -170,9 +171,10 @@ class Storage:
 
         def committed(result: Any) -> None:  # plain, where the call had come before
             versions = msgspec.convert(result, list[sto.Version])
-            for version in result:
-                if isinstance(version, sto.Version):  # else who watches has heard, or later ones
-                    self._tell(version)
+            if result and isinstance(
+                result[0], sto.Version
+            ):  # else who watches has heard, or later
+                self._tell(versions)
             (done or (lambda all: call.done(all[0])))(versions)
 
         self.store.read(check)  # before chunks are written for whoever may not
@@ -197,18 +199,29 @@ class Storage:
         once = None if call is None else (call.process.pid, call.id)
         self.blobs.write(chunks, run, then, fail, size=size, once=once)
 
-    def _tell(self, version: sto.Version) -> None:
-        """Whoever follows, and the index."""
-        self.changed(version.owner, version.path)
-        for call, owner, prefix in list(self.watchers):
-            if owner == version.owner and version.path.startswith(prefix):
-                try:
-                    reach = self._reach(call, owner, "read")
-                except AiosError as error:
-                    call.fail(error)
-                else:
-                    if any(covers(each, version.path) for each in reach):
-                        call.piece(version)
+    def _tell(self, versions: list[sto.Version]) -> None:
+        """Tell whoever follows, and the index, of one commit of one owner's."""
+        for version in versions:
+            self.changed(version.owner, version.path)
+        told = 0
+        for call, (owner, prefix) in self.watchers:
+            if owner != versions[0].owner:
+                continue
+            found = [version for version in versions if version.path.startswith(prefix)]
+            told += len(found)
+            try:
+                if found and told > TOLD:
+                    raise LimitReached(
+                        "too much has changed at once for all who follow it",
+                        "follow again, then list what is there",
+                    )
+                reach = self._reach(call, owner, "read") if found else []
+            except AiosError as error:
+                call.fail(error)
+                continue
+            for version in found:
+                if any(covers(each, version.path) for each in reach):
+                    call.piece(version)
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -305,20 +318,7 @@ class Storage:
 
     def watch(self, call: Call, args: sto.Watch) -> None:
         owner, _ = self.reachable(call, args.owner, "read")
-        if call.process.kind != "client":
-            self._check_watches(call.process, owner)
-        entry = (call, owner, args.prefix)
-        self.watchers.append(entry)
-        call.on_end = lambda: self.watchers.remove(entry)
-
-    def _check_watches(self, process: Process, owner: str) -> None:
-        """Raises LimitReached for one too many: each change looks at all that follow its owner."""
-        own = sum(call.process is process for call, *_ in self.watchers)
-        if own >= WATCHES or sum(each == owner for _, each, _ in self.watchers) >= WATCHED:
-            raise LimitReached(
-                f"{WATCHES} calls of one process follow changes, and {WATCHED} those of one owner",
-                "end some, or follow a prefix that has all of them",
-            )
+        self.watchers.add(call, (owner, args.prefix))
 
     def changes(self, since: int, limit: int = 1000) -> list[tuple[int, str, str]]:
         """(number, owner, path) of what was changed after the change of that number, rising; each
@@ -375,12 +375,11 @@ class Storage:
     def check(self, live: list[Process]) -> list[str]:
         """What is wrong, in words."""
         pids = {process.pid for process in live}
-        ended = [call.id for call, _, _ in self.watchers if call.ended]
-        return [
+        return [*self.watchers.check()] + [
             f"an upload of process {upload.pid} is kept, which is gone"
             for upload in self.uploads.rows.values()
             if upload.pid not in pids
-        ] + [f"the watch {call_id} has ended and is kept" for call_id in ended]
+        ]
 
     def _owner(self, call: Call, owner: str | None) -> str:
         if self.wrong is not None:

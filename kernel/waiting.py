@@ -20,22 +20,25 @@ class Waiters:
     ) -> None:
         self.table, self.after = table, after
         self.on_heard: Callable[[Process, Process], None] = lambda _caller, _child: None
-        self.waiters: list[tuple[int | None, Call]] = []
+        # By whose end they wait for: a process, or with a minus all children of one.
+        self.waiters: dict[int, dict[int, tuple[int | None, Call]]] = {}
 
     def wait(self, call: Call, pid: int | None, timeout: float | None) -> Exited | None:
         """The end of `pid` or of any child, if one is there; None: the call waits for it."""
         end = self._end_for(call.process, pid)
         if end is not None:
             return end
-        entry = (pid, call)
-        self.waiters.append(entry)
+        about, key = -call.process.pid if pid is None else pid, id(call)
+        self.waiters.setdefault(about, {})[key] = (pid, call)
         timer = None
         if timeout is not None:
             error = TimedOut(f"it has not ended within {timeout:g} s")
             timer = self.after(timeout, lambda: call.fail(error))
 
         def stop() -> None:
-            self.waiters.remove(entry)
+            del self.waiters[about][key]
+            if not self.waiters[about]:
+                del self.waiters[about]
             if timer is not None:
                 timer.cancel()
 
@@ -64,19 +67,33 @@ class Waiters:
         self.on_heard(caller, ended[0])
         return exited(ended[0])
 
-    def look(self) -> None:
-        """A process has ended: answer those for whom that is the end they wait for."""
-        for pid, call in list(self.waiters):
+    def ended(self, process: Process) -> None:
+        """Answer those for whom that is the end they wait for."""
+        self._child_ended([call for _, call in self.waiters.get(-process.parent, {}).values()])
+        for pid, call in [*self.waiters.get(process.pid, {}).values()]:
             try:
                 end = self._end_for(call.process, pid)
             except AiosError as error:
                 call.fail(error)
             else:
-                if end is not None:
-                    call.done(end)
+                call.done(end)
+
+    def _child_ended(self, waiting: list[Call]) -> None:
+        """Answer some of one process that wait for any child."""
+        for at, call in enumerate(waiting):
+            try:
+                end = self._end_for(call.process, None)
+            except AiosError as error:
+                for other in waiting[at:]:
+                    other.fail(error)
+                return
+            if end is None:
+                return
+            call.done(end)
 
     def check(self) -> list[str]:
-        return [f"a wait of call {c.id} is kept" for _, c in self.waiters if c.ended]
+        waiting = [call for calls in self.waiters.values() for _, call in calls.values()]
+        return [f"a wait of call {call.id} is kept" for call in waiting if call.ended]
 
 
 def exited(process: Process) -> Exited:

@@ -14,6 +14,7 @@ from turns import Caller, TooMuch, Turns, counted
 from worst import worst_of
 
 from aios.kernel.envelope import MAX_DEPTH, arguments
+from aios.kernel.followers import OF_ONE, OF_TREE
 from aios.kernel.linux import real
 from aios.syscalls.errors import Malformed
 from aios.syscalls.table import TABLE
@@ -105,6 +106,59 @@ def test_what_may_be_said_in_one_turn_takes_as_long_as_its_calls(
             caller.send("msg.send", args)
         turns.loop._end_turn()
         assert steps() < 64 * 2 * max(one, plain)
+
+
+def all_steps(caller: Caller, name: str, **args: Any) -> int:
+    """Of all turns until the final reply."""
+    with counted(20 * LIMIT) as steps:
+        caller.wait(caller.send(name, args))
+        return steps()
+
+
+def test_what_many_follow_costs_no_more_than_there_are_pieces(
+    turns: Turns, caller: Caller, plain: int
+) -> None:
+    """As many watches as there may be, on a commit that changes as much as one can."""
+    helpers = [turns.agent("helper", parent=caller.pid) for _ in range(5)]
+    owner = turns.kernel.table.rows[caller.pid].principal
+    caller.done("sto.share", prefix="b", to=f"{owner}/*", mode="read")
+    sent = 0
+    for one in (caller, *helpers):
+        for _ in range(OF_ONE + 1):
+            one.send("sto.watch", {"prefix": "b", "owner": owner})
+            one.send("kernel.events", {"kinds": ["policy"]})
+            sent += 1
+    turns.turn()
+    mine = [call for call, (other, _) in turns.kernel.storage.watchers if other == owner]
+    assert OF_ONE < len(mine) <= OF_TREE < sent
+    batch = [{"path": f"b/{number}", "data": b""} for number in range(256)]
+    assert all_steps(caller, "sto.batch", changes=batch) < 3 * TIMES * plain
+    with counted(LIMIT) as steps:
+        turns.kernel.events.publish("policy", "changed")
+        assert steps() < TIMES * plain / 4
+    for one in helpers:
+        turns.kernel.lifecycle._end(turns.kernel.table.rows[one.pid], 0, "exit")
+
+
+def test_an_end_is_told_to_those_who_wait_for_it_alone(
+    turns: Turns, caller: Caller, plain: int
+) -> None:
+    rows = turns.kernel.table.rows
+    children = [turns.agent(f"child{number}", parent=caller.pid) for number in range(256)]
+    waits = [caller.send("proc.wait", {}) for _ in range(128)]
+    waits += [caller.send("proc.wait", {"pid": child.pid}) for child in children[:128]]
+    with counted(LIMIT) as steps:
+        turns.kernel.lifecycle._end(rows[children[0].pid], 3, "exit")
+        turns.turn()
+        assert steps() < TIMES * plain / 2
+    ended = {call_id for call_id, _, _ in turns.replies.pop(caller.route)}
+    assert ended == {waits[0], waits[128]}
+    for child in children[1:]:
+        turns.kernel.lifecycle._end(rows[child.pid], 0, "exit")
+    turns.turn()
+    ended |= {call_id for call_id, _, _ in turns.replies.pop(caller.route)}
+    assert ended == set(waits)
+    assert turns.kernel.waiters.waiters == {}
 
 
 # --- what it does not cost any more ---------------------------------------------------------------
