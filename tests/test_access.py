@@ -261,6 +261,25 @@ def test_a_question_names_all_that_a_call_is_about(
     assert asker.said() == 65
 
 
+def test_a_question_holds_all_of_what_a_call_was_given(
+    person: Aios, agent: Callable[..., Agent]
+) -> None:
+    """However long: nothing that is approved is cut off, and nothing stands elsewhere."""
+    asker = agent(name="asker", manifest={"allow": ["msg"], "ask": ["proc.spawn", "tool.call"]})
+    questions = person.questions()
+    command = f"echo harmless {'#' * 40_000}; rm -rf ~"
+    for act, where in (
+        ("aios.spawn('/bin/sh', args=['-c', {!r}], cwd='/x')", 1),
+        ("aios.start('tool.call', name='python', args={{'code': {!r}}}).wait()", "code"),
+    ):
+        person.send(asker.pid, act.format(command))
+        question = next(questions)
+        assert question.args["args"][where] == command
+        person.answer(question.id, "deny")
+        assert asker.said() == "access.denied"
+    assert question.objects == ["python"]
+
+
 def test_what_denies_when_a_person_answers_wins(person: Aios, agent: Callable[..., Agent]) -> None:
     asker = agent(name="asker", manifest={"allow": ["msg"], "ask": ["sto.write"]})
     questions = person.questions()

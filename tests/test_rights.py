@@ -13,7 +13,7 @@ from raw import Raw
 
 from aios.agents import Aios
 from aios.shell.launch import System
-from aios.syscalls.errors import BadToken, Denied, LimitReached
+from aios.syscalls.errors import BadInput, BadToken, Denied, LimitReached, Malformed
 from aios.syscalls.wire import ABI_VERSION
 
 Program = Callable[[str], str]
@@ -85,6 +85,21 @@ def test_a_budget_is_shared_by_all_below(
         for number in range(2):
             aios.mem_keep(False, principal=f"/tree/n{number}")
     assert aios.check() == []
+
+
+@pytest.mark.parametrize("name", ["a\n", "\x1b[2J", "\u202eb", "a b"])
+def test_a_name_that_does_not_show_what_it_is_is_refused(
+    aios: Aios, name: str, tmp_path: Path
+) -> None:
+    """Also one that comes from the file of the program."""
+    for call in (lambda: aios.spawn("chat", name=name), lambda: aios.open(name=name)):
+        with pytest.raises(Malformed):
+            call()
+    if not name.isprintable():
+        path = tmp_path / f"{name}.py"
+        path.write_text("")
+        with pytest.raises(BadInput, match="do not show"):
+            aios.spawn(str(path))
 
 
 def test_a_tree_has_as_many_agents_as_its_root_may_have(aios: Aios, program: Program) -> None:
