@@ -86,6 +86,37 @@ def with_template(model: Path, path: Path, template: str) -> None:
     copy_with_new_metadata(reader, writer, {gguf.Keys.Tokenizer.CHAT_TEMPLATE: new}, [])
 
 
+# --- a vocabulary -------------------------------------------------------------------------------
+
+
+def write_sentences(path: Path, words: list[str]) -> list[str]:
+    """A vocabulary as SentencePiece's, of `words` and single bytes, without a model; its tokens."""
+    control, normal, byte = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL, gguf.TokenType.BYTE
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{number:02X}>" for number in range(256)), *words]
+    out = GGUFWriter(path, "llama")
+    out.add_context_length(WINDOW)
+    out.add_embedding_length(WIDTH)
+    out.add_feed_forward_length(WIDTH)
+    out.add_block_count(1)
+    out.add_head_count(1)
+    out.add_layer_norm_rms_eps(1e-5)
+    out.add_tokenizer_model("llama")
+    out.add_token_list(tokens)
+    out.add_token_scores([-float(number) for number in range(len(tokens))])
+    out.add_token_types(
+        [gguf.TokenType.UNKNOWN, control, control, *[byte] * 256, *[normal] * len(words)]
+    )
+    out.add_bos_token_id(1)
+    out.add_eos_token_id(2)
+    out.add_unk_token_id(0)
+    out.add_add_bos_token(True)
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+    return tokens
+
+
 # --- language models -----------------------------------------------------------------------------
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

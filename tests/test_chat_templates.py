@@ -10,9 +10,11 @@ from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 
+import llama_cpp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import write_sentences
 
 from aios.kernel.config import embedded_model
 from aios.kernel.core.chat import Chat, Controls, Said
@@ -222,6 +224,39 @@ def test_what_reads_like_a_control_token_stays_readable(engine: Engine) -> None:
     assert content in b"".join(map(engine.piece, tokens)).decode()
     raw = answer(engine, Encode(1, text=content)).tokens
     assert content not in b"".join(map(engine.piece, raw)).decode()
+
+
+class Sentences(Engine):
+    """The vocabulary of a file that holds no model."""
+
+    def __init__(self, path: Path) -> None:
+        params = llama_cpp.llama_model_default_params()
+        params.vocab_only = True
+        self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+        self.vocab = llama_cpp.llama_model_get_vocab(self.model)
+        self.n_vocab = llama_cpp.llama_vocab_n_tokens(self.vocab)
+        self.pieces = {}
+
+    def close(self) -> None:
+        llama_cpp.llama_model_free(self.model)
+
+
+@pytest.mark.parametrize("content", ["hi <s>x</s>y", "<s>", "</s", "s>x", "x <s", " hi </s>", "hi"])
+def test_pieces_that_merge_to_a_control_token_do_not(tmp_path: Path, content: str) -> None:
+    """SentencePiece joins "<", "s>" to <s>, though it was told that there are no control tokens in
+    a text; and it puts a blank before the first word of one."""
+    words = ["\u2581", *"<s>/hixy", "s>", "<s", "/s>", "</", "\u2581h", "hi", "\u2581hi"]
+    tokens = write_sentences(tmp_path / "vocabulary", words)
+    turns = "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
+    with (
+        closing(Sentences(tmp_path / "vocabulary")) as engine,
+        closing(Template(turns, "<s>", "</s>")) as template,
+    ):
+        vocabulary = Vocabulary(engine, template)
+        talk = [("user", content), ("assistant", "hi")]
+        found = answer(vocabulary, Encode(1, messages=talk, reply=True)).tokens
+        assert [tokens[token] for token in found if token < 3] == ["<s>", "</s>", "</s>"]
+        assert b"".join(map(engine.piece, found)).decode() == f" {content} hi"
 
 
 # --- bad templates, bad tools -------------------------------------------------------------------
