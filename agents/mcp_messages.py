@@ -63,6 +63,8 @@ def _mended(found: dict[str, Any]) -> JSONRPCMessage:
     number = found.get("id")
     if isinstance(number, float) and number.is_integer():
         number = int(number)
+    if isinstance(number, str):
+        number = HALF.sub("\ufffd", number)
     message: dict[str, Any] = {"jsonrpc": "2.0", **({"id": number} if "id" in found else {})}
     if "method" in found:
         message["method"] = found["method"]
@@ -77,7 +79,7 @@ def _mended(found: dict[str, Any]) -> JSONRPCMessage:
         return jsonrpc_message_adapter.validate_json(text, by_name=False)
     except ValidationError:
         what = types.ErrorData(code=types.PARSE_ERROR, message="its answer is not of the protocol")
-        is_known = isinstance(number, str | int) and "method" not in found
+        is_known = type(number) in (str, int) and "method" not in found
         return JSONRPCError(jsonrpc="2.0", id=number if is_known else None, error=what)
 
 
@@ -102,6 +104,12 @@ def mended_body(body: bytes) -> bytes:
     return body
 
 
+def mended_event(line: bytes) -> bytes:
+    """A line of a stream of events, with the message that is its data."""
+    field, colon, value = line.partition(b":")
+    return b"data: " + mended_body(value.strip()) if colon and field == b"data" else line
+
+
 def answers(request: bytes, body: bytes) -> tuple[bool, str]:
     """Whether the body of a refusal by HTTP is the error that a request is answered with, and that
     error's text, if it is any."""
@@ -123,6 +131,8 @@ def mend_result(result: dict[str, Any], modern: bool, left_out: Callable[[str], 
     told of tools that cannot be used."""
     if "content" in result:  # of a call
         return
+    if not isinstance(result.get("_meta", {}), dict):
+        del result["_meta"]
     if isinstance(result.get("tools"), list):
         result["tools"] = list(_tools(result["tools"], modern, left_out))
         if not isinstance(result.get("nextCursor"), str):

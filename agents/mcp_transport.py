@@ -20,7 +20,14 @@ from mcp_types import JSONRPCResponse
 
 from aios.syscalls.tool import McpServer
 
-from .mcp_messages import SHOWN, BadMessage, answers, mended_body, messages_of
+from .mcp_messages import (
+    SHOWN,
+    BadMessage,
+    answers,
+    mended_body,
+    mended_event,
+    messages_of,
+)
 
 ANSWER = 30.0  # seconds that a server has to answer anything but a call
 LONGEST = 16 << 20  # bytes of a message
@@ -103,6 +110,9 @@ async def let_in(response: httpx2.Response) -> None:
                 return
     elif response.status_code >= 500:
         response.raise_for_status()
+    elif response.headers.get("Content-Type", "").lower().startswith("text/event-stream"):
+        assert isinstance(response.stream, httpx2.AsyncByteStream)
+        response.stream = Events(response.stream)
     if response.status_code in ((400, 401, 403, 404) if in_session else (401, 403)):
         response.raise_for_status()
 
@@ -123,6 +133,19 @@ class Whole(httpx2.AsyncByteStream):
 
     async def aclose(self) -> None:
         await self.stream.aclose()
+
+
+class Events(Whole):
+    """Messages as events, each in a line."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        rest = b""
+        async for part in self.stream:
+            *lines, rest = (rest + part).split(b"\n")
+            if len(rest) > LONGEST:
+                raise httpx2.ReadError(f"a message of more than {LONGEST} bytes")
+            yield b"".join(mended_event(line) + b"\n" for line in lines)
+        yield rest
 
 
 @asynccontextmanager

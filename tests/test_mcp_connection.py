@@ -92,6 +92,10 @@ def test_a_server_that_ends_unless_it_is_initialized_first() -> None:
     assert call("initialize first", "echo", n=1) == "echo 1, cancelled 0"
 
 
+def test_a_server_that_says_little_of_itself() -> None:
+    assert list(specs("says little of itself")) == ["bad.go"]
+
+
 def test_a_server_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mcp_connection, "ANSWER", 0.5)
     monkeypatch.setattr("mcp.client.session.DISCOVER_TIMEOUT_SECONDS", 0.5)

@@ -79,6 +79,12 @@ def works(aios: Aios) -> bool:
 # --- a server that does what it should not ------------------------------------------------------
 
 
+EVENTS: dict[str | None, dict[str, Any]] = {
+    "refuse, as an event": {"error": {"code": "QUOTA", "message": "the quota is used up"}},
+    "half a character": {"result": {"content": [{"type": "text", "text": "\ud83d x"}]}},
+}
+
+
 class Rude(BaseHTTPRequestHandler):
     """What its tool `go` is told as `how`, it does. It knows one session."""
 
@@ -115,6 +121,10 @@ class Rude(BaseHTTPRequestHandler):
             named = None if how == "refuse, no id" else number
             error = {"code": "QUOTA", "message": "the quota is used up"}
             self.say(404 if how == "refuse, 404" else 400, id=named, error=error)
+        elif how in EVENTS:
+            data = json.dumps({"id": number, **EVENTS[how]}).encode()
+            events = b"event: message\nid: 7\ndata:" + data + b"\r\n\r\n"
+            self.reply(200, events, {"Content-Type": "text/event-stream"})
         elif how == "be away":
             self.reply(502, b"<p>Try later.</p>", {"Content-Type": "text/html"})
         elif how == "forget":
@@ -159,6 +169,7 @@ def rude() -> Iterator[str]:
         ("refuse, 400", ToolFailed, "^rude: the quota is used up$"),
         ("refuse, 404", ToolFailed, "^rude: the quota is used up$"),
         ("refuse, no id", ToolFailed, "^rude: the quota is used up$"),
+        ("refuse, as an event", ToolFailed, "^rude: the quota is used up$"),
         ("flood", ToolCrashed, "rude cannot be reached at .*: a message of more than 16777216 b"),
         ("compress", ToolCrashed, "rude cannot be reached at .*: it compresses what it says"),
         ("end", ToolCrashed, "the MCP server rude has ended"),
@@ -172,6 +183,14 @@ def test_answers_that_are_errors(rude: str, how: str, kind: type[AiosError], say
 
     with pytest.raises(kind, match=says):
         asyncio.run(use())
+
+
+def test_half_a_character_in_an_event(rude: str) -> None:
+    async def use() -> Any:
+        async with asyncio.timeout(60), connected(McpServer(name="rude", url=rude)) as connection:
+            return await connection.call("rude.go", {"how": "half a character"}, lambda *_: None)
+
+    assert asyncio.run(use()) == "\ufffd x"
 
 
 @pytest.mark.parametrize("known", [True, False])

@@ -67,6 +67,8 @@ def listed(number: int, params: dict[str, Any]) -> None:
         answer(number, tools=[tool(f"page{at}")], **more)
     elif HOW == "endless":
         answer(number, tools=[tool("again")], nextCursor="again")
+    elif HOW == "says little of itself":
+        answer(number, tools=[tool("go")], nextCursor=7, _meta=[])
     elif HOW == "many":
         answer(number, tools=[tool(f"t{n}") for n in range(600)])
     elif HOW == "odd tools":
@@ -208,7 +210,9 @@ for line in sys.stdin:
         sys.exit("expected initialize")
     HOW = "" if HOW == "initialize first" else HOW
     method, number, params = message.get("method"), message.get("id"), message.get("params") or {}
-    if method == "initialize":
+    if method == "initialize" and HOW == "says little of itself":
+        answer(number, protocolVersion=VERSION, capabilities=None, serverInfo={"icons": [7]})
+    elif method == "initialize":
         say({"id": number, "result": {
             "protocolVersion": VERSION, "capabilities": {"tools": {"listChanged": True}},
             "serverInfo": {"name": "bad", "version": "1"},
