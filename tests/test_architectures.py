@@ -17,6 +17,7 @@ from models import tiny_model, write_bert
 
 from aios.kernel.core import fit
 from aios.kernel.core.certify import certify
+from aios.kernel.core.disk import Disk
 from aios.kernel.core.llama import ALONE, CHUNK, Engine
 from aios.kernel.core.protocol import Halt
 from aios.kernel.scheduler import Dispatch, Preempt, Scheduler
@@ -84,13 +85,21 @@ def test_a_context_beyond_the_window_that_moves_goes_on_the_same(load: Load, arc
 
 @pytest.mark.parametrize("arch", WINDOWED)
 @pytest.mark.parametrize("seed", [1, 2])
-def test_no_schedule_can_be_told_from_the_output(load: Load, arch: str, seed: int) -> None:
+def test_no_schedule_can_be_told_from_the_output(
+    load: Load, tmp_path: Path, arch: str, seed: int
+) -> None:
+    """Nor from where its snapshots were: in memory, or, where that has room for few, on disk."""
     engine = load(arch, window=SLIDING, slots=3)
     lengths = [20, 705, SLIDING - 5, 3, 590, SLIDING + CHUNK]
     jobs = [Job(at, prompt(engine, n, at), some(10)) for at, n in enumerate(lengths, 1)]
-    batcher = Watched(engine, engine.slots, PLENTY)
+    disk = Disk(tmp_path / "kv", engine.fingerprint(3), PLENTY, "plain", None)
+    assert engine.form is not None
+    batcher = Watched(
+        engine, engine.slots, PLENTY if seed == 1 else 700 * engine.form.row_bytes, disk
+    )
     at_random(batcher, jobs, seed)
     assert batcher.saves and batcher.restores
+    assert (batcher.extents.tiers.written > 0) == (seed == 2)
     assert batcher.extents.check() == []
     for job in jobs:
         batcher.drop(job.ctx)
@@ -256,6 +265,7 @@ def test_what_aborts_in_llama_cpp_dies(tmp_path: Path) -> None:
     path = tiny_model(tmp_path / "tiny.gguf", "gpt2", trained=64)
     code = f"""
 from pathlib import Path
+from aios.kernel.core.disk import Disk
 from aios.kernel.core.llama import Engine
 engine = Engine(Path({str(path)!r}), slots=2, window=64, threads=4)
 engine.prefill(0, tuple(range(64)), 0)
