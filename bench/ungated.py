@@ -28,7 +28,7 @@ NOTHING: Receipt = (0, b"")
 
 
 class NoAudit:
-    def check_room(self, row: Row) -> None:
+    def check_room(self, row: Row, process: Process | None) -> None:
         pass
 
     def called(

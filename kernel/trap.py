@@ -155,7 +155,7 @@ class Ledger(Protocol):
 class Recorder(Protocol):
     """What the trap asks of the audit log."""
 
-    def check_room(self, row: Row) -> None:
+    def check_room(self, row: Row, process: Process | None) -> None:
         """Raises DiskFull where the call could not be recorded."""
 
     def called(
@@ -248,7 +248,7 @@ class Trap:
             raise OutOfOrder("hello comes first, and once", "see docs/abi.md")
         args = arguments(row, asked.args)
         self.calls[name] += 1
-        self.audit.check_room(row)
+        self.audit.check_room(row, session.process)
         if session.process is None:
             self._hello(session, asked, row, args)
             return

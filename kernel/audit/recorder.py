@@ -50,9 +50,14 @@ class Audit:
 
     # --- calls ------------------------------------------------------------------------------------
 
-    def check_room(self, row: Row) -> None:
-        """Raises DiskFull where this call could not be recorded, or is one that has to wait."""
-        needed = 1 if row.frees else RESERVE if row.changes else RESERVE // 2
+    def check_room(self, row: Row, process: Process | None = None) -> None:
+        """Raises DiskFull where this call could not be recorded, or is one that has to wait. The
+        last of the room is for what ends something, and the last of that for persons."""
+        is_agent = process is not None and process.kind != "client"
+        if row.frees:
+            needed = RESERVE // 8 if is_agent else 1
+        else:
+            needed = RESERVE if row.changes else RESERVE // 2
         if not self.log.has_room(needed):
             raise DiskFull(f"the audit log cannot grow: {self.log.full}")
         if self.unrecorded:
@@ -93,7 +98,7 @@ class Audit:
     ) -> Receipt | None:  # fmt: skip
         """A call that is not served; `peer` says whose connection it came by. The receipt may be
         that of another which stands for it. None: the disk is full, and it is only counted."""
-        if not self.log.has_room(1):
+        if not self.log.has_room(RESERVE // 4):
             self.unrecorded += 1
             return None
         pid, principal = (0, "") if process is None else (process.pid, process.principal)
