@@ -11,6 +11,7 @@ import json
 import math
 import os
 import socket
+import sys
 import threading
 import time
 from collections import deque
@@ -187,8 +188,9 @@ class Connection:
         """Cancel a call whose reply nobody can read any more: now, or with the next call where this
         is another thread, or within one. For finalizers: raises nothing."""
         self.left.append(call_id)
-        if not self.within and self.thread == threading.get_ident() and not self.closed:
-            with contextlib.suppress(AiosError):
+        usable = not (self.closed or self.socket.closed or sys.is_finalizing())
+        if usable and not self.within and self.thread == threading.get_ident():
+            with contextlib.suppress(AiosError, zmq.ZMQError):
                 self._cancel_left()
 
     def _cancel_left(self) -> None:

@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from models import write_sentences
 
 from aios.kernel.config import embedded_model
+from aios.kernel.core import template as template_module
 from aios.kernel.core.chat import Chat, Controls, Said
 from aios.kernel.core.llama import Engine
 from aios.kernel.core.protocol import Encode
 from aios.kernel.core.template import Template
 from aios.kernel.core.text import answer
-from aios.syscalls.errors import AiosError, BadInput, ModelError, from_wire
+from aios.syscalls.errors import AiosError, BadInput, CoreFailed, ModelError, from_wire
 
 TEMPLATES = sorted(Path(__file__).with_name("templates").glob("*.jinja"))
 BEGIN, END, OVER = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
@@ -298,6 +299,20 @@ def test_a_template_that_takes_too_much_costs_its_question_only(bad: str) -> Non
         except BadInput as error:
             found = error
         assert isinstance(found, BadInput)
+        assert template.render([(one, True)]) == ["Hi"]
+
+
+def test_where_no_process_can_be_started_a_question_fails_and_the_core_lives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one = [{"role": "user", "content": "x"}]
+    source = f"{{% if messages | length > 1 %}}{LOOP}{{% endif %}}Hi"
+    with closing(Template(source, "", "")) as template:
+        with pytest.raises(BadInput, match="takes too much"):
+            template.render([(one * 2, True)])
+        with monkeypatch.context() as patched, pytest.raises(CoreFailed, match="no process can"):
+            patched.setattr(template_module, "COMMAND", ["/nowhere"])
+            template.render([(one, True)])
         assert template.render([(one, True)]) == ["Hi"]
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from aios.syscalls.errors import BadInput, ModelError
+from aios.syscalls.errors import BadInput, CoreFailed, ModelError
 
 Message = dict[str, str]
 Asked = tuple[list[Message], bool]  # messages, and whether an answer is opened behind them
@@ -39,11 +39,15 @@ class Template:
 
         Raises:
             BadInput: it knows no tools, and there are some; or it takes too much.
+            CoreFailed: the process that renders has ended, and none can be started.
         """
         if tools is not None and "tools" not in self.names:
             raise BadInput("the chat template knows no tools", "tell of them in a system message")
         if self._process is None:
-            self._start()
+            try:
+                self._start()
+            except OSError as error:  # too many processes, or no memory
+                raise CoreFailed(f"no process can render: {error.strerror}", "try again") from error
         answer = self._ask([tools, asked])
         if answer is None:
             raise BadInput(f"{OURS} takes too much to render these messages")
