@@ -218,7 +218,10 @@ def beside(program: str, home: Path) -> str:
 
 def shown(program: str, home: Path) -> list[str]:
     """What of a user's program may be read: it and what is beside it, where that is harmless."""
-    return [program, *filter(None, [beside(program, home)])]
+    folder = beside(program, home)
+    if folder and os.path.realpath(program) == program:
+        return [folder]
+    return [program, *filter(None, [folder])]
 
 
 def put_up(walls: Walls, have: dict[str, str], room: Room, cwd: str, line: int) -> None:
