@@ -12,9 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from conftest import Boot
 from cores import PLENTY, Job, Watched, alone, at_random, finish, report
+from helpers import STORY
 from models import tiny_model, write_bert
 
+from aios.agents import Generation, connect
 from aios.kernel.core import fit
 from aios.kernel.core.certify import certify
 from aios.kernel.core.disk import Disk
@@ -245,6 +248,31 @@ def test_no_window_is_larger_than_what_the_model_was_trained_for(
     assert [(len(job.prompt) + len(job.tokens), job.why) for job in jobs] == [
         (window, "context_full")
     ] * 2
+
+
+def test_a_system_starts_on_a_model_with_a_short_window(boot: Boot, tmp_path: Path) -> None:
+    system = boot(model=str(tiny_model(tmp_path / "tiny.gguf", "gpt2", trained=64)), ctx=2048)
+    with connect(system.home) as aios:
+        model = aios.status().model
+        assert model is not None
+        assert (model.window, model.certified) == (63, 2)
+        with aios.open() as context:
+            answer = context.generate("Hi.", ignore_eos=True, max_tokens=99).result()
+        assert (answer.finish, answer.usage.context) == ("context_full", 63)
+
+
+def test_contexts_of_a_windowed_model_are_the_same_in_company(boot: Boot, tmp_path: Path) -> None:
+    model = str(tiny_model(tmp_path / "tiny.gguf", "gemma3", window=SLIDING))
+    system = boot(model=model, slots=4, ctx=2048)
+    prompts = [STORY * count for count in (60, 1, 30, 45, 20, 2)]
+    with connect(system.home) as aios:
+
+        def ask(text: str) -> Generation:
+            return aios.generate(text, max_tokens=12, ignore_eos=True, digest=True)
+
+        solo = [ask(text).result().digest for text in prompts]
+        assert [each.result().digest for each in [ask(text) for text in prompts]] == solo
+        assert aios.stats().replayed == 0
 
 
 def test_a_lone_context_has_company_beside_full_ones(load: Load) -> None:
