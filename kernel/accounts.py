@@ -18,8 +18,9 @@ from aios.syscalls.rules import Group, Rule
 from . import files
 from .policy import AGENTS, DEFAULT, Grant, check_rules, names_of
 from .process import Process, ProcessTable
+from .trees import root
 
-GRANTS = 256  # that one agent has given, and that stand
+GRANTS = 256  # that an agent and all below it have given, and that stand
 FORMAT = 1
 
 _decode = msgspec.msgpack.Decoder(Grant).decode
@@ -88,8 +89,10 @@ class Accounts:
         """
         pid = giver.pid if giver.kind != "client" else 0
         self.expire()
-        if pid and sum(grant.pid == pid for grant in self.grants.values()) >= GRANTS:
-            raise LimitReached(f"{GRANTS} grants of process {pid} stand", "revoke some")
+        tree = root(giver.principal)
+        given = [each for each in self.grants.values() if each.pid and root(each.giver) == tree]
+        if pid and len(given) >= GRANTS:
+            raise LimitReached(f"{GRANTS} grants of {tree} and all below it stand", "revoke some")
         expires = None if seconds is None else self.now() + seconds
         grant = Grant(self.last + 1, giver.principal, pid, to, rule, expires, seconds)
         if _lasts(grant):
@@ -160,8 +163,8 @@ class Accounts:
         self.next = min(self.next, grant.ends)
 
     def _remove(self, grant: Grant) -> None:
-        left = {number: each for number, each in self.grants.items() if number != grant.id}
         if _lasts(grant):
+            left = {number: each for number, each in self.grants.items() if number != grant.id}
             self._write(self.groups, left)
         else:
             self.note(grant.id, None)

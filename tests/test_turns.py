@@ -13,6 +13,7 @@ import pytest
 from turns import Caller, TooMuch, Turns, counted
 from worst import worst_of
 
+from aios.kernel.accounts import GRANTS
 from aios.kernel.envelope import MAX_DEPTH, arguments
 from aios.kernel.followers import OF_ONE, OF_TREE
 from aios.kernel.linux import real
@@ -160,6 +161,24 @@ def test_an_end_is_told_to_those_who_wait_for_it_alone(
     ended |= {call_id for call_id, _, _ in turns.replies.pop(caller.route)}
     assert ended == set(waits)
     assert turns.kernel.waiters.waiters == {}
+
+
+def test_what_a_tree_has_granted_is_bounded_and_goes_at_once(
+    turns: Turns, caller: Caller, plain: int
+) -> None:
+    """Every call looks at what was granted."""
+    helpers = [turns.agent("helper", parent=caller.pid) for _ in range(4)]
+    for number in range(GRANTS + 8):
+        helpers[number % 4].send("acc.grant", {"to": f"/other{number}", "right": "msg.send"})
+        turns.turn()
+    assert len(turns.kernel.accounts.grants) == GRANTS
+    assert steps_of(caller, "acc.grant", {"to": "/x", "right": "msg.send"}, LIMIT) < 20 * plain
+    for one in helpers:
+        with counted(LIMIT) as steps:
+            turns.kernel.lifecycle._end(turns.kernel.table.rows[one.pid], 0, "exit")
+            turns.turn()
+            assert steps() < 20 * plain
+    assert turns.kernel.accounts.grants == {}
 
 
 # --- what it does not cost any more ---------------------------------------------------------------
