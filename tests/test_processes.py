@@ -324,7 +324,7 @@ def test_what_an_agent_held_is_freed_with_it(aios: Aios, program: Program) -> No
 
 # --- signals -----------------------------------------------------------------------------------
 
-LONG: dict[str, Any] = {"max_tokens": 120, "ignore_eos": True, "temperature": 0.9, "seed": 5}
+LONG: dict[str, Any] = {"max_tokens": 900, "ignore_eos": True, "temperature": 0.9, "seed": 5}
 WRITER = f"return aios.generate('Tell a story.', **{LONG!r}, digest=True).result().digest"
 
 

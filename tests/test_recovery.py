@@ -182,7 +182,8 @@ def test_with_init_everything_ends(boot: Boot, program: Callable[[str], str], ho
         generation = aios.generate(PROMPTS[0], max_tokens=900, ignore_eos=True)
         next(generation.pieces())
         guard = aios.status().walls["tasks"].startswith("cgroup")
-        assert len(left_of(system.home)) == 5 + guard  # init, kernel, core, two agents
+        # init, kernel, core and what renders its templates, two agents
+        assert len(left_of(system.home)) == 6 + guard
         os.kill(system.process.pid, signal.Signals[f"SIG{how}"])
         code = system.process.wait(timeout=20)
     eventually(lambda: not left_of(system.home), 5)
