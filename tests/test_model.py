@@ -18,7 +18,7 @@ import pexpect
 import psutil
 import pytest
 from commands import AIOS, LIMIT, answer, environment, run, started
-from conftest import Boot, eventually, of_core
+from conftest import EMBEDDED, Boot, eventually, of_core
 from helpers import run as generate
 
 from aios.agents import connect
@@ -247,7 +247,7 @@ def test_without_fitted_the_original_serves(home: Path, cache: Path) -> None:
 
 
 def test_a_core_that_starts_again_never_loads_another_file(boot: Boot, cache: Path) -> None:
-    system = boot(fitted=True)
+    system = boot(model=EMBEDDED, fitted=True)
     with connect(system.home) as aios:
         before = generate(aios, digest=True).digest
         of_core(system).kill()
