@@ -172,8 +172,8 @@ class Kernel:
             lambda process: self.store.forget(process.pid),
         ]  # fmt: skip
         ledger, loop = self.ledger, self.loop
-        ledger.table, ledger.contexts, ledger.generations = (
-            self.table, self.contexts, self.generations,
+        ledger.table, ledger.contexts, ledger.generations, ledger.scheduler = (
+            self.table, self.contexts, self.generations, self.scheduler,
         )  # fmt: skip
         ledger.lifecycle, ledger.mailroom = self.lifecycle, self.mailroom
         ledger.accounts = self.accounts

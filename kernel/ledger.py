@@ -39,6 +39,7 @@ from .journal import Journal
 from .lifecycle import Birth, Lifecycle
 from .message import Mailroom
 from .process import Process, ProcessTable
+from .scheduler import Scheduler
 
 PASSING = {
     "mailbox",
@@ -97,6 +98,7 @@ class Ledger:
         self.table: ProcessTable  # these are set by the boot: they write here
         self.contexts: ContextManager
         self.generations: Generations
+        self.scheduler: Scheduler
         self.lifecycle: Lifecycle
         self.mailroom: Mailroom
         self.accounts: Accounts
@@ -163,8 +165,7 @@ class Ledger:
         if model != self.model:
             self.journal.put("model", _encode(model))
             self.model = model
-        scheduler = self.generations.scheduler
-        policy = (scheduler.policy_name, scheduler.quantum)
+        policy = (self.scheduler.policy_name, self.scheduler.quantum)
         if policy != self.policy:
             self.journal.put("policy", _encode(policy))
             self.policy = policy
@@ -248,7 +249,7 @@ class Ledger:
         policy = rows.pop("policy", None)
         if same and policy is not None:
             self.policy = msgspec.msgpack.decode(policy[-1], type=tuple[str, int])
-            self.generations.scheduler.set_policy(*self.policy, 0.0)
+            self.scheduler.set_policy(*self.policy, 0.0)
         grouped: dict[str, list[tuple[list[int], list[bytes]]]] = {}
         for key, items in rows.items():
             kind, *ids = key.split("/")

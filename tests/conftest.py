@@ -34,7 +34,7 @@ EMBEDDED = ""  # the setting `model`
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def eventually(check: Callable[[], Any], seconds: float = 10.0) -> Any:
+def eventually(check: Callable[[], Any], seconds: float = 60.0) -> Any:
     """The first true value of `check`; a failed assertion if there is none in time."""
     limit = time.monotonic() + seconds
     while not (value := check()):
@@ -120,7 +120,7 @@ def run_system(home: Path, settings: dict[str, Any]) -> Iterator[System]:
             else []
         )
         system.end()
-        _, alive = psutil.wait_procs(below, timeout=10)
+        _, alive = psutil.wait_procs(below, timeout=60)
         for process in alive:
             process.kill()
     assert not alive, f"left behind: {alive}"

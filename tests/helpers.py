@@ -40,7 +40,7 @@ def running(aios: Aios, pid: int) -> ProcessInfo:
 
 def end(aios: Aios, pid: int) -> None:
     aios.kill(pid, "KILL")
-    aios.wait(pid, timeout=10)
+    aios.wait(pid, timeout=60)
 
 
 def kill_kernel(aios: Aios) -> None:

@@ -34,6 +34,7 @@ from aios.kernel.init_protocol import Heard, SignalChild
 from aios.kernel.journal import Journal
 from aios.kernel.ledger import Ledger
 from aios.kernel.process import ProcessTable
+from aios.kernel.scheduler import Scheduler
 from aios.kernel.store import Store
 from aios.syscalls.errors import AuditDamaged, DiskFull
 from aios.syscalls.messages import Kill, Limits
@@ -375,7 +376,7 @@ def test_a_commit_of_the_store_comes_after_the_intents(home: Path) -> None:
         lambda _: None,
         lambda error: pytest.fail(str(error)),
     )
-    posted.get(timeout=10)()
+    posted.get(timeout=60)()
     assert seen == [(None, True)]
     assert store.read(lambda txn: txn.get("memory", b"k")) == b"v"
     store.close()
@@ -397,6 +398,7 @@ def test_what_leaves_the_kernel_waits_for_its_intent(home: Path) -> None:
     ledger = Ledger(journal, audit, lambda *reply: tell(reply), tell)
     ledger.table = ProcessTable(9, 9, 9)
     ledger.contexts = ContextManager(lambda _: None)
+    ledger.scheduler = Scheduler("rr", 8)
     process = ProcessTable(9, 9, 9).add("client", "me", 0, 0, Limits(), 0.0)
     kill, ended = SignalChild(11, 9), Heard(12)
 
@@ -409,13 +411,13 @@ def test_what_leaves_the_kernel_waits_for_its_intent(home: Path) -> None:
     ledger.send_synced(b"route", b"done")
     assert ledger.end_turn()
     assert opened.log.written == opened.log.size  # in time for the other replies of this turn
-    first = posted.get(timeout=10)  # the sync is done, and not heard of
+    first = posted.get(timeout=60)  # the sync is done, and not heard of
     assert audit.is_safe
     ledger.send_init(ended)
     assert ledger.end_turn()
     assert told == [ended]
     first()
-    posted.get(timeout=10)()
+    posted.get(timeout=60)()
     assert told == [ended, kill, (b"route", b"done"), ended]
     journal.close()
     opened.close()

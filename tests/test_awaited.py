@@ -65,7 +65,7 @@ def test_a_call_ends_with_its_task(aios: Aios) -> None:
 
     use(aios, body)
     aios.send(aios.pid, "for the next")
-    assert aios.recv(timeout=5).body == "for the next"
+    assert aios.recv(timeout=60).body == "for the next"
 
 
 def test_the_kernel_s_death_and_the_system_s(boot: Boot) -> None:

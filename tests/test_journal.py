@@ -39,7 +39,7 @@ class Kept:
 
     def commit(self) -> None:
         while not self.journal.commit() or self.journal.is_waiting:
-            self.posted.get(timeout=10)()
+            self.posted.get(timeout=60)()
         self.drain()
 
     def drain(self) -> None:
@@ -245,7 +245,7 @@ def test_a_sync_tells_when_it_is_done(folder: Path) -> None:
     kept.journal.put("a", b"1")
     kept.commit()
     kept.journal.sync(lambda: done.append(True))
-    kept.posted.get(timeout=10)()
+    kept.posted.get(timeout=60)()
     assert done == [True]
     kept.journal.close()
 

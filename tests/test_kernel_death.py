@@ -105,7 +105,7 @@ def test_messages_are_kept_and_handed_out_once(boot: Boot) -> None:
             ann.send("bob", number)
         assert bob.recv().body == 0
         kill_kernel(ann)
-        assert [bob.recv(timeout=5).body for _ in range(2)] == [1, 2]
+        assert [bob.recv(timeout=60).body for _ in range(2)] == [1, 2]
         waiting = bob.start("msg.recv")
         kill_kernel(ann)
         ann.send("bob", "after")
@@ -165,16 +165,16 @@ def test_processes_live_on_and_their_ends_are_noticed(boot: Boot, program: Progr
         os.kill(rows[pids[1]].os_pid, signal.SIGKILL)
         os.kill(rows[child.pid].os_pid, signal.SIGKILL)
         init.resume()
-        assert aios.wait(pids[1], timeout=10).code == 137
-        assert aios.wait(above, timeout=10).result == "child gone"
+        assert aios.wait(pids[1], timeout=60).code == 137
+        assert aios.wait(above, timeout=60).result == "child gone"
         after = {row.pid: row for row in aios.ps()}
         assert sorted(after) == [pids[0], pids[2]]
         assert after[pids[2]].state == "stopped"
         assert after[pids[0]].os_pid == rows[pids[0]].os_pid
         aios.send(pids[0], "end")
-        assert aios.wait(pids[0], timeout=10).result == "done"
+        assert aios.wait(pids[0], timeout=60).result == "done"
         aios.kill(pids[2], "KILL")
-        assert aios.wait(pids[2], timeout=10).code == 137
+        assert aios.wait(pids[2], timeout=60).code == 137
         assert aios.check() == []
 
 

@@ -326,7 +326,7 @@ def test_a_client_that_leaves_ends_its_generations(aios: Aios, system: Any) -> N
         calls = [other.generate(STORY, max_tokens=900, ignore_eos=True) for _ in range(6)]
         first_piece(calls[0])
         assert aios.status().contexts == 6
-    eventually(lambda: aios.status().contexts == 0, 5)
+    eventually(lambda: aios.status().contexts == 0)
     assert aios.check() == []
 
 

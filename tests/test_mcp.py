@@ -307,7 +307,7 @@ def test_one_that_hangs_is_ended_and_started_again(aios: Aios) -> None:
     pid = worker(aios, "hangs")
     with pytest.raises(ToolUnknown, match=r"hangs\.go was not done within 0\.5 s"):
         call(aios, "hangs.go")
-    eventually(lambda: pid not in boxes(aios)["hangs"].workers, 30)
+    eventually(lambda: pid not in boxes(aios)["hangs"].workers)
     assert call(aios, "hangs.echo", n=1) == "echo 1, cancelled 0"
 
 

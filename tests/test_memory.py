@@ -363,7 +363,7 @@ return [[[e.turn, e.kind] for e in page.entries], page.after]
     assert (sent.peer, sent.cut) == (aios.pid, {"body": 9008})
     assert len(sent.body) == 4096
     assert [e.time for e in entries] == sorted(e.time for e in entries)
-    aios.recv(timeout=10)
+    aios.recv(timeout=60)
 
 
 def test_the_log_outlives_its_agent_and_is_paged(aios: Aios, program: Program) -> None:

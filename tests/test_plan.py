@@ -226,7 +226,7 @@ def start(aios: Aios, program: Any, plan: Plan) -> int:
 
 def until(aios: Aios, pid: int, path: str) -> None:
     """Wait for a file that an agent makes; what it prints, and it prints nothing, says why not."""
-    eventually(lambda: Path(path).exists() or aios.log(pid).data, 30)
+    eventually(lambda: Path(path).exists() or aios.log(pid).data)
     assert aios.log(pid).data == b""
 
 

@@ -282,8 +282,8 @@ def test_with_a_parent_its_whole_family_ends(
         aios.send(parent, "end")
     else:
         aios.kill(parent, how)  # type: ignore[arg-type]
-    assert aios.wait(parent, timeout=10).pid == parent
-    assert psutil.wait_procs(strays, timeout=10)[1] == []
+    assert aios.wait(parent, timeout=60).pid == parent
+    assert psutil.wait_procs(strays, timeout=60)[1] == []
     eventually(lambda: not aios.ps())
     eventually(lambda: init.children() == before)  # init reaps those it adopted
 
@@ -298,7 +298,7 @@ def test_a_daemon_of_an_agent_outlives_the_death_of_others(aios: Aios, program: 
     aios.wait(aios.spawn(program("return 1")), timeout=20)
     assert daemon.is_running()
     end(aios, pid)
-    daemon.wait(timeout=5)
+    daemon.wait(timeout=60)
 
 
 def test_what_an_agent_held_is_freed_with_it(aios: Aios, program: Program) -> None:
@@ -315,7 +315,7 @@ def test_what_an_agent_held_is_freed_with_it(aios: Aios, program: Program) -> No
     assert row(aios, pid).queue == 1
     os.kill(row(aios, pid).os_pid, signal.SIGKILL)
     begin = time.monotonic()
-    assert aios.wait(pid, timeout=10).reason == "signal KILL"
+    assert aios.wait(pid, timeout=60).reason == "signal KILL"
     assert time.monotonic() - begin < 1
     status = aios.status()
     assert (status.contexts, status.running, status.ready, status.agents) == (0, 0, 0, 0)
@@ -344,10 +344,10 @@ def test_a_stopped_agents_generation_stops_and_goes_on_unchanged(
 
     alone = aios.generate("Tell a story.", digest=True, **LONG).result()
     pid = aios.spawn(program(WRITER))
-    eventually(lambda: row(aios, pid).tokens > 60, 60)
+    eventually(lambda: row(aios, pid).tokens > 60)
     send("STOP")
-    eventually(lambda: row(aios, pid).state == "stopped", 5)
-    eventually(lambda: aios.status().ready == 1, 5)
+    eventually(lambda: row(aios, pid).state == "stopped")
+    eventually(lambda: aios.status().ready == 1)
     tokens, steps = row(aios, pid).tokens, generated(aios)
     assert tokens < alone.usage.context
     assert aios.generate("Hi", max_tokens=5, ignore_eos=True).result().usage.completion == 5
@@ -361,7 +361,7 @@ def test_a_signal_reaches_who_is_still_being_born(aios: Aios, program: Program) 
     spawned = aios.start("proc.spawn", program=program(IDLE))
     aios.start("proc.kill", pid=pid, signal="KILL").wait()
     assert spawned.wait(20)["pid"] == pid
-    assert aios.wait(pid, timeout=10).reason == "signal KILL"
+    assert aios.wait(pid, timeout=60).reason == "signal KILL"
 
 
 def test_an_agent_may_catch_term_and_not_kill(aios: Aios, program: Program) -> None:
@@ -374,7 +374,7 @@ def test_an_agent_may_catch_term_and_not_kill(aios: Aios, program: Program) -> N
     aios.kill(pid, "TERM")
     assert aios.log(pid, offset=3, wait=20).data == b"no\n"
     aios.kill(pid, "KILL")
-    assert aios.wait(pid, timeout=5).code == 137
+    assert aios.wait(pid, timeout=60).code == 137
     with pytest.raises(ProcessGone):
         aios.kill(pid)
 
@@ -385,4 +385,4 @@ def test_a_stopped_agent_can_be_killed(aios: Aios, program: Program) -> None:
     aios.kill(pid, "STOP")
     eventually(lambda: row(aios, pid).state == "stopped")
     aios.kill(pid, "KILL")
-    assert aios.wait(pid, timeout=5).reason == "signal KILL"
+    assert aios.wait(pid, timeout=60).reason == "signal KILL"

@@ -31,7 +31,7 @@ def kill_core(system: System) -> None:
     """And wait until nothing of it is left."""
     core = of_core(system)
     core.kill()
-    core.wait(timeout=10)
+    core.wait(timeout=60)
 
 
 def answers(aios: Aios) -> list[Generation]:
@@ -118,7 +118,7 @@ def test_a_core_that_keeps_dying_while_it_loads_is_tried_again(boot: Boot) -> No
             CoreFailed, match=r"while loading \(signal KILL\); it is tried again in"
         ):
             call.result()
-        eventually(lambda: aios.status().core == "ready", 60)
+        eventually(lambda: aios.status().core == "ready")
         seen: list[str] = []
         for event in follow:
             seen.append(event["what"])
@@ -186,7 +186,7 @@ def test_with_init_everything_ends(boot: Boot, program: Callable[[str], str], ho
         assert len(left_of(system.home)) == 6 + guard
         os.kill(system.process.pid, signal.Signals[f"SIG{how}"])
         code = system.process.wait(timeout=20)
-    eventually(lambda: not left_of(system.home), 5)
+    eventually(lambda: not left_of(system.home))
     assert code == (-signal.SIGKILL if how == "KILL" else 0)
     sockets = list(system.home.rglob("*.sock"))
     assert how == "KILL" or sockets == []
@@ -207,4 +207,4 @@ def test_stop_ends_agents_first_and_is_answered(boot: Boot, program: Callable[[s
         aios.stop()
         ended = [event for event in follow.pieces if event["what"] == "ended"]
         assert [(event["pid"], event["detail"]["code"]) for event in ended] == [(pid, 5)]
-    assert system.process.wait(timeout=10) == 0
+    assert system.process.wait(timeout=60) == 0

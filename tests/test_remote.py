@@ -225,7 +225,7 @@ def test_a_key_that_is_removed_is_not_heard_from_that_moment(server: Server) -> 
 def test_one_that_goes_without_a_word_is_noticed(server: Server) -> None:
     scout = server.connect(server.key("scout"))
     scout.connection.close(0)
-    eventually(lambda: not server.aios.ps(), 20)
+    eventually(lambda: not server.aios.ps())
 
 
 @pytest.fixture

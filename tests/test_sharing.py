@@ -92,7 +92,7 @@ def test_two_hundred_agents_on_eight_slots(boot: Boot, program: Callable[[str], 
         core = of_core(system)
         before = kernel.memory_info().rss, core.memory_info().rss, kernel.num_fds()
         pids = [aios.spawn(path, f"Say {i}.") for i in range(200)]
-        eventually(lambda: sum(row.state == "running" for row in aios.ps()) == 200, 60)
+        eventually(lambda: sum(row.state == "running" for row in aios.ps()) == 200)
         for pid in pids:
             aios.send(pid, "go")
         ends = [aios.wait(pid, timeout=120) for pid in pids]

@@ -624,7 +624,7 @@ def test_kernels_killed_while_agents_put(boot: Boot, program: Program) -> None:
         pids = [aios.spawn(path, name, name=name) for name in names]
         for _ in range(3):
             at = [_count(aios, name) for name in names]
-            eventually(partial(_further, aios, names, pids, at), 30)
+            eventually(partial(_further, aios, names, pids, at))
             kill_kernel(aios)
         for name, pid in zip(names, pids, strict=True):
             exited = aios.wait(pid, timeout=60)

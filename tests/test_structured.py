@@ -159,7 +159,7 @@ def test_the_core_killed_in_the_middle_of_an_answer(boot: Boot) -> None:
             seen += len(list(itertools.islice(call.pieces(), count - seen)))
             core = of_core(system)
             core.kill()
-            core.wait(timeout=10)
+            core.wait(timeout=60)
         assert (call.text, call.tokens, call.digest) == (alone.text, alone.tokens, alone.digest)
         assert aios.status().core_restarts == 2
         assert aios.check() == []

@@ -33,14 +33,14 @@ def on_disk(aios: Aios, system: System) -> Stats:
         found, files = aios.stats(), list((system.home / "kv").glob("*/*"))
         return found if found.written > 0 and found.extents == len(files) else None
 
-    found: Stats = eventually(quiet, 60)
+    found: Stats = eventually(quiet)
     return found
 
 
 def kill_core(system: System) -> None:
     core = of_core(system)
     core.kill()
-    core.wait(timeout=10)
+    core.wait(timeout=60)
 
 
 def test_an_idle_context_comes_back_from_disk_though_the_core_was_killed(boot: Boot) -> None:

@@ -70,7 +70,7 @@ def test_nothing_is_served_after_exit(system: System) -> None:
 def test_a_client_that_exits_is_gone_at_once(aios: Aios, system: System) -> None:
     with Raw(system.home) as raw:
         assert raw.pid in {row.pid for row in aios.ps(all=True)}
-    eventually(lambda: raw.pid not in {row.pid for row in aios.ps(all=True)}, 1)
+    eventually(lambda: raw.pid not in {row.pid for row in aios.ps(all=True)})
 
 
 def test_a_client_whose_connection_closes_without_a_word_goes_with_it(

@@ -181,7 +181,7 @@ def test_progress_that_nobody_looks_at_does_no_harm(aios: Aios) -> None:
     before = kernel.memory_info().rss
     counting = aios.call_tool("lab.count", {"to": 20_000})
     with connect(aios.connection.home) as other:  # while this one does not read
-        eventually(lambda: other.stats().calls.get("tool.progress", 0) >= 20_000, 60)
+        eventually(lambda: other.stats().calls.get("tool.progress", 0) >= 20_000)
     assert counting.result(60).value == 20_000
     assert len(list(counting)) < 500
     assert kernel.memory_info().rss - before < 16 << 20

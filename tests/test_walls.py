@@ -130,7 +130,7 @@ class Place:
         while not waiting.ended:
             begin = time.monotonic()
             self.aios.send(self.targets["pid"], begin)
-            assert self.aios.recv(timeout=10).body == begin
+            assert self.aios.recv(timeout=60).body == begin
             self.waits.append(time.monotonic() - begin)
         return waiting.wait()
 
@@ -544,7 +544,7 @@ def test_what_an_agent_detached_ends_with_init(
         system.process.kill()
         if not counted:  # then it stays: docs/walls.md
             detached.kill()
-        detached.wait(timeout=10)
+        detached.wait(timeout=60)
     eventually(lambda: left_of(system.home) == [])
     of_home = f"aios-{sha256(str(system.home).encode()).hexdigest()[:16]}-*"
     assert [group for place in places() for group in place.glob(of_home)] == []

@@ -141,8 +141,8 @@ def test_fuzzed_messages(boot: Boot, program: Callable[[str], str], full: bool) 
         for row in aios.ps():
             with suppress(NotFound, ProcessGone):
                 aios.kill(row.pid, "KILL")
-        eventually(lambda: not aios.ps(), 30)
-        eventually(lambda: aios.status().contexts == 0, 30)
+        eventually(lambda: not aios.ps())
+        eventually(lambda: aios.status().contexts == 0)
         assert aios.check() == []
         stats = aios.stats()
         assert "internal" not in stats.errors

@@ -123,7 +123,7 @@ def test_kernels_killed_while_many_change_storage(boot: Boot, full: bool) -> Non
             worker.join(60)
             assert (worker.is_alive(), worker.error) == (False, None)
         watching.going = False
-        eventually(lambda: ended(aios, watching), 30)
+        eventually(lambda: ended(aios, watching))
         assert watching.error is None
         for number in range(COUNTERS):
             path = f"counter/{number}"

@@ -77,7 +77,7 @@ def writers(home: Path) -> Iterator[list[Writer]]:
     for writer in crowd:
         writer.start()
     try:
-        eventually(lambda: all(len(writer.acknowledged) == KEYS for writer in crowd), 60)
+        eventually(lambda: all(len(writer.acknowledged) == KEYS for writer in crowd))
         yield crowd
         for writer in crowd:
             assert writer.error is None, writer.error
