@@ -52,7 +52,7 @@ def test_links_lead_somewhere() -> None:
             assert link.startswith("https://") or (page.parent / link).exists(), (page, link)
 
 
-def tests_of(file: str) -> set[str]:
+def cases_of(file: str) -> set[str]:
     path = ROOT / "tests" / file
     found = ast.parse(path.read_text()).body if path.exists() else []
     return {node.name for node in found if isinstance(node, ast.FunctionDef)}
@@ -66,7 +66,7 @@ def test_each_row_of_the_threat_model_names_a_test_that_there_is() -> None:
     for line in rows:
         named = re.fullmatch(r"\|.*\|.*\| `(test_\w+\.py)::(test_\w+)` \|", line)
         assert named, line
-        assert named[2] in tests_of(named[1]), line
+        assert named[2] in cases_of(named[1]), line
     assert text.count("\nNot stopped: ") == text.count("\n### ")
 
 
