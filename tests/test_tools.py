@@ -398,7 +398,7 @@ def test_a_reach_that_is_too_much_is_refused(aios: Aios, program: Any, tmp_path:
     """Or init could not read it, nor a kernel in the journal."""
     calls = program("return aios.call_tool('lab.add', {'a': 1}).result().value")
     paths = [f"{tmp_path}/{number}" for number in range(256)]
-    pid = aios.spawn(calls, manifest={"allow": ["tool"]}, reach={"read": paths[:253]})
+    pid = aios.spawn(calls, manifest={"allow": ["tool"]}, reach={"read": paths[:254]})
     assert "its reach is too much" in aios.wait(pid, timeout=30).result["error"]
     for read in (paths, [f"/{'x' * 4000}{number}" for number in range(13)]):
         with pytest.raises(LimitReached, match="its reach is too much"):
