@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from commands import answer, run
-from conftest import Boot, eventually, of_core
+from conftest import EMBEDDED, Boot, eventually, of_core
 from helpers import STORY, first_piece
 
 from aios.agents import Aios, connect
@@ -129,7 +129,7 @@ def test_an_answer_that_outgrows_the_limits_ends_with_the_reason(aios: Aios) -> 
 
 
 def test_preempted_after_every_few_tokens(boot: Boot) -> None:
-    system = boot(slots=1)
+    system = boot(model=EMBEDDED, slots=1)  # a token takes longer than to ask for a preemption
     options: dict[str, Any] = {"schema": PERSON, "digest": True, "temperature": 0.8}
     with connect(system.home) as aios:
         alone = [aios.generate("Who?", seed=seed, **options).result() for seed in (1, 2)]
@@ -144,7 +144,7 @@ def test_preempted_after_every_few_tokens(boot: Boot) -> None:
             for call, one in zip(calls, alone, strict=True):
                 assert (call.text, call.tokens, call.digest) == (one.text, one.tokens, one.digest)
                 assert call.json == json.loads(one.text)
-            assert calls[0].timings.switches > 1
+            assert calls[0].timings.switches > len(calls[0].tokens) // quantum // 3
 
 
 def test_the_core_killed_in_the_middle_of_an_answer(boot: Boot) -> None:
