@@ -154,7 +154,7 @@ def kernel(gate: str) -> Iterator[Aios]:
     """A connection to a kernel without a model, whose init is this process."""
     with tempfile.TemporaryDirectory(prefix="aios-") as folder:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        for name in ("log", "run"):
+        for name in ("agents", "log", "run"):
             (Path(folder) / name).mkdir()
         config = msgspec.json.encode(Config(home=folder)).decode()
         ours.send(encode(Census("bench", {}, [], [], more=False)))

@@ -52,10 +52,15 @@ class Job(NamedTuple):
 
 
 class Forgetful(Engine):
-    """Loses the last token at each restore; another stands in its place."""
+    """Loses the last token at each restore; another stands in its place. But not before it is
+    certified: the self-test would see that, and have nothing restored."""
+
+    forgets = False
 
     def paste(self, slot: int, parts: list[Part]) -> None:
         super().paste(slot, parts)
+        if not self.forgets:
+            return
         lost = self.length(slot) - 1
         self.clear(slot, lost)
         self.decode([(slot, COMPANY, lost)])
@@ -76,6 +81,8 @@ def run(
         unified=sabotage == "unified",
     )  # fmt: skip
     certified, _ = certify(engine)
+    if isinstance(engine, Forgetful):
+        engine.forgets = True
     jobs = make_jobs(engine, prompts, steps)
     solo = alone(progress, engine, certified, jobs)
     forks = make_forks(jobs, solo)

@@ -129,7 +129,7 @@ def test_company_for_lone_contexts_makes_no_batch_too_large(breaks_early: Certif
     assert {slot: gen.context.ctx for slot, gen in batcher.running.items()} == {
         0: 4, 1: 1, 2: 5, 3: 3,
     }  # fmt: skip
-    assert not any(job.tokens for job in between)
+    assert not all(job.tokens for job in between)
     for job in jobs:
         batcher.drop(job.ctx)
     for job in long:

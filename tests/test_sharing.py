@@ -11,6 +11,7 @@ from conftest import Boot, eventually, of_core
 from helpers import SAMPLED, STORY, first_piece, run
 
 from aios.agents import Aios, connect
+from aios.shell.launch import System
 from aios.syscalls.errors import BadInput
 
 
@@ -45,7 +46,12 @@ def test_turns_get_on_where_no_snapshot_is_kept(boot: Boot) -> None:
         assert aios.stats().replayed > 0
 
 
-def test_the_policy_changes_while_it_runs(aios: Aios) -> None:
+def test_the_policy_changes_while_it_runs(talker: System) -> None:
+    with connect(talker.home) as aios:
+        _change_the_policy(aios)
+
+
+def _change_the_policy(aios: Aios) -> None:
     before = aios.policy()
     try:
         assert aios.policy("fifo").policy == "fifo"
@@ -64,19 +70,20 @@ def test_the_policy_changes_while_it_runs(aios: Aios) -> None:
         aios.policy(before.policy, before.quantum)
 
 
-def test_a_long_prompt_delays_others_by_a_chunk_at_a_time(aios: Aios) -> None:
+def test_a_long_prompt_delays_others_by_a_chunk_at_a_time(talker: System) -> None:
     """While it is prefilled in n chunks, whoever decodes gets about n tokens."""
-    other = aios.generate(STORY, max_tokens=100, ignore_eos=True)
-    pieces = other.pieces()
-    next(pieces)
-    long = aios.start("llm.generate", tokens=[7] * 900, max_tokens=1)
-    seen = 0
-    while not long.ended:
+    with connect(talker.home) as aios:
+        other = aios.generate(STORY, max_tokens=100, ignore_eos=True)
+        pieces = other.pieces()
         next(pieces)
-        seen += 1
-    assert seen >= 900 // 64 - 2
-    assert long.wait()["usage"]["prompt"] == 900
-    other.cancel()
+        long = aios.start("llm.generate", tokens=[7] * 900, max_tokens=1)
+        seen = 0
+        while not long.ended:
+            next(pieces)
+            seen += 1
+        assert seen >= 900 // 64 - 2
+        assert long.wait()["usage"]["prompt"] == 900
+        other.cancel()
 
 
 def test_two_hundred_agents_on_eight_slots(boot: Boot, program: Callable[[str], str]) -> None:

@@ -154,6 +154,25 @@ class Tiers:
                 else:
                     continue
                 progress = True
+            if not progress and tier == "ram" and over():
+                progress = self._forget_before_files(keep)
+
+    def _forget_before_files(self, keep: Collection[Extent]) -> bool:
+        """Forget an extent that RAM alone has, and behind which there are files alone: they are of
+        no use without it. False: there is none."""
+        behind: dict[bytes, list[Extent]] = {}
+        for extent in self.all:
+            behind.setdefault(extent.parent, []).append(extent)
+        for extent in self._coldest("ram"):
+            tree = [extent]
+            for each in tree:
+                tree += [child for key in each.keys for child in behind.get(key, ())]
+            if extent not in keep and not any(e.data is not None or e.reading for e in tree[1:]):
+                for each in reversed(tree):
+                    self.lost += bool(each.users)
+                    self.forget(each)
+                return True
+        return False
 
     def _coldest(self, tier: Tier) -> list[Extent]:
         """What nobody uses, then by what it costs to bring back, over the time it was not used."""
