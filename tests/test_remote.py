@@ -131,7 +131,7 @@ def test_what_a_remote_agent_starts_or_hands_on_is_bound_by_its_own_rights(
         with pytest.raises(NoProgram):  # its walls show no more than all agents see
             scout.spawn(str(tmp_path / "child.py"))
         with pytest.raises(Denied):
-            scout.spawn(str(tmp_path / "child.py"), reach={"read": [str(tmp_path)]})
+            scout.spawn(str(programs / "child.py"), reach={"read": [str(tmp_path)]})
         grant = scout.grant("/other", "mem")
         [row] = [row for row in server.aios.grants() if row.id == grant]
         assert row.pid == scout.pid  # not a person's, which would be worth anything
