@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -9,10 +10,13 @@ import signal
 import subprocess
 import sys
 import tarfile
+import termios
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import psutil
 import pytest
 from click.testing import CliRunner
 from commands import AIOS, LIMIT, answer, environment
@@ -179,6 +183,12 @@ def test_a_file_is_whole_or_as_it_was(home: Path, tmp_path: Path) -> None:
     assert (listed.returncode, listed.stderr.count(b"\n")) == (1, 2)
 
 
+def _waits_for_more(os_pid: int, pipe: IO[bytes]) -> bool:
+    """Whether all is read: Python hears of no signal between two reads of a pipe."""
+    left = fcntl.ioctl(pipe, termios.FIONREAD, bytes(4))
+    return not any(left) and psutil.Process(os_pid).status() == psutil.STATUS_SLEEPING
+
+
 def test_ctrl_c_ends_a_transfer(home: Path, tmp_path: Path) -> None:
     """Without a word, and with nothing left of it."""
     with connect(home) as aios:
@@ -200,6 +210,7 @@ def test_ctrl_c_ends_a_transfer(home: Path, tmp_path: Path) -> None:
                     with pipe.open("wb") as end:
                         end.write(os.urandom(1 << 20))
                         end.flush()
+                        eventually(partial(_waits_for_more, process.pid, end))
                         process.send_signal(signal.SIGINT)
                         out = process.communicate(timeout=LIMIT)
                 assert (process.returncode, out) == (130, (b"", b"\n"))
