@@ -93,6 +93,7 @@ def test_memory(homes: Path) -> None:
         names = [f"k{n}" for n in range(put)]
         for _ in range(2):
             assert aios.mem_get(names, principal="/w") == {f"k{n}": [n] * 6000 for n in range(put)}
+            until_full(lambda n: aios.mem_put({f"rest {n}": "x" * 50_000}, principal="/w"))
             refused = commands.run(system.home, "mem", "put", "/w", "new", "x" * 50_000)
             assert refused.returncode == 1
             assert "aios: the store cannot grow: No space left on device\n" in refused.stderr
