@@ -33,7 +33,10 @@ def dig(top: Path, levels: int) -> None:
 @pytest.fixture
 def few_descriptors() -> Iterator[None]:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (64, limits[1]))
+    highest = max(
+        int(path.name) for path in Path("/proc/self/fd").iterdir()
+    )  # of this process, which has run others
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 64, limits[1]))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
