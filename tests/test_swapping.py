@@ -31,7 +31,7 @@ def on_disk(aios: Aios, system: System) -> Stats:
 
     def quiet() -> Stats | None:
         found, files = aios.stats(), list((system.home / "kv").glob("*/*"))
-        return found if found.written > 0 and found.extents == len(files) else None
+        return found if found.extents == len(files) > 0 else None
 
     found: Stats = eventually(quiet)
     return found
