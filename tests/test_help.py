@@ -120,8 +120,8 @@ def prepared(line: str, aios: Aios, home: Path, folder: Path) -> dict[str, str]:
     """Make what examples speak of, where it is not there; what stands for their numbers."""
     alive = {row.name: row.pid for row in aios.ps() if row.state in ("starting", "running")}
     for row in aios.ps():
-        if row.name not in AGENTS or alive.get(row.name) != row.pid:
-            aios.kill(row.pid, "KILL")
+        if not row.tool and (row.name not in AGENTS or alive.get(row.name) != row.pid):
+            aios.kill(row.pid, "KILL")  # but no worker, which the next call may wait for
     for name in AGENTS:
         if name not in alive:
             alive[name] = aios.spawn(str(folder / "echo.py"), name=name)
