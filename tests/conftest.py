@@ -175,6 +175,13 @@ def aios(system: System) -> Iterator[Aios]:
 
 
 @pytest.fixture
+def talking(talker: System) -> Iterator[Aios]:
+    """A connection to the system on the embedded model, which takes its time to answer."""
+    with connect(talker.home, "test") as aios:
+        yield aios
+
+
+@pytest.fixture
 def job(aios: Aios) -> Iterator[Job]:
     """What a tool runs for; what it puts into FOLDER goes afterwards."""
     yield Job(aios)

@@ -10,6 +10,7 @@ from conftest import eventually
 from helpers import SAMPLED, STORY, first_piece, run
 
 from aios.agents import Aios, connect
+from aios.shell.launch import System
 from aios.syscalls.errors import (
     BadInput,
     Cancelled,
@@ -321,13 +322,12 @@ def test_cancelling_at_any_time_ends_the_call(aios: Aios) -> None:
     eventually(lambda: aios.status().contexts == 0)
 
 
-def test_a_client_that_leaves_ends_its_generations(aios: Aios, system: Any) -> None:
-    with connect(system.home) as other:
+def test_a_client_that_leaves_ends_its_generations(talking: Aios, talker: System) -> None:
+    with connect(talker.home) as other:
         calls = [other.generate(STORY, max_tokens=900, ignore_eos=True) for _ in range(6)]
-        first_piece(calls[0])
-        assert aios.status().contexts == 6
-    eventually(lambda: aios.status().contexts == 0)
-    assert aios.check() == []
+        eventually(lambda: talking.status().contexts == len(calls))
+    eventually(lambda: talking.status().contexts == 0)
+    assert talking.check() == []
 
 
 def test_the_limit_of_a_client_is_its_queue(aios: Aios) -> None:

@@ -301,7 +301,8 @@ def test_a_daemon_of_an_agent_outlives_the_death_of_others(aios: Aios, program: 
     daemon.wait(timeout=60)
 
 
-def test_what_an_agent_held_is_freed_with_it(aios: Aios, program: Program) -> None:
+def test_what_an_agent_held_is_freed_with_it(talking: Aios, program: Program) -> None:
+    aios = talking
     path = program(
         "for _ in range(3):\n    aios.open('You are terse.')\n"
         "aios.start('msg.recv', sender=task)\naios.start('kernel.events')\n"
@@ -324,7 +325,7 @@ def test_what_an_agent_held_is_freed_with_it(aios: Aios, program: Program) -> No
 
 # --- signals -----------------------------------------------------------------------------------
 
-LONG: dict[str, Any] = {"max_tokens": 900, "ignore_eos": True, "temperature": 0.9, "seed": 5}
+LONG: dict[str, Any] = {"max_tokens": 300, "ignore_eos": True, "temperature": 0.9, "seed": 5}
 WRITER = f"return aios.generate('Tell a story.', **{LONG!r}, digest=True).result().digest"
 
 
@@ -334,8 +335,10 @@ def generated(aios: Aios) -> int:
 
 @pytest.mark.parametrize("by", ["call", "os"])
 def test_a_stopped_agents_generation_stops_and_goes_on_unchanged(
-    aios: Aios, program: Program, by: str
+    talking: Aios, program: Program, by: str
 ) -> None:
+    aios = talking
+
     def send(name: str) -> None:
         if by == "call":
             aios.kill(pid, name)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Boot, eventually, left_of, of_core
+from conftest import EMBEDDED, Boot, eventually, left_of, of_core
 
 from aios.agents import Aios, Generation, connect
 from aios.kernel.context import ContextManager
@@ -81,7 +81,7 @@ def test_calls_to_a_core_that_is_gone_wait_for_the_next(boot: Boot) -> None:
 
 
 def test_a_call_under_which_the_core_keeps_dying_fails_and_the_rest_goes_on(boot: Boot) -> None:
-    system = boot(slots=2)
+    system = boot(model=EMBEDDED, slots=2)  # which prefills for seconds
     with connect(system.home) as aios:
         follow = aios.start("kernel.events", kinds=["core"])
         call = aios.generate([7] * 900, max_tokens=100, ignore_eos=True)
