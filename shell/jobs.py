@@ -44,8 +44,15 @@ class Job:
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             start_new_session=True,  # a Ctrl-C is for what runs in the foreground
         )  # fmt: skip
-        self.thread = threading.Thread(target=self._relay, daemon=True)
-        self.thread.start()
+        # Not a join: a Ctrl-C in that has Python 3.11 take the thread for ended.
+        self.ended = threading.Event()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self._relay()
+        finally:
+            self.ended.set()
 
     def _relay(self) -> None:
         assert self.process.stdout is not None
@@ -64,11 +71,11 @@ class Job:
 
     @property
     def running(self) -> bool:
-        return self.thread.is_alive()
+        return not self.ended.is_set()
 
     def wait(self) -> int:
         """Until it has ended and all its output is shown; its exit code."""
-        self.thread.join()
+        self.ended.wait()
         return self.process.wait()
 
     def end(self) -> int:
