@@ -150,13 +150,14 @@ class CoreLink:
         if self.is_final:
             return
         self.restarts += 1
-        self.deaths += self.state != "ready"
+        was_ready = self.state == "ready"
+        self.deaths += not was_ready
         how = f"signal {frame.signal}" if frame.signal else f"exit code {frame.code}"
         self.events.publish("core", "died", how=how)
         self._load()
-        if self.deaths < LOADS:
+        if was_ready:
             self.generations.core_gone(None)
-        else:
+        elif self.deaths >= LOADS:
             self._fail(
                 CoreFailed(
                     f"the LLM core died {self.deaths} times while loading ({how}); it is tried "

@@ -15,8 +15,8 @@ import msgspec
 
 from aios.syscalls.wire import Receipt
 
-MOST, MOST_BYTES = 1024, 4 << 20  # of one caller; one that says what it heard has far less
-ALL_BYTES = 64 << 20
+MOST, MOST_BYTES = 1024, 2 << 20  # of one caller; one that says what it heard has far less
+ALL_BYTES = 16 << 20
 
 _encode = msgspec.msgpack.Encoder().encode
 

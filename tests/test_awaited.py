@@ -28,6 +28,14 @@ def use(aios: Aios, body: Callable[[AwaitedCalls], Awaitable[Any]]) -> Any:
     return asyncio.run(run())
 
 
+async def waiting_mail(calls: AwaitedCalls) -> asyncio.Task[t.Mail]:
+    """A task with a call that the kernel has, and that waits for mail."""
+    mail = asyncio.create_task(calls.call(t.Mail, "msg.recv"))
+    await asyncio.sleep(0)  # until it has been sent
+    await calls.call(t.ProcessInfo, "proc.whoami")
+    return mail
+
+
 def test_many_tasks_each_get_their_own(aios: Aios) -> None:
     async def body(calls: AwaitedCalls) -> None:
         async def ask(number: int) -> None:
@@ -44,7 +52,7 @@ def test_many_tasks_each_get_their_own(aios: Aios) -> None:
 
 def test_a_call_that_waits_holds_up_no_other(aios: Aios) -> None:
     async def body(calls: AwaitedCalls) -> str:
-        mail = asyncio.create_task(calls.call(t.Mail, "msg.recv"))
+        mail = await waiting_mail(calls)
         me = await calls.call(t.ProcessInfo, "proc.whoami")
         assert not mail.done()
         assert calls.blocking(lambda: aios.whoami().pid) == me.pid
@@ -56,8 +64,7 @@ def test_a_call_that_waits_holds_up_no_other(aios: Aios) -> None:
 
 def test_a_call_ends_with_its_task(aios: Aios) -> None:
     async def body(calls: AwaitedCalls) -> None:
-        mail = asyncio.create_task(calls.call(t.Mail, "msg.recv"))
-        await calls.call(t.ProcessInfo, "proc.whoami")
+        mail = await waiting_mail(calls)
         mail.cancel()
         await asyncio.wait([mail])
         with pytest.raises(NotFound):
@@ -72,14 +79,12 @@ def test_the_kernel_s_death_and_the_system_s(boot: Boot) -> None:
     system = boot()
 
     async def body(calls: AwaitedCalls) -> None:
-        mail = asyncio.create_task(calls.call(t.Mail, "msg.recv"))
-        await calls.call(t.ProcessInfo, "proc.whoami")
+        mail = await waiting_mail(calls)
         with connect(system.home) as other:
             kill_kernel(other)
             other.send(calls.aios.pid, "after it")
         assert (await mail).body == "after it"
-        mail = asyncio.create_task(calls.call(t.Mail, "msg.recv"))
-        await calls.call(t.ProcessInfo, "proc.whoami")
+        mail = await waiting_mail(calls)
         system.end()
         with pytest.raises(Cancelled):
             await mail
