@@ -83,7 +83,7 @@ class Witness:
         for _ in range(STEPS):
             if whom in (0, self.os_pid):
                 return whom == self.os_pid
-            whom = _status(whom, "PPid:") if _process(whom) == whom else _process(whom)
+            whom = _status(whom, b"PPid:") if _process(whom) == whom else _process(whom)
         return False
 
     def out_of_reach(self, call: str, task: int, args: Sequence[int]) -> list[tuple[str, str]]:
@@ -179,14 +179,15 @@ def _link(root: int, path: str) -> str:
 
 def _process(task: int) -> int:
     """Whose thread it is."""
-    return _status(task, "Tgid:")
+    return _status(task, b"Tgid:")
 
 
-def _status(task: int, name: str) -> int:
-    """A number in there; 0: it is gone."""
+def _status(task: int, name: bytes) -> int:
+    """A number in there, beside the name that the task has given itself, of any bytes; 0: it is
+    gone."""
     with (
         contextlib.suppress(FileNotFoundError, ProcessLookupError),
-        open(f"/proc/{task}/status") as file,
+        open(f"/proc/{task}/status", "rb") as file,
     ):
         return next((int(line.split()[1]) for line in file if line.startswith(name)), 0)
     return 0

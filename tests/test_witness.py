@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import uuid
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from aios.kernel.linux import libc
 from aios.kernel.witness import STEPS, WATCHED, Witness, resolved
 
 MEMORY = os.open("/proc/self/mem", os.O_RDONLY)
 ROOT = os.open("/", os.O_PATH)
+PR_SET_NAME = 15
 NAMES = st.sampled_from(["a", "b", "c", "..", ".", ""])
 PATHS = st.lists(NAMES, min_size=1, max_size=6).map("/".join)
 ENTRIES = st.lists(
@@ -108,3 +111,21 @@ def test_what_is_out_of_reach_is_told_by_its_real_name(path: bytes, said: list[s
     args = [2**64 - 100, ctypes.addressof(HELD), os.O_RDONLY, 0, 0, 0]
     found = [real for real, _ in witness().out_of_reach("openat", os.getpid(), args)]
     assert found == said
+
+
+def test_whatever_bytes_a_process_is_named_by_it_is_looked_at() -> None:
+    """Whoever looks is init: what it does not get over, nobody does."""
+    named, name = os.pipe()
+    child = os.fork()
+    if child == 0:
+        libc.prctl(PR_SET_NAME, b"\xff\nPPid:\t1")
+        os.close(name)
+        signal.pause()
+    os.close(name)
+    try:
+        assert os.read(named, 1) == b""
+        assert witness().is_kin(child)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(named)
