@@ -35,7 +35,7 @@ class Followers(Generic[T]):
                 raise LimitReached(f"{tree} and all below it follow {OF_TREE} already: no more")
         key = id(call)
         self.entries[key] = (call, about)
-        call.on_end = lambda: self.entries.pop(key)  # type: ignore[assignment]
+        call.on_end = lambda: self.entries.pop(key)
 
     def __iter__(self) -> Iterator[tuple[Call, T]]:
         return iter(list(self.entries.values()))

@@ -12,13 +12,12 @@ import msgspec
 from aios.syscalls import acc
 from aios.syscalls.errors import BadInput, Denied, NotFound
 from aios.syscalls.messages import Done, Message
-from aios.syscalls.rules import Rule
+from aios.syscalls.rules import OBJECTS, PATTERN_CHARACTERS, Rule
 
 from .access import Gate
+from .followers import Followers
 from .policy import Passed
 from .trap import Call
-
-ON, LENGTH = 64, 512  # patterns of one rule, and letters of one: syscalls/rules.py
 
 
 @dataclass
@@ -40,14 +39,14 @@ class Questions:
         self.gate, self.timeout, self.after = gate, timeout, after
         self.last = 0
         self.held: dict[int, Held] = {}
-        self.followers: list[Call] = []
+        self.followers: Followers[None] = Followers()
 
     def hold(self, call: Call, args: Message, passed: Passed, go_on: Callable[[], None]) -> None:
         """Ask, with all that the call was given, and end it or let it go on by the answer."""
         self.last += 1
         question = acc.Question(
             id=self.last, pid=call.process.pid, principal=call.process.principal,
-            call=call.row.name, right=call.row.right, objects=list(passed.objects),
+            call=call.row.name, right=passed.asked[0].right, objects=list(passed.objects),
             args=given(args), rule=passed.rule, tainted=sorted(call.process.labels),
             expires=time.time() + self.timeout,
         )  # fmt: skip
@@ -62,12 +61,11 @@ class Questions:
             timer.cancel()
 
         call.on_end = stop
-        for follower in self.followers:
+        for follower, _ in self.followers:
             follower.piece(question)
 
     def follow(self, call: Call) -> None:
-        self.followers.append(call)
-        call.on_end = lambda: self.followers.remove(call)
+        self.followers.add(call, None)
         for held in self.held.values():
             call.piece(held.question)
 
@@ -84,11 +82,12 @@ class Questions:
         if args.answer != "once":
             to = question.principal if args.answer == "always" else f"#{question.pid}"
             on = list(dict.fromkeys(request.pattern for request in held.passed.asked))
-            if len(on) > ON or max(map(len, on)) > LENGTH:
+            if len(on) > OBJECTS or max(map(len, on)) > PATTERN_CHARACTERS:
                 raise BadInput(
-                    f"it is about more than the {ON} objects, or names longer than the {LENGTH} "
-                    "letters, that a grant can have", "answer `once`, or set a rule: `aios group`",
-                )  # fmt: skip
+                    f"it is about more than the {OBJECTS} objects, or names longer than the "
+                    f"{PATTERN_CHARACTERS} letters, that a grant can have",
+                    "answer `once`, or set a rule: `aios group`",
+                )
             self.gate.accounts.give(call.process, to, Rule(question.right, on))
         assert asker.on_end is not None
         asker.on_end()
@@ -97,8 +96,11 @@ class Questions:
         return Done()
 
     def check(self) -> list[str]:
-        return [f"question {n} is kept, its call has ended" for n, h in self.held.items()
-                if h.call.ended]  # fmt: skip
+        kept = [number for number, held in self.held.items() if held.call.ended]
+        return [
+            *self.followers.check(),
+            *(f"question {number} is kept, its call has ended" for number in kept),
+        ]
 
 
 def given(args: Message) -> dict[str, Any]:

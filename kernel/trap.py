@@ -71,7 +71,7 @@ class Call:
     id: int
     row: Row
     on_cancel: Callable[[], None] | None = None  # instead of ending with the error Cancelled
-    on_end: Callable[[], None] | None = None
+    on_end: Callable[[], object] | None = None
     pieces: list[Any] = field(default_factory=list)  # sent so far, of a call that has an effect
     detached: bool = False  # its caller has to send it again to hear of it
     durable: bool = False  # the final reply waits until its effect would survive a power cut

@@ -14,7 +14,8 @@ from msgspec import Meta, Struct, field
 
 Effect = Literal["allow", "ask", "deny"]
 Right = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^(\*|[a-z]+(\.[a-z]+)*)\Z")]
-Pattern = Annotated[str, Meta(min_length=1, max_length=512)]
+OBJECTS, PATTERN_CHARACTERS = 64, 512  # patterns for the objects of a rule; letters of a pattern
+Pattern = Annotated[str, Meta(min_length=1, max_length=PATTERN_CHARACTERS)]
 Label = Annotated[str, Meta(min_length=1, max_length=256)]
 Member = Annotated[str, Meta(min_length=2, max_length=256, pattern="^/")]
 
@@ -41,7 +42,7 @@ class Rule(Struct, forbid_unknown_fields=True):
     """
 
     right: Right  # "sto" covers "sto.read" and "sto.write"; "*" covers all
-    on: Annotated[list[Pattern], Meta(min_length=1, max_length=64)] = field(
+    on: Annotated[list[Pattern], Meta(min_length=1, max_length=OBJECTS)] = field(
         default_factory=lambda: ["**"]
     )
     args: Annotated[dict[str, Argument], Meta(max_length=64)] = field(default_factory=dict)

@@ -280,6 +280,20 @@ def test_a_question_holds_all_of_what_a_call_was_given(
     assert question.objects == ["python"]
 
 
+def test_the_right_that_a_person_is_asked_for_is_the_one_that_is_granted(
+    person: Aios, agent: Callable[..., Agent]
+) -> None:
+    """What may hold control tokens takes another right than the table has for the call."""
+    asker = agent(name="asker", manifest={"allow": ["msg"], "ask": ["llm"]})
+    questions = person.questions()
+    person.send(asker.pid, "aios.generate([2, 1], max_tokens=1).result().finish and 'done'")
+    question = next(questions)
+    assert question.right == "llm.raw"
+    person.answer(question.id, "agent")
+    assert asker.said() == "done"
+    assert [grant.right for grant in person.grants()] == ["llm.raw"]
+
+
 def test_what_denies_when_a_person_answers_wins(person: Aios, agent: Callable[..., Agent]) -> None:
     asker = agent(name="asker", manifest={"allow": ["msg"], "ask": ["sto.write"]})
     questions = person.questions()
