@@ -93,7 +93,7 @@ class Loop:
         self.calls = Listener(home / "run" / "kernel.sock", self.peers, MAX_FRAME, bounded=True)
         self.calls.on_message = self._from_caller
         self.calls.may_connect = lambda _os_pid: True
-        self.calls.is_busy = lambda: self.bytes_to_callers > TURN_BYTES
+        self.calls.is_busy = lambda: not self.listening or self.bytes_to_callers > TURN_BYTES
         self.calls.on_closed = lambda route: self.after(0, lambda: self.on_closed(route))
         self.work = Line(home / "core.sock", self.peers)
         self.text = Line(home / "text.sock", self.peers)

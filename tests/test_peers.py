@@ -24,6 +24,7 @@ from aios.kernel.connections import (
     UNREAD_BYTES,
     Listener,
 )
+from aios.kernel.loop import Loop
 from aios.kernel.poll import Poll
 from aios.kernel.zmtp import COMMAND, GREETING, LONG, MORE, framed
 from aios.shell.launch import System
@@ -343,3 +344,31 @@ def test_replies_that_are_not_read_do_not_fill_the_kernel(aios: Aios, system: Sy
     assert most < 64 << 20
     end.close()
     aios.mem_delete(["big"])
+
+
+def test_while_the_journal_waits_for_room_nobody_is_listened_to(homes: Path) -> None:
+    """Not even to what was read before that."""
+    home = homes / "waiting"
+    (home / "run").mkdir(parents=True)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    loop = Loop(home, theirs.detach())
+    heard: list[list[bytes]] = []
+    before: list[int] = []  # messages that were heard by the end of each turn
+
+    def on_turn() -> bool:
+        before.append(len(heard))
+        loop.running = len(before) < 20
+        loop.post(lambda: None)  # another turn follows
+        return True
+
+    loop.on_call = lambda _route, _os_pid, frames: heard.append(frames)
+    loop.calls.is_known = lambda _route: True
+    loop.on_turn, loop.is_waiting = on_turn, lambda: bool(heard)
+    with ours, loop.init, socket.socket(socket.AF_UNIX) as end:
+        end.connect(str(home / "run" / "kernel.sock"))
+        end.send(BEGIN + framed(b"x") * 3 * TURN)
+        loop.run()
+    first = next(filter(None, before))
+    assert first == len(heard) < 3 * TURN
+    loop.close()
+    os.close(loop.wake)
