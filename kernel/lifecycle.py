@@ -124,8 +124,12 @@ class Lifecycle:
         process = self.table.add("agent", name, parent, nice, limits, time.monotonic())
         process.manifest, process.labels = args.manifest, set(call.process.labels)
         process.reach = reach
-        for context in lent:
-            self.contexts.fork(context, process)
+        try:
+            for context in lent:
+                self.contexts.fork(context, process)
+        except LimitReached:
+            self._drop_unstarted(process)
+            raise
         birth = Birth(process, secrets.token_bytes(32), args, call)
         self.births[process.pid] = birth
         call.on_end = process.touch  # its birth has no caller any more
@@ -224,10 +228,13 @@ class Lifecycle:
         if birth.call is not None:
             birth.call.fail(from_wire(frame.error))
         birth.process.reason = f"not started: {from_wire(frame.error).message}"
-        self._take_back(birth.process)
-        self.table.end(birth.process, 127, "not started", time.monotonic())
-        self.table.forget(birth.process)
-        self._ended(birth.process)
+        self._drop_unstarted(birth.process)
+
+    def _drop_unstarted(self, process: Process) -> None:
+        self._take_back(process)
+        self.table.end(process, 127, "not started", time.monotonic())
+        self.table.forget(process)
+        self._ended(process)
 
     def _check_hello(self, pid: int) -> None:
         birth = self.births.get(pid)

@@ -19,6 +19,7 @@ from aios.kernel.followers import OF_ONE, OF_TREE
 from aios.kernel.linux import real
 from aios.syscalls.errors import Malformed
 from aios.syscalls.table import TABLE
+from aios.syscalls.wire import FAILED
 
 TIMES = 200  # the steps of a plain call
 LIMIT = 10_000_000
@@ -161,6 +162,20 @@ def test_an_end_is_told_to_those_who_wait_for_it_alone(
     ended |= {call_id for call_id, _, _ in turns.replies.pop(caller.route)}
     assert ended == set(waits)
     assert turns.kernel.waiters.waiters == {}
+
+
+def test_a_spawn_whose_contexts_there_is_no_room_for_leaves_nothing(
+    turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, table = turns.agent("lender"), turns.kernel.table
+    ctx = one.done("llm.open")["ctx"]
+    one.done("llm.append", ctx=ctx, tokens=[1, 2, 3])
+    monkeypatch.setattr("aios.kernel.context.TREE_BYTES", 1)
+    before = set(table.rows)
+    kind, body = one.wait(one.send("proc.spawn", {"program": "chat", "contexts": [ctx]}))
+    assert (kind, body["code"]) == (FAILED, "limit")
+    assert (set(table.rows), table.rows[one.pid].below) == (before, 0)
+    assert turns.kernel.contexts.check(table.rows.values()) == []
 
 
 def test_what_a_tree_has_granted_is_bounded_and_goes_at_once(
