@@ -12,13 +12,13 @@ from pathlib import Path
 import msgspec
 
 from aios.syscalls import acc
-from aios.syscalls.errors import BadInput, DiskFull, LimitReached, NotFound
+from aios.syscalls.errors import BadInput, DiskFull, NotFound
 from aios.syscalls.rules import Group, Rule
 
 from . import files
 from .policy import AGENTS, DEFAULT, Grant, check_rules, names_of
 from .process import Process, ProcessTable
-from .trees import root
+from .trees import check_tree, in_tree
 
 GRANTS = 256  # that an agent and all below it have given, and that stand
 FORMAT = 1
@@ -89,10 +89,9 @@ class Accounts:
         """
         pid = giver.pid if giver.kind != "client" else 0
         self.expire()
-        tree = root(giver.principal)
-        given = [each for each in self.grants.values() if each.pid and root(each.giver) == tree]
-        if pid and len(given) >= GRANTS:
-            raise LimitReached(f"{GRANTS} grants of {tree} and all below it stand", "revoke some")
+        if pid:
+            given = in_tree(giver.principal, (g.giver for g in self.grants.values() if g.pid))
+            check_tree(giver.principal, given, GRANTS, "grants that stand", "revoke some")
         expires = None if seconds is None else self.now() + seconds
         grant = Grant(self.last + 1, giver.principal, pid, to, rule, expires, seconds)
         if _lasts(grant):

@@ -30,7 +30,7 @@ from aios.syscalls.messages import ContextInfo, OnFull
 
 from .core.protocol import Decoded, Prefilled, Segment
 from .process import Process
-from .trees import root
+from .trees import Trees, check_tree, in_tree, root
 
 CUT = "\N{REPLACEMENT CHARACTER}"  # stands where bytes are no whole character
 CHECKPOINTS = 64  # that one context may have
@@ -192,7 +192,7 @@ class ContextManager:
         self.on_awake: Callable[[Process, set[str]], None] = lambda _process, _labels: None
         self.contexts: dict[int, Context] = {}
         self.changed: set[int] = set()
-        self.bytes: Counter[str] = Counter()  # of each tree of agents
+        self.trees = Trees()  # bytes
         self.window = 0  # tokens; known when the core is ready
         self.vocab = 0
         self.model = ""  # its id
@@ -277,14 +277,11 @@ class ContextManager:
     ) -> Context:  # fmt: skip
         """Raises LimitReached for one with a name too many, or where its tree holds too much."""
         if name is not None:
-            tree = root(principal)
-            named = (c for c in self.contexts.values() if c.name is not None)
-            kept = sum(root(context.principal) == tree for context in named)
-            if kept >= KEPT:
-                raise LimitReached(
-                    f"{tree} and those below it have {kept} contexts with a name: no more",
-                    "drop some: `aios contexts --forget OWNER/NAME`, close(forget=True)",
-                )
+            named = (each.principal for each in self.contexts.values() if each.name is not None)
+            check_tree(
+                principal, in_tree(principal, named), KEPT, "contexts with a name",
+                "drop some: `aios contexts --forget OWNER/NAME`, close(forget=True)",
+            )  # fmt: skip
         self._check_bytes(principal)
         self.last += 1
         context = Context(id=self.last, owner=owner, principal=principal, name=name, own=own)
@@ -308,20 +305,16 @@ class ContextManager:
             self._count(context, context.size + context.checkpoint_bytes)
 
     def _count(self, context: Context, size: int) -> None:
-        tree = root(context.principal)
-        self.bytes[tree] += size - context.counted
+        self.trees.add(context.principal, size - context.counted)
         context.counted = size
-        if not self.bytes[tree]:
-            del self.bytes[tree]  # agents choose names without end
 
     def _check_bytes(self, principal: str) -> None:
         """Raises LimitReached where a tree of agents holds as much as it may."""
-        tree = root(principal)
-        if tree.startswith("/") and self.bytes[tree] >= TREE_BYTES:
-            raise LimitReached(
-                f"{tree} and those below it hold {self.bytes[tree]} bytes of contexts: no more",
+        if principal.startswith("/"):
+            check_tree(
+                principal, self.trees.total(root(principal)), TREE_BYTES, "bytes of contexts",
                 "close some, those with a name by close(forget=True): checkpoints go with them",
-            )
+            )  # fmt: skip
 
     def get(self, owner: Process, ctx: int) -> Context:
         """The context `ctx` of `owner`, idle.
@@ -403,8 +396,8 @@ class ContextManager:
         problems = []
         counted: Counter[str] = Counter()
         for context in self.contexts.values():
-            counted[root(context.principal)] += context.counted
-        if counted != self.bytes:
+            counted[context.principal] += context.counted
+        if counted != self.trees.held:
             problems.append("the bytes of contexts are miscounted")
         owned = {ctx for process in processes for ctx in process.contexts}
         awake = {ctx for ctx, context in self.contexts.items() if context.owner is not None}

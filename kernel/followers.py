@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 from aios.syscalls.errors import LimitReached
 
 from .trap import Call
-from .trees import root
+from .trees import check_tree, in_tree
 
 OF_ONE, OF_TREE = 16, 64
 
@@ -27,12 +27,12 @@ class Followers(Generic[T]):
         """Until the call ends. Raises LimitReached for one too many."""
         process = call.process
         if process.kind != "client":
-            tree = root(process.principal)
             others = [other.process for other, _ in self.entries.values()]
+            hint = "cancel some of these calls"
             if sum(other is process for other in others) >= OF_ONE:
-                raise LimitReached(f"process {process.pid} follows {OF_ONE} already: no more")
-            if sum(root(other.principal) == tree for other in others) >= OF_TREE:
-                raise LimitReached(f"{tree} and all below it follow {OF_TREE} already: no more")
+                raise LimitReached(f"process {process.pid} follows {OF_ONE} already: no more", hint)
+            following = in_tree(process.principal, (other.principal for other in others))
+            check_tree(process.principal, following, OF_TREE, "calls that follow", hint)
         key = id(call)
         self.entries[key] = (call, about)
         call.on_end = lambda: self.entries.pop(key)

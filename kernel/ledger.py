@@ -6,7 +6,7 @@
     policy             the scheduler's, and its quantum
     process/PID        its row of the table, then what has changed; tokens/PID, what it has used
     birth/PID          a process that has not said hello
-    mail/PID/N         a message in its mailbox; of which tree of agents it is
+    mail/PID/N         a message in its mailbox
     reply/PID/ID       the final reply to a call that had an effect, until it was heard
     grant/ID           a right that an agent has handed on
     job/ID             a call of a tool that has an effect, while it runs
@@ -112,10 +112,8 @@ class Ledger:
     def keep_reply(self, pid: int, call_id: int, data: bytes | None) -> None:
         self._set(f"reply/{pid}/{call_id}", data)
 
-    def note_mail(self, pid: int, number: int, mail: bytes | None, tree: str) -> None:
+    def note_mail(self, pid: int, number: int, mail: bytes | None) -> None:
         self._set(f"mail/{pid}/{number}", mail)
-        if mail is not None:
-            self.journal.add(f"mail/{pid}/{number}", tree.encode())
 
     def note_work(self, ctx: int, what: Out | Halted) -> None:
         self.rows.note(ctx, what)
@@ -283,10 +281,8 @@ class Ledger:
 
     def _take_mail(self, ids: list[int], items: list[bytes]) -> None:
         pid, number = ids
-        data, *tree = items
-        mail = msgspec.msgpack.decode(data, type=Mail)
-        whose = b"".join(tree).decode()  # there was none once
-        self.mailroom.keep(self.table.rows[pid], number, mail, whose, len(data))
+        mail = msgspec.msgpack.decode(items[0], type=Mail)
+        self.mailroom.keep(self.table.rows[pid], number, mail, len(items[0]))
 
     def _take_reply(self, ids: list[int], items: list[bytes]) -> None:
         pid, call_id = ids

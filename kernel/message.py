@@ -14,7 +14,7 @@ from aios.syscalls.messages import Mail
 
 from .process import Process
 from .trap import Call
-from .trees import root
+from .trees import Trees, check_tree, root
 
 UNREAD_BYTES = 64 << 20  # of messages of one tree of agents, which others have not read
 
@@ -25,13 +25,12 @@ class Mailroom:
     """Hands messages to those who wait, keeps them for those who don't.
 
     `after(seconds, run)` starts a timer that can be cancelled; `is_alive` knows processes by pid;
-    `note(pid, number, mail, tree)` journals what lies in a mailbox, and whose it is; or with None
-    that it does no more.
+    `note(pid, number, mail)` journals what lies in a mailbox; or with None that it does no more.
     """
 
     def __init__(
         self, after: Callable[[float, Callable[[], None]], Any], is_alive: Callable[[int], bool],
-        note: Callable[[int, int, bytes | None, str], None],
+        note: Callable[[int, int, bytes | None], None],
     ) -> None:  # fmt: skip
         self.after = after
         self.is_alive = is_alive
@@ -39,8 +38,8 @@ class Mailroom:
         self.on_sent: Callable[[Process, Process, Any], None] = lambda *_: None
         self.on_received: Callable[[Process, Mail], None] = lambda *_: None
         self.last = 0
-        self.unread: dict[int, tuple[str, int]] = {}  # by number: of which tree, how many bytes
-        self.bytes: Counter[str] = Counter()  # of all that a tree's agents have sent
+        self.unread: dict[int, int] = {}  # bytes, by number
+        self.trees = Trees()  # of them by sender
         self.waiting: dict[int, deque[tuple[int | None, Call]]] = {}  # pid: (sender, recv call)
 
     def send(self, sender: Process, receiver: Process, body: Any) -> None:
@@ -61,23 +60,23 @@ class Mailroom:
                 f"the mailbox of process {receiver.pid} is full: {limit} messages",
                 "send again when it has read some",
             )
-        data, tree = _encode(mail), root(sender.principal)
-        if tree and self.bytes[tree] + len(data) > UNREAD_BYTES:
-            raise LimitReached(
-                f"{tree} and those below it have sent {self.bytes[tree]} bytes that wait",
-                "send again when some of it was read",
-            )
+        if mail.principal:
+            check_tree(
+                mail.principal, self.trees.total(root(mail.principal)), UNREAD_BYTES,
+                "bytes of messages that wait", "send again when some of it was read",
+            )  # fmt: skip
+        data = _encode(mail)
         self.last += 1
-        self.keep(receiver, self.last, mail, tree, len(data))
-        self.note(receiver.pid, self.last, data, tree)
+        self.keep(receiver, self.last, mail, len(data))
+        self.note(receiver.pid, self.last, data)
         self.on_sent(sender, receiver, body)
 
-    def keep(self, receiver: Process, number: int, mail: Mail, tree: str, size: int) -> None:
+    def keep(self, receiver: Process, number: int, mail: Mail, size: int) -> None:
         """Until it is read: what was sent, or is in the journal."""
         self.last = max(self.last, number)
         receiver.mailbox[number] = mail
-        self.unread[number] = (tree, size)
-        self.bytes[tree] += size
+        self.unread[number] = size
+        self.trees.add(mail.principal, size)
 
     def receive(self, call: Call, sender: int | None, timeout: float | None) -> Mail | None:
         """The oldest message that fits; None: the call waits, and ends by message or timeout.
@@ -110,12 +109,9 @@ class Mailroom:
         return None
 
     def _remove(self, process: Process, number: int) -> None:
-        del process.mailbox[number]
-        tree, size = self.unread.pop(number)
-        self.bytes[tree] -= size
-        if not self.bytes[tree]:
-            del self.bytes[tree]
-        self.note(process.pid, number, None, "")
+        mail = process.mailbox.pop(number)
+        self.trees.add(mail.principal, -self.unread.pop(number))
+        self.note(process.pid, number, None)
 
     def ended(self, process: Process) -> None:
         """Its mailbox is emptied, and whoever waits for a message of it waits in vain."""
@@ -129,14 +125,13 @@ class Mailroom:
 
     def check(self, processes: Iterable[Process]) -> list[str]:
         """What is wrong, if anything."""
-        kept = {number for process in processes for number in process.mailbox}
+        kept = {number: mail for process in processes for number, mail in process.mailbox.items()}
+        apart = kept.keys() ^ self.unread.keys()
         counted: Counter[str] = Counter()
-        for tree, size in self.unread.values():
-            counted[tree] += size
-        problems = [
-            f"message {n} is counted or in a mailbox, not both" for n in kept ^ set(self.unread)
-        ]
-        return problems + ["the bytes of messages are miscounted"] * (counted != self.bytes)
+        for number in kept.keys() & self.unread.keys():
+            counted[kept[number].principal] += self.unread[number]
+        problems = [f"message {number} is counted or in a mailbox, not both" for number in apart]
+        return problems + ["the bytes of messages are miscounted"] * (counted != self.trees.held)
 
 
 def labels_of(sender: Process) -> list[str]:

@@ -33,7 +33,7 @@ from .resident import Resident
 from .store import NoStore, Store
 from .transaction import Txn
 from .trap import Call
-from .trees import Trees, root
+from .trees import Trees, check_tree, in_tree
 
 STEP = 500  # rows that one job removes
 KEPT = 1024  # names that one tree of agents may keep memory under
@@ -298,12 +298,12 @@ class Owners:
         if keep and not owner.principal:
             raise BadInput("a client's memory ends with it", "give the principal of an agent")
         holder = self.kept.get(owner.principal)
-        tree = root(owner.principal)
-        if keep and not owner.keep and sum(root(name) == tree for name in self.kept) >= KEPT:
-            raise LimitReached(
-                f"{tree} and those below it keep memory under {KEPT} names: no more",
+        if keep and not owner.keep:
+            check_tree(
+                owner.principal, in_tree(owner.principal, self.kept), KEPT,
+                "names that memory is kept under",
                 "have some given up: `aios mem keep --no`, or `aios mem forget`",
-            )
+            )  # fmt: skip
         if keep and holder not in (None, owner):
             raise Conflict(
                 f"other memory is kept as {owner.principal}",

@@ -1,4 +1,4 @@
-"""Budgets that a tree of agents shares: what a principal and all below it hold together. Pure.
+"""Bounds that a tree of agents shares: what a principal and all below it hold together. Pure.
 
 Principals tell the tree, not processes: what is kept outlives those who kept it.
 """
@@ -6,7 +6,9 @@ Principals tell the tree, not processes: what is kept outlives those who kept it
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+
+from aios.syscalls.errors import LimitReached
 
 
 def above(principal: str) -> Iterator[str]:
@@ -18,6 +20,19 @@ def above(principal: str) -> Iterator[str]:
 def root(principal: str) -> str:
     """Return the topmost principal of the tree that one is in: an agent that a person started."""
     return "/" + principal.split("/")[1] if principal.startswith("/") else principal
+
+
+def in_tree(principal: str, others: Iterable[str]) -> int:
+    """Count those of `others` that are in the tree of a principal."""
+    tree = root(principal)
+    return sum(root(each) == tree for each in others)
+
+
+def check_tree(principal: str, held: int, most: int, what: str, hint: str) -> None:
+    """Raises LimitReached where the tree of a principal holds as much as it may."""
+    if held >= most:
+        tree = f"{root(principal)} and all below it"
+        raise LimitReached(f"{tree} have {held} {what}: {most} is the limit", hint)
 
 
 class Trees:

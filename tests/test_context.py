@@ -290,14 +290,14 @@ def test_what_a_tree_holds_in_contexts_is_bounded_by_bytes(monkeypatch: pytest.M
     owner.principal, child.principal, other.principal = "/ann", "/ann/child", "/other"
     context = contexts.open(owner, "You are terse.", "kept")
     contexts.append(context, list(range(1000)))
-    own = contexts.bytes["/ann"]
+    own = contexts.trees.total("/ann")
     assert own >= 16_000
     contexts.checkpoint(context, "one")
     contexts.checkpoint(context, "one")
-    assert contexts.bytes["/ann"] == 2 * own
+    assert contexts.trees.total("/ann") == 2 * own
     made = [contexts.fork(context, child)]
-    assert contexts.bytes["/ann"] == 3 * own
-    with pytest.raises(LimitReached, match="/ann and those below it hold"):
+    assert contexts.trees.total("/ann") == 3 * own
+    with pytest.raises(LimitReached, match=r"/ann and all below it have \d+ bytes of contexts"):
         while len(made) < 100:
             made.append(contexts.fork(made[-1], child))
     for grow in (
@@ -310,9 +310,9 @@ def test_what_a_tree_holds_in_contexts_is_bounded_by_bytes(monkeypatch: pytest.M
     contexts.append(contexts.open(other, None), [1])  # another tree's
     contexts.rollback(context, "one")
     contexts.close(context)  # it sleeps
-    assert contexts.bytes["/ann"] >= 200_000
+    assert contexts.trees.total("/ann") >= 200_000
     for fork in made:
         contexts.close(fork)
-    assert contexts.bytes["/ann"] == 2 * own
+    assert contexts.trees.total("/ann") == 2 * own
     contexts.close(contexts.open(owner, None, "kept"), forget=True)
-    assert contexts.bytes.keys() == {"/other"}
+    assert contexts.trees.held.keys() == {"/other"}
