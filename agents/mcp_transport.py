@@ -18,6 +18,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.message import SessionMessage
 from mcp_types import JSONRPCResponse
 
+from aios.syscalls.home import CERTIFICATES
 from aios.syscalls.tool import McpServer
 
 from .mcp_messages import (
@@ -34,6 +35,7 @@ LONGEST = 16 << 20  # bytes of a message
 GRACE = 2.0  # seconds to end in, after each of: no more stdin, TERM, KILL
 PIECE = 65_536  # bytes that are read of stderr at once
 NAMES_BY_TCP = {"RES_OPTIONS": "use-vc"}  # UDP is behind the walls
+INHERITED = ("TMPDIR", "GIT_CONFIG_NOSYSTEM", *CERTIFICATES)  # besides what the package passes on
 SILENCE = httpx2.Timeout(ANSWER, read=None)  # of HTTP; a call may take long
 
 Over = Callable[[str], None]  # told why a server is of no more use
@@ -151,10 +153,11 @@ class Events(Whole):
 @asynccontextmanager
 async def program(server: McpServer, over: Over) -> AsyncIterator[Any]:
     """The package has this as well, with no bound on a message, and says nothing of an end."""
+    within_walls = {name: os.environ[name] for name in INHERITED if name in os.environ}
     process = await asyncio.create_subprocess_exec(
         server.command, *server.args, stdin=PIPE, stdout=PIPE, stderr=PIPE, cwd=server.cwd,
-        limit=LONGEST, env=get_default_environment() | NAMES_BY_TCP | server.env,
-        start_new_session=True,
+        limit=LONGEST, start_new_session=True,
+        env=get_default_environment() | within_walls | NAMES_BY_TCP | server.env,
     )  # fmt: skip
     complaints = asyncio.create_task(pass_on(process))
     sent, receive = anyio.create_memory_object_stream[SessionMessage | Exception](0)

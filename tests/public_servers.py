@@ -24,7 +24,6 @@ def git(repository: Path) -> dict[str, Any]:
     return {
         "command": str(PREFIX / "bin" / "mcp-server-git"),
         "args": ["--repository", str(repository)],
-        "env": {"GIT_CONFIG_NOSYSTEM": "1"},  # git does not run where it may not read that
         "aios": {"write": [str(repository)]},
     }
 

@@ -3,6 +3,7 @@ should not, which their callers hear of once, and nobody else."""
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import os
@@ -202,7 +203,7 @@ def test_tools_are_listed_as_any(home: Path, aios: Aios) -> None:
 
 def test_a_server_is_within_walls_of_its_own(aios: Aios, place: Path, home: Path) -> None:
     def probe(what: str, **args: Any) -> str:
-        return str(call(aios, "prober.try", what=what, **args))
+        return str(call(aios, "prober.try", what=what, **args)["result"])
 
     assert "Error" in probe("read", path=str(place / "secret.txt"))
     assert "Error" in probe("read", path=str(home / "config.toml"))
@@ -212,7 +213,10 @@ def test_a_server_is_within_walls_of_its_own(aios: Aios, place: Path, home: Path
     assert "Error" in probe("write", path=str(place / "secret.txt"))
     assert "PermissionError" in probe("connect", port=9)
     assert "Error" in probe("kill", pid=os.getpid())
-    assert "AIOS_FD" not in probe("environment")
+    environment = ast.literal_eval(probe("environment"))
+    assert "AIOS_FD" not in environment
+    assert environment["GIT_CONFIG_NOSYSTEM"] == "1"
+    assert probe("write", path=f"{environment['TMPDIR']}/file") == "4"
     assert (place / "secret.txt").read_text() == "not for servers"
 
 
