@@ -60,9 +60,9 @@ class Walls(Reach, kw_only=True):
 
     off: bool = False  # there are none: an agent can do whatever its user can
     tasks: Annotated[int, Meta(ge=16)] = 128  # processes and threads of its own, at once
-    files: Annotated[int, Meta(ge=32)] = 256  # descriptors open in a process
+    files: Annotated[int, Meta(ge=32)] = 1024  # descriptors open in a process
     file_bytes: Annotated[int, Meta(ge=4096)] = 1 << 30  # the longest file it can write
-    memory: Annotated[int, Meta(ge=1 << 28)] = 8 << 30  # address space of a process
+    memory: Annotated[int, Meta(ge=1 << 28)] = 8 << 30  # of a process
     shm_bytes: Annotated[int, Meta(ge=1 << 12)] = 64 << 20  # of memory that its processes share
 
 
@@ -301,9 +301,14 @@ def drop_privileges() -> None:
 
 
 def _limit(walls: Walls, have: dict[str, str]) -> None:
+    """Programs reserve more addresses than they use: node 10 GiB for each memory of WebAssembly. So
+    whoever can have the memory of many processes anyway is limited in what it can write of its own,
+    and in addresses to what all of them can have."""
+    at_once = walls.tasks if walls.processes else 1
     limits = {
         resource.RLIMIT_FSIZE: walls.file_bytes,
-        resource.RLIMIT_AS: walls.memory,
+        resource.RLIMIT_DATA: walls.memory,
+        resource.RLIMIT_AS: min(walls.memory * at_once, sys.maxsize),
         resource.RLIMIT_MSGQUEUE: 0,
         resource.RLIMIT_CORE: 0,
     }

@@ -65,6 +65,12 @@ WORKS: dict[str, tuple[str, str]] = {
         f"{NODE} -e 'const fs = require(\"fs\"), cp = require(\"child_process\"); "
         "fs.writeFileSync(\"f\", \"4\"); fs.chmodSync(\"f\", 0o604); "
         "console.log(cp.execSync(\"cat f\").toString() + 2)'", "42"),
+    "node: many files at once": (
+        f"{NODE} -e 'Promise.all([...Array(500).keys()].map(n => fs.promises.open(`f${{n}}`, `w`)))"
+        ".then(files => console.log(files.length))'", "500"),
+    "addresses that are reserved alone": (
+        f"{PYTHON} -c 'import mmap; private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS; "
+        "print(len(mmap.mmap(-1, 10 << 30, private, 0)) >> 30)'", "10"),
     "multiprocessing": (f"{PYTHON} $SAMPLES/shares_work.py", "6 [1, 4, 9] b'shared' 9"),
     "pytest": (
         f"cp $SAMPLES/passes.py .; {PYTHON} -m pytest -q passes.py | cut -d' ' -f1,2", "1 passed"),

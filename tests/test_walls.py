@@ -496,7 +496,15 @@ def test_a_bomb_ends_at_a_number(granted: Place, bomb: str, most: int) -> None:
     came: dict[str, str] = {}
     told = recorded(granted, lambda: came.update(granted.attack("bombs", bomb)))
     assert most / 4 < int(came[bomb].removeprefix("got ")) <= most
-    assert any("at its limit" in said for said in told) == (bomb == "fork_bomb" and IS_ROOT)
+    of_tasks = most == BOUNDS["tasks"]
+    assert any("at its limit" in said for said in told) == (of_tasks and IS_ROOT)
+
+
+@pytest.mark.parametrize("bomb", ["memory_bomb", "shared_memory_bomb"])
+def test_who_starts_no_process_has_the_memory_of_one(walled: Place, bomb: str) -> None:
+    most = Walls().memory
+    came = int(walled.attack("bombs", bomb)[bomb].removeprefix("got "))
+    assert most / 2 < came <= most
 
 
 def test_descriptors_under_way_keep_no_other_agent_from_starting(walled: Place) -> None:

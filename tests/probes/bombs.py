@@ -34,10 +34,18 @@ def thread_bomb(_: Targets) -> int:
 
 
 def memory_bomb(_: Targets) -> int:
+    return mapped(mmap.MAP_PRIVATE)
+
+
+def shared_memory_bomb(_: Targets) -> int:
+    return mapped(mmap.MAP_SHARED)
+
+
+def mapped(kind: int) -> int:
     hoard: list[mmap.mmap] = []
     with contextlib.suppress(OSError):
         while True:
-            hoard.append(mmap.mmap(-1, 1 << 24))
+            hoard.append(mmap.mmap(-1, 1 << 24, kind | mmap.MAP_ANONYMOUS))
     return len(hoard) << 24
 
 
@@ -90,7 +98,7 @@ def a_child(_: Targets) -> int:
 BOMBS: dict[str, Probe] = {
     probe.__name__: probe
     for probe in (
-        fork_bomb, thread_bomb, memory_bomb, descriptor_bomb, file_bomb, other_architecture,
-        a_child, descriptors_under_way,
+        fork_bomb, thread_bomb, memory_bomb, shared_memory_bomb, descriptor_bomb, file_bomb,
+        other_architecture, a_child, descriptors_under_way,
     )
 }  # fmt: skip
