@@ -67,7 +67,8 @@ NUMBERS: dict[str, tuple[int, int]] = {
     "utime": (132, -1), "utimes": (235, -1), "futimesat": (261, -1), "utimensat": (280, 88),
     # refused by their arguments only, below
     "fork": (57, -1), "vfork": (58, -1), "clone": (56, 220), "clone3": (435, 435),
-    "socket": (41, 198), "sendto": (44, 206), "sendmsg": (46, 211), "sendmmsg": (307, 269),
+    "socket": (41, 198), "socketpair": (53, 199), "sendto": (44, 206), "sendmsg": (46, 211),
+    "sendmmsg": (307, 269),
     "prctl": (157, 167), "prlimit64": (302, 261), "setpriority": (141, 140),
     "openat2": (437, 437),
     "ioprio_set": (251, 30), "sched_setaffinity": (203, 122), "sched_setparam": (142, 118),
@@ -85,8 +86,8 @@ NUMBERS: dict[str, tuple[int, int]] = {
 }  # fmt: skip
 SIGNALS = ("kill", "tgkill", "tkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo", "pidfd_open")
 BY_ARGUMENTS = (
-    "fork", "vfork", "clone", "clone3", "socket", "sendto", "sendmsg", "sendmmsg", "prctl",
-    "prlimit64", "setpriority", "ioprio_set", "sched_setaffinity", "sched_setparam",
+    "fork", "vfork", "clone", "clone3", "socket", "socketpair", "sendto", "sendmsg", "sendmmsg",
+    "prctl", "prlimit64", "setpriority", "ioprio_set", "sched_setaffinity", "sched_setparam",
     "sched_setscheduler", "sched_setattr", "openat2", "pidfd_send_signal", "fcntl", "ioctl",
     *SIGNALS,
 )  # fmt: skip
@@ -116,7 +117,9 @@ NAMES = {numbers[ON_ARM]: name for name, numbers in NUMBERS.items() if numbers[O
 
 THREAD, NAMESPACES = 0x10000, 0x7E020080  # flags of clone
 FASTOPEN = 0x20000000  # of send: it connects without Landlock being asked
-UNIX, INET, INET6, STREAM, TCP = 1, 2, 10, 1, 6
+UNIX, INET, INET6, TCP = 1, 2, 10, 6
+STREAM, DATAGRAM, RAW = 1, 2, 3  # of sockets; to Unix a raw one is one of datagrams
+LEASES = (1024, 1040)  # F_SETLEASE, F_SETDELEG: whoever opens the file waits, for 45 s
 SETID = 0o6000  # bits of a mode: whoever executes the file is its owner, or in its group
 CREATES = 0o100 | 0o20000000  # O_CREAT and O_TMPFILE, with which open is given a mode
 SETS_MODE = {  # where it is
@@ -183,6 +186,7 @@ def rules(*, network: bool, processes: bool, modes: bool, signals: bool) -> list
         found.append(Rule(name, (Test(0, EQUAL, of_processes, unless=True),)))
         found.append(Rule(name, (Test(1, AT_LEAST, 1),)))
     found.append(Rule("clone", (Test(0, ANY_BIT, NAMESPACES),)))
+    found += [Rule("fcntl", (Test(1, EQUAL, how),)) for how in LEASES]
     # What these do is in memory, so whoever uses them falls back to clone and openat.
     found += [Rule(name, number=errno.ENOSYS) for name in ("clone3", "openat2")]
     if not processes:
@@ -225,17 +229,19 @@ def to_others(os_pid: int) -> list[Rule]:
 
 
 def _sockets(*, network: bool) -> list[Rule]:
-    """Unix sockets that are connected; with `network` TCP, where Landlock knows the port."""
+    """Unix sockets that are connected; with `network` TCP, where Landlock knows the port. One of
+    datagrams sends to any name, connected or not, also where it is half of a pair."""
     not_unix = Test(0, EQUAL, UNIX, unless=True)
-    unlike_stream = Rule("socket", (Test(1, EQUAL, STREAM, unless=True, mask=KIND),))
+    streams = [Rule("socket", (Test(1, EQUAL, STREAM, unless=True, mask=KIND),))]
+    streams += [Rule("socketpair", (Test(1, EQUAL, k, mask=KIND),)) for k in (DATAGRAM, RAW)]
     if not network:
-        return [Rule("socket", (not_unix,)), unlike_stream]
+        return [Rule("socket", (not_unix,)), *streams]
     others = [Test(0, EQUAL, family, unless=True) for family in (INET, INET6)]
     unlike_tcp = [Test(2, EQUAL, 0, unless=True), Test(2, EQUAL, TCP, unless=True)]
     sends = {"sendto": 3, "sendmsg": 2, "sendmmsg": 3}  # where each has its flags
     return [
         Rule("socket", (not_unix, *others)),
-        unlike_stream,
+        *streams,
         Rule("socket", (not_unix, *unlike_tcp)),
         *[Rule(name, (Test(at, ANY_BIT, FASTOPEN),)) for name, at in sends.items()],
     ]

@@ -30,6 +30,13 @@ def bound(family: int, address: Any) -> bool:
         return True
 
 
+def datagrams(kind: int) -> bool:
+    """From one half of a pair they go to any name."""
+    for end in socket.socketpair(socket.AF_UNIX, kind):
+        end.close()
+    return True
+
+
 def heard_anywhere(_: Targets) -> bool:
     with socket.socket(socket.AF_INET) as end:
         end.listen(1)
@@ -61,5 +68,7 @@ SOCKETS: dict[str, Probe] = {
     "index.sock": lambda t: connect(socket.AF_UNIX, socket.SOCK_STREAM, t["home"] + "/index.sock"),
     "bind a name": lambda t: bound(socket.AF_UNIX, NAME),
     "bind an abstract name": lambda t: bound(socket.AF_UNIX, "\0aios-probe"),
+    "datagrams": lambda t: datagrams(socket.SOCK_DGRAM),
+    "raw datagrams": lambda t: datagrams(socket.SOCK_RAW),
     "listen": heard_anywhere,
 }  # fmt: skip

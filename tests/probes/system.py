@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import signal
 
@@ -60,6 +61,12 @@ def named_queue(_: Targets) -> bool:
     return call(241, 181, b"probe") == 0
 
 
+def lease(_: Targets) -> bool:
+    """Of a file that it reads: whoever opens that waits."""
+    with open(__file__) as file:
+        return fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK) == 0
+
+
 LINUX: dict[str, Probe] = {
     "mount": mounted,
     "umount": refused_before(166, 39, b"/nowhere", 0),
@@ -90,6 +97,7 @@ LINUX: dict[str, Probe] = {
     "System V memory": shared_memory,
     "System V queues": queue,
     "POSIX queues": named_queue,
+    "a lease": lease,
     "memfd_create": lambda t: call(319, 279, b"probe", 0),
     "capabilities": capabilities,
     "a setuid program": a_setuid_program,
