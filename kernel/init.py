@@ -10,6 +10,7 @@ has a thread or a ZeroMQ socket. When init dies, every child gets SIGKILL from L
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import gc
 import importlib
@@ -62,6 +63,7 @@ from .stderr import become_log
 from .warden import Warden
 
 RUNNER = "aios.agents.runner"  # by name: the kernel knows the SDK only as a program to run
+OF_AGENT, SPARE = 4, 64  # descriptors that init holds for an agent; that it has besides
 BACKOFF, LONGEST_BACKOFF, HEALTHY = 0.05, 5.0, 10.0  # seconds
 CRASHES = 3  # of a kernel by itself, one soon after the other, until its journal is set aside
 OWN = (  # of what is in a home
@@ -216,6 +218,8 @@ class Init:
         self.tell(Started(key, os_pid))
 
     def start_agent(self, frame: StartAgent) -> int:
+        if OF_AGENT * len(self.children) + SPARE > resource.getrlimit(resource.RLIMIT_NOFILE)[0]:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))  # before init itself has none
         program: str = self.runner.resolve(frame.program)
         self.warden.check(frame)
         reader, writer = os.pipe()

@@ -189,6 +189,27 @@ def test_init_without_descriptors_refuses_and_goes_on(
     assert aios.wait(aios.spawn(program("return 1")), timeout=30).result == 1
 
 
+def test_a_burst_of_starts_leaves_init_the_descriptors_that_it_needs(
+    boot: Boot, program: Program
+) -> None:
+    """What an agent hands over comes later than its start."""
+    system = boot(slots=1)
+    init = psutil.Process(system.process.pid)
+    init.rlimit(psutil.RLIMIT_NOFILE, (100, init.rlimit(psutil.RLIMIT_NOFILE)[1]))
+    path = program(IDLE)
+    refused = []
+    with connect(system.home) as aios:
+        for start in [aios.start("proc.spawn", program=path) for _ in range(40)]:
+            try:
+                start.wait()
+            except NoProgram as error:
+                refused.append(error)
+        assert 0 < len(refused) < 40
+        eventually(lambda: all(row.state == "running" for row in aios.ps()))
+        assert len(aios.ps()) == 40 - len(refused)
+        assert aios.check() == []
+
+
 def test_who_never_says_hello_is_ended(boot: Boot) -> None:
     with connect(boot(slots=1, hello=0.3).home) as aios:
         exited = aios.wait(aios.spawn("/bin/sleep", args=["60"]), timeout=20)
