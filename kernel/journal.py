@@ -219,9 +219,7 @@ class Journal:
         while True:
             try:
                 self.jobs.get()()
-            except (
-                OSError
-            ) as error:  # a sync that failed: what is on the disk is not known any more
+            except OSError as error:  # a sync failed: what is on the disk is not known any more
                 self.post(lambda error=error: _stop(error))  # type: ignore[misc]
 
 
@@ -232,9 +230,7 @@ def _stop(error: OSError) -> None:
 # --- files -------------------------------------------------------------------------------------
 
 
-def read(
-    folder: Path, last: int | None = None, seal: Seal | None = None
-) -> tuple[Rows, int]:  # fmt: skip
+def read(folder: Path, last: int | None = None, seal: Seal | None = None) -> tuple[Rows, int]:
     """All rows, of the newest base and the logs behind it, up to `last`; the last number used."""
     bases = sorted(int(path.name[5:]) for path in folder.glob("base-*") if path.name[5:].isdigit())
     logs = sorted(int(path.name[4:]) for path in folder.glob("log-*") if path.name[4:].isdigit())

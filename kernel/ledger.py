@@ -41,19 +41,10 @@ from .message import Mailroom
 from .process import Process, ProcessTable
 from .scheduler import Scheduler
 
-PASSING = {
-    "mailbox",
-    "contexts",
-    "children",
-    "cpu",
-    "memory",
-    "calls",
-    "changed",
-    "spent",
-    "drawn",
-    "below",
-    "line",
-}
+PASSING = {  # fields of a Process that are in no row, or in one of their own
+    "mailbox", "contexts", "children", "cpu", "memory", "calls", "changed", "spent", "drawn",
+    "below", "line",
+}  # fmt: skip
 FIELDS = [field.name for field in fields(Process) if field.name not in PASSING]
 
 _encode = msgspec.msgpack.Encoder().encode

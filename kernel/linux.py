@@ -19,7 +19,6 @@ SO_PEERPIDFD = 77  # from Linux 6.5 on
 PEER_CREDENTIALS = (socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
 PEER_PIDFD = (socket.SOL_SOCKET, SO_PEERPIDFD, 4)
 CAPABILITIES, CAPABILITIES_V3 = 64, 0x20080522
-
 PUNCH_HOLE, KEEP_SIZE = 2, 1  # of fallocate
 
 libc = ctypes.CDLL(None, use_errno=True)

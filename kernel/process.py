@@ -23,6 +23,7 @@ from .patterns import check_visible
 from .trees import above, root
 
 DEPTH = 64  # processes above each other
+PATH = 16  # states that a process was in, for who reads of a defect
 
 MOVES: dict[ProcessState, frozenset[ProcessState]] = {
     "starting": frozenset({"running", "stopped", "ending", "zombie"}),
@@ -31,9 +32,6 @@ MOVES: dict[ProcessState, frozenset[ProcessState]] = {
     "ending": frozenset({"zombie"}),
     "zombie": frozenset(),
 }
-
-
-PATH = 16  # states that a process was in, for who reads of a defect
 
 
 class IllegalMove(AssertionError):

@@ -18,7 +18,6 @@ from .witness import WATCHED
 
 SECCOMP, SET_FILTER, NEW_LISTENER = 277 if ON_ARM else 317, 1, 8
 ARCH = 0xC00000B7 if ON_ARM else 0xC000003E
-X32 = 0x40000000
 NEWEST = 467  # Linux 6.13: what came later is not known here
 KILL, ALLOW, ERRNO, NOTIFY = 0x80000000, 0x7FFF0000, 0x00050000, 0x7FC00000
 LOAD, AND, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06
@@ -92,27 +91,10 @@ BY_ARGUMENTS = (
     *SIGNALS,
 )  # fmt: skip
 MODES = (
-    "chmod",
-    "fchmod",
-    "fchmodat",
-    "fchmodat2",
-    "utime",
-    "utimes",
-    "futimesat",
-    "utimensat",
-    "chown",
-    "lchown",
-    "fchown",
-    "fchownat",
-    "setxattr",
-    "lsetxattr",
-    "fsetxattr",
-    "setxattrat",
-    "removexattr",
-    "lremovexattr",
-    "fremovexattr",
-    "removexattrat",
-)
+    "chmod", "fchmod", "fchmodat", "fchmodat2", "utime", "utimes", "futimesat", "utimensat",
+    "chown", "lchown", "fchown", "fchownat", "setxattr", "lsetxattr", "fsetxattr", "setxattrat",
+    "removexattr", "lremovexattr", "fremovexattr", "removexattrat",
+)  # fmt: skip
 NAMES = {numbers[ON_ARM]: name for name, numbers in NUMBERS.items() if numbers[ON_ARM] >= 0}
 
 THREAD, NAMESPACES = 0x10000, 0x7E020080  # flags of clone

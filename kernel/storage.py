@@ -45,8 +45,7 @@ Step = Callable[[Catalog], sto.Version]
 
 
 class Storage:
-    """`quota`: bytes of objects of an agent and all below it. `place`
-    is the setting `blobs`."""
+    """`quota`: bytes of objects of an agent and all below it; `place`: the setting `blobs`."""
 
     def __init__(
         self, store: Store | NoStore, blobs: Blobs, shares: Shares, quota: int, place: str
@@ -171,9 +170,8 @@ class Storage:
 
         def committed(result: Any) -> None:  # plain, where the call had come before
             versions = msgspec.convert(result, list[sto.Version])
-            if result and isinstance(
-                result[0], sto.Version
-            ):  # else who watches has heard, or later
+            is_new = bool(result) and isinstance(result[0], sto.Version)
+            if is_new:  # else who watches has heard of it, or of a later one
                 self._tell(versions)
             (done or (lambda all: call.done(all[0])))(versions)
 

@@ -22,8 +22,6 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 AT_A_GLANCE = os.O_PATH  # it is only pointed at: Landlock lets it, where the view shows it
 NAMELESS = re.compile(r"\w+:\[")  # begins what is no path: a link to a pipe, a socket
 MAGIC = ("/proc/self", "/proc/thread-self")  # lead elsewhere for whoever looks
-
-
 INSIDE = ("", "")  # nothing to tell
 
 

@@ -16,7 +16,6 @@ Effect = Literal["allow", "ask", "deny"]
 Right = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^(\*|[a-z]+(\.[a-z]+)*)\Z")]
 OBJECTS, PATTERN_CHARACTERS = 64, 512  # patterns for the objects of a rule; letters of a pattern
 Pattern = Annotated[str, Meta(min_length=1, max_length=PATTERN_CHARACTERS)]
-Label = Annotated[str, Meta(min_length=1, max_length=256)]
 Member = Annotated[str, Meta(min_length=2, max_length=256, pattern="^/")]
 
 

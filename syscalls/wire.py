@@ -49,11 +49,6 @@ def pack_call(
     return data
 
 
-def pack_reply(call_id: int, kind: int, body: Any) -> bytes:
-    data: bytes = msgpack.packb([call_id, kind, body])
-    return data
-
-
 def unpack_reply(data: bytes) -> tuple[int, int, Any, Receipt | None]:
     call_id, kind, body, *receipt = msgpack.unpackb(data, strict_map_key=False)
     return call_id, kind, body, (receipt[0][0], receipt[0][1]) if receipt else None

@@ -28,9 +28,7 @@ class Same:
 
 
 class Gathered:
-    def __init__(
-        self, append: Callable[[Fields], Receipt], now: Callable[[], float]
-    ) -> None:  # fmt: skip
+    def __init__(self, append: Callable[[Fields], Receipt], now: Callable[[], float]) -> None:
         self.append, self.now = append, now
         self.same: dict[tuple[object, ...], Same] = {}
         self.shares: dict[str, tuple[float, float]] = {}  # by tree: what is left, and when
