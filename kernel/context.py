@@ -220,7 +220,8 @@ class ContextManager:
         principal = whose(owner) if principal is None else principal
         if principal != whose(owner) and owner.kind != "client":
             raise Denied(
-                f"{owner.principal} may not open a context of {principal}: it is another's"
+                f"{owner.principal} may not open a context of {principal}: it is another's",
+                "leave `owner` out",
             )
         context = self._named(principal, name)
         if context is None:
@@ -265,7 +266,9 @@ class ContextManager:
     def _check_limit(self, owner: Process) -> None:
         limit = owner.limits.contexts
         if limit is not None and len(owner.contexts) >= limit:
-            raise LimitReached(f"{limit} contexts are open: the limit of process {owner.pid}")
+            raise LimitReached(
+                f"{limit} contexts are open: the limit of process {owner.pid}", "close one"
+            )
 
     def scratch(self, owner: Process) -> Context:
         """A context that the kernel itself needs for a call of `owner`."""
@@ -352,7 +355,10 @@ class ContextManager:
     def checkpoint(self, context: Context, name: str) -> None:
         """Raises LimitReached for one too many, or where its tree holds too much."""
         if name not in context.checkpoints and len(context.checkpoints) >= CHECKPOINTS:
-            raise LimitReached(f"context {context.id} has {CHECKPOINTS} checkpoints: no more")
+            raise LimitReached(
+                f"context {context.id} has {CHECKPOINTS} checkpoints: no more",
+                "take the name of one that may be replaced",
+            )
         self._check_bytes(context.principal)
         before = context.checkpoints.get(name)
         past = context.checkpoints[name] = context.past()

@@ -161,8 +161,7 @@ class CoreLink:
             self._fail(
                 CoreFailed(
                     f"the LLM core died {self.deaths} times while loading ({how}); it is tried "
-                    f"again in {self.backoff:.1f} s",
-                    "see log/core.log in the AIOS home",
+                    f"again in {self.backoff:.1f} s"
                 )
             )
         self._start_later()

@@ -55,7 +55,7 @@ def arguments(row: Row, raw: msgspec.Raw) -> Message:
     try:
         args: Message = _decoders[row.name](raw)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise Malformed(f"{row.name}: {error}", "see docs/abi.md") from error
+        raise Malformed(f"{row.name}: {error}") from error
     for name in ("body", "task", "result", "schema", "items", "args", "value", "tools"):
         _check_plain(row, getattr(args, name, None))
     return args

@@ -358,7 +358,7 @@ class Generations:
                 self._finish(gen, "cancelled", gen.work.held)
             elif gen.deaths >= DEATHS:
                 why = f"the LLM core died {gen.deaths} times in a row under this call"
-                gen.call.fail(CoreFailed(why, "see log/core.log in the AIOS home"))
+                gen.call.fail(CoreFailed(why))
         if error is not None:
             self.prompts.give_up(error)
         else:

@@ -114,7 +114,10 @@ class Lifecycle:
         nice = call.process.nice if args.nice is None else args.nice
         lent = [self.contexts.get(call.process, ctx) for ctx in args.contexts]
         if limits.contexts is not None and len(lent) > limits.contexts:
-            raise LimitReached(f"{len(lent)} contexts are more than its limit, {limits.contexts}")
+            raise LimitReached(
+                f"{len(lent)} contexts are more than its limit, {limits.contexts}",
+                "lend it fewer, or give it a larger limit",
+            )
         if args.manifest is not None:
             check_rules([args.manifest])
         if agent_above:
@@ -195,7 +198,10 @@ class Lifecycle:
             had, wanted = getattr(parent.reach, name), getattr(args.reach, name)
             more = set(wanted) - set(had) if isinstance(wanted, list) else wanted and not had
             if more and name != "all_walls":
-                raise Denied(f"{name}: an agent hands on what it was given itself, not {more}")
+                raise Denied(
+                    f"{name}: an agent hands on what it was given itself, not {more}",
+                    "a person lets it through to more: docs/walls.md",
+                )
         return args.reach
 
     def _start(self, birth: Birth) -> None:

@@ -42,7 +42,10 @@ class Logs:
         if part.data or part.ended or wait == 0:
             return part
         if sum(other.process is call.process for *_, other in self.readers) >= READERS:
-            raise LimitReached(f"{READERS} calls of process {call.process.pid} wait for logs")
+            raise LimitReached(
+                f"{READERS} calls of process {call.process.pid} wait for logs",
+                "wait for one of them, or cancel it",
+            )
         entry = (pid, part.offset, call)
         self.readers.append(entry)
         timer = self.after(wait, lambda: call.done(part))

@@ -243,9 +243,9 @@ class Trap:
         name = asked.name
         row = TABLE.get(name)
         if row is None:
-            raise UnknownCall(f"no system call {name[:64]!r}", "see docs/abi.md")
+            raise UnknownCall(f"no system call {name[:64]!r}")
         if (session.process is None) != (name == "hello"):
-            raise OutOfOrder("hello comes first, and once", "see docs/abi.md")
+            raise OutOfOrder("hello comes first, and once")
         args = arguments(row, asked.args)
         self.calls[name] += 1
         self.audit.check_room(row, session.process)
@@ -263,7 +263,10 @@ class Trap:
             self.ledger.check_room()
         limit = process.limits.queue
         if limit is not None and len(session.calls) >= limit and name not in UNLIMITED:
-            raise LimitReached(f"{limit} calls are waiting: the limit of process {process.pid}")
+            raise LimitReached(
+                f"{limit} calls are waiting: the limit of process {process.pid}",
+                "wait for one of them, or cancel it",
+            )
         call = Call(
             self, session, process, asked.id, row, durable=row.outward, receipted=asked.receipt
         )
@@ -286,7 +289,9 @@ class Trap:
         with self._refusing(call.session, lambda: asked):
             now = self.gate.check(call.process, call.row, args)
             if now.asked and now.objects != shown.objects:
-                raise Denied(f"{call.row.name} is about something else than a person was shown")
+                raise Denied(
+                    f"{call.row.name} is about something else than a person was shown", "call again"
+                )
             self._serve(call, args)
 
     def _hello(self, session: Session, asked: Envelope, row: Row, args: Message) -> None:

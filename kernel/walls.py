@@ -51,6 +51,7 @@ SHARED = "/dev/shm"  # where there is a view, each agent has its own
 WHOLE = ("/proc", "/etc")  # seen as one mount; Landlock tells apart what is in them
 USER_NAMESPACE = "user namespace"
 MOST, PATHS = 256, 48 << 10  # entries of one kind in a reach; bytes of all paths
+FEWER = "name a folder in the place of what is in it"
 LANDLOCK_NEEDS = {"files": 3, "ports": 4, "signals": 6}  # versions of its ABI
 R = TypeVar("R", bound=Reach)
 
@@ -75,9 +76,11 @@ def joined(one: R, other: Reach) -> R:
         both[name] = list(dict.fromkeys([*a, *b])) if isinstance(a, list) else a or b
     paths = [*both["read"], *both["write"]]
     if max(len(both[name]) for name in ("read", "write", "ports")) > MOST:
-        raise LimitReached(f"its reach is too much: {MOST} paths, and as many ports, are the most")
+        raise LimitReached(
+            f"its reach is too much: {MOST} paths, and as many ports, are the most", FEWER
+        )
     if sum(len(path.encode()) for path in paths) > PATHS:
-        raise LimitReached(f"its reach is too much: the paths have more than {PATHS} bytes")
+        raise LimitReached(f"its reach is too much: the paths have more than {PATHS} bytes", FEWER)
     return msgspec.structs.replace(one, **both)
 
 

@@ -38,24 +38,28 @@ class Malformed(AiosError):
     """The message is not a system call: bad msgpack, wrong shape, a field missing or unknown."""
 
     code = "call.malformed"
+    default_hint = "see docs/abi.md"
 
 
 class TooBig(AiosError):
     """The message passes the size of a system call, 64 KiB."""
 
     code = "call.too_big"
+    default_hint = "send it in several calls"
 
 
 class UnknownCall(AiosError):
     """The table has no call of this name."""
 
     code = "call.unknown"
+    default_hint = "see docs/abi.md"
 
 
 class OutOfOrder(AiosError):
     """The call does not fit the connection's state: before hello, after exit, an id in use."""
 
     code = "call.out_of_order"
+    default_hint = "see docs/abi.md"
 
 
 class Cancelled(AiosError):
@@ -114,6 +118,7 @@ class ProcessGone(AiosError):
     """The process that the call depends on has ended."""
 
     code = "process.gone"
+    default_hint = "`aios ps` lists who is alive"
 
 
 class ContextFull(AiosError):
@@ -273,6 +278,7 @@ class CoreFailed(AiosError):
     """The LLM core died too often under this call, or while it loaded; it is tried again."""
 
     code = "core.failed"
+    default_hint = "see log/core.log in the AIOS home"
 
 
 class KernelGone(AiosError):

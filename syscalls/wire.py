@@ -42,10 +42,7 @@ def pack_call(
     except (TypeError, ValueError, OverflowError) as error:
         raise Malformed(f"{name}: {error}", "send numbers, strings, bytes, lists, dicts") from error
     if len(data) > MAX_CALL_BYTES:
-        raise TooBig(
-            f"{name}: {len(data)} bytes, a system call holds {MAX_CALL_BYTES}",
-            "send it in several calls",
-        )
+        raise TooBig(f"{name}: {len(data)} bytes, a system call holds {MAX_CALL_BYTES}")
     return data
 
 

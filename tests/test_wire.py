@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aios.syscalls import errors, wire
-from aios.syscalls.errors import BY_CODE, AiosError, KernelGone, Malformed, TooBig, from_wire
+from aios.syscalls.errors import (
+    BY_CODE,
+    AiosError,
+    Cancelled,
+    KernelGone,
+    Malformed,
+    TooBig,
+    from_wire,
+)
 
 CLASSES = sorted(
     (
@@ -67,7 +75,7 @@ def test_an_error_comes_out_as_the_type_it_was(cls: type[AiosError]) -> None:
 def test_an_error_has_the_hint_of_its_type_unless_told_another() -> None:
     assert KernelGone("gone").hint == "start one with `aios start --detach`"
     assert KernelGone("gone", "wait").hint == "wait"
-    assert str(Malformed("no")) == "no"
+    assert str(Cancelled("no")) == "no"
 
 
 def test_an_error_of_a_newer_kernel_keeps_its_text() -> None:

@@ -190,7 +190,8 @@ class Chat:
             if turn not in coming and (turn >= old or turn not in entered):
                 role = self.turns[turn][0]
                 raise BadInput(
-                    f"the model's chat template leaves out a message of the role {role!r}"
+                    f"the model's chat template leaves out a message of the role {role!r}",
+                    "send it with another role",
                 )
         return self.marks.cut(new, self.tokens)
 

@@ -50,7 +50,7 @@ class Template:
                 raise CoreFailed(f"no process can render: {error.strerror}", "try again") from error
         answer = self._ask([tools, asked])
         if answer is None:
-            raise BadInput(f"{OURS} takes too much to render these messages")
+            raise BadInput(f"{OURS} takes too much to render these messages", "send fewer of them")
         return [
             found["text"] if "text" in found else BadInput(f"{OURS} {found['error']}")
             for found in answer
