@@ -36,6 +36,7 @@ test: install
 
 faults: install .venv/conformance
 	$(BIN)/python -m pytest --faults tests/faults
+	$(BIN)/python -m pytest --faults $$(grep -l RuleBasedStateMachine tests/*.py)
 
 .venv/conformance: .venv/installed .ci/conformance/package-lock.json
 	mkdir -p $@ && cp .ci/conformance/*.json $@/

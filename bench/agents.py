@@ -18,11 +18,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from aios.kernel.config import embedded_model
 from aios.kernel.core.gguf import requantize
 
 from .chats import ANSWER, PAUSE, SLOTS, WINDOW, Chat, Turn, figures, our_side
-from .common import Progress, threads
+from .common import Progress, model, threads
 from .peer import server
 
 NAME, TARGET = "agents", 0.33
@@ -33,7 +32,7 @@ def run(progress: Progress, agents: int = AGENTS, turns: int = TURNS) -> dict[st
     chats, ours = our_side(progress, agents, turns)
     with tempfile.TemporaryDirectory(prefix="aios-") as folder:
         fitted = Path(folder) / "bf16.gguf"
-        requantize(embedded_model(), fitted, "bf16", threads())
+        requantize(model(), fitted, "bf16", threads())
         _, ours["fitted"] = our_side(progress, agents, turns, model=str(fitted))
     with server(progress, SLOTS, WINDOW) as address:
         progress(f"the peer: {agents} agents, {turns} turns each")

@@ -6,13 +6,21 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from aios.kernel.config import embedded_model
 from aios.shell.launch import System
 
 Progress = Callable[[str], None]
+MODEL: ContextVar[Path | None] = ContextVar("model", default=None)  # None: the embedded one
+
+
+def model() -> Path:
+    """The file that both sides of a bench load."""
+    return MODEL.get() or embedded_model()
 
 
 def text() -> str:
@@ -29,7 +37,7 @@ def threads() -> int:
 def system(progress: Progress, **settings: Any) -> Iterator[Path]:
     """The home of a system that runs as long as the block does."""
     with tempfile.TemporaryDirectory(prefix="aios-") as home:
-        running = System(Path(home), settings, detach=False)
+        running = System(Path(home), {"model": str(model()), **settings}, detach=False)
         try:
             running.ready(progress)
             yield running.home

@@ -21,7 +21,6 @@ import msgspec
 import psutil
 
 from aios.agents import Aios, connect
-from aios.kernel.config import embedded_model
 from aios.kernel.core.batcher import Batcher
 from aios.kernel.core.certify import certify
 from aios.kernel.core.disk import Disk
@@ -31,7 +30,7 @@ from aios.kernel.core.state import Part
 from aios.shell.launch import init_of
 from aios.syscalls.messages import Decoding
 
-from .common import Progress, system, text, threads
+from .common import Progress, model, system, text, threads
 
 NAME, TARGET = "exact", 0.0
 SLOTS, WINDOW = 4, 1024
@@ -77,7 +76,7 @@ def run(
     """
     kind = Forgetful if sabotage == "lost-token" else Engine
     engine = kind(
-        embedded_model(), slots=SLOTS, window=WINDOW, threads=threads(),
+        model(), slots=SLOTS, window=WINDOW, threads=threads(),
         unified=sabotage == "unified",
     )  # fmt: skip
     certified, _ = certify(engine)

@@ -15,9 +15,8 @@ from multiprocessing.connection import Connection
 import xllamacpp
 
 import aios.kernel.core  # noqa: F401 (its environment: what the child's libgomp reads)
-from aios.kernel.config import embedded_model
 
-from .common import Progress, threads
+from .common import Progress, model, threads
 from .load import AGENTS, WINDOW, Round, Spans
 
 
@@ -38,7 +37,7 @@ def server(progress: Progress, slots: int, window: int) -> Iterator[str]:
     progress("starting the peer")
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
-    settings = (str(embedded_model()), slots, window, threads())
+    settings = (str(model()), slots, window, threads())
     process = spawn.Process(target=serve_peer, args=(there, *settings), daemon=True)
     process.start()
     there.close()

@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from aios.kernel.config import embedded_model
 from aios.kernel.core.batcher import Batcher
 from aios.kernel.core.certify import certify
 from aios.kernel.core.disk import Disk
@@ -20,7 +19,7 @@ from aios.kernel.core.llama import CHUNK, Engine
 from aios.kernel.core.protocol import Decoded, Prefilled, Run, Segment
 from aios.syscalls.messages import Decoding
 
-from .common import Progress, text, threads
+from .common import Progress, model, text, threads
 
 NAME, TARGET = "swap", 0.0
 CONTEXTS, TOKENS, SLOTS = 300, 500, 8
@@ -35,7 +34,7 @@ def run(
     ram: int = RAM, seed: int = 1,
 ) -> dict[str, Any]:  # fmt: skip
     window = tokens + FIRST + THEN + CHUNK
-    engine = Engine(embedded_model(), slots=slots, window=window, threads=threads())
+    engine = Engine(model(), slots=slots, window=window, threads=threads())
     certified, _ = certify(engine)
     with tempfile.TemporaryDirectory(prefix="aios-") as folder:
         disk = Disk(Path(folder), engine.fingerprint(certified), DISK)

@@ -21,6 +21,10 @@ NAMES = (
 @click.command()
 @click.argument("name", type=click.Choice(NAMES))
 @click.option(
+    "--model", type=click.Path(path_type=Path),
+    help="A GGUF file that both sides load; default: the embedded model.",
+)  # fmt: skip
+@click.option(
     "--data", metavar="FOLDER", type=click.Path(path_type=Path),
     help="The collection that `retrieval` is measured on (Cranfield; docs/retrieval.md).",
 )  # fmt: skip
@@ -29,7 +33,7 @@ NAMES = (
     help="A GGUF file that `retrieval` embeds texts with; default: wordllama.",
 )  # fmt: skip
 @json_option
-def bench(name: str, as_json: bool, **given: Path | None) -> None:
+def bench(name: str, model: Path | None, as_json: bool, **given: Path | None) -> None:
     """Measure AIOS against a peer.
 
     Both are measured in one run: ratio, target, and the figures of both.
@@ -38,6 +42,7 @@ def bench(name: str, as_json: bool, **given: Path | None) -> None:
     Examples:
       aios bench switch
       aios bench throughput --json
+      aios bench exact --model model.gguf
       aios bench retrieval --data ~/cranfield --embedder model.gguf
     """
     options = {option: path for option, path in given.items() if path}
@@ -50,6 +55,7 @@ def bench(name: str, as_json: bool, **given: Path | None) -> None:
             f"bench {name} needs the package {error.name}",
             "run `make bench`, or pip install 'aios-system[bench]'",
         ) from error
+    importlib.import_module("aios.bench.common").MODEL.set(model)
     with progress(plain=not as_json) as tell:
         measured = module.run(tell, **options)
     show(measured, as_json, render.bench(measured))

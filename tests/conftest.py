@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import psutil
 import pytest
 from bucket import serving
@@ -41,6 +42,16 @@ def eventually(check: Callable[[], Any], seconds: float = 60.0) -> Any:
         assert time.monotonic() < limit, f"not within {seconds} s"
         time.sleep(0.02)
     return value
+
+
+hypothesis.settings.register_profile(
+    "test", derandomize=True, deadline=None, max_examples=50, stateful_step_count=40
+)
+hypothesis.settings.register_profile("faults", deadline=None, max_examples=300)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    hypothesis.settings.load_profile("faults" if config.getoption("--faults") else "test")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

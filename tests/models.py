@@ -135,7 +135,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 def tiny_model(
     path: Path, arch: str = "llama", *, layers: int = 0, trained: int = 8192, window: int = 0,
-    head: int = HEAD, vocabulary: int = 0, seed: int = 1,
+    head: int = HEAD, vocabulary: int = 0, seed: int = 1, matrices: str = "Q8_0",
 ) -> Path:  # fmt: skip
     """Write a language model of `arch` to `path`, which is returned.
 
@@ -145,6 +145,7 @@ def tiny_model(
     layers = layers or {"gemma3": 6, "jamba": 4}.get(arch, 2)
     out = GGUFWriter(path, arch)
     heads = [0 if arch == "jamba" and layer % 2 == 0 else 1 for layer in range(layers)]
+    out.add_file_type(gguf.LlamaFileType[f"MOSTLY_{matrices}"])
     _add_shape(out, arch, layers, trained, window, head, heads)
     tokens = _add_vocabulary(out, vocabulary)
     dice = np.random.default_rng(seed)
@@ -159,7 +160,7 @@ def tiny_model(
         line_end = weights["token_embd.weight"][tokens.index("Ċ")] * weights["output_norm.weight"]
         weights["output.weight"] = _output(tokens, line_end, dice)
     for name, weight in weights.items():
-        _add_tensor(out, name, weight)
+        _add_tensor(out, name, weight, GGMLQuantizationType[matrices])
     out.write_header_to_file()
     out.write_kv_data_to_file()
     out.write_tensors_to_file()
@@ -311,14 +312,15 @@ def _output(
     return weights
 
 
-def _add_tensor(out: GGUFWriter, name: str, weights: NDArray[np.float32]) -> None:
-    """Matrices as Q8_0, all else as it is."""
+def _add_tensor(
+    out: GGUFWriter, name: str, weights: NDArray[np.float32], kind: GGMLQuantizationType
+) -> None:
+    """Matrices as that `kind`, all else as it is."""
     if (
         weights.ndim == 2
         and weights.shape[1] % 32 == 0
         and re.search("position|norm", name) is None
     ):
-        quantized = gguf.quants.quantize(weights, GGMLQuantizationType.Q8_0)
-        out.add_tensor(name, quantized, raw_dtype=GGMLQuantizationType.Q8_0)
+        out.add_tensor(name, gguf.quants.quantize(weights, kind), raw_dtype=kind)
     else:
         out.add_tensor(name, weights)

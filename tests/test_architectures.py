@@ -10,6 +10,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Boot
@@ -38,7 +39,7 @@ def load(tmp_path: Path) -> Iterator[Load]:
     """load(arch, slots=..., window=..., ...): an engine on a tiny model."""
     engines: list[Engine] = []
 
-    def make(arch: str, *, slots: int = SLOTS, ctx: int = WINDOW, **shape: int) -> Engine:
+    def make(arch: str, *, slots: int = SLOTS, ctx: int = WINDOW, **shape: Any) -> Engine:
         path = tiny_model(tmp_path / f"{arch}-{len(engines)}.gguf", arch, **shape)
         engines.append(Engine(path, slots=slots, window=ctx, threads=2))
         return engines[-1]
@@ -314,7 +315,7 @@ engine.prefill(0, tuple(range(64)), 64)
 ])  # fmt: skip
 @pytest.mark.parametrize("cache", ["f16", "q8_0"])
 def test_the_cache_is_as_large_as_said(
-    tmp_path: Path, arch: str, shape: dict[str, int], values: int, cache: str
+    tmp_path: Path, arch: str, shape: dict[str, Any], values: int, cache: str
 ) -> None:
     """Keys and values of a token, in all layers: whatever the heads, and with a window or not."""
     path = tiny_model(tmp_path / "tiny.gguf", arch, **shape)

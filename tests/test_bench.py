@@ -6,18 +6,30 @@ Nothing here asserts a speed.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from models import tiny_model
 
-from aios.bench import audit, exact, memory, retrieval, seal, swap, switch, syscall, tools
+from aios.bench import audit, common, exact, memory, retrieval, seal, swap, switch, syscall, tools
 from aios.bench.chats import ANSWER, our_side
 from aios.bench.load import AGENTS, make_prompts, our_system, tokens_per_second
 from aios.kernel.core.llama import CHUNK
 from aios.syscalls.errors import BadInput
 
+ROW = 256  # bytes of KV a token, of the tiny model
 PROMPTS = (5, 20, 33, 64, 70, 280)  # tokens; the last makes attention cross 512 cells
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is measured on the embedded model otherwise."""
+    model = tiny_model(tmp_path_factory.mktemp("bench") / "tiny.gguf")
+    before = common.MODEL.set(model)
+    yield
+    common.MODEL.reset(before)
 
 
 def quiet(_said: str) -> None:
@@ -79,7 +91,7 @@ def test_audit_measures_both_sides() -> None:
 def test_switch_measures_the_engine_and_the_system() -> None:
     report = switch.run(quiet, tokens=150, new=20)
     check_shape(report, "switch")
-    assert report["ours"]["bytes"] > 150 * 20_000  # 23 KB of KV a token, and no logits
+    assert report["ours"]["bytes"] == 150 * ROW  # and no logits
     assert report["ours"]["system"]["restores"] >= 2
 
 
@@ -101,14 +113,14 @@ def test_our_side_of_agents_talks_every_turn() -> None:
 
 
 def test_every_context_comes_back_from_disk() -> None:
-    report = swap.run(quiet, contexts=14, tokens=70, slots=2, ram=12 << 20)
+    report = swap.run(quiet, contexts=14, tokens=70, slots=2, ram=500 * ROW)
     check_shape(report, "swap")
     ours = report["ours"]
     assert report["ratio"] == ours["differing"] == 0
     assert ours["replayed"] <= ours["lost"] * CHUNK  # nothing but what the disk was too slow for
     assert ours["restores"] >= 14 - 2
-    assert ours["read"] > 4 * 70 * 20_000
-    assert ours["peak_ram"] <= 12 << 20
+    assert ours["read"] > 4 * 70 * ROW
+    assert ours["peak_ram"] <= 500 * ROW
 
 
 def test_random_schedules_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import re
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from shipped import run
 
@@ -89,7 +89,6 @@ SUMS = st.recursive(
 )
 
 
-@settings(deadline=None, derandomize=True)
 @given(SUMS)
 def test_calculate_agrees_with_fractions(text: str) -> None:
     try:
@@ -171,7 +170,6 @@ def test_calculate_refuses_what_is_too_much_or_no_expression(expression: str, re
     assert reason in str(caught.value)
 
 
-@settings(deadline=None, derandomize=True)
 @given(st.text("0123456789+-*/^%=<>()[],. xe_'\\\"", max_size=12))
 def test_calculate_answers_or_refuses_any_text(text: str) -> None:
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import llama_cpp
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from models import write_sentences
 
@@ -179,7 +179,6 @@ def controls_in(engine: Engine, tokens: list[int]) -> int:
     return sum(engine.piece(token) == b"" for token in tokens)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
 @given(talk=messages, tools=st.none() | st.lists(hostile, max_size=2), reply=st.booleans())
 def test_no_text_becomes_control_tokens(
     vocabulary: Vocabulary, talk: Step, tools: list[str] | None, reply: bool

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aios.kernel.context import DROPPED, KEPT, ContextManager, Past
@@ -202,7 +202,6 @@ def plans_of(turns: list[Turn], *, whole: bool = False) -> list[list[Op]]:
     return plans
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
 @given(TURNS)
 def test_what_was_computed_stays_so_wherever_it_was_preempted(turns: list[Turn]) -> None:
     """The core enters all of a plan before it draws a token, so each plan must begin with the one
@@ -212,13 +211,11 @@ def test_what_was_computed_stays_so_wherever_it_was_preempted(turns: list[Turn])
         assert after[: len(before)] == before
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
 @given(TURNS)
 def test_how_an_append_was_split_into_calls_changes_nothing(turns: list[Turn]) -> None:
     assert plans_of(turns) == plans_of(turns, whole=True)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
 @given(TURNS)
 def test_a_plan_is_the_history_cut_at_absolute_multiples(turns: list[Turn]) -> None:
     for ops in plans_of(turns):

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -150,9 +149,6 @@ class RowsMachine(RuleBasedStateMachine):
             assert known.row == written
 
 
-RowsMachine.TestCase.settings = settings(
-    derandomize=True, max_examples=80, stateful_step_count=40, deadline=None
-)
 TestRows = RowsMachine.TestCase
 
 

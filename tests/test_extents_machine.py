@@ -177,10 +177,5 @@ class Roomy(Machine):
 
 
 TestTight = Tight.TestCase
-TestTight.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, derandomize=True
-)
 TestRoomy = Roomy.TestCase
-TestRoomy.settings = settings(
-    max_examples=40, stateful_step_count=40, deadline=None, derandomize=True
-)
+TestRoomy.settings = settings(max_examples=40)

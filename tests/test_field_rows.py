@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from test_journal import Kept
 
@@ -37,7 +37,6 @@ class Items:
 
 
 @given(st.lists(rows, min_size=1, max_size=20))
-@settings(derandomize=True, deadline=None)
 def test_a_row_is_what_was_put_last(states: list[dict[str, Any]]) -> None:
     items = Items()
     fields = FieldRows(items)  # type: ignore[arg-type]

@@ -123,7 +123,6 @@ EXPRESSIONS = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
 @given(EXPRESSIONS, st.lists(st.text("abcé-]\n", max_size=5), min_size=4, max_size=4))
 def test_a_grammar_takes_what_it_says_and_nothing_else(pair: Pair, texts: list[str]) -> None:
     gbnf, expression = pair
@@ -239,7 +238,6 @@ def test_text_that_is_forced_is_written_in_the_vocabulary_s_own_tokens(engine: E
         assert alone(engine, ask(engine, "Go"), decoding).text == control
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.text(st.sampled_from('ab"[]()|*+?{},.:=\\xu0- \n#é\ud800'), max_size=40))
 def test_no_text_is_a_defect(text: str) -> None:
     """A malformed grammar is refused, in words; what is accepted can begin."""
@@ -369,7 +367,7 @@ SCHEMAS = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30)
 @given(SCHEMAS, st.sampled_from([0.0, 0.8, 1.8]), st.integers(0, 99), st.booleans())
 def test_what_is_generated_parses_and_validates(
     engine: Engine, schema: dict[str, Any], temperature: float, seed: int, ignore_eos: bool

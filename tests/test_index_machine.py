@@ -129,6 +129,4 @@ class Machine(RuleBasedStateMachine):
 
 
 TestIndex = Machine.TestCase
-TestIndex.settings = settings(
-    max_examples=40, stateful_step_count=40, deadline=None, derandomize=True
-)
+TestIndex.settings = settings(max_examples=40)

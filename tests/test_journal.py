@@ -116,9 +116,7 @@ class JournalMachine(RuleBasedStateMachine):
         assert len(list(self.folder.iterdir())) < 60
 
 
-JournalMachine.TestCase.settings = settings(
-    derandomize=True, max_examples=40, stateful_step_count=40, deadline=None
-)
+JournalMachine.TestCase.settings = settings(max_examples=40)
 TestJournal = JournalMachine.TestCase
 
 
@@ -126,9 +124,7 @@ class SealedJournalMachine(JournalMachine):
     seal = Seal(Ring.new())
 
 
-SealedJournalMachine.TestCase.settings = settings(
-    derandomize=True, max_examples=10, stateful_step_count=40, deadline=None
-)
+SealedJournalMachine.TestCase.settings = settings(max_examples=10)
 TestSealedJournal = SealedJournalMachine.TestCase
 
 

@@ -297,14 +297,14 @@ def test_unusable_input_is_refused(aios: Aios, args: dict[str, Any]) -> None:
 # --- cancelling --------------------------------------------------------------------------------
 
 
-def test_a_cancelled_answer_is_the_beginning_of_the_whole(aios: Aios) -> None:
-    whole = run(aios, max_tokens=1900, **SAMPLED)
-    generation = aios.generate(STORY, max_tokens=1900, **SAMPLED)
+def test_a_cancelled_answer_is_the_beginning_of_the_whole(talking: Aios) -> None:
+    whole = run(talking, max_tokens=60, **SAMPLED)
+    generation = talking.generate(STORY, max_tokens=60, **SAMPLED)
     first_piece(generation)
     generation.cancel()
     result = generation.result()
     assert result.finish == "cancelled"
-    assert 1 <= result.usage.completion < 150
+    assert 1 <= result.usage.completion < 60
     assert whole.tokens[: result.usage.completion] == result.tokens
     assert whole.text.startswith(result.text)
 

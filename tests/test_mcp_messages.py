@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mcp_types import JSONRPCError, JSONRPCResponse
 
@@ -35,14 +35,12 @@ TOOL = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, derandomize=True)
 @given(st.binary(max_size=60) | JSON.map(lambda found: json.dumps(found).encode()))
 def test_any_line_is_read_or_let_pass(line: bytes) -> None:
     messages_of(line)
     assert mended_body(line) is not None
 
 
-@settings(deadline=None, derandomize=True)
 @given(ENVELOPE, st.integers(0, 60))
 def test_what_is_like_a_message_is_one_or_is_let_pass(message: dict[str, Any], cut: int) -> None:
     line = json.dumps(message).encode()
@@ -57,7 +55,6 @@ def test_what_is_like_a_message_is_one_or_is_let_pass(message: dict[str, Any], c
         assert "jsonrpc" in str(error)
 
 
-@settings(deadline=None, derandomize=True)
 @given(st.lists(TOOL | JSON, max_size=4), st.booleans(), st.sampled_from([None, 7, "x"]))
 def test_any_list_of_tools_costs_what_is_no_tool_alone(
     tools: list[Any], modern: bool, cursor: Any

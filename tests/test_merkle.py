@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aios.kernel.audit.merkle import (
@@ -61,7 +61,6 @@ def test_blank_peaks_are_those_of_zeros() -> None:
         assert blank(size).root() == naive([bytes(32)] * size)
 
 
-@settings(derandomize=True, deadline=None)
 @given(st.data())
 def test_an_inclusion_is_proved_and_nothing_else_is(data: st.DataObject) -> None:
     size = data.draw(sizes)
@@ -81,7 +80,6 @@ def test_an_inclusion_is_proved_and_nothing_else_is(data: st.DataObject) -> None
         assert not is_included(leaf, index, size, lie, whole)
 
 
-@settings(derandomize=True, deadline=None)
 @given(st.data())
 def test_consistency_is_proved_and_nothing_else_is(data: st.DataObject) -> None:
     new = data.draw(sizes)

@@ -1,4 +1,7 @@
-"""`aios model`: the real model in another format: measured, kept, chosen, served, distrusted."""
+"""`aios model`: a model in another format: measured, kept, chosen, served, distrusted.
+
+What is measured of the embedded model is measured in this process; the rest is about a small one.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,9 @@ import pexpect
 import psutil
 import pytest
 from commands import AIOS, LIMIT, answer, environment, run, started
-from conftest import EMBEDDED, Boot, eventually, of_core
+from conftest import Boot, eventually, of_core
 from helpers import run as generate
+from models import tiny_model
 
 from aios.agents import connect
 from aios.kernel.config import embedded_model
@@ -31,16 +35,22 @@ from aios.shell.model import ask
 from aios.syscalls.errors import AiosError, ModelError, NoRoom
 
 PATIENCE = 300  # seconds: to measure takes 15 on an idle machine
-SETTINGS = "slots = 2\nctx = 512\n"
+SETTINGS = 'slots = 2\nctx = 512\nmodel = "{}"\n'
 HERE = Conditions("cpu", "engine", 2, 2)
 
 
 @pytest.fixture(scope="module")
-def home(homes: Path) -> Iterator[Path]:
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("original") / "model.gguf"
+    return tiny_model(path, vocabulary=30_000, matrices="F16")
+
+
+@pytest.fixture(scope="module")
+def home(homes: Path, original: Path) -> Iterator[Path]:
     """A home, and a cache of its own, where two that fit at once have measured Q8_0."""
     home = homes / "fitted"
     (home / "cache").mkdir(parents=True)
-    (home / "config.toml").write_text(SETTINGS)
+    (home / "config.toml").write_text(SETTINGS.format(original))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(home / "cache"))
         # what the rule picks depends on how quick the machine is just now
@@ -59,7 +69,7 @@ def home(homes: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def cache(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of that cache, Q8_0 chosen, to be spoilt; its folder of the embedded model."""
+    """A copy of that cache, Q8_0 chosen, to be spoilt; its folder of the original."""
     shutil.copytree(home / "cache", tmp_path / "cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert answer(home, "model", "fit", *Q8)["chosen"] == "q8_0"
@@ -169,7 +179,7 @@ def test_what_memory_has_no_room_for_is_left_out(
 # --- kept --------------------------------------------------------------------------------------
 
 
-def test_what_is_measured_is_neither_made_nor_measured_again(home: Path) -> None:
+def test_what_is_measured_is_neither_made_nor_measured_again(home: Path, original: Path) -> None:
     before = answer(home, "model", "show")
     file = Path(before["folder"]) / "q8_0.gguf"
     made = file.stat()
@@ -178,7 +188,7 @@ def test_what_is_measured_is_neither_made_nor_measured_again(home: Path) -> None
     assert (file.stat().st_ino, file.stat().st_mtime_ns) == (made.st_ino, made.st_mtime_ns)
     assert answer(home, "model", "show") == before
     assert before["chosen"] == ""
-    assert before["loaded"] == before["model"] == str(embedded_model())
+    assert before["loaded"] == before["model"] == str(original)
     assert before["versions"][0]["apart"]["kl"] < fit.KL_LIMIT
     assert before["versions"][0]["gain"]["prefill"] > 0
 
@@ -221,16 +231,16 @@ def test_forget(home: Path, cache: Path) -> None:
 # --- used --------------------------------------------------------------------------------------
 
 
-def test_the_chosen_file_serves_and_status_says_so(home: Path, cache: Path) -> None:
+def test_the_chosen_file_serves_and_status_says_so(home: Path, cache: Path, original: Path) -> None:
     ready = answer(home, "start", "--detach", "--fitted")
     try:
         model, fitted = ready["model"], ready["model"]["fitted"]
         assert model["path"] == str(cache / "q8_0.gguf")
-        assert (fitted["original"], fitted["format"]) == (str(embedded_model()), "q8_0")
+        assert (fitted["original"], fitted["format"]) == (str(original), "q8_0")
         assert 0 < fitted["kl"] < fit.KL_LIMIT
         assert model["certified"] == ready["slots"] == 2
         shown = run(home, "status").stdout
-        assert f"q8_0 of {embedded_model()}" in shown
+        assert f"q8_0 of {original}" in shown
         assert f"mean KL {fitted['kl']:.4f} nats" in shown
         done = run(home, "generate", "Hi", "--max-tokens", "4")
         assert done.returncode == 0
@@ -239,15 +249,17 @@ def test_the_chosen_file_serves_and_status_says_so(home: Path, cache: Path) -> N
         assert run(home, "stop").returncode == 0
 
 
-def test_without_fitted_the_original_serves(home: Path, cache: Path) -> None:
+def test_without_fitted_the_original_serves(home: Path, cache: Path, original: Path) -> None:
     model = answer(home, "start", "--detach")["model"]
     assert run(home, "stop").returncode == 0
-    assert (model["path"], model["fitted"]) == (str(embedded_model()), None)
+    assert (model["path"], model["fitted"]) == (str(original), None)
     assert (model["refused"], model["measured"]) == ("", True)
 
 
-def test_a_core_that_starts_again_never_loads_another_file(boot: Boot, cache: Path) -> None:
-    system = boot(model=EMBEDDED, fitted=True)
+def test_a_core_that_starts_again_never_loads_another_file(
+    boot: Boot, cache: Path, original: Path
+) -> None:
+    system = boot(model=str(original), fitted=True)
     with connect(system.home) as aios:
         before = generate(aios, digest=True).digest
         of_core(system).kill()
@@ -288,23 +300,24 @@ def test_a_hint_where_nothing_was_measured(
 
 
 def truncate(folder: Path) -> None:
-    os.truncate(folder / "q8_0.gguf", 10_000_000)
+    os.truncate(folder / "q8_0.gguf", 1_000_000)
 
 
 def flip(folder: Path) -> None:
     with (folder / "q8_0.gguf").open("r+b") as file:
-        file.seek(100_000_000)
+        file.seek(2_000_000)
         byte = file.read(1)[0]
-        file.seek(100_000_000)
+        file.seek(2_000_000)
         file.write(bytes([byte ^ 1]))
 
 
 def replace(folder: Path) -> None:
-    requantize(embedded_model(), folder / "q8_0.gguf", "q4_0", 2)
+    original = json.loads((folder / "fit.json").read_text())["path"]
+    requantize(Path(original), folder / "q8_0.gguf", "q4_0", 2)
 
 
 SPOILS: dict[str, tuple[Callable[[Path], None], str]] = {
-    "truncated": (truncate, "has 10000000 bytes instead of "),
+    "truncated": (truncate, "has 1000000 bytes instead of "),
     "flipped": (flip, "is not the file that was measured: another hash"),
     "foreign": (replace, "bytes instead of "),
     "gone": (lambda folder: (folder / "q8_0.gguf").unlink(), "No such file"),
@@ -313,18 +326,18 @@ SPOILS: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("how", SPOILS)
-def test_what_is_not_whole_is_refused(how: str, cache: Path) -> None:
+def test_what_is_not_whole_is_refused(how: str, cache: Path, original: Path) -> None:
     spoil, why = SPOILS[how]
-    assert choose(embedded_model(), True).fitted is not None
+    assert choose(original, True).fitted is not None
     spoil(cache)
-    choice = choose(embedded_model(), True)
-    assert (choice.path, choice.fitted) == (embedded_model(), None)
+    choice = choose(original, True)
+    assert (choice.path, choice.fitted) == (original, None)
     assert why in choice.refused
     assert "aios model f" in choice.refused  # what to do next
 
 
 @pytest.mark.usefixtures("briefly")
-def test_a_refusal_is_said_and_mended(home: Path, cache: Path) -> None:
+def test_a_refusal_is_said_and_mended(home: Path, cache: Path, original: Path) -> None:
     flip(cache)
     done = run(home, "start", "--detach", "--fitted")
     assert run(home, "stop").returncode == 0
@@ -332,7 +345,7 @@ def test_a_refusal_is_said_and_mended(home: Path, cache: Path) -> None:
     assert done.stderr.startswith("aios: the original is loaded, no fitted model: ")
     for action in ("measure", "choose"):
         fit.serve(fit.Request(action, str(home), {}, ("q8_0",)))
-    assert choose(embedded_model(), True).fitted is not None
+    assert choose(original, True).fitted is not None
 
 
 # --- interrupted, refused ------------------------------------------------------------------------
@@ -360,10 +373,9 @@ def test_a_file_has_no_name_until_it_is_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("moment", ["requantizing", "timing"])
 def test_ctrl_c_leaves_nothing_half_written(moment: str, home: Path, tmp_path: Path) -> None:
-    (home / "config.toml").write_text(SETTINGS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        with started(home, "model", "fit") as fitting:
+        with started(home, "model", "fit", "--model", str(embedded_model())) as fitting:
             assert fitting.stderr is not None
             while moment not in fitting.stderr.readline():
                 assert fitting.poll() is None
@@ -377,7 +389,7 @@ def test_ctrl_c_leaves_nothing_half_written(moment: str, home: Path, tmp_path: P
 
 
 def test_a_full_disk(home: Path, tmp_path: Path) -> None:
-    limit = 10 << 20
+    limit = 1 << 20
     done = subprocess.run(
         [*AIOS, "model", "fit", "--json"], capture_output=True, text=True, check=False,
         env=environment(home) | {"XDG_CACHE_HOME": str(tmp_path)}, timeout=LIMIT,
@@ -395,7 +407,7 @@ def test_a_full_disk(home: Path, tmp_path: Path) -> None:
     ("args", "says"),
     [
         (["fit", "--formats", "q9"], "no format 'q9'"),
-        (["fit", "--choose", "q4_1", "--formats", "q8_0", "--yes"], "q4_1 was not measured"),
+        (["fit", "--choose", "f16", "--formats", "q8_0", "--yes"], "f16 was not measured"),
         (["show", "--model", "/nowhere.gguf"], "cannot read /nowhere.gguf"),
         (["fit", "--model", __file__], "is not a GGUF file"),
     ],

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import get_args
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -308,6 +307,3 @@ class Table(RuleBasedStateMachine):
 
 
 TestTable = Table.TestCase
-TestTable.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, derandomize=True
-)

@@ -6,7 +6,7 @@ import contextlib
 
 import msgpack
 import psutil
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from raw import Raw
 
@@ -38,7 +38,6 @@ class Journal:
 
 
 @given(steps)
-@settings(deadline=None)
 def test_what_is_kept_is_bounded_and_as_it_is_journaled(found: list[tuple[str, int, int]]) -> None:
     bounds = replies.MOST, replies.MOST_BYTES, replies.ALL_BYTES
     replies.MOST, replies.MOST_BYTES, replies.ALL_BYTES = 5, 150, 300

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, deque
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -392,6 +391,3 @@ class SchedulerAndCore(RuleBasedStateMachine):
 
 
 TestSchedulerAndCore = SchedulerAndCore.TestCase
-TestSchedulerAndCore.settings = settings(
-    max_examples=150, stateful_step_count=50, deadline=None, derandomize=True
-)

@@ -286,8 +286,6 @@ def test_files_are_written_listed_read_and_deleted(job: Job) -> None:
 @settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     max_examples=20,
-    deadline=None,
-    derandomize=True,
 )
 @given(st.text("aé€𝄞", min_size=1, max_size=9), st.integers(16_380, 16_390))
 def test_files_are_read_in_parts_that_cut_no_character(job: Job, text: str, size: int) -> None:

@@ -6,7 +6,7 @@ import struct
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -48,7 +48,6 @@ def cache_of(
 SIZES = st.sampled_from([[8, 8], [4, 4, 4, 4], [8, 6, 8, 6], [34, 34, 2, 2, 2, 2], [3]])
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
 @given(SIZES, st.integers(0, 3), st.lists(st.integers(1, 9), min_size=1, max_size=5))
 def test_what_is_cut_and_joined_is_the_same_bytes(
     rows: list[int], slot: int, lengths: list[int]
@@ -65,7 +64,6 @@ def test_what_is_cut_and_joined_is_the_same_bytes(
     assert form.join(buffer, slot, parts).tobytes() == state.tobytes()
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
 @given(SIZES, SIZES, st.integers(0, 3), st.integers(1, 9), st.integers(1, 9))
 def test_a_cache_with_a_window_has_rows_of_the_last_tokens(
     rows: list[int], planes: list[int], slot: int, cells: int, last: int
@@ -90,7 +88,6 @@ def test_a_cache_with_a_window_has_rows_of_the_last_tokens(
     assert form.start(joined, slot, cells) == 0
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
 @given(SIZES, st.integers(1, 12), st.data())
 def test_part_of_an_extent_goes_into_another_slot(
     rows: list[int], cells: int, data: st.DataObject

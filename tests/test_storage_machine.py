@@ -423,5 +423,5 @@ def test_a_right_that_is_taken_back_first_is_gone(tmp_path: Path) -> None:
     system.close()
 
 
-Machine.TestCase.settings = settings(max_examples=40, stateful_step_count=50, deadline=None)
+Machine.TestCase.settings = settings(max_examples=40)
 TestMachine = Machine.TestCase

@@ -532,7 +532,7 @@ class Machine(RuleBasedStateMachine):
         shutil.rmtree(self.folder)
 
 
-Machine.TestCase.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
+Machine.TestCase.settings = settings(max_examples=30)
 TestMachine = Machine.TestCase
 
 
@@ -540,5 +540,5 @@ class SealedMachine(Machine):
     keeper: Keeper = KEEPERS[1]
 
 
-SealedMachine.TestCase.settings = settings(max_examples=10, stateful_step_count=40, deadline=None)
+SealedMachine.TestCase.settings = settings(max_examples=10)
 TestSealedMachine = SealedMachine.TestCase

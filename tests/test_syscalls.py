@@ -290,7 +290,7 @@ calls = st.tuples(samples, fields | st.just({})).map(lambda s: (s[0][0], s[0][1]
 shared_raw = HealthCheck.function_scoped_fixture  # its ids go on from example to example
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[shared_raw])
+@settings(max_examples=30, suppress_health_check=[shared_raw])
 @given(st.lists(calls, min_size=1, max_size=12))
 def test_each_call_gets_exactly_one_final_reply(raw: Raw, batch: list[tuple[str, Any]]) -> None:
     first = next(raw.ids)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aios.kernel.config import embedded_model
@@ -59,7 +59,6 @@ def shown(stream: TextStream, pieces: list[bytes]) -> list[str]:
     return [*out, stream.flush()]
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
 @given(cut(letters.map(str.encode)), stop_lists)
 def test_the_text_ends_before_the_first_stop_string(pieces: list[bytes], stops: list[str]) -> None:
     text, steps = before_stop(pieces, stops)
@@ -71,7 +70,6 @@ def test_the_text_ends_before_the_first_stop_string(pieces: list[bytes], stops: 
     assert not any(stop in text for stop in stops)
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
 @given(cut(letters.map(str.encode)), stop_lists)
 def test_all_is_shown_at_once_that_may_not_begin_a_stop_string(
     pieces: list[bytes], stops: list[str]
@@ -85,7 +83,6 @@ def test_all_is_shown_at_once_that_may_not_begin_a_stop_string(
         assert held == "" or any(stop.startswith(held) for stop in stops)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
 @given(cut(letters.map(str.encode)), stop_lists, st.integers(0, 9))
 def test_a_stream_rebuilt_from_what_it_was_fed_goes_on_the_same(
     pieces: list[bytes], stops: list[str], at: int
@@ -99,7 +96,6 @@ def test_a_stream_rebuilt_from_what_it_was_fed_goes_on_the_same(
     assert shown(again, pieces[at:]) == out[at:]
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
 @given(cut(st.binary(max_size=16) | st.text().map(str.encode)))
 def test_any_bytes_come_out_as_text(pieces: list[bytes]) -> None:
     assert "".join(shown(TextStream([]), pieces)) == b"".join(pieces).decode(errors="replace")
@@ -197,7 +193,6 @@ def test_a_template_that_refuses_is_the_callers_error(engine: Engine) -> None:
 # --- questions ----------------------------------------------------------------------------------
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
 @given(
     text=st.text(
         st.characters(
@@ -246,7 +241,6 @@ questions = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
 @given(questions)
 def test_every_question_has_an_answer(engine: Engine, question: Encode | Decode) -> None:
     """What else comes of one would end the core, and with it what everybody generates."""

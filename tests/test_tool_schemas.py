@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import jsonschema
 import msgspec
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jobs import NO_KERNEL
 from msgspec import Meta
@@ -129,7 +129,6 @@ LIKE: dict[str, Callable[[dict[str, Any]], st.SearchStrategy[Any]]] = {
 }
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
 @given(tools(), st.data())
 def test_what_fits_the_schema_is_accepted_and_nothing_else(made: Tool, data: st.DataObject) -> None:
     assert "$ref" not in json.dumps(made.schema)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import Boot, run_system
 from helpers import WINDOW, talk
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aios.agents import Aios, connect
@@ -139,7 +139,6 @@ def test_a_kernel_that_dies_while_it_makes_room(boot: Boot) -> None:
 sentences = st.lists(st.sampled_from(["red", "green", "blue", "one", "two"]), max_size=6)
 
 
-@settings(derandomize=True)
 @given(sentences, st.lists(sentences, max_size=8))
 def test_what_is_relevant_shares_a_word(text: list[str], turns: list[list[str]]) -> None:
     given_turns = [Turn("user", " ".join(words)) for words in turns]

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aios.syscalls import errors, wire
@@ -38,7 +38,6 @@ plain = st.recursive(
 )  # fmt: skip
 
 
-@settings(derandomize=True, deadline=None)
 @given(st.integers(1, 2**63 - 1), st.sampled_from([wire.DONE, wire.FAILED, wire.PIECE]), plain)
 def test_a_reply_comes_out_as_it_went_in(call_id: int, kind: int, body: Any) -> None:
     assert wire.unpack_reply(msgpack.packb([call_id, kind, body])) == (call_id, kind, body, None)
