@@ -7,14 +7,10 @@ by init) may do everything.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
-
-import psutil
 
 from aios.syscalls import acc, mem, retrieval, sto, tool
 from aios.syscalls import messages as t
@@ -46,7 +42,6 @@ ITS_OWN = (  # what calls can only be about the caller's own; with others it is 
     t.Empty, t.Ps, t.Recv, t.Open, t.Append, t.Generate, t.Tokenize, t.Detokenize, t.Fork,
     t.Checkpoint, t.Rollback, t.Close,
 )  # fmt: skip
-LOOKS = 8  # at who is above a process, until two agree
 RAW = (t.Append, t.Generate)
 LABELS = 64  # of one process; then they become one, that says so
 
@@ -269,50 +264,3 @@ def _objects(args: t.Message) -> Iterator[tuple[str, str, Mode]]:
             yield "", ":*", "write"
         case sto.Shares():
             yield "", ":*", "own"
-
-
-def is_child(os_pid: int, init_pid: int) -> bool:
-    """Whether init itself started this process: an agent's child may have the agent's token."""
-    try:
-        return psutil.Process(os_pid).ppid() == init_pid
-    except psutil.NoSuchProcess:
-        return False
-
-
-def may_be_client(os_pid: int, init_pid: int) -> bool:
-    """Whether a connection without a token is a person's: its process does not descend from init.
-
-    An agent that says hello without its token would otherwise get a client's rights.
-    """
-    try:
-        owner = psutil.Process(os_pid).uids().real
-    except psutil.NoSuchProcess:
-        return False
-    return owner == os.getuid() and init_pid not in ancestors(os_pid, init_pid)
-
-
-def ancestors(os_pid: int, unknown: int) -> list[int]:
-    """The processes above one, as far as they are to be seen; `unknown` where they changed all the
-    while.
-
-    Read twice: what ends in between has its children go to another, and its pid may be a third's.
-    """
-    before: list[int] = []
-    for _ in range(LOOKS):
-        found = _ancestors(os_pid)
-        if found and found == before:
-            return found
-        before = found
-    return [unknown]
-
-
-def _ancestors(os_pid: int) -> list[int]:
-    """Ends with 0, unless one of them is not to be seen, or has just ended."""
-    found = [os_pid]
-    while found[-1]:
-        try:
-            stat = Path(f"/proc/{found[-1]}/stat").read_bytes()
-        except OSError:
-            break
-        found.append(int(stat.rpartition(b")")[2].split()[1]))
-    return found[1:]

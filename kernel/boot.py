@@ -29,6 +29,7 @@ from .core.protocol import Command, Drop, encode
 from .core_link import CORE_KEY, CoreLink
 from .generation import Generations
 from .handlers import handlers
+from .hello import Greeter
 from .index_link import INDEX_KEY, IndexLink
 from .init_protocol import Census, Gone, Paused, Refused, Started, StartFailed, ToKernel, WindUp
 from .interactions import InteractionLog
@@ -141,21 +142,23 @@ class Kernel:
         self.mailroom = Mailroom(loop.after, self.table.is_alive, ledger.note_mail)
         self.waiters = Waiters(self.table, loop.after)
         self.lifecycle = Lifecycle(
-            config, self.boot, self.table, self.contexts, self.generations, self.mailroom,
+            config, self.table, self.contexts, self.generations, self.mailroom,
             self.waiters, self.events, self.logs, ledger.send_init, loop.after,
         )  # fmt: skip
+        self.greeter = Greeter(config, self.boot, self.lifecycle, self.remotes, loop.calls.is_here)
         servers = self._or_close(lambda: mcp_boxes(config.mcp, mcp))
         self.tools = Tools(
             boxes_of(servers | config.tools), config.tool_workers, self.lifecycle, self.gate,
             loop.after, ledger.note_job,
         )  # fmt: skip
         self.trap = Trap(
-            self.table, handlers(self), loop.send, self.lifecycle.hello, self.gate,
+            self.table, handlers(self), loop.send, self.greeter.hello, self.gate,
             self.questions.hold, ledger, self.audit, self.lifecycle.settle,
         )  # fmt: skip
 
     def _connect(self) -> None:
         """Tie the parts to each other and to the loop, where they know each other both ways."""
+        ledger, loop = self.ledger, self.loop
         self.prompts.ask = self.core.ask
         self.storage.changed = lambda _owner, _path: self.index.changed()
         self.generations.on_end = self.interactions.generated
@@ -165,13 +168,12 @@ class Kernel:
         self.index.on_found = self._found
         self.storage.on_read = self.owners.on_adopted = self.contexts.on_awake = self.gate.taint
         self.lifecycle.trap = self.remotes.trap = self.trap
-        self.lifecycle.remotes, self.remotes.on_lost = self.remotes, self.lifecycle.lost
+        self.remotes.on_lost, self.trap.on_parted = self.lifecycle.lost, loop.calls.estrange
         self.lifecycle.ended += [
             self.storage.uploads.ended, self.memory.ended, self.tools.ended, self.gate.ended,
             self.accounts.ended,
             lambda process: self.store.forget(process.pid),
         ]  # fmt: skip
-        ledger, loop = self.ledger, self.loop
         ledger.table, ledger.contexts, ledger.generations, ledger.scheduler = (
             self.table, self.contexts, self.generations, self.scheduler,
         )  # fmt: skip
@@ -180,7 +182,6 @@ class Kernel:
         loop.on_turn, loop.is_waiting = ledger.end_turn, lambda: ledger.is_waiting
         loop.on_call, loop.calls.is_known = self.trap.receive, self.trap.sessions.__contains__
         loop.on_lost, loop.on_closed = self._lost, self._closed
-        self.lifecycle.is_here, self.trap.on_parted = loop.calls.is_here, loop.calls.estrange
         loop.calls.on_refused, loop.on_init = self.lifecycle.cut_off, self._from_init
 
     def hears(self, process: Process, other: Process) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import signal
 import time
@@ -14,23 +13,18 @@ from typing import Any
 
 import psutil
 
-from aios.syscalls import wire
 from aios.syscalls.errors import (
-    BadToken,
-    BadVersion,
     Denied,
     LimitReached,
-    NoProgram,
     ProcessGone,
     from_wire,
 )
-from aios.syscalls.messages import Hello, Limits, Reach, Spawn, Spawned, Welcome
-from aios.syscalls.rules import Manifest
+from aios.syscalls.messages import Limits, Reach, Spawn, Spawned
 
-from . import access
 from .config import Config
 from .context import ContextManager
 from .generation import Generations
+from .inherited import limits_of, reach_of, tightened
 from .init_protocol import (
     Census,
     Gone,
@@ -48,13 +42,12 @@ from .message import Mailroom
 from .patterns import check_visible
 from .policy import check_rules
 from .process import Process, ProcessTable
-from .remotes import Remotes
 from .stats import EventLog
 from .sweeper import Sweeper
 from .toolbox import Box
 from .trap import Call, Session, Trap
 from .waiting import Waiters
-from .walls import Room, joined, reaches, shown
+from .walls import Room, joined
 
 LAST_WORD = 0.2  # seconds that init has to say of what a process died whose connection is lost
 MOST_TOLD = 1000  # reasons for which connections were cut off, before the oldest is told again
@@ -77,20 +70,17 @@ class Birth:
 
 class Lifecycle:
     def __init__(
-        self, config: Config, boot: str, table: ProcessTable, contexts: ContextManager,
+        self, config: Config, table: ProcessTable, contexts: ContextManager,
         generations: Generations, mailroom: Mailroom, waiters: Waiters,
         events: EventLog, logs: Logs,
         to_init: Callable[[ToInit], None], after: Callable[[float, Callable[[], None]], Any],
     ) -> None:  # fmt: skip
-        self.config, self.boot = config, boot
+        self.config = config
         self.table, self.contexts, self.generations = table, contexts, generations
         self.mailroom, self.waiters, self.events, self.logs = mailroom, waiters, events, logs
         self.to_init, self.after = to_init, after
         self.trap: Trap  # set by the boot: they know each other
-        self.is_here: Callable[[bytes], bool]  # whether who made a connection still runs
-        self.remotes: Remotes
         self.ended = [mailroom.ended]  # who hears of an end
-        self.init_pid = os.getppid()
         self.births: dict[int, Birth] = {}  # by pid
         self.told: dict[tuple[int, str], None] = {}  # connections that were cut off: OS pid, why
         self.figures: dict[int, psutil.Process] = {}
@@ -106,11 +96,8 @@ class Lifecycle:
             raise Denied("the system is stopping: nothing new is started")
         name = args.name or Path(args.program).stem[:64] or "agent"
         check_visible("a process's name", name)
-        agent_above = call.process.kind != "client"
-        parent = call.process.pid if agent_above else 0
-        limits = args.limits or (call.process.limits if agent_above else self.config.limits)
-        if agent_above:
-            limits = tightened(call.process.limits, limits)
+        above = None if call.process.kind == "client" else call.process
+        limits = limits_of(self.config, above, args)
         nice = call.process.nice if args.nice is None else args.nice
         lent = [self.contexts.get(call.process, ctx) for ctx in args.contexts]
         if limits.contexts is not None and len(lent) > limits.contexts:
@@ -120,10 +107,9 @@ class Lifecycle:
             )
         if args.manifest is not None:
             check_rules([args.manifest])
-        if agent_above:
-            self._check_reached(call.process, args)
-        reach = self._handed_on(call.process, args) if agent_above else self._given(args)
+        reach = reach_of(self.config, above, args)
         joined(self.config.walls, reach)  # it is refused before anything is there
+        parent = 0 if above is None else above.pid
         process = self.table.add("agent", name, parent, nice, limits, time.monotonic())
         process.manifest, process.labels = args.manifest, set(call.process.labels)
         process.reach = reach
@@ -165,45 +151,6 @@ class Lifecycle:
         self._start(birth)
         return process
 
-    def _check_reached(self, parent: Process, args: Spawn) -> None:
-        """Init finds every file of this user: an agent hears of those that it reaches itself.
-
-        Raises:
-            NoProgram: it names another; the same, whether that is there or not.
-        """
-        around = joined(self.config.walls, parent.reach)
-        for path in (args.program, args.cwd or ""):
-            if "/" in path and not reaches(around, self.config.path, parent.pid, path):
-                raise NoProgram(
-                    f"there is no {path} that the agent reaches",
-                    "a person lets it through to more: docs/walls.md",
-                )
-
-    def _given(self, args: Spawn) -> Reach:
-        """By a person: that, and the program with what is beside it."""
-        given = args.reach or Reach()
-        if not args.program.startswith("/"):
-            return given
-        return joined(given, Reach(read=shown(args.program, self.config.path)))
-
-    def _handed_on(self, parent: Process, args: Spawn) -> Reach:
-        """By an agent: what it reaches itself, or the part that is named.
-
-        Raises:
-            Denied: it names what it was not given, word for word.
-        """
-        if args.reach is None:
-            return parent.reach
-        for name in Reach.__struct_fields__:
-            had, wanted = getattr(parent.reach, name), getattr(args.reach, name)
-            more = set(wanted) - set(had) if isinstance(wanted, list) else wanted and not had
-            if more and name != "all_walls":
-                raise Denied(
-                    f"{name}: an agent hands on what it was given itself, not {more}",
-                    "a person lets it through to more: docs/walls.md",
-                )
-        return args.reach
-
     def _start(self, birth: Birth) -> None:
         pid, spawn = birth.process.pid, birth.spawn
         cwd, log = spawn.cwd or "", str(self.logs.path(pid))
@@ -215,10 +162,10 @@ class Lifecycle:
         if birth is None or not birth.process.alive:
             return
         if not birth.process.os_pid:  # or its hello came first
-            self._born(birth, frame.os_pid)
+            self.born(birth, frame.os_pid)
         self.after(self.config.hello, lambda: self._check_hello(frame.key))
 
-    def _born(self, birth: Birth, os_pid: int) -> None:
+    def born(self, birth: Birth, os_pid: int) -> None:
         process = birth.process
         self.table.bind(process, os_pid)
         if birth.call is not None:
@@ -247,91 +194,10 @@ class Lifecycle:
         if birth is not None and not birth.greeted:
             self.terminate(birth.process, "no hello")
 
-    def hello(self, session: Session, args: Hello) -> Welcome:
-        """Make `session` speak for a process: the token's, or a new client's."""
-        if args.version != wire.ABI_VERSION:
-            raise BadVersion(
-                f"the caller speaks ABI version {args.version}, this kernel {wire.ABI_VERSION}",
-                "use the SDK that came with this kernel",
-            )
-        self.trap.greet(session)
-        spawn = None
-        if args.back is not None:
-            process = self.trap.back(session, args.back)
-        elif args.token is not None:
-            process, spawn = self._redeem(session, args.token)
-        elif session.key:
-            process = self._remote(session, args.name)
-        else:
-            process = self._client(session, args.name)
-        if args.back is None:
-            self.trap.bind(session, process)
-        return Welcome(
-            pid=process.pid,
-            name=process.name,
-            kind=process.kind,
-            version=wire.ABI_VERSION,
-            boot=self.boot,
-            program=spawn.program if spawn else "",
-            task=spawn.task if spawn else None,
-            contexts=sorted(process.contexts),
-            secret=process.secret,
-        )
-
-    def _redeem(self, session: Session, token: bytes) -> tuple[Process, Spawn]:
-        for birth in self.births.values():
-            process = birth.process
-            if secrets.compare_digest(birth.token, token):
-                # init's word of the OS pid may come later than the agent's first message
-                if process.os_pid not in (0, session.os_pid):
-                    break
-                if not access.is_child(session.os_pid, self.init_pid):
-                    break
-                self._check_here(session)
-                if process.os_pid == 0:
-                    self._born(birth, session.os_pid)
-                if process.state != "ending" and not birth.greeted:
-                    process.move("running")
-                birth.greeted = True
-                return process, birth.spawn
-        raise BadToken(
-            "the token is wrong, used up, or another process's", "an agent says hello once"
-        )
-
     def settle(self, process: Process) -> None:
         """Its first call: it has heard its welcome, and the token is used up."""
         if self.births.pop(process.pid, None) is not None:
             process.touch()
-
-    def _client(self, session: Session, name: str | None) -> Process:
-        if not access.may_be_client(session.os_pid, self.init_pid):
-            raise Denied(
-                "this process was started by an agent, and has no token of its own",
-                "start agents with proc.spawn",
-            )
-        self._check_here(session)
-        free = Limits(contexts=None, queue=1024)
-        now = time.monotonic()
-        return self.table.add("client", name or "client", 0, 0, free, now, session.os_pid)
-
-    def _check_here(self, session: Session) -> None:
-        """What was found out of its pid is so of whoever made the connection, if that still runs.
-        Raises Denied."""
-        if not self.is_here(session.route):
-            raise Denied("the process that made this connection has ended", "make another")
-
-    def _remote(self, session: Session, name: str | None) -> Process:
-        """A person elsewhere, or an agent: that may do what the groups say that it was put into."""
-        allowed, now = self.remotes.of(session.key), time.monotonic()
-        if allowed.person:
-            limits = Limits(contexts=None, queue=1024)
-            process = self.table.add("client", name or allowed.name, 0, 0, limits, now)
-        else:
-            process = self.table.add("remote", allowed.name, 0, 0, self.config.limits, now)
-            process.manifest = Manifest()
-        process.key = session.key
-        self.events.publish("process", "connected", process.pid, key=session.key)
-        return process
 
     # --- death ----------------------------------------------------------------------------------
 
@@ -368,7 +234,7 @@ class Lifecycle:
         for process in self.agents_alive():
             birth = self.births.get(process.pid)
             if process.pid in keys and not process.os_pid and birth is not None:
-                self._born(birth, keys[process.pid])
+                self.born(birth, keys[process.pid])
             elif process.pid not in keys and process.pid not in ended and birth is not None:
                 self._start(birth)  # init never heard of it
             paused = keys.get(process.pid) in census.paused
@@ -381,7 +247,7 @@ class Lifecycle:
         for frame in census.gone:
             birth = self.births.get(frame.key)
             if birth is not None and not birth.process.os_pid:
-                self._born(birth, frame.os_pid)  # whoever spawned it hears of that first
+                self.born(birth, frame.os_pid)  # whoever spawned it hears of that first
             self.gone(frame)
         for process in self.table.rows.values():
             if process.tool and not process.alive:  # the kernel may have died over it
@@ -582,12 +448,3 @@ class Lifecycle:
             for pid, birth in self.births.items()
             if not birth.process.alive
         ]
-
-
-def tightened(above: Limits, wanted: Limits) -> Limits:
-    """`wanted`, nowhere looser than `above`."""
-    fields = {}
-    for name in Limits.__struct_fields__:
-        bounds = [b for b in (getattr(above, name), getattr(wanted, name)) if b is not None]
-        fields[name] = min(bounds) if bounds else None
-    return Limits(**fields)

@@ -16,7 +16,7 @@ import pytest
 from raw import Raw
 
 from aios.agents import Aios
-from aios.kernel import access
+from aios.kernel import hello
 from aios.kernel.connections import (
     HELD_BYTES,
     STRANGER_BYTES,
@@ -211,11 +211,11 @@ def test_after_its_exit_nobody_says_hello_on_a_connection(system: System) -> Non
 def test_who_is_above_a_process_is_looked_at_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that ends in between leaves its children to another; then its pid is a third's."""
     mine = [process.pid for process in psutil.Process().parents()]
-    found = access.ancestors(os.getpid(), unknown=-1)
+    found = hello.ancestors(os.getpid(), unknown=-1)
     assert [os_pid for os_pid in found if os_pid] == mine
     changing = itertools.count(2)
-    monkeypatch.setattr(access, "_ancestors", lambda _: [next(changing)])
-    assert access.ancestors(os.getpid(), unknown=-1) == [-1]
+    monkeypatch.setattr(hello, "_ancestors", lambda _: [next(changing)])
+    assert hello.ancestors(os.getpid(), unknown=-1) == [-1]
 
 
 # --- what it makes the kernel hold ----------------------------------------------------------------

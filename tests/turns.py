@@ -49,8 +49,8 @@ class Turns:
         self.replies: dict[bytes, list[tuple[int, int, Any]]] = {}
         self.loop.send_now = self._take  # type: ignore[method-assign]
         self.kernel.ledger.send = self._take
-        self.kernel.lifecycle.init_pid = -1
-        self.kernel.lifecycle.is_here = lambda _: True
+        self.kernel.greeter.init_pid = -1
+        self.kernel.greeter.is_here = lambda _: True
         self.routes = itertools.count(1)
 
     def _take(self, route: bytes, data: bytes) -> None:
