@@ -17,8 +17,8 @@ from msgspec import UNSET, Struct, UnsetType
 
 from .context import Past, Turn
 from .core.protocol import Halted, Out, Segment
-from .generation import Work
 from .journal import Journal
+from .work import Work
 
 SLACK = 4096  # bytes of changes that are added before a short row is written whole again
 NEAR = 64  # tokens and characters of a change for which no nearer checkpoint is looked for

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import takewhile
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
-from msgspec import UNSET, Struct
 
 from aios.syscalls import wire
 from aios.syscalls.errors import (
@@ -28,100 +27,21 @@ from aios.syscalls.messages import (
     Decoding,
     Finish,
     Generate,
-    Logprob,
     ModelInfo,
     Moved,
     PastMessage,
     Piece,
-    Result,
-    Timings,
-    Usage,
 )
 
 from .context import Context, ContextManager, Turn
-from .core.protocol import (
-    Command,
-    Halt,
-    Halted,
-    Out,
-    Prefetch,
-    Run,
-    Step,
-)
+from .core.protocol import Command, Halt, Halted, Out, Prefetch, Run, Step
 from .process import Process
 from .prompt import DEATHS, Entering, Prompts
-from .scheduler import Decision, Dispatch, Scheduler, Task
+from .scheduler import Decision, Dispatch, Scheduler
 from .stats import EventLog, Statistics
 from .trap import Call
 from .window import Windows
-
-
-class Work(Struct, kw_only=True):
-    """What a generation is and has done so far: what it goes on from after the kernel's death."""
-
-    call: int  # its id
-    decoding: Decoding
-    stream: bool
-    prompt: int  # tokens that the call appended
-    began: float  # monotonic
-    prefill: float = 0.0
-    decode: float = 0.0
-    waiting: float = 0.0
-    ttft: float | None = None
-    switches: int = 0
-    pieces: list[Piece] = []  # one a token
-    digest: bytes = b""
-    held: str = ""  # text that the core held back, while preempted
-    cancelled: bool = False
-    moved: Moved | None = None
-    given: list[PastMessage] = []  # what the answer follows, for the interaction log
-
-    @property
-    def text(self) -> str:
-        return "".join(piece.text for piece in self.pieces)
-
-    @property
-    def drawn(self) -> int:
-        return sum(len(piece.tokens) for piece in self.pieces)
-
-    def take(self, out: Out) -> Piece | None:
-        """What one step of the core brought."""
-        if out.digest:
-            self.digest = out.digest
-        if out.token is None:
-            return None
-        some = UNSET if out.logprob is None else [out.logprob]
-        piece = Piece(text=out.text, tokens=[out.token], logprobs=some)
-        self.held = ""
-        self.pieces.append(piece)
-        return piece
-
-
-@dataclass
-class Generation:
-    run: int  # what the core still reports of an earlier run in this context has another
-    call: Call
-    context: Context
-    work: Work
-    task: Task
-    turn: float | None = None  # when its turn began, while it has one
-    prefetched: bool = False  # since that
-    tail: str = ""  # text that came with its end
-    deaths: int = 0  # of the core while it had a slot, since its last token
-    finish: Finish | Literal["failed"] = "failed"
-
-    def usage(self) -> Usage:
-        used = self.context.used
-        return Usage(prompt=self.work.prompt, completion=self.work.drawn, context=used)
-
-    def stop_clock(self, now: float) -> None:
-        """Account for the time of this turn."""
-        if self.turn is not None:
-            if self.work.ttft is None:
-                self.work.prefill += now - self.turn
-            else:
-                self.work.decode += now - self.turn
-        self.turn = None
+from .work import Generation, Work
 
 
 @dataclass
@@ -420,34 +340,15 @@ class Generations:
 
     def _finish(self, gen: Generation, finish: Finish, text: str) -> None:
         now = time.monotonic()
-        work, tokens = gen.work, [token for piece in gen.work.pieces for token in piece.tokens]
         gen.tail, gen.finish = text, finish
-        if text and work.stream:
+        if text and gen.work.stream:
             gen.call.piece(Piece(text=text, tokens=[]))
-        turnaround, waiting = now - work.began, gen.task.waited(now)
-        self.stats.waiting.add(waiting)
-        self.stats.turnaround.add(turnaround)
-        gen.call.process.turnaround += turnaround
-        self.stats.prompt_tokens += work.prompt
-        self.stats.completion_tokens += len(tokens)
-        timings = Timings(
-            waiting=waiting,
-            prefill=work.prefill,
-            decode=work.decode,
-            ttft=work.ttft,
-            turnaround=turnaround,
-            switches=gen.task.switches,
-        )
-        result = Result(
-            text=work.text + text,
-            tokens=tokens,
-            finish=finish,
-            usage=gen.usage(),
-            timings=timings,
-            digest=work.digest.hex() or None,
-            moved=work.moved,
-            logprobs=UNSET if work.decoding.logprobs is None else _logprobs(work),
-        )
+        result = gen.result(finish, now)
+        self.stats.waiting.add(result.timings.waiting)
+        self.stats.turnaround.add(result.timings.turnaround)
+        gen.call.process.turnaround += result.timings.turnaround
+        self.stats.prompt_tokens += gen.work.prompt
+        self.stats.completion_tokens += len(result.tokens)
         self.events.publish("generation", finish, gen.call.process.pid, ctx=gen.context.id)
         gen.call.done(result)
 
@@ -473,7 +374,3 @@ def _given(context: Context, args: Generate) -> list[PastMessage]:
         return [PastMessage(role="text", content=args.text)]
     since = takewhile(lambda turn: not turn.generated, reversed(context.turns))
     return [PastMessage(role=turn.role, content=turn.text) for turn in since][::-1]
-
-
-def _logprobs(work: Work) -> list[Logprob]:
-    return [each for piece in work.pieces for each in piece.logprobs or []]

@@ -21,7 +21,7 @@ from .transaction import Txn
 from .trap import Call
 
 if TYPE_CHECKING:
-    from .generation import Generation
+    from .work import Generation
 
 CUT = 4096  # characters of a text that are logged
 ENTRY = 1024  # bytes of one, about

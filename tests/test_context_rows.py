@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from aios.kernel.context import Turn
 from aios.kernel.context_rows import ContextRow, ContextRows, read_row
 from aios.kernel.core.protocol import Halted, Out
-from aios.kernel.generation import Work
+from aios.kernel.work import Work
 from aios.syscalls.messages import Decoding
 
 WINDOW = 10**6
