@@ -15,7 +15,6 @@ import msgspec
 
 from aios.kernel.boot import Kernel
 from aios.kernel.config import Config
-from aios.kernel.lifecycle import Lifecycle
 from aios.kernel.policy import Passed
 from aios.kernel.process import Process
 from aios.kernel.trap import Session
@@ -53,7 +52,7 @@ class NoGate:
 
 def hello(kernel: Kernel, session: Session, args: Any) -> Welcome:
     """The bench is an agent to the gate: of a person it asks nothing."""
-    welcome = Lifecycle.hello(kernel.lifecycle, session, args)
+    welcome = kernel.greeter.hello(session, args)
     assert session.process is not None
     session.process.kind, session.process.principal = "agent", "/bench"
     return welcome
@@ -64,8 +63,7 @@ def main() -> None:
     kernel = Kernel(msgspec.json.decode(config, type=Config), int(link))
     if gate == "ungated":
         kernel.trap.audit, kernel.trap.gate = NoAudit(), NoGate()
-    kernel.lifecycle.hello = partial(hello, kernel)  # type: ignore[method-assign]
-    kernel.trap.hello = kernel.lifecycle.hello
+    kernel.trap.hello = partial(hello, kernel)
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)  # as the kernel's own program does
     kernel.run()
