@@ -47,7 +47,7 @@ from . import (
     tools,
 )
 from .escape import as_json_text, hung
-from .output import open_streams, say
+from .output import drop_unwritten, open_streams, say
 
 EXIT_CODES: dict[type[AiosError], int] = {
     KernelGone: 3,
@@ -183,4 +183,9 @@ def main() -> NoReturn:
     for number in (signal.SIGTERM, signal.SIGHUP):  # to end as Ctrl-C does, cleaning up
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)
-    sys.exit(execute(sys.argv[1:]))
+    try:
+        code = execute(sys.argv[1:])
+    except OSError:  # of stderr, or it would have been told: nobody can be told anything
+        code = 1
+    drop_unwritten()
+    sys.exit(code)

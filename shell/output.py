@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from shutil import get_terminal_size
 from types import TracebackType
 from typing import Any, BinaryIO, cast
 
@@ -70,7 +71,7 @@ def show(data: Any, as_json: bool, rendered: RenderableType) -> None:
         say(rendered)
     elif at_terminal():
         least = rendered.least if isinstance(rendered, Listing) else 0
-        Screen(width=max(Screen().width, least)).print(rendered)
+        Screen(width=max(get_terminal_size().columns, least)).print(rendered)
     else:
         screen = Screen(width=WIDE, force_terminal=False)
         with screen.capture() as text:
@@ -239,6 +240,18 @@ def open_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         cast(io.TextIOWrapper, stream).reconfigure(errors="backslashreplace")
     sys.excepthook = _say_defect
+
+
+def drop_unwritten() -> None:
+    """Drop what stdout and stderr hold and cannot write, as on a full disk: Python would try once
+    more at its end, complain, and exit with 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # which was told when it was printed
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 def _say_defect(

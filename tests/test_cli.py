@@ -307,10 +307,20 @@ def test_a_pipe_that_is_read_no_more_ends_quietly(system: System) -> None:
     assert (done.stdout, done.stderr) == ("", "")
 
 
-def test_a_full_disk_is_told(system: System) -> None:
-    done = closed(system, "status > /dev/full")
+@pytest.mark.parametrize("line", ["status", "ps --json", "--help", "generate hi --max-tokens 2"])
+def test_a_full_disk_is_told(line: str, system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    done = closed(system, f"{line} > /dev/full")
     assert done.returncode == 1
-    assert done.stderr.startswith("aios: the output: No space left on device\nhint: make room")
+    assert "the output: No space left on device" in done.stderr
+    assert done.stderr.endswith("}\n" if "--json" in line else "hint: make room on its disk\n")
+
+
+def test_errors_that_cannot_be_written_leave_the_exit_code(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    assert closed(system, "ps --nonsense 2> /dev/full").returncode == 1
 
 
 # --- generate --------------------------------------------------------------------------------

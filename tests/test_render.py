@@ -102,6 +102,12 @@ def test_ages(seconds: float, said: str) -> None:
     assert render.age(seconds) == said
 
 
+def test_a_status_fits_whatever_width_a_dumb_terminal_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = printed(render.pairs([("policy", "rr, of several words " * 3)]), monkeypatch, 40)
+    assert 2 <= len(lines) == len([line for line in lines if line.strip()])
+    assert max(map(len, lines)) <= 40
+
+
 def test_a_pipe_gets_lines_that_are_not_folded(capsys: pytest.CaptureFixture[str]) -> None:
     show(None, False, render.columns(["name", "text"], [["a", "word " * 400]]))
     assert len(capsys.readouterr().out.splitlines()) == 2
