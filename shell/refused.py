@@ -63,10 +63,23 @@ def option(path: Path, needs: str, home: Path) -> str:
         return "no option lets an agent into the system's home"
     if path.parts[:2] == ("/", "proc"):
         return "no option lets an agent read of processes"
-    if path.exists() or needs == "read":
+    if is_there(path):
         return f"let it: --{needs} {shlex.quote(str(path))}"
-    folder = next(above for above in path.parents if above.exists())
+    if needs == "read":
+        return "there is no such file"
+    folder = next(above for above in path.parents if is_there(above))
     shared = folder.stat().st_mode & stat.S_ISVTX  # as /tmp
     if shared or any(each.is_relative_to(folder) for each in (home, Path.home())):
         return f"let it: make that first, then --write {shlex.quote(str(path))}"
     return f"let it: --write {shlex.quote(str(folder))}"
+
+
+def is_there(path: Path) -> bool:
+    """Also where this user may not look."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True

@@ -35,7 +35,9 @@ HOME = Path("/home/ann/.local/state/aios")
         ("socket", "2 1 0", "ports", "using the network (let it: --port, for each port)"),
         ("clone", "17", "processes", "starting a process (let it: --processes)"),
         ("ptrace", "", "", "ptrace (no option lets an agent do that)"),
-        ("openat", "/x\x1b[2J\n", "read", "reading /x\\x1b[2J\\n (let it: --read '/x\\x1b[2J\\n')"),
+        ("openat", "/x\x1b[2J\n", "read", "reading /x\\x1b[2J\\n (there is no such file)"),
+        ("openat", f"/{'n' * 300}", "write",
+            f"writing /{'n' * 300} (let it: --write /{'n' * 300})"),  # it cannot be looked for
     ],
 )  # fmt: skip
 def test_each_refusal_names_the_option_that_lets_it(
