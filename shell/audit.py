@@ -13,16 +13,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import Any
 
 import click
+from rich.cells import cell_len
 from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 from rich.table import Table
 
 from aios.syscalls.errors import BadInput
 
 from . import helper
-from .escape import as_json_text, shown
+from .escape import as_json_text, folded, shown
 from .options import Whole
 from .output import at_terminal, bars, json_option, say, show
 from .render import pairs
@@ -265,6 +267,7 @@ def read_receipts(path: Path | None) -> list[list[Any]]:
 
 TITLES = ("number", "time", "pid", "agent", "kind", "call", "about")
 WIDTHS = (8, 19, 5, 16, 7, 16, 0)
+BELOW = " " * (WIDTHS[0] + 1)
 
 
 def lines(said: Iterator[tuple[str, Any]], as_json: bool, nothing: str) -> None:
@@ -285,8 +288,13 @@ def lines(said: Iterator[tuple[str, Any]], as_json: bool, nothing: str) -> None:
 
 
 def row(cells: list[str]) -> str:
-    padded = (shown(cell).ljust(width) for cell, width in zip(cells, WIDTHS, strict=True))
-    return " ".join(padded).rstrip()
+    """One line; in a terminal that is too narrow for it, the last cell is below the others."""
+    padded = [shown(cell).ljust(width) for cell, width in zip(cells, WIDTHS, strict=True)]
+    whole = " ".join(padded).rstrip()
+    columns = get_terminal_size().columns
+    if not at_terminal() or cell_len(whole) <= columns:
+        return whole
+    return "\n".join([" ".join(padded[:-1]).rstrip(), *folded(padded[-1], columns, BELOW)])
 
 
 def line(record: dict[str, Any]) -> list[str]:

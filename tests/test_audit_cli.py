@@ -23,6 +23,7 @@ from aios.kernel.audit.prove import Tree, check, prove, prove_growth
 from aios.kernel.audit.read import Filter, entries
 from aios.kernel.audit.segment import SEGMENT, path_of
 from aios.kernel.audit.verify import known_keys
+from aios.shell import audit
 from aios.shell.launch import System
 from aios.syscalls.errors import AiosError, AuditDamaged, BadInput, NotFound
 
@@ -133,6 +134,19 @@ def test_records_are_exported(home: Path, tmp_path: Path) -> None:
     found = [json.loads(line) for line in target.read_text().splitlines()]
     assert [record["object"] for record in found][:2] == ["path=p1638", "path=p16380"]
     assert run(home, "audit", "export", "-", "--object", "p1638").stdout == target.read_text()
+
+
+def test_in_a_terminal_no_line_is_wider_than_it(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "at_terminal", lambda *, err=False: not err)
+    lines = run(home, "audit", "tail", "-n", "2", COLUMNS="78").stdout.splitlines()
+    assert max(map(len, lines)) <= 78
+    assert [line.split()[-1] for line in lines] == [
+        "CALL", "ABOUT", "sto.put", "path=p32866", "sto.put", "path=p32867"
+    ]  # fmt: skip
+    wide = run(home, "audit", "tail", "-n", "2", COLUMNS="120").stdout.splitlines()
+    assert [line.split()[-1] for line in wide] == ["ABOUT", "path=p32866", "path=p32867"]
 
 
 def test_what_is_not_there_is_said(home: Path, tmp_path: Path) -> None:
