@@ -116,7 +116,7 @@ ROWS: tuple[Row, ...] = (
     Row("kernel.stats", m.Empty, "kernel.read", m.Stats, "Counters and timings since boot."),
     Row("kernel.events", m.Events, "kernel.read", m.Done, "Follow what happens.", m.Event),
     Row("kernel.policy", m.SetPolicy, "kernel.control", m.Policy, "Read or set the policy."),
-    Row("kernel.check", m.Empty, "kernel.read", m.CheckReport, "Test the kernel's invariants."),
+    Row("kernel.check", m.Empty, "kernel.control", m.CheckReport, "Test the kernel's invariants."),
     Row("kernel.stop", m.Empty, "kernel.control", m.Done, "End every agent, then the system."),
 )
 

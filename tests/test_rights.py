@@ -44,6 +44,12 @@ def test_going_past_a_limit_is_a_typed_error_and_the_agent_goes_on(
     assert (exited.code, exited.result) == (0, "limit"), aios.log(pid).data
 
 
+def test_no_agent_has_the_kernel_look_at_all_that_it_holds(aios: Aios, program: Program) -> None:
+    """Nobody else is served meanwhile."""
+    pid = aios.spawn(program(TRY.format("aios.check()")))
+    assert aios.wait(pid, timeout=60).result == "access.denied"
+
+
 def test_past_its_tokens_an_agent_reads_what_the_call_needs(aios: Aios, program: Program) -> None:
     words = (
         "try:\n    aios.open().append([7] * 37)\nexcept AiosError as error:\n    return str(error)"
