@@ -43,7 +43,7 @@ ITS_OWN = (  # what calls can only be about the caller's own; with others it is 
     t.Checkpoint, t.Rollback, t.Close,
 )  # fmt: skip
 RAW = (t.Append, t.Generate)
-LABELS = 64  # of one process; then they become one, that says so
+LABELS, LETTERS = 64, 4096  # of one process; of more it has one, that says so
 
 Shared = Callable[[str, str, str | None, Mode], bool]  # principal, owner, path or anything
 
@@ -219,7 +219,7 @@ class Gate:
         """It has read what is so labelled; a person's process is never tainted."""
         if process.kind != "client" and not labels <= process.labels:
             process.labels |= labels
-            if len(process.labels) > LABELS:
+            if len(process.labels) > LABELS or sum(map(len, process.labels)) > LETTERS:
                 process.labels = {MANY}
             process.touch()
 

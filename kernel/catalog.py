@@ -33,7 +33,7 @@ from .trees import Trees, root
 TABLE = "catalog"
 IN_BACKUP = "the folder `blobs` of a backup"  # where the contents of a copied catalogue are
 KEY = 16  # bytes of a chunk's key, and of what stands for an owner
-ENTRY = 256  # bytes that an object, and each version of it, counts for beside its content
+ENTRY = 256  # bytes that an object, and each version of it, counts for at least, beside its content
 NUMBER, INDEX = struct.Struct(">Q"), struct.Struct(">QI")
 
 encode = msgspec.msgpack.Encoder().encode
@@ -121,6 +121,11 @@ def check_path(path: str) -> None:
         raise BadInput(f"control characters in the path {path!r}", "leave them out")
 
 
+def charged(row: bytes) -> int:
+    """Return what a version counts for beside its content: tags and labels may be much longer."""
+    return max(ENTRY, len(row))
+
+
 def is_used(txn: Txn, chunk: bytes) -> bool:
     return txn.get(TABLE, b"c" + chunk) is not None
 
@@ -171,8 +176,9 @@ class Catalog:
             self._refer(owner, chunk, size)
         if upload is not None:
             self.release(upload)
-        self.txn.put(TABLE, version_key(owner, path, row.version), encode(row))
-        self._grow(owner, ENTRY * (1 if head.version else 2))
+        data = encode(row)
+        self.txn.put(TABLE, version_key(owner, path, row.version), data)
+        self._grow(owner, charged(data) + (0 if head.version else ENTRY))
         self._note(owner, path, head, row.version, "deleted" if row.what == "delete" else "live")
         return row.told(owner, path)
 
@@ -194,7 +200,7 @@ class Catalog:
             for chunk, size in row_of(data).pieces():
                 self._unrefer(owner, chunk, size)
             self.txn.delete(TABLE, place)
-            self._grow(owner, -ENTRY)
+            self._grow(owner, -charged(data))
 
     def versions(self, owner: str, path: str, before: int | None = None) -> Iterator[Row]:
         """The newest first."""

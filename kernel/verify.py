@@ -14,6 +14,7 @@ from .catalog import (
     KEY,
     TABLE,
     changed_of,
+    charged,
     count_of,
     head_of,
     held_of,
@@ -60,7 +61,7 @@ class Verification:
         for place, data in self._rows(txn, b"v"):
             row = row_of(data)
             self.versions += 1
-            self.used[place[OWNER]] += ENTRY
+            self.used[place[OWNER]] += charged(data)
             for chunk, size in row.pieces():
                 self._refer(place[OWNER], chunk, size)
         for _, data in self._rows(txn, b"u"):

@@ -495,6 +495,22 @@ def test_past_its_quota_an_agent_reads_on(boot: Boot, program: Program) -> None:
         assert aios.sto_verify().wait()["problems"] == []
 
 
+def test_what_a_version_says_of_itself_counts_against_the_quota(
+    boot: Boot, program: Program
+) -> None:
+    path = program(
+        "tags = [chr(0x20000 + n) * 64 for n in range(32)]\nput = 0\n"
+        "try:\n    while True:\n"
+        "        aios.sto_batch([{'path': 'a', 'data': b'', 'tags': tags}] * 4)\n        put += 4\n"
+        "except AiosError as error:\n    aios.sto_purge('a')\n    return [put, error.code]"
+    )
+    with connect(boot(storage_bytes=1 << 20).home) as aios:
+        put, code = done(aios, path, name="wordy")
+        assert (100 < put < 128, code) == (True, "limit")
+        assert [holding.bytes for holding in aios.sto_owners()] == [256]  # purged: the path alone
+        assert aios.sto_verify().wait()["problems"] == []
+
+
 def test_a_full_store_refuses_and_reads_on(boot: Boot) -> None:
     system = boot(store_bytes=1 << 25)
     with connect(system.home) as aios:
