@@ -78,20 +78,25 @@ class Tiers:
 
     def add(self, extent: Extent) -> None:
         self.all.add(extent)
-        self.children[extent.parent] += 1
+        self._count_child(extent.parent, 1)
 
     def adopt(self, extent: Extent, parent: bytes) -> None:
         """The parent of an extent has become known."""
-        self.children[extent.parent] -= 1
+        self._count_child(extent.parent, -1)
         extent.parent = parent
-        self.children[parent] += 1
+        self._count_child(parent, 1)
+
+    def _count_child(self, parent: bytes, more: int) -> None:
+        self.children[parent] += more
+        if not self.children[parent]:
+            del self.children[parent]  # or it would grow as long as the core lives
 
     def forget(self, extent: Extent) -> None:
         if extent.file:
             self._unlink(extent)
         self.set(extent, data=None, file=0, reading=None)
         self.all.discard(extent)
-        self.children[extent.parent] -= 1
+        self._count_child(extent.parent, -1)
         self.forgotten(extent)
 
     def set(self, extent: Extent, **changes: Any) -> None:
@@ -305,7 +310,7 @@ class Tiers:
                 problems.append(f"{name} is {getattr(self, name)}, not {size}")
         if self.ram > self.budget:
             problems.append(f"{self.ram} bytes are in RAM, {self.budget} may be")
-        if Counter(extent.parent for extent in self.all) != +self.children:
+        if dict(Counter(extent.parent for extent in self.all)) != dict(self.children):
             problems.append("children are miscounted")
         if self.disk is not None:
             mine = {str(extent.name) for extent in self.all if extent.file}
