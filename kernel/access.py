@@ -107,15 +107,16 @@ class Gate:
         )
 
     def _layers(self, process: Process, right: str) -> tuple[list[list[Named]], Passed | None]:
-        known = self.layers.setdefault(process.pid, {})
+        known = self.layers.setdefault(process.pid, {}) if process.alive else {}
         found = known.get(right)
         if found is None:
             groups = {} if process.tool else self.accounts.groups  # its caller's are not its own
             own = rules_of(process.principal, process.manifest, groups)
             layers = [[named for named in own if not right or covers(named.rule.right, right)]]
-            above = self.table.rows.get(process.parent)
-            if above is not None and above.kind != "client":
-                layers += self._layers(above, right)[0]
+            if len(process.line) > 1:
+                layers += self._layers(process.line[1], right)[0]
+            elif process.parent:
+                layers.append([])  # whoever it was, nobody knows what that might
             found = known[right] = layers, plainly(layers)
         return found
 

@@ -18,6 +18,7 @@ from aios.kernel.envelope import MAX_DEPTH, arguments
 from aios.kernel.followers import OF_ONE, OF_TREE
 from aios.kernel.linux import real
 from aios.syscalls.errors import Malformed
+from aios.syscalls.rules import Manifest
 from aios.syscalls.table import TABLE
 from aios.syscalls.wire import FAILED
 
@@ -176,6 +177,26 @@ def test_a_spawn_whose_contexts_there_is_no_room_for_leaves_nothing(
     assert (kind, body["code"]) == (FAILED, "limit")
     assert (set(table.rows), table.rows[one.pid].below) == (before, 0)
     assert turns.kernel.contexts.check(table.rows.values()) == []
+
+
+def test_who_was_above_an_agent_binds_it_when_that_is_gone(turns: Turns) -> None:
+    """An agent elsewhere is forgotten as soon as its connection ends; what it has started has some
+    time left."""
+    kernel, tight = turns.kernel, Manifest(allow=["proc", "msg"])
+    above = turns.agent("elsewhere", tight)
+    assert above.process is not None
+    above.process.kind = "remote"
+    child = turns.agent("child", parent=above.pid)
+    assert child.process is not None
+    denied = child.wait(child.send("mem.put", {"items": {"a": 1}}))
+    assert (denied[0], denied[1]["code"]) == (FAILED, "access.denied")
+    kernel.lifecycle._end(above.process, 0, "closed its connection")
+    assert above.pid not in kernel.table.rows and child.process.alive
+    for name, args in (("mem.put", {"items": {"a": 1}}), ("mem.get", {"keys": ["a"]})):
+        denied = child.wait(child.send(name, args))
+        assert (denied[0], denied[1]["code"]) == (FAILED, "access.denied"), name
+    kernel.lifecycle._end(child.process, 0, "exit")
+    assert kernel.gate.layers.keys() <= kernel.table.rows.keys()
 
 
 def test_what_a_tree_has_granted_is_bounded_and_goes_at_once(
