@@ -36,7 +36,7 @@ SYSTEM = (
         "passwd", "group", "hosts", "host.conf", "resolv.conf", "nsswitch.conf", "gai.conf",
         "services", "protocols", "ssl", "pki", "ca-certificates", "mime.types", "os-release",
         "locale.alias", "fonts", "debian_version", "redhat-release", "lsb-release", "inputrc",
-        "terminfo", "networks", "rpc", "magic", "xattr.conf", "perl", "python3",
+        "terminfo", "networks", "rpc", "magic", "xattr.conf", "perl", "python3", "manpath.config",
         *(f"python3.{minor}" for minor in range(9, 20)),
         *(f"java-{number}-openjdk" for number in range(8, 40)),
     )),
@@ -304,17 +304,17 @@ def drop_privileges() -> None:
 
 
 def _limit(walls: Walls, have: dict[str, str]) -> None:
-    """Programs reserve more addresses than they use: node 10 GiB for each memory of WebAssembly. So
-    whoever can have the memory of many processes anyway is limited in what it can write of its own,
-    and in addresses to what all of them can have."""
-    at_once = walls.tasks if walls.processes else 1
+    """Programs reserve more addresses than they use: node 10 GiB for each memory of WebAssembly,
+    AddressSanitizer 14 TiB. So whoever can have the memory of many processes anyway is limited in
+    what each can write of its own, and not in addresses."""
     limits = {
         resource.RLIMIT_FSIZE: walls.file_bytes,
         resource.RLIMIT_DATA: walls.memory,
-        resource.RLIMIT_AS: min(walls.memory * at_once, sys.maxsize),
         resource.RLIMIT_MSGQUEUE: 0,
         resource.RLIMIT_CORE: 0,
     }
+    if not walls.processes:
+        limits[resource.RLIMIT_AS] = walls.memory
     if have["tasks"] == USER_NAMESPACE:
         limits[resource.RLIMIT_NPROC] = walls.tasks
     for which, most in limits.items():

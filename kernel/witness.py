@@ -1,8 +1,8 @@
 """What an agent names to Linux that is not within its reach: files, folders, sockets, ports.
 
 Landlock and the view refuse these and tell nobody, so seccomp has init look at each call that names
-one before Linux does it. Nothing is decided here: who changes a path while it is looked at hides it
-from the record, and meets the walls all the same.
+one before Linux does it. Nothing but what a process reads of itself is decided here: who changes
+another path while it is looked at hides it from the record, and meets the walls all the same.
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 AT_A_GLANCE = os.O_PATH  # it is only pointed at: Landlock lets it, where the view shows it
 NAMELESS = re.compile(r"\w+:\[")  # begins what is no path: a link to a pipe, a socket
 MAGIC = ("/proc/self", "/proc/thread-self")  # lead elsewhere for whoever looks
+OWN = frozenset({  # what Linux tells a process of itself
+    "auxv", "cgroup", "cmdline", "comm", "environ", "io", "limits", "maps", "mountinfo", "mounts",
+    "smaps", "smaps_rollup", "stat", "statm", "status",
+})  # fmt: skip
+NOT_READ = WRITES | os.O_PATH | os.O_DIRECTORY
 INSIDE = ("", "")  # nothing to tell
 
 
@@ -53,6 +58,7 @@ PATHS: dict[str, tuple[Named, ...]] = {
     "lremovexattr": (Named(0, how=ENTRY),), "removexattrat": (Named(1, 0),),
 }  # fmt: skip
 WATCHED = (*PATHS, "connect")
+OPENS = ("open", "openat")
 
 
 class Witness:
@@ -96,6 +102,22 @@ class Witness:
             (os.fsencode(said).decode(errors="backslashreplace"), needs)
             for said, needs in found if said
         ]  # fmt: skip
+
+    def own(self, call: str, task: int, args: Sequence[int]) -> tuple[str, int]:
+        """What thread `task` opens to read of its own process, and by which flags; "": it does
+        something else. Landlock has let the agent's first process read that of itself alone: there
+        were no others."""
+        if call in OPENS:
+            where = PATHS[call][0]
+            path, flags = args[where.path], args[where.flags or 0]
+            with contextlib.suppress(OSError):
+                said = "" if flags & NOT_READ else _text(self._read(task, path, TEXT))
+                if said.startswith("/proc/"):
+                    real = resolved(self.root, task, said, follows=True)
+                    folder, name = os.path.split(real)
+                    if name in OWN and folder == f"/proc/{_process(task)}":
+                        return real, flags
+        return "", 0
 
     def _path(self, task: int, where: Named, args: Sequence[int]) -> tuple[str, str]:
         folder = HERE if where.folder is None else signed(args[where.folder])

@@ -71,6 +71,11 @@ WORKS: dict[str, tuple[str, str]] = {
     "addresses that are reserved alone": (
         f"{PYTHON} -c 'import mmap; private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS; "
         "print(len(mmap.mmap(-1, 10 << 30, private, 0)) >> 30)'", "10"),
+    "what Linux tells a program of itself": (
+        f"set -e; {NODE} -e 'process.exit(process.memoryUsage().rss > 0 ? 0 : 1)'; "
+        f"{PYTHON} -c 'import duckdb; duckdb.sql(\"select 1\").fetchall()'; "
+        "cat /proc/self/cgroup /proc/self/mounts > f; cut -d' ' -f2 /proc/thread-self/stat",
+        "(cut)"),
     "multiprocessing": (f"{PYTHON} $SAMPLES/shares_work.py", "6 [1, 4, 9] b'shared' 9"),
     "pytest": (
         f"cp $SAMPLES/passes.py .; {PYTHON} -m pytest -q passes.py | cut -d' ' -f1,2", "1 passed"),
@@ -84,6 +89,8 @@ REFUSED: dict[str, str] = {
     "a device's mode": "chmod 666 /dev/null",
     "a device": "mknod d b 7 0",
     "another's file, by its descriptor": "ls /proc/$PARENT/fd",
+    "what Linux tells of another": "cat /proc/$PARENT/stat",
+    "what Linux lets a program say of itself": "echo another > /proc/self/comm",
     "an archive into another's folder": "tar cf - -C / etc/hosts | tar xf - -C $PERSON",
     "a repository of another's": "git clone -q $PERSON/repository",
     "a network": "exec 3<> /dev/tcp/127.0.0.1/$PORT",
