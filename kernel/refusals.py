@@ -35,7 +35,7 @@ class Listener:
 
     def __init__(self, fd: int, witness: Witness, watched: Container[str], tell: Tell) -> None:
         self.fd, self.witness, self.watched, self.tell = fd, witness, watched, tell
-        self.told: set[tuple[str, ...]] = set()
+        self.told: set[int] = set()  # hashes: paths are long, and an agent chooses them
 
     def answer(self) -> bool:
         """One call that is waiting. False: nobody is left to ask."""
@@ -102,8 +102,8 @@ class Listener:
         return [(str(whom), "")], -errno.EPERM, 0
 
     def _tell(self, *said: str) -> None:
-        if said not in self.told and len(self.told) < MOST:
-            self.told.add(said)
+        if hash(said) not in self.told and len(self.told) < MOST:
+            self.told.add(hash(said))
             self.tell(*said)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import tracemalloc
 import uuid
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aios.kernel.linux import libc
+from aios.kernel.refusals import MOST, Listener
 from aios.kernel.witness import STEPS, WATCHED, Witness, resolved
 
 MEMORY = os.open("/proc/self/mem", os.O_RDONLY)
@@ -111,6 +113,21 @@ def test_what_is_out_of_reach_is_told_by_its_real_name(path: bytes, said: list[s
     args = [2**64 - 100, ctypes.addressof(HELD), os.O_RDONLY, 0, 0, 0]
     found = [real for real, _ in witness().out_of_reach("openat", os.getpid(), args)]
     assert found == said
+
+
+def test_what_was_told_of_an_agent_takes_little_memory() -> None:
+    lengths = []
+    listener = Listener(-1, witness(), WATCHED, lambda *said: lengths.append(len(said[1])))
+    tracemalloc.start()
+    try:
+        for number in range(2 * MOST):
+            for _ in range(2):
+                listener._tell("openat", f"/{number}/" + "x" * 4000, "read")
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert len(lengths) == MOST
+    assert held < 1 << 18
 
 
 def test_whatever_bytes_a_process_is_named_by_it_is_looked_at() -> None:
