@@ -12,6 +12,7 @@ import re
 from functools import lru_cache
 
 from aios.syscalls.errors import BadInput, Denied
+from aios.syscalls.visible import is_visible
 
 STARS = 16  # wildcards of one pattern
 EFFORT = 200_000  # steps that the rules of one call may take, about a fifth of a second
@@ -57,7 +58,7 @@ def matches(pattern: str, text: str, me: str = "", effort: Effort | None = None)
 def check_visible(what: str, text: str) -> None:
     """Raises BadInput for a name or a pattern that holds more than it shows, as by control
     characters, or by what turns the direction of a text: people decide by what they read."""
-    if not text.isprintable():
+    if not is_visible(text):
         raise BadInput(
             f"{what} has characters that do not show: {ascii(text)[:200]}",
             "leave them out; in a pattern `*` and `**` stand for any",

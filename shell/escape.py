@@ -13,13 +13,8 @@ from typing import Any
 import msgspec
 from rich.cells import chop_cells
 
-# What str.isprintable() takes for visible, and no terminal shows: Unicode's other code points that
-# are ignorable by default (fillers, joiners, variation selectors), and the empty Braille pattern.
-INVISIBLE = (
-    "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
-    "\U000e0100-\U000e01ef"
-)
-HIDDEN = re.compile(f"[{INVISIBLE}]")
+from aios.syscalls.visible import is_visible
+
 UNUSUAL = re.compile("[^ -~]+")  # runs that are looked at more closely
 
 
@@ -34,11 +29,9 @@ def shown(text: str, *, lines: bool = False) -> str:
 
 
 def _escaped(text: str, kept: str) -> str:
-    if text.isprintable() and not HIDDEN.search(text):
+    if is_visible(text):
         return text
-    return "".join(
-        c if c in kept or (c.isprintable() and not HIDDEN.match(c)) else _code(c) for c in text
-    )
+    return "".join(c if c in kept or is_visible(c) else _code(c) for c in text)
 
 
 def _code(char: str) -> str:
@@ -76,7 +69,7 @@ def as_json_text(data: Any, indent: int = 2) -> str:
 
 
 def _json_code(char: str) -> str:
-    if char == "\n" or (char.isprintable() and not HIDDEN.match(char)):  # no string has a newline
+    if char == "\n" or is_visible(char):  # no string has a newline
         return char
     units = char.encode("utf-16-be")
     return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))

@@ -136,7 +136,9 @@ def test_what_would_take_too_long_is_refused(manifest: Manifest, said: str) -> N
     check_rules([Manifest(allow=[f"sto {'*a' * STARS}"] * 256)])
 
 
-HIDDEN = ["a\x1b[2J", "a\nb", "\u202eb", "\u2066b", "\u200bb", "\x9b"]
+HIDDEN = [
+    "a\x1b[2J", "a\nb", "\u202eb", "\u2066b", "\u200bb", "\x9b", "b\u3164", "a\ufe0f", "\u2800",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", HIDDEN)
