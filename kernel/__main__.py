@@ -16,7 +16,7 @@ from aios.syscalls.errors import AiosError
 from .boot import Kernel
 from .child import TOKEN_FD
 from .config import Config
-from .init import FATAL
+from .init_protocol import FATAL
 from .seal import inherited
 from .stderr import become_log
 

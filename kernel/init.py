@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import gc
 import importlib
 import json
@@ -22,7 +21,6 @@ import secrets
 import selectors
 import signal
 import socket
-import stat
 import subprocess
 import sys
 import time
@@ -30,16 +28,17 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from aios.syscalls.errors import AiosError, BadInput, HomeBusy, NoProgram
+from aios.syscalls.errors import AiosError, BadInput, NoProgram
 from aios.syscalls.home import endpoint
 
 from .child import CAUGHT, TOKEN_FD, become_child, exec_argv, exec_service
 from .config import Config, load, try_embedder
+from .home import lock_home
 from .init_protocol import (
+    FATAL,
     FRAME_BYTES,
     PART,
     Census,
@@ -66,11 +65,6 @@ RUNNER = "aios.agents.runner"  # by name: the kernel knows the SDK only as a pro
 OF_AGENT, SPARE = 4, 64  # descriptors that init holds for an agent; that it has besides
 BACKOFF, LONGEST_BACKOFF, HEALTHY = 0.05, 5.0, 10.0  # seconds
 CRASHES = 3  # of a kernel by itself, one soon after the other, until its journal is set aside
-OWN = (  # of what is in a home
-    "agents", "audit", "index*", "journal*", "keys", "kv", "log", "run", "store*", "init.l*",
-    "policy.json", "config.toml", "shell_history",
-)  # fmt: skip
-FATAL = 78  # the kernel's exit code when starting it again would not help (EX_CONFIG)
 
 
 class Init:
@@ -380,41 +374,6 @@ def signal_group(os_pid: int, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             send(os_pid, number)
             return
-
-
-def make_private(home: Path) -> None:
-    """Nobody else reads what is in there, nor puts anything in its place, whatever the folder and
-    the umask were when it was made. The folder itself may have more in it."""
-    own = [path for name in OWN for path in home.glob(name) if not path.is_symlink()]
-    for path, taken in (*((path, 0o077) for path in own), (home, 0o022)):
-        found = path.stat()
-        is_own = found.st_uid == os.getuid() and not found.st_mode & stat.S_ISVTX
-        if is_own and found.st_mode & taken:
-            path.chmod(stat.S_IMODE(found.st_mode) & ~taken)
-
-
-def lock_home(home: Path) -> Any:
-    """One system a home: held until init ends.
-
-    Raises:
-        HomeBusy: another init holds it.
-    """
-    for folder in (home, home / "log", home / "run", home / "agents"):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    make_private(home)
-    lock = (home / "init.lock").open("a+")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.seek(0)
-        raise HomeBusy(
-            f"an AIOS runs in {home} (init {lock.read().strip() or '?'})",
-            "stop it with `aios stop`, or set AIOS_HOME to another folder",
-        ) from error
-    lock.truncate(0)
-    lock.write(str(os.getpid()))
-    lock.flush()
-    return lock
 
 
 def open_ring(config: Config) -> int | None:

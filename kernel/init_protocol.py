@@ -7,6 +7,8 @@ from msgspec import Struct
 
 from .walls import Walls
 
+FATAL = 78  # the exit code where starting it again would not help (EX_CONFIG)
+
 
 class Frame(Struct, tag_field="t"):
     """Base of all that travels between init and kernel."""

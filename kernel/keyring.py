@@ -28,7 +28,8 @@ from aios.syscalls.errors import AiosError, BadInput, KeyMissing, KeyWrong, Stor
 
 from . import files
 from .config import Config, load
-from .init import FATAL, lock_home
+from .home import lock_home
+from .init_protocol import FATAL
 from .seal import Ring
 
 SALT, NONCE = 16, bytes(12)  # each wrapping has a salt, so a key, of its own
