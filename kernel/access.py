@@ -7,7 +7,6 @@ by init) may do everything.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -49,13 +48,10 @@ Shared = Callable[[str, str, str | None, Mode], bool]  # principal, owner, path 
 
 
 class Gate:
-    """`shared` knows what owners of storage have shared; `now` is Unix time."""
+    """`shared` knows what owners of storage have shared."""
 
-    def __init__(
-        self, table: ProcessTable, accounts: Accounts, shared: Shared,
-        now: Callable[[], float] = time.time,
-    ) -> None:  # fmt: skip
-        self.table, self.accounts, self.shared, self.now = table, accounts, shared, now
+    def __init__(self, table: ProcessTable, accounts: Accounts, shared: Shared) -> None:
+        self.table, self.accounts, self.shared = table, accounts, shared
         self.judge = Judge(accounts.grants, self._giver)
         # Rules about a process, its own and those of each above it; by pid, and for each right.
         # With them what passes by these whatever it is about.
@@ -73,7 +69,7 @@ class Gate:
         layers, plain = self._layers(process, row.right)
         if plain is not None and _is_of_its_own(args):
             return plain
-        subject, look = self._subject(process, layers), Look(self.now())
+        subject, look = self._subject(process, layers), Look(self.accounts.now())
         requests, rule = self.requests(process, row, args), ""
         asked: list[tuple[Request, str]] = []
         for request in requests:
@@ -167,7 +163,7 @@ class Gate:
         """Of (owner, prefix) that were shared, those that the rules let a process read."""
         if process.kind == "client":
             return scopes
-        subject, look = self.subject(process), Look(self.now())
+        subject, look = self.subject(process), Look(self.accounts.now())
 
         def may(owner: str, prefix: str) -> bool:
             request = Request("sto.read", f"{owner}:{prefix}", below="/:*")
@@ -208,7 +204,7 @@ class Gate:
             rules = [rules_of(args.principal, None, self.accounts.groups)]
             subject = Subject(args.principal, rules, -1)
         request = Request(args.right, args.object, args=args.args)
-        decision = self.judge.decide(subject, request, self.now())
+        decision = self.judge.decide(subject, request, self.accounts.now())
         return acc.Verdict(
             effect=decision.effect, rule=decision.rule, tainted=sorted(subject.labels),
             fits=all_fitting(subject, request),

@@ -106,7 +106,7 @@ class Kernel:
             self.store, self.blobs, Shares(lambda: self.accounts.groups), config.storage_bytes,
             config.blobs,
         )  # fmt: skip
-        self.gate = Gate(self.table, self.accounts, self.storage.shared, self.accounts.now)
+        self.gate = Gate(self.table, self.accounts, self.storage.shared)
         self.questions = Questions(self.gate, config.ask_timeout, self.loop.after)
         self.upkeep = Upkeep(self.storage, self.store, post, self.seal)
         self.owners = self._owners(system)
@@ -179,7 +179,7 @@ class Kernel:
         )  # fmt: skip
         ledger.lifecycle, ledger.mailroom = self.lifecycle, self.mailroom
         ledger.accounts = self.accounts
-        loop.on_turn, loop.is_waiting = ledger.end_turn, lambda: ledger.is_waiting
+        loop.on_turn, loop.is_waiting = ledger.end_turn, lambda: ledger.journal.is_waiting
         loop.on_call, loop.calls.is_known = self.trap.receive, self.trap.sessions.__contains__
         loop.on_lost, loop.on_closed = self._lost, self._closed
         loop.calls.on_refused, loop.on_init = self.lifecycle.cut_off, self._from_init

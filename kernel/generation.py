@@ -81,7 +81,7 @@ class Generations:
         events: EventLog,
         send: Callable[[Command], None],
         note: Callable[[int, Out | Halted], None],
-        check_room: Callable[[], None] = lambda: None,
+        check_room: Callable[[], None],
     ) -> None:
         self.note, self.check_room = note, check_room
         self.scheduler = scheduler

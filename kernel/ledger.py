@@ -131,11 +131,6 @@ class Ledger:
 
     # --- the end of a turn ----------------------------------------------------------------------
 
-    @property
-    def is_waiting(self) -> bool:
-        """Whether it is better to take in nothing now: the journal is being made longer."""
-        return self.journal.is_waiting
-
     def end_turn(self) -> bool:
         """Commit what has changed. False: there is no room for it now."""
         if not self.audit.flush():

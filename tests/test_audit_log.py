@@ -310,7 +310,7 @@ def test_on_a_full_disk_calls_that_make_room_are_served_last(
         assert audit.refused(process, "os_pid=1", 1, "mem.get", b"", DiskFull("full")) is None
     no_room(0)
     eventually(lambda: opened.log.has_room(RESERVE))
-    audit.check_room(TABLE["mem.get"])
+    audit.check_room(TABLE["mem.get"], None)
     opened.close()
     found = [record for record, _, _ in entries(home / "audit") if record.kind == "note"]
     assert [(note.call, note.object) for note in found] == [

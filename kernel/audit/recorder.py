@@ -50,7 +50,7 @@ class Audit:
 
     # --- calls ------------------------------------------------------------------------------------
 
-    def check_room(self, row: Row, process: Process | None = None) -> None:
+    def check_room(self, row: Row, process: Process | None) -> None:
         """Raises DiskFull where this call could not be recorded, or is one that has to wait. The
         last of the room is for what ends something, and the last of that for persons."""
         is_agent = process is not None and process.kind != "client"
