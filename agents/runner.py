@@ -11,8 +11,10 @@ import inspect
 import os
 import sys
 import traceback
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, NoReturn
 
 from aios.syscalls.errors import AiosError, KernelGone, NoProgram
 
@@ -57,13 +59,21 @@ def resolve(program: str) -> str:
     return program
 
 
-def load(path: str) -> type[Agent]:
+class Source(SourceFileLoader):
+    """Loads a program as `python FILE` does, without a look for bytecode beside it: an agent that
+    may read nothing there would be told of each time."""
+
+    def path_stats(self, path: Any) -> NoReturn:
+        raise OSError("this source has no bytecode")
+
+
+def load(path: str, loader: SourceFileLoader | None = None) -> type[Agent]:
     """The one Agent subclass that the file at `path` defines.
 
     Raises:
         NoProgram: it defines none, or several.
     """
-    spec = importlib.util.spec_from_file_location("aios_agent", path)
+    spec = importlib.util.spec_from_file_location("aios_agent", path, loader=loader)
     if spec is None or spec.loader is None:
         raise NoProgram(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
@@ -107,9 +117,21 @@ def _outcome(result: Any) -> Any:
     return asyncio.run(result) if inspect.iscoroutine(result) else result
 
 
+def own_part(error: BaseException, path: str) -> TracebackType | None:
+    """The traceback of `error` from the program's own first line on; all of it where the program
+    was called wrongly, and none where the program could not begin."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename != path:
+        trace = trace.tb_next
+    began = not isinstance(error, SyntaxError | NoProgram)
+    return trace or (error.__traceback__ if began else None)
+
+
 def _run(aios: Aios, beside: str) -> tuple[int, Any]:
+    program = path = aios.welcome.program
     try:
-        agent = load(resolve(aios.welcome.program))(aios)
+        path = resolve(program)
+        agent = load(path, Source("aios_agent", path) if path == program else None)(aios)
         return 0, _outcome(agent.run(aios.welcome.task))
     except SystemExit as leave:
         if isinstance(leave.code, int | None):
@@ -117,8 +139,8 @@ def _run(aios: Aios, beside: str) -> tuple[int, Any]:
         print(leave.code, file=sys.stderr)
         return 1, {"error": str(leave.code)}
     except BaseException as error:  # noqa: BLE001 (whatever it is, its parent gets to know)
-        traceback.print_exc()
-        if isinstance(error, ModuleNotFoundError) and not beside and "/" in aios.welcome.program:
+        traceback.print_exception(error.with_traceback(own_part(error, path)))
+        if isinstance(error, ModuleNotFoundError) and not beside and "/" in program:
             print(
                 "A program reads no modules beside it where your home is in that folder: put all "
                 "of them into a folder of their own", file=sys.stderr,

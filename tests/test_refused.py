@@ -78,3 +78,34 @@ for number in range(20):
     assert done.returncode == 0
     assert done.stderr.count("refused: reading /root-") == LINES
     assert "14 more; `aios audit search --decision denied` has all" in done.stderr
+
+
+def test_a_program_beside_a_home_tries_nothing_that_it_may_not(
+    system: System, program: Callable[[str], str]
+) -> None:
+    """As in the folder of a user who has the system below it: it reads the program alone."""
+    path = system.home.parent / "beside.py"
+    path.write_text(Path(program("return 7")).read_text())
+    done = run(system.home, "run", str(path))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "7\n", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("class A(Agent):\n    def run(self, task):\n        return 1 / 0\n",
+            'Traceback (most recent call last):\n  File "PATH", line 4, in run\n'),
+        ("class A(Agent):\n    def run(self, task)\n", '  File "PATH", line 3\n'),
+        ("print('up')\n", "up\naios.syscalls.errors.NoProgram: PATH defines 0 agents"),
+        ("class A(Agent):\n    def run(self):\n        return 1\n", "Traceback (most recent"),
+    ],
+)  # fmt: skip
+def test_an_error_is_told_from_the_program_s_own_line_on(
+    text: str, first: str, system: System, tmp_path: Path
+) -> None:
+    path = tmp_path / "wrong.py"
+    path.write_text(f"from aios.agents import Agent\n{text}")
+    done = run(system.home, "run", str(path))
+    assert done.returncode == 1
+    assert done.stdout.startswith(first.replace("PATH", str(path)))
+    assert "importlib" not in done.stdout
