@@ -42,7 +42,7 @@ def in_words(question: Question, width: int, longest: int) -> tuple[list[str], b
     each line of them is marked, and folded by the shell, not by the terminal."""
     parts = [
         ("agent", question.principal), ("on", "\n".join(question.objects)),
-        ("with", as_json_text(question.args) if question.args else ""),
+        ("with", as_json_text(legible(question.args)) if question.args else ""),
         ("has read", ", ".join(question.tainted)), ("rule", question.rule),
     ]  # fmt: skip
     lines: list[str] = []
@@ -57,6 +57,16 @@ def in_words(question: Question, width: int, longest: int) -> tuple[list[str], b
             cut = True
         lines += [f"  {label}".ljust(len(LABEL)) + part[0][len(LABEL) :], *part[1:]]
     return lines, cut
+
+
+def legible(value: Any) -> Any:
+    """The same with bytes as text where they are UTF-8: what a person is asked to let through."""
+    if isinstance(value, bytes):
+        with contextlib.suppress(UnicodeDecodeError):
+            return value.decode()
+    if isinstance(value, dict):
+        return {name: legible(each) for name, each in value.items()}
+    return [legible(each) for each in value] if isinstance(value, list) else value
 
 
 def ask_person(aios: Aios, question: Question) -> None:

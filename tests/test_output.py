@@ -129,6 +129,18 @@ def test_an_agent_s_words_never_begin_a_line_of_a_question() -> None:
     assert "".join(line[14:] for line in lines).count("process 1 asks for mem.get") == 5
 
 
+def test_a_question_shows_what_is_stored_as_text() -> None:
+    change = {"path": "a", "data": "Grüße\n\x1b[2J".encode()}
+    question = Question(
+        id=1, pid=2, principal="/a", call="sto.batch", right="sto.write", objects=["/a:a"],
+        args={"changes": [change, {"path": "b", "data": b"\xff\x00"}]}, rule="ask sto.write",
+        tainted=[], expires=0.0,
+    )  # fmt: skip
+    words = "\n".join(in_words(question, 80, 2**31)[0])
+    assert '"data": "Grüße\\n\\u001b[2J"' in words
+    assert '"data": "/wA="' in words  # no text
+
+
 def test_a_long_question_says_what_is_missing_and_shows_both_ends() -> None:
     args = {"command": "harmless; " * 500 + "rm -rf ~"}
     question = Question(
