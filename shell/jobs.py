@@ -65,7 +65,7 @@ class Job:
                     self.emit(f"[{self.number}] {line}")
         if rest:
             self.emit(f"[{self.number}] {rest}")
-        code = self.process.wait()
+        code = self.code()
         how = "done" if code == 0 else f"exit code {code}"
         self.emit(f"[{self.number}] {how}: {self.command}")
 
@@ -76,7 +76,12 @@ class Job:
     def wait(self) -> int:
         """Until it has ended and all its output is shown; its exit code."""
         self.ended.wait()
-        return self.process.wait()
+        return self.code()
+
+    def code(self) -> int:
+        """Its exit code, of a signal as a shell says it."""
+        code = self.process.wait()
+        return 128 - code if code < 0 else code
 
     def end(self) -> int:
         """As Ctrl-C in the foreground: it ends what it started."""

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -63,14 +63,8 @@ class System:
     ) -> None:  # fmt: skip
         self.home = home
         self.log = home / "init.log"
-        try:
-            home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with usable(home):
             log = self.log.open("ab")  # it may be the log of a system that runs
-        except OSError as error:
-            raise BadInput(
-                f"{home} cannot be used as a home: {error.strerror}",
-                "set AIOS_HOME to a folder that can be written to",
-            ) from error
         with log, memory_file(json.dumps(dict(os.environ))) as environment:
             self.log_start = log.tell()
             self.process = subprocess.Popen(
@@ -153,6 +147,23 @@ class System:
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(AGAIN)
+
+
+@contextlib.contextmanager
+def usable(home: Path) -> Iterator[None]:
+    """Make it, if need be; the block writes to it.
+
+    Raises:
+        BadInput: it cannot be made, or written to.
+    """
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise BadInput(
+            f"{home} cannot be used as a home: {error.strerror}",
+            "set AIOS_HOME to a folder that can be written to",
+        ) from error
 
 
 def open_environment() -> dict[str, str]:

@@ -17,6 +17,7 @@ from prompt_toolkit.history import FileHistory
 from prompt_toolkit.patch_stdout import patch_stdout
 
 from .jobs import Job
+from .launch import usable
 from .output import say
 from .questions import Notices
 
@@ -99,15 +100,20 @@ class Shell:
         self.printing = threading.Lock()  # jobs print while the prompt comes and goes
 
     def interactive(self) -> int:
-        """Until `exit` or Ctrl-D; the exit code of the last command."""
-        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Until `exit` or Ctrl-D; the exit code of the last command.
+
+        Raises:
+            BadInput: the home is no folder that can be written to.
+        """
         history = self.home / "shell_history"
-        history.touch(mode=0o600)
+        with usable(self.home):
+            history.touch(mode=0o600)
         session: PromptSession[str] = PromptSession(
             history=FileHistory(history),
             completer=CommandCompleter(self.home, self.cli, lambda: self.jobs),
             complete_while_typing=False, complete_in_thread=True,
         )  # fmt: skip
+        say("`help` lists the commands; Ctrl-D ends the shell", err=True)
         code = 0
         notices = Notices(self.home, self._emit)
         try:
@@ -159,6 +165,8 @@ class Shell:
         except ValueError as error:
             say(f"aios: {error}", err=True)
             return 2
+        if line.args[:1] == ["aios"]:  # as in the examples of every --help
+            line.args.pop(0)
         if not line.args:
             return 0
         if line.background:

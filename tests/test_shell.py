@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aios.agents import Aios, connect
-from aios.shell.jobs import cut
+from aios.shell.jobs import Job, cut
 from aios.shell.launch import System
 from aios.shell.repl import Line, parse, split_at_cursor
 
@@ -75,6 +75,12 @@ def test_lines_from_stdin(system: System) -> None:
     assert done.returncode == 0
 
 
+def test_a_line_may_begin_as_in_the_examples(system: System) -> None:
+    done = run(system.home, stdin="aios sched\naios\naios sched &\n")
+    assert done.stdout.count("rr, quantum 32 tokens\n") == 2
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_last_line_gives_the_exit_code(system: System) -> None:
     assert run(system.home, stdin="logs 999999\n").returncode == 1
     assert run(system.home, stdin="logs 999999\nexit\nps\n").returncode == 1
@@ -100,6 +106,14 @@ def test_exit_ends_the_jobs(system: System, aios: Aios, program: Callable[[str],
         assert said.splitlines()[-1].startswith("[1] exit code 130: run ")
         assert shell.returncode == 0
     assert aios.wait(row.pid).reason == "signal TERM"
+
+
+def test_a_job_that_a_signal_ended_has_the_code_of_a_shell(system: System) -> None:
+    said: list[str] = []
+    job = Job(1, system.home, ["events", "policy"], said.append)
+    job.process.kill()
+    assert job.wait() == 137
+    assert said == ["[1] exit code 137: events policy"]
 
 
 # --- in a terminal ---------------------------------------------------------------------------
@@ -142,6 +156,19 @@ def test_a_dead_kernel_leaves_the_prompt(tmp_path: Path, terminal: Open) -> None
     shell.expect_exact("List the agents that are alive.")
     shell.expect_exact(PROMPT)
     assert leave(shell) == 0
+
+
+def test_without_a_home_to_write_to_it_says_what_to_set(tmp_path: Path) -> None:
+    home = tmp_path / "file"
+    home.write_text("")
+    shell = pexpect.spawn(
+        AIOS[0], AIOS[1:], env=environment(home / "below"), timeout=LIMIT, encoding="utf-8"
+    )
+    shell.expect_exact("file/below cannot be used as a home: Not a directory")
+    shell.expect_exact("hint: set AIOS_HOME")
+    shell.expect(pexpect.EOF)
+    shell.close()
+    assert shell.exitstatus == 78
 
 
 def test_live_pids_are_completed(
