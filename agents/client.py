@@ -400,5 +400,7 @@ def new_key(path: Path) -> str:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             json.dump({"public": public, "secret": secret}, file)
     except OSError as error:
-        raise BadInput(f"cannot make {path}: {error.strerror}", "choose another name") from error
+        raise BadInput(
+            f"cannot make {path}: {error.strerror}", "choose another name or folder"
+        ) from error
     return public

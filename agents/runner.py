@@ -44,7 +44,8 @@ def resolve(program: str) -> str:
     if "/" not in program and not program.endswith(".py"):
         names = registered()
         if program not in names:
-            raise NoProgram(f"no agent is registered as {program!r}", "known: " + ", ".join(names))
+            known = f"known: {', '.join(names)}; a file is named as NAME.py or ./NAME"
+            raise NoProgram(f"no agent is registered as {program!r}", known)
         spec = importlib.util.find_spec(f"{REGISTRY}.{program}")
         if spec is None or spec.origin is None:
             raise NoProgram(f"the agent {program!r} has no file")
@@ -53,7 +54,7 @@ def resolve(program: str) -> str:
     if not path.is_absolute():
         raise NoProgram(f"{program} is a relative path", "give the absolute path")
     if not path.is_file():
-        raise NoProgram(f"there is no file {program}")
+        raise NoProgram(f"there is no file {program}", "`aios agents` lists those that ship")
     if path.suffix != ".py" and not os.access(path, os.X_OK):
         raise NoProgram(f"{program} is neither a .py file nor executable")
     return program

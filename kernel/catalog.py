@@ -32,6 +32,7 @@ from .trees import Trees, root
 
 TABLE = "catalog"
 IN_BACKUP = "the folder `blobs` of a backup"  # where the contents of a copied catalogue are
+LISTED = "`aios sto list` lists what there is"
 KEY = 16  # bytes of a chunk's key, and of what stands for an owner
 ENTRY = 256  # bytes that an object, and each version of it, counts for at least, beside its content
 NUMBER, INDEX = struct.Struct(">Q"), struct.Struct(">QI")
@@ -130,6 +131,10 @@ def is_used(txn: Txn, chunk: bytes) -> bool:
     return txn.get(TABLE, b"c" + chunk) is not None
 
 
+def missing(owner: str, path: str, hint: str = LISTED) -> NotFound:
+    return NotFound(f"no object {path!r} of {owner or 'a person'}", hint)
+
+
 class Catalog:
     """`drop` hears of each chunk that nothing refers to any more."""
 
@@ -151,8 +156,8 @@ class Catalog:
         """
         head = self.head(owner, path)
         if version is None and head.state != "live":
-            hint = "its history has earlier versions" if head.state == "deleted" else ""
-            raise NotFound(f"no object {path!r} of {owner!r}", hint)
+            deleted = head.state == "deleted"
+            raise missing(owner, path, "its history has earlier versions" if deleted else LISTED)
         data = self.txn.get(TABLE, version_key(owner, path, version or head.version))
         if data is None:
             raise NotFound(f"no version {version} of {path!r}", "its history lists them")
@@ -186,7 +191,7 @@ class Catalog:
         """Raises NotFound where there is nothing to purge."""
         head = self.head(owner, path)
         if head.state == "purged":
-            raise NotFound(f"no object {path!r} of {owner!r}")
+            raise missing(owner, path)
         for row in list(self.versions(owner, path)):
             self.forget(owner, path, row.version)
         self._note(owner, path, head, head.version + 1, "purged")

@@ -28,7 +28,7 @@ from aios.syscalls.errors import (
 from aios.syscalls.messages import Done
 
 from .blobs import Blobs
-from .catalog import ENTRY, IN_BACKUP, KEY, TABLE, Catalog, Owned, Row, check_path
+from .catalog import ENTRY, IN_BACKUP, KEY, TABLE, Catalog, Owned, Row, check_path, missing
 from .followers import Followers
 from .process import Process, check_principal
 from .shares import Mode, Shares, covers
@@ -311,7 +311,7 @@ class Storage:
 
         versions: list[sto.Version] = self.store.read(look)
         if not versions and args.before is None:
-            raise NotFound(f"no object {args.path!r} of {owner!r}")
+            raise missing(owner, args.path)
         return versions
 
     def watch(self, call: Call, args: sto.Watch) -> None:

@@ -15,6 +15,7 @@ from aios.syscalls import sto as s
 from aios.syscalls.errors import BadInput
 
 SCHEMA = "AIOS."  # of the headers
+MADE = "`aios sto export` makes what can be imported"
 
 
 def header(info: s.Version) -> tarfile.TarInfo:
@@ -60,7 +61,7 @@ def reading(file: IO[bytes]) -> Iterator[Iterator[tuple[tarfile.TarInfo, IO[byte
             yield members(tar, file)
     except (tarfile.TarError, OSError, EOFError) as error:
         first = str(error).partition("\n")[0].rstrip(":")
-        raise BadInput(f"cannot read {file.name}: {first}") from error
+        raise BadInput(f"cannot read {file.name}: {first}", MADE) from error
 
 
 def members(tar: tarfile.TarFile, file: IO[bytes]) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:

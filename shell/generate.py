@@ -22,7 +22,8 @@ def _read(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise BadInput(f"cannot read {path}: {error}", "name a file, or give the text") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise BadInput(f"cannot read {path!r}: {why}", "name a file, or give the text") from error
 
 
 def _schema(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Any:

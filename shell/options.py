@@ -70,7 +70,8 @@ class Text(click.ParamType[str]):
         if self.pattern is not None and not re.search(self.pattern, text):
             self.fail(f"{text!r} is not {self.says}", param, ctx)
         if not self.least <= len(text) <= (self.most or len(text)):
-            count = f"{self.least} to {self.most}" if self.most else f"at least {self.least}"
+            bounds = dict.fromkeys([self.least, self.most])
+            count = " to ".join(map(str, bounds)) if self.most else f"at least {self.least}"
             self.fail(f"it has {len(text)} characters: give {count}", param, ctx)
         return text
 
@@ -120,6 +121,7 @@ def _click_type(kind: inspect.Type, says: str) -> click.ParamType[Any]:
 NAME = field(t.Spawn, "name", "a name: letters, digits and . _ + -")
 MEMBER = field(acc.Grant, "to", "/NAME, or /TEAM/* for all below")
 RIGHT = field(acc.Grant, "right", "a right, as sto.read, sto or *")
+PATH = field(sto.Get, "path")
 VERSION = field(sto.Get, "version")
 WAIT = field(t.Wait, "timeout")
 WHO = Who()

@@ -29,6 +29,7 @@ from .who import pid_of
 GRACE = 2.0  # seconds that an agent has between TERM and KILL
 READABLE = click.Path(exists=True, resolve_path=True, path_type=str)
 NICE = field(Spawn, "nice")
+PROGRAM = field(Spawn, "program")
 
 
 def parse_limits(
@@ -66,7 +67,7 @@ def spawn_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--name", type=NAME, help="What to list it as."),
         click.option("--task-json", metavar="JSON", help="The task, when it is not a string."),
         click.argument("task", nargs=-1, shell_complete=files),
-        click.argument("program", shell_complete=programs),
+        click.argument("program", type=PROGRAM, shell_complete=programs),
     ):  # fmt: skip
         command = decorate(command)
     return command

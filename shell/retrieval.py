@@ -10,15 +10,15 @@ import click
 import msgspec
 
 from aios.agents import connect
-from aios.syscalls.retrieval import Mode
+from aios.syscalls.retrieval import Mode, Search
 
 from . import render
-from .options import Whole
+from .options import Whole, field
 from .output import json_option, show
 
 
 @click.command()
-@click.argument("query")
+@click.argument("query", type=field(Search, "query"))
 @click.option("--count", type=Whole(1, 50), default=5, show_default=True, help="Passages, at most.")
 @click.option("--mode", type=click.Choice(get_args(Mode)), default="fused", show_default=True)
 @click.option("--owner", metavar="/NAME", help="Of one owner alone.")

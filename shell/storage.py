@@ -16,7 +16,7 @@ from aios.syscalls import sto as s
 
 from . import render
 from .archive import SCHEMA, Content, header, reading
-from .options import VERSION, Whole, field
+from .options import PATH, VERSION, Whole, field
 from .output import STREAM, agreed, json_option, progress, show, whole
 
 owner_option = click.option(
@@ -68,7 +68,7 @@ def list_(
 
 
 @sto.command()
-@click.argument("path")
+@click.argument("path", type=PATH)
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False), default="-")
 @click.option("--version", type=VERSION, help="An earlier one.")
 @owner_option
@@ -91,7 +91,7 @@ def get(home: Path, path: str, file: Path, version: int | None, owner: str) -> N
 
 
 @sto.command()
-@click.argument("path")
+@click.argument("path", type=PATH)
 @click.argument("file", type=click.File("rb"), default="-")
 @click.option(
     "--tag",
@@ -138,7 +138,7 @@ def done_line(info: s.Version) -> str:
 
 
 @sto.command()
-@click.argument("path")
+@click.argument("path", type=PATH)
 @owner_option
 @json_option
 @click.pass_obj
@@ -155,7 +155,7 @@ def history(home: Path, path: str, owner: str, as_json: bool) -> None:
 
 
 @sto.command()
-@click.argument("path")
+@click.argument("path", type=PATH)
 @click.argument("old", type=VERSION)
 @click.argument("new", type=VERSION, required=False)
 @owner_option
@@ -178,7 +178,7 @@ def diff(home: Path, path: str, old: int, new: int | None, owner: str, as_json: 
 
 
 @sto.command()
-@click.argument("path")
+@click.argument("path", type=PATH)
 @click.argument("version", type=VERSION)
 @owner_option
 @json_option
@@ -196,7 +196,7 @@ def rollback(home: Path, path: str, version: int, owner: str, as_json: bool) -> 
 
 
 @sto.command()
-@click.argument("path")
+@click.argument("path", type=PATH)
 @owner_option
 @json_option
 @click.pass_obj
@@ -215,7 +215,7 @@ def delete(home: Path, path: str, owner: str, as_json: bool) -> None:
 
 
 @sto.command()
-@click.argument("path")
+@click.argument("path", type=PATH)
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @owner_option
 @json_option
@@ -236,7 +236,7 @@ def purge(home: Path, path: str, yes: bool, owner: str, as_json: bool) -> None:
 
 @sto.command()
 @click.argument("prefix", required=False)
-@click.argument("to", metavar="/NAME|/NAME/*|GROUP", required=False)
+@click.argument("to", metavar="/NAME|/NAME/*|GROUP", required=False, type=field(s.Share, "to"))
 @click.option("--write", "mode", flag_value="write", help="For reading and writing.")
 @click.option("--revoke", "mode", flag_value="none", help="Not any more.")
 @owner_option

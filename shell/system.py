@@ -22,6 +22,7 @@ from .output import at_terminal, json_option, progress, say, show
 
 STOPPING = 30.0  # seconds for agents, core, kernel and init to end
 KINDS = get_args(EventKind)
+POLICY = field(SetPolicy, "policy", "a name: letters, digits and . _ + -")
 QUANTUM = field(SetPolicy, "quantum")
 SLOTS = Whole(1, 64)  # these three are settings of the kernel: kernel/config.py
 WINDOW = Whole(0, 2**20)
@@ -161,7 +162,7 @@ def stats(home: Path, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("name", required=False, shell_complete=policies)
+@click.argument("name", required=False, type=POLICY, shell_complete=policies)
 @click.option("--quantum", type=QUANTUM, help="Tokens of a turn.")
 @json_option
 @click.pass_obj

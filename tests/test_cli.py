@@ -90,7 +90,9 @@ def test_wrong_usage(
     ("args", "code", "says"),
     [
         (["run", "nobody"], 1, "no agent is registered as 'nobody'"),
-        (["run", "./nothing.py"], 1, "there is no file"),
+        (["run", "notes.txt"], 1, "; a file is named as NAME.py or ./NAME"),
+        (["run", "./nothing.py"], 1, "nothing.py\nhint: `aios agents` lists"),
+        (["generate", "a", "--schema", "none.json"], 78, "read 'none.json': No such file or dir"),
         (["logs", "999999"], 1, "no process 999999"),
         (["logs", "nobody"], 1, "no agent is named 'nobody'"),
         (["kill", "999999"], 1, "no process 999999"),

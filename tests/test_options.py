@@ -67,6 +67,20 @@ def test_every_number_that_is_typed_has_a_range() -> None:
     assert bare == []
 
 
+def test_every_text_argument_is_bounded_where_the_abi_bounds_it() -> None:
+    bare = {
+        (*path, param.name)
+        for path, command in LEAVES
+        for param in command.params
+        if isinstance(param, click.Argument) and isinstance(param.type, click.types.StringParamType)
+    }
+    contents = {("send", "text"), ("generate", "prompt"), ("mem", "put", "text")}
+    tasks = {("run", "task"), ("spawn", "task"), ("tool", "call", "arguments")}
+    looked_up = {("tool", "call", "name"), ("tool", "show", "name"), ("model", "forget", "formats")}
+    assert bare == contents | tasks | looked_up | {("sto", "list", "prefix"),
+                                                   ("sto", "share", "prefix")}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("option", "setting"),
     [("SLOTS", "slots"), ("WINDOW", "ctx"), ("THREADS", "threads"), ("QUANTUM", "quantum")],
@@ -92,12 +106,17 @@ def test_settings_have_the_kernel_s_ranges(option: str, setting: str) -> None:  
         (["grant", "x", "llm"], "'x' is not /NAME"),
         (["grant", "/x", "LLM"], "'LLM' is not a right, as sto.read"),
         (["key", "new", "../x"], "'../x' is not a name"),
-        (["key", "allow", "ann", "short"], "it has 5 characters: give 40 to 40"),
+        (["key", "allow", "ann", "short"], "it has 5 characters: give 40"),
         (["mem", "list", "1", "--space", "a b"], "'--space': 'a b' is not a name"),
         (["mem", "put", "1", "", "v"], "it has 0 characters: give 1 to 400"),
         (["sto", "put", "a", "-", "--tag", ""], "'--tag': it has 0 characters: give 1 to 64"),
         (["generate", "hi", "--stop", ""], "'--stop': it has 0 characters: give 1 to 256"),
         (["kill", ""], "it is empty: give a PID or a name"),
+        (["sto", "get", ""], "'PATH': it has 0 characters: give 1 to"),
+        (["sto", "search", ""], "'QUERY': it has 0 characters: give 1 to 4096"),
+        (["sched", ""], "'[NAME]': '' is not a name: letters"),
+        (["run", ""], "'PROGRAM': it has 0 characters: give 1 to 4096"),
+        (["sto", "share", "a", ""], "it has 0 characters: give 1 to 256"),
         (["kill", "99999999999"], "99999999999 is no PID"),
     ],
 )

@@ -143,7 +143,8 @@ def test_tar_files_in_pipes_and_cut_short(home: Path, tmp_path: Path) -> None:
         piped = sto(home, "import", "-", stdin=done.stdout[:size])
         for torn in (piped, sto(home, "import", str(tmp_path / "torn.tar"))):
             assert (torn.returncode, torn.stdout) == (78, b"")
-            assert torn.stderr.splitlines()[-1].startswith(b"aios: cannot read ")
+            *_, said, hint = torn.stderr.splitlines()
+            assert said.startswith(b"aios: cannot read ") and b"`aios sto export`" in hint
     with connect(home) as aios:
         assert aios.sto_get("t/long", owner="/tar") == data
         assert aios.sto_read("t/long", count=0, owner="/tar").info.version == 2
@@ -245,7 +246,7 @@ def test_something_wrong_is_an_exit_code(homes: Path) -> None:
 
 def test_errors_say_what_to_do(home: Path, tmp_path: Path) -> None:
     for args, code, said in (
-        (["get", "nothing"], 1, b"aios: no object 'nothing'"),
+        (["get", "nothing"], 1, b"aios: no object 'nothing' of a person\nhint: `aios sto list`"),
         (["get", "a/../b"], 1, b"aios: no object"),
         (["put", "a//b", "/dev/null"], 78, b"hint: names with"),
         (["put", "a", str(tmp_path / "none")], 2, b"No such file"),
