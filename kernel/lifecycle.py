@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -41,7 +40,7 @@ from .logs import Logs
 from .message import Mailroom
 from .patterns import check_visible
 from .policy import check_rules
-from .process import Process, ProcessTable
+from .process import Process, ProcessTable, named_by
 from .stats import EventLog
 from .sweeper import Sweeper
 from .toolbox import Box
@@ -94,7 +93,7 @@ class Lifecycle:
     def spawn(self, call: Call, args: Spawn) -> None:
         if self.on_empty is not None:
             raise Denied("the system is stopping: nothing new is started")
-        name = args.name or Path(args.program).stem[:64] or "agent"
+        name = args.name or named_by(args.program)
         check_visible("a process's name", name)
         above = None if call.process.kind == "client" else call.process
         limits = limits_of(self.config, above, args)

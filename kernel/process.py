@@ -9,10 +9,12 @@ no signals; the time is passed in.
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from aios.syscalls.errors import BadInput, LimitReached, NotFound
@@ -134,6 +136,18 @@ class Process:
             code=self.code,
             reason=self.reason,
         )
+
+
+def named_by(program: str) -> str:
+    """Return the name of an agent that was given none: its program's, in the letters of names.
+
+    Raises:
+        BadInput: the program's has characters that do not show.
+    """
+    stem = Path(program).stem
+    check_visible("a program's name", stem)
+    name = re.sub(r"[^\w.+-]", "-", stem)[:64]
+    return name if name.strip(".") else "agent"
 
 
 def check_principal(name: str) -> None:

@@ -14,7 +14,7 @@ from .rules import Manifest
 Pid = Annotated[int, Meta(ge=0, le=2**31)]
 CtxId = Annotated[int, Meta(ge=1, le=2**31)]
 Nice = Annotated[int, Meta(ge=-20, le=19)]
-Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[\w.+-]+\Z")]
+Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^(?!\.{1,2}\Z)[\w.+-]+\Z")]
 Address = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^([\w.+-]+|(/[\w.+-]+)+)\Z")]
 Kind = Literal["agent", "client", "remote"]  # client: a person's; remote: an agent elsewhere
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]

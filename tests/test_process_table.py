@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import get_args
 
+import msgspec
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from aios.kernel.process import MOVES, IllegalMove, Process, ProcessTable
+from aios.kernel.process import MOVES, IllegalMove, Process, ProcessTable, named_by
 from aios.syscalls.errors import LimitReached, NotFound
-from aios.syscalls.messages import Kind, Limits, Mail, ProcessState
+from aios.syscalls.messages import Kind, Limits, Mail, Name, ProcessState
 
 STATES: tuple[ProcessState, ...] = get_args(ProcessState)
 MAX_AGENTS, MAX_CLIENTS, MAX_DEAD, MAX_CHILDREN = 7, 2, 3, 2
@@ -307,3 +308,14 @@ class Table(RuleBasedStateMachine):
 
 
 TestTable = Table.TestCase
+
+
+@pytest.mark.parametrize(
+    ("program", "name"),
+    [("/x/scout.py", "scout"), ("chat", "chat"), ("/x/my notes.py", "my-notes"),
+     ("/x/a:b.py", "a-b"), ("/x/*.py", "-"), ("/x/...py", "agent"), ("/", "agent")],
+)  # fmt: skip
+def test_a_name_out_of_a_program_is_one_of_those_that_can_be_given(program: str, name: str) -> None:
+    """In rules ":" ends the owner, and "*" is any."""
+    assert named_by(program) == name
+    assert msgspec.convert(name, Name) == name

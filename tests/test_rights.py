@@ -93,7 +93,7 @@ def test_a_budget_is_shared_by_all_below(
     assert aios.check() == []
 
 
-@pytest.mark.parametrize("name", ["a\n", "\x1b[2J", "\u202eb", "a b"])
+@pytest.mark.parametrize("name", ["a\n", "\x1b[2J", "\u202eb", "a b", ".", ".."])
 def test_a_name_that_does_not_show_what_it_is_is_refused(
     aios: Aios, name: str, tmp_path: Path
 ) -> None:
