@@ -40,8 +40,13 @@ def test_turns_get_on_where_no_snapshot_is_kept(boot: Boot) -> None:
     system = boot(slots=1, quantum=8, snapshot_bytes=0, disk_bytes=0)
     with connect(system.home) as aios:
         options: dict[str, Any] = {"max_tokens": 24, "ignore_eos": True, "digest": True}
-        alone = [run(aios, prompt, **options) for prompt in prompts(2)]
-        together = [aios.generate(prompt, **options) for prompt in prompts(2)]
+        said = [aios.tokenize(prompt) for prompt in prompts(2)]
+        alone = [run(aios, tokens, **options) for tokens in said]
+        core = of_core(system)
+        core.suspend()  # or the first may end before the second has begun
+        together = [aios.generate(tokens, **options) for tokens in said]
+        eventually(lambda: aios.status().running + aios.status().ready == 2)
+        core.resume()
         assert [call.result().digest for call in together] == [end.digest for end in alone]
         assert aios.stats().replayed > 0
 
