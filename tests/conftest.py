@@ -97,6 +97,17 @@ def of_core(system: System) -> psutil.Process:
     return found[0]
 
 
+@contextlib.contextmanager
+def core_stopped(system: System) -> Iterator[None]:
+    """What is asked of the core meanwhile waits, and what it is at gets no further."""
+    core = of_core(system)
+    core.suspend()
+    try:
+        yield
+    finally:
+        core.resume()
+
+
 def _is_core(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):  # or it is a zombie
         return "aios.kernel.core" in process.cmdline()

@@ -346,17 +346,17 @@ def test_generate_with_a_system_text_and_a_stop_string(system: System) -> None:
     assert (cut["finish"], cut["text"]) == ("stop", plain["text"].partition(word)[0])
 
 
-def test_ctrl_c_cancels_a_generation(system: System, aios: Aios) -> None:
-    before = aios.stats().completion_tokens
+def test_ctrl_c_cancels_a_generation(talker: System, talking: Aios) -> None:
+    before = talking.stats().completion_tokens
     text = "Once upon a time"
-    with started(system.home, "generate", text, "--raw", "--max-tokens", "900") as command:
+    with started(talker.home, "generate", text, "--raw", "--max-tokens", "900") as command:
         assert command.stdout is not None
         first = os.read(command.stdout.fileno(), 1)  # it streams: this is long before the end
         assert len(first) == 1
         command.send_signal(signal.SIGINT)
         command.communicate(timeout=LIMIT)
         assert command.returncode == 130
-        assert 0 < aios.stats().completion_tokens - before < 900
+        assert 0 < talking.stats().completion_tokens - before < 900
 
 
 # --- bench and completion --------------------------------------------------------------------

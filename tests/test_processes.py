@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import Boot, eventually
+from conftest import Boot, core_stopped, eventually
 from helpers import end, row, running, script
 
 from aios.agents import Aios, connect
@@ -346,7 +346,7 @@ def test_what_an_agent_held_is_freed_with_it(talking: Aios, program: Program) ->
 
 # --- signals -----------------------------------------------------------------------------------
 
-LONG: dict[str, Any] = {"max_tokens": 300, "ignore_eos": True, "temperature": 0.9, "seed": 5}
+LONG: dict[str, Any] = {"max_tokens": 900, "ignore_eos": True, "temperature": 0.9, "seed": 5}
 WRITER = f"return aios.generate('Tell a story.', **{LONG!r}, digest=True).result().digest"
 
 
@@ -356,10 +356,8 @@ def generated(aios: Aios) -> int:
 
 @pytest.mark.parametrize("by", ["call", "os"])
 def test_a_stopped_agents_generation_stops_and_goes_on_unchanged(
-    talking: Aios, program: Program, by: str
+    aios: Aios, system: System, program: Program, by: str
 ) -> None:
-    aios = talking
-
     def send(name: str) -> None:
         if by == "call":
             aios.kill(pid, name)  # type: ignore[arg-type]
@@ -369,8 +367,9 @@ def test_a_stopped_agents_generation_stops_and_goes_on_unchanged(
     alone = aios.generate("Tell a story.", digest=True, **LONG).result()
     pid = aios.spawn(program(WRITER))
     eventually(lambda: row(aios, pid).tokens > 60)
-    send("STOP")
-    eventually(lambda: row(aios, pid).state == "stopped")
+    with core_stopped(system):
+        send("STOP")
+        eventually(lambda: row(aios, pid).state == "stopped")
     eventually(lambda: aios.status().ready == 1)
     tokens, steps = row(aios, pid).tokens, generated(aios)
     assert tokens < alone.usage.context

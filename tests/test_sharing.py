@@ -7,7 +7,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import Boot, eventually, of_core
+from conftest import Boot, core_stopped, eventually, of_core
 from helpers import SAMPLED, STORY, first_piece, run
 
 from aios.agents import Aios, connect
@@ -42,11 +42,9 @@ def test_turns_get_on_where_no_snapshot_is_kept(boot: Boot) -> None:
         options: dict[str, Any] = {"max_tokens": 24, "ignore_eos": True, "digest": True}
         said = [aios.tokenize(prompt) for prompt in prompts(2)]
         alone = [run(aios, tokens, **options) for tokens in said]
-        core = of_core(system)
-        core.suspend()  # or the first may end before the second has begun
-        together = [aios.generate(tokens, **options) for tokens in said]
-        eventually(lambda: aios.status().running + aios.status().ready == 2)
-        core.resume()
+        with core_stopped(system):  # or the first may end before the second has begun
+            together = [aios.generate(tokens, **options) for tokens in said]
+            eventually(lambda: aios.status().running + aios.status().ready == 2)
         assert [call.result().digest for call in together] == [end.digest for end in alone]
         assert aios.stats().replayed > 0
 
