@@ -141,7 +141,9 @@ def labels_of(sender: Process) -> list[str]:
 
 
 def _gone(pid: int) -> ProcessGone:
-    return ProcessGone(f"process {pid} has ended: no message will come from it")
+    return ProcessGone(
+        f"process {pid} has ended: no message will come from it", f"`aios logs {pid}` shows why"
+    )
 
 
 def _timeout(seconds: float) -> TimedOut:

@@ -78,12 +78,16 @@ def drawn(tokens: int, dice: np.random.Generator) -> dict[str, NDArray[np.float3
     return weights
 
 
-def with_template(model: Path, path: Path, template: str) -> None:
-    """A copy of a model that carries another chat template."""
+def with_template(model: Path, path: Path, template: str | None) -> None:
+    """A copy of a model that carries another chat template, or none."""
     reader = gguf.GGUFReader(model)
     writer = GGUFWriter(path, "llama", endianess=reader.endianess)
-    new = MetadataDetails(gguf.GGUFValueType.STRING, template)
-    copy_with_new_metadata(reader, writer, {gguf.Keys.Tokenizer.CHAT_TEMPLATE: new}, [])
+    key = gguf.Keys.Tokenizer.CHAT_TEMPLATE
+    if template is None:
+        copy_with_new_metadata(reader, writer, {}, [key])
+    else:
+        new = MetadataDetails(gguf.GGUFValueType.STRING, template)
+        copy_with_new_metadata(reader, writer, {key: new}, [])
 
 
 # --- a vocabulary -------------------------------------------------------------------------------

@@ -48,6 +48,18 @@ def test_send_waits_for_an_answer(system: System, echo: int) -> None:
     assert (mail["sender"], mail["body"]) == (echo, {"heard": "again"})
 
 
+@pytest.mark.parametrize("command", [["send", "--wait", "30"], ["chat"]])
+def test_where_to_look_when_who_is_asked_ends(
+    system: System, aios: Aios, program: Program, command: list[str]
+) -> None:
+    pid = aios.spawn(program("aios.recv(); raise ValueError('why')"), name="ends")
+    running(aios, pid)
+    done = run(system.home, command[0], str(pid), *command[1:], stdin="a line\n")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"`aios logs {pid}`" in done.stderr
+    assert "ValueError: why" in run(system.home, "logs", str(pid)).stdout
+
+
 def test_what_cannot_be_sent_is_said(system: System, aios: Aios, program: Program) -> None:
     for args, code, says in (
         (["send", "nobody", "x"], 1, "no agent is named 'nobody'"),

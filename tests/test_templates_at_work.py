@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from commands import run_process
-from conftest import run_system
+from commands import run, run_process
+from conftest import Boot, run_system
 from helpers import WINDOW, talk
 from models import tiny_model, with_template
 
@@ -61,6 +61,17 @@ def test_a_template_that_is_none_is_said_at_the_start(homes: Path, tmp_path: Pat
     assert done.returncode != 0
     said = "the chat template of the model cannot be compiled: line 1: unexpected '}'"
     assert said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_model_without_one_goes_on_from_text(boot: Boot, tmp_path: Path) -> None:
+    model = tmp_path / "base.gguf"
+    with_template(tiny_model(tmp_path / "tiny"), model, None)
+    home = boot(model=str(model)).home
+    asked = run(home, "generate", "Hello")
+    assert asked.returncode and not asked.stdout
+    assert "carries no chat template" in asked.stderr and "`aios generate --raw`" in asked.stderr
+    went_on = run(home, "generate", "Hello", "--raw", "--max-tokens", "4")
+    assert went_on.returncode == 0 and went_on.stdout.strip()
 
 
 def test_a_question_that_hangs_ends_the_core() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from aios.syscalls.errors import BadInput
 
-from .template import Asked, Message, Renders
+from .template import AS_TEXT, Asked, Message, Renders
 
 Turns = Sequence[tuple[str, str | None]]
 Said = str | list[int]  # of what enters a context
@@ -117,7 +117,7 @@ class Marks:
         parts = self.any.split(text)[::2]
         whole = "".join(parts)
         if self.word[:8] in whole:
-            raise BadInput("the model's chat template cuts texts apart", "send text, not messages")
+            raise BadInput("the model's chat template cuts texts apart", AS_TEXT)
         cuts, at = set(), 0
         spans = self.controls.find(whole)
         for part in parts[:-1]:

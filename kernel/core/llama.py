@@ -39,7 +39,7 @@ from .gguf import identity, load, log, tokenize
 from .grammar import Grammar, Grammars
 from .sampler import Sampler
 from .state import Bytes, Part, StateForm
-from .template import Template
+from .template import AS_TEXT, Template
 
 CHUNK = 64  # tokens of a prefill chunk; chunks end at its multiples, so they never depend on others
 ALONE = 256  # llama.cpp pads the span of a KV stream to 256 cells: one more token and it is 512
@@ -266,7 +266,7 @@ class Engine:
         """
         raw = ll.llama_model_chat_template(self.model, None)
         if not raw:
-            raise BadInput("this model carries no chat template", "send text, not messages")
+            raise BadInput("this model carries no chat template", AS_TEXT)
         bos, eos = self._text_of(ll.llama_vocab_bos), self._text_of(ll.llama_vocab_eos)
         return Template(raw.decode(errors="replace"), bos, eos)
 

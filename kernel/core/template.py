@@ -15,6 +15,7 @@ Asked = tuple[list[Message], bool]  # messages, and whether an answer is opened 
 COMMAND = [sys.executable, "-P", "-m", "aios.kernel.core.renderer"]
 
 OURS = "the model's chat template"
+AS_TEXT = "send text to go on from: raw=True, or `aios generate --raw`"  # where there is none
 
 
 class Renders(Protocol):
