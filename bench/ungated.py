@@ -35,6 +35,9 @@ class NoAudit:
     ) -> Receipt:
         return NOTHING
 
+    def changed(self, process: Process, call_id: int, row: Row, intent: int, text: str) -> int:
+        return 0
+
     def ended(self, process: Process, call_id: int, row: Row, intent: int, code: str) -> Receipt:
         return NOTHING
 

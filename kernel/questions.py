@@ -16,7 +16,7 @@ from aios.syscalls.rules import OBJECTS, PATTERN_CHARACTERS, Rule
 
 from .access import Gate
 from .followers import Followers
-from .policy import Passed
+from .policy import Passed, in_words
 from .trap import Call
 
 
@@ -88,7 +88,10 @@ class Questions:
                     f"{PATTERN_CHARACTERS} letters, that a grant can have",
                     "answer `once`, or set a rule: `aios group`",
                 )
-            self.gate.accounts.give(call.process, to, Rule(question.right, on))
+            rule = Rule(question.right, on)
+            self.gate.accounts.give(call.process, to, rule)
+            words = f"[{in_words(rule)}] [to {to}]"
+            call.trap.audit.changed(call.process, call.id, call.row, call.intent, words)
         assert asker.on_end is not None
         asker.on_end()
         asker.on_end = None

@@ -144,6 +144,23 @@ def test_what_is_changed_of_who_may_do_what_is_there_to_read(
     assert not any(SECRET in each for each in said)
 
 
+def test_what_an_answer_grants_is_there_to_read(
+    system: System, program: Callable[[str], str]
+) -> None:
+    with connect(system.home) as aios:
+        questions = aios.questions()
+        asker = aios.spawn(program("aios.mem_put({'a': 1})"), name="eve", manifest={"ask": ["mem"]})
+        question = next(questions)
+        aios.answer(question.id, "always")
+        aios.wait(asker)
+        records = [r for r in read(system.home) if (r.pid, r.call) == (aios.pid, "acc.answer")]
+        aios.revoke(next(grant.id for grant in aios.grants() if grant.to == "/eve"))
+    intent, note, outcome = records
+    assert (intent.kind, intent.object) == ("intent", f"id={question.id} answer=always")
+    assert (note.kind, note.object) == ("note", "[mem.write on /eve] [to /eve]")
+    assert note.intent == outcome.intent == intent.sequence
+
+
 def test_what_an_agent_changes_takes_few_records(
     system: System, program: Callable[[str], str]
 ) -> None:

@@ -74,15 +74,20 @@ class Audit:
             (process.pid, short(process.principal), kind, call_id, row.name, about(args),
              sha256(raw).digest(), short(rule), "", 0)
         )  # fmt: skip
-        last = receipt
-        for part in parts(details(args), bound=process.kind != "client"):
-            last = self.log.append(
-                (process.pid, short(process.principal), "note", call_id, row.name, part, b"", "",
-                 "", receipt[0])
-            )  # fmt: skip
+        last = self.changed(process, call_id, row, receipt[0], details(args))
         if row.outward:
-            self.due = last[0] + 1
+            self.due = last + 1
         return receipt
+
+    def changed(self, process: Process, call_id: int, row: Row, intent: int, text: str) -> int:
+        """What a call changes of who may do what, in words; where the last of its records is."""
+        last = intent
+        for part in parts(text, bound=process.kind != "client"):
+            last, _ = self.log.append(
+                (process.pid, short(process.principal), "note", call_id, row.name, part, b"", "",
+                 "", intent)
+            )  # fmt: skip
+        return last
 
     def ended(self, process: Process, call_id: int, row: Row, intent: int, code: str) -> Receipt:
         """The outcome of what changes something, before its final reply leaves."""
