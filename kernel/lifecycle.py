@@ -93,6 +93,8 @@ class Lifecycle:
     def spawn(self, call: Call, args: Spawn) -> None:
         if self.on_empty is not None:
             raise Denied("the system is stopping: nothing new is started")
+        if call.process.state == "ending":
+            raise Denied(f"process {call.process.pid} is ending: it starts nothing new")
         name = args.name or named_by(args.program)
         check_visible("a process's name", name)
         above = None if call.process.kind == "client" else call.process
@@ -305,8 +307,9 @@ class Lifecycle:
         self.events.publish(
             "process", "ended", process.pid, code=process.code, reason=process.reason
         )
-        for child in children:
+        for child in children:  # grows: all below go, or each could start another in its time
             self.terminate(child, "parent gone")
+            children += [self.table.rows[pid] for pid in child.children]
         self._ended(process)
 
     def _clear(self, process: Process) -> None:

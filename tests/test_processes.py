@@ -126,14 +126,14 @@ def test_an_executable_gets_its_arguments_and_streams(aios: Aios, tmp_path: Path
 
 def test_a_log_is_followed_to_its_end(aios: Aios, program: Program) -> None:
     pid = aios.spawn(program("print('one')\naios.recv()\nprint('two')"))
-    first = aios.log(pid, wait=20)
+    first = aios.log(pid, wait=60)
     assert (first.data, first.ended) == (b"one\n", False)
     assert aios.log(pid, offset=first.offset).data == b""
     aios.send(pid, "go on")
-    second = aios.log(pid, offset=first.offset, wait=20)
+    second = aios.log(pid, offset=first.offset, wait=60)
     assert second.data == b"two\n"
-    assert aios.wait(pid, timeout=20).code == 0
-    assert aios.log(pid, offset=second.offset, wait=20).ended
+    assert aios.wait(pid, timeout=60).code == 0
+    assert aios.log(pid, offset=second.offset, wait=60).ended
     assert aios.log(pid, offset=-4).data == b"two\n"
     assert aios.log(pid, offset=2**60).data == b""
 

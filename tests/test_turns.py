@@ -179,6 +179,21 @@ def test_a_spawn_whose_contexts_there_is_no_room_for_leaves_nothing(
     assert turns.kernel.contexts.check(table.rows.values()) == []
 
 
+def test_all_below_an_agent_end_with_it_and_start_nothing_more(turns: Turns) -> None:
+    root = turns.agent("root")
+    child = turns.agent("child", parent=root.pid)
+    last = turns.agent("last", parent=child.pid)
+    assert root.process and child.process and last.process
+    turns.kernel.lifecycle._end(root.process, 0, "exit")
+    for one in (child, last):
+        assert one.process is not None and one.process.state == "ending"
+        kind, body = one.wait(one.send("proc.spawn", {"program": "chat"}))
+        assert (kind, body["code"]) == (FAILED, "access.denied")
+    for process in (last.process, child.process):
+        turns.kernel.lifecycle._end(process, 0, "exit")
+        assert process.reason == "parent gone"
+
+
 def test_who_was_above_an_agent_binds_it_when_that_is_gone(turns: Turns) -> None:
     """An agent elsewhere is forgotten as soon as its connection ends; what it has started has some
     time left."""
