@@ -41,20 +41,27 @@ def typed() -> list[tuple[str, str]]:
 def follow(folder: Path, home: Path, **variables: str) -> None:
     """Do all that it says in `folder`, which has a .venv, as a user whose home is new."""
     saved(folder)
+    commands = [command for command, _ in typed()]
+    printed = enter(commands, folder, home, AIOS_HOME=str(home / "aios"), **variables)
+    for text, (command, shown) in zip(printed, typed(), strict=True):
+        assert shown in text, (command, text)
+
+
+def enter(commands: list[str], folder: Path, home: Path, **variables: str) -> list[str]:
+    """Type them in one shell of a user with this home, each of which must end well; what each
+    printed."""
     lines = [
         line
-        for command, _ in typed()
+        for command in commands
         for line in (command, f'code=$?; echo; echo "{MARK} $code"; [ $code = 0 ] || exit 1')
     ]
     kept = ("PATH", "LANG", "LC_ALL", "TMPDIR")
     env = {name: value for name, value in os.environ.items() if name in kept}
     done = subprocess.run(
         ["bash"], input="\n".join(lines), cwd=folder, text=True, capture_output=True, check=False,
-        env=env | {"HOME": str(home), "AIOS_HOME": str(home / "aios")} | variables, timeout=900,
+        env=env | {"HOME": str(home)} | variables, timeout=900,
     )  # fmt: skip
     *printed, rest = re.split(rf"\n{MARK} (?=\d)", done.stdout)
-    assert done.returncode == 0, (typed()[len(printed) - 1][0], done.stdout[-2000:], done.stderr)
-    assert len(printed) == len(typed())
-    for text, (command, shown) in zip(printed, typed(), strict=True):
-        assert shown in text.partition("\n")[2] or not shown, (command, text)
+    assert done.returncode == 0, (commands[len(printed) - 1], done.stdout[-2000:], done.stderr)
     assert rest.strip() == "0"
+    return [each.partition("\n")[2] if at else each for at, each in enumerate(printed)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import shlex
 import subprocess
 import tomllib
 from pathlib import Path
@@ -11,8 +13,10 @@ from typing import Any
 
 import msgspec
 import pytest
+from commands import AIOS
 from conftest import left_of
-from readme import ROOT, follow, typed
+from models import tiny_model
+from readme import ROOT, enter, follow, typed
 
 from aios.kernel.config import Config
 
@@ -32,6 +36,32 @@ def test_the_readme_runs_from_top_to_bottom(homes: Path, tmp_path: Path) -> None
     (tmp_path / ".venv").symlink_to(ROOT / ".venv")
     follow(tmp_path, home)
     assert left_of(home) == []
+
+
+def test_the_commands_of_the_guide_to_security_run_in_their_order(
+    homes: Path, tmp_path: Path
+) -> None:
+    """By a user whose home is new, once for callers elsewhere and once for encryption."""
+    aios, model = shlex.join(AIOS), tiny_model(tmp_path / "tiny.gguf")
+    program = tmp_path / "bin" / "aios"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\n[ $1 = start ] && set "$@" --model {model}\nexec {aios} "$@"\n')
+    program.chmod(0o755)
+    (tmp_path / "aios.key").write_bytes(b"another key of 32 bytes or more, as it should be")
+    text = (ROOT / "docs" / "security.md").read_text()
+    for shown, real in {
+        "tcp://192.0.2.7:7777": "tcp://127.0.0.1:*", "/media/stick": str(tmp_path),
+        "'PUBLIC KEY'": '"$(aios key new again --file again.key | head -n 1)"',
+    }.items():  # fmt: skip
+        text = text.replace(shown, real)
+    listening, *encrypted = blocks(text, "console")
+    for name, lines in (("listening", listening), ("encrypted", "".join(encrypted))):
+        home = homes / name
+        home.mkdir()
+        commands = re.findall(r"^\$ (.*)$", lines, re.MULTILINE)
+        path = f"{program.parent}:{os.environ['PATH']}"
+        enter([*commands, "aios stop"], tmp_path, home, PATH=path)
+        assert left_of(home) == []
 
 
 def test_the_readme_s_commands_are_all_of_its_commands() -> None:
