@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
+from rich.table import Table
 
 from aios.agents import connect
 from aios.syscalls.acc import Answer, Check, Grant, GrantRow, Revoke
@@ -234,8 +236,12 @@ def grants(home: Path, as_json: bool) -> None:
     """
     with connect(home, "aios-grant") as aios:
         found = aios.grants()
+    show(found, as_json, listed(found))
+
+
+def listed(found: Sequence[GrantRow]) -> Table:
     titles = ["id", "from", "to", "right", "on", "args", "expires"]
-    show(found, as_json, render.columns(titles, map(_row, found), right=["id"]))
+    return render.columns(titles, map(_row, found), right=["id"])
 
 
 def _row(each: GrantRow) -> list[Any]:

@@ -30,7 +30,7 @@ from aios.syscalls.sto import Version
 from .escape import as_json_text, brief, shown
 
 Shape = Literal["short", "all", "long"]
-FOLDS = 20  # columns that a cell has at least, where a table is folded to fit the terminal
+FOLDS = 12  # columns that a cell has at least, where a table is folded to fit the terminal
 
 
 class Listing(Table):
@@ -66,6 +66,10 @@ def pairs(rows: Iterable[tuple[str, object]]) -> Table:
     for name, cell in rows:
         table.add_row(Text(shown(name)), Text(shown(str(cell), lines=True)))
     return table
+
+
+def counted(number: int, thing: str) -> str:
+    return f"{number} {thing}{'s' * (number != 1)}"
 
 
 def seconds(value: float | None) -> str:
@@ -178,7 +182,7 @@ def hits(found: Hits) -> Group:
     if not found.hits:
         parts = [Text("nothing was found")]
     if found.behind:
-        parts.append(Text(f"{found.behind} changes are not indexed yet"))
+        parts.append(Text(f"not indexed yet: {counted(found.behind, 'change')}"))
     return Group(*parts)
 
 
@@ -206,7 +210,7 @@ def status(answer: Status) -> Table:
         ("aios", f"{answer.version}, ABI {answer.abi}, boot {answer.boot}"),
         ("home", answer.home),
         ("kernel", f"process {answer.os_pid}, up {answer.uptime:.0f} s"),
-        ("core", f"{core}, restarted {answer.core_restarts} times"),
+        ("core", f"{core}, restarted {counted(answer.core_restarts, 'time')}"),
     ]
     if answer.model is not None:
         model = answer.model
@@ -225,10 +229,10 @@ def status(answer: Status) -> Table:
     rows += [
         ("policy", f"{answer.policy}, quantum {answer.quantum} tokens"
                    f" (of {', '.join(answer.policies)})"),
-        ("agents", f"{answer.agents}, with {answer.contexts} contexts"),
+        ("agents", f"{answer.agents}, with {counted(answer.contexts, 'context')}"),
         ("generations", f"{answer.running} running, {answer.ready} waiting for a slot"),
         ("walls", ", ".join(name for name, how in answer.walls.items() if how)),
-        ("audit log", f"{answer.audit.records} records, {answer.audit.signed} signed"),
+        ("audit log", f"{counted(answer.audit.records, 'record')}, {answer.audit.signed} signed"),
     ]  # fmt: skip
     missing = [name for name, how in answer.walls.items() if not how]
     if missing:

@@ -18,6 +18,7 @@ from . import render
 from .archive import SCHEMA, Content, header, reading
 from .options import PATH, VERSION, Whole, field
 from .output import STREAM, agreed, json_option, progress, show, whole
+from .render import counted
 
 owner_option = click.option(
     "--owner", default="", metavar="/NAME",
@@ -302,9 +303,9 @@ def export_(home: Path, file: Path, prefix: str, everyone: bool, owner: str, as_
             for info in aios.sto_list(prefix, owner=each):
                 tar.addfile(header(info), Content(aios, info))
                 count += 1
-                tell(f"{count} objects")
+                tell(counted(count, "object"))
     if file != STREAM:
-        show({"objects": count}, as_json, f"{count} objects are in {file}")
+        show({"objects": count}, as_json, f"{counted(count, 'object')} in {file}")
 
 
 @sto.command("import")
@@ -335,8 +336,8 @@ def import_(home: Path, file: IO[bytes], as_json: bool) -> None:
                 media=member.pax_headers.get(SCHEMA + "media", ""),
             )  # fmt: skip
             count += 1
-            tell(f"{count} objects")
-    show({"objects": count}, as_json, f"{count} objects are stored")
+            tell(counted(count, "object"))
+    show({"objects": count}, as_json, f"{counted(count, 'object')} stored")
 
 
 # --- all of it ------------------------------------------------------------------------------------
@@ -355,8 +356,9 @@ def verify(home: Path, as_json: bool) -> int:
     with connect(home, "aios-sto") as aios:
         report = msgspec.convert(followed(aios, aios.sto_verify(), as_json), s.Verified)
     lines = [*report.problems, (
-        f"{report.objects} objects, {report.versions} versions, {report.chunks} chunks, "
-        f"{decimal(report.bytes)}: {len(report.problems) or 'no'} problems"
+        f"{counted(report.objects, 'object')}, {counted(report.versions, 'version')}, "
+        f"{counted(report.chunks, 'chunk')}, {decimal(report.bytes)}: "
+        f"{counted(len(report.problems), 'problem') if report.problems else 'no problems'}"
     )]  # fmt: skip
     show(report, as_json, "\n".join(lines))
     return 1 if report.problems else 0
@@ -378,7 +380,11 @@ def compact(home: Path, keep: int | None, as_json: bool) -> None:
     """
     with connect(home, "aios-sto") as aios:
         report = msgspec.convert(followed(aios, aios.sto_compact(keep), as_json), s.Compacted)
-    show(report, as_json, f"dropped {report.versions} versions, {report.chunks} stray chunks")
+    show(
+        report,
+        as_json,
+        f"dropped: {counted(report.versions, 'version')}, {counted(report.chunks, 'stray chunk')}",
+    )
 
 
 @sto.command()
@@ -402,7 +408,7 @@ def backup(home: Path, folder: Path, as_json: bool) -> int:
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     text = f"{decimal(size)} are in {folder}"
     if report.missing:
-        text = f"{report.missing} chunks are missing: `aios sto verify` names them\n{text}"
+        text = f"missing: {counted(report.missing, 'chunk')}; `aios sto verify` names them\n{text}"
     told = {"folder": str(folder), "bytes": size, "missing": report.missing}
     show(told, as_json, text)
     return 1 if report.missing else 0

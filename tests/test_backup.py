@@ -124,7 +124,7 @@ def test_what_is_missing_is_told_and_the_rest_is_there(boot: Boot, tmp_path: Pat
             file.unlink()
     done = commands.run(system.home, "sto", "backup", str(tmp_path / "copy"))
     assert done.returncode == 1
-    assert done.stdout.startswith("1 chunks are missing: `aios sto verify` names them\n")
+    assert done.stdout.startswith("missing: 1 chunk; `aios sto verify` names them\n")
     kept = sorted(file.read_bytes() for file in (tmp_path / "copy" / "blobs").glob("??/*"))
     assert kept == [b"one", b"three"]
 

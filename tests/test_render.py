@@ -9,9 +9,12 @@ import msgspec
 import pytest
 from test_options import row
 
-from aios.shell import render
+from aios.shell import access, render
 from aios.shell.output import Screen, show
+from aios.syscalls.acc import GrantRow
 from aios.syscalls.messages import ProcessInfo
+from aios.syscalls.rules import Bounds
+from aios.syscalls.sto import Version
 
 BIG: dict[str, Any] = {
     "os_pid": 4194304, "nice": -20, "age": 8640000.0, "cpu": 99999.9, "memory": 123_400_000_000,
@@ -60,6 +63,21 @@ def test_a_long_name_is_folded_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = printed(render.processes([process(7, name, **BIG)]), monkeypatch)
     assert max(map(len, lines)) <= 80
     assert sum(line.count("a") for line in lines[1:]) == 64 + "days".count("a")
+
+
+def test_what_is_stored_and_what_is_granted_fit_into_80_columns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stored = Version(
+        owner="/writer", path="notes/2026/plan.md", version=12, what="put", size=1_234_567,
+        time=0.0, by="/writer", tags=["work"], media="", labels=[],
+    )  # fmt: skip
+    granted = GrantRow(
+        id=12, giver="", pid=0, to="/planner", right="proc.control", on=["/worker"],
+        args={"amount": Bounds(min=0, max=100), "to": "*@shop.example.org"}, expires=0.0,
+    )  # fmt: skip
+    for what in (render.versions([stored]), access.listed([granted])):
+        assert max(map(len, printed(what, monkeypatch))) <= 80
 
 
 @pytest.mark.parametrize("width", [80, 40])
