@@ -222,8 +222,8 @@ class Lifecycle:
         if len(self.told) == MOST_TOLD:
             del self.told[next(iter(self.told))]
         self.told[os_pid, why] = None
-        found = [row.pid for row in self.table.rows.values() if row.os_pid == os_pid]
-        pid = found[0] if found else 0
+        rows = self.table.rows.values()  # of several that had it one after the other the last
+        pid = max((row.pid for row in rows if row.os_pid == os_pid), default=0)
         self.events.publish("process", "refused", pid, call="connection", object=why)
 
     # --- after the kernel's death ---------------------------------------------------------------

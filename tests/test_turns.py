@@ -179,6 +179,23 @@ def test_a_spawn_whose_contexts_there_is_no_room_for_leaves_nothing(
     assert turns.kernel.contexts.check(table.rows.values()) == []
 
 
+def test_what_is_cut_off_is_told_of_the_last_that_had_the_os_pid(
+    turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel, os_pid = turns.kernel, 2**22
+    told: list[int] = []
+    monkeypatch.setattr(kernel.events, "note", lambda what, pid, _detail: told.append(pid)
+                        if what == "process.refused" else None)  # fmt: skip
+    for name in ("before", "now"):
+        one = turns.agent(name)
+        assert one.process is not None
+        kernel.table.bind(one.process, os_pid)
+        kernel.lifecycle.cut_off(os_pid, f"{name} says nonsense")
+        kernel.lifecycle._end(one.process, 0, "exit")
+        kernel.lifecycle.cut_off(os_pid, f"{name} said nonsense before its end")
+        assert told[-2:] == [one.pid, one.pid]
+
+
 def test_all_below_an_agent_end_with_it_and_start_nothing_more(turns: Turns) -> None:
     root = turns.agent("root")
     child = turns.agent("child", parent=root.pid)
