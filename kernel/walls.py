@@ -174,16 +174,16 @@ def witness(walls: Walls, have: dict[str, str], home: Path, key: int) -> Witness
     """Of an agent with these walls."""
     shared = [SHARED] if have["view"] else []
     own = [*DEVICES, *shared, str(Room(home, key).own), *walls.write]
-    read, write = (map(os.path.realpath, paths) for paths in (walls.read, own))
+    read, write = (map(real, paths) for paths in (walls.read, own))
     return Witness([*common_real(home), *read], write, walls.ports)
 
 
 def reaches(walls: Walls, home: Path, key: int, path: str) -> bool:
     """Whether an agent with these walls reads what a path leads to."""
     own = str(Room(home, key).own)
-    names = [*common_real(home), *map(os.path.realpath, (*walls.read, *walls.write, own))]
+    names = {*common_real(home), *map(real, (*walls.read, *walls.write, own))}
     found = real(path)
-    return walls.off or (found != "" and is_in(found, set(names)))
+    return walls.off or (found != "" and is_in(found, names))
 
 
 class Room:

@@ -17,6 +17,7 @@ from aios.kernel.accounts import GRANTS
 from aios.kernel.envelope import MAX_DEPTH, arguments
 from aios.kernel.followers import OF_ONE, OF_TREE
 from aios.kernel.linux import real
+from aios.kernel.walls import Walls, reaches
 from aios.syscalls.errors import Malformed
 from aios.syscalls.rules import Manifest
 from aios.syscalls.table import TABLE
@@ -258,6 +259,8 @@ def test_a_program_behind_many_links_is_looked_for_as_linux_does(tmp_path: Path)
     for number in range(200):
         (tmp_path / f"{number:x}").symlink_to(way)
     path = f"{tmp_path}/" + "/".join(f"{number:x}" for number in range(200))
+    walls = Walls(read=[f"{path}/of"], write=[str(tmp_path)])
+    assert reaches(walls, tmp_path, 1, str(tmp_path))
     with counted(20_000):
         assert real(path) == ""
         assert real(f"{tmp_path}/1/2/3") == str(tmp_path)
@@ -265,6 +268,7 @@ def test_a_program_behind_many_links_is_looked_for_as_linux_does(tmp_path: Path)
         assert real(f"{tmp_path}/none/none") == ""
         assert real(f"{tmp_path}/none/..") == ""
         assert real("\0") == ""
+        assert not reaches(walls, tmp_path, 1, "/none/of/those")
 
 
 def checked(value: Any) -> str:
