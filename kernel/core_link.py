@@ -114,7 +114,7 @@ class CoreLink:
             self.text.send(encode(question))
 
     def _ask_again(self) -> None:
-        for question in self.generations.prompts.waiting():
+        for question in self.generations.prompts.asked():
             self.ask(question)
 
     def report(self, report: Report) -> None:

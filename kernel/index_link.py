@@ -19,6 +19,7 @@ from aios.syscalls.errors import AiosError, IndexFailed, from_wire
 
 from .changes import Changes
 from .config import Config
+from .fair_queue import FairQueue
 from .index.protocol import (
     Change,
     Failed,
@@ -35,12 +36,14 @@ from .loop import Loop
 from .process import Process
 from .stats import EventLog
 from .trap import Call
+from .trees import root
 
 INDEX_KEY = -1
 BACKOFF, LONGEST_BACKOFF = 0.05, 5.0  # seconds
 DEATHS = 3  # in a row without a word, after which the index is given up until the next search
 RETRY = 5.0  # seconds until storage is read again, where it could not be
 ROOM = "make room on its disk; a search that is not `fresh` goes on"
+SEARCHES = 2  # that are with the index at once
 AHEAD = 512  # changes that are sent before the index says that it has them
 
 
@@ -49,7 +52,7 @@ class Asked:
     call: Call
     search: Search
     needs: int  # the change that has to be indexed first
-    sent: bool = False
+    queued: bool = False  # it has been, and its turn comes
 
 
 class IndexLink:
@@ -68,6 +71,7 @@ class IndexLink:
         self.known = self._newest()  # the newest change that an index of this store can have
         self.began = ""  # why all of it had to be made again
         self.asked: dict[int, Asked] = {}
+        self.queue = FairQueue(SEARCHES)
         self.on_found: Callable[[Process, list[r.Hit]], None] = lambda _process, _hits: None
         self.restarts = self.deaths = 0
         self.backoff = BACKOFF
@@ -168,10 +172,18 @@ class IndexLink:
     def _ask(self) -> None:
         if self.state != "ready":
             return
-        for asked in self.asked.values():
-            if not asked.sent and asked.needs <= self.position.seq:
-                self.line.send(encode(asked.search))
-                asked.sent = True
+        for number, asked in self.asked.items():
+            if not asked.queued and asked.needs <= self.position.seq:
+                self.queue.add(root(asked.call.process.principal), number)
+                asked.queued = True
+        self._ask_next()
+
+    def _ask_next(self) -> None:
+        while (number := self.queue.begin()) is not None:
+            if number in self.asked:
+                self.line.send(encode(self.asked[number].search))
+            else:  # it was cancelled
+                self.queue.end(number)
 
     # --- what is heard ----------------------------------------------------------------------------
 
@@ -179,8 +191,9 @@ class IndexLink:
         """It has just connected, to this kernel or to this one as well: it starts afresh."""
         self.epoch += 1
         self.state = "starting"
+        self.queue = FairQueue(SEARCHES)
         for asked in self.asked.values():
-            asked.sent = False
+            asked.queued = False
         self.line.send(encode(Reset(self.epoch, self.changes.id, self.drop)))
 
     def _report(self, report: Report) -> None:
@@ -214,6 +227,8 @@ class IndexLink:
         self._ask()
 
     def _found(self, found: Found) -> None:
+        self.queue.end(found.req)
+        self._ask_next()
         asked = self.asked.get(found.req)
         if asked is None:  # it was cancelled, or asked by another kernel
             return

@@ -12,15 +12,20 @@ from aios.syscalls.messages import Decoding
 
 from .context import ContextManager, Past, Turn
 from .core.protocol import Compile, Decode, Encode, Encoded, Question
+from .fair_queue import FairQueue
 from .process import Process
 from .trap import Call
+from .trees import root
 
+GRAMMARS, TEXTS = 1, 8  # questions of a kind that are with the core at once
 DEATHS = 3  # of the core, after which a question or a generation is given up
 
 
 @dataclass
 class Asked:
     question: Question
+    call: Call
+    queue: FairQueue
     answered: Callable[[Encoded], None]
     deaths: int = 0
 
@@ -35,13 +40,18 @@ class Entering(NamedTuple):
 
 
 class Prompts:
-    """Questions to the core's vocabulary; those on their way when a core dies are asked again."""
+    """Questions to the core's vocabulary; those on their way when a core dies are asked again.
+
+    The core answers one after the other. A long text takes it tens of milliseconds, a grammar half
+    a second: of those that wait each tree of agents has one in turn.
+    """
 
     ask: Callable[[Question], None]  # the core; set by the boot
 
     def __init__(self, contexts: ContextManager) -> None:
         self.contexts = contexts
         self.questions: dict[int, Asked] = {}
+        self.grammars, self.texts = FairQueue(GRAMMARS), FairQueue(TEXTS)
         self.last = time.monotonic_ns()  # a core may still answer what another kernel asked
         self.core_error: AiosError | None = None  # there is no core now: nobody waits for it
 
@@ -63,19 +73,37 @@ class Prompts:
             except AiosError as error:
                 call.fail(error)
 
-        self.questions[question.req] = Asked(question, answered)
-        self.ask(question)
+        queue = self.grammars if isinstance(question, Compile) else self.texts
+        self.questions[question.req] = Asked(question, call, queue, answered)
+        queue.add(root(call.process.principal), question.req)
+        self._ask_next(queue)
+
+    def _ask_next(self, queue: FairQueue) -> None:
+        while (req := queue.begin()) is not None:
+            if req not in self.questions:  # it was given up
+                queue.end(req)
+            elif self.questions[req].call.ended:
+                del self.questions[req]
+                queue.end(req)
+            else:
+                self.ask(self.questions[req].question)
 
     def answered(self, encoded: Encoded) -> None:
         if encoded.req in self.questions:  # or it was asked twice, around the death of a core
-            self.questions.pop(encoded.req).answered(encoded)
+            asked = self.questions.pop(encoded.req)
+            asked.queue.end(encoded.req)
+            asked.answered(encoded)
+            self._ask_next(asked.queue)
 
-    def waiting(self) -> list[Question]:
-        return [asked.question for asked in self.questions.values()]
+    def asked(self) -> list[Question]:
+        """Those that are with the core."""
+        begun = sorted(self.grammars.begun | self.texts.begun)
+        return [self.questions[req].question for req in begun]
 
     def core_gone(self) -> None:
         """A question may be what the core dies of."""
-        for req, asked in list(self.questions.items()):
+        for question in self.asked():
+            asked, req = self.questions[question.req], question.req
             asked.deaths += 1
             if asked.deaths >= DEATHS:
                 error = CoreFailed(f"the LLM core died {asked.deaths} times under this call")

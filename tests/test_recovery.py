@@ -14,9 +14,6 @@ from conftest import EMBEDDED, Boot, eventually, left_of, of_core
 from models import tiny_model
 
 from aios.agents import Aios, Generation, connect
-from aios.kernel.context import ContextManager
-from aios.kernel.core.protocol import Decode, Encoded
-from aios.kernel.prompt import Asked, Prompts
 from aios.shell.launch import System
 from aios.syscalls.errors import BadInput, CoreFailed, KernelGone
 from aios.syscalls.messages import Piece
@@ -165,19 +162,6 @@ def connected(home: Path) -> Aios | None:
         return connect(home)
     except KernelGone:
         return None
-
-
-def test_a_question_that_the_core_dies_of_is_given_up() -> None:
-    answers: list[Encoded] = []
-    prompts = Prompts(ContextManager(lambda _: None))
-    prompts.ask = lambda _: None
-    prompts.questions[1] = Asked(Decode(1, [5]), answers.append)
-    for _ in range(2):
-        prompts.core_gone()
-        assert (prompts.waiting(), answers) == ([Decode(1, [5])], [])
-    prompts.core_gone()
-    assert [answer.error and answer.error["code"] for answer in answers] == ["core.failed"]
-    assert prompts.questions == {}
 
 
 @pytest.mark.parametrize("how", ["KILL", "TERM", "INT"])

@@ -1,0 +1,148 @@
+"""Questions to the core: whoever asks a lot waits for itself."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aios.kernel.core.protocol import Encoded, Question
+from aios.kernel.fair_queue import FairQueue
+from aios.kernel.index import protocol
+from aios.kernel.index_link import SEARCHES, IndexLink
+from aios.kernel.prompt import DEATHS, TEXTS, Prompts
+from aios.syscalls.errors import CoreFailed
+from aios.syscalls.messages import Generate
+from aios.syscalls.retrieval import Search
+
+
+class Asker:
+    """Asks by calls of agents, and is the core: what it was asked is in `core`."""
+
+    def __init__(self) -> None:
+        self.core: list[Question] = []
+        self.prompts = Prompts(Mock(window=1))
+        self.prompts.ask = self.core.append
+        self.said: list[str] = []
+
+    def call(self, principal: str) -> Any:
+        return SimpleNamespace(
+            process=SimpleNamespace(principal=principal), ended=False,
+            fail=lambda error: self.said.append(f"{principal} {error.code}"),
+        )  # fmt: skip
+
+    def grammar(self, principal: str) -> Any:
+        call = self.call(principal)
+        wanted = Generate(text="", schema={"title": principal})
+        self.prompts.compile(call, wanted, lambda: self.said.append(principal))
+        return call
+
+    def text(self, principal: str) -> None:
+        def then(_: Encoded) -> None:
+            self.said.append(principal)
+
+        self.prompts.detokenize(self.call(principal), [1], then)
+
+    def answer(self) -> None:
+        self.prompts.answered(Encoded(self.core.pop(0).req))
+
+
+def test_a_grammar_waits_for_one_of_each_other_tree() -> None:
+    asker = Asker()
+    for number in range(64):
+        asker.grammar(f"/evil/n{number}")
+    asker.grammar("/good")
+    for _ in range(3):
+        assert len(asker.core) == 1
+        asker.answer()
+    assert asker.said == ["/evil/n0", "/evil/n1", "/good"]
+
+
+def test_texts_wait_for_no_grammar_and_for_few_texts_of_others() -> None:
+    asker = Asker()
+    asker.grammar("/evil")
+    for _ in range(64):
+        asker.text("/evil")
+    asker.text("/good")
+    assert len(asker.core) == 1 + TEXTS
+    asker.core.pop(0)
+    while "/good" not in asker.said:
+        asker.answer()
+    assert len(asker.said) <= TEXTS + 2
+
+
+def test_what_nobody_waits_for_is_not_asked() -> None:
+    asker = Asker()
+    _, second, _ = (asker.grammar(name) for name in ("/a", "/b", "/c"))
+    second.ended = True
+    asker.answer()
+    asker.answer()
+    assert asker.said == ["/a", "/c"]
+    assert asker.core == []
+
+
+def test_a_death_of_the_core_counts_against_what_it_was_asked() -> None:
+    asker = Asker()
+    for name in ("/evil", "/good"):
+        asker.grammar(name)
+    for _ in range(DEATHS):
+        asker.core[:] = asker.prompts.asked()  # another core
+        asker.prompts.core_gone()
+    assert asker.said == [f"/evil {CoreFailed.code}"]
+    asker.core[:] = asker.prompts.asked()
+    asker.answer()
+    assert asker.said[1:] == ["/good"]
+
+
+def test_a_core_that_is_given_up_answers_all() -> None:
+    asker = Asker()
+    for name in ("/a", "/a", "/b"):
+        asker.grammar(name)
+    asker.prompts.give_up(CoreFailed("no"))
+    assert sorted(asker.said) == [f"/{name} {CoreFailed.code}" for name in "aab"]
+    assert asker.prompts.asked() == []
+
+
+def test_searches_take_turns_and_who_cancels_them_waits_all_the_same() -> None:
+    line = Mock()
+    link = IndexLink(Mock(), Mock(index=line), Mock(id=b"", newest=lambda: 0), Mock())
+    link.state = "ready"
+    asker, calls = Asker(), []
+    for name in [*["/evil"] * 64, "/good"]:
+        calls.append(asker.call(name))
+        link.search(calls[-1], Search(query=name), [])
+    for call in calls[:10]:
+        call.on_end()
+
+    def sent() -> list[protocol.Command]:
+        return [protocol.decode_command(each.args[0]) for each in line.send.call_args_list]
+
+    before = sent()
+    assert len(before) == SEARCHES
+    for search in before:
+        assert isinstance(search, protocol.Search)
+        line.on_data(protocol.encode(protocol.Found(search.req, [])))
+    assert [getattr(each, "query", "") for each in sent()[SEARCHES:]] == ["/good", "/evil"]
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=40), st.integers(1, 3))
+def test_each_has_its_turn_and_nothing_is_lost(trees: list[str], at_once: int) -> None:
+    queue = FairQueue(at_once)
+    for number, tree in enumerate(trees):
+        queue.add(tree, number)
+    came: list[int] = []
+    while (begun := queue.begin()) is not None:
+        came.append(begun)
+        if len(queue.begun) == at_once:
+            queue.end(min(queue.begun))
+    assert sorted(came) == list(range(len(trees)))
+    for tree in "abc":
+        own = [number for number in came if trees[number] == tree]
+        assert own == sorted(own)
+        for before, after in pairwise(own):
+            between = [trees[number] for number in came[came.index(before) + 1 : came.index(after)]]
+            assert len(between) == len(set(between))
