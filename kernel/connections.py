@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import resource
 import select
 import socket
 import time
@@ -29,6 +30,7 @@ from .poll import READ, WRITE, Poll
 from .zmtp import Conversation, NotZmtp, framed
 
 STRANGERS, OF_ONE = 512, 128
+OF_PEER, SPARE = 2, 128  # descriptors that a peer takes; that the kernel has besides
 UNREAD, UNREAD_BYTES = 4096, 16 << 20
 STRANGER_BYTES = 1 << 16  # of a frame in, of answers out, while nobody is known there
 HELD_BYTES = 48 << 20  # in and out, of all peers together
@@ -227,7 +229,10 @@ class Listener:
         self._make_room_beside(peer)
 
     def _make_room_beside(self, peer: Peer) -> None:
-        """Turn the oldest stranger away where there are too many with `peer`."""
+        """Turn the oldest stranger away where there are too many with `peer`, or where what the
+        kernel opens itself would find no descriptor."""
+        if OF_PEER * len(self.peers) + SPARE > resource.getrlimit(resource.RLIMIT_NOFILE)[0]:
+            self._turn_away(self._unknown())
         if len(self.strangers) > OF_ONE:
             unknown = self._unknown()
             own = [other for other in unknown if other.os_pid == peer.os_pid]

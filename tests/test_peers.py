@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from aios.agents import Aios
 from aios.kernel import hello
 from aios.kernel.connections import (
     HELD_BYTES,
+    OF_PEER,
+    SPARE,
     STRANGER_BYTES,
     TURN,
     UNREAD_BYTES,
@@ -284,6 +287,19 @@ def test_strangers_with_half_a_message_each_are_bounded(heard: Heard) -> None:
         ends.append(end)
     assert len(heard.listener.peers) <= 129
     assert heard.listener.held_bytes <= 130 * 2 * STRANGER_BYTES
+    for end in ends:
+        end.close()
+
+
+def test_strangers_leave_the_kernel_descriptors(
+    heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = OF_PEER * 10 + SPARE
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    ends = [connected(heard, known=number < 4) for number in range(30)]
+    assert len(heard.listener.peers) == 10
+    assert heard.known <= heard.listener.peers.keys()
+    assert len(heard.refused) == 20
     for end in ends:
         end.close()
 
