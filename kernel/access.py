@@ -29,6 +29,7 @@ from .policy import (
     Request,
     Subject,
     all_fitting,
+    check_right,
     check_rules,
     covers,
     rules_of,
@@ -186,6 +187,7 @@ class Gate:
         """Raises BadInput for what is handed on otherwise."""
         if args.right.split(".")[0] in ("sto", "*"):
             raise BadInput("a grant of storage does nothing", "its owner shares it: `sto.share`")
+        check_right(args.right)
         rule = Rule(args.right, args.on, args.args)
         check_rules([Group(allow=[rule], members=[args.to])])
         return acc.Granted(id=self.accounts.give(process, args.to, rule, args.seconds))
@@ -194,8 +196,9 @@ class Gate:
         """What the gate would say; of the rules alone, as if the object were the caller's own.
 
         Raises:
-            Denied: an agent asks of another.
+            Denied: an agent asks of another. BadInput: no call needs that right.
         """
+        check_right(args.right)
         if process.kind != "client" and (args.principal or args.pid not in (None, process.pid)):
             raise Denied("an agent asks of itself only")
         target = process if args.pid is None else self.table.get(args.pid)

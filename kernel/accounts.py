@@ -16,7 +16,7 @@ from aios.syscalls.errors import BadInput, DiskFull, NotFound
 from aios.syscalls.rules import Group, Rule
 
 from . import files
-from .policy import AGENTS, DEFAULT, Grant, check_rules, names_of
+from .policy import AGENTS, DEFAULT, Grant, check_rights, check_rules, names_of
 from .process import Process, ProcessTable
 from .trees import check_tree, in_tree
 
@@ -70,6 +70,7 @@ class Accounts:
         groups = dict(self.groups)
         if group is not None:
             check_rules([group])
+            check_rights([group])
             groups[name] = group
         elif name == AGENTS:
             raise BadInput(f"the group {AGENTS!r} cannot be removed", "give it other rules")

@@ -39,7 +39,7 @@ from .init_protocol import (
 from .logs import Logs
 from .message import Mailroom
 from .patterns import check_visible
-from .policy import check_rules
+from .policy import check_rights, check_rules
 from .process import Process, ProcessTable, named_by
 from .stats import EventLog
 from .sweeper import Sweeper
@@ -108,6 +108,7 @@ class Lifecycle:
             )
         if args.manifest is not None:
             check_rules([args.manifest])
+            check_rights([args.manifest])
         reach = reach_of(self.config, above, args)
         joined(self.config.walls, reach)  # it is refused before anything is there
         parent = 0 if above is None else above.pid

@@ -28,6 +28,7 @@ from msgspec import Struct
 
 from aios.syscalls.errors import BadInput
 from aios.syscalls.rules import Argument, Bounds, Effect, Group, Manifest, Rule
+from aios.syscalls.table import RIGHTS
 
 from .patterns import Effort, TooLong, check_pattern, check_visible, exactly, literal, matches
 
@@ -391,6 +392,20 @@ def check_rules(manifests: Iterable[Manifest]) -> None:
             check_visible("the name of an argument", name)
         for member in manifest.members if isinstance(manifest, Group) else []:
             check_visible("a member", member)
+
+
+def check_rights(manifests: Iterable[Manifest]) -> None:
+    """Raises BadInput where a rule is about a right that no call needs: misspelled it would deny
+    nothing. What was kept is not looked at: another version may have had other rights."""
+    for manifest in manifests:
+        for right in [named.rule.right for named in written("", manifest)]:
+            check_right(right)
+
+
+def check_right(right: str) -> None:
+    """Raises BadInput."""
+    if right != "*" and not any(f"{known}.".startswith(f"{right}.") for known in RIGHTS):
+        raise BadInput(f"no call needs the right {right!r}", f"one of {', '.join(sorted(RIGHTS))}")
 
 
 def patterns_of(rule: Rule) -> Iterator[str]:

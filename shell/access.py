@@ -199,7 +199,7 @@ def grant(
     \b
     Examples:
       aios grant /planner proc.control /worker
-      aios grant /buyer tool pay --arg amount=0..100 --for 3600
+      aios grant /buyer tool.call pay --arg amount=0..100 --for 3600
     """
     with connect(home, "aios-grant") as aios:
         number = aios.grant(to, right, on or "**", args=args, seconds=seconds)
@@ -287,7 +287,7 @@ def check(
     \b
     Examples:
       aios policy check writer proc.spawn --explain
-      aios policy check /buyer tool pay --arg amount=20 --json
+      aios policy check /buyer tool.call pay --arg amount=20 --json
     """
     given = {name: as_number(value) for name, value in args.items()}
     with connect(home, "aios-policy") as aios:

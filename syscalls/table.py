@@ -142,3 +142,4 @@ FREES = frozenset(
 )  # fmt: skip
 
 TABLE: dict[str, Row] = {row.name: row for row in ROWS}
+RIGHTS = frozenset(row.right for row in ROWS) - {"none"} | {"llm.raw"}  # the last of some arguments

@@ -163,6 +163,9 @@ def test_errors_say_what_to_do(home: Path, tmp_path: Path) -> None:
         (["group", "set", "bad", "--allow", "Not A Rule"], 78, 'hint: write "RIGHT"'),
         (["group", "set", "bad", "--member", "nobody"], 2, "is not /NAME"),
         (["group", "set", "bad", "--file", str(tmp_path / "bad.toml")], 78, "docs/access.md"),
+        (["group", "set", "agents", "--deny", "sto.wirte"], 78, "hint: one of acc.answer, "),
+        (["grant", "/a", "tool.cal", "pay"], 78, "no call needs the right 'tool.cal'"),
+        (["policy", "check", "/a", "mem.reed"], 78, "no call needs the right 'mem.reed'"),
         (["run", "chat", "--manifest", str(tmp_path / "odd.toml")], 78, "`permit`"),
         (["run", "chat", "--manifest", str(tmp_path / "rule.toml")], 78, "no rule: "),
         (["run", "chat", "--manifest", str(tmp_path / "none.toml")], 2, "does not exist"),
@@ -360,10 +363,10 @@ def test_the_guide_s_rules_say_what_it_says_of_them() -> None:
     assert said("sto.read", "/library:other") == said("sto.own", "/scout:a") == "deny"
     assert said("sto.write", "/scout:a") == "ask"
     assert said("msg.send", "/rival/x") == "deny"
-    assert said("tool", "pay", to="rent@example.org", amount=50) == "allow"
-    assert said("tool", "pay", to="rent@example.org", amount=51) == "ask"
-    assert said("tool", "pay", to=["rent@example.org", "x@x"], amount=5) == "ask"
-    assert said("tool", "send_mail", to="x@x") == "allow"
-    assert said("tool", "send_mail", ["tool:search"], to="x@x") == "ask"
-    assert said("tool", "send_mail", to=["x@x", "y@rival.example.org"]) == "deny"
-    assert said("tool", "delete") == "deny"
+    assert said("tool.call", "pay", to="rent@example.org", amount=50) == "allow"
+    assert said("tool.call", "pay", to="rent@example.org", amount=51) == "ask"
+    assert said("tool.call", "pay", to=["rent@example.org", "x@x"], amount=5) == "ask"
+    assert said("tool.call", "send_mail", to="x@x") == "allow"
+    assert said("tool.call", "send_mail", ["tool:search"], to="x@x") == "ask"
+    assert said("tool.call", "send_mail", to=["x@x", "y@rival.example.org"]) == "deny"
+    assert said("tool.call", "delete") == "deny"
