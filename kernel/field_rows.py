@@ -29,7 +29,12 @@ class FieldRows:
         self.journal = journal
         self.written: dict[str, Written] = {}
 
-    def put(self, key: str, values: dict[str, Any]) -> None:
+    def put(self, key: str, values: dict[str, Any] | None) -> None:
+        """Write a row; with None drop it, or nothing where there is none."""
+        if values is None:
+            self.written.pop(key, None)
+            self.journal.delete(key)
+            return
         fields = {name: _encode(value) for name, value in values.items()}
         known = self.written.get(key)
         if known is not None:
@@ -45,11 +50,6 @@ class FieldRows:
         data = _raw(fields)
         self.journal.put(key, data)
         self.written[key] = Written(fields, len(data))
-
-    def delete(self, key: str) -> None:
-        """Drop a row, or nothing, where there is none."""
-        self.written.pop(key, None)
-        self.journal.delete(key)
 
 
 def read_fields(items: Iterable[bytes]) -> bytes:

@@ -183,17 +183,11 @@ class Ledger:
         process = self.table.rows.get(pid)
         if pid in self.table.changed:
             birth = self.lifecycle.births.get(pid)
-            self._put_fields(f"process/{pid}", None if process is None else _process_row(process))
-            self._put_fields(f"birth/{pid}", None if birth is None else _birth_row(birth))
+            self.fields.put(f"process/{pid}", None if process is None else _process_row(process))
+            self.fields.put(f"birth/{pid}", None if birth is None else _birth_row(birth))
         self._set(
             f"tokens/{pid}", None if process is None else _encode((process.tokens, process.drawn))
         )
-
-    def _put_fields(self, key: str, values: dict[str, Any] | None) -> None:
-        if values is None:
-            self.fields.delete(key)
-        else:
-            self.fields.put(key, values)
 
     def _context_row(self, ctx: int) -> ContextRow | None:
         context = self.contexts.contexts.get(ctx)

@@ -62,9 +62,9 @@ def test_a_row_that_is_dropped_begins_anew(tmp_path: Path) -> None:
     fields = FieldRows(kept.journal)
     for row in ({"a": 1, "b": 2}, {"a": 1, "b": 3}):
         fields.put("key", row)
-    fields.delete("key")
+    fields.put("key", None)
     kept.commit()
-    fields.delete("key")
+    fields.put("key", None)
     fields.put("key", {"a": 4, "b": 5})
     fields.put("key", {"a": 4, "b": 6})
     kept.commit()

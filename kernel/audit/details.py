@@ -24,7 +24,7 @@ def details(args: Message) -> str:
     """Return what is changed, each part in brackets; empty for a call that changes nothing so."""
     match args:
         case acc.SetGroup():
-            found = [] if args.group is None else [*_rules(args.group)]
+            found = ["removed"] if args.group is None else [*_rules(args.group)]
         case acc.Grant():
             found = [in_words(Rule(args.right, args.on, args.args)), f"seconds={args.seconds}"]
         case Spawn():
@@ -34,7 +34,7 @@ def details(args: Message) -> str:
             found = [_fields("limits", args.limits)]
         case _:
             return ""
-    return " ".join(f"[{each}]" for each in found if each) or _nothing(args)
+    return " ".join(f"[{each}]" for each in found if each)
 
 
 def parts(text: str, *, bound: bool) -> Iterator[str]:
@@ -45,10 +45,6 @@ def parts(text: str, *, bound: bool) -> Iterator[str]:
         yield data[at : at + PART].decode(errors="backslashreplace")
     if len(data) > most:
         yield f"... and {len(data) - most} bytes more"
-
-
-def _nothing(args: Message) -> str:
-    return "[removed]" if isinstance(args, acc.SetGroup) and args.group is None else ""
 
 
 def _rules(manifest: Manifest) -> Iterator[str]:
