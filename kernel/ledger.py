@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import msgspec
 
 from aios.syscalls.errors import ToolUnknown
-from aios.syscalls.messages import Mail, Spawn
+from aios.syscalls.messages import Spawn
 
 from .accounts import Accounts
 from .context import Context, ContextManager, Past
@@ -261,8 +261,7 @@ class Ledger:
 
     def _take_mail(self, ids: list[int], items: list[bytes]) -> None:
         pid, number = ids
-        mail = msgspec.msgpack.decode(items[0], type=Mail)
-        self.mailroom.keep(self.table.rows[pid], number, mail, len(items[0]))
+        self.mailroom.keep(self.table.rows[pid], number, items[0])
 
     def _take_reply(self, ids: list[int], items: list[bytes]) -> None:
         pid, call_id = ids

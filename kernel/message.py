@@ -12,13 +12,15 @@ import msgspec
 from aios.syscalls.errors import LimitReached, ProcessGone, TimedOut
 from aios.syscalls.messages import Mail
 
-from .process import Process
+from .process import Letter, Process
 from .trap import Call
 from .trees import Trees, check_tree, root
 
 UNREAD_BYTES = 64 << 20  # of messages of one tree of agents, which others have not read
 
 _encode = msgspec.msgpack.Encoder().encode
+_letter = msgspec.msgpack.Decoder(Letter).decode
+_mail = msgspec.msgpack.Decoder(Mail).decode
 
 
 class Mailroom:
@@ -67,16 +69,17 @@ class Mailroom:
             )  # fmt: skip
         data = _encode(mail)
         self.last += 1
-        self.keep(receiver, self.last, mail, len(data))
+        self.keep(receiver, self.last, data)
         self.note(receiver.pid, self.last, data)
         self.on_sent(sender, receiver, body)
 
-    def keep(self, receiver: Process, number: int, mail: Mail, size: int) -> None:
-        """Until it is read: what was sent, or is in the journal."""
+    def keep(self, receiver: Process, number: int, data: bytes) -> None:
+        """Until it is read: a Mail as it was sent, or is in the journal."""
         self.last = max(self.last, number)
-        receiver.mailbox[number] = mail
-        self.unread[number] = size
-        self.trees.add(mail.principal, size)
+        letter = receiver.mailbox[number] = _letter(data)
+        letter.data = data
+        self.unread[number] = len(data)
+        self.trees.add(letter.principal, len(data))
 
     def receive(self, call: Call, sender: int | None, timeout: float | None) -> Mail | None:
         """The oldest message that fits; None: the call waits, and ends by message or timeout.
@@ -84,8 +87,9 @@ class Mailroom:
         Raises ProcessGone when it can only come from a process that is not alive.
         """
         mailbox = call.process.mailbox
-        for number, mail in mailbox.items():
-            if sender in (None, mail.sender):
+        for number, letter in mailbox.items():
+            if sender in (None, letter.sender):
+                mail = _mail(letter.data)
                 self._remove(call.process, number)
                 self.on_received(call.process, mail)
                 return mail
@@ -109,8 +113,8 @@ class Mailroom:
         return None
 
     def _remove(self, process: Process, number: int) -> None:
-        mail = process.mailbox.pop(number)
-        self.trees.add(mail.principal, -self.unread.pop(number))
+        letter = process.mailbox.pop(number)
+        self.trees.add(letter.principal, -self.unread.pop(number))
         self.note(process.pid, number, None)
 
     def ended(self, process: Process) -> None:
@@ -125,7 +129,7 @@ class Mailroom:
 
     def check(self, processes: Iterable[Process]) -> list[str]:
         """What is wrong, if anything."""
-        kept = {number: mail for process in processes for number, mail in process.mailbox.items()}
+        kept = {number: each for process in processes for number, each in process.mailbox.items()}
         apart = kept.keys() ^ self.unread.keys()
         counted: Counter[str] = Counter()
         for number in kept.keys() & self.unread.keys():

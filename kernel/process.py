@@ -17,8 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from aios.syscalls.errors import BadInput, LimitReached, NotFound
-from aios.syscalls.messages import Kind, Limits, Mail, ProcessInfo, ProcessState, Reach
+from aios.syscalls.messages import Kind, Limits, ProcessInfo, ProcessState, Reach
 from aios.syscalls.rules import Manifest
 
 from .patterns import check_visible
@@ -38,6 +40,15 @@ MOVES: dict[ProcessState, frozenset[ProcessState]] = {
 
 class IllegalMove(AssertionError):
     """A defect of the kernel: a process was to change state against MOVES."""
+
+
+class Letter(msgspec.Struct):
+    """A message in a mailbox, as it came: the objects that it is made of may take forty times the
+    room."""
+
+    sender: int
+    principal: str = ""
+    data: bytes = b""
 
 
 @dataclass
@@ -68,7 +79,7 @@ class Process:
     first_tokens: int = 0  # generations that drew one
     switches: int = 0
     contexts: set[int] = field(default_factory=set)
-    mailbox: dict[int, Mail] = field(default_factory=dict)  # by number, the oldest first
+    mailbox: dict[int, Letter] = field(default_factory=dict)  # by number, the oldest first
     children: set[int] = field(default_factory=set)
     ended: float = 0.0
     principal: str = ""  # whose memory and storage it uses: its name below those of its ancestors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,6 +151,22 @@ def test_what_a_tree_has_others_keep_is_bounded_by_bytes(
     office.mailroom.ended(bob)
     office.mailroom.ended(cat)
     assert (office.mailroom.trees.held, office.mailroom.unread) == ({}, {})
+
+
+def test_a_message_takes_as_much_memory_as_it_has_bytes(tmp_path: Path) -> None:
+    """As lists in lists they would take forty times as much, and as long to read again."""
+    office = Office(tmp_path, queue=None)
+    ann = office.process("ann")
+    tracemalloc.start()
+    try:
+        for _ in range(20):
+            office.mailroom.send(ann, ann, [[] for _ in range(20_000)])
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert sum(office.mailroom.unread.values()) > 20 * 20_000
+    assert held < 5 * 20 * 20_000
+    assert office.body(office.receive(ann)) == [[]] * 20_000
 
 
 def test_no_limit_is_no_limit(tmp_path: Path) -> None:

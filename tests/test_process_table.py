@@ -11,9 +11,9 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from aios.kernel.process import MOVES, IllegalMove, Process, ProcessTable, named_by
+from aios.kernel.process import MOVES, IllegalMove, Letter, Process, ProcessTable, named_by
 from aios.syscalls.errors import LimitReached, NotFound
-from aios.syscalls.messages import Kind, Limits, Mail, Name, ProcessState
+from aios.syscalls.messages import Kind, Limits, Name, ProcessState
 
 STATES: tuple[ProcessState, ...] = get_args(ProcessState)
 MAX_AGENTS, MAX_CLIENTS, MAX_DEAD, MAX_CHILDREN = 7, 2, 3, 2
@@ -134,7 +134,7 @@ def test_ending_frees_the_mailbox_and_the_os_pid() -> None:
     table = new_table()
     process = add(table)
     table.bind(process, 4242)
-    process.mailbox[1] = Mail(sender=1, name="x", body=None)
+    process.mailbox[1] = Letter(sender=1)
     table.end(process, 0, "exit", 1.0)
     assert not process.mailbox
     assert 4242 not in table.by_os_pid
