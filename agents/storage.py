@@ -35,6 +35,8 @@ class StorageCalls(Calls):
     ) -> s.Version:  # fmt: skip
         """A new version of an object, on disk when this returns. `if_version`: only if that is the
         newest version, 0: only if there is no such object; else raises Conflict."""
+        if not (isinstance(data, bytes | str) or hasattr(data, "read")):
+            raise TypeError(f"a content is bytes, text or a file, not {type(data).__name__}")
         content = data.encode() if isinstance(data, str) else data
         fields: dict[str, Any] = {
             "path": path, "tags": list(tags), "media": media, "if_version": if_version,

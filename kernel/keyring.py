@@ -89,7 +89,7 @@ def read(home: Path) -> Wrapped | None:
     path = path_of(home)
     try:
         wrapped = msgspec.json.decode(path.read_bytes(), type=Wrapped)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except msgspec.DecodeError as error:
         raise StoreDamaged(f"{path} is damaged: {error}", "restore it from a backup") from error
@@ -153,10 +153,11 @@ def rotate(config: Config, request: Request) -> Ring:
     Raises:
         HomeBusy: a system runs there; BadInput: it is not encrypted; and as `unlock`.
     """
+    if read(config.path) is None:  # before the lock, which would make a home that is not there
+        raise BadInput(f"{config.path} is not encrypted", "docs/security.md says how to begin")
     with lock_home(config.path):
         wrapped = read(config.path)
-        if wrapped is None:
-            raise BadInput(f"{config.path} is not encrypted", "docs/security.md says how to begin")
+        assert wrapped is not None, "it stays, once it is there"
         secret = secret_of(config, request)
         ring = unwrap(wrapped, secret).rotated()
         if request.new_key_file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from aios.syscalls.rules import Manifest
 
 from .access import manifest
 from .options import Whole
+from .output import say
 from .processes import READABLE, parse_limits
 
 
@@ -87,6 +89,10 @@ def mcp(
     spawn = msgspec.to_builtins({"reach": reach, "limits": limits or None, "manifest": manifest})
     server = Tools(home, {Path(path).stem: path for path in agents}, spawn).server()
     if port is None:
+        if sys.stdin.isatty():
+            say(
+                "an MCP client starts this, and writes to it: docs/mcp.md; Ctrl-C ends it", err=True
+            )
         serve_stdio(server)
     else:
         serve_http(server, port)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pexpect
 import pytest
 from click.testing import CliRunner
 from commands import AIOS, LIMIT, answer, environment, line_of, run, started
@@ -156,6 +157,24 @@ def test_ps_kill_nice_and_wait(system: System, program: Program) -> None:
     done = run(system.home, "wait", str(pid), str(other), "--json")
     assert done.returncode == 143
     assert [end["reason"] for end in json.loads(done.stdout)] == ["signal TERM"] * 2
+
+
+@pytest.mark.parametrize("where", ["none", "file/below"])
+def test_no_key_is_rotated_where_there_is_no_home(where: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = run(tmp_path / where, "key", "rotate")
+    assert (done.returncode, done.stdout) == (78, "")
+    assert "is not encrypted\nhint: docs/security.md" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_person_who_starts_an_mcp_server_is_told_what_it_waits_for(tmp_path: Path) -> None:
+    server = pexpect.spawn(AIOS[0], [*AIOS[1:], "mcp"], env=environment(tmp_path), timeout=LIMIT)
+    server.expect_exact(b"an MCP client starts this")
+    server.sendintr()
+    server.expect(pexpect.EOF)
+    server.close()
+    assert server.exitstatus == 130
 
 
 def test_policy_is_set(system: System) -> None:

@@ -586,6 +586,11 @@ def test_uploads_have_an_order_and_a_number(storage: Aios, system: System) -> No
     assert storage.sto_get("a") == b"abc"
 
 
+def test_what_is_no_content_is_told(storage: Aios) -> None:
+    with pytest.raises(TypeError, match="a content is bytes, text or a file, not NoneType"):
+        storage.sto_put("none", None)  # type: ignore[arg-type]
+
+
 def test_what_was_not_put_goes_with_its_process(storage: Aios, system: System) -> None:
     with connect(system.home) as other:
         other.sto_upload(io.BytesIO(BIG))
