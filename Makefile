@@ -30,9 +30,9 @@ run: install
 	$(BIN)/aios demo
 	@echo "To go on: . $(BIN)/activate && aios --help"
 
-# Two at once, each with systems of its own: most of the time a test waits for a process.
+# Three at once, each with systems of its own: most of the time a test waits for a process.
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 faults: install .venv/conformance
 	$(BIN)/python -m pytest --faults tests/faults
