@@ -40,6 +40,7 @@ from .prompt import DEATHS, Entering, Prompts
 from .scheduler import Decision, Dispatch, Scheduler
 from .stats import EventLog, Statistics
 from .trap import Call
+from .trees import root
 from .window import Windows
 from .work import Generation, Work
 
@@ -193,7 +194,10 @@ class Generations:
     def _add(self, call: Call, context: Context, work: Work) -> list[Decision]:
         suspended = call.process.state == "stopped"
         now = time.monotonic()
-        decisions = self.scheduler.add(context.id, call.process.nice, now, suspended=suspended)
+        owner = root(call.process.principal) or f"pid {call.process.pid}"
+        decisions = self.scheduler.add(
+            context.id, call.process.nice, now, owner=owner, suspended=suspended
+        )
         task = self.scheduler.tasks[context.id]
         task.waiting, task.switches = work.waiting, work.switches
         self.last_run += 1

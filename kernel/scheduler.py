@@ -37,8 +37,10 @@ class Task:
     id: int
     nice: int
     arrived: int  # order of arrival
-    queued: int  # order of the last entry into the ready queue
     since: float  # time of the last change of state
+    owner: str = ""
+    queued: int = 0  # order of the last entry into the ready queue
+    round: int = 0  # in which its owner has this turn
     state: State = "ready"
     suspended: bool = False
     used: int = 0  # tokens of this turn
@@ -74,10 +76,11 @@ class Fifo:
 
 class RoundRobin:
     """Turns of a quantum of tokens; nice changes the quantum by a quarter a step, as in Linux. One
-    is at least as long as what was computed again to begin it: half of all work is of use."""
+    is at least as long as what was computed again to begin it: half of all work is of use. An owner
+    has one turn a round, however many of its tasks wait."""
 
     def order(self, task: Task) -> float:
-        return task.queued
+        return task.round
 
     def expired(self, task: Task, quantum: int) -> bool:
         return task.used >= max(1.0, quantum * 1.25**-task.nice, task.again)
@@ -114,6 +117,12 @@ class Queue:
         return list(found)
 
 
+@dataclass
+class Owner:
+    tasks: int = 0
+    round: int = 0  # the last that one of its tasks has its turn in
+
+
 POLICIES: dict[str, Callable[[], Policy]] = {"fifo": Fifo, "rr": RoundRobin}
 
 
@@ -123,7 +132,9 @@ class Scheduler:
     quantum: int
     slots: int = 0
     tasks: dict[int, Task] = field(default_factory=dict)
+    owners: dict[str, Owner] = field(default_factory=dict)  # of tasks
     clock: int = 0  # counts arrivals and entries into the ready queue
+    round: int = 0  # the latest of which a turn has begun
     ready: Queue = field(default_factory=Queue)  # and not suspended
     running: dict[int, Task] = field(default_factory=dict)
 
@@ -150,11 +161,12 @@ class Scheduler:
         return self._decide(now)
 
     def add(
-        self, task_id: int, nice: int, now: float, *, suspended: bool = False
+        self, task_id: int, nice: int, now: float, *, owner: str = "", suspended: bool = False
     ) -> list[Decision]:
-        self.clock += 1
-        task = Task(task_id, nice, self.clock, self.clock, now, suspended=suspended)
+        task = Task(task_id, nice, self.clock + 1, now, owner, suspended=suspended)
         self.tasks[task_id] = task
+        self.owners.setdefault(owner, Owner()).tasks += 1
+        self._line_up(task)
         self._file(task)
         return self._decide(now)
 
@@ -170,8 +182,7 @@ class Scheduler:
         """The core confirms a preemption."""
         task = self.tasks.get(task_id)
         if task is not None and task.state == "halting":
-            self.clock += 1
-            task.queued = self.clock
+            self._line_up(task)
             self._move(task, "ready", now)
         return self._decide(now)
 
@@ -182,6 +193,9 @@ class Scheduler:
             self._move(task, task.state, now)  # its waiting time is final
             self.ready.drop(task_id)
             self.running.pop(task_id, None)
+            self.owners[task.owner].tasks -= 1
+            if not self.owners[task.owner].tasks:
+                del self.owners[task.owner]
         return self._decide(now)
 
     def suspend(self, task_ids: Iterable[int], now: float) -> list[Decision]:
@@ -225,8 +239,16 @@ class Scheduler:
             task = self.tasks[each]
             self._move(task, "running", now)
             task.used = task.again = 0
+            self.round = max(self.round, task.round)
             decisions.append(Dispatch(task.id))
         return decisions
+
+    def _line_up(self, task: Task) -> None:
+        """Behind all of its owner's that wait, in the next round that this has no turn in."""
+        self.clock += 1
+        owner = self.owners[task.owner]
+        task.queued = self.clock
+        task.round = owner.round = max(self.round, owner.round) + 1
 
     def _move(self, task: Task, state: State, now: float) -> None:
         task.waiting = task.waited(now)

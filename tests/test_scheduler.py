@@ -58,6 +58,24 @@ def test_all_who_wait_have_a_turn_before_anyone_has_another() -> None:
     assert turns == [1, 2, 3, 1, 2, 3, 1]
 
 
+def test_an_owner_has_one_turn_a_round_however_many_wait() -> None:
+    scheduler = Scheduler("rr", quantum=1, slots=1)
+    for task in range(64):
+        scheduler.add(task, 0, 0.0, owner="/greedy")
+    for task in (70, 71):
+        scheduler.add(task, 0, 0.0, owner="/other")
+    turns = [0]
+    for _ in range(6):  # each ends with its turn
+        turns += [decision.task for decision in scheduler.remove(turns[-1], 0.0)]
+    assert turns == [0, 1, 70, 2, 71, 3, 4]
+    scheduler.add(72, 0, 0.0, owner="/other")  # what it did not use, it has not saved
+    turns += [decision.task for decision in scheduler.remove(4, 0.0)]
+    assert turns[-1] == 5
+    for task in (*range(5, 64), 72):
+        scheduler.remove(task, 0.0)
+    assert scheduler.owners == {}
+
+
 def test_round_robin_preempts_nobody_while_nobody_waits() -> None:
     scheduler = Scheduler("rr", quantum=4, slots=2)
     scheduler.add(1, 0, 0.0)
@@ -194,7 +212,8 @@ class SchedulerAndCore(RuleBasedStateMachine):
         self.states: dict[int, str] = {}  # what the decisions say, not what the scheduler says
         self.suspended: set[int] = set()
         self.waited: Counter[int] = Counter()
-        self.passed: dict[int, Counter[int]] = {}  # who had a turn while a task waited
+        self.owners: dict[int, str] = {}
+        self.passed: dict[int, Counter[int]] = {}  # who of its owner had a turn while a task waited
         self.commands: deque[tuple[str, int]] = deque()
         self.reports: deque[tuple[str, int, int]] = deque()
         self.left: dict[int, int] = {}  # tokens until its end
@@ -222,7 +241,8 @@ class SchedulerAndCore(RuleBasedStateMachine):
     def turn_of(self, task: int) -> None:
         self.passed.pop(task, None)
         for waiting, state in self.states.items():
-            if state == "ready" and waiting not in self.suspended:
+            waits = state == "ready" and waiting not in self.suspended
+            if waits and self.owners[waiting] == self.owners[task]:
                 self.passed.setdefault(waiting, Counter())[task] += 1
 
     def pick(self, n: int) -> int | None:
@@ -234,15 +254,19 @@ class SchedulerAndCore(RuleBasedStateMachine):
             of.pop(task, None)
         self.suspended.discard(task)
 
-    @rule(nice=st.integers(-20, 19), length=st.integers(1, 40), suspended=st.booleans())
-    def arrive(self, nice: int, length: int, suspended: bool) -> None:
+    @rule(
+        nice=st.integers(-20, 19), length=st.integers(1, 40), suspended=st.booleans(),
+        owner=st.sampled_from(["/a", "/a", "/b"]),
+    )  # fmt: skip
+    def arrive(self, nice: int, length: int, suspended: bool, owner: str) -> None:
         self.last += 1
         self.states[self.last] = "ready"
         self.left[self.last] = length
         self.waited[self.last] = 0
         if suspended:
             self.suspended.add(self.last)
-        self.take(self.scheduler.add(self.last, nice, self.now, suspended=suspended))
+        self.owners[self.last] = owner
+        self.take(self.scheduler.add(self.last, nice, self.now, owner=owner, suspended=suspended))
 
     @rule(seconds=st.integers(0, 9))
     def time_passes(self, seconds: int) -> None:
@@ -355,6 +379,7 @@ class SchedulerAndCore(RuleBasedStateMachine):
     @invariant()
     def states_are_as_decided(self) -> None:
         assert self.states == {i: task.state for i, task in self.scheduler.tasks.items()}
+        assert self.scheduler.owners.keys() == {self.owners[task] for task in self.states}
 
     @invariant()
     def never_more_run_than_there_are_slots(self) -> None:

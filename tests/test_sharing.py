@@ -89,6 +89,28 @@ def test_a_long_prompt_delays_others_by_a_chunk_at_a_time(talker: System) -> Non
         other.cancel()
 
 
+def test_a_greedy_agent_delays_others_by_a_turn(boot: Boot, program: Callable[[str], str]) -> None:
+    """However many of its calls wait, and of what it has started."""
+    greedy = program("""
+if task:
+    aios.spawn(aios.welcome.program, name="child")
+calls = [aios.generate([5, 6], max_tokens=20, ignore_eos=True) for _ in range(40)]
+return [call.result().finish for call in calls]
+""")
+    system = boot(slots=1)
+    with connect(system.home) as aios:
+        with core_stopped(system):
+            pid = aios.spawn(greedy, "begin")
+            eventually(lambda: aios.status().ready == 79)
+            events = aios.start("kernel.events", kinds=["generation"])
+            own = aios.generate([5, 6], max_tokens=1)
+        own.result()
+        ends = [event["pid"] for event in events.pieces if event["what"] == "length"]
+        assert ends.index(aios.welcome.pid) <= 2  # behind the one that ran, and one in its turn
+        events.connection.let_go(events.id)
+        assert aios.wait(pid).result == ["length"] * 40
+
+
 def test_two_hundred_agents_on_eight_slots(boot: Boot, program: Callable[[str], str]) -> None:
     path = program(
         "aios.recv()\n"
