@@ -63,7 +63,7 @@ lint: .venv/linters
 	touch $@
 
 bench: .venv/peers
-	for name in throughput agents switch exact syscall swap memory seal audit tools dojo; do $(BIN)/aios bench $$name || exit 1; done
+	for name in throughput agents switch exact syscall swap memory seal audit tools dojo attacks; do $(BIN)/aios bench $$name || exit 1; done
 
 clean:
 	rm -rf .venv build *.egg-info

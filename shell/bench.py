@@ -14,7 +14,7 @@ from .output import json_option, progress, show
 
 NAMES = (
     "throughput", "agents", "switch", "exact", "syscall", "swap", "memory", "retrieval",
-    "audit", "dojo", "seal", "tools",
+    "audit", "dojo", "seal", "tools", "attacks",
 )  # fmt: skip
 
 
@@ -33,10 +33,11 @@ NAMES = (
     help="A GGUF file that `retrieval` embeds texts with; default: wordllama.",
 )  # fmt: skip
 @json_option
-def bench(name: str, model: Path | None, as_json: bool, **given: Path | None) -> None:
+def bench(name: str, model: Path | None, as_json: bool, **given: Path | None) -> int:
     """Measure AIOS against a peer.
 
-    Both are measured in one run: ratio, target, and the figures of both.
+    Both are measured in one run: ratio, target, and the figures of both. `attacks` has a bound for
+    each figure, and exit code 1 where one is missed.
 
     \b
     Examples:
@@ -59,6 +60,7 @@ def bench(name: str, model: Path | None, as_json: bool, **given: Path | None) ->
     with progress(plain=not as_json) as tell:
         measured = module.run(tell, **options)
     show(measured, as_json, render.bench(measured))
+    return 1 if measured.get("missed") else 0
 
 
 COMMANDS = (bench,)

@@ -310,8 +310,13 @@ def value(result: Any) -> str:
 
 
 def bench(measured: dict[str, Any]) -> Table:
-    """One row for each figure that either side has."""
-    ours, peer = measured["ours"], measured["peer"]
-    rows = [(name, ours.get(name, "-"), peer.get(name, "-")) for name in {**ours, **peer}]
-    rows.append(("ratio", measured["ratio"], f"target {measured['target']}"))
-    return columns([measured["bench"], "ours", "peer"], rows)
+    """One row for each figure that either side has, and what it is to be at most."""
+    ours, peer, targets = measured["ours"], measured["peer"], measured.get("targets", {})
+    missed = measured.get("missed", ())
+    rows = [
+        (name, ours.get(name, "-"), peer.get(name, "-"),
+         f"{targets.get(name, '')}{' missed' if name in missed else ''}")
+        for name in {**ours, **peer}
+    ]  # fmt: skip
+    rows.append(("ratio", measured["ratio"], "", measured["target"]))
+    return columns([measured["bench"], "ours", "peer", "target"], rows)

@@ -11,9 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Boot
 from models import tiny_model
 
-from aios.bench import audit, common, exact, memory, retrieval, seal, swap, switch, syscall, tools
+from aios.agents import connect
+from aios.bench import (
+    attacks,
+    audit,
+    common,
+    exact,
+    memory,
+    retrieval,
+    seal,
+    swap,
+    switch,
+    syscall,
+    tools,
+)
 from aios.bench.chats import ANSWER, our_side
 from aios.bench.load import AGENTS, make_prompts, our_system, tokens_per_second
 from aios.kernel.core.llama import CHUNK
@@ -86,6 +100,30 @@ def test_audit_measures_both_sides() -> None:
     for side, rate in ((ours, "verified_per_second"), (peer, "hashed_per_second")):
         assert side["durable_per_second"] > 0
         assert side[rate] > 0
+
+
+def test_attacks_measures_each_and_names_what_is_missed() -> None:
+    report = attacks.run(
+        quiet, seconds=0.5, processes=6, queued=12, window=0.2, turns=2, floods=("big_replies",)
+    )
+    targets, missed = report.pop("targets"), report.pop("missed")
+    check_shape(report, "attacks")
+    ours = report["ours"]
+    assert missed == [name for name, most in targets.items() if ours[name] > most]
+    assert report["ratio"] == len(missed) / len(targets)
+    assert (ours["pids_tried"], ours["pids_taken"], ours["pids_refused"]) == (6, 0, 0)
+    assert ours["big_replies_sent"] > 0
+    assert (ours["big_replies_unanswered"], ours["deeds_lost"]) == (0, 0)
+    assert ours["audit_refused"] > 0 < ours["audit_records"]
+    for name in ("queue_cpu_us", "ttft", "pattern_ns"):
+        assert ours[name] > 0 < report["peer"][name]
+
+
+def test_each_kind_of_flood_is_sent(boot: Boot) -> None:
+    with connect(boot().home) as aios:
+        for kind in (*attacks.FLOODS, "one_token"):
+            assert sum(attacks.flood(aios, kind, 0.3, attacks.ALL, lambda: None)) > 0, kind
+        assert aios.check() == []
 
 
 def test_switch_measures_the_engine_and_the_system() -> None:

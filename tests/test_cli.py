@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -399,8 +400,11 @@ def test_bench_prints_what_was_measured(
     assert (json.loads(shown.out), shown.err) == (measured, "")
     assert execute(["bench", "switch"]) == 0
     shown = capsys.readouterr()
-    assert "target 0.01" in shown.out
+    assert re.search(r"^SWITCH +OURS +PEER +TARGET\n.*^ratio +0.004 +0.01$", shown.out, re.M | re.S)
     assert shown.err == "measuring\n"
+    measured |= {"targets": {"seconds": 0.001}, "missed": ["seconds"]}
+    assert execute(["bench", "switch"]) == 1
+    assert re.search(r"^seconds +0.01 +2.5 +0.001 missed$", capsys.readouterr().out, re.M)
 
 
 def test_bench_without_its_packages(

@@ -1,0 +1,161 @@
+"""The agent of the attacks bench: it sends one kind of frames without end, and reads nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from aios.agents import Agent, AiosError
+from aios.bench.raw import call, dial, hello
+from aios.kernel.zmtp import COMMAND, LONG, MORE, framed
+from aios.syscalls.table import TABLE
+
+BIG = "x" * 60_000
+TOLD = 100  # frames between two words of it
+OUTSTANDING = 64  # generations that are waited for
+OPEN = 256  # connections that are kept
+NOISE = random.Random(1)
+REFUSED = [name for name in TABLE if name != "proc.exit"]
+
+Sends = Callable[[int, int], bytes]  # number of the call, the agent's pid
+
+
+def big_arguments(number: int, pid: int) -> bytes:
+    name, args = (
+        ("mem.put", {"items": {f"k{number % 64}": BIG}}),
+        ("msg.send", {"to": pid, "body": BIG}),
+        ("llm.generate", {"text": BIG}),
+        ("sto.put", {"path": f"o{number % 64}", "data": BIG.encode()}),
+    )[number % 4]
+    return call(number, name, number - 1, **args)
+
+
+def big_replies(number: int, _pid: int) -> bytes:
+    if number == 2:
+        return call(number, "mem.put", items={"big": BIG})
+    return call(number, "mem.get", number - 1, keys=["big"])
+
+
+def unheard(number: int, pid: int) -> bytes:
+    if number % 2:
+        return call(number, "msg.recv")
+    return call(number, "msg.send", to=pid, body=BIG)
+
+
+def unknown(number: int, _pid: int) -> bytes:
+    return call(number, f"no.{number}", number - 1)
+
+
+def broken_calls(number: int, pid: int) -> bytes:
+    whole = big_arguments(number, pid)[9:]
+    return framed(NOISE.randbytes(number % 300) if number % 2 else whole[: number % len(whole)])
+
+
+def cancels(number: int, _pid: int) -> bytes:
+    if number % 2:
+        return call(number, "call.cancel", number - 2, call=number - 1)
+    return call(number, "msg.recv", number - 1, timeout=86400.0)
+
+
+def events(number: int, _pid: int) -> bytes:
+    """As many followers as it may have, and then what they follow."""
+    if number < 20:
+        return call(number, ("kernel.events", "sto.watch")[number % 2])
+    name = ("sto.put", "llm.generate")[number % 2]
+    args = {"path": "o", "data": b"x"} if name == "sto.put" else {"text": "x", "max_tokens": 1}
+    return call(number, name, 0, **args)
+
+
+def broken_frame(number: int) -> bytes:
+    return (
+        framed(b"\x04PING\0\0" + bytes(16), COMMAND) * 3000,
+        framed(b"\x04PING\0\0" + bytes(240), COMMAND),
+        framed(b"", MORE) * 30_000,
+        bytes((LONG,)) + (60_000).to_bytes(8, "big") + bytes(59_999),
+        bytes((LONG,)) + (1 << 40).to_bytes(8, "big"),
+        NOISE.randbytes(4096),
+    )[number % 6]
+
+
+def hellos(number: int) -> bytes:
+    return hello(token=bytes(32)) + hello(name=BIG[: number % 60_000]) + hello()
+
+
+KNOWN: dict[str, Sends] = {
+    "big_arguments": big_arguments, "big_replies": big_replies, "unheard": unheard,
+    "unknown": unknown, "broken_calls": broken_calls, "cancels": cancels, "events": events,
+}  # fmt: skip
+OTHERS = ("hellos", "broken_frames", "prints")
+
+
+class Flood(Agent):
+    name = "flood"
+
+    def run(self, task: Any) -> Any:
+        """`task`: which `kind`, and for how many `seconds`. Its log ends with how often."""
+        kind, limit = task["kind"], time.monotonic() + task["seconds"]
+        if kind == "who":
+            return self.aios.whoami().pid
+        if kind == "deed":
+            return self.aios.mem_put({"deed": "done"})
+        step, number = self.step(kind), 0
+        with contextlib.suppress(OSError):  # it is cut off
+            while time.monotonic() < limit:
+                step(number)
+                number += 1
+                if number % TOLD == 0:
+                    print(number)
+        print(number, flush=True)
+        os._exit(0)  # there may be no connection left to say it on
+
+    def step(self, kind: str) -> Callable[[int], object]:
+        held: deque[Any] = deque()
+        if kind in KNOWN:
+            end, pid = self.known(), self.aios.pid
+            return lambda number: end.sendall(KNOWN[kind](number + 2, pid))
+        return {
+            "refused": self.refused,
+            "hellos": lambda number: self.strange(held, hellos(number)),
+            "broken_frames": lambda number: self.strange(held, broken_frame(number)),
+            "prints": lambda _: print(BIG),
+            "one_token": lambda number: self.generate(held, str(number)),
+        }[kind]  # fmt: skip
+
+    def known(self) -> socket.socket:
+        """A connection that takes the place of this agent's own."""
+        me = self.aios.welcome
+        end = dial(self.aios.connection.home)
+        end.sendall(hello(back={"pid": me.pid, "secret": me.secret}))
+        return end
+
+    def strange(self, held: deque[socket.socket], data: bytes) -> None:
+        """On one of many connections."""
+        with contextlib.suppress(OSError):
+            held.append(dial(self.aios.connection.home))
+            held[-1].sendall(data)
+        if len(held) > OPEN:
+            held.popleft().close()
+
+    def generate(self, running: deque[Any], text: str) -> None:
+        """One of many calls for a token each."""
+        if len(running) == OUTSTANDING:
+            running.popleft().result()
+        running.append(self.aios.generate(text, raw=True, max_tokens=1))
+
+    def refused(self, number: int) -> None:
+        """All that is left to who may do nothing: each call there is, some that are not, and what
+        Linux refuses. It reads what is answered, or the kernel would end it."""
+        names = (*REFUSED, f"no.{number}")
+        args = {"call": number + 1} if number % 3 else {}
+        with contextlib.suppress(AiosError):
+            self.aios.start(names[number % len(names)], **args).wait()
+        if number % 100 == 0:
+            with contextlib.suppress(OSError):
+                Path(f"/root/{number}").read_bytes()

@@ -1,0 +1,48 @@
+"""Connections to the kernel by hand: libzmq reads ahead, and sends nothing that is wrong."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+from aios.kernel.zmtp import COMMAND, GREETING, Conversation, framed
+from aios.syscalls.home import endpoint
+from aios.syscalls.wire import ABI_VERSION, DONE, pack_call, unpack_reply
+
+BEGIN = GREETING + framed(b"\x05READY\x0bSocket-Type\0\0\0\x06DEALER", COMMAND)
+PATIENCE_S = 30.0  # that the kernel may take nothing, or answer nothing
+LONGEST = 1 << 20  # bytes of a reply
+
+
+def path_of(home: Path) -> str:
+    return endpoint(home).removeprefix("ipc://")
+
+
+def dial(home: Path) -> socket.socket:
+    """A connection on which nobody has said hello."""
+    end = socket.socket(socket.AF_UNIX)
+    end.connect(path_of(home))  # without a limit it waits while too many others do
+    end.settimeout(PATIENCE_S)
+    end.sendall(BEGIN)
+    return end
+
+
+def call(number: int, call: str, heard: int = 0, /, **args: Any) -> bytes:
+    return framed(pack_call(number, call, args, heard))
+
+
+def hello(**who: Any) -> bytes:
+    return call(1, "hello", version=ABI_VERSION, **who)
+
+
+def is_welcome(end: socket.socket) -> bool:
+    """Say hello: whether the kernel takes it, instead of refusing it or closing the connection."""
+    talk, replies = Conversation(LONGEST), list[bytes | None]()
+    try:
+        end.sendall(hello())
+        while not replies and (data := end.recv(1 << 16)):
+            replies = talk.take(data)
+    except ConnectionError:
+        return False
+    return any(reply is not None and unpack_reply(reply)[1] == DONE for reply in replies)
