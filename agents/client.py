@@ -131,6 +131,7 @@ class Connection:
         self.pending: dict[int, Pending] = {}
         self.left: deque[int] = deque()  # calls to cancel: nobody can read their replies
         self.thread, self.within = threading.get_ident(), 0  # calls of `start` and `pump`
+        self.lock = threading.RLock()  # held within them
         self.last = 0
         self.is_agent = token is not None
         self.lost = False  # the kernel that was there is not any more
@@ -143,13 +144,15 @@ class Connection:
         Raises:
             TooBig: it does not fit into one message.
             KernelGone: the system has stopped, or this connection is closed, or another process's.
+            BadInput: another thread is within a call.
         """
-        self.within += 1
+        self._enter()
         try:
             self._cancel_left()
             return self._start(name, args)
         finally:
             self.within -= 1
+            self.lock.release()
 
     def _start(self, name: str, args: dict[str, Any]) -> Pending:
         self._must_be_usable()
@@ -170,8 +173,9 @@ class Connection:
         Raises:
             KernelGone: the system has stopped, or this connection is closed, or another process's.
             TimedOut: nothing came.
+            BadInput: another thread is within a call.
         """
-        self.within += 1
+        self._enter()
         try:
             self._cancel_left()
             self._must_be_usable()
@@ -183,6 +187,15 @@ class Connection:
             self._look()
         finally:
             self.within -= 1
+            self.lock.release()
+
+    def _enter(self) -> None:
+        """Raises BadInput where another thread is within a call: one would take the other's replies
+        and leave it waiting."""
+        if not self.lock.acquire(blocking=False):
+            hint = "wait for it, or start several calls in one thread: they run at once"
+            raise BadInput("another thread is using this connection", hint)
+        self.within += 1
 
     def let_go(self, call_id: int) -> None:
         """Cancel a call whose reply nobody can read any more: now, or with the next call where this

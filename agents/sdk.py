@@ -209,7 +209,7 @@ class Context:
 
 
 class Aios(MemoryCalls, StorageCalls, AccessCalls, ToolCalls):
-    """One connection to the kernel; not for several threads at once."""
+    """One connection to the kernel; BadInput for a thread that uses it while another does."""
 
     @property
     def receipt(self) -> Receipt | None:

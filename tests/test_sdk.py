@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import eventually
 
 from aios.agents import Aios, connect
 from aios.agents.client import Pending
 from aios.shell.launch import System
-from aios.syscalls.errors import KernelGone
+from aios.syscalls.errors import BadInput, KernelGone
 
 
 def test_leaving_a_context_cancels_what_runs_in_it(aios: Aios) -> None:
@@ -54,6 +56,22 @@ def test_a_result_that_cannot_be_passed_on_is_an_error_of_the_agent(
     assert end.code == 1
     assert end.result["error"].startswith("proc.exit: ")
     assert "the result cannot be reported" in aios.log(end.pid).data.decode()
+
+
+def test_a_connection_is_for_one_thread_at_a_time(system: System) -> None:
+    with (
+        connect(system.home) as aios, connect(system.home) as friend,
+        ThreadPoolExecutor(1) as other,
+    ):  # fmt: skip
+        pid = aios.connection.welcome["pid"]
+        waiting = other.submit(aios.recv, timeout=30)
+        eventually(lambda: aios.connection.within)
+        with pytest.raises(BadInput, match="another thread is using this connection") as caught:
+            aios.status()
+        assert "several calls" in caught.value.hint
+        friend.send(pid, "enough")
+        assert waiting.result().body == "enough"
+        assert aios.status().agents == friend.status().agents
 
 
 def test_a_connection_that_is_closed_says_so(system: System) -> None:
