@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from aios.syscalls import VERSION, acc, mem, retrieval, sto, tool, wire
 from aios.syscalls import messages as t
 from aios.syscalls.errors import BadInput
@@ -47,7 +49,8 @@ def proc_spawn(k: Kernel, call: Call, args: t.Spawn) -> None:
 
 
 def proc_exit(k: Kernel, call: Call, args: t.Exit) -> t.Done:
-    call.process.code, call.process.result = args.code, args.result
+    call.process.code = args.code
+    call.process.result = msgspec.msgpack.encode(args.result)
     call.process.reported = True
     call.process.touch()
     k.lifecycle.leave(call)

@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -42,6 +41,9 @@ class IllegalMove(AssertionError):
     """A defect of the kernel: a process was to change state against MOVES."""
 
 
+NOTHING = msgspec.msgpack.encode(None)
+
+
 class Letter(msgspec.Struct):
     """A message in a mailbox, as it came: the objects that it is made of may take forty times the
     room."""
@@ -65,7 +67,7 @@ class Process:
     path: list[ProcessState] = field(default_factory=list)  # the states it was in last
     code: int | None = None
     reason: str = ""
-    result: Any = None
+    result: bytes = NOTHING  # in msgpack, as a Letter is
     reported: bool = False  # proc.exit told code and result
     waited: bool = False  # a wait for any child has had it
     cpu: float = 0.0

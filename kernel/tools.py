@@ -448,7 +448,7 @@ class Tools:
 
 
 def _how(process: Process) -> str:
-    said = process.result
+    said = msgspec.msgpack.decode(process.result)
     if isinstance(said, dict) and "error" in said:  # as the runner has it
         return str(said["error"])
     code = "" if process.code is None else f", code {process.code}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from aios.syscalls.errors import AiosError, BadInput, Denied, ProcessGone, TimedOut
 from aios.syscalls.messages import Exited
 
@@ -102,5 +104,5 @@ def exited(process: Process) -> Exited:
         name=process.name,
         code=process.code if process.code is not None else -1,
         reason=process.reason,
-        result=process.result,
+        result=msgspec.Raw(process.result),
     )

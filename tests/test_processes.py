@@ -210,6 +210,19 @@ def test_a_burst_of_starts_leaves_init_the_descriptors_that_it_needs(
         assert aios.check() == []
 
 
+def test_what_agents_returned_takes_as_much_memory_as_it_has_bytes(
+    boot: Boot, program: Program
+) -> None:
+    """As lists in lists each would take 4 MB."""
+    path = program("return [[]] * 60_000")
+    with connect(boot(slots=1).home) as aios:
+        kernel = psutil.Process(aios.status().os_pid)
+        before = kernel.memory_info().rss
+        for _ in range(30):
+            assert len(aios.wait(aios.spawn(path), timeout=60).result) == 60_000
+        assert kernel.memory_info().rss - before < 48 << 20
+
+
 def test_who_never_says_hello_is_ended(boot: Boot) -> None:
     with connect(boot(slots=1, hello=0.3).home) as aios:
         exited = aios.wait(aios.spawn("/bin/sleep", args=["60"]), timeout=20)
