@@ -32,7 +32,7 @@ run: install
 
 # Three at once, each with systems of its own: most of the time a test waits for a process.
 test: install
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 faults: install .venv/conformance
 	$(BIN)/python -m pytest --faults tests/faults

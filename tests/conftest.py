@@ -30,6 +30,11 @@ from aios.shell.launch import System
 
 Boot = Callable[..., System]
 EMBEDDED = ""  # the setting `model`
+LONG = {
+    "test_docs", "test_librarian", "test_demo", "test_model", "test_kernel_death", "test_backup",
+    "test_retrieval", "test_mcp_serve", "test_start", "test_react", "test_snapshots",
+    "test_recovery", "test_bench", "test_processes", "test_grammar", "test_mcp", "test_storage",
+}  # fmt: skip
 
 # A run in the background of a script has SIGINT ignored, and all that it starts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -67,6 +72,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     wanted = dict.fromkeys(alone, long)
     wanted["test_full_disk.py"] = long or os.geteuid() == 0
     return None if wanted.get(collection_path.name, True) else True
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files whose tests take long begin, or one process would still be at them when all others
+    have ended."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
 
 
 @pytest.fixture
