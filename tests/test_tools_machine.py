@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -464,3 +465,19 @@ def test_a_lock_goes_to_who_has_waited_longest_whoever_calls_more() -> None:
         world.no_call_has_two_ends()
     assert order == sorted(order)
     world.teardown()
+
+
+def test_calls_that_wait_take_as_much_memory_as_their_arguments_have_bytes() -> None:
+    """As lists in lists these would take 3 MB each."""
+    world = World()
+    tool = min(SPECS)
+    tracemalloc.start()
+    try:
+        for _ in range(20):
+            args: dict[str, Any] = {"x": [[] for _ in range(50_000)]}
+            world._call(Call(world.callers[0], m.CallTool(name=tool, args=args)))
+            world.calls[-1].args = None
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert 20 * 50_000 < held < 10 * 20 * 50_000
