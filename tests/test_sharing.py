@@ -7,7 +7,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import Boot, core_stopped, eventually, of_core
+from conftest import EMBEDDED, Boot, core_stopped, eventually, of_core
 from helpers import SAMPLED, STORY, first_piece, run
 
 from aios.agents import Aios, connect
@@ -19,7 +19,9 @@ def prompts(count: int) -> list[str]:
     return [f"{STORY} It has {i} legs." for i in range(count)]
 
 
-def test_round_robin_switches_and_nobody_can_tell(aios: Aios) -> None:
+def test_round_robin_switches_and_nobody_can_tell(talking: Aios) -> None:
+    """A tiny model would have ended before the kernel can preempt it."""
+    aios = talking
     options = {"max_tokens": 60, "digest": True, **SAMPLED}
     alone = [run(aios, prompt, **options) for prompt in prompts(7)]
     before = aios.stats()
@@ -37,7 +39,7 @@ def test_round_robin_switches_and_nobody_can_tell(aios: Aios) -> None:
 
 def test_turns_get_on_where_no_snapshot_is_kept(boot: Boot) -> None:
     """Each turn replays all that was there: it must still come to something new."""
-    system = boot(slots=1, quantum=8, snapshot_bytes=0, disk_bytes=0)
+    system = boot(model=EMBEDDED, slots=1, quantum=8, snapshot_bytes=0, disk_bytes=0)
     with connect(system.home) as aios:
         options: dict[str, Any] = {"max_tokens": 24, "ignore_eos": True, "digest": True}
         said = [aios.tokenize(prompt) for prompt in prompts(2)]
