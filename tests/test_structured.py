@@ -187,10 +187,10 @@ def test_generate_takes_a_grammar_as_a_file_or_as_text(system: System, tmp_path:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--schema", "/nowhere.json"], "cannot read /nowhere.json"),
+        (["--schema", "/nowhere.json"], "cannot read '/nowhere.json'"),
         (["--schema", "{"], "--schema is not JSON"),
         (["--schema", '{"not": {}}'], "Unimplemented"),
-        (["--grammar", "/nowhere.gbnf"], "cannot read /nowhere.gbnf"),
+        (["--grammar", "/nowhere.gbnf"], "cannot read '/nowhere.gbnf'"),
         (["--grammar", "root ::= word"], "no rule 'word'"),
         (["--grammar", YES_OR_NO, "--schema", "{}"], "exclude each other"),
     ],
