@@ -127,9 +127,12 @@ def test_each_kind_of_flood_is_sent(boot: Boot) -> None:
 
 
 def test_switch_measures_the_engine_and_the_system() -> None:
+    """The tiny model would have said all before the kernel had told it to stop."""
+    token = common.MODEL.set(None)
     report = switch.run(quiet, tokens=150, new=20)
+    common.MODEL.reset(token)
     check_shape(report, "switch")
-    assert report["ours"]["bytes"] == 150 * ROW  # and no logits
+    assert report["ours"]["bytes"] > 150 * 20_000  # 23 KB of KV a token, and no logits
     assert report["ours"]["system"]["restores"] >= 2
 
 

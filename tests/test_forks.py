@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from conftest import core_stopped
 from helpers import end, running
 
 from aios.agents import Aios, Context, connect
@@ -89,13 +90,14 @@ def test_a_fork_past_the_limit_changes_nothing(aios: Aios, program: Callable[[st
     assert aios.wait(aios.spawn(path, limits={"contexts": 2})).result == ["limit", 2]
 
 
-def test_what_generates_cannot_be_forked(aios: Aios) -> None:
+def test_what_generates_cannot_be_forked(aios: Aios, system: System) -> None:
     with aios.open(SYSTEM) as context:
-        call = context.generate("Tell a story.", max_tokens=400, ignore_eos=True)
-        next(call.pieces())
-        for attempt in (context.fork, lambda: context.checkpoint("x")):
-            with pytest.raises(ContextBusy):
-                attempt()
+        context.append("Tell a story.")
+        with core_stopped(system):
+            call = context.generate([7], max_tokens=400, ignore_eos=True)
+            for attempt in (context.fork, lambda: context.checkpoint("x")):
+                with pytest.raises(ContextBusy):
+                    attempt()
         call.abandon()
 
 
