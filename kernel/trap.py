@@ -39,7 +39,9 @@ from .envelope import Envelope, arguments, open_envelope
 from .policy import Passed
 from .process import Process, ProcessTable
 from .replies import Kept, Replies
+from .trees import Trees, check_tree, root
 
+WAITING_BYTES = 64 << 20  # of the arguments of calls of one tree of agents
 UNLIMITED = ("call.cancel", "proc.exit")  # whoever waits for too much can still make an end
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -78,6 +80,7 @@ class Call:
     intent: int = 0  # the sequence of its record
     receipt: Receipt | None = None  # of its last record
     receipted: bool = False  # its caller wants that
+    bytes: int = 0  # of its arguments
     ended: bool = False
 
     def piece(self, body: Any, *, durable: bool = False, keep: bool = True) -> None:
@@ -110,6 +113,7 @@ class Call:
             return
         self.ended = True
         self.session.calls.pop(self.id, None)
+        self.trap.waiting.add(self.process.principal, -self.bytes)
         if self.row.changes:
             code = "ok" if kind == wire.DONE else body["code"]
             self.receipt = self.trap.audit.ended(self.process, self.id, self.row, self.intent, code)
@@ -202,6 +206,7 @@ class Trap:
         self.on_parted: Callable[[bytes], None] = lambda _: None  # a connection is nobody's now
         self.calls: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
+        self.waiting = Trees()  # bytes of the arguments of calls that have not ended
 
     def receive(self, route: bytes, os_pid: int, frames: list[bytes], key: str = "") -> None:
         session = self.sessions.get(route) or Session(route, os_pid, key=key)  # kept from hello on
@@ -263,22 +268,33 @@ class Trap:
         passed = self.gate.check(process, row, args)
         if row.effect and not row.frees:
             self.ledger.check_room()
-        limit = process.limits.queue
-        if limit is not None and len(session.calls) >= limit and name not in UNLIMITED:
-            raise LimitReached(
-                f"{limit} calls are waiting: the limit of process {process.pid}",
-                "wait for one of them, or cancel it",
-            )
+        if name not in UNLIMITED:
+            self._check_waiting(session, process)
         call = Call(
-            self, session, process, asked.id, row, durable=row.outward, receipted=asked.receipt
-        )
+            self, session, process, asked.id, row, durable=row.outward, receipted=asked.receipt,
+            bytes=memoryview(asked.args).nbytes,
+        )  # fmt: skip
         call.receipt = self.audit.called(process, asked.id, row, args, asked.args, passed.rule)
         call.intent, _ = call.receipt
         session.calls[asked.id] = call
+        self.waiting.add(process.principal, call.bytes)
         if not passed.asked:
             self._serve(call, args)
         else:
             self.ask(call, args, passed, lambda: self._go_on(asked, call, args, passed))
+
+    def _check_waiting(self, session: Session, process: Process) -> None:
+        """Raises LimitReached where a process has too many calls that wait, or a tree of agents
+        too much in them."""
+        hint = "wait for one of them, or cancel it"
+        limit = process.limits.queue
+        if limit is not None and len(session.calls) >= limit:
+            raise LimitReached(
+                f"{limit} calls are waiting: the limit of process {process.pid}", hint
+            )
+        if process.principal.startswith("/"):
+            held = self.waiting.total(root(process.principal))
+            check_tree(process.principal, held, WAITING_BYTES, "bytes of calls that wait", hint)
 
     def _serve(self, call: Call, args: Message) -> None:
         body = self.handlers[call.row.name](call, args)
