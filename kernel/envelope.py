@@ -32,6 +32,14 @@ def _no_extensions(code: int, _data: memoryview) -> Any:
 
 
 _envelope = msgspec.msgpack.Decoder(Envelope).decode
+_passed_on = {
+    row.name: [
+        name
+        for name in ("body", "task", "result", "schema", "items", "args", "value", "tools")
+        if name in row.args.__struct_fields__
+    ]
+    for row in TABLE.values()
+}
 _decoders = {
     row.name: msgspec.msgpack.Decoder(row.args, ext_hook=_no_extensions).decode
     for row in TABLE.values()
@@ -56,8 +64,8 @@ def arguments(row: Row, raw: msgspec.Raw) -> Message:
         args: Message = _decoders[row.name](raw)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise Malformed(f"{row.name}: {error}") from error
-    for name in ("body", "task", "result", "schema", "items", "args", "value", "tools"):
-        _check_plain(row, getattr(args, name, None))
+    for name in _passed_on[row.name]:
+        _check_plain(row, getattr(args, name))
     return args
 
 

@@ -80,7 +80,7 @@ class Call:
     intent: int = 0  # the sequence of its record
     receipt: Receipt | None = None  # of its last record
     receipted: bool = False  # its caller wants that
-    bytes: int = 0  # of its arguments
+    bytes: int = 0  # of its arguments, while it waits
     ended: bool = False
 
     def piece(self, body: Any, *, durable: bool = False, keep: bool = True) -> None:
@@ -113,7 +113,8 @@ class Call:
             return
         self.ended = True
         self.session.calls.pop(self.id, None)
-        self.trap.waiting.add(self.process.principal, -self.bytes)
+        if self.bytes:
+            self.trap.waiting.add(self.process.principal, -self.bytes)
         if self.row.changes:
             code = "ok" if kind == wire.DONE else body["code"]
             self.receipt = self.trap.audit.ended(self.process, self.id, self.row, self.intent, code)
@@ -271,17 +272,18 @@ class Trap:
         if name not in UNLIMITED:
             self._check_waiting(session, process)
         call = Call(
-            self, session, process, asked.id, row, durable=row.outward, receipted=asked.receipt,
-            bytes=memoryview(asked.args).nbytes,
-        )  # fmt: skip
+            self, session, process, asked.id, row, durable=row.outward, receipted=asked.receipt
+        )
         call.receipt = self.audit.called(process, asked.id, row, args, asked.args, passed.rule)
         call.intent, _ = call.receipt
         session.calls[asked.id] = call
-        self.waiting.add(process.principal, call.bytes)
         if not passed.asked:
             self._serve(call, args)
         else:
             self.ask(call, args, passed, lambda: self._go_on(asked, call, args, passed))
+        if not call.ended:
+            call.bytes = memoryview(asked.args).nbytes
+            self.waiting.add(process.principal, call.bytes)
 
     def _check_waiting(self, session: Session, process: Process) -> None:
         """Raises LimitReached where a process has too many calls that wait, or a tree of agents
