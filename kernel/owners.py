@@ -261,8 +261,9 @@ class Owners:
 
     def count(self, owner: Owner, row: Row) -> None:
         """What it has now, for its tree."""
-        self.trees.add(owner.principal, row.bytes - owner.size)
-        owner.size = row.bytes
+        size = row.bytes
+        self.trees.add(owner.principal, size - owner.size)
+        owner.size = size
 
     def check_limits(self, owner: Owner, row: Row, grown: int) -> None:
         """Raises LimitReached where an owner may not grow by that: each agent's limit holds for it

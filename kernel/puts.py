@@ -86,9 +86,10 @@ class Puts:
         for put in puts:
             put.error = None
             try:
-                row = rows.get(put.owner.id) or self.owners.row(txn, put.owner)
-                rows[put.owner.id] = row
-                self.owners.count(put.owner, row)
+                row = rows.get(put.owner.id)
+                if row is None:
+                    row = rows[put.owner.id] = self.owners.row(txn, put.owner)
+                    self.owners.count(put.owner, row)
                 self._put(txn, put, row)
                 self.owners.count(put.owner, row)
             except AiosError as error:
