@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from itertools import chain
+import operator
+from collections.abc import Iterator
+from functools import partial
+from itertools import chain, compress
 from typing import Any
 
 import msgspec
@@ -85,17 +88,21 @@ def _check_plain(row: Row, value: Any) -> None:
             raise Malformed(f"{row.name}: holds what is not plain: {str(what)[:64]}")
         if others:  # the bounds of a grant
             level = [asdict(each) if type(each) in others else each for each in level]
-        if float in kinds and any(map(math.isnan, [each for each in level if type(each) is float])):
+        if float in kinds and any(map(math.isnan, _all_of(float, level))):
             raise Malformed(f"{row.name}: holds what is not plain: nan")
         level = list(filter(None, level))
         below: list[Any] = []
         if list in kinds:
-            below += chain.from_iterable([each for each in level if type(each) is list])
+            below += chain.from_iterable(_all_of(list, level))
         if dict in kinds or others:
-            maps = [each for each in level if type(each) is dict]
+            maps = list(_all_of(dict, level))
             if not set(map(type, chain.from_iterable(maps))) <= KEYS:
                 raise Malformed(f"{row.name}: a map's keys are strings or integers")
             below += chain.from_iterable(map(dict.values, maps))
         if not below:
             return
         level = below
+
+
+def _all_of(kind: type, level: list[Any]) -> Iterator[Any]:
+    return compress(level, map(partial(operator.is_, kind), map(type, level)))
