@@ -18,6 +18,7 @@ from .trap import Call
 from .trees import root
 
 GRAMMARS, TEXTS = 1, 8  # questions of a kind that are with the core at once
+CROWDED = 256  # questions from which on those are looked for whose calls have ended
 DEATHS = 3  # of the core, after which a question or a generation is given up
 
 
@@ -52,6 +53,7 @@ class Prompts:
         self.contexts = contexts
         self.questions: dict[int, Asked] = {}
         self.grammars, self.texts = FairQueue(GRAMMARS), FairQueue(TEXTS)
+        self.crowded = CROWDED
         self.last = time.monotonic_ns()  # a core may still answer what another kernel asked
         self.core_error: AiosError | None = None  # there is no core now: nobody waits for it
 
@@ -76,7 +78,17 @@ class Prompts:
         queue = self.grammars if isinstance(question, Compile) else self.texts
         self.questions[question.req] = Asked(question, call, queue, answered)
         queue.add(root(call.process.principal), question.req)
+        if len(self.questions) > self.crowded:
+            self._forget_ended()
         self._ask_next(queue)
+
+    def _forget_ended(self) -> None:
+        """Callers may ask and cancel without end, while the core is at a question of another."""
+        for req, asked in list(self.questions.items()):
+            if asked.call.ended and req not in asked.queue.begun:
+                del self.questions[req]
+                asked.queue.end(req)
+        self.crowded = max(CROWDED, 2 * len(self.questions))
 
     def _ask_next(self, queue: FairQueue) -> None:
         while (req := queue.begin()) is not None:

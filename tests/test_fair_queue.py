@@ -14,7 +14,7 @@ from aios.kernel.core.protocol import Encoded, Question
 from aios.kernel.fair_queue import FairQueue
 from aios.kernel.index import protocol
 from aios.kernel.index_link import SEARCHES, IndexLink
-from aios.kernel.prompt import DEATHS, TEXTS, Prompts
+from aios.kernel.prompt import CROWDED, DEATHS, TEXTS, Prompts
 from aios.syscalls.errors import CoreFailed
 from aios.syscalls.messages import Generate
 from aios.syscalls.retrieval import Search
@@ -127,6 +127,20 @@ def test_searches_take_turns_and_who_cancels_them_waits_all_the_same() -> None:
         assert isinstance(search, protocol.Search)
         line.on_data(protocol.encode(protocol.Found(search.req, [])))
     assert [getattr(each, "query", "") for each in sent()[SEARCHES:]] == ["/good", "/evil"]
+
+
+def test_what_was_cancelled_before_its_turn_is_not_kept() -> None:
+    asker = Asker()
+    asker.grammar("/good")
+    for number in range(5000):
+        asker.grammar(f"/evil/n{number}").ended = True
+    asker.grammar("/good")
+    assert len(asker.prompts.questions) <= CROWDED + 1
+    assert len(asker.prompts.grammars.trees) <= CROWDED
+    for _ in range(2):
+        asker.answer()
+    assert asker.said == ["/good", "/good"]
+    assert asker.core == []
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=40), st.integers(1, 3))
