@@ -33,6 +33,10 @@ CORE_KEY = 0  # agents have their pid for key
 BACKOFF, LONGEST_BACKOFF = 0.05, 5.0  # seconds
 LOADS = 3  # deaths in a row while loading, after which nobody waits for the core any more
 SELDOM = 60.0  # seconds between two tries at most from there on
+REBUILD = (
+    "llama.cpp was built for another processor; build one for any: `CMAKE_ARGS=-DGGML_NATIVE=OFF "
+    "pip install --force-reinstall --no-deps --no-cache-dir llama-cpp-python`"
+)
 
 
 class CoreLink:
@@ -161,7 +165,8 @@ class CoreLink:
             self._fail(
                 CoreFailed(
                     f"the LLM core died {self.deaths} times while loading ({how}); it is tried "
-                    f"again in {self.backoff:.1f} s"
+                    f"again in {self.backoff:.1f} s",
+                    REBUILD if frame.signal == "ILL" else "",
                 )
             )
         self._start_later()
