@@ -19,7 +19,7 @@ import psutil
 
 from aios.agents import Aios, connect
 from aios.syscalls.errors import AiosError, BadInput, DiskFull, KernelGone, TimedOut, from_wire
-from aios.syscalls.home import CERTIFICATES
+from aios.syscalls.home import CERTIFICATES, INIT
 from aios.syscalls.messages import Status
 
 LOOK = 0.05  # seconds between two looks at a system that is starting
@@ -68,7 +68,7 @@ class System:
         with log, memory_file(json.dumps(dict(os.environ))) as environment:
             self.log_start = log.tell()
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "aios.kernel.init", str(home), json.dumps(settings)],
+                [sys.executable, "-P", "-m", INIT, str(home), json.dumps(settings)],
                 stdin=subprocess.PIPE, stdout=log, stderr=log, cwd="/",
                 start_new_session=True, pass_fds=[environment.fileno()],
                 env=open_environment() | {

@@ -9,6 +9,7 @@ import platformdirs
 
 from .errors import BadInput
 
+INIT = "aios.kernel.init"  # the module that a system is started as
 LONGEST = 100  # bytes of a Unix socket's path, with some to spare
 CERTIFICATES = (  # files and folders of whom programs trust
     "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS",
@@ -25,10 +26,10 @@ def init_runs(home: Path) -> bool:
     """Whether an init holds this home: then a kernel that died is followed by another."""
     try:
         os_pid = int((home / "init.lock").read_text())
-        stat = Path(f"/proc/{os_pid}/stat").read_text()
+        words = Path(f"/proc/{os_pid}/cmdline").read_bytes().split(b"\0")
     except (OSError, ValueError):
         return False
-    return stat.rpartition(")")[2].split()[0] != "Z"  # a zombie's parent has not looked yet
+    return INIT.encode() in words  # not the pid of one that ended, which another has now
 
 
 def endpoint(home: Path) -> str:

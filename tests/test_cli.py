@@ -58,6 +58,13 @@ def test_without_a_kernel(args: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert shown.err.endswith("hint: start one with `aios start --detach`\n")
 
 
+def test_the_pid_of_an_init_that_ended_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "init.lock").write_text(str(os.getpid()))  # Linux gives it to another
+    done = run(tmp_path, "ps", limit=5)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.startswith("aios: no kernel answers at ")
+
+
 def test_errors_as_json_go_to_stderr(tmp_path: Path) -> None:
     done = run(tmp_path, "ps", "--json")
     assert (done.returncode, done.stdout) == (3, "")
