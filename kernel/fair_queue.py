@@ -23,15 +23,19 @@ class FairQueue:
             return None
         tree = next(iter(self.waiting))
         number = next(iter(self.waiting[tree]))
-        self.end(number)
+        self.drop(number)
         if tree in self.waiting:
             self.waiting[tree] = self.waiting.pop(tree)  # the last
         self.begun.add(number)
         return number
 
     def end(self, number: int) -> None:
-        """It has been answered, or nobody waits for it any more."""
+        """It has been answered."""
         self.begun.discard(number)
+        self.drop(number)
+
+    def drop(self, number: int) -> None:
+        """Nobody waits for it any more; what is on its way is so until it is answered."""
         tree = self.trees.pop(number, None)
         if tree is not None:
             del self.waiting[tree][number]

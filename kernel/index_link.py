@@ -128,6 +128,7 @@ class IndexLink:
 
     def _forget(self, number: int) -> None:
         self.asked.pop(number, None)
+        self.queue.drop(number)
 
     # --- what is sent -----------------------------------------------------------------------------
 
@@ -180,10 +181,7 @@ class IndexLink:
 
     def _ask_next(self) -> None:
         while (number := self.queue.begin()) is not None:
-            if number in self.asked:
-                self.line.send(encode(self.asked[number].search))
-            else:  # it was cancelled
-                self.queue.end(number)
+            self.line.send(encode(self.asked[number].search))
 
     # --- what is heard ----------------------------------------------------------------------------
 

@@ -18,14 +18,12 @@ from .trap import Call
 from .trees import root
 
 GRAMMARS, TEXTS = 1, 8  # questions of a kind that are with the core at once
-CROWDED = 256  # questions from which on those are looked for whose calls have ended
 DEATHS = 3  # of the core, after which a question or a generation is given up
 
 
 @dataclass
 class Asked:
     question: Question
-    call: Call
     queue: FairQueue
     answered: Callable[[Encoded], None]
     deaths: int = 0
@@ -53,7 +51,6 @@ class Prompts:
         self.contexts = contexts
         self.questions: dict[int, Asked] = {}
         self.grammars, self.texts = FairQueue(GRAMMARS), FairQueue(TEXTS)
-        self.crowded = CROWDED
         self.last = time.monotonic_ns()  # a core may still answer what another kernel asked
         self.core_error: AiosError | None = None  # there is no core now: nobody waits for it
 
@@ -63,11 +60,18 @@ class Prompts:
         """Ask; `then` gets the answer, unless the call has ended by then."""
         self.check_core()
         self.last += 1
-        question = make(self.last)
+        question, release = make(self.last), call.on_end
+        queue = self.grammars if isinstance(question, Compile) else self.texts
+
+        def ended() -> None:
+            self._drop(question.req)
+            if release is not None:
+                release()
 
         def answered(encoded: Encoded) -> None:
             if call.ended:
                 return
+            call.on_end = release
             try:
                 if encoded.error is not None:
                     raise from_wire(encoded.error)
@@ -75,30 +79,21 @@ class Prompts:
             except AiosError as error:
                 call.fail(error)
 
-        queue = self.grammars if isinstance(question, Compile) else self.texts
-        self.questions[question.req] = Asked(question, call, queue, answered)
+        call.on_end = ended
+        self.questions[question.req] = Asked(question, queue, answered)
         queue.add(root(call.process.principal), question.req)
-        if len(self.questions) > self.crowded:
-            self._forget_ended()
         self._ask_next(queue)
 
-    def _forget_ended(self) -> None:
-        """Callers may ask and cancel without end, while the core is at a question of another."""
-        for req, asked in list(self.questions.items()):
-            if asked.call.ended and req not in asked.queue.begun:
-                del self.questions[req]
-                asked.queue.end(req)
-        self.crowded = max(CROWDED, 2 * len(self.questions))
+    def _drop(self, req: int) -> None:
+        """Its call has ended. What is with the core is answered all the same."""
+        queue = self.questions[req].queue
+        if req not in queue.begun:
+            del self.questions[req]
+            queue.drop(req)
 
     def _ask_next(self, queue: FairQueue) -> None:
         while (req := queue.begin()) is not None:
-            if req not in self.questions:  # it was given up
-                queue.end(req)
-            elif self.questions[req].call.ended:
-                del self.questions[req]
-                queue.end(req)
-            else:
-                self.ask(self.questions[req].question)
+            self.ask(self.questions[req].question)
 
     def answered(self, encoded: Encoded) -> None:
         if encoded.req in self.questions:  # or it was asked twice, around the death of a core

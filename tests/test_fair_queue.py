@@ -14,7 +14,7 @@ from aios.kernel.core.protocol import Encoded, Question
 from aios.kernel.fair_queue import FairQueue
 from aios.kernel.index import protocol
 from aios.kernel.index_link import SEARCHES, IndexLink
-from aios.kernel.prompt import CROWDED, DEATHS, TEXTS, Prompts
+from aios.kernel.prompt import DEATHS, TEXTS, Prompts
 from aios.syscalls.errors import CoreFailed
 from aios.syscalls.messages import Generate
 from aios.syscalls.retrieval import Search
@@ -31,7 +31,7 @@ class Asker:
 
     def call(self, principal: str) -> Any:
         return SimpleNamespace(
-            process=SimpleNamespace(principal=principal), ended=False,
+            process=SimpleNamespace(principal=principal), ended=False, on_end=None,
             fail=lambda error: self.said.append(f"{principal} {error.code}"),
         )  # fmt: skip
 
@@ -49,6 +49,11 @@ class Asker:
 
     def answer(self) -> None:
         self.prompts.answered(Encoded(self.core.pop(0).req))
+
+
+def end(call: Any) -> None:
+    call.ended = True
+    call.on_end()
 
 
 def test_a_grammar_waits_for_one_of_each_other_tree() -> None:
@@ -78,7 +83,7 @@ def test_texts_wait_for_no_grammar_and_for_few_texts_of_others() -> None:
 def test_what_nobody_waits_for_is_not_asked() -> None:
     asker = Asker()
     _, second, _ = (asker.grammar(name) for name in ("/a", "/b", "/c"))
-    second.ended = True
+    end(second)
     asker.answer()
     asker.answer()
     assert asker.said == ["/a", "/c"]
@@ -117,6 +122,7 @@ def test_searches_take_turns_and_who_cancels_them_waits_all_the_same() -> None:
         link.search(calls[-1], Search(query=name), [])
     for call in calls[:10]:
         call.on_end()
+    assert len(link.queue.trees) == len(link.asked) == 55
 
     def sent() -> list[protocol.Command]:
         return [protocol.decode_command(each.args[0]) for each in line.send.call_args_list]
@@ -126,17 +132,17 @@ def test_searches_take_turns_and_who_cancels_them_waits_all_the_same() -> None:
     for search in before:
         assert isinstance(search, protocol.Search)
         line.on_data(protocol.encode(protocol.Found(search.req, [])))
-    assert [getattr(each, "query", "") for each in sent()[SEARCHES:]] == ["/good", "/evil"]
+    assert [getattr(each, "query", "") for each in sent()[SEARCHES:]] == ["/evil", "/good"]
 
 
 def test_what_was_cancelled_before_its_turn_is_not_kept() -> None:
     asker = Asker()
     asker.grammar("/good")
-    for number in range(5000):
-        asker.grammar(f"/evil/n{number}").ended = True
+    for number in range(100):
+        end(asker.grammar(f"/evil/n{number}"))
     asker.grammar("/good")
-    assert len(asker.prompts.questions) <= CROWDED + 1
-    assert len(asker.prompts.grammars.trees) <= CROWDED
+    assert len(asker.prompts.questions) == 2
+    assert len(asker.prompts.grammars.trees) == 1
     for _ in range(2):
         asker.answer()
     assert asker.said == ["/good", "/good"]
