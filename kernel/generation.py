@@ -42,7 +42,7 @@ from .stats import EventLog, Statistics
 from .trap import Call
 from .trees import root
 from .window import Windows
-from .work import Generation, Work
+from .work import Generation, Work, packed
 
 
 @dataclass
@@ -110,6 +110,7 @@ class Generations:
 
     def start(self, call: Call, args: Generate) -> None:
         """A generation in the context that the call names, or in one that ends with the call."""
+        args = packed(args)
         if args.ctx is None:
             context = self.contexts.open(call.process, None, own=True)
         else:
@@ -183,7 +184,7 @@ class Generations:
         context.append([], self.contexts.window - 1)  # room for one token, or ContextFull
         context.seal()
         self.contexts.touch(context)
-        decoding = msgspec.convert(args, Decoding, from_attributes=True)
+        decoding = Decoding(*(getattr(args, name) for name in Decoding.__struct_fields__))
         work = Work(
             call=call.id, decoding=decoding, stream=args.stream, prompt=added,
             began=time.monotonic(), moved=moved, given=_given(context, args),
@@ -208,6 +209,7 @@ class Generations:
     def recover(self, call: Call, context: Context, work: Work) -> None:
         """Go on with what another kernel began, once there is a core."""
         self._occupy(call, context)
+        work.decoding = packed(work.decoding)
         call.pieces = list(work.pieces) if work.stream else []
         self._add(call, context, work)
         if work.cancelled:

@@ -198,8 +198,10 @@ def _cut_message(message: PastMessage, cut: dict[str, int]) -> PastMessage:
 
 
 def _cut_body(body: Any, cut: dict[str, int]) -> Any:
-    """As it was sent; where it is long, the first part of its JSON."""
-    if len(_encode(body)) <= CUT:
-        return body
+    """As it was sent, as bytes: as objects it may take seventy times the room while it waits.
+    Where it is long, the first part of its JSON."""
+    data = _encode(body)
+    if len(data) <= CUT:
+        return msgspec.Raw(data)
     text = body if isinstance(body, str) else msgspec.json.encode(body).decode()
     return _cut("body", text, cut)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import msgspec
 import psutil
 
 from aios.syscalls.errors import (
@@ -53,6 +54,8 @@ MOST_TOLD = 1000  # reasons for which connections were cut off, before the oldes
 SIGNALS = 16  # that one gets at its start, of those sent before
 SLICE = 25  # processes whose figures are read in one sweep
 
+_encode = msgspec.msgpack.Encoder().encode
+
 
 @dataclass
 class Birth:
@@ -65,6 +68,11 @@ class Birth:
     call: Call | None  # None: its caller has had the reply, or is gone
     signals: list[str] = field(default_factory=list)  # sent before it has an OS pid
     greeted: bool = False
+
+    def __post_init__(self) -> None:
+        """Have the task wait as bytes: as objects it may take seventy times the room."""
+        task = msgspec.Raw(_encode(self.spawn.task))
+        self.spawn = msgspec.structs.replace(self.spawn, task=task)
 
 
 class Lifecycle:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -19,15 +20,24 @@ from .followers import Followers
 from .policy import Passed, in_words
 from .trap import Call
 
+_encode = msgspec.msgpack.Encoder().encode
+_question = msgspec.msgpack.Decoder(acc.Question).decode
+_patterns = msgspec.msgpack.Decoder(list[str]).decode
+
 
 @dataclass
 class Held:
-    """A call that waits for the answer; `go_on` runs it."""
+    """A call that waits for the answer; `go_on` runs it, about the objects that were shown. The
+    question waits as bytes: as objects it may take seventy times the room."""
 
-    question: acc.Question
-    passed: Passed
     call: Call
-    go_on: Callable[[], None]
+    told: msgspec.Raw  # the question
+    on: bytes  # patterns for what is asked
+    go_on: Callable[[Sequence[str]], None]
+
+    @property
+    def question(self) -> acc.Question:
+        return _question(self.told)
 
 
 class Questions:
@@ -41,8 +51,11 @@ class Questions:
         self.held: dict[int, Held] = {}
         self.followers: Followers[None] = Followers()
 
-    def hold(self, call: Call, args: Message, passed: Passed, go_on: Callable[[], None]) -> None:
-        """Ask, with all that the call was given, and end it or let it go on by the answer."""
+    def hold(
+        self, call: Call, args: Message, passed: Passed, go_on: Callable[[Sequence[str]], None]
+    ) -> int:
+        """Ask, with all that the call was given, and end it or let it go on by the answer. Return
+        the bytes that are kept for it."""
         self.last += 1
         question = acc.Question(
             id=self.last, pid=call.process.pid, principal=call.process.principal,
@@ -50,24 +63,29 @@ class Questions:
             args=given(args), rule=passed.rule, tainted=sorted(call.process.labels),
             expires=time.time() + self.timeout,
         )  # fmt: skip
-        self.held[question.id] = Held(question, passed, call, go_on)
-        late = Denied(
-            f"nobody has answered within {self.timeout:g} s: {passed.rule}", "`aios policy ask`"
-        )
-        timer = self.after(self.timeout, lambda: call.fail(late))
-
-        def stop() -> None:
-            del self.held[question.id]
-            timer.cancel()
-
-        call.on_end = stop
+        on = _encode(list(dict.fromkeys(request.pattern for request in passed.asked)))
+        held = Held(call, msgspec.Raw(_encode(question)), on, go_on)
+        self.held[question.id] = held
+        timer = self.after(self.timeout, partial(self._late, held))
+        call.on_end = partial(self._stop, question.id, timer)
         for follower, _ in self.followers:
-            follower.piece(question)
+            follower.piece(held.told)
+        return len(held.told) + len(on)
+
+    def _stop(self, number: int, timer: Any) -> None:
+        del self.held[number]
+        timer.cancel()
+
+    def _late(self, held: Held) -> None:
+        rule = held.question.rule
+        held.call.fail(
+            Denied(f"nobody has answered within {self.timeout:g} s: {rule}", "`aios policy ask`")
+        )
 
     def follow(self, call: Call) -> None:
         self.followers.add(call, None)
         for held in self.held.values():
-            call.piece(held.question)
+            call.piece(held.told)
 
     def answer(self, call: Call, args: acc.Answer) -> Done:
         """Raises NotFound where nobody waits for that any more; BadInput where no grant can say
@@ -81,7 +99,7 @@ class Questions:
             return Done()
         if args.answer != "once":
             to = question.principal if args.answer == "always" else f"#{question.pid}"
-            on = list(dict.fromkeys(request.pattern for request in held.passed.asked))
+            on = _patterns(held.on)
             if len(on) > OBJECTS or max(map(len, on)) > PATTERN_CHARACTERS:
                 raise BadInput(
                     f"it is about more than the {OBJECTS} objects, or names longer than the "
@@ -95,7 +113,7 @@ class Questions:
         assert asker.on_end is not None
         asker.on_end()
         asker.on_end = None
-        held.go_on()
+        held.go_on(question.objects)
         return Done()
 
     def check(self) -> list[str]:

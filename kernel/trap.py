@@ -12,8 +12,9 @@ import secrets
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
@@ -41,7 +42,9 @@ from .process import Process, ProcessTable
 from .replies import Kept, Replies
 from .trees import Trees, check_tree, root
 
-WAITING_BYTES = 64 << 20  # of the arguments of calls of one tree of agents
+WAITING_BYTES = 64 << 20  # of calls of one tree of agents that wait
+# That one takes besides the bytes of its arguments, and each item of lists in them, about.
+CALL_BYTES, STRUCT_BYTES, ITEM_BYTES = 2048, 256, 40
 UNLIMITED = ("call.cancel", "proc.exit")  # whoever waits for too much can still make an end
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -80,7 +83,7 @@ class Call:
     intent: int = 0  # the sequence of its record
     receipt: Receipt | None = None  # of its last record
     receipted: bool = False  # its caller wants that
-    bytes: int = 0  # of its arguments, while it waits
+    bytes: int = 0  # that it takes, about, while it waits
     ended: bool = False
 
     def piece(self, body: Any, *, durable: bool = False, keep: bool = True) -> None:
@@ -189,7 +192,7 @@ class Trap:
         send: Callable[[bytes, bytes], None],
         hello: Callable[[Session, Any], Any],
         gate: Gate,
-        ask: Callable[[Call, Message, Passed, Callable[[], None]], None],
+        ask: Callable[[Call, Message, Passed, Callable[[Sequence[str]], None]], int],
         ledger: Ledger,
         audit: Recorder,
         settle: Callable[[Process], None] = lambda _: None,
@@ -207,7 +210,7 @@ class Trap:
         self.on_parted: Callable[[bytes], None] = lambda _: None  # a connection is nobody's now
         self.calls: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
-        self.waiting = Trees()  # bytes of the arguments of calls that have not ended
+        self.waiting = Trees()  # bytes of calls that have not ended
 
     def receive(self, route: bytes, os_pid: int, frames: list[bytes], key: str = "") -> None:
         session = self.sessions.get(route) or Session(route, os_pid, key=key)  # kept from hello on
@@ -279,10 +282,11 @@ class Trap:
         session.calls[asked.id] = call
         if not passed.asked:
             self._serve(call, args)
+            held = 0 if call.ended else _items(args)
         else:
-            self.ask(call, args, passed, lambda: self._go_on(asked, call, args, passed))
+            held = self.ask(call, args, passed, partial(self._go_on, asked, call))
         if not call.ended:
-            call.bytes = memoryview(asked.args).nbytes
+            call.bytes = CALL_BYTES + memoryview(asked.args).nbytes + held
             self.waiting.add(process.principal, call.bytes)
 
     def _check_waiting(self, session: Session, process: Process) -> None:
@@ -303,12 +307,14 @@ class Trap:
         if body is not None:  # else the final reply comes later
             call.done(body)
 
-    def _go_on(self, asked: Envelope, call: Call, args: Message, shown: Passed) -> None:
-        """A person has said yes to what was shown. What denies by now wins, and a name may have
-        come to mean something else."""
+    def _go_on(self, asked: Envelope, call: Call, shown: Sequence[str]) -> None:
+        """A person has said yes to what was shown, about these objects. What denies by now wins,
+        and a name may have come to mean something else. The arguments waited as bytes: as objects
+        they may take seventy times the room."""
         with self._refusing(call.session, lambda: asked):
+            args = arguments(call.row, asked.args)
             now = self.gate.check(call.process, call.row, args)
-            if now.asked and now.objects != shown.objects:
+            if now.asked and now.objects != tuple(shown):
                 raise Denied(
                     f"{call.row.name} is about something else than a person was shown", "call again"
                 )
@@ -446,3 +452,12 @@ class Trap:
                 f"call {i} has ended and is kept" for i, c in session.calls.items() if c.ended
             ]
         return problems
+
+
+def _items(args: Message) -> int:
+    """Return the bytes, about, that the items of lists take as objects, besides their own."""
+    lists = [value for value in msgspec.structs.astuple(args) if type(value) is list and value]
+    return sum(
+        len(each) * (STRUCT_BYTES if isinstance(each[0], msgspec.Struct) else ITEM_BYTES)
+        for each in lists
+    )

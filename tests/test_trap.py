@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from turns import Caller, Turns
 
 from aios.kernel import trap
+from aios.kernel.trap import CALL_BYTES, ITEM_BYTES, STRUCT_BYTES
+from aios.syscalls.rules import Manifest
 from aios.syscalls.wire import DONE, FAILED
+
+ASKED = Manifest(allow=["*"], ask=["mem.write", "tool.call time", "proc.spawn"])
+LISTS: list[list[Any]] = [[] for _ in range(20_000)]
+FEW = 2000  # objects that a call takes, besides those that it was given
 
 
 @pytest.fixture
@@ -34,9 +42,72 @@ def test_a_tree_of_agents_has_so_many_bytes_of_calls_that_wait(
     kind, error = below.wait(wait_with(below, 1))
     assert (kind, error["code"]) == (FAILED, "limit")
     assert error["message"].startswith(
-        "/above and all below it have 100018 bytes of calls that wait"
+        f"/above and all below it have {100_018 + 2 * CALL_BYTES} bytes of calls that wait"
     )
     assert other.final(wait_with(other, 50_000)) is None
     assert below.wait(below.send("call.cancel", {"call": first[1]}))[0] == DONE
     assert above.final(wait_with(above, 1)) is None
     assert turns.kernel.trap.waiting.total("/above/below") == 0
+
+
+@pytest.mark.parametrize(
+    ("call", "args"),
+    [
+        ("mem.put", {"items": {"a": LISTS}}),
+        ("tool.call", {"name": "time", "args": {"a": LISTS}}),
+        ("tool.call", {"name": "calculate", "args": {"a": LISTS}}),
+        ("proc.spawn", {"program": "/bin/true", "task": LISTS}),
+        ("llm.generate", {"text": "x", "schema": {"enum": LISTS}}),
+    ],
+)
+@pytest.mark.parametrize("manifest", [ASKED, Manifest(allow=["*"])], ids=["asked", "allowed"])
+def test_lists_in_lists_wait_as_bytes(
+    turns: Turns, call: str, args: dict[str, Any], manifest: Manifest
+) -> None:
+    caller = turns.agent("caller", manifest)
+    gc.collect()
+    before = len(gc.get_objects())
+    number = caller.send(call, args)
+    gc.collect()
+    assert len(gc.get_objects()) - before < FEW
+    turns.turn()
+    assert caller.final(number) is None or call == "mem.put"
+
+
+def test_what_was_said_waits_as_bytes_for_its_log(turns: Turns) -> None:
+    caller = turns.agent("caller")
+    turns.kernel.interactions.jobs = 1  # one is being written
+    caller.done("msg.send", to=caller.pid, body=1)
+    gc.collect()
+    before = len(gc.get_objects())
+    for _ in range(10):
+        caller.done("msg.send", to=caller.pid, body=LISTS[:4000])
+    gc.collect()
+    assert len(gc.get_objects()) - before < FEW
+    turns.kernel.interactions.jobs = 0
+
+
+@pytest.mark.parametrize(
+    ("call", "args", "held"),
+    [
+        ("msg.recv", {}, CALL_BYTES + 1),
+        ("llm.detokenize", {"tokens": [1] * 100}, 100 * ITEM_BYTES),
+        ("llm.tokenize", {"messages": [{"role": "user", "content": ""}] * 100}, 100 * STRUCT_BYTES),
+    ],
+)
+def test_a_call_that_waits_counts_with_what_it_takes_besides_its_bytes(
+    turns: Turns, call: str, args: dict[str, Any], held: int
+) -> None:
+    caller = turns.agent("caller")
+    number = caller.send(call, args)
+    waiting = turns.kernel.trap.waiting
+    assert held <= waiting.total("/caller") < 2 * held + CALL_BYTES
+    caller.send("call.cancel", {"call": number})
+    assert waiting.total("/caller") == 0
+
+
+def test_a_question_counts_as_long_as_it_is(turns: Turns) -> None:
+    """It names all objects, each with who owns it."""
+    caller = turns.agent("a" * 64, Manifest(allow=["*"], ask=["sto.write"]))
+    caller.send("sto.batch", {"changes": [{"path": f"{n}", "data": b""} for n in range(256)]})
+    assert turns.kernel.trap.waiting.total(f"/{'a' * 64}") > 256 * 2 * 64
