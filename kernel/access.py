@@ -107,8 +107,7 @@ class Gate:
         known = self.layers.setdefault(process.pid, {}) if process.alive else {}
         found = known.get(right)
         if found is None:
-            groups = {} if process.tool else self.accounts.groups  # its caller's are not its own
-            own = rules_of(process.principal, process.manifest, groups)
+            own = self._own_rules(process, right)
             layers = [[named for named in own if not right or covers(named.rule.right, right)]]
             if len(process.line) > 1:
                 layers += self._layers(process.line[1], right)[0]
@@ -116,6 +115,13 @@ class Gate:
                 layers.append([])  # whoever it was, nobody knows what that might
             found = known[right] = layers, plainly(layers)
         return found
+
+    def _own_rules(self, process: Process, right: str) -> list[Named]:
+        """All that say anything of itself; the same objects, whatever the `right`."""
+        if right:
+            return self._layers(process, "")[0][0]
+        groups = {} if process.tool else self.accounts.groups  # its caller's are not its own
+        return rules_of(process.principal, process.manifest, groups)
 
     def _giver(self, grant: Grant) -> Subject | None:
         if not grant.pid:

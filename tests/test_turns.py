@@ -301,3 +301,12 @@ def test_what_is_not_plain_is_refused_wherever_it_is() -> None:
         assert "keys are strings or integers" in checked(value)
     for value in (None, True, 1, -1.5, "x", b"x", [], {}, [{}, []], {"a": {1: {True: []}}}):
         assert checked(value) == ""
+
+
+def test_the_rules_of_an_agent_are_kept_once_whatever_it_asks_for(turns: Turns) -> None:
+    caller = turns.agent("ruled", Manifest(allow=["*", "* /other:**"]))
+    for call in ("llm.contexts", "acc.grants"):
+        caller.done(call)
+    layers = turns.kernel.gate.layers[caller.pid]
+    first, second = (layers[right][0][0] for right in ("llm", "acc.read"))
+    assert [id(named) for named in first] == [id(named) for named in second]
