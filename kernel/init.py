@@ -399,9 +399,10 @@ def main() -> int:
     become_log()
     umask = os.umask(0o077)  # agents have that of the person
     try:
-        config = load(Path(sys.argv[1]), json.loads(sys.argv[2]))
-        endpoint(config.path)  # refuses a home whose path is too long
-        _lock = lock_home(config.path)
+        home = Path(sys.argv[1])
+        endpoint(home)  # refuses one whose path is too long
+        _lock = lock_home(home)  # before a setting is believed that is in there
+        config = load(home, json.loads(sys.argv[2]))
         if config.embedder:
             try_embedder(config.embedder)
         mcp = open_block(config.mcp)

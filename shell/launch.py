@@ -64,7 +64,7 @@ class System:
         self.home = home
         self.log = home / "init.log"
         with usable(home):
-            log = self.log.open("ab")  # it may be the log of a system that runs
+            log = appending(self.log)  # it may be the log of a system that runs
         with log, memory_file(json.dumps(dict(os.environ))) as environment:
             self.log_start = log.tell()
             self.process = subprocess.Popen(
@@ -164,6 +164,12 @@ def usable(home: Path) -> Iterator[None]:
             f"{home} cannot be used as a home: {error.strerror}",
             "set AIOS_HOME to a folder that can be written to",
         ) from error
+
+
+def appending(path: Path) -> BinaryIO:
+    """A file for this user alone, to be appended to; not one that a link in its place leads to."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags, 0o600), "ab")
 
 
 def open_environment() -> dict[str, str]:

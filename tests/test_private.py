@@ -11,6 +11,9 @@ import pytest
 from conftest import run_system
 
 from aios.agents import connect
+from aios.kernel.home import lock_home
+from aios.shell.launch import System
+from aios.syscalls.errors import BadInput
 
 
 @pytest.fixture
@@ -59,3 +62,27 @@ def test_nobody_else_reads_what_a_home_keeps(
     assert open_to_others(home) == []
     assert stat.S_IMODE(home.stat().st_mode) == 0o755
     assert stat.S_IMODE((given / "file").stat().st_mode) == 0o644  # as the person's umask says
+
+
+@pytest.mark.parametrize("name", ["", "config.toml", "run", "policy.json"])
+def test_what_another_user_has_put_there_is_no_home(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    (home / "run").mkdir(parents=True)
+    for each in ("config.toml", "policy.json"):
+        (home / each).touch()
+    if os.getuid() == 0:
+        os.chown(home / name, 65534, -1)
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: 65534)
+    with pytest.raises(BadInput, match="belongs to another user"):
+        lock_home(home)
+    assert not (home / "init.lock").exists()
+
+
+def test_a_link_in_the_place_of_its_log_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "init.log").symlink_to(tmp_path / "other")
+    with pytest.raises(BadInput, match="cannot be used as a home"):
+        System(tmp_path, {}, detach=False)
+    assert not (tmp_path / "other").exists()
