@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import lzma
 import tarfile
+import zlib
 from collections.abc import Iterator
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import msgspec
 
@@ -25,6 +27,13 @@ def header(info: s.Version) -> tarfile.TarInfo:
              "tags": msgspec.json.encode(info.tags).decode()}  # fmt: skip
     member.pax_headers = {SCHEMA + name: value for name, value in known.items()}
     return member
+
+
+def fields(member: tarfile.TarInfo) -> dict[str, Any]:
+    """Return what `header` says of an object, as sto_put takes it. Raises ValueError."""
+    known = {name: member.pax_headers.get(SCHEMA + name, "") for name in ("path", "owner", "media")}
+    tags = member.pax_headers.get(SCHEMA + "tags", "[]")
+    return {**known, "tags": msgspec.json.decode(tags, type=list[str])}
 
 
 class Content:
@@ -53,21 +62,25 @@ class Piped(io.RawIOBase):
 
 
 @contextlib.contextmanager
-def reading(file: IO[bytes]) -> Iterator[Iterator[tuple[tarfile.TarInfo, IO[bytes]]]]:
-    """The objects in it. Raises BadInput, also while contents are read, where `file` is none that
-    `export` has written, or not all of it."""
+def reading(file: IO[bytes]) -> Iterator[Iterator[tuple[dict[str, Any], IO[bytes]]]]:
+    """The objects in it: their `fields` and contents. Raises BadInput, also while contents are
+    read, where `file` is none that `export` has written, or not all of it."""
     try:
         with tarfile.open(fileobj=file, mode="r:*" if file.seekable() else "r|*") as tar:
             yield members(tar, file)
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, zlib.error, lzma.LZMAError, OSError, EOFError, ValueError) as error:
         first = str(error).partition("\n")[0].rstrip(":")
         raise BadInput(f"cannot read {file.name}: {first}", MADE) from error
 
 
-def members(tar: tarfile.TarFile, file: IO[bytes]) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
+def members(tar: tarfile.TarFile, file: IO[bytes]) -> Iterator[tuple[dict[str, Any], IO[bytes]]]:
     for member in tar:
         content = tar.extractfile(member)
         if content is not None:
             if SCHEMA + "path" not in member.pax_headers:
                 raise BadInput(f"{file.name} was not written by `aios sto export`")
-            yield member, content if file.seekable() else cast(IO[bytes], Piped(content))
+            given = content if file.seekable() else cast(IO[bytes], Piped(content))
+            yield fields(member), given
+    assert tar.fileobj is not None
+    while tar.fileobj.read(s.CHUNK):  # up to the checksum, which gzip has at its end
+        pass

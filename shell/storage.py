@@ -15,7 +15,7 @@ from aios.agents.client import Pending
 from aios.syscalls import sto as s
 
 from . import render
-from .archive import SCHEMA, Content, header, reading
+from .archive import Content, header, reading
 from .options import PATH, VERSION, Whole, field
 from .output import STREAM, agreed, json_option, progress, show, whole
 from .render import counted
@@ -328,13 +328,8 @@ def import_(home: Path, file: IO[bytes], as_json: bool) -> None:
         progress(plain=not as_json) as tell,
         reading(file) as members,
     ):
-        for member, content in members:
-            known = {name: member.pax_headers.get(SCHEMA + name, "") for name in ("owner", "path")}
-            tags = msgspec.json.decode(member.pax_headers.get(SCHEMA + "tags", "[]"))
-            aios.sto_put(
-                known["path"], content, tags=tags, owner=known["owner"],
-                media=member.pax_headers.get(SCHEMA + "media", ""),
-            )  # fmt: skip
+        for fields, content in members:
+            aios.sto_put(data=content, **fields)
             count += 1
             tell(counted(count, "object"))
     show({"objects": count}, as_json, f"{counted(count, 'object')} stored")

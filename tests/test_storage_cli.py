@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import gzip
+import io
 import json
+import lzma
 import os
+import random
 import re
 import signal
 import subprocess
@@ -23,7 +27,9 @@ from commands import AIOS, LIMIT, answer, environment
 from conftest import eventually, run_system
 
 from aios.agents import connect
+from aios.shell.archive import reading
 from aios.shell.cli import cli
+from aios.syscalls.errors import BadInput
 
 GUIDE = Path(__file__).parent.parent / "docs" / "storage.md"
 COMMANDS = ["list", "get", "put", "history", "diff", "rollback", "delete", "purge", "share",
@@ -148,6 +154,30 @@ def test_tar_files_in_pipes_and_cut_short(home: Path, tmp_path: Path) -> None:
     with connect(home) as aios:
         assert aios.sto_get("t/long", owner="/tar") == data
         assert aios.sto_read("t/long", count=0, owner="/tar").info.version == 2
+
+
+@pytest.mark.parametrize("how", ["damaged.gz", "damaged.xz", "tags.tar"])
+def test_an_archive_that_cannot_be_read_is_refused(how: str, tmp_path: Path) -> None:
+    """Each library that is below tarfile has an error of its own."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        member = tarfile.TarInfo("person/a")
+        member.size = 1 << 18
+        tags = "5" if how == "tags.tar" else "[]"
+        member.pax_headers = {"AIOS.path": "a", "AIOS.tags": tags}
+        text = bytes(random.Random(1).choices(b"abcdefgh", k=member.size))
+        tar.addfile(member, io.BytesIO(text))
+    pack: Any = {"damaged.gz": gzip.compress, "damaged.xz": lzma.compress, "tags.tar": bytes}[how]
+    data = bytearray(pack(out.getvalue()))
+    if how != "tags.tar":
+        data[len(data) // 2 : len(data) // 2 + 64] = b"x" * 64
+    path = tmp_path / how
+    path.write_bytes(data)
+    with path.open("rb") as file, pytest.raises(BadInput) as caught, reading(file) as objects:
+        for _, content in objects:
+            while content.read(1 << 16):
+                pass
+    assert caught.value.message.startswith(f"cannot read {path}: ")
 
 
 def test_a_file_is_whole_or_as_it_was(home: Path, tmp_path: Path) -> None:
