@@ -134,19 +134,19 @@ def run(home: Path, /, as_json: bool, **given: Any) -> int:
     with connect(home, "aios-run") as aios:
         refused = Refused(aios.start("kernel.events", kinds=["process"]))
         pid = refused.pid = aios.spawn(**as_request(**given))
-        ask = asking(aios, pid)
-
-        def meanwhile() -> None:
-            ask()
-            refused.look()
-
         try:
+            ask = asking(aios, pid)
+
+            def meanwhile() -> None:
+                ask()
+                refused.look()
+
             copy = Copy(err=as_json)
             for part in agent_log(aios, pid, follow=True, meanwhile=meanwhile):
                 copy.write(part)
             copy.end()
             end = aios.wait(pid)
-        except (KeyboardInterrupt, click.Abort):
+        except BaseException:  # Ctrl-C, or nobody reads the pipe any more: `aios run x | head`
             finish_off(aios, pid)
             raise
         refused.look()

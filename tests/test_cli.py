@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import re
@@ -254,6 +256,21 @@ def test_ctrl_c_ends_the_agent(deaf: bool, system: System, aios: Aios, program: 
         runner.communicate(timeout=LIMIT)
         assert runner.returncode == 130
         assert aios.wait(row.pid).reason == ("signal KILL" if deaf else "signal TERM")
+
+
+class ClosedPipe(io.StringIO):
+    def write(self, _: str) -> int:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+def test_an_agent_ends_with_the_pipe_that_its_log_goes_into(
+    system: System, aios: Aios, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", ClosedPipe())
+    with pytest.raises(SystemExit) as caught:
+        execute(["--home", str(system.home), "run", program(UNTIL_TOLD)])
+    assert caught.value.code == 1
+    assert aios.ps() == []
 
 
 def test_logs_are_followed_to_the_end(system: System, aios: Aios, program: Program) -> None:
