@@ -25,8 +25,8 @@ from aios.syscalls.errors import BadInput
 
 from . import helper
 from .escape import as_json_text, folded, shown
-from .options import Whole
-from .output import at_terminal, bars, json_option, say, show
+from .options import Whole, text_of
+from .output import at_terminal, bars, json_option, say, show, whole
 from .render import pairs
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -126,18 +126,19 @@ def search(home: Path, /, folder: Path | None, as_json: bool, **wanted: Any) -> 
 @audit.command("export")
 @filters
 @folder_option
-@click.argument("target", type=click.File("w"))
+@click.argument("target", type=click.Path(path_type=Path, dir_okay=False))
 @click.pass_obj
-def export_records(home: Path, /, target: Any, folder: Path | None, **wanted: Any) -> None:
+def export_records(home: Path, /, target: Path, folder: Path | None, **wanted: Any) -> None:
     """Write records to TARGET (- for stdout), a JSON object a line.
 
     \b
     Example:
       aios audit export audit.jsonl --since 1d
     """
-    for kind, what in said(home, folder, "search", wanted=wanted):
-        if kind == "record":
-            target.write(json.dumps(what) + "\n")
+    with whole(target) as out:
+        for kind, what in said(home, folder, "search", wanted=wanted):
+            if kind == "record":
+                out.write(f"{json.dumps(what)}\n".encode())
 
 
 @audit.command("show")
@@ -191,9 +192,9 @@ def verify(
       aios audit verify --receipts mine.json --json
       aios audit verify --proof record.tlog-proof --key "$(cat audit.key)"
     """
-    kept = None if checkpoint is None else checkpoint.read_text()
+    kept = None if checkpoint is None else text_of(checkpoint)
     if proof is not None:
-        found = ask(home, folder, "check", proof=proof.read_text(), key=key, checkpoint=kept)
+        found = ask(home, folder, "check", proof=text_of(proof), key=key, checkpoint=kept)
         show(found, as_json, proved(found))
         return 0
     with bar(as_json) as step:
@@ -243,11 +244,7 @@ def ask(
     step: Callable[[dict[str, int]], None] = lambda _: None, **fields: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Its report."""
-    for kind, what in said(home, folder, action, **fields):
-        if kind == "report":
-            return dict(what)
-        step(what)
-    raise AssertionError("it says a report or an error, and else raises")
+    return helper.report(said(home, folder, action, **fields), step)
 
 
 def read_receipts(path: Path | None) -> list[list[Any]]:
@@ -255,7 +252,7 @@ def read_receipts(path: Path | None) -> list[list[Any]]:
     if path is None:
         return []
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(text_of(path))
         return [[int(sequence), bytes.fromhex(head).hex()] for sequence, head in found]
     except (ValueError, TypeError) as error:
         raise BadInput(

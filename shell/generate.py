@@ -14,32 +14,26 @@ from aios.agents import Generation, connect
 from aios.syscalls.errors import BadInput
 from aios.syscalls.messages import Generate
 
-from .options import field
+from .options import field, text_of
 from .output import json_option, show, write
 
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise BadInput(f"cannot read {path!r}: {why}", "name a file, or give the text") from error
+OR_TEXT = "name a file, or give the text"
 
 
 def _schema(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Any:
     if value is None:
         return None
     try:
-        schema = json.loads(value if value.lstrip().startswith("{") else _read(value))
+        schema = json.loads(value if value.lstrip().startswith("{") else text_of(value, OR_TEXT))
     except ValueError as error:
         raise BadInput(f"--schema is not JSON: {error}") from error
     if not isinstance(schema, dict):
-        raise BadInput("--schema is not a JSON object", 'one for any value is {"type": "integer"}')
+        raise BadInput("--schema is not a JSON object", 'as in {"type": "integer"}')
     return schema
 
 
 def _grammar(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
-    return value if value is None or "::=" in value else _read(value)
+    return value if value is None or "::=" in value else text_of(value, OR_TEXT)
 
 
 def sampling(name: str, about: str) -> Callable[..., Any]:

@@ -6,27 +6,26 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from aios.syscalls.errors import AiosError, from_wire
 
-from .launch import end_with_parent
+from .launch import end_with_parent, memory_file
 from .output import say
 
 
 def said(module: str, request: dict[str, Any], does: str) -> Iterator[tuple[str, Any]]:
-    """What it says, a kind and what, each in a line of JSON, until its report. Whatever ends this
-    ends that process.
+    """Yield what it says, a kind and what, each in a line of JSON, until its report. The request
+    is its stdin: an argument holds 128 KiB. Whatever ends this ends that process.
 
     Raises:
         AiosError: what it could not do, and why.
     """
-    with tempfile.TemporaryFile() as errors:
+    with tempfile.TemporaryFile() as errors, memory_file(json.dumps(request)) as given:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", module, json.dumps(request)],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True,
-            start_new_session=True,
+            [sys.executable, "-P", "-m", module], stdin=given, stdout=subprocess.PIPE,
+            stderr=errors, text=True, start_new_session=True,
             preexec_fn=end_with_parent,  # noqa: PLW1509 (one system call)
         )  # fmt: skip
         with process:
@@ -45,3 +44,12 @@ def said(module: str, request: dict[str, Any], does: str) -> Iterator[tuple[str,
         say(errors.read().decode(errors="backslashreplace"), err=True, nl=False)
     how = f"exit code {process.returncode}"
     raise AiosError(f"the process that {does} ended unasked: {how}", "its errors are above")
+
+
+def report(said: Iterator[tuple[str, Any]], step: Callable[[Any], None]) -> dict[str, Any]:
+    """Return its report; `step` gets what it says before that."""
+    for kind, what in said:
+        if kind == "report":
+            return dict(what)
+        step(what)
+    raise AssertionError("it says a report or an error, and else raises")

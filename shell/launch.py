@@ -184,10 +184,10 @@ def open_environment() -> dict[str, str]:
 
 
 def memory_file(text: str) -> BinaryIO:
-    """A file with `text` that is on no disk."""
-    file = os.fdopen(os.memfd_create("environment"), "w+b")
+    """A file with `text` that is on no disk, to be read from its beginning."""
+    file = os.fdopen(os.memfd_create("aios"), "w+b")
     file.write(text.encode())
-    file.flush()
+    file.seek(0)
     return file
 
 

@@ -131,13 +131,7 @@ def ask(
     """
     settings = {} if model is None else {"model": str(model.absolute())}
     request = {"action": action, "home": str(home), "settings": settings, "formats": [*formats]}
-    report: dict[str, Any] = {}
-    for kind, what in helper.said("aios.kernel.core.fit", request, "measures"):
-        if kind == "report":
-            report = what
-        else:
-            step(what)
-    return report
+    return helper.report(helper.said("aios.kernel.core.fit", request, "measures"), step)
 
 
 # --- what is shown -------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,6 +14,7 @@ from msgspec import inspect
 
 from aios.syscalls import acc, sto
 from aios.syscalls import messages as t
+from aios.syscalls.errors import BadInput
 
 FAR = 10**9  # a bound from here on is kept, and not told: nobody meets it
 
@@ -88,6 +90,15 @@ class Who(click.ParamType[int | str]):
         if not (text.isascii() and text.isdigit()):
             return text or self.fail("it is empty: give a PID or a name", param, ctx)
         return int(text) if int(text) <= 2**31 else self.fail(f"{text} is no PID", param, ctx)
+
+
+def text_of(path: str | Path, hint: str = "") -> str:
+    """Return what is in a file. Raises BadInput where it cannot be read, or is no text in UTF-8."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        raise BadInput(f"cannot read {str(path)!r}: {why}", hint) from error
 
 
 def field(message: type[msgspec.Struct], name: str, says: str = "") -> click.ParamType[Any]:

@@ -134,6 +134,14 @@ def test_records_are_exported(home: Path, tmp_path: Path) -> None:
     found = [json.loads(line) for line in target.read_text().splitlines()]
     assert [record["object"] for record in found][:2] == ["path=p1638", "path=p16380"]
     assert run(home, "audit", "export", "-", "--object", "p1638").stdout == target.read_text()
+    assert run(home, "audit", "export", str(target), "--object", "nothing").returncode == 0
+    assert target.read_text() == ""
+    target.unlink()
+    assert run(home, "audit", "export", str(target), "--object", "nothing").returncode == 0
+    assert target.read_text() == "", "a file that has no records is there as well"
+    target.write_text("kept")
+    assert run(home, "audit", "export", str(target), "--log", str(tmp_path)).returncode == 78
+    assert target.read_text() == "kept"
 
 
 def test_in_a_terminal_no_line_is_wider_than_it(
@@ -170,6 +178,20 @@ def test_verify_says_where_it_was_changed(home: Path, tmp_path: Path) -> None:
     assert SEGMENT < problem["sequence"] < SEGMENT + 100
     done = run(home, "audit", "verify", "--log", str(tmp_path / "audit"))
     assert f"PROBLEM   record {problem['sequence']}: the record was changed" in done.stdout
+
+
+def test_receipts_may_be_many_and_are_to_be_text(home: Path, tmp_path: Path) -> None:
+    """An argument of a process holds 128 KiB, 1,800 of them."""
+    path = tmp_path / "receipts.json"
+    path.write_text(json.dumps([[1, "ab" * 32]] * 2000))
+    done = run(home, "audit", "verify", "--receipts", str(path), "--json")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert len(json.loads(done.stdout)["problems"]) == 2000
+    path.write_bytes(b"\xff")
+    for option in ("--receipts", "--checkpoint", "--proof"):
+        done = run(home, "audit", "verify", option, str(path))
+        assert (done.returncode, done.stdout) == (78, "")
+        assert done.stderr == f"aios: cannot read '{path}': it is no text in UTF-8\n"
 
 
 def test_the_commands_of_the_document_run(home: Path, tmp_path: Path) -> None:

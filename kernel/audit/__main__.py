@@ -1,6 +1,6 @@
 """What `aios audit` asks for, out of the folder alone: no kernel has to run.
 
-    python -m aios.kernel.audit REQUEST    (a Request as JSON)
+    python -m aios.kernel.audit < REQUEST    (a Request as JSON)
 
 On stdout one JSON object a line: any number of {"progress": ...} or {"record": ...}, then
 {"report": ...}, or {"error": ...}.
@@ -42,7 +42,7 @@ def say(kind: str, what: Any) -> None:
 
 
 def main() -> None:
-    request = msgspec.json.decode(sys.argv[1], type=Request)
+    request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
     try:
         say("report", ACTIONS[request.action](request, Path(request.folder)))
     except AiosError as error:

@@ -1,6 +1,6 @@
 """Fitting a model to this machine: measure other formats of it beside the original.
 
-    python -m aios.kernel.core.fit REQUEST    (a Request as JSON)
+    python -m aios.kernel.core.fit < REQUEST    (a Request as JSON)
 
 On stdout one JSON object a line: any number of {"progress": ...}, then {"report": ...}, or
 {"error": ...}. Nothing but `choose` changes what a system loads.
@@ -59,7 +59,7 @@ class Report(Struct, kw_only=True):
 
 
 def main() -> int:
-    request = msgspec.json.decode(sys.argv[1], type=Request)
+    request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
     try:
         say("report", serve(request))
     except AiosError as error:
