@@ -146,7 +146,8 @@ def execute(args: Sequence[str]) -> int:
         return INTERRUPTED
     except click.ClickException as error:
         if as_json:
-            say(as_json_text({"code": "usage", "message": error.format_message()}), err=True)
+            told = {"code": "usage", "message": error.format_message(), "hint": ""}
+            say(as_json_text(told), err=True)
         else:
             text = io.StringIO()
             error.show(text)
@@ -154,14 +155,17 @@ def execute(args: Sequence[str]) -> int:
         return error.exit_code
     except OSError as error:
         return complain(file_error(error), as_json)
+    except UnicodeDecodeError:  # what a file holds is read by options.text_of
+        return complain(BadInput("stdin is no text in UTF-8"), as_json)
     except AiosError as error:
         return complain(error, as_json)
     return code if isinstance(code, int) else 0
 
 
 def file_error(error: OSError) -> AiosError:
-    """Of a file that was named, or of a stream."""
-    text = f"{error.filename or 'the output'}: {error.strerror}"
+    """Of a file that was named, or of what Linux names no file of."""
+    about = error.filename or ("this folder" if error.errno == errno.ENOENT else "the output")
+    text = f"{about}: {error.strerror}"
     if error.errno == errno.ENOSPC:
         return DiskFull(text, "make room on its disk")
     return BadInput(text)

@@ -17,6 +17,8 @@ from mcp.server.mcpserver import MCPServer
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 
+from aios.syscalls.errors import BadInput
+
 from .output import say
 
 TOKEN = "AIOS_MCP_TOKEN"
@@ -61,7 +63,7 @@ def serve_stdio(server: MCPServer[Any]) -> None:
 
 
 def serve_http(server: MCPServer[Any], port: int) -> None:
-    """Raises OSError where the port is taken."""
+    """Raises BadInput where the port is taken."""
     token = os.environ.get(TOKEN) or secrets.token_urlsafe(32)
     app = server.streamable_http_app()
 
@@ -75,7 +77,11 @@ def serve_http(server: MCPServer[Any], port: int) -> None:
         )  # fmt: skip
         await refusal(scope, receive, send)
 
-    listening = socket.create_server(("127.0.0.1", port))
+    try:
+        listening = socket.create_server(("127.0.0.1", port))
+    except OSError as error:
+        why = os.strerror(error.errno or 0)
+        raise BadInput(f"port {port}: {why}", "give another, or 0 for one that is free") from error
     config = uvicorn.Config(guarded, log_level="error", timeout_graceful_shutdown=FAREWELL)
     say(f"url: http://127.0.0.1:{listening.getsockname()[1]}/mcp")
     say(f"header: Authorization: Bearer {token}")

@@ -229,7 +229,8 @@ def forget_typed() -> None:
 
 def open_streams() -> None:
     """Make stdin, stdout and stderr what the rest may rely on: a stream that the caller closed
-    (`aios ps >&-`) is /dev/null, no character fails, and a traceback is printed as all else is."""
+    (`aios ps >&-`) is /dev/null, stdin is UTF-8 whatever the locale, no character fails to be
+    printed, and a traceback is printed as all else is."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
@@ -237,6 +238,7 @@ def open_streams() -> None:
         if getattr(sys, name) is None:
             mode = "r" if name == "stdin" else "w"
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+    cast(io.TextIOWrapper, sys.stdin).reconfigure(encoding="utf-8", errors="strict")
     for stream in (sys.stdout, sys.stderr):
         cast(io.TextIOWrapper, stream).reconfigure(errors="backslashreplace")
     sys.excepthook = _say_defect

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
@@ -27,6 +28,7 @@ from aios.agents.runner import registered
 from aios.shell.cli import cli, execute
 from aios.shell.launch import System
 from aios.shell.logs import LOG_FILES
+from aios.shell.output import open_streams
 
 Program = Callable[[str], str]
 UNTIL_TOLD = "print('up', flush=True)\nprint(aios.recv().body)"
@@ -73,7 +75,9 @@ def test_errors_as_json_go_to_stderr(tmp_path: Path) -> None:
     assert json.loads(done.stderr)["code"] == "kernel.gone"
     done = run(tmp_path, "ps", "--json", "--nonsense")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "--nonsense" in json.loads(done.stderr)["message"]
+    told = json.loads(done.stderr)
+    assert "--nonsense" in told["message"]
+    assert told.keys() == {"code", "message", "hint"}
 
 
 @pytest.mark.parametrize(
@@ -367,6 +371,30 @@ def test_errors_that_cannot_be_written_leave_the_exit_code(
 ) -> None:
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     assert closed(system, "ps --nonsense 2> /dev/full").returncode == 1
+
+
+@pytest.mark.parametrize("line", ["generate -", "send 1", ""])
+def test_input_that_is_no_text_is_told(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stdin = tmp_path / "stdin"
+    stdin.write_bytes(b"status\n\xff\n")
+    with stdin.open(encoding="ascii", errors="surrogateescape") as given:  # as in the locale C
+        monkeypatch.setattr(sys, "stdin", given)
+        monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+        open_streams()
+        assert execute(["--home", str(tmp_path), *line.split()]) == 78
+    assert capsys.readouterr().err == "aios: stdin is no text in UTF-8\n"
+
+
+def test_a_folder_that_is_gone_is_told(
+    system: System, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    with contextlib.chdir(tmp_path / "gone"):
+        (tmp_path / "gone").rmdir()
+        assert execute(["--home", str(system.home), "run", "chat", "hi"]) == 78
+    assert capsys.readouterr().err == "aios: this folder: No such file or directory\n"
 
 
 # --- generate --------------------------------------------------------------------------------

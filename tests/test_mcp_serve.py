@@ -345,7 +345,7 @@ def test_a_port_that_is_taken(system: System) -> None:
         port = line_of(server).rpartition(":")[2].partition("/")[0]
         done = run_process(system.home, "mcp", "--http", port)
         assert (done.returncode, done.stdout) == (78, "")
-        assert "Address already in use" in done.stderr
+        assert done.stderr.startswith(f"aios: port {port}: Address already in use\nhint: ")
         server.terminate()
 
 
