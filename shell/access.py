@@ -15,7 +15,7 @@ from rich.table import Table
 from aios.agents import connect
 from aios.syscalls.acc import Answer, Check, Grant, GrantRow, Revoke
 from aios.syscalls.errors import BadInput, NotFound
-from aios.syscalls.rules import Bounds, Group, Manifest, Rule
+from aios.syscalls.rules import Bounds, Group, Manifest
 
 from . import render
 from .completion import grant_numbers, group_names, live_processes
@@ -26,6 +26,7 @@ from .questions import ANSWERS, ask_person
 from .who import pid_of
 
 EFFECTS = ("allow", "ask", "deny")
+NOT_IN = "`aios group list` lists what is; a rule of a file goes by `aios group set NAME --file`"
 
 
 def read_toml(path: Path, kind: type[Any]) -> Any:
@@ -111,7 +112,8 @@ def set_(
         made = read_toml(path, Group) if path else aios.groups().get(name, Group())
         made.members = [*made.members, *(m for m in member if m not in made.members)]
         for effect, added in rules.items():
-            setattr(made, effect, [*getattr(made, effect), *added])
+            held = getattr(made, effect)
+            setattr(made, effect, [*held, *(rule for rule in added if rule not in held)])
         aios.set_group(name, made)
 
 
@@ -136,21 +138,14 @@ def remove(home: Path, name: str, member: tuple[str, ...], rule: tuple[str, ...]
             return
         if made is None:
             raise NotFound(f"no group {name!r}", "`aios group list` lists them")
-        held = {*made.members, *made.allow, *made.ask, *made.deny} if _plain(made) else set()
+        held = [*made.members, *made.allow, *made.ask, *made.deny]
         for each in (*member, *rule):
             if each not in held:
-                raise NotFound(f"{each!r} is not in {name!r}", "`aios group list` lists what is")
+                raise NotFound(f"{each!r} is not in {name!r}", NOT_IN)
         made.members = [each for each in made.members if each not in member]
         for effect in EFFECTS:
             setattr(made, effect, [each for each in getattr(made, effect) if each not in rule])
         aios.set_group(name, made)
-
-
-def _plain(made: Group) -> bool:
-    """Raises BadInput for rules that a file has made: they are no strings."""
-    if any(isinstance(rule, Rule) for effect in EFFECTS for rule in getattr(made, effect)):
-        raise BadInput("it has rules that are not in one line", "`aios group set NAME --file`")
-    return True
 
 
 # --- grants -----------------------------------------------------------------------------------

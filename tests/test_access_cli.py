@@ -77,7 +77,8 @@ def test_help_has_an_example(name: str) -> None:
 
 def test_groups(home: Path, tmp_path: Path) -> None:
     fine(home, "group", "set", "team", "--member", "/a", "--allow", "llm", "--deny", "msg /b")
-    fine(home, "group", "set", "team", "--member", "/a", "--member", "/t/*", "--ask", "mem")
+    for _ in range(2):  # what is there is not there twice
+        fine(home, "group", "set", "team", "--member", "/a", "--member", "/t/*", "--ask", "mem")
     team = {"members": ["/a", "/t/*"], "allow": ["llm"], "ask": ["mem"], "deny": ["msg /b"]}
     assert answer(home, "group", "list")["team"] == team
     lines = [line.split() for line in fine(home, "group", "list").splitlines()]
@@ -86,14 +87,20 @@ def test_groups(home: Path, tmp_path: Path) -> None:
     assert answer(home, "group", "list")["team"]["members"] == ["/t/*"]
     assert answer(home, "group", "list")["team"]["allow"] == []
 
-    (tmp_path / "team.toml").write_text('deny = [{ right = "llm", tainted = ["msg:**"] }]')
+    (tmp_path / "team.toml").write_text(
+        'members = ["/a"]\nask = ["mem"]\ndeny = [{ right = "llm", tainted = ["msg:**"] }]'
+    )
     fine(home, "group", "set", "team", "--file", str(tmp_path / "team.toml"))
     (rule,) = answer(home, "group", "list")["team"]["deny"]
     assert rule["tainted"] == ["msg:**"]
     assert "msg:**" in fine(home, "group", "list")
     refused = run(home, "group", "remove", "team", "--rule", "llm")
-    assert refused.returncode == 78
+    assert refused.returncode == 1
+    assert "'llm' is not in 'team'" in refused.stderr
     assert "`aios group set NAME --file`" in refused.stderr
+    fine(home, "group", "remove", "team", "--member", "/a", "--rule", "mem")
+    left = {"members": [], "allow": [], "ask": [], "deny": [rule]}
+    assert answer(home, "group", "list")["team"] == left
     fine(home, "group", "remove", "team")
     assert "team" not in answer(home, "group", "list")
 
