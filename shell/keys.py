@@ -59,7 +59,7 @@ def new(home: Path, name: str, file: Path | None, as_json: bool) -> None:
     show({"name": name, "public": public, "file": str(path)}, as_json, text)
 
 
-@key.command()
+@key.command(context_settings={"ignore_unknown_options": True})  # a key may begin with "-"
 @click.argument("name", type=NAME)
 @click.argument("public", type=field(KeyAllow, "public"))
 @click.option("--person", is_flag=True, help="Whoever has it may do everything, as you may.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -11,6 +12,7 @@ from msgspec import inspect
 
 from aios.agents import Aios, connect
 from aios.kernel.config import Config
+from aios.shell import keys
 from aios.shell import system as system_commands
 from aios.shell.cli import HOMELESS, execute
 from aios.shell.launch import System
@@ -138,6 +140,16 @@ def row(
         memory=0, contexts=0, queue=0, tokens=0, calls=0, generations=0, waiting=0.0, switches=0,
         code=None, reason="", principal=f"/{name}", tool=tool,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("begin", ["-", "--", "-a=b", "--a=b", "-h"])
+def test_a_public_key_may_look_like_an_option(begin: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of 85 does."""
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(keys.allow, "callback", lambda **each: given.update(each))
+    public = begin.ljust(40, "x")
+    assert execute(["key", "allow", "ann", public, "--person"]) == 0
+    assert given == {"name": "ann", "public": public, "person": True, "as_json": False}
 
 
 def test_a_name_means_the_agent_that_is_alive() -> None:
