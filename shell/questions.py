@@ -15,7 +15,7 @@ import msgspec
 from aios.agents import Aios, connect
 from aios.agents.client import Pending
 from aios.syscalls.acc import Question
-from aios.syscalls.errors import KernelGone, NotFound, TimedOut
+from aios.syscalls.errors import AiosError, NotFound, TimedOut
 
 from .escape import as_json_text, folded, shown
 from .jobs import WIDTH
@@ -110,7 +110,8 @@ def asking_in_place(aios: Aios, pid: int) -> Callable[[], None]:
 
 
 class Notices:
-    """Tells what waits for an answer while a prompt is shown, from a thread of its own."""
+    """Tells what waits for an answer while a prompt is shown, from a thread of its own. It does not
+    say why it cannot: each command that is typed does."""
 
     def __init__(self, home: Path, emit: Callable[[str], None]) -> None:
         self.home, self.emit = home, emit
@@ -124,7 +125,7 @@ class Notices:
 
     def _run(self) -> None:
         while not self.ended.is_set():
-            with contextlib.suppress(KernelGone), connect(self.home, "aios-shell") as aios:
+            with contextlib.suppress(AiosError), connect(self.home, "aios-shell") as aios:
                 self._follow(aios)
             self.ended.wait(KERNEL_LOOK)
 

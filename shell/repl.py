@@ -201,6 +201,9 @@ class Shell:
             return job.end()
 
     def _do_help(self, args: list[str]) -> int:
+        if args and args[0] in BUILTINS:
+            say(f"{args[0]}: {BUILTINS[args[0]]}")
+            return 0
         code = self.execute([*args, "--help"])
         if not args:
             say(HELP)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aios.agents import Aios, connect
+from aios.shell import questions
+from aios.shell.cli import cli, execute
 from aios.shell.jobs import Job, cut
 from aios.shell.launch import System
-from aios.shell.repl import Line, parse, split_at_cursor
+from aios.shell.repl import BUILTINS, Line, Shell, parse, split_at_cursor
+from aios.syscalls.errors import BadVersion
 
 Open = Callable[[Path], Any]
 UNTIL_TOLD = "print('up', flush=True)\nprint(aios.recv().body)"
@@ -41,6 +45,33 @@ PROMPT = "\x1b[?2004h"
 )
 def test_parse(text: str, line: Line) -> None:
     assert parse(text) == line
+
+
+def test_each_word_of_the_shell_has_help(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shell = Shell(tmp_path, cli, execute)
+    for word, about in BUILTINS.items():
+        assert shell.run(f"help {word}") == 0
+        assert capsys.readouterr() == (f"{word}: {about}\n", "")
+
+
+def test_the_prompt_outlives_a_kernel_of_another_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = threading.Semaphore(0)
+
+    def connect(*_: object) -> Aios:
+        asked.release()
+        raise BadVersion("the caller speaks ABI version 1, this kernel 2")
+
+    monkeypatch.setattr(questions, "connect", connect)
+    monkeypatch.setattr(questions, "KERNEL_LOOK", 0.01)
+    notices = questions.Notices(tmp_path, print)
+    try:
+        assert asked.acquire(timeout=LIMIT) and asked.acquire(timeout=LIMIT), "it does not go on"
+    finally:
+        notices.end()
 
 
 def test_an_open_quote_is_an_error() -> None:
