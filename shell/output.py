@@ -10,13 +10,13 @@ from __future__ import annotations
 import codecs
 import io
 import os
+import shutil
 import sys
 import termios
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from shutil import get_terminal_size
 from types import TracebackType
 from typing import Any, BinaryIO, cast
 
@@ -71,7 +71,7 @@ def show(data: Any, as_json: bool, rendered: RenderableType) -> None:
         say(rendered)
     elif at_terminal():
         least = rendered.least if isinstance(rendered, Listing) else 0
-        Screen(width=max(get_terminal_size().columns, least)).print(rendered)
+        Screen(width=max(shutil.get_terminal_size().columns, least)).print(rendered)
     else:
         screen = Screen(width=WIDE, force_terminal=False)
         with screen.capture() as text:
@@ -134,9 +134,11 @@ def whole(path: Path) -> Iterator[BinaryIO]:
         return
     device = path.exists() and not path.is_file()  # or a pipe
     target = path if device else path.resolve()
-    part = path if device else target.with_name(target.name + ".part")
+    part = path if device else target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
+            if target.is_file():
+                shutil.copymode(target, part)
             yield file
         if not device:
             part.replace(target)

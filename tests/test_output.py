@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.text import Text
 
 from aios.shell.escape import as_json_text, brief, folded, hung, shown
-from aios.shell.output import Screen
+from aios.shell.output import Screen, whole
 from aios.shell.questions import in_words
 from aios.shell.render import columns, pairs
 from aios.syscalls.acc import Question
@@ -99,6 +99,18 @@ def test_a_screen_escapes_whatever_it_draws(what: object) -> None:
     text = drawn(what, color_system=None)
     assert shown(text, lines=True) == text
     assert "\\u202e" in text
+
+
+def test_a_file_that_is_written_anew_stays_as_private_as_it_was(tmp_path: Path) -> None:
+    path, beside = tmp_path / "key", tmp_path / "key.part"
+    for each in (path, beside):
+        each.write_bytes(b"old")
+    path.chmod(0o600)
+    with whole(path) as file:
+        assert {each.stat().st_mode & 0o77 for each in tmp_path.glob("key.*.part")} == {0}
+        file.write(b"new")
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"new", 0o600)
+    assert beside.read_bytes() == b"old", "somebody's own file"
 
 
 def test_a_screen_reads_no_markup() -> None:
