@@ -6,16 +6,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import click
-import msgspec
 
 from aios.agents import Aios, connect
 
 from . import render
 from .completion import live_processes
-from .options import WAIT, WHO
+from .options import WAIT, WHO, json_value
 from .output import json_option, say, show
 from .processes import finish_off
 from .who import pid_of
@@ -44,22 +42,16 @@ def send(
     """
     if text is not None and body_json is not None:
         raise click.UsageError("give TEXT or --body-json, one of them")
-    body = message(text, body_json)
+    if body_json is None:
+        body = sys.stdin.read() if text is None else text
+    else:
+        body = json_value(body_json, "--body-json")
     with connect(home, "aios-send") as aios:
         pid = pid_of(aios, who)
         aios.send(pid, body)
         if wait is not None:
             mail = aios.recv(pid, timeout=wait)
             show(mail, as_json, render.value(mail.body))
-
-
-def message(text: str | None, body_json: str | None) -> Any:
-    if body_json is None:
-        return sys.stdin.read() if text is None else text
-    try:
-        return msgspec.json.decode(body_json)
-    except msgspec.DecodeError as error:
-        raise click.BadParameter(str(error), param_hint="--body-json") from error
 
 
 @click.command()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import codecs
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -31,8 +32,8 @@ from aios.syscalls import sto as s
 from aios.syscalls.errors import AiosError, ProcessGone, TimedOut
 
 from . import render
+from .processes import GRACE_S
 
-GRACE = 2.0  # seconds that an agent has between TERM and KILL
 LOG_WAIT = 5.0  # seconds that one call waits for more of a log, and so between reports of progress
 LAST = 4096  # bytes of an agent's log that come with its result
 READS = ToolAnnotations(read_only_hint=True, open_world_hint=False)
@@ -113,13 +114,12 @@ class Tools:
         return log.decode(errors="replace")
 
     async def _finish_off(self, aios: AwaitedCalls, pid: int) -> None:
-        try:
+        with contextlib.suppress(ProcessGone):
             await aios.call(t.Done, "proc.kill", pid=pid, signal="TERM")
-            await aios.call(t.Exited, "proc.wait", pid=pid, timeout=GRACE)
-        except TimedOut:
-            await aios.call(t.Done, "proc.kill", pid=pid, signal="KILL")
-        except ProcessGone:
-            return
+            try:
+                await aios.call(t.Exited, "proc.wait", pid=pid, timeout=GRACE_S)
+            except TimedOut:
+                await aios.call(t.Done, "proc.kill", pid=pid, signal="KILL")
 
     async def list_agents(self) -> dict[str, Any]:
         """The agents that run_agent can run, with a line about each, and those that run now."""

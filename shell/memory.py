@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from itertools import groupby
@@ -19,7 +18,7 @@ from aios.syscalls.errors import BadInput, NotFound
 from . import render
 from .completion import live_processes
 from .escape import brief
-from .options import WHO, Whole, field
+from .options import WHO, Whole, field, json_value
 from .output import json_option, show, stdout, whole
 from .who import pid_of
 
@@ -135,10 +134,7 @@ def put(
       aios mem put 12 notes < notes.txt
     """
     if value_json is not None:
-        try:
-            value = json.loads(value_json)
-        except ValueError as error:
-            raise click.BadParameter(f"--value-json: {error}") from error
+        value = json_value(value_json, "--value-json")
     else:
         value = from_stdin() if text is None else text
     with connect(home, "aios-mem") as aios:

@@ -101,6 +101,14 @@ def text_of(path: str | Path, hint: str = "") -> str:
         raise BadInput(f"cannot read {str(path)!r}: {why}", hint) from error
 
 
+def json_value(text: str, option: str) -> Any:
+    """Return the value of a JSON text that was given as `option`. Raises BadParameter."""
+    try:
+        return msgspec.json.decode(text)
+    except (ValueError, RecursionError) as error:
+        raise click.BadParameter(str(error), param_hint=option) from error
+
+
 def field(message: type[msgspec.Struct], name: str, says: str = "") -> click.ParamType[Any]:
     """The type of an option that becomes the field `name` of `message`, or an item of that list."""
     info = inspect.type_info(message)

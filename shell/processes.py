@@ -20,13 +20,13 @@ from . import render
 from .access import manifest
 from .completion import files, live_processes, programs
 from .logs import agent_log
-from .options import NAME, WAIT, WHO, Whole, field
+from .options import NAME, WAIT, WHO, Whole, field, json_value
 from .output import Copy, at_terminal, json_option, say, show
 from .questions import asking_in_place
 from .refused import Refused
 from .who import pid_of
 
-GRACE = 2.0  # seconds that an agent has between TERM and KILL
+GRACE_S = 2.0  # that an agent has between TERM and KILL
 READABLE = click.Path(exists=True, resolve_path=True, path_type=str)
 NICE = field(Spawn, "nice")
 PROGRAM = field(Spawn, "program")
@@ -94,12 +94,9 @@ def as_request(
         return request | {"args": task}
     if len(task) + (task_json is not None) > 1:
         raise click.UsageError("an agent takes one TASK, or --task-json: quote it")
-    if task_json is None:
-        return request | {"task": task[0] if task else None}
-    try:
-        return request | {"task": msgspec.json.decode(task_json)}
-    except msgspec.DecodeError as error:
-        raise click.BadParameter(str(error), param_hint="--task-json") from error
+    if task_json is not None:
+        return request | {"task": json_value(task_json, "--task-json")}
+    return request | {"task": task[0] if task else None}
 
 
 def is_file(word: str) -> bool:
@@ -177,7 +174,7 @@ def finish_off(aios: Aios, pid: int) -> None:
     with contextlib.suppress(ProcessGone):
         aios.kill(pid, "TERM")
         try:
-            aios.wait(pid, timeout=GRACE)
+            aios.wait(pid, timeout=GRACE_S)
         except (TimedOut, KeyboardInterrupt):
             aios.kill(pid, "KILL")
             aios.wait(pid)

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import httpx2
 import pytest
@@ -21,6 +22,8 @@ from mcp.client.streamable_http import streamable_http_client
 
 from aios.agents import Aios, connect
 from aios.shell.launch import System
+from aios.shell.mcp_tools import Tools
+from aios.syscalls.errors import ProcessGone, TimedOut
 
 Program = Callable[[str], str]
 Body = Callable[[Client], Awaitable[Any]]
@@ -338,6 +341,17 @@ def test_http(system: System) -> None:
         asyncio.run(use())
         server.send_signal(signal.SIGINT)
         assert server.wait(timeout=20) == 130
+
+
+def test_an_agent_that_ends_of_itself_before_kill_is_no_error(tmp_path: Path) -> None:
+    ends = {"proc.wait": TimedOut("not within 2 s"), "proc.kill KILL": ProcessGone("it has ended")}
+
+    async def call(_: type, name: str, *, pid: int, signal: str = "", **__: float) -> None:
+        if error := ends.pop(f"{name} {signal}".strip(), None):
+            raise error
+
+    asyncio.run(Tools(tmp_path, {}, {})._finish_off(Mock(call=call), 1))
+    assert not ends
 
 
 def test_a_port_that_is_taken(system: System) -> None:

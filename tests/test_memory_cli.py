@@ -160,6 +160,8 @@ def test_everybody_s_memory_is_listed(
         (["get", "/none", "a"], 1, "/none"),
         (["get", "999999", "a"], 1, "999999"),
         (["put", "/w", "a", "--value-json", "{"], 2, "--value-json"),
+        (["put", "/w", "a", "--value-json", "NaN"], 2, "--value-json"),
+        (["put", "/w", "a", "--value-json", "[" * 10_000], 2, "--value-json"),
         (["put", "/w", "k" * 401, "v"], 2, "it has 401 characters: give 1 to 400"),
         (["import", "/w", "setup.cfg"], 78, "no export"),
         (["log", "/none"], 1, "/none"),
