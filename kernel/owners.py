@@ -261,9 +261,12 @@ class Owners:
 
     def count(self, owner: Owner, row: Row) -> None:
         """What it has now, for its tree."""
-        size = row.bytes
-        self.trees.add(owner.principal, size - owner.size)
-        owner.size = size
+        self.grow(owner, row.bytes - owner.size)
+
+    def grow(self, owner: Owner, grown: int) -> None:
+        if grown:
+            self.trees.add(owner.principal, grown)
+            owner.size += grown
 
     def check_limits(self, owner: Owner, row: Row, grown: int) -> None:
         """Raises LimitReached where an owner may not grow by that: each agent's limit holds for it

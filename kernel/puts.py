@@ -91,7 +91,6 @@ class Puts:
                     row = rows[put.owner.id] = self.owners.row(txn, put.owner)
                     self.owners.count(put.owner, row)
                 self._put(txn, put, row)
-                self.owners.count(put.owner, row)
             except AiosError as error:
                 put.error = error
         for put in puts:
@@ -119,6 +118,7 @@ class Puts:
         row.last_space = max(row.last_space, space.number)
         space.count += count
         space.bytes += grown
+        self.owners.grow(put.owner, grown)
 
 
 def _settle(put: Put, error: AiosError | None) -> None:
