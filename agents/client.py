@@ -11,6 +11,7 @@ import json
 import math
 import os
 import socket
+import struct
 import sys
 import threading
 import time
@@ -20,7 +21,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from aios.syscalls import wire
 from aios.syscalls.errors import (
@@ -42,6 +42,7 @@ NEVER = 2**30  # ms
 BACK = 25.0  # seconds that a kernel elsewhere may be away; it waits a little longer
 BEAT, DEAF = 5_000, 15_000  # ms between heartbeats to one elsewhere, and until it counts as gone
 REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH
+EVENT = struct.Struct("=H")  # zmq_socket_monitor(3); zmq.utils.monitor has asyncio loaded
 NO_KEY = "there, `aios key list` shows the keys that are allowed, and the kernel's own"
 
 
@@ -258,7 +259,7 @@ class Connection:
         if self.socket.closed:  # it did not come back
             return
         while self.monitor.poll(0):
-            recv_monitor_message(self.monitor)
+            self.monitor.recv_multipart()
             self.lost = True
         if self.lost:
             self._take_all()
@@ -340,7 +341,8 @@ class Connection:
         if not ready:
             raise KernelGone(f"the kernel at {self.endpoint} does not answer")
         if self.socket not in ready:
-            if recv_monitor_message(self.monitor)["event"] == REFUSED:
+            (event,) = EVENT.unpack_from(self.monitor.recv_multipart()[0])
+            if event == REFUSED:
                 raise Denied(f"the kernel at {self.endpoint} refuses this key", NO_KEY)
             return None
         data = self.socket.recv()
