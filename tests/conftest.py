@@ -55,6 +55,12 @@ hypothesis.settings.register_profile(
 hypothesis.settings.register_profile("faults", deadline=None, max_examples=300)
 
 
+def fewer(times: int) -> hypothesis.settings:
+    """Settings for a property whose examples take long each: so many times fewer of them."""
+    most = hypothesis.settings.default.max_examples  # type: ignore[union-attr]
+    return hypothesis.settings(max_examples=most // times)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile("faults" if config.getoption("--faults") else "test")
 
@@ -135,14 +141,22 @@ def homes() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+def tiny(folder: Path) -> str:
+    """The path of the tiny model in a folder, where it is made the first time."""
+    path = folder / "tiny.gguf"
+    if not path.exists():
+        tiny_model(path)
+    return str(path)
+
+
+def on_tiny(home: Path, **settings: Any) -> dict[str, Any]:
+    """Settings for a system in `home`, on the tiny model unless they name another."""
+    return {"model": tiny(home.parent), "threads": 1, **settings}
+
+
 def run_system(home: Path, settings: dict[str, Any]) -> Iterator[System]:
-    """A system in `home`; if `settings` name no model, on the tiny one that is in its folder."""
-    tiny = home.parent / "tiny.gguf"
-    if "model" not in settings:
-        settings = {"model": str(tiny), "threads": 1, **settings}
-        if not tiny.exists():
-            tiny_model(tiny)
-    system = System(home, settings, detach=True)
+    """Run a system in `home`, on the tiny model unless `settings` name another."""
+    system = System(home, on_tiny(home, **settings), detach=True)
     try:
         system.ready()
         yield system

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Boot, eventually
+from conftest import Boot, eventually, on_tiny
 
 from aios.agents import Aios, connect
 from aios.shell.launch import System
@@ -437,7 +437,7 @@ def test_a_damaged_policy_is_not_started_with(homes: Path) -> None:
 
 
 def started(home: Path) -> System:
-    system = System(home, {"slots": 1, "ctx": 512, "grace": 0.5}, detach=True)
+    system = System(home, on_tiny(home, slots=1, ctx=512, grace=0.5), detach=True)
     system.ready()
     return system
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Boot, eventually, left_of
+from conftest import Boot, eventually, left_of, on_tiny
 from models import tiny_model
 from raw import Raw
 
@@ -135,7 +135,7 @@ def test_a_dead_kernels_socket_is_replaced(homes: Path) -> None:
     for name in ("run/kernel.sock", "core.sock", "text.sock", "index.sock", "gate.sock"):
         with socket.socket(socket.AF_UNIX) as dead:
             dead.bind(str(home / name))
-    system = System(home, {"slots": 1, "ctx": 256}, detach=True)
+    system = System(home, on_tiny(home, slots=1, ctx=256), detach=True)
     try:
         assert system.ready().core == "ready"
     finally:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from bucket import bucket_at
-from conftest import Boot, eventually
+from conftest import Boot, eventually, on_tiny
 from helpers import kill_kernel
 
 from aios.agents import connect
@@ -413,7 +413,7 @@ def test_a_content_that_was_changed_is_found(boot: Boot, tmp_path: Path) -> None
 def test_another_place_than_the_contents_are_in_is_refused(homes: Path, tmp_path: Path) -> None:
     home = homes / "moved"
     for blobs, works in (("lmdb", True), (f"file://{tmp_path}/blobs", False), ("lmdb", True)):
-        system = System(home, {"slots": 1, "ctx": 256, "blobs": blobs}, detach=True)
+        system = System(home, on_tiny(home, slots=1, ctx=256, blobs=blobs), detach=True)
         try:
             system.ready()
             with connect(home) as aios:

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from hypothesis import settings
+from conftest import fewer
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from slots import PAGE, PLENTY, ROW, Clock, Slot, history, rows_of
@@ -178,4 +178,4 @@ class Roomy(Machine):
 
 TestTight = Tight.TestCase
 TestRoomy = Roomy.TestCase
-TestRoomy.settings = settings(max_examples=40)
+TestRoomy.settings = fewer(2)

@@ -40,7 +40,7 @@ PERSON = {
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    engine = Engine(embedded_model(), slots=3, window=320, threads=2)
+    engine = Engine(embedded_model(), slots=3, window=320, threads=1)
     yield engine
     engine.close()
 

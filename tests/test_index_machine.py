@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hypothesis import settings
+from conftest import fewer
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from texts import ask, model, put, remove, sound
@@ -129,4 +129,4 @@ class Machine(RuleBasedStateMachine):
 
 
 TestIndex = Machine.TestCase
-TestIndex.settings = settings(max_examples=40)
+TestIndex.settings = fewer(2)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from commands import answer, run_process
-from conftest import left_of
+from conftest import left_of, tiny
 
 from aios.kernel.config import NEEDED, WITH_MEANING, WITH_MODEL, Config
 
@@ -59,8 +59,9 @@ def test_without_the_embedded_model_a_start_says_what_to_do(homes: Path, tmp_pat
 
 def test_without_the_embedding_model_words_go_on(homes: Path, tmp_path: Path) -> None:
     home = homes / "words"
+    start = ("start", "--detach", "--ctx", "256", "--model", tiny(homes))
     path = without("wordllama", tmp_path)
-    assert run_process(home, "start", "--detach", "--ctx", "256", PYTHONPATH=path).returncode == 0
+    assert run_process(home, *start, PYTHONPATH=path).returncode == 0
     try:
         assert answer(home, "status")["missing"] == {"search by meaning": WITH_MEANING}
         assert f"search by meaning: {WITH_MEANING}" in run_process(home, "status").stdout
@@ -75,7 +76,7 @@ def test_without_the_embedding_model_words_go_on(homes: Path, tmp_path: Path) ->
     finally:
         assert run_process(home, "stop").returncode == 0
     # Installed since then: what was stored is found by meaning as well.
-    assert run_process(home, "start", "--detach", "--ctx", "256").returncode == 0
+    assert run_process(home, *start).returncode == 0
     try:
         assert answer(home, "status")["missing"] == {}
         (hit,) = answer(home, "sto", "search", "boat", "--mode", "meaning", "--fresh")["hits"]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from conftest import fewer
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -116,7 +116,7 @@ class JournalMachine(RuleBasedStateMachine):
         assert len(list(self.folder.iterdir())) < 60
 
 
-JournalMachine.TestCase.settings = settings(max_examples=40)
+JournalMachine.TestCase.settings = fewer(2)
 TestJournal = JournalMachine.TestCase
 
 
@@ -124,7 +124,7 @@ class SealedJournalMachine(JournalMachine):
     seal = Seal(Ring.new())
 
 
-SealedJournalMachine.TestCase.settings = settings(max_examples=10)
+SealedJournalMachine.TestCase.settings = fewer(10)
 TestSealedJournal = SealedJournalMachine.TestCase
 
 

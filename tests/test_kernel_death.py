@@ -15,12 +15,11 @@ import msgpack
 import psutil
 import pytest
 import zmq
-from conftest import Boot, eventually, of_core
+from conftest import Boot, eventually, of_core, on_tiny
 from helpers import first_piece, kill_kernel, running
 from raw import Raw
 
 from aios.agents import connect
-from aios.kernel.config import embedded_model
 from aios.shell.launch import System
 from aios.syscalls.errors import AiosError, ContextForeign, NotFound
 from aios.syscalls.messages import Piece
@@ -270,8 +269,8 @@ def end(system: System, how: signal.Signals) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_context_with_a_name_outlives_the_system(homes: Path, how: signal.Signals) -> None:
-    settings = {"slots": 2, "ctx": 512, "grace": 0.5}
     home = homes / f"again{how}"
+    settings = on_tiny(home, slots=2, ctx=512, grace=0.5)
     first = System(home, settings, detach=True)
     first.ready()
     with connect(home, "me") as aios:
@@ -302,8 +301,8 @@ def test_a_context_with_a_name_outlives_the_system(homes: Path, how: signal.Sign
 
 
 def test_a_history_of_another_model_is_refused_and_kept(homes: Path) -> None:
-    settings = {"slots": 1, "ctx": 256}
     home = homes / "foreign"
+    settings = on_tiny(home, slots=1, ctx=256)
     first = System(home, settings, detach=True)
     first.ready()
     with connect(home, "me") as aios:
@@ -312,8 +311,8 @@ def test_a_history_of_another_model_is_refused_and_kept(homes: Path) -> None:
         context.generate(max_tokens=3).result()
     end(first, signal.SIGTERM)
     other = homes / "other.gguf"
-    other.write_bytes(embedded_model().read_bytes() + bytes(32))
-    for model, foreign in ((str(other), True), ("", False)):
+    other.write_bytes(Path(settings["model"]).read_bytes() + bytes(32))
+    for model, foreign in ((str(other), True), (settings["model"], False)):
         system = System(home, settings | {"model": model}, detach=True)
         try:
             system.ready()
@@ -325,7 +324,7 @@ def test_a_history_of_another_model_is_refused_and_kept(homes: Path) -> None:
                     with pytest.raises(ContextForeign):
                         context.append("x")
                 else:
-                    assert context.generate(max_tokens=3).tokens
+                    assert context.generate(max_tokens=3, ignore_eos=True).tokens
                 assert aios.check() == []
         finally:
             system.end()
@@ -333,7 +332,7 @@ def test_a_history_of_another_model_is_refused_and_kept(homes: Path) -> None:
 
 def test_a_journal_that_no_kernel_can_read_is_set_aside(homes: Path) -> None:
     home = homes / "broken"
-    settings = {"slots": 1, "ctx": 256}
+    settings = on_tiny(home, slots=1, ctx=256)
     first = System(home, settings, detach=True)
     first.ready()
     end(first, signal.SIGTERM)

@@ -15,7 +15,7 @@ from unittest.mock import Mock
 import httpx2
 import pytest
 from commands import AIOS, environment, line_of, run_process, started
-from conftest import Boot, eventually
+from conftest import Boot, eventually, on_tiny
 from helpers import kill_kernel
 from mcp import Client, MCPError, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
@@ -301,7 +301,7 @@ def test_a_system_that_comes_back(boot: Boot) -> None:
         await value(client, "storage_put", path="a", text="kept")
         first.end()
         assert "kernel" in await refusal(client, "storage_get", path="a")
-        second = System(first.home, {"slots": 2, "ctx": 1024}, detach=True)
+        second = System(first.home, on_tiny(first.home, slots=2, ctx=1024), detach=True)
         second.ready()
         try:
             assert (await value(client, "storage_get", path="a"))["text"] == "kept"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Boot, eventually
+from conftest import Boot, eventually, on_tiny
 from helpers import end
 
 from aios.agents import Aios, connect
@@ -158,7 +158,7 @@ def test_a_damaged_value_is_told_and_can_be_replaced(boot: Boot) -> None:
     path = system.home / "store" / "data.mdb"
     data = path.read_bytes()
     path.write_bytes(data.replace(b"this one this", b"that one this"))
-    again = System(system.home, {"slots": 1, "ctx": 256, "mem_resident": 0}, detach=True)
+    again = System(system.home, on_tiny(system.home, slots=1, ctx=256, mem_resident=0), detach=True)
     again.ready()
     with connect(system.home, "test") as aios:
         with pytest.raises(StoreDamaged):
@@ -177,7 +177,7 @@ def test_without_a_store_all_else_goes_on(homes: Path, program: Program) -> None
     home = homes / "nostore"
     (home / "store").mkdir(parents=True)
     (home / "store" / "data.mdb").write_bytes(b"something else" * 1000)
-    system = System(home, {"slots": 1, "ctx": 256, "grace": 0.5}, detach=True)
+    system = System(home, on_tiny(home, slots=1, ctx=256, grace=0.5), detach=True)
     system.ready()
     with connect(home, "test") as aios:
         for refused in (
@@ -320,7 +320,7 @@ def test_memory_survives_the_kernel_and_a_restart_if_kept(boot: Boot, program: P
         aios.mem_keep(pid=pid)
         assert aios.check() == []
     system.end()
-    again = System(system.home, {"slots": 1, "ctx": 256}, detach=True)
+    again = System(system.home, on_tiny(system.home, slots=1, ctx=256), detach=True)
     again.ready()
     with connect(system.home, "test") as aios:
         assert [m.principal for m in aios.mem_spaces() if m.spaces] == ["/idle", "/kept"]

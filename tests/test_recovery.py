@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import EMBEDDED, Boot, eventually, left_of, of_core
+from conftest import EMBEDDED, Boot, eventually, left_of, of_core, on_tiny
 from models import tiny_model
 
 from aios.agents import Aios, Generation, connect
@@ -139,13 +139,13 @@ def test_a_core_that_keeps_dying_while_it_loads_is_tried_again(boot: Boot, tmp_p
 
 
 def test_calls_before_the_first_core_wait_for_it(homes: Path) -> None:
-    system = System(homes / "early", {"slots": 1, "ctx": 256}, detach=True)
+    system = System(homes / "early", on_tiny(homes / "early", slots=1, ctx=256), detach=True)
     try:
         with eventually(lambda: connected(system.home)) as aios:
             calls = [
                 aios.start("llm.detokenize", tokens=[2**31 - 1]),
                 aios.start("llm.generate", tokens=[2**31 - 1]),
-                aios.start("llm.generate", tokens=[600], max_tokens=3, ignore_eos=True),
+                aios.start("llm.generate", tokens=[60], max_tokens=3, ignore_eos=True),
                 aios.start("llm.tokenize", text="a"),
             ]
             for call in calls[:2]:

@@ -16,7 +16,7 @@ import commands
 import msgpack
 import psutil
 import pytest
-from conftest import Boot, eventually, run_system
+from conftest import Boot, eventually, on_tiny, run_system
 from models import write_bert
 
 from aios.agents import Aios, connect
@@ -292,7 +292,7 @@ def test_a_damaged_text_is_left_out_and_the_rest_is_found(own: tuple[System, Aio
     at = data.index(blocks["two"])
     file.write_bytes(data[:at] + b"L" + data[at + 1 :])
     shutil.rmtree(system.home / "index")
-    again = System(system.home, {"slots": 2, "ctx": 1024, "grace": 0.5}, detach=True)
+    again = System(system.home, on_tiny(system.home, slots=2, ctx=1024), detach=True)
     try:
         again.ready()
         with connect(system.home) as aios:

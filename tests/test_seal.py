@@ -13,7 +13,7 @@ import msgpack
 import numpy as np
 import pytest
 from commands import run as run_aios
-from conftest import Boot, eventually
+from conftest import Boot, eventually, on_tiny
 from helpers import kill_kernel, run
 from hypothesis import given
 from hypothesis import strategies as st
@@ -303,7 +303,7 @@ def test_what_is_said_is_in_the_files_of_a_home_in_clear_only(
 
 
 def again(home: Path, **given: Any) -> System:
-    system = System(home, {"slots": 1, "ctx": 256, "encrypt": True}, detach=True, **given)
+    system = System(home, on_tiny(home, slots=1, ctx=256, encrypt=True), detach=True, **given)
     system.ready()
     return system
 

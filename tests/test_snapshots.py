@@ -30,7 +30,7 @@ OTHER = Decoding(max_tokens=6, ignore_eos=True, digest=True, temperature=0.9, se
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    engine = Engine(embedded_model(), slots=3, window=WINDOW, threads=2)
+    engine = Engine(embedded_model(), slots=3, window=WINDOW, threads=1)
     yield engine
     engine.close()
 
@@ -194,9 +194,9 @@ def test_snapshots_of_another_model_are_not_looked_at(written: Written, cores: C
 
 
 def test_all_that_decides_the_bits_is_in_the_fingerprint(engine: Engine, tmp_path: Path) -> None:
-    same = Engine(embedded_model(), slots=2, window=256, threads=2)
-    more = Engine(embedded_model(), slots=2, window=256, threads=1)
-    small = Engine(embedded_model(), slots=2, window=256, threads=2, cache="q8_0")
+    same = Engine(embedded_model(), slots=2, window=256, threads=1)
+    more = Engine(embedded_model(), slots=2, window=256, threads=2)
+    small = Engine(embedded_model(), slots=2, window=256, threads=1, cache="q8_0")
     prints = [engine.fingerprint(3), engine.fingerprint(0)]
     prints += [each.fingerprint(3) for each in (more, small)]
     assert same.fingerprint(3) == engine.fingerprint(3)
@@ -340,7 +340,7 @@ def test_rolled_back_it_goes_on_from_there(engine: Engine, cores: Cores) -> None
 def test_a_quantized_cache_is_exact_by_itself_and_differs_from_the_other(
     tmp_path: Path, cache: Cache
 ) -> None:
-    engine = Engine(embedded_model(), slots=2, window=WINDOW, threads=2, cache=cache)
+    engine = Engine(embedded_model(), slots=2, window=WINDOW, threads=1, cache=cache)
     assert engine.form is not None
     assert engine.form.row_bytes * engine.cells * engine.streams == engine.cache_bytes
     cores = Cores(engine, tmp_path)
@@ -353,7 +353,7 @@ def test_a_quantized_cache_is_exact_by_itself_and_differs_from_the_other(
     cores.end()
     digest = jobs[0].digests[0].hex()
     engine.close()
-    plain = Engine(embedded_model(), slots=2, window=WINDOW, threads=2)
+    plain = Engine(embedded_model(), slots=2, window=WINDOW, threads=1)
     same = alone(plain, expected[0].prompt, SOME).digests[0].hex() == digest
     plain.close()
     assert same == (cache == "f16")

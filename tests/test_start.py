@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from commands import LIMIT, answer, line_of, run, started
-from conftest import eventually, left_of
+from conftest import eventually, left_of, tiny
 
 Program = Callable[[str], str]
 UNTIL_TOLD = "print('up', flush=True)\nprint(aios.recv().body)"
@@ -19,7 +19,8 @@ UNTIL_TOLD = "print('up', flush=True)\nprint(aios.recv().body)"
 
 def test_start_status_stop(homes: Path) -> None:
     home = homes / "detached"
-    ready = answer(home, "start", "--detach", "--slots", "2", "--ctx", "512", "--policy", "fifo")
+    ready = answer(home, "start", "--detach", "--slots", "2", "--ctx", "512", "--policy", "fifo",
+                   "--model", tiny(homes))  # fmt: skip
     assert (ready["core"], ready["slots"], ready["model"]["window"]) == ("ready", 2, 512)
     assert ready["policy"] == "fifo"
     assert answer(home, "status")["boot"] == ready["boot"]
@@ -34,7 +35,7 @@ def test_start_status_stop(homes: Path) -> None:
 
 def test_ctrl_c_ends_a_system_in_the_foreground(homes: Path) -> None:
     home = homes / "foreground"
-    with started(home, "start", "--slots", "2", "--ctx", "512") as system:
+    with started(home, "start", "--slots", "2", "--ctx", "512", "--model", tiny(homes)) as system:
         assert line_of(system).startswith("ready: ")
         system.send_signal(signal.SIGINT)
         assert system.communicate(timeout=LIMIT) == ("", "stopping\n")
@@ -45,7 +46,7 @@ def test_ctrl_c_ends_a_system_in_the_foreground(homes: Path) -> None:
 def test_a_second_ctrl_c_does_not_wait_for_agents(homes: Path, program: Program) -> None:
     home = homes / "impatient"
     home.mkdir()
-    (home / "config.toml").write_text("grace = 3600.0\nslots = 1\nctx = 512\n")
+    (home / "config.toml").write_text(f"model = '{tiny(homes)}'\ngrace = 3600.0\nslots = 1\n")
     with started(home, "start") as system:
         assert line_of(system).startswith("ready: ")
         deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + UNTIL_TOLD
@@ -65,7 +66,7 @@ def test_a_second_ctrl_c_does_not_wait_for_agents(homes: Path, program: Program)
 
 def test_a_killed_starter_leaves_nothing_behind(homes: Path) -> None:
     home = homes / "killed"
-    with started(home, "start", "--slots", "1", "--ctx", "512") as system:
+    with started(home, "start", "--slots", "1", "--ctx", "512", "--model", tiny(homes)) as system:
         assert line_of(system).startswith("ready: ")
         system.kill()
         system.communicate(timeout=LIMIT)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Boot, eventually, run_system
+from conftest import Boot, eventually, on_tiny, run_system
 from helpers import kill_kernel
 from raw import Raw
 
@@ -721,7 +721,7 @@ def test_upkeep_is_a_person_s(aios: Aios, program: Program) -> None:
 
 def test_a_damaged_content_is_found_and_harms_no_other(homes: Path) -> None:
     home = homes / "damaged"
-    settings = {"slots": 1, "ctx": 256}
+    settings = on_tiny(home, slots=1, ctx=256)
     first = System(home, settings, detach=True)
     first.ready()
     with connect(home) as aios:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hypothesis import settings
+from conftest import fewer
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -423,5 +423,5 @@ def test_a_right_that_is_taken_back_first_is_gone(tmp_path: Path) -> None:
     system.close()
 
 
-Machine.TestCase.settings = settings(max_examples=40)
+Machine.TestCase.settings = fewer(5)
 TestMachine = Machine.TestCase

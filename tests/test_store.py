@@ -16,7 +16,7 @@ from typing import Any
 
 import lmdb
 import pytest
-from hypothesis import settings
+from conftest import fewer
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -532,7 +532,7 @@ class Machine(RuleBasedStateMachine):
         shutil.rmtree(self.folder)
 
 
-Machine.TestCase.settings = settings(max_examples=30)
+Machine.TestCase.settings = fewer(4)
 TestMachine = Machine.TestCase
 
 
@@ -540,5 +540,5 @@ class SealedMachine(Machine):
     keeper: Keeper = KEEPERS[1]
 
 
-SealedMachine.TestCase.settings = settings(max_examples=10)
+SealedMachine.TestCase.settings = fewer(10)
 TestSealedMachine = SealedMachine.TestCase

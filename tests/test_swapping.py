@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from commands import run
-from conftest import Boot, eventually, of_core
+from conftest import Boot, eventually, of_core, on_tiny
 from helpers import STORY
 
 from aios.agents import Aios, connect
@@ -104,7 +104,7 @@ def test_a_folder_that_cannot_be_used_is_one_clear_line(homes: Any) -> None:
     home = homes / "blocked"
     home.mkdir()
     (home / "kv").write_text("in the way")
-    system = System(home, {"slots": 1, "ctx": 256}, detach=True)
+    system = System(home, on_tiny(home, slots=1, ctx=256), detach=True)
     try:
         with pytest.raises(AiosError, match=r"cannot keep snapshots in .*kv.*disk_bytes to 0"):
             system.ready()
