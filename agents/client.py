@@ -309,6 +309,7 @@ class Connection:
         return self.is_agent or init_runs(self.home)  # an agent ends with init
 
     def _open(self) -> None:
+        """Raises BadInput for what is no address, or no key."""
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 500)
         self.socket.setsockopt(zmq.RCVHWM, 0)
@@ -316,17 +317,23 @@ class Connection:
         # Another kernel must hear who we are first. (-1 would lose what came and is not read yet.)
         self.socket.setsockopt(zmq.RECONNECT_IVL, NEVER)
         lost = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_CONNECT_RETRIED | REFUSED
-        if self.elsewhere is not None:
-            self.socket.setsockopt(zmq.CURVE_SERVERKEY, self.elsewhere.server.encode())
-            self.socket.setsockopt(zmq.CURVE_PUBLICKEY, self.elsewhere.public.encode())
-            self.socket.setsockopt(zmq.CURVE_SECRETKEY, self.elsewhere.secret.encode())
-            self.socket.setsockopt(zmq.HEARTBEAT_IVL, BEAT)
-            self.socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, DEAF)
         self.monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(lost)
         self.poller = zmq.Poller()
         self.poller.register(self.socket, zmq.POLLIN)
         self.poller.register(self.monitor, zmq.POLLIN)
-        self.socket.connect(self.endpoint)
+        try:
+            if self.elsewhere is not None:
+                self.socket.setsockopt(zmq.CURVE_SERVERKEY, self.elsewhere.server.encode())
+                self.socket.setsockopt(zmq.CURVE_PUBLICKEY, self.elsewhere.public.encode())
+                self.socket.setsockopt(zmq.CURVE_SECRETKEY, self.elsewhere.secret.encode())
+                self.socket.setsockopt(zmq.HEARTBEAT_IVL, BEAT)
+                self.socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, DEAF)
+            self.socket.connect(self.endpoint)
+        except zmq.ZMQError as error:
+            self._leave(0)
+            hint = "give tcp://HOST:PORT, and keys as `aios key list` and `aios key new` show them"
+            why = f"cannot connect to {self.endpoint}: {error.strerror}"
+            raise BadInput(why, hint) from error
 
     def _poll(self, limit: float | None) -> dict[Any, int]:
         left = None if limit is None else max(0, math.ceil((limit - time.monotonic()) * 1000))
@@ -398,7 +405,7 @@ def kernel_elsewhere(address: str, key: Path | None, server_key: str | None) -> 
         raise BadInput(f"{address} takes your key and the kernel's", hint)
     try:
         pair = json.loads(Path(path).read_text())
-        return Elsewhere(address, server, pair["public"], pair["secret"])
+        return Elsewhere(address, server, str(pair["public"]), str(pair["secret"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"no key in {path}: {error}", "make one with `aios key new`") from error
 

@@ -26,6 +26,7 @@ from aios.shell.launch import System
 from aios.syscalls.errors import BadInput, Denied, KernelGone, NoProgram, NotFound
 from aios.syscalls.wire import ABI_VERSION
 
+KEY = "x" * 40
 LOOPBACK = "tcp://127.0.0.1:*"
 FAILED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 FAILED |= zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_DISCONNECTED
@@ -178,6 +179,19 @@ def monitored(options: dict[zmq.SocketOption, bytes], address: str) -> int:
         return event
     finally:
         context.destroy(linger=0)
+
+
+@pytest.mark.parametrize(
+    ("address", "server", "public"),
+    [("nonsense", KEY, KEY), ("tcp://127.0.0.1", KEY, KEY), ("tcp://127.0.0.1:1", "short", KEY),
+     ("tcp://127.0.0.1:1", KEY, 7)],
+)  # fmt: skip
+def test_what_is_no_address_or_no_key_is_refused(
+    address: str, server: str, public: object, tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_text(json.dumps({"public": public, "secret": KEY}))
+    with pytest.raises(BadInput, match=f"cannot connect to {address}: .*give tcp://HOST:PORT"):
+        connect(address=address, key=tmp_path / "key", server_key=server)
 
 
 def test_no_other_gets_a_connection(server: Server) -> None:
