@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Literal
 
-from aios.syscalls.errors import AiosError, ContextFull, LimitReached, NotJson
+from aios.syscalls.errors import AiosError, ContextFull, LimitReached, NotFound, NotJson
 from aios.syscalls.messages import Result
 from aios.syscalls.tool import ToolResult
 
@@ -90,7 +90,8 @@ class ReAct:
 
     Raises:
         BadGrammar: no grammar can keep a tool's schema.
-        NotFound: there is no tool that `only` names. ToolFailed: its toolbox did not start.
+        NotFound: there is no tool that `only` names, or the model has none that `fixed` or an
+            example does. ToolFailed: its toolbox did not start.
     """
 
     def __init__(
@@ -101,7 +102,12 @@ class ReAct:
         self.aios = aios
         self.system, self.must_call = system, must_call
         self.limits, self.options = limits or Limits(), options
-        specs = [bound(spec, (fixed or {}).get(spec.name, {})) for spec in chosen(aios, only)]
+        fixed = fixed or {}
+        specs = [bound(spec, fixed.get(spec.name, {})) for spec in chosen(aios, only)]
+        names = [spec.name for spec in specs]
+        for name in (*fixed, *(tool for _, tool, _ in examples)):
+            if name not in names:
+                raise NotFound(f"the model has no tool {name!r}", f"it has: {', '.join(names)}")
         self.talk = ToolTalk(aios, specs, parallel=self.limits.parallel, examples=examples)
 
     def run(self, task: str) -> Outcome:

@@ -151,7 +151,8 @@ class ToolTalk:
 
     def written(self, name: str, args: Mapping[str, Any]) -> str:
         """A call as the model would write it, with the arguments that are not its to choose."""
-        fields = next(spec.schema for spec in self.specs if spec.name == name)["properties"]
+        schema = next(spec.schema for spec in self.specs if spec.name == name)
+        fields = schema.get("properties", {})
         fixed = {key: kind["const"] for key, kind in fields.items() if "const" in kind}
         given = {key: {**fixed, **args}[key] for key in fields if key in fixed or key in args}
         call = {"name": name, self.form.args: given}

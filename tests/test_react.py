@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import jsonschema
 import pytest
@@ -16,7 +17,7 @@ from aios.agents.react import REPEATED, Limits, Outcome, ReAct, Step
 from aios.agents.tool_calls import Choice, Said, ToolCallRequest, chosen
 from aios.shell.launch import System
 from aios.syscalls.errors import AiosError, ContextFull, LimitReached, NotFound, ToolFailed
-from aios.syscalls.tool import ToolResult
+from aios.syscalls.tool import Spec, ToolResult, Tools
 
 SCHOOL = str(Path(__file__).with_name("school.py"))
 SHORT = Limits(steps=2, answer=128)
@@ -55,6 +56,17 @@ def left_whole(system: System) -> Iterator[Aios]:
         assert aios.check() == []
     with connect(system.home) as after:
         eventually(lambda: not after.ps())
+
+
+@pytest.mark.parametrize(
+    "given", [{"fixed": {"school.ad": {"a": 7}}}, {"examples": [("1 and 2?", "school.ad", {})]}]
+)
+def test_a_tool_that_the_model_has_not_is_no_silence(given: dict[str, Any]) -> None:
+    """Or the model would choose what is not its to choose."""
+    spec = Spec(name="school.add", description="", schema={"type": "object"})
+    aios: Any = Mock(toolboxes=lambda: Tools(tools=[spec], boxes=[]))
+    with pytest.raises(NotFound, match=r"no tool 'school\.ad' \(it has: school\.add\)"):
+        ReAct(aios, **given)
 
 
 def test_it_calls_a_tool_and_answers(knowing: Aios) -> None:

@@ -319,6 +319,12 @@ def test_control_tokens_in_what_a_server_says_of_its_tools_are_none(aios: Aios) 
     assert " ".join(about.split()) in aios.detokenize(tokens)
 
 
+def test_an_example_may_be_of_a_tool_that_takes_nothing(aios: Aios) -> None:
+    bare = Spec(name="ping", description="", schema={"type": "object"})
+    (system, *_) = ToolTalk(aios, [bare], examples=[("Are you there?", "ping", {})]).opening("x")
+    assert system["content"].endswith('{"name": "ping", "arguments": {}}\n</tool_call>')
+
+
 def test_arguments_that_are_not_the_model_s_to_choose(aios: Aios) -> None:
     fixed = bound(add.spec(), {"a": 7})
     example = ("Seven and one?", "school.add", {"b": 1})
