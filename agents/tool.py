@@ -306,7 +306,7 @@ def check_plain(value: Any, depth: int) -> None:
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
         raise ValueError("an integer above 64 bits; return it as text")
     if isinstance(value, dict):
-        if not all(isinstance(key, str | int) for key in value):
+        if not all(type(key) in (str, int) for key in value):  # True is no key of JSON
             raise ValueError("a map's keys are strings or integers")
         value = [*value, *value.values()]
     if isinstance(value, list | tuple):

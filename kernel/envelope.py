@@ -19,7 +19,7 @@ from aios.syscalls.table import TABLE, Row
 
 MAX_DEPTH = 32  # of what agents pass on to each other
 PLAIN = {str, int, bool, float, bytes, type(None), list, dict}
-KEYS = {str, int, bool}
+KEYS = {str, int}  # JSON, as which people are shown what agents pass on, knows no others
 
 
 class Envelope(msgspec.Struct, array_like=True, forbid_unknown_fields=True):

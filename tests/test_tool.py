@@ -158,6 +158,7 @@ def returns(what: str) -> Any:
         "map": {1: "a"}, "widest": 2**64 - 1,
         "nan": [float("nan")], "inf": {"a": -float("inf")}, "object": object(), "complex": 3j,
         "wide": 2**64, "deep": deep, "ring": ring, "key": {(1, 2): 3}, "float key": {0.5: 1},
+        "bool key": {True: 1},
     }[what]  # fmt: skip
 
 
@@ -181,6 +182,7 @@ def test_a_result_becomes_what_msgpack_has(what: str, value: Any) -> None:
         ("object", "type object"), ("complex", "type complex"),
         ("wide", "above 64 bits"), ("deep", "deeper than 32"), ("ring", ""),
         ("key", "keys are strings"), ("float key", "keys are strings"),
+        ("bool key", "keys are strings"),
     ],
 )  # fmt: skip
 def test_a_result_that_cannot_be_sent_is_a_clear_failure(what: str, reason: str) -> None:

@@ -18,6 +18,7 @@ from aios.kernel.envelope import MAX_DEPTH, arguments
 from aios.kernel.followers import OF_ONE, OF_TREE
 from aios.kernel.linux import real
 from aios.kernel.walls import Walls, reaches
+from aios.shell.escape import as_json_text
 from aios.syscalls.errors import Malformed
 from aios.syscalls.rules import Manifest
 from aios.syscalls.table import TABLE
@@ -297,9 +298,10 @@ def test_what_is_not_plain_is_refused_wherever_it_is() -> None:
     value: Any
     for value in (nan, [nan], {"a": [1, {"b": nan}]}, [[[0.5, nan]]]):
         assert checked(value) == "msg.send: holds what is not plain: nan"
-    for value in ({1.5: 1}, [{None: 1}], {"a": {b"x": 1}}):
+    for value in ({1.5: 1}, [{None: 1}], {"a": {b"x": 1}}, {True: 1}):
         assert "keys are strings or integers" in checked(value)
-    for value in (None, True, 1, -1.5, "x", b"x", [], {}, [{}, []], {"a": {1: {True: []}}}):
+    for value in (None, True, 1, -1.5, "x", b"x", [], {}, [{}, []], {"a": {1: {"b": []}}}):
+        assert as_json_text(value)
         assert checked(value) == ""
 
 
