@@ -184,7 +184,7 @@ def complain(error: AiosError, as_json: bool) -> int:
 
 def main() -> NoReturn:
     open_streams()
-    for number in (signal.SIGTERM, signal.SIGHUP):  # to end as Ctrl-C does, cleaning up
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # all end it, cleaning up
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)
     try:

@@ -46,6 +46,22 @@ def test_version(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "aios 0.1.0\n")
 
 
+def test_ctrl_c_while_it_is_loaded_ends_it_without_a_traceback() -> None:
+    code = """
+import os, runpy, signal, sys
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "aios.shell.render":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+runpy.run_module("aios.shell", run_name="__main__", alter_sys=True)"""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=LIMIT,
+        check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
 # --- errors ----------------------------------------------------------------------------------
 
 
