@@ -20,7 +20,6 @@ from aios.syscalls.table import Row
 from .accounts import Accounts
 from .patterns import Effort, TooLong
 from .policy import (
-    MANY,
     Grant,
     Judge,
     Look,
@@ -43,7 +42,6 @@ ITS_OWN = (  # what calls can only be about the caller's own; with others it is 
     t.Checkpoint, t.Rollback, t.Close,
 )  # fmt: skip
 RAW = (t.Append, t.Generate)
-LABELS, LETTERS = 64, 4096  # of one process; of more it has one, that says so
 
 Shared = Callable[[str, str, str | None, Mode], bool]  # principal, owner, path or anything
 
@@ -218,16 +216,6 @@ class Gate:
             effect=decision.effect, rule=decision.rule, tainted=sorted(subject.labels),
             fits=all_fitting(subject, request),
         )  # fmt: skip
-
-    # --- what taints ----------------------------------------------------------------------------
-
-    def taint(self, process: Process, labels: set[str]) -> None:
-        """It has read what is so labelled; a person's process is never tainted."""
-        if process.kind != "client" and not labels <= process.labels:
-            process.labels |= labels
-            if len(process.labels) > LABELS or sum(map(len, process.labels)) > LETTERS:
-                process.labels = {MANY}
-            process.touch()
 
     def ended(self, process: Process) -> None:
         self.layers.pop(process.pid, None)

@@ -12,8 +12,6 @@ from typing import Any, TypeVar
 
 from aios.syscalls import VERSION
 from aios.syscalls.errors import BadInput, Cancelled, DiskFull, StoreDamaged
-from aios.syscalls.messages import Mail
-from aios.syscalls.retrieval import Hit
 
 from .access import Gate
 from .accounts import Accounts, steady
@@ -40,9 +38,9 @@ from .logs import Logs
 from .loop import Loop
 from .mcp_servers import mcp_boxes
 from .memory import Memory
-from .message import Mailroom, labels_of
+from .message import Mailroom
 from .owners import Owners
-from .process import Process, ProcessTable
+from .process import ProcessTable
 from .prompt import Prompts
 from .questions import Questions
 from .remotes import GATEWAY_KEY, Remotes
@@ -113,7 +111,9 @@ class Kernel:
         self.memory = Memory(self.owners)
         self.interactions = InteractionLog(self.owners, config.log_bytes)
         changes = Changes(self.store, self.blobs)
-        self.index = IndexLink(config, self.loop, changes, self.events)
+        self.index = IndexLink(
+            config, self.loop, changes, self.events, self.storage.tell_read
+        )  # fmt: skip
 
     def _make_llm(self, config: Config) -> None:
         def to_core(command: Command) -> None:
@@ -163,10 +163,7 @@ class Kernel:
         self.storage.changed = lambda _owner, _path: self.index.changed()
         self.generations.on_end = self.interactions.generated
         self.mailroom.on_sent = self.interactions.sent
-        self.mailroom.on_received = self._received
-        self.waiters.on_heard = self.hears
-        self.index.on_found = self._found
-        self.storage.on_read = self.owners.on_adopted = self.contexts.on_awake = self.gate.taint
+        self.mailroom.on_received = self.interactions.received
         self.lifecycle.trap = self.remotes.trap = self.trap
         self.remotes.on_lost, self.trap.on_parted = self.lifecycle.lost, loop.calls.estrange
         self.lifecycle.ended += [
@@ -183,18 +180,6 @@ class Kernel:
         loop.on_call, loop.calls.is_known = self.trap.receive, self.trap.sessions.__contains__
         loop.on_lost, loop.on_closed = self._lost, self._closed
         loop.calls.on_refused, loop.on_init = self.lifecycle.cut_off, self._from_init
-
-    def hears(self, process: Process, other: Process) -> None:
-        """It reads what the other has said, and is tainted by what that is tainted by."""
-        if other is not process:
-            self.gate.taint(process, set(labels_of(other)))
-
-    def _received(self, process: Process, mail: Mail) -> None:
-        self.gate.taint(process, set(mail.labels))
-        self.interactions.received(process, mail)
-
-    def _found(self, process: Process, hits: list[Hit]) -> None:
-        self.storage.tell_read(process, [(hit.owner, hit.path, hit.version) for hit in hits])
 
     def _recover(self, census: Census) -> None:
         """Take up what another kernel of this system left."""

@@ -189,7 +189,6 @@ class ContextManager:
 
     def __init__(self, drop: Callable[[int], None]) -> None:
         self.drop = drop
-        self.on_awake: Callable[[Process, set[str]], None] = lambda _process, _labels: None
         self.contexts: dict[int, Context] = {}
         self.changed: set[int] = set()
         self.trees = Trees()  # bytes
@@ -257,7 +256,7 @@ class ContextManager:
 
     def _hears(self, owner: Process, context: Context) -> None:
         """Taint a process by what it has read in a context; by its own words it is not."""
-        self.on_awake(owner, context.labels - {f"msg:{owner.principal}"})
+        owner.taint(context.labels - {f"msg:{owner.principal}"})
 
     def _named(self, principal: str, name: str | None) -> Context | None:
         found = (c for c in self.contexts.values() if (c.principal, c.name) == (principal, name))

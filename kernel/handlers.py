@@ -92,7 +92,7 @@ def proc_whoami(k: Kernel, call: Call, args: t.Empty) -> t.ProcessInfo:
 
 
 def proc_log(k: Kernel, call: Call, args: t.Log) -> Any:
-    k.hears(call.process, k.table.get(args.pid))
+    call.process.hear(k.table.get(args.pid))
     return k.logs.read(call, args.pid, args.offset, args.wait)
 
 

@@ -56,8 +56,13 @@ class Asked:
 
 
 class IndexLink:
-    def __init__(self, config: Config, loop: Loop, changes: Changes, events: EventLog) -> None:
+    def __init__(
+        self, config: Config, loop: Loop, changes: Changes, events: EventLog,
+        tell_read: Callable[[Process, list[tuple[str, str, int]]], None],
+    ) -> None:  # fmt: skip
+        """`tell_read(process, found)` notes which versions a process hears of."""
         self.config, self.changes, self.events = config, changes, events
+        self.tell_read = tell_read
         self.line, self.to_init, self.after = loop.index, loop.send_init, loop.after
         self.line.on_here = self._here
         self.line.on_data = lambda data: self._report(decode_report(data))
@@ -72,7 +77,6 @@ class IndexLink:
         self.began = ""  # why all of it had to be made again
         self.asked: dict[int, Asked] = {}
         self.queue = FairQueue(SEARCHES)
-        self.on_found: Callable[[Process, list[r.Hit]], None] = lambda _process, _hits: None
         self.restarts = self.deaths = 0
         self.backoff = BACKOFF
 
@@ -233,7 +237,8 @@ class IndexLink:
         if found.error is not None:
             asked.call.fail(from_wire(found.error))
         else:
-            self.on_found(asked.call.process, found.hits)
+            hits = [(hit.owner, hit.path, hit.version) for hit in found.hits]
+            self.tell_read(asked.call.process, hits)
             asked.call.done(r.Hits(hits=found.hits, behind=self._behind()))
 
     # --- its process ------------------------------------------------------------------------------

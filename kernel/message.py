@@ -48,12 +48,12 @@ class Mailroom:
         """Raises LimitReached when the receiver's mailbox is full: try again later."""
         mail = Mail(
             sender=sender.pid, name=sender.name, principal=sender.principal, body=body,
-            labels=labels_of(sender),
+            labels=sorted(sender.marks),
         )  # fmt: skip
         for wanted, call in self.waiting.get(receiver.pid, ()):
             if wanted in (None, sender.pid):
                 self.on_sent(sender, receiver, body)
-                self.on_received(receiver, mail)
+                self._hand_out(receiver, mail)
                 call.done(mail)
                 return
         limit = receiver.limits.queue
@@ -91,7 +91,7 @@ class Mailroom:
             if sender in (None, letter.sender):
                 mail = _mail(letter.data)
                 self._remove(call.process, number)
-                self.on_received(call.process, mail)
+                self._hand_out(call.process, mail)
                 return mail
         if sender is not None and not self.is_alive(sender):
             raise _gone(sender)
@@ -111,6 +111,10 @@ class Mailroom:
 
         call.on_end = stop
         return None
+
+    def _hand_out(self, receiver: Process, mail: Mail) -> None:
+        receiver.taint(set(mail.labels))
+        self.on_received(receiver, mail)
 
     def _remove(self, process: Process, number: int) -> None:
         letter = process.mailbox.pop(number)
@@ -136,12 +140,6 @@ class Mailroom:
             counted[kept[number].principal] += self.unread[number]
         problems = [f"message {number} is counted or in a mailbox, not both" for number in apart]
         return problems + ["the bytes of messages are miscounted"] * (counted != self.trees.held)
-
-
-def labels_of(sender: Process) -> list[str]:
-    """What says where an agent's words come from; a person's need none."""
-    own = {f"msg:{sender.principal}"} if sender.kind != "client" else set()
-    return sorted(sender.labels | own)
 
 
 def _gone(pid: int) -> ProcessGone:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from operator import itemgetter
@@ -130,7 +130,6 @@ class Owners:
         self.by_pid: dict[int, Owner] = {}  # those that have ended as well
         self.kept: dict[str, Owner] = {}  # by principal
         self.ended_ones: deque[Owner] = deque()  # the first to be forgotten first
-        self.on_adopted: Callable[[Process, set[str]], None] = lambda _process, _labels: None
         self.last = 0
         self.trees = Trees()  # bytes, in the writer's thread
         self.sweeping = False
@@ -197,7 +196,7 @@ class Owners:
             owner.pid = process.pid
             self.by_pid[process.pid] = owner
             if owner.keep:
-                self.on_adopted(process, set(owner.labels))
+                process.taint(owner.labels)
                 self._adopt(owner)
         owner.labels |= process.labels
         owner.limit, owner.above = process.limits.mem_bytes, process.line[1:]

@@ -31,9 +31,9 @@ from aios.syscalls.rules import Argument, Bounds, Effect, Group, Manifest, Rule
 from aios.syscalls.table import RIGHTS
 
 from .patterns import Effort, TooLong, check_pattern, check_visible, exactly, literal, matches
+from .process import MANY
 
 AGENTS = "agents"  # the group of all that have no manifest
-MANY = "many"  # the label of one that has more than are kept: it may be any
 DEFAULT = Group(
     allow=[
         "proc", "llm", "msg", "mem", "sto.read", "sto.write", "sto.upload", "sto.own", "acc.read",

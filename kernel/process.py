@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +26,8 @@ from .patterns import check_visible
 from .trees import above, root
 
 DEPTH = 64  # processes above each other
+LABELS, LABEL_LETTERS = 64, 4096  # that one process keeps; of more it has one alone:
+MANY = "many"  # the label of one that has more than are kept: it may be any
 PATH = 16  # states that a process was in, for who reads of a defect
 
 MOVES: dict[ProcessState, frozenset[ProcessState]] = {
@@ -122,6 +124,25 @@ class Process:
         for each in self.line:
             each.drawn += tokens
             each.spent.add(each.pid)
+
+    @property
+    def marks(self) -> set[str]:
+        """The labels of all that it says: of itself and of what it has read. A person's words need
+        none."""
+        return self.labels | ({f"msg:{self.principal}"} if self.kind != "client" else set())
+
+    def taint(self, labels: Set[str]) -> None:
+        """Note that it has read what is so labelled. A person's process is never tainted."""
+        if self.kind != "client" and not labels <= self.labels:
+            self.labels |= labels
+            if len(self.labels) > LABELS or sum(map(len, self.labels)) > LABEL_LETTERS:
+                self.labels = {MANY}
+            self.touch()
+
+    def hear(self, other: Process) -> None:
+        """Note that it has read what another process said."""
+        if other is not self:
+            self.taint(other.marks)
 
     def info(self, now: float) -> ProcessInfo:
         return ProcessInfo(

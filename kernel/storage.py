@@ -52,7 +52,6 @@ class Storage:
     ) -> None:
         self.store, self.blobs, self.shares, self.quota = store, blobs, shares, quota
         self.changed: Callable[[str, str], None] = lambda _owner, _path: None
-        self.on_read: Callable[[Process, set[str]], None] = lambda _process, _labels: None
         self.uploads = Uploads(self)
         self.watchers: Followers[tuple[str, str]] = Followers()  # owner, prefix
         self.trees = Trees()  # bytes, in the writer's thread
@@ -236,7 +235,7 @@ class Storage:
             for chunk, data in zip(wanted, chunks, strict=True):
                 if self.key(owner, data) != chunk:
                     return failed(StoreDamaged(f"the content of {args.path!r} is damaged"))
-            self.on_read(call.process, labels_of(row, owner, call.process))
+            call.process.taint(labels_of(row, owner, call.process))
             start = args.offset - first * sto.CHUNK
             data = b"".join(chunks)[start : start + max(0, end - args.offset)]
             return call.done(sto.Content(data=data, info=row.told(owner, args.path)))
@@ -264,7 +263,7 @@ class Storage:
                     labels |= labels_of(row, owner, process)
             return labels
 
-        self.on_read(process, self.store.read(look))
+        process.taint(self.store.read(look))
 
     def _find(self, call: Call, owner: str, args: sto.Get) -> Row:
         def find(txn: Txn) -> Row:

@@ -208,7 +208,7 @@ class Tools:
         if spec.effect:
             self.note(job.id, _encode(JobRow(caller.pid, job.call.id, name)))
         if job.pool.caller:
-            self.gate.taint(worker.process, caller.labels)
+            worker.process.taint(caller.labels)
         body = m.Job(id=job.id, tool=name, args=job.args.args, caller=caller.principal)
         worker.serve.piece(body, durable=spec.effect)
 
@@ -382,7 +382,7 @@ class Tools:
     def _hears(self, job: Job, process: Process) -> None:
         """Its caller is about to read what the worker says."""
         read = process.labels if job.pool.caller else set()  # one that serves all mixes nothing
-        self.gate.taint(job.call.process, {f"tool:{job.args.name}"} | read)
+        job.call.process.taint({f"tool:{job.args.name}"} | read)
 
     def _job(self, process: Process, job_id: int) -> Job:
         job = self._worker(process).jobs.get(job_id)

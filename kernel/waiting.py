@@ -21,7 +21,6 @@ class Waiters:
         self, table: ProcessTable, after: Callable[[float, Callable[[], None]], Any]
     ) -> None:
         self.table, self.after = table, after
-        self.on_heard: Callable[[Process, Process], None] = lambda _caller, _child: None
         # By whose end they wait for: a process, or with a minus all children of one.
         self.waiters: dict[int, dict[int, tuple[int | None, Call]]] = {}
 
@@ -66,7 +65,7 @@ class Waiters:
             return None
         ended[0].waited |= ended[0].parent == caller.pid
         ended[0].touch()
-        self.on_heard(caller, ended[0])
+        caller.hear(ended[0])
         return exited(ended[0])
 
     def ended(self, process: Process) -> None:

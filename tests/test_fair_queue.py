@@ -114,7 +114,7 @@ def test_a_core_that_is_given_up_answers_all() -> None:
 
 def test_searches_take_turns_and_who_cancels_them_waits_all_the_same() -> None:
     line = Mock()
-    link = IndexLink(Mock(), Mock(index=line), Mock(id=b"", newest=lambda: 0), Mock())
+    link = IndexLink(Mock(), Mock(index=line), Mock(id=b"", newest=lambda: 0), Mock(), Mock())
     link.state = "ready"
     asker, calls = Asker(), []
     for name in [*["/evil"] * 64, "/good"]:

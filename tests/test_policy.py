@@ -6,14 +6,13 @@ import random
 from itertools import product
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 from gate_model import OBJECTS, PATTERNS, compare, glob, request, world
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from aios.kernel.access import Gate, plainly
+from aios.kernel.access import plainly
 from aios.kernel.accounts import GRANTS, Accounts, steady
 from aios.kernel.patterns import EFFORT, STARS, Effort, TooLong, exactly, matches
 from aios.kernel.policy import Grant, Judge, Request, Subject, check_rules, covers, rules_of
@@ -222,10 +221,9 @@ def test_labels_are_bounded_in_number_and_in_all(letters: int) -> None:
     """All that an agent writes carries them: names below names are long."""
     table = ProcessTable(9, 9, 9)
     process = table.add("agent", "a", 0, 0, Limits(), 0.0)
-    gate = Gate(table, Mock(groups={}, grants={}), lambda *_: False)
     held = []
     for number in range(100):
-        gate.taint(process, {f"{number:03}".ljust(letters, "x")})
+        process.taint({f"{number:03}".ljust(letters, "x")})
         held.append(len(process.labels))
     assert max(held) == {4: 64, 200: 21}[letters]
     assert "many" in process.labels
