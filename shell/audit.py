@@ -7,8 +7,6 @@ program to run. It needs the folder alone: no system has to run.
 from __future__ import annotations
 
 import json
-import re
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -25,11 +23,10 @@ from aios.syscalls.errors import BadInput
 
 from . import helper
 from .escape import as_json_text, folded, shown
-from .options import Whole, text_of
+from .options import When, Whole, text_of
 from .output import at_terminal, bars, json_option, say, show, whole
 from .render import pairs
 
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 folder_option = click.option(
@@ -53,22 +50,6 @@ def audit() -> None:
       aios audit search --decision denied --since 1h
       aios audit verify
     """
-
-
-class When(click.ParamType[float]):
-    name = "time"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """Unix time of 2026-01-31T12:00, or of so long ago: 90s, 10m, 2h, 3d."""
-        ago = re.fullmatch(r"(\d+)([smhd])", str(value))
-        if ago:
-            return time.time() - int(ago[1]) * UNITS[ago[2]]
-        try:
-            return datetime.fromisoformat(str(value)).timestamp()
-        except ValueError:
-            return self.fail(f"{value!r} is no time: give 2026-01-31T12:00, or 10m, 2h, 3d")
 
 
 def filters(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import math
 import re
+import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from aios.syscalls import acc, sto
 from aios.syscalls import messages as t
 from aios.syscalls.errors import BadInput
 
+UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 FAR = 10**9  # a bound from here on is kept, and not told: nobody meets it
 
 
@@ -76,6 +79,23 @@ class Text(click.ParamType[str]):
             count = " to ".join(map(str, bounds)) if self.most else f"at least {self.least}"
             self.fail(f"it has {len(text)} characters: give {count}", param, ctx)
         return text
+
+
+class When(click.ParamType[float]):
+    """A time, as Unix time: 2026-01-31T12:00, or so long ago as 90s, 10m, 2h, 3d."""
+
+    name = "time"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        text = str(value)
+        try:
+            if ago := re.fullmatch(r"(\d+)([smhd])", text):
+                return time.time() - int(ago[1]) * UNIT_S[ago[2]]
+            return datetime.fromisoformat(text).timestamp()
+        except (ValueError, OverflowError):
+            self.fail(f"{text!r} is no time: give 2026-01-31T12:00, or 10m, 2h, 3d", param, ctx)
 
 
 class Who(click.ParamType[int | str]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from pathlib import Path
 from typing import get_args
 
@@ -13,7 +12,7 @@ from aios.agents import connect
 from aios.syscalls.retrieval import Mode, Search
 
 from . import render
-from .options import Whole, field
+from .options import When, Whole, field
 from .output import json_option, show
 
 
@@ -24,14 +23,14 @@ from .output import json_option, show
 @click.option("--owner", metavar="/NAME", help="Of one owner alone.")
 @click.option("--path", default="", help="This path and all below it alone.")
 @click.option("--tag", "tags", multiple=True, help="With this tag; several: with all of them.")
-@click.option("--since", type=click.DateTime(), help="Stored at that time or later.")
-@click.option("--until", type=click.DateTime(), help="Stored before that time.")
+@click.option("--since", type=When(), help="Stored then or later: 2026-01-31T12:00, 10m, 2h.")
+@click.option("--until", type=When(), help="Stored before that time.")
 @click.option("--fresh", is_flag=True, help="Wait until all that is stored is indexed.")
 @json_option
 @click.pass_obj
 def search(
     home: Path, query: str, count: int, mode: Mode, owner: str | None, path: str,
-    tags: tuple[str, ...], since: datetime | None, until: datetime | None, fresh: bool,
+    tags: tuple[str, ...], since: float | None, until: float | None, fresh: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
     """Find passages of what is stored, by words and by meaning.
@@ -45,7 +44,7 @@ def search(
     with connect(home, "aios-sto") as aios:
         found = aios.sto_search(
             query, count=count, mode=mode, owner=owner, path=path, tags=tags, fresh=fresh,
-            since=since.timestamp() if since else None, until=until.timestamp() if until else None,
+            since=since, until=until,
         )  # fmt: skip
     show(found, as_json, render.hits(found))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from aios.shell import keys
 from aios.shell import system as system_commands
 from aios.shell.cli import HOMELESS, execute
 from aios.shell.launch import System
-from aios.shell.options import Number, Whole, field
+from aios.shell.options import Number, When, Whole, field
 from aios.shell.who import find
 from aios.syscalls.errors import BadInput, NotFound
 from aios.syscalls.messages import Kind, ProcessInfo, ProcessState
@@ -150,6 +152,16 @@ def test_a_public_key_may_look_like_an_option(begin: str, monkeypatch: pytest.Mo
     public = begin.ljust(40, "x")
     assert execute(["key", "allow", "ann", public, "--person"]) == 0
     assert given == {"name": "ann", "public": public, "person": True, "as_json": False}
+
+
+def test_a_time_is_a_date_or_so_long_ago() -> None:
+    now = time.time()
+    assert 0 <= When().convert("90m", None, None) - (now - 5400) < 60
+    at = When().convert("2026-01-31T12:00+00:00", None, None)
+    assert at == datetime(2026, 1, 31, 12, tzinfo=UTC).timestamp()
+    for text in ("", "yesterday", "2h30m", "-1d", "0001-01-01T00:00", f"{'9' * 400}d", "9" * 5000):
+        with pytest.raises(click.BadParameter, match="is no time: give 2026-01-31T12:00, or 10m"):
+            When().convert(text, None, None)
 
 
 def test_a_name_means_the_agent_that_is_alive() -> None:
