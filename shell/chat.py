@@ -52,6 +52,8 @@ def send(
         if wait is not None:
             mail = aios.recv(pid, timeout=wait)
             show(mail, as_json, render.value(mail.body))
+        elif as_json:
+            show({"to": pid}, as_json, "")
 
 
 @click.command()

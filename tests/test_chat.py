@@ -36,7 +36,7 @@ def test_an_agent_is_sent_a_message(system: System, aios: Aios, program: Program
     pid = aios.spawn(program("return [aios.recv().body for _ in range(3)]"), name="ear")
     running(aios, pid)
     assert run(system.home, "send", "ear", "two words").returncode == 0
-    assert run(system.home, "send", str(pid), "--body-json", '{"a": [1]}').returncode == 0
+    assert answer(system.home, "send", str(pid), "--body-json", '{"a": [1]}') == {"to": pid}
     assert run(system.home, "send", "ear", stdin="a line\n").returncode == 0
     assert aios.wait(pid).result == ["two words", {"a": [1]}, "a line\n"]
 
