@@ -34,7 +34,7 @@ from .mcp_messages import SHOWN, mend_result, validator_of
 from .mcp_transport import ANSWER, say, transport
 from .tool import MAX_DEPTH, check_plain
 
-ALIVE = 10.0  # likewise after a call that it was told to drop
+ALIVE = 10.0  # seconds that a server has to answer after it was told to drop a call
 CALL = 86_400.0  # a call's own limit is the kernel's
 TOOLS, PAGES = 512, 64  # of one server, at most
 BYTES = 1_000_000  # of all of them together; the kernel keeps 1 MiB

@@ -80,7 +80,7 @@ class Narrow:
         return BadGrammar(f"{message}: no grammar can keep that", "leave this tool out")
 
     def of(self, schema: Any) -> Any:
-        """Likewise of a part of it."""
+        """Narrow a part of the schema."""
         if schema is False or (self.mixed and schema in (True, {})):
             return schema
         if not isinstance(schema, dict):

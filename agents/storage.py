@@ -109,7 +109,7 @@ class StorageCalls(Calls):
     def sto_stream(
         self, path: str, version: int | None = None, *, owner: str | None = None
     ) -> Iterator[bytes]:
-        """Likewise, piece by piece, all of one version."""
+        """Yield the content of an object piece by piece, all of one version."""
         offset = 0
         while True:
             part = self.sto_read(path, version, offset=offset, owner=owner)

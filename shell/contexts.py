@@ -32,13 +32,11 @@ def contexts(home: Path, forget: str | None, as_json: bool) -> None:
     """
     with connect(home, "aios-contexts") as aios:
         found = aios.contexts()
-    if forget is not None:
-        owner, _, name = forget.rpartition("/")
-        if (owner, name) not in [(each.owner, each.name) for each in found]:
-            raise NotFound(
-                f"no context {forget!r}", "`aios contexts` lists them, as OWNER and NAME"
-            )
-        with connect(home, "aios-contexts") as aios:
+        if forget is not None:
+            owner, _, name = forget.rpartition("/")
+            if (owner, name) not in [(each.owner, each.name) for each in found]:
+                hint = "`aios contexts` lists them, as OWNER and NAME"
+                raise NotFound(f"no context {forget!r}", hint)
             aios.open(name=name, owner=owner).close(forget=True)
             found = aios.contexts()
     show(found, as_json, render.contexts(found))
