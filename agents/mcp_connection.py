@@ -30,13 +30,14 @@ from aios.syscalls import VERSION
 from aios.syscalls.errors import AiosError, ToolArguments, ToolCrashed, ToolFailed
 from aios.syscalls.tool import McpServer, Spec
 
-from .mcp_messages import SHOWN, mend_result, validator_of
+from .mcp_messages import SHOWN, TOOLS, mend_result, validator_of, why_none
 from .mcp_transport import ANSWER, say, transport
 from .tool import MAX_DEPTH, check_plain
 
 ALIVE = 10.0  # seconds that a server has to answer after it was told to drop a call
 CALL = 86_400.0  # a call's own limit is the kernel's
-TOOLS, PAGES = 512, 64  # of one server, at most
+PAGES = 64  # of a server's list of tools, at most
+APART_S = 0.5  # between two looks at which tools it has
 BYTES = 1_000_000  # of all of them together; the kernel keeps 1 MiB
 MOST = f"of a server AIOS has {TOOLS} tools at most, of {BYTES} bytes together"
 DESCRIPTION = 8192  # characters of a description that are kept
@@ -64,6 +65,7 @@ class McpConnection:
         # Tools by the names they have here: their own name, and what it is that they take.
         self._known: dict[str, tuple[str, Validator]] = {}
         self._changed = asyncio.Event()
+        self._next_look = 0.0  # by the loop's clock: some say without end that their tools change
         self._running = 0
         self._probe: asyncio.Task[None] | None = None
 
@@ -114,6 +116,7 @@ class McpConnection:
             ToolCrashed: the server has ended, or lists what are no tools.
         """
         await self._over(self._changed.wait())
+        await self._over(asyncio.sleep(self._next_look - asyncio.get_running_loop().time()))
         self._changed.clear()
         try:
             await self._over(self.list())
@@ -123,9 +126,10 @@ class McpConnection:
     async def list(self) -> None:
         """Have `specs` as the server lists its tools now: the first of them, where it lists more
         than can be had."""
+        self._next_look = asyncio.get_running_loop().time() + APART_S
         found: list[types.Tool] = []
         cursors: list[str | None] = [None]
-        while len(cursors) <= PAGES:
+        while len(cursors) <= PAGES and len(found) <= TOOLS:
             page = await self.client.list_tools(cursor=cursors[-1], cache_mode="refresh")
             found += page.tools
             if not page.next_cursor:
@@ -136,7 +140,7 @@ class McpConnection:
                 )
                 break
             cursors.append(page.next_cursor)
-        else:
+        if len(cursors) > PAGES:
             self._left_out(f"what it lists after {PAGES} pages is left out")
         self.specs, self._known = [], {}
         room = BYTES
@@ -145,13 +149,13 @@ class McpConnection:
                 spec = self._spec(tool)
                 room -= len(msgpack.encode(spec))
                 if len(self.specs) == TOOLS or room < 0:
-                    self._left_out(f"its tools from {tool.name!r} on are left out: {MOST}")
+                    self._left_out(f"its tools from {tool.name[:SHOWN]!r} on are left out: {MOST}")
                     break
                 if spec.name not in self._known:
                     self._known[spec.name] = tool.name, validator_of(spec.schema)
                     self.specs.append(spec)
             except (ValidationError, SchemaError, ValueError) as error:
-                self._left_out(f"the tool {tool.name!r} is left out: {first_line(error)}")
+                self._left_out(f"the tool {tool.name[:SHOWN]!r} is left out: {why_none(error)}")
 
     def _mend(self, result: dict[str, Any]) -> None:
         is_list = isinstance(result.get("tools"), list)

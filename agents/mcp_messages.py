@@ -23,6 +23,8 @@ ENVELOPE = {"jsonrpc", "id", "method", "params", "result", "error"}
 CUT_OFF = re.compile(r'\{.*"jsonrpc"', re.DOTALL)
 HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
 SHOWN = 200  # characters of what a server wrote that an error shows
+TOOLS = 512  # of one server, at most
+AMOUNT = 1e18  # the most that the kernel takes for how far a call is
 
 
 class BadMessage(Exception):
@@ -134,7 +136,9 @@ def mend_result(result: dict[str, Any], modern: bool, left_out: Callable[[str], 
     if not isinstance(result.get("_meta", {}), dict):
         del result["_meta"]
     if isinstance(result.get("tools"), list):
-        result["tools"] = list(_tools(result["tools"], modern, left_out))
+        if len(result["tools"]) > TOOLS + 1:  # of 50,000 to look at each takes half a minute
+            left_out(f"of {len(result['tools'])} tools on a page those behind {TOOLS} are left out")
+        result["tools"] = list(_tools(result["tools"][: TOOLS + 1], modern, left_out))
         if not isinstance(result.get("nextCursor"), str):
             result.pop("nextCursor", None)
     elif "protocolVersion" in result:
@@ -154,8 +158,20 @@ def _tools(tools: list[Any], modern: bool, left_out: Callable[[str], None]) -> I
         try:
             yield _tool(name, given, modern)
         except (SchemaError, TypeError, ValueError, RecursionError) as error:
-            why = (str(error).strip() or type(error).__name__).splitlines()[0]
-            left_out(f"the tool {name!r} is left out: {why}")
+            left_out(f"the tool {name[:SHOWN]!r} is left out: {why_none(error)}")
+
+
+def why_none(error: Exception) -> str:
+    """Why something is no tool, in a line. All that a SchemaError says takes long to write."""
+    words = error.message if isinstance(error, SchemaError) else str(error).strip()
+    return (words or type(error).__name__).splitlines()[0][:SHOWN]
+
+
+def mend_progress(params: dict[str, Any]) -> None:
+    """Have numbers that can be told, of a notification of how far a call is."""
+    for name in ("progress", "total"):
+        if isinstance(params.get(name), int | float):
+            params[name] = float(min(AMOUNT, max(-AMOUNT, params[name])))
 
 
 def _tool(name: str, given: dict[str, Any], modern: bool) -> dict[str, Any]:

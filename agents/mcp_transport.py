@@ -16,7 +16,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from mcp.client.stdio import get_default_environment
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.message import SessionMessage
-from mcp_types import JSONRPCResponse
+from mcp_types import JSONRPCNotification, JSONRPCRequest, JSONRPCResponse
 
 from aios.syscalls.home import CERTIFICATES
 from aios.syscalls.tool import McpServer
@@ -25,6 +25,7 @@ from .mcp_messages import (
     SHOWN,
     BadMessage,
     answers,
+    mend_progress,
     mended_body,
     mended_event,
     messages_of,
@@ -34,6 +35,7 @@ ANSWER = 30.0  # seconds that a server has to answer anything but a call
 LONGEST = 16 << 20  # bytes of a message
 GRACE = 2.0  # seconds to end in, after each of: no more stdin, TERM, KILL
 PIECE = 65_536  # bytes that are read of stderr at once
+ASKS = 64  # that a server may make while it does not read the answers
 NAMES_BY_TCP = {"RES_OPTIONS": "use-vc"}  # UDP is behind the walls
 INHERITED = ("TMPDIR", "GIT_CONFIG_NOSYSTEM", *CERTIFICATES)  # besides what the package passes on
 SILENCE = httpx2.Timeout(ANSWER, read=None)  # of HTTP; a call may take long
@@ -72,8 +74,11 @@ class Mended:
 
     async def __anext__(self) -> SessionMessage | Exception:
         item: SessionMessage | Exception = await self.stream.__anext__()
-        if isinstance(item, SessionMessage) and isinstance(item.message, JSONRPCResponse):
-            self.mend(item.message.result)
+        message = item.message if isinstance(item, SessionMessage) else None
+        if isinstance(message, JSONRPCResponse):
+            self.mend(message.result)
+        elif isinstance(message, JSONRPCNotification) and message.params:
+            mend_progress(message.params)
         return item
 
     async def __aenter__(self) -> Mended:
@@ -178,7 +183,8 @@ async def program(server: McpServer, over: Over) -> AsyncIterator[Any]:
 
 async def read(server: McpServer, process: Process, sent: Sent, over: Over) -> None:
     """Ends with the server, or with what makes it of no more use."""
-    assert process.stdout is not None
+    assert process.stdin is not None and process.stdout is not None
+    asks = 0
     async with sent:
         with suppress(anyio.BrokenResourceError):  # nobody listens any more
             try:
@@ -186,6 +192,11 @@ async def read(server: McpServer, process: Process, sent: Sent, over: Over) -> N
                     found = messages_of(line)
                     for message in found:
                         await sent.send(SessionMessage(message))
+                        asks += isinstance(message, JSONRPCRequest)
+                        if asks > ASKS:
+                            asks = 0
+                            with suppress(ConnectionError):  # it has ended
+                                await process.stdin.drain()
                     if not found and (shown := line[:SHOWN].decode(errors="replace").strip()):
                         what = "writes to stdout, which is for its messages"
                         say(f"the MCP server {server.name} {what}: {shown}")

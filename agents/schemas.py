@@ -52,9 +52,16 @@ def narrowed(tool: str, schema: Schema) -> Schema:
     """The schema that a grammar holds the arguments of `tool` to.
 
     Raises:
-        BadGrammar: it has a keyword, named in the message, that a grammar cannot keep.
+        BadGrammar: it has a keyword, named in the message, that a grammar cannot keep; or it is
+            none of JSON Schema as it is now.
     """
-    return Narrow(tool, schema).root
+    try:
+        return Narrow(tool, schema).root
+    except (AttributeError, TypeError) as error:  # older drafts have other values, or any
+        raise BadGrammar(
+            f"the schema of the tool {tool} is none of JSON Schema of 2020: {error}",
+            "leave this tool out",
+        ) from error
 
 
 class Narrow:

@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mcp_types import JSONRPCError, JSONRPCResponse
 
-from aios.agents.mcp_messages import BadMessage, mend_result, mended_body, messages_of
+from aios.agents.mcp_messages import (
+    TOOLS,
+    BadMessage,
+    mend_result,
+    mended_body,
+    messages_of,
+)
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
@@ -74,3 +80,18 @@ def test_what_is_nested_without_end(line: bytes) -> None:
             messages_of(line)
     else:
         assert messages_of(line) == []
+
+
+def test_of_a_list_without_end_the_first_tools_are_looked_at() -> None:
+    said: list[str] = []
+    result = {"tools": [{"name": f"t{n}"} for n in range(5000)]}
+    mend_result(result, False, said.append)
+    assert len(result["tools"]) == TOOLS + 1
+    assert said == [f"of 5000 tools on a page those behind {TOOLS} are left out"]
+
+
+def test_what_is_said_of_a_tool_that_is_none_is_short() -> None:
+    said: list[str] = []
+    long = "x" * 1_000_000
+    mend_result({"tools": [{"name": long, "inputSchema": {"items": long}}]}, False, said.append)
+    assert [len(line) < 1000 for line in said] == [True]

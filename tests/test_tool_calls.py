@@ -272,6 +272,20 @@ def test_what_no_grammar_can_keep_is_refused_by_name(part: dict[str, Any], said:
     assert caught.value.hint == "leave this tool out"
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"properties": {}, "minProperties": "1"},
+        {"$ref": 0},
+        {"type": "string", "pattern": {}},
+        {"anyOf": True},
+    ],
+)
+def test_what_other_drafts_let_through_is_refused(part: dict[str, Any]) -> None:
+    with pytest.raises(BadGrammar, match="is none of JSON Schema of 2020"):
+        narrowed("files.move", {"type": "object", "properties": {"deep": part}})
+
+
 # --- what the model is told ---------------------------------------------------------------------
 
 

@@ -114,6 +114,12 @@ REFUSALS: dict[str, Any] = {
     "has a text for an error": "the quota is used up",
 }
 LOG = ['{"level": "info", "msg": "x"}', "{", '  "level": "info",', "}", "[1]", "{'level': 'info'}"]
+QUESTION = b'{"jsonrpc": "2.0", "id": "%d ' + b"x" * 9000 + b'", "method": "roots/list"}\n'
+STEPS = {"progress": range(3), "far": [10**400]}
+WRITTEN = {
+    "complains": (2, b"no luck\n" * 4_000_000 + b"this is the last\n"),
+    "asks on": (1, b"".join(QUESTION % number for number in range(4000))),
+}
 LINES = {  # how an answer is written
     "half a character": '{"jsonrpc": "2.0", "id": ID, "result": {"content": [TEXT("\\ud83d x")]}}',
     "no UTF-8": '{"jsonrpc": "2.0", "id": ID, "result": {"content": [TEXT("\udcff x")]}}',
@@ -161,11 +167,11 @@ def die() -> None:
 
 
 def speak(number: int) -> None:
-    if HOW == "progress":
-        for done in range(3):
+    if HOW in STEPS:
+        for done in STEPS[HOW]:
             progress(done)
-    elif HOW == "complains":
-        os.write(2, b"no luck\n" * 4_000_000 + b"this is the last\n")
+    elif HOW in WRITTEN:
+        os.write(*WRITTEN[HOW])
     elif HOW == "gathers":
         waiting.append(number)
         for each in waiting if len(waiting) == 20 else []:
