@@ -64,9 +64,10 @@ class System:
         self.home = home
         self.log = home / "init.log"
         with usable(home):
+            # Both may have errors of systems before this one.
+            self.logs = {path: size_of(path) for path in (self.log, home / "log" / "kernel.log")}
             log = appending(self.log)  # it may be the log of a system that runs
         with log, memory_file(json.dumps(dict(os.environ))) as environment:
-            self.log_start = log.tell()
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", INIT, str(home), json.dumps(settings)],
                 stdin=subprocess.PIPE, stdout=log, stderr=log, cwd="/",
@@ -125,16 +126,18 @@ class System:
 
     def _why(self) -> AiosError:
         """The error that init left as its last line, or else the kernel."""
-        kernel = self.home / "log" / "kernel.log"
-        texts = [self.log.read_bytes()[self.log_start :]]
-        texts += [kernel.read_bytes()] if kernel.exists() else []
-        for text in texts:
+        tail = ""
+        for path, start in self.logs.items():
+            text = path.read_bytes() if path.exists() else b""
+            new = text[start:] if len(text) >= start else text  # it is emptied where it grows long
             with contextlib.suppress(ValueError, IndexError):
-                return from_wire(json.loads(text.splitlines()[-1]))
-        tail = texts[-1].decode(errors="replace").strip()[-500:]
+                return from_wire(json.loads(new.splitlines()[-1]))
+            tail = new.decode(errors="replace").strip()[-500:] or tail
         if not tail and not shutil.disk_usage(self.home).free:
             return DiskFull(f"the disk of {self.home} is full")
-        return AiosError(f"init ended with code {self.process.returncode}: {tail}")
+        return AiosError(
+            f"init ended with code {self.process.returncode}" + f": {tail}" * bool(tail)
+        )
 
     def end(self) -> int:
         """TERM, and wait for the end of all its processes; its exit code."""
@@ -147,6 +150,10 @@ class System:
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(AGAIN)
+
+
+def size_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 @contextlib.contextmanager

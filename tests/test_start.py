@@ -13,6 +13,9 @@ import pytest
 from commands import LIMIT, answer, line_of, run, started
 from conftest import eventually, left_of, tiny
 
+from aios.shell.launch import System
+from aios.syscalls.errors import AiosError, StoreDamaged
+
 Program = Callable[[str], str]
 UNTIL_TOLD = "print('up', flush=True)\nprint(aios.recv().body)"
 
@@ -71,6 +74,19 @@ def test_a_killed_starter_leaves_nothing_behind(homes: Path) -> None:
         system.kill()
         system.communicate(timeout=LIMIT)
         eventually(lambda: left_of(home) == [])
+
+
+def test_an_error_of_an_earlier_system_is_not_told_again(tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    stale = json.dumps(StoreDamaged("the store is cut short").to_wire())
+    for path in (tmp_path / "init.log", tmp_path / "log" / "kernel.log"):
+        path.write_text(f"{stale}\n")
+    system = System(tmp_path, {}, detach=False)
+    system.process.kill()
+    system.process.wait()
+    with pytest.raises(AiosError) as caught:
+        system.ready()
+    assert str(caught.value) == "init ended with code -9"
 
 
 def bad_model(kind: str, folder: Path) -> str:
