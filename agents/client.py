@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,7 +85,7 @@ class Pending:
                 yield self.pieces.popleft()
             if self.ended:
                 return
-            self.connection.pump()
+            self.connection.pump(enough=lambda: self.pieces or self.ended)
 
     def wait(self, timeout: float | None = None) -> Any:
         """The body of the final reply; pieces that were not iterated are kept.
@@ -96,7 +96,7 @@ class Pending:
         """
         limit = None if timeout is None else time.monotonic() + timeout
         while not self.ended:
-            self.connection.pump(limit)
+            self.connection.pump(limit, lambda: self.ended)
         if self.error is not None:
             raise self.error
         return self.body
@@ -168,8 +168,11 @@ class Connection:
         self._send(call)
         return call
 
-    def pump(self, limit: float | None = None) -> None:
-        """Take the replies that are there, waiting for the first, until `limit` (monotonic).
+    def pump(
+        self, limit: float | None = None, enough: Callable[[], object] = lambda: False
+    ) -> None:
+        """Take the replies that are there, waiting for the first, until `limit` (monotonic). None
+        is waited for where it is `enough`: another thread took what this one was to wait for.
 
         Raises:
             KernelGone: the system has stopped, or this connection is closed, or another process's.
@@ -180,6 +183,8 @@ class Connection:
         try:
             self._cancel_left()
             self._must_be_usable()
+            if enough():
+                return
             if self.lost:
                 self._come_back()
             if not self._poll(limit):

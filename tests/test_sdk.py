@@ -74,6 +74,24 @@ def test_a_connection_is_for_one_thread_at_a_time(system: System) -> None:
         assert aios.status().agents == friend.status().agents
 
 
+@pytest.mark.parametrize("use", [lambda call: call.wait(30), list])
+def test_a_reply_that_another_thread_took_is_not_waited_for(
+    use: Callable[[Pending], Any], aios: Aios, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes between a look for it and the wait."""
+    call, enter = aios.start("proc.whoami"), aios.connection._enter
+
+    def late() -> None:
+        monkeypatch.undo()
+        aios.connection.pump()
+        assert call.ended
+        enter()
+
+    monkeypatch.setattr(aios.connection, "_enter", late)
+    use(call)
+    assert call.body["name"] == "test"
+
+
 def test_a_connection_that_is_closed_says_so(system: System) -> None:
     with connect(system.home) as aios:
         mail = aios.start("msg.recv")
