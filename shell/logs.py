@@ -83,11 +83,11 @@ def agent_log(
 ) -> Iterator[bytes]:
     """Yield first all that is there, then, with `follow`, what comes, until the agent's end.
     `meanwhile` is called whenever something has come on the connection."""
-    written, part = b"", aios.log(pid)
-    while part.data and not part.ended:
-        written += part.data
-        part = aios.log(pid, part.offset)
-    yield written + part.data
+    end = aios.log(pid, -1).offset  # or who prints without end would be read without end
+    parts = [part := aios.log(pid)]
+    while part.data and part.offset < end:
+        parts.append(part := aios.log(pid, part.offset))
+    yield b"".join(each.data for each in parts)
     while follow and not part.ended:
         call = aios.start("proc.log", pid=pid, offset=part.offset, wait=LOG_WAIT_S)
         while not call.ended:

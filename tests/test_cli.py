@@ -27,8 +27,9 @@ from aios.agents import Aios, connect
 from aios.agents.runner import registered
 from aios.shell.cli import cli, execute
 from aios.shell.launch import System
-from aios.shell.logs import LOG_FILES
+from aios.shell.logs import LOG_FILES, agent_log
 from aios.shell.output import open_streams
+from aios.syscalls.messages import LogPart
 
 Program = Callable[[str], str]
 UNTIL_TOLD = "print('up', flush=True)\nprint(aios.recv().body)"
@@ -302,6 +303,25 @@ def test_logs_are_followed_to_the_end(system: System, aios: Aios, program: Progr
         assert follower.returncode == 0
         assert run(system.home, "logs", "-n", "2", str(pid)).stdout == "up\ntold\n"
         assert answer(system.home, "logs", "-n", "0", str(pid)) == {"of": str(pid), "text": ""}
+
+
+class Flood:
+    """An agent that prints more than is read meanwhile."""
+
+    size = calls = 0
+
+    def log(self, _: int, offset: int = 0) -> LogPart:
+        self.calls += 1
+        assert self.calls < 20, "it is read without end"
+        self.size += 100_000
+        begin = max(0, self.size + offset if offset < 0 else offset)
+        data = b"y" * min(32_768, self.size - begin)
+        return LogPart(data=data, offset=begin + len(data), ended=False)
+
+
+def test_the_log_of_an_agent_that_prints_without_end_has_one() -> None:
+    aios: Any = Flood()
+    assert len(b"".join(agent_log(aios, 1, follow=False))) >= 100_000
 
 
 def test_a_log_file_is_followed(system: System, tmp_path: Path) -> None:
