@@ -20,8 +20,8 @@ R = TypeVar("R")
 class AwaitedCalls:
     """Takes the replies of `aios`. What that has itself blocks, and is used by way of `blocking`.
 
-    To be made in a running event loop, and closed. All that waits raises KernelGone, should the
-    system stop.
+    To be made in a running event loop, and of use until that ends. All that waits raises
+    KernelGone, should the system stop.
     """
 
     def __init__(self, aios: Aios) -> None:
@@ -29,7 +29,7 @@ class AwaitedCalls:
         self.lost: AiosError | None = None  # what kept it from taking replies
         self._came = asyncio.Event()  # one for each turn: all who wait look again
         self._look = asyncio.Event()
-        self._task = asyncio.create_task(self._take())
+        self._task = asyncio.create_task(self._take())  # asyncio itself holds it weakly
 
     def start(self, name: str, /, **args: Any) -> Pending:
         """Send a call."""
@@ -80,10 +80,6 @@ class AwaitedCalls:
             return use()
         finally:
             self._look.set()
-
-    async def close(self) -> None:
-        self._task.cancel()
-        await asyncio.wait([self._task])
 
     async def _take(self) -> None:
         connection = self.aios.connection

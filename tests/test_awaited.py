@@ -18,12 +18,8 @@ from aios.syscalls.errors import Cancelled, KernelGone, NotFound
 
 def use(aios: Aios, body: Callable[[AwaitedCalls], Awaitable[Any]]) -> Any:
     async def run() -> Any:
-        calls = AwaitedCalls(aios)
-        try:
-            async with asyncio.timeout(60):
-                return await body(calls)
-        finally:
-            await calls.close()
+        async with asyncio.timeout(60):
+            return await body(AwaitedCalls(aios))
 
     return asyncio.run(run())
 
