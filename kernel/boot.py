@@ -40,6 +40,7 @@ from .mcp_servers import mcp_boxes
 from .memory import Memory
 from .message import Mailroom
 from .owners import Owners
+from .patterns import quoted
 from .process import ProcessTable
 from .prompt import Prompts
 from .questions import Questions
@@ -309,7 +310,7 @@ class Kernel:
     def _note(self, what: str, pid: int, detail: dict[str, Any]) -> None:
         process = self.table.rows.get(pid)
         principal = process.principal if process else ""
-        said = " ".join(f"{name}={value}" for name, value in detail.items())
+        said = " ".join(f"{name}={quoted(str(value))}" for name, value in detail.items())
         note = self.audit.kept_out if what == "process.refused" else self.audit.note
         note(what, pid, principal, said)
 

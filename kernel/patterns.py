@@ -8,6 +8,7 @@ is ever tried again, and where a part fails, the search goes on behind the next 
 
 from __future__ import annotations
 
+import json
 import re
 from functools import lru_cache
 
@@ -21,6 +22,7 @@ LETTERS = 64  # that are looked at in one step
 TOKEN = re.compile(r"\\.|/\*\*\Z|\*\*|\*|\{self\}|[^*{\\/]+|[/{\\]", re.DOTALL)
 WILD = re.compile(r"[*{\\]")
 BARRIER = re.compile("[/:]")
+SEVERAL = re.compile(r'[\s",;\[\]]')
 
 Group = tuple[str, ...]  # literals with a `*` between each two
 
@@ -63,6 +65,12 @@ def check_visible(what: str, text: str) -> None:
             f"{what} has characters that do not show: {ascii(text)[:200]}",
             "leave them out; in a pattern `*` and `**` stand for any",
         )
+
+
+def quoted(text: str) -> str:
+    """Return a text that somebody else chose as it stands among other words: in quotes where it
+    could be read as several, or as the end of what it is in."""
+    return text if not SEVERAL.search(text) else json.dumps(text, ensure_ascii=False)
 
 
 def check_pattern(pattern: str) -> None:

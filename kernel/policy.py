@@ -30,7 +30,16 @@ from aios.syscalls.errors import BadInput
 from aios.syscalls.rules import Argument, Bounds, Effect, Group, Manifest, Rule
 from aios.syscalls.table import RIGHTS
 
-from .patterns import Effort, TooLong, check_pattern, check_visible, exactly, literal, matches
+from .patterns import (
+    Effort,
+    TooLong,
+    check_pattern,
+    check_visible,
+    exactly,
+    literal,
+    matches,
+    quoted,
+)
 from .process import MANY
 
 AGENTS = "agents"  # the group of all that have no manifest
@@ -418,15 +427,19 @@ def patterns_of(rule: Rule) -> Iterator[str]:
 def in_words(rule: Rule) -> str:
     said = rule.right
     if rule.on != ALL:
-        said += f" on {' or '.join(rule.on)}"
-    said += "".join(f", {name}{_bounds(value)}" for name, value in rule.args.items())
+        said += f" on {_words(rule.on)}"
+    said += "".join(f", {quoted(name)}{_bounds(value)}" for name, value in rule.args.items())
     for name, value in rule.unless.items():
-        said += f"{' and' if ' unless ' in said else ' unless'} {name}{_bounds(value)}"
-    return said + (f", tainted by {' or '.join(rule.tainted)}" if rule.tainted else "")
+        said += f"{' and' if ' unless ' in said else ' unless'} {quoted(name)}{_bounds(value)}"
+    return said + (f", tainted by {_words(rule.tainted)}" if rule.tainted else "")
+
+
+def _words(patterns: Iterable[str]) -> str:
+    return " or ".join(map(quoted, patterns))
 
 
 def _bounds(value: Argument) -> str:
     if isinstance(value, Bounds):
         low = "" if value.min is None else f" from {value.min:g}"
         return low + ("" if value.max is None else f" to {value.max:g}")
-    return f" like {value if isinstance(value, str) else ' or '.join(value)}"
+    return f" like {_words([value] if isinstance(value, str) else value)}"

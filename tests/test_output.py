@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import io
 import json
+import sys
+import threading
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,11 @@ from rich.live import Live
 from rich.text import Text
 
 from aios.shell.escape import as_json_text, brief, folded, hung, shown
-from aios.shell.output import Screen, whole
+from aios.shell.output import Screen, open_streams, whole
 from aios.shell.questions import in_words
 from aios.shell.render import columns, pairs
 from aios.syscalls.acc import Question
+from aios.syscalls.visible import is_visible
 
 SHELL = Path(__file__).parent.parent / "shell"
 NASTY = (
@@ -111,6 +114,25 @@ def test_a_file_that_is_written_anew_stays_as_private_as_it_was(tmp_path: Path) 
         file.write(b"new")
     assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"new", 0o600)
     assert beside.read_bytes() == b"old", "somebody's own file"
+
+
+def test_a_traceback_of_a_thread_is_escaped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    open_streams()
+
+    def fail() -> None:
+        raise ValueError(NASTY)
+
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join()
+    said = capsys.readouterr().err
+    assert "ValueError: \\x1b" in said
+    assert is_visible(said.replace("\n", ""))
 
 
 def test_a_screen_reads_no_markup() -> None:

@@ -14,6 +14,7 @@ from aios.syscalls import acc
 from aios.syscalls.messages import Message, SetLimits, Spawn
 from aios.syscalls.rules import Manifest, Rule
 
+from ..patterns import quoted
 from ..policy import STRICTEST, in_words
 
 PART = 600  # bytes of one record's words
@@ -51,14 +52,23 @@ def _rules(manifest: Manifest) -> Iterator[str]:
     """Its members, where it is a group, and each of its rules."""
     members = getattr(manifest, "members", None)
     if members is not None:
-        yield f"members {' '.join(members)}"
+        yield f"members {' '.join(map(quoted, members))}"
     for effect in STRICTEST:
         for rule in getattr(manifest, effect):
-            yield f"{effect} {rule if isinstance(rule, str) else in_words(rule)}"
+            yield f"{effect} {_as_written(rule) if isinstance(rule, str) else in_words(rule)}"
+
+
+def _as_written(rule: str) -> str:
+    right, _, on = rule.partition(" ")
+    return f"{right} {quoted(on.strip())}".rstrip()
 
 
 def _fields(name: str, value: Struct | None) -> str:
     if value is None:
         return ""
     given = {field: each for field, each in asdict(value).items() if each not in ([], False)}
-    return " ".join([name, *(f"{field}={each}" for field, each in given.items())])
+    return " ".join([name, *(f"{field}={_listed(each)}" for field, each in given.items())])
+
+
+def _listed(value: object) -> str:
+    return ",".join(quoted(str(each)) for each in (value if isinstance(value, list) else [value]))

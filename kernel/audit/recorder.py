@@ -21,6 +21,7 @@ from aios.syscalls.messages import AuditInfo, Message
 from aios.syscalls.table import Row
 from aios.syscalls.wire import Receipt
 
+from ..patterns import quoted
 from ..process import Process
 from .details import details, parts
 from .gathered import Fields, Gathered
@@ -173,11 +174,11 @@ def about(args: Message) -> str:
     for name, value in zip(names, get(args), strict=False):
         if value is None or value == "":
             continue
-        found.append(name + (value if type(value) is str else _plain(value)))
+        found.append(name + (quoted(value) if type(value) is str else _plain(value)))
     return short(" ".join(found))
 
 
 def _plain(value: Any) -> str:
     if type(value) in (dict, list):
-        return ",".join([str(getattr(each, "path", each)) for each in value])
+        return ",".join([quoted(str(getattr(each, "path", each))) for each in value])
     return str(value)
