@@ -23,6 +23,7 @@ from .policy import (
     Grant,
     Judge,
     Look,
+    Mode,
     Named,
     Passed,
     Request,
@@ -34,7 +35,6 @@ from .policy import (
     rules_of,
 )
 from .process import Process, ProcessTable
-from .shares import Mode
 
 NICE = (t.SetNice, t.Spawn)
 ITS_OWN = (  # what calls can only be about the caller's own; with others it is looked at each time

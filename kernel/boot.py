@@ -25,6 +25,7 @@ from .config import Config
 from .context import ContextManager
 from .core.protocol import Command, Drop, encode
 from .core_link import CORE_KEY, CoreLink
+from .events import EventLog
 from .generation import Generations
 from .handlers import handlers
 from .hello import Greeter
@@ -48,7 +49,7 @@ from .remotes import GATEWAY_KEY, Remotes
 from .scheduler import Scheduler
 from .seal import Checked, Seal
 from .shares import Shares
-from .stats import EventLog, Statistics
+from .stats import Statistics
 from .storage import Storage
 from .store import NoStore, Store
 from .store_trial import try_store
@@ -122,7 +123,7 @@ class Kernel:
 
         self.stats = Statistics()
         self.contexts = ContextManager(lambda ctx: to_core(Drop(ctx)))
-        self.scheduler = Scheduler(config.policy, config.quantum)
+        self.scheduler = self._or_close(lambda: Scheduler(config.policy, config.quantum))
         self.prompts = Prompts(self.contexts)
         self.generations = Generations(
             self.scheduler, self.contexts, self.prompts, self.stats, self.events,

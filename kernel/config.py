@@ -22,7 +22,6 @@ from aios.syscalls.home import endpoint
 from aios.syscalls.messages import Limits
 from aios.syscalls.tool import BoxName
 
-from .scheduler import POLICIES
 from .toolbox import Box
 from .walls import Walls
 
@@ -135,14 +134,11 @@ def load(home: Path, overrides: dict[str, Any]) -> Config:
     path = home / "config.toml"
     try:
         from_file = tomllib.loads(path.read_text()) if path.exists() else {}
-        config = msgspec.convert({**from_file, **overrides, "home": str(home)}, Config)
+        return msgspec.convert({**from_file, **overrides, "home": str(home)}, Config)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: {error}", "correct it: it is TOML, in UTF-8") from error
     except msgspec.ValidationError as error:
         raise BadInput(f"settings: {error}", f"see {path} and the options given") from error
-    if config.policy not in POLICIES:
-        raise BadInput(f"no policy {config.policy!r}", "one of " + ", ".join(sorted(POLICIES)))
-    return config
 
 
 def try_embedder(path: str) -> None:

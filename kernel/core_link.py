@@ -24,10 +24,10 @@ from .core.protocol import (
     decode_report,
     encode,
 )
+from .events import EventLog
 from .generation import Generations
 from .init_protocol import Census, Gone, Heard, Started, StartFailed, StartService
 from .loop import Loop
-from .stats import EventLog
 
 CORE_KEY = 0  # agents have their pid for key
 BACKOFF, LONGEST_BACKOFF = 0.05, 5.0  # seconds

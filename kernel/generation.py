@@ -35,10 +35,11 @@ from aios.syscalls.messages import (
 
 from .context import Context, ContextManager, Turn
 from .core.protocol import Command, Halt, Halted, Out, Prefetch, Run, Step
+from .events import EventLog
 from .process import Process
 from .prompt import DEATHS, Entering, Prompts
 from .scheduler import Decision, Dispatch, Scheduler
-from .stats import EventLog, Statistics
+from .stats import Statistics
 from .trap import Call
 from .trees import root
 from .window import Windows

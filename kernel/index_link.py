@@ -19,6 +19,7 @@ from aios.syscalls.errors import AiosError, IndexFailed, from_wire
 
 from .changes import Changes
 from .config import Config
+from .events import EventLog
 from .fair_queue import FairQueue
 from .index.protocol import (
     Change,
@@ -34,7 +35,6 @@ from .index.protocol import (
 from .init_protocol import Census, Gone, Heard, Started, StartFailed, StartService
 from .loop import Loop
 from .process import Process
-from .stats import EventLog
 from .trap import Call
 from .trees import root
 

@@ -23,6 +23,7 @@ from aios.syscalls.messages import Limits, Reach, Spawn, Spawned
 
 from .config import Config
 from .context import ContextManager
+from .events import EventLog
 from .generation import Generations
 from .inherited import limits_of, reach_of, tightened
 from .init_protocol import (
@@ -42,7 +43,6 @@ from .message import Mailroom
 from .patterns import check_visible
 from .policy import check_rights, check_rules
 from .process import Process, ProcessTable, named_by
-from .stats import EventLog
 from .sweeper import Sweeper
 from .toolbox import Box
 from .trap import Call, Session, Trap

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from msgspec import Struct
 
@@ -42,6 +42,7 @@ from .patterns import (
 )
 from .process import MANY
 
+Mode = Literal["read", "write", "own"]  # of storage; own: purge and share, never granted
 AGENTS = "agents"  # the group of all that have no manifest
 DEFAULT = Group(
     allow=[

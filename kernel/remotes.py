@@ -20,11 +20,11 @@ from aios.syscalls.errors import BadInput, Denied, DiskFull, NotFound
 
 from . import files
 from .config import Config
+from .events import EventLog
 from .gateway_protocol import Allow, Bound, Came, Left, Refused, Say, decode_report, encode
 from .init_protocol import Census, Gone, Heard, SignalChild, Started, StartFailed, StartService
 from .loop import REMOTE, Loop
 from .process import Process, ProcessTable
-from .stats import EventLog
 from .trap import Session, Trap
 
 GATEWAY_KEY = -2

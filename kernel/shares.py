@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
 
 import msgspec
 
@@ -12,11 +11,10 @@ from aios.syscalls.errors import BadInput, Denied, LimitReached, NotFound
 from aios.syscalls.rules import Group
 
 from .catalog import TABLE, Catalog, key, short
-from .policy import groups_of, names_of
+from .policy import Mode, groups_of, names_of
 from .process import Process, check_principal
 from .transaction import Txn
 
-Mode = Literal["read", "write", "own"]  # own: purge and share, which is never granted
 GRANTS = 256  # of one owner
 TO = 200  # bytes of whom a grant is to
 

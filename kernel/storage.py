@@ -30,8 +30,9 @@ from aios.syscalls.messages import Done
 from .blobs import Blobs
 from .catalog import ENTRY, IN_BACKUP, KEY, TABLE, Catalog, Owned, Row, check_path, missing
 from .followers import Followers
+from .policy import Mode
 from .process import Process, check_principal
-from .shares import Mode, Shares, covers
+from .shares import Shares, covers
 from .store import NoStore, Store
 from .transaction import Txn
 from .trap import Call

@@ -1,0 +1,34 @@
+"""Events: what happens in a system, published to the calls that follow it and to the audit log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from aios.syscalls.messages import Event
+
+from .followers import Followers
+from .trap import Call
+
+
+class EventLog:
+    """Publishes events to the calls that follow them, and has `note` record them, all but those of
+    generations, of which the calls are recorded."""
+
+    def __init__(self, note: Callable[[str, int, dict[str, Any]], None]) -> None:
+        self.note = note
+        self.followers: Followers[frozenset[str]] = Followers()
+
+    def follow(self, call: Call, kinds: list[str]) -> None:
+        self.followers.add(call, frozenset(kinds))
+
+    def publish(self, kind: str, what: str, pid: int = 0, **detail: Any) -> None:
+        if kind != "generation":
+            self.note(f"{kind}.{what}", pid, detail)
+        if not self.followers:
+            return
+        event = Event(time=time.time(), kind=kind, what=what, pid=pid, detail=detail)
+        for call, kinds in self.followers:
+            if not kinds or kind in kinds:
+                call.piece(event)
