@@ -15,10 +15,15 @@ from helpers import kill_kernel
 from raw import Raw
 
 from aios.agents import connect
+from aios.kernel.audit.details import details
+from aios.kernel.audit.recorder import about
 from aios.kernel.audit.segment import LENGTH, Record, begin, decode, segments
 from aios.kernel.audit.verify import verify
 from aios.shell.launch import System
+from aios.syscalls import acc, mem, sto
 from aios.syscalls.errors import AiosError, Denied, NotFound
+from aios.syscalls.messages import Message, Reach, Spawn
+from aios.syscalls.rules import Manifest
 from aios.syscalls.wire import DONE, FAILED, Receipt
 
 SECRET = "the-password-is-hunter2"
@@ -260,3 +265,21 @@ def test_what_was_signed_while_the_system_ran_cannot_be_taken_away(boot: Boot) -
         assert "were signed, and are lost" in aios.status().audit.trouble
     assert verify(system.home / "audit").problems
     assert "were signed, and are lost" in (system.home / "log" / "kernel.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (sto.Put(path="a\n owner=/other", owner="/own"), r'owner=/own path="a\n owner=/other"'),
+        (mem.Get(keys=["a", "b,c", 'd"']), r'space=main keys=a,"b,c","d\""'),
+        (
+            acc.Grant(to="/x to=/eve", right="mem", on=["a] [allow *"]),
+            '[mem on "a] [allow *"] [seconds=None]',
+        ),
+        (Spawn("x", manifest=Manifest(allow=["mem a] [allow *"])), '[allow mem "a] [allow *"]'),
+        (Spawn("x", reach=Reach(read=["/a] [allow *"])), '[reach read="/a] [allow *"]'),
+    ],
+)  # fmt: skip
+def test_what_an_agent_chooses_is_not_read_as_more(args: Message, said: str) -> None:
+    assert (details(args) or about(args)) == said
+    assert " to=/eve" not in about(args).replace(r'"/x to=/eve"', "")

@@ -662,7 +662,7 @@ def test_what_is_granted_is_let_through_and_nothing_else(granted: Place) -> None
     assert got(granted.attack("sockets")) == {"TCP", "TCP over IPv6"}
     other = granted.targets["other"]
     told = recorded(granted, partial(granted.attack, "sockets", "TCP", tcp=other))
-    assert told == [f"process.refused call=connect object=port {other} needs=ports"]
+    assert told == [f'process.refused call=connect object="port {other}" needs=ports']
     folder = granted.targets["folder"]
     lent = f"{folder}/lent/file"
     reads = {name for name in granted.attack("files") if name.startswith("read ")}

@@ -21,7 +21,7 @@ from aios.syscalls.messages import AuditInfo, Message
 from aios.syscalls.table import Row
 from aios.syscalls.wire import Receipt
 
-from ..patterns import quoted
+from ..patterns import SEVERAL, quoted
 from ..process import Process
 from .details import details, parts
 from .gathered import Fields, Gathered
@@ -180,5 +180,9 @@ def about(args: Message) -> str:
 
 def _plain(value: Any) -> str:
     if type(value) in (dict, list):
-        return ",".join([quoted(str(getattr(each, "path", each))) for each in value])
+        items = [str(getattr(each, "path", each)) for each in value]
+        said = ",".join(items)
+        # Each alone only where one may be in quotes: there may be a thousand.
+        is_plain = said.count(",") < len(items) and not SEVERAL.search(said.replace(",", ""))
+        return said if is_plain else ",".join(map(quoted, items))
     return str(value)
