@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -14,6 +14,13 @@ from aios.syscalls.errors import KernelGone
 from .client import Connection, Pending
 
 R = TypeVar("R")
+
+
+def several(texts: Sequence[str]) -> list[str]:
+    """Return them as a list. Raises TypeError for one text: Python takes it for its letters."""
+    if isinstance(texts, str):
+        raise TypeError(f"give several, as in [{texts!r}]")
+    return list(texts)
 
 
 class Calls:

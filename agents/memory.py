@@ -12,7 +12,7 @@ from aios.syscalls import mem as m
 from aios.syscalls import messages as t
 from aios.syscalls.errors import StoreDamaged
 
-from .calls import Calls
+from .calls import Calls, several
 
 
 class MemoryCalls(Calls):
@@ -36,7 +36,7 @@ class MemoryCalls(Calls):
     ) -> dict[str, Any]:  # fmt: skip
         """The values of those keys that are there."""
         found: dict[str, Any] = {}
-        rest = list(keys)
+        rest = several(keys)
         while rest:
             part = self._call(
                 m.Items, "mem.get", keys=rest, space=space, pid=pid, principal=principal
@@ -51,7 +51,7 @@ class MemoryCalls(Calls):
     ) -> int:  # fmt: skip
         """Remove keys; how many were there."""
         return self._call(
-            m.Deleted, "mem.delete", keys=list(keys), space=space, pid=pid, principal=principal
+            m.Deleted, "mem.delete", keys=several(keys), space=space, pid=pid, principal=principal
         ).count
 
     def mem_scan(

@@ -25,6 +25,7 @@ from aios.syscalls.wire import Receipt
 from . import strict_json
 from .access import AccessCalls
 from .calling import ToolCalls
+from .calls import several
 from .client import Pending, kernel_elsewhere, named_address, say_hello
 from .declared import declared_name
 from .memory import MemoryCalls
@@ -230,7 +231,7 @@ class Aios(MemoryCalls, StorageCalls, AccessCalls, ToolCalls):
         around its process. Without a `name` it is listed as its class says, or else its file."""
         name = name or declared_name(program)
         spawned = self._call(
-            t.Spawned, "proc.spawn", program=program, task=task, args=list(args), name=name,
+            t.Spawned, "proc.spawn", program=program, task=task, args=several(args), name=name,
             limits=limits, nice=nice, cwd=cwd, contexts=[context.id for context in contexts],
             manifest=msgspec.to_builtins(manifest), reach=msgspec.to_builtins(reach),
         )  # fmt: skip

@@ -12,7 +12,7 @@ from aios.syscalls import retrieval as r
 from aios.syscalls import sto as s
 from aios.syscalls.errors import BadInput, UploadGone
 
-from .calls import Calls
+from .calls import Calls, several
 from .client import Pending
 
 PIECE = 56 * 1024  # bytes of a content that one call takes
@@ -39,7 +39,7 @@ class StorageCalls(Calls):
             raise TypeError(f"a content is bytes, text or a file, not {type(data).__name__}")
         content = data.encode() if isinstance(data, str) else data
         fields: dict[str, Any] = {
-            "path": path, "tags": list(tags), "media": media, "if_version": if_version,
+            "path": path, "tags": several(tags), "media": media, "if_version": if_version,
             "owner": owner,
         }  # fmt: skip
         if isinstance(content, bytes) and len(content) <= PIECE:
@@ -190,7 +190,7 @@ class StorageCalls(Calls):
         """
         return self._call(
             r.Hits, "sto.search", query=query, count=count, mode=mode, owner=owner, path=path,
-            since=since, until=until, tags=list(tags), fresh=fresh,
+            since=since, until=until, tags=several(tags), fresh=fresh,
         )  # fmt: skip
 
     def sto_index(self) -> r.IndexReport:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from conftest import eventually
@@ -56,6 +57,21 @@ def test_a_result_that_cannot_be_passed_on_is_an_error_of_the_agent(
     assert end.code == 1
     assert end.result["error"].startswith("proc.exit: ")
     assert "the result cannot be reported" in aios.log(end.pid).data.decode()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda aios: aios.mem_get("style"),
+        lambda aios: aios.mem_delete("style"),
+        lambda aios: aios.sto_put("path", b"", tags="style"),
+        lambda aios: aios.sto_search("query", tags="style"),
+        lambda aios: aios.spawn("", args="style"),
+    ],
+)
+def test_one_text_is_not_taken_for_its_letters(use: Callable[[Aios], Any]) -> None:
+    with pytest.raises(TypeError, match=r"several, as in \['style'\]"):
+        use(Aios(Mock(), Mock()))
 
 
 def test_a_connection_is_for_one_thread_at_a_time(system: System) -> None:
