@@ -24,7 +24,7 @@ from aios.agents import Aios, connect
 from aios.kernel.core.batcher import Batcher
 from aios.kernel.core.certify import certify
 from aios.kernel.core.disk import Disk
-from aios.kernel.core.llama import COMPANY, Engine
+from aios.kernel.core.llama import COMPANY, LlamaEngine
 from aios.kernel.core.protocol import Decoded, Halt, Prefilled, Run, Segment
 from aios.kernel.core.state import Part
 from aios.shell.launch import init_of
@@ -50,7 +50,7 @@ class Job(NamedTuple):
     decoding: Decoding
 
 
-class Forgetful(Engine):
+class Forgetful(LlamaEngine):
     """Loses the last token at each restore; another stands in its place. But not before it is
     certified: the self-test would see that, and have nothing restored."""
 
@@ -74,7 +74,7 @@ def run(
     Of four schedules one has room for all snapshots in RAM, one for `room` of all tokens and no
     disk, one for a quarter of that and a disk, and one for none, and its core is killed.
     """
-    kind = Forgetful if sabotage == "lost-token" else Engine
+    kind = Forgetful if sabotage == "lost-token" else LlamaEngine
     engine = kind(
         model(), slots=SLOTS, window=WINDOW, threads=threads(),
         unified=sabotage == "unified",
@@ -102,7 +102,7 @@ def run(
     }
 
 
-def make_jobs(engine: Engine, prompts: tuple[int, ...], steps: int) -> list[Job]:
+def make_jobs(engine: LlamaEngine, prompts: tuple[int, ...], steps: int) -> list[Job]:
     """Greedy, sampled, and with penalties; so long that a few schedules make up `steps`. Every
     second prompt begins as the one before."""
     tokens = engine.tokenize(text(), start=True)
@@ -139,7 +139,7 @@ class Schedule:
     is followed by another with the same `disk`."""
 
     def __init__(
-        self, engine: Engine, certified: int, ram: int, jobs: list[Job], chance: random.Random,
+        self, engine: LlamaEngine, certified: int, ram: int, jobs: list[Job], chance: random.Random,
         disk: Path | None = None,
     ) -> None:  # fmt: skip
         self.engine, self.certified, self.ram, self.disk = engine, certified, ram, disk
@@ -233,7 +233,7 @@ def damage(path: Path, chance: random.Random) -> None:
 
 
 def alone(
-    progress: Progress, engine: Engine, certified: int, jobs: list[Job]
+    progress: Progress, engine: LlamaEngine, certified: int, jobs: list[Job]
 ) -> list[Record]:  # fmt: skip
     solo = []
     for number, job in enumerate(jobs):
@@ -246,7 +246,7 @@ COUNTERS = ("steps", "saves", "restores", "replayed", "shared", "written", "read
 
 
 def scheduled(
-    progress: Progress, engine: Engine, certified: int, jobs: list[Job], solo: list[Record],
+    progress: Progress, engine: LlamaEngine, certified: int, jobs: list[Job], solo: list[Record],
     steps: int, seed: int, room: float,
 ) -> dict[str, int]:  # fmt: skip
     """Random schedules of the four kinds in turn, until `steps` are done."""
@@ -276,7 +276,7 @@ def scheduled(
     return totals
 
 
-def exact_cost(progress: Progress, engine: Engine, certified: int, count: int) -> float:
+def exact_cost(progress: Progress, engine: LlamaEngine, certified: int, count: int) -> float:
     """Time of decoding on all slots within the certified limit, over the same without a limit."""
     progress("what exactness costs")
     tokens = engine.tokenize(text(), start=True)[:32]

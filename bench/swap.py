@@ -15,7 +15,8 @@ from typing import Any
 from aios.kernel.core.batcher import Batcher
 from aios.kernel.core.certify import certify
 from aios.kernel.core.disk import Disk
-from aios.kernel.core.llama import CHUNK, Engine
+from aios.kernel.core.engine import CHUNK
+from aios.kernel.core.llama import LlamaEngine
 from aios.kernel.core.protocol import Decoded, Prefilled, Run, Segment
 from aios.syscalls.messages import Decoding
 
@@ -34,7 +35,7 @@ def run(
     ram: int = RAM, seed: int = 1,
 ) -> dict[str, Any]:  # fmt: skip
     window = tokens + FIRST + THEN + CHUNK
-    engine = Engine(model(), slots=slots, window=window, threads=threads())
+    engine = LlamaEngine(model(), slots=slots, window=window, threads=threads())
     certified, _ = certify(engine)
     with tempfile.TemporaryDirectory(prefix="aios-") as folder:
         disk = Disk(Path(folder), engine.fingerprint(certified), DISK)
@@ -75,7 +76,7 @@ def run(
     }
 
 
-def make_prompts(engine: Engine, contexts: int, tokens: int) -> list[list[int]]:
+def make_prompts(engine: LlamaEngine, contexts: int, tokens: int) -> list[list[int]]:
     """Each with another first token, so that none has a beginning in common with another."""
     story = engine.tokenize(text(), start=True)
     return [[1000 + at, *story[at : at + tokens - 1]] for at in range(contexts)]

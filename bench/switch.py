@@ -13,7 +13,8 @@ from statistics import median
 from typing import Any
 
 from aios.agents import Aios, connect
-from aios.kernel.core.llama import CHUNK, Engine
+from aios.kernel.core.engine import CHUNK
+from aios.kernel.core.llama import LlamaEngine
 from aios.kernel.core.state import Part
 
 from .common import Progress, model, system, text, threads
@@ -38,7 +39,7 @@ def run(progress: Progress, tokens: int = TOKENS, new: int = NEW) -> dict[str, A
 
 def on_engine(tokens: int) -> tuple[float, float, int]:
     """Seconds for save + restore, seconds for the prefill, bytes of the snapshot."""
-    engine = Engine(model(), slots=2, window=tokens + CHUNK, threads=threads())
+    engine = LlamaEngine(model(), slots=2, window=tokens + CHUNK, threads=threads())
     prompt = tuple(engine.tokenize(text(), start=True)[:tokens])
     spans = [(pos, min(CHUNK, tokens - pos)) for pos in range(0, tokens, CHUNK)]
     moved, prefilled = [], []

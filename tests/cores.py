@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from aios.kernel.context import Past
 from aios.kernel.core.batcher import Batcher, Generation
 from aios.kernel.core.disk import Disk
-from aios.kernel.core.llama import Engine
+from aios.kernel.core.engine import Engine
 from aios.kernel.core.protocol import Halt, Halted, Out, Run
 from aios.syscalls.messages import Decoding, Logprob
 
@@ -31,7 +31,7 @@ class Watched(Batcher):
         self.computed = 0  # tokens
 
     def _prefill(self) -> None:
-        if self.engine.form is not None:
+        if self.engine.row_bytes:
             assert sorted(self.running) == list(range(len(self.running)))
         super()._prefill()
 

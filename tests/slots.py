@@ -7,8 +7,8 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
+from aios.kernel.core.engine import CHUNK
 from aios.kernel.core.history import Op, plan
-from aios.kernel.core.llama import CHUNK
 from aios.kernel.core.protocol import Decoded, Prefilled, Segment
 from aios.kernel.core.state import Part
 

@@ -22,7 +22,8 @@ from aios.agents import Generation, connect
 from aios.kernel.core import fit
 from aios.kernel.core.certify import certify
 from aios.kernel.core.disk import Disk
-from aios.kernel.core.llama import ALONE, CHUNK, Engine
+from aios.kernel.core.engine import CHUNK
+from aios.kernel.core.llama import ALONE, LlamaEngine
 from aios.kernel.core.protocol import Halt
 from aios.kernel.scheduler import Dispatch, Preempt, Scheduler
 from aios.syscalls.errors import ModelError
@@ -31,17 +32,17 @@ from aios.syscalls.messages import Decoding
 SLOTS, WINDOW, SLIDING = 4, 1024, 256
 WINDOWED = ["gemma2", "gemma3"]
 
-Load = Callable[..., Engine]
+Load = Callable[..., LlamaEngine]
 
 
 @pytest.fixture
 def load(tmp_path: Path) -> Iterator[Load]:
     """load(arch, slots=..., window=..., ...): an engine on a tiny model."""
-    engines: list[Engine] = []
+    engines: list[LlamaEngine] = []
 
-    def make(arch: str, *, slots: int = SLOTS, ctx: int = WINDOW, **shape: Any) -> Engine:
+    def make(arch: str, *, slots: int = SLOTS, ctx: int = WINDOW, **shape: Any) -> LlamaEngine:
         path = tiny_model(tmp_path / f"{arch}-{len(engines)}.gguf", arch, **shape)
-        engines.append(Engine(path, slots=slots, window=ctx, threads=2))
+        engines.append(LlamaEngine(path, slots=slots, window=ctx, threads=2))
         return engines[-1]
 
     yield make
@@ -49,7 +50,7 @@ def load(tmp_path: Path) -> Iterator[Load]:
         engine.close()
 
 
-def prompt(engine: Engine, length: int, seed: int = 1) -> list[int]:
+def prompt(engine: LlamaEngine, length: int, seed: int = 1) -> list[int]:
     dice = random.Random(seed)
     return [dice.randrange(300, engine.n_vocab) for _ in range(length)]
 
@@ -58,7 +59,7 @@ def some(max_tokens: int) -> Decoding:
     return Decoding(max_tokens=max_tokens, ignore_eos=True, digest=True)
 
 
-def check_the_same(engine: Engine, jobs: list[Job]) -> None:
+def check_the_same(engine: LlamaEngine, jobs: list[Job]) -> None:
     for job in jobs:
         solo = alone(engine, job.prompt, job.decoding)
         assert (job.tokens, job.digests) == (solo.tokens, solo.digests)
@@ -97,10 +98,7 @@ def test_no_schedule_can_be_told_from_the_output(
     lengths = [20, 705, SLIDING - 5, 3, 590, SLIDING + CHUNK]
     jobs = [Job(at, prompt(engine, n, at), some(10)) for at, n in enumerate(lengths, 1)]
     disk = Disk(tmp_path / "kv", engine.fingerprint(3), PLENTY, "plain", None)
-    assert engine.form is not None
-    batcher = Watched(
-        engine, engine.slots, PLENTY if seed == 1 else 700 * engine.form.row_bytes, disk
-    )
+    batcher = Watched(engine, engine.slots, PLENTY if seed == 1 else 700 * engine.row_bytes, disk)
     at_random(batcher, jobs, seed)
     assert batcher.saves and batcher.restores
     assert (batcher.extents.tiers.written > 0) == (seed == 2)
@@ -150,7 +148,7 @@ def test_what_begins_alike_shares_the_rows_behind_the_window(load: Load) -> None
 def test_a_turn_is_worth_what_it_takes_to_resume(load: Load) -> None:
     """Nothing is kept of a context that leaves its slot."""
     engine = load("llama", slots=2)
-    engine.form = None
+    engine.row_bytes = 0
     jobs = {at: Job(at, prompt(engine, 100 * at, at), some(80)) for at in range(1, 6)}
     batcher, scheduler = Watched(engine, 2, 0), Scheduler("rr", 4, slots=2)
     waiting = deque(decision for ctx in jobs for decision in scheduler.add(ctx, 0, 0.0))
@@ -177,7 +175,7 @@ def test_a_turn_is_worth_what_it_takes_to_resume(load: Load) -> None:
 # --- the self-test -------------------------------------------------------------------------------
 
 
-def swap_as_llama_cpp_has_it(engine: Engine) -> Callable[[int, int], None]:
+def swap_as_llama_cpp_has_it(engine: LlamaEngine) -> Callable[[int, int], None]:
     """A swap where only what is in a layer's window goes along, as in the state of a sequence."""
 
     def swap(one: int, other: int) -> None:
@@ -198,7 +196,7 @@ def test_what_cannot_be_moved_is_found_out_and_stays(
     engine = load("gemma3", window=SLIDING)
     monkeypatch.setattr(engine, "swap", swap_as_llama_cpp_has_it(engine))
     assert certify(engine) == (SLOTS, None)
-    assert engine.form is None
+    assert engine.row_bytes == 0
     assert [engine.length(slot) for slot in range(engine.streams)] == [0] * engine.streams
     lengths = [20, 705, SLIDING - 5, 3, 590, SLIDING + CHUNK]
     jobs = [Job(at, prompt(engine, n, at), some(10)) for at, n in enumerate(lengths, 1)]
@@ -222,7 +220,7 @@ def test_the_self_test_goes_beyond_the_window(load: Load, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(engine, "swap", watched)
     certify(engine)
-    assert engine.form is not None
+    assert engine.row_bytes
     assert longest > 600 + CHUNK
 
 
@@ -295,8 +293,8 @@ def test_what_aborts_in_llama_cpp_dies(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
 from aios.kernel.core.disk import Disk
-from aios.kernel.core.llama import Engine
-engine = Engine(Path({str(path)!r}), slots=2, window=64, threads=4)
+from aios.kernel.core.llama import LlamaEngine
+engine = LlamaEngine(Path({str(path)!r}), slots=2, window=64, threads=4)
 engine.prefill(0, tuple(range(64)), 0)
 engine.prefill(0, tuple(range(64)), 64)
 """
@@ -319,7 +317,7 @@ def test_the_cache_is_as_large_as_said(
 ) -> None:
     """Keys and values of a token, in all layers: whatever the heads, and with a window or not."""
     path = tiny_model(tmp_path / "tiny.gguf", arch, **shape)
-    engine = Engine(path, slots=3, window=600, threads=1, cache=cache)  # type: ignore[arg-type]
+    engine = LlamaEngine(path, slots=3, window=600, threads=1, cache=cache)  # type: ignore[arg-type]
     token = values * 2 if cache == "f16" else values * 34 // 32
     assert engine.cache_bytes == token * 768 * 3
     engine.close()
@@ -336,14 +334,14 @@ def test_a_model_that_only_embeds_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "bert.gguf"
     write_bert(path, ["what is this"])
     with pytest.raises(ModelError, match="cannot generate") as caught:
-        Engine(path, slots=2, window=60, threads=1)
+        LlamaEngine(path, slots=2, window=60, threads=1)
     assert "--embedder" in caught.value.hint
 
 
 def test_a_cache_that_does_not_fit_the_heads_is_named(tmp_path: Path) -> None:
     path = tiny_model(tmp_path / "tiny.gguf", "qwen3", head=48)
     with pytest.raises(ModelError, match="with keys and values in q8_0") as caught:
-        Engine(path, slots=2, window=60, threads=1, cache="q8_0")
+        LlamaEngine(path, slots=2, window=60, threads=1, cache="q8_0")
     assert 'cache = "f16"' in caught.value.hint
 
 

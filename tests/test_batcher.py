@@ -11,8 +11,10 @@ import pytest
 from cores import PLENTY, Job, Watched, alone, at_random, finish, report
 
 from aios.kernel.config import embedded_model
-from aios.kernel.core.llama import CHUNK, Engine
+from aios.kernel.core.engine import CHUNK
+from aios.kernel.core.llama import LlamaEngine
 from aios.kernel.core.protocol import Halt
+from aios.kernel.core.sampler import Sampler
 from aios.syscalls.messages import Decoding
 
 WINDOW = 320
@@ -24,14 +26,14 @@ TEXT = (
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    engine = Engine(embedded_model(), slots=3, window=WINDOW, threads=2)
+def engine() -> Iterator[LlamaEngine]:
+    engine = LlamaEngine(embedded_model(), slots=3, window=WINDOW, threads=2)
     yield engine
     engine.close()
 
 
 @pytest.fixture
-def batcher(engine: Engine) -> Iterator[Watched]:
+def batcher(engine: LlamaEngine) -> Iterator[Watched]:
     batcher = Watched(engine, engine.slots, PLENTY)
     yield batcher
     for ctx in list(batcher.contexts):
@@ -40,7 +42,7 @@ def batcher(engine: Engine) -> Iterator[Watched]:
     assert batcher.extents.check() == []
 
 
-def prompt(engine: Engine, length: int, start: int = 0) -> list[int]:
+def prompt(engine: LlamaEngine, length: int, start: int = 0) -> list[int]:
     return engine.tokenize(TEXT * 9, start=True)[start : start + length]
 
 
@@ -61,7 +63,7 @@ JOBS: list[tuple[int, Decoding]] = [
 
 
 @pytest.fixture(scope="module")
-def solo(engine: Engine) -> list[Job]:
+def solo(engine: LlamaEngine) -> list[Job]:
     return [alone(engine, prompt(engine, n, i), decoding) for i, (n, decoding) in enumerate(JOBS)]
 
 
@@ -83,7 +85,7 @@ def test_no_schedule_can_be_told_from_the_output(
     assert batcher.replayed == 0
 
 
-def test_without_room_for_snapshots_all_is_replayed(engine: Engine, solo: list[Job]) -> None:
+def test_without_room_for_snapshots_all_is_replayed(engine: LlamaEngine, solo: list[Job]) -> None:
     batcher = Watched(engine, engine.slots, snapshot_bytes=0)
     jobs = new_jobs(solo)[1:]
     at_random(batcher, jobs, seed=3)
@@ -94,7 +96,7 @@ def test_without_room_for_snapshots_all_is_replayed(engine: Engine, solo: list[J
         batcher.drop(job.ctx)
 
 
-def test_batches_cut_to_one_are_the_same(engine: Engine, solo: list[Job]) -> None:
+def test_batches_cut_to_one_are_the_same(engine: LlamaEngine, solo: list[Job]) -> None:
     batcher = Watched(engine, 1, PLENTY)
     jobs = new_jobs(solo)[2:5]
     finish(batcher, *jobs)
@@ -117,7 +119,7 @@ def test_a_preempted_context_stays_where_it_is_until_its_slot_is_needed(
     assert batcher.saves == batcher.replayed == 0
 
 
-def test_a_turn_waits_for_no_stream_of_short_calls(engine: Engine, batcher: Watched) -> None:
+def test_a_turn_waits_for_no_stream_of_short_calls(engine: LlamaEngine, batcher: Watched) -> None:
     """Each of them is shorter than it; but each step that it waits makes up for a chunk."""
     talk = Job(1, prompt(engine, 30), some(5))
     finish(batcher, talk)
@@ -142,7 +144,7 @@ def test_a_turn_waits_for_no_stream_of_short_calls(engine: Engine, batcher: Watc
 
 
 def test_a_second_answer_rolls_back_to_what_both_histories_share(
-    engine: Engine, batcher: Watched, solo: list[Job]
+    engine: LlamaEngine, batcher: Watched, solo: list[Job]
 ) -> None:
     other = [*prompt(engine, CHUNK + 3), *prompt(engine, CHUNK, start=200)]
     second = Job(1, other, some(6, temperature=0.8, seed=5))
@@ -155,7 +157,7 @@ def test_a_second_answer_rolls_back_to_what_both_histories_share(
     assert batcher.replayed == 0  # what was rolled back is another text
 
 
-def test_a_dialog_goes_on_from_the_cache(engine: Engine, batcher: Watched) -> None:
+def test_a_dialog_goes_on_from_the_cache(engine: LlamaEngine, batcher: Watched) -> None:
     job = Job(1, prompt(engine, 30), some(5))
     finish(batcher, job)
     job.context.append(prompt(engine, 40, start=60), WINDOW)
@@ -188,19 +190,19 @@ def test_dropped_while_it_runs_it_starts_anew(batcher: Watched, solo: list[Job])
 # --- how a generation ends ----------------------------------------------------------------------
 
 
-def test_max_tokens_of_one(engine: Engine, batcher: Watched) -> None:
+def test_max_tokens_of_one(engine: LlamaEngine, batcher: Watched) -> None:
     job = Job(1, prompt(engine, 9), some(1))
     finish(batcher, job)
     assert (len(job.tokens), job.why) == (1, "length")
 
 
-def test_a_context_ends_when_its_window_is_full(engine: Engine, batcher: Watched) -> None:
+def test_a_context_ends_when_its_window_is_full(engine: LlamaEngine, batcher: Watched) -> None:
     job = Job(1, prompt(engine, WINDOW - 3), some(99))
     finish(batcher, job)
     assert (len(job.tokens), job.why) == (3, "context_full")
 
 
-def test_the_end_of_the_answer_is_not_a_token_of_it(engine: Engine, batcher: Watched) -> None:
+def test_the_end_of_the_answer_is_not_a_token_of_it(engine: LlamaEngine, batcher: Watched) -> None:
     """Greedy, on a text whose likely end is the end: the model's turn after a one-word one."""
     text = engine.render([{"role": "user", "content": "Say only: yes"}], reply=True) + "Yes."
     asked = engine.tokenize(text, start=True)
@@ -216,7 +218,7 @@ def test_the_end_of_the_answer_is_not_a_token_of_it(engine: Engine, batcher: Wat
     assert on.why == "length"
 
 
-def test_a_stop_string_ends_it_and_is_not_shown(engine: Engine, batcher: Watched) -> None:
+def test_a_stop_string_ends_it_and_is_not_shown(engine: LlamaEngine, batcher: Watched) -> None:
     free = alone(engine, prompt(engine, 40), some(16))
     words = free.text.split()
     stop = f"{words[3]} {words[4]}"  # spans several tokens
@@ -234,7 +236,7 @@ def test_a_stop_string_ends_it_and_is_not_shown(engine: Engine, batcher: Watched
 
 
 def test_what_was_held_back_for_a_stop_string_comes_at_the_end(
-    engine: Engine, batcher: Watched
+    engine: LlamaEngine, batcher: Watched
 ) -> None:
     free = alone(engine, prompt(engine, 40), some(6))
     job = Job(1, free.prompt, some(6, stop=[free.text + "and more"]))
@@ -245,7 +247,7 @@ def test_what_was_held_back_for_a_stop_string_comes_at_the_end(
     assert (job.text, job.why) == (free.text, "length")
 
 
-def test_cancelled_it_keeps_what_it_has(engine: Engine, batcher: Watched) -> None:
+def test_cancelled_it_keeps_what_it_has(engine: LlamaEngine, batcher: Watched) -> None:
     job = Job(1, prompt(engine, 9), some(50))
     batcher.run(job.run())
     while len(job.tokens) < 4:
@@ -255,7 +257,7 @@ def test_cancelled_it_keeps_what_it_has(engine: Engine, batcher: Watched) -> Non
     assert (len(job.tokens), job.why, batcher.running) == (4, "cancelled", {})
 
 
-def test_to_halt_what_does_not_run_does_nothing(engine: Engine, batcher: Watched) -> None:
+def test_to_halt_what_does_not_run_does_nothing(engine: LlamaEngine, batcher: Watched) -> None:
     batcher.halt(Halt(1, "preempted"))
     job = Job(1, prompt(engine, 5), some(1))
     finish(batcher, job)
@@ -265,7 +267,7 @@ def test_to_halt_what_does_not_run_does_nothing(engine: Engine, batcher: Watched
     batcher.drop(99)
 
 
-def test_more_than_the_slots_are_refused(engine: Engine, batcher: Watched) -> None:
+def test_more_than_the_slots_are_refused(engine: LlamaEngine, batcher: Watched) -> None:
     jobs = [Job(ctx, prompt(engine, 5, ctx), some(9)) for ctx in (1, 2, 3, 4)]
     expected = alone(engine, jobs[0].prompt, some(9))
     for job in jobs:
@@ -279,7 +281,9 @@ def test_more_than_the_slots_are_refused(engine: Engine, batcher: Watched) -> No
     assert jobs[0].tokens == expected.tokens
 
 
-def test_a_long_prompt_delays_others_by_a_chunk_a_step(engine: Engine, batcher: Watched) -> None:
+def test_a_long_prompt_delays_others_by_a_chunk_a_step(
+    engine: LlamaEngine, batcher: Watched
+) -> None:
     short, long = Job(1, prompt(engine, 5), some(9)), Job(2, prompt(engine, 4 * CHUNK), some(1))
     by_ctx = {1: short, 2: long}
     batcher.run(short.run())
@@ -297,7 +301,7 @@ def test_a_long_prompt_delays_others_by_a_chunk_a_step(engine: Engine, batcher: 
 
 
 def test_digests_and_log_probabilities_are_those_of_the_logits(
-    engine: Engine, batcher: Watched
+    engine: LlamaEngine, batcher: Watched
 ) -> None:
     job = Job(1, prompt(engine, 20), some(5, logprobs=4))
     finish(batcher, job)
@@ -316,7 +320,7 @@ def test_digests_and_log_probabilities_are_those_of_the_logits(
         assert [value for _, value in got.top] == pytest.approx(logs[best], abs=1e-9)
 
 
-def test_log_probabilities_of_the_drawn_token_alone(engine: Engine, batcher: Watched) -> None:
+def test_log_probabilities_of_the_drawn_token_alone(engine: LlamaEngine, batcher: Watched) -> None:
     job = Job(1, prompt(engine, 20), some(2, logprobs=0))
     finish(batcher, job)
     assert [got.top for got in job.logprobs] == [[], []]
@@ -327,17 +331,17 @@ def test_log_probabilities_of_the_drawn_token_alone(engine: Engine, batcher: Wat
 
 
 def test_the_same_seed_draws_the_same_and_another_draws_others(
-    engine: Engine, batcher: Watched
+    engine: LlamaEngine, batcher: Watched
 ) -> None:
     jobs = [Job(n, prompt(engine, 9), some(12, temperature=1.0, seed=n // 2)) for n in (2, 3, 4)]
     finish(batcher, *jobs)
     assert jobs[0].tokens == jobs[1].tokens != jobs[2].tokens
 
 
-def test_a_draw_depends_on_seed_and_position_alone(engine: Engine) -> None:
+def test_a_draw_depends_on_seed_and_position_alone(engine: LlamaEngine) -> None:
     engine.prefill(0, tuple(prompt(engine, 20)), 0)
-    one = engine.sampler(Decoding(temperature=1.2, seed=1), [])
-    other = engine.sampler(Decoding(temperature=1.2, seed=2), [])
+    one = Sampler(engine, Decoding(temperature=1.2, seed=1), [], None)
+    other = Sampler(engine, Decoding(temperature=1.2, seed=2), [], None)
     ahead = [one.draw(19, position) for position in range(30)]
     back = [one.draw(19, position) for position in reversed(range(30))]
     assert ahead == back[::-1]
@@ -350,12 +354,12 @@ def test_a_draw_depends_on_seed_and_position_alone(engine: Engine) -> None:
     engine.clear(0)
 
 
-def test_draws_over_positions_are_as_likely_as_the_logits_say(engine: Engine) -> None:
+def test_draws_over_positions_are_as_likely_as_the_logits_say(engine: LlamaEngine) -> None:
     engine.prefill(0, tuple(prompt(engine, 20)), 0)
     logits = engine.logits(19).astype(np.float64)
     kept = np.argsort(-logits)[:8]
     likely = np.exp(logits[kept] - np.logaddexp.reduce(logits[kept]))
-    sampler = engine.sampler(Decoding(temperature=1.0, top_k=8, seed=3), [])
+    sampler = Sampler(engine, Decoding(temperature=1.0, top_k=8, seed=3), [], None)
     count = 1500
     drawn = [sampler.draw(19, position) for position in range(count)]
     for token, p in zip(kept.tolist(), likely.tolist(), strict=True):

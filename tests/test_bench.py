@@ -30,7 +30,7 @@ from aios.bench import (
 )
 from aios.bench.chats import ANSWER, our_side
 from aios.bench.load import AGENTS, make_prompts, our_system, tokens_per_second
-from aios.kernel.core.llama import CHUNK
+from aios.kernel.core.engine import CHUNK
 from aios.syscalls.errors import BadInput
 
 ROW = 256  # bytes of KV a token, of the tiny model

@@ -11,8 +11,9 @@ from cores import PLENTY, Job, Watched, alone, finish, report
 
 from aios.kernel.config import embedded_model
 from aios.kernel.core.certify import certify
+from aios.kernel.core.engine import CHUNK
 from aios.kernel.core.gguf import requantize
-from aios.kernel.core.llama import ALONE, CHUNK, Engine
+from aios.kernel.core.llama import ALONE, LlamaEngine
 from aios.syscalls.messages import Decoding
 
 SLOTS, WINDOW = 6, 320
@@ -20,13 +21,13 @@ TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind. 
 
 
 class Certified(NamedTuple):
-    engine: Engine
+    engine: LlamaEngine
     size: int
     cost: float | None
 
 
 def load(path: Path) -> Certified:
-    engine = Engine(path, slots=SLOTS, window=WINDOW, threads=2)
+    engine = LlamaEngine(path, slots=SLOTS, window=WINDOW, threads=2)
     return Certified(engine, *certify(engine))
 
 
@@ -65,7 +66,7 @@ def needs_company(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Certifie
     found.engine.close()
 
 
-def jobs_of(engine: Engine, lengths: Iterable[int], max_tokens: int) -> list[Job]:
+def jobs_of(engine: LlamaEngine, lengths: Iterable[int], max_tokens: int) -> list[Job]:
     tokens = engine.tokenize(TEXT * 30, start=True)
     decoding = Decoding(max_tokens=max_tokens, ignore_eos=True, digest=True)
     return [Job(i, tokens[i : i + length], decoding) for i, length in enumerate(lengths)]

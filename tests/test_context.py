@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from aios.kernel.context import DROPPED, KEPT, ContextManager, Past
 from aios.kernel.context import Turn as Message
+from aios.kernel.core.engine import CHUNK
 from aios.kernel.core.history import Op, plan
-from aios.kernel.core.llama import CHUNK
 from aios.kernel.core.protocol import Decoded, Prefilled
 from aios.kernel.process import Process
 from aios.syscalls.errors import BadInput, ContextBusy, ContextFull, LimitReached, NotFound

@@ -11,9 +11,9 @@ import pytest
 from slots import PAGE, PLENTY, ROW, Clock, Slot, history, rows_of
 
 from aios.kernel.core.disk import Disk, Name
+from aios.kernel.core.engine import CHUNK
 from aios.kernel.core.extents import Extents
 from aios.kernel.core.history import Op, chain, length, plan
-from aios.kernel.core.llama import CHUNK
 from aios.kernel.core.protocol import Prefilled, Segment
 from aios.kernel.core.tiers import PAUSE
 

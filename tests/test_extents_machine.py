@@ -13,9 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from slots import PAGE, PLENTY, ROW, Clock, Slot, history, rows_of
 
 from aios.kernel.core.disk import Disk
+from aios.kernel.core.engine import CHUNK
 from aios.kernel.core.extents import Extents
 from aios.kernel.core.history import Op, chain, length, plan
-from aios.kernel.core.llama import CHUNK
 from aios.kernel.core.protocol import Decoded, Prefilled, Segment
 
 

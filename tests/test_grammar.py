@@ -20,7 +20,7 @@ from models import merges
 from aios.agents.tool_calls import BARE, TAGS, Form
 from aios.kernel.config import embedded_model
 from aios.kernel.core.grammar import Grammars, to_lark
-from aios.kernel.core.llama import Engine
+from aios.kernel.core.llama import LlamaEngine
 from aios.kernel.core.protocol import Compile, Halt
 from aios.syscalls.errors import BadGrammar
 from aios.syscalls.messages import Decoding
@@ -39,13 +39,13 @@ PERSON = {
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    engine = Engine(embedded_model(), slots=3, window=320, threads=1)
+def engine() -> Iterator[LlamaEngine]:
+    engine = LlamaEngine(embedded_model(), slots=3, window=320, threads=1)
     yield engine
     engine.close()
 
 
-def ask(engine: Engine, text: str) -> list[int]:
+def ask(engine: LlamaEngine, text: str) -> list[int]:
     return engine.tokenize(
         engine.render([{"role": "user", "content": text}], reply=True), start=True
     )
@@ -72,7 +72,7 @@ def test_a_schema_in_a_grammar_that_is_no_json(schema: str) -> None:
         to_lark(f"root ::= %json {schema}")
 
 
-def refusal(engine: Engine, **asked: Any) -> str:
+def refusal(engine: LlamaEngine, **asked: Any) -> str:
     error = engine.grammars.answer(Compile(7, **({"schema": None, "grammar": None} | asked))).error
     assert error is not None
     assert error["code"] == "llm.bad_grammar"
@@ -172,7 +172,7 @@ def test_rules(gbnf: str, good: list[str], bad: list[str]) -> None:
         ("LIST_GBNF", "- one\n- two\n"),
     ],
 )
-def test_grammars_that_llama_cpp_ships(engine: Engine, name: str, text: str) -> None:
+def test_grammars_that_llama_cpp_ships(engine: LlamaEngine, name: str, text: str) -> None:
     gbnf = getattr(llama_grammar, name)
     assert engine.grammars.answer(Compile(1, None, gbnf)).error is None
     assert takes(text, grammar=gbnf)
@@ -200,7 +200,7 @@ def test_grammars_that_llama_cpp_ships(engine: Engine, name: str, text: str) -> 
         ("root ::= " + '"a"? ' * 3000, "no answer can begin"),
     ],
 )
-def test_a_grammar_that_is_none(engine: Engine, gbnf: str, why: str) -> None:
+def test_a_grammar_that_is_none(engine: LlamaEngine, gbnf: str, why: str) -> None:
     assert why in refusal(engine, grammar=gbnf)
 
 
@@ -225,7 +225,7 @@ def test_calls_can_be_chosen_from_a_large_vocabulary(form: Form) -> None:
             grammar.accept(token)
 
 
-def test_text_that_is_forced_is_written_in_the_vocabulary_s_own_tokens(engine: Engine) -> None:
+def test_text_that_is_forced_is_written_in_the_vocabulary_s_own_tokens(engine: LlamaEngine) -> None:
     """Also where the tokenizer adds a blank in front, as those of some models do."""
     blank = Grammars([bytes([byte]) for byte in range(256)], [0], lambda text: [32, *text])
     grammar = blank.start(Decoding(grammar='root ::= "ab"'), [])
@@ -283,7 +283,9 @@ def _tower(patterns: int) -> dict[str, Any]:
         (_tower(30), "takes too much to compile"),
     ],
 )
-def test_a_schema_that_cannot_be_held_to(engine: Engine, schema: dict[str, Any], why: str) -> None:
+def test_a_schema_that_cannot_be_held_to(
+    engine: LlamaEngine, schema: dict[str, Any], why: str
+) -> None:
     assert why in refusal(engine, schema=schema)
 
 
@@ -314,7 +316,7 @@ def test_a_schema_that_cannot_be_held_to(engine: Engine, schema: dict[str, Any],
     ],
 )
 def test_a_schema_takes_what_it_says(
-    engine: Engine, schema: dict[str, Any], good: list[str], bad: list[str]
+    engine: LlamaEngine, schema: dict[str, Any], good: list[str], bad: list[str]
 ) -> None:
     assert engine.grammars.answer(Compile(1, schema, None)).error is None
     for text in good + bad:
@@ -370,7 +372,7 @@ SCHEMAS = st.recursive(
 @settings(max_examples=30)
 @given(SCHEMAS, st.sampled_from([0.0, 0.8, 1.8]), st.integers(0, 99), st.booleans())
 def test_what_is_generated_parses_and_validates(
-    engine: Engine, schema: dict[str, Any], temperature: float, seed: int, ignore_eos: bool
+    engine: LlamaEngine, schema: dict[str, Any], temperature: float, seed: int, ignore_eos: bool
 ) -> None:
     decoding = Decoding(
         schema=schema, temperature=temperature, seed=seed, max_tokens=250, ignore_eos=ignore_eos
@@ -383,7 +385,7 @@ def test_what_is_generated_parses_and_validates(
 # --- how an answer ends -------------------------------------------------------------------------
 
 
-def test_it_ends_with_the_last_token_that_fits(engine: Engine) -> None:
+def test_it_ends_with_the_last_token_that_fits(engine: LlamaEngine) -> None:
     """So an answer of exactly max_tokens is whole, and ignore_eos has nothing to go on to."""
     whole = alone(engine, ask(engine, "Ada?"), Decoding(schema=PERSON, digest=True))
     assert whole.why == "stop"
@@ -395,7 +397,7 @@ def test_it_ends_with_the_last_token_that_fits(engine: Engine) -> None:
     assert (cut.tokens, cut.why) == (whole.tokens[:-1], "length")
 
 
-def test_an_end_is_drawn_only_where_the_answer_is_whole(engine: Engine) -> None:
+def test_an_end_is_drawn_only_where_the_answer_is_whole(engine: LlamaEngine) -> None:
     prompt = ask(engine, "What is 1+1? Answer with one word.")
     ended = alone(engine, prompt, Decoding(grammar="root ::= [A-Z] [a-z]*", max_tokens=40))
     assert ended.why == "stop"
@@ -407,19 +409,19 @@ def test_an_end_is_drawn_only_where_the_answer_is_whole(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("ignore_eos", [False, True])
-def test_where_only_the_empty_text_fits(engine: Engine, ignore_eos: bool) -> None:
+def test_where_only_the_empty_text_fits(engine: LlamaEngine, ignore_eos: bool) -> None:
     job = alone(engine, ask(engine, "Hi"), Decoding(grammar='root ::= ""', ignore_eos=ignore_eos))
     assert (job.tokens, job.text, job.why) == ([], "", "stop")
 
 
-def test_a_stop_string_still_ends_it(engine: Engine) -> None:
+def test_a_stop_string_still_ends_it(engine: LlamaEngine) -> None:
     job = alone(engine, ask(engine, "Ada?"), Decoding(schema=PERSON, stop=['", "age']))
     assert job.why == "stop"
     assert job.text.startswith('{"name": "')
     assert "age" not in job.text
 
 
-def test_log_probabilities_are_of_the_model_s_own_logits(engine: Engine) -> None:
+def test_log_probabilities_are_of_the_model_s_own_logits(engine: LlamaEngine) -> None:
     batcher = Watched(engine, engine.slots, PLENTY)
     job = Job(1, ask(engine, "Ada?"), Decoding(schema=PERSON, logprobs=1))
     finish(batcher, job)
@@ -432,7 +434,7 @@ def test_log_probabilities_are_of_the_model_s_own_logits(engine: Engine) -> None
     assert any(entry.top[0][0] != entry.token for entry in job.logprobs)
 
 
-def test_an_answer_that_outgrows_the_limits_fails_alone(engine: Engine) -> None:
+def test_an_answer_that_outgrows_the_limits_fails_alone(engine: LlamaEngine) -> None:
     """What each rule of this grammar may be is bounded, but nothing that begins can end."""
     batcher = Watched(engine, engine.slots, PLENTY)
     other = Job(2, ask(engine, "Ada?"), Decoding(schema=PERSON, digest=True))
@@ -462,7 +464,7 @@ JOBS = [
 
 
 @pytest.fixture(scope="module")
-def solo(engine: Engine) -> list[Job]:
+def solo(engine: LlamaEngine) -> list[Job]:
     return [alone(engine, ask(engine, text), decoding) for text, decoding in JOBS]
 
 
@@ -472,7 +474,7 @@ def again(solo: list[Job]) -> list[Job]:
 
 @pytest.mark.parametrize("quantum", [1, 2, 3])
 def test_preempted_in_the_middle_it_goes_on_the_same(
-    engine: Engine, solo: list[Job], quantum: int
+    engine: LlamaEngine, solo: list[Job], quantum: int
 ) -> None:
     batcher = Watched(engine, engine.slots, PLENTY)
     for job in again(solo):
@@ -488,7 +490,7 @@ def test_preempted_in_the_middle_it_goes_on_the_same(
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_no_schedule_can_be_told_from_the_answers(
-    engine: Engine, solo: list[Job], seed: int
+    engine: LlamaEngine, solo: list[Job], seed: int
 ) -> None:
     batcher = Watched(engine, engine.slots, PLENTY)
     jobs = again(solo)
@@ -499,7 +501,7 @@ def test_no_schedule_can_be_told_from_the_answers(
 
 
 def test_the_choice_at_each_token_is_a_function_of_the_answer_so_far(
-    engine: Engine, solo: list[Job]
+    engine: LlamaEngine, solo: list[Job]
 ) -> None:
     for job in solo:
         one = engine.grammars.start(job.decoding, [])

@@ -106,6 +106,6 @@ def test_the_pure_parts_touch_no_clock_and_no_socket(file: str) -> None:
 
 def test_the_reader_of_imports_reads_all_kinds(tmp_path: Path) -> None:
     """What the tests above rest on."""
-    assert set(imports(ROOT / "kernel/core/certify.py")) >= {"time", "aios.kernel.core.llama"}
+    assert set(imports(ROOT / "kernel/core/certify.py")) >= {"time", "aios.kernel.core.engine"}
     assert "aios.kernel.process" in set(imports(ROOT / "kernel/message.py"))
     assert importers("llama_cpp") == HOMES["llama_cpp"]

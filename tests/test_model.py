@@ -30,7 +30,7 @@ from aios.kernel.config import embedded_model
 from aios.kernel.core import compare, fit
 from aios.kernel.core.fitted import Conditions, Record, Version, choose, new_file
 from aios.kernel.core.gguf import requantize
-from aios.kernel.core.llama import Engine
+from aios.kernel.core.llama import LlamaEngine
 from aios.shell.model import ask
 from aios.syscalls.errors import AiosError, ModelError, NoRoom
 
@@ -83,12 +83,12 @@ Q8 = "--formats", "q8_0", "--choose", "q8_0", "--yes"
 
 
 @pytest.fixture(scope="module")
-def versions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Engine]]:
+def versions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, LlamaEngine]]:
     folder = tmp_path_factory.mktemp("versions")
-    engines = {"original": Engine(embedded_model(), slots=2, window=512, threads=2)}
+    engines = {"original": LlamaEngine(embedded_model(), slots=2, window=512, threads=2)}
     for name in ("q8_0", "q4_0"):
         requantize(embedded_model(), folder / name, name, 2)
-        engines[name] = Engine(folder / name, slots=2, window=512, threads=2)
+        engines[name] = LlamaEngine(folder / name, slots=2, window=512, threads=2)
     yield engines
     for engine in engines.values():
         engine.close()
@@ -106,8 +106,8 @@ def silent(_what: str, _done: int, _total: int) -> None:
 
 
 @pytest.mark.usefixtures("briefly")
-def test_a_model_is_at_no_distance_from_itself(versions: dict[str, Engine]) -> None:
-    again = Engine(embedded_model(), slots=2, window=512, threads=2)
+def test_a_model_is_at_no_distance_from_itself(versions: dict[str, LlamaEngine]) -> None:
+    again = LlamaEngine(embedded_model(), slots=2, window=512, threads=2)
     apart, perplexity = compare.distance([versions["original"], again], silent)
     again.close()
     assert apart == [compare.Distance()] * 2
@@ -117,7 +117,7 @@ def test_a_model_is_at_no_distance_from_itself(versions: dict[str, Engine]) -> N
 
 @pytest.mark.usefixtures("briefly")
 def test_the_limit_parts_what_keeps_the_model_from_what_spoils_it(
-    versions: dict[str, Engine],
+    versions: dict[str, LlamaEngine],
 ) -> None:
     (_, near, far), perplexity = compare.distance(list(versions.values()), silent)
     assert 0 < near.kl < fit.KL_LIMIT < far.kl
@@ -127,7 +127,7 @@ def test_the_limit_parts_what_keeps_the_model_from_what_spoils_it(
 
 
 @pytest.mark.usefixtures("briefly")
-def test_the_race_leaves_the_slots_empty(versions: dict[str, Engine]) -> None:
+def test_the_race_leaves_the_slots_empty(versions: dict[str, LlamaEngine]) -> None:
     speeds, gains = compare.race(list(versions.values()), [2, 2, 1], silent)
     assert all(min(msgspec.structs.astuple(speed)) > 0 for speed in speeds)
     assert gains[0] == compare.Speed(1.0, 1.0, 1.0)
@@ -385,7 +385,7 @@ def test_ctrl_c_leaves_nothing_half_written(moment: str, home: Path, tmp_path: P
     assert below
     assert psutil.wait_procs(below, timeout=LIMIT)[1] == []
     for path in tmp_path.rglob("*.*"):
-        Engine(path, slots=2, window=512, threads=2).close()  # whole, or it would not load
+        LlamaEngine(path, slots=2, window=512, threads=2).close()  # whole, or it would not load
 
 
 def test_a_full_disk(home: Path, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from cores import PLENTY, Job, Watched, alone, at_random, finish, report
 
 from aios.kernel.config import embedded_model
 from aios.kernel.core.disk import Codec, Disk
-from aios.kernel.core.llama import CHUNK, Cache, Engine
+from aios.kernel.core.engine import CHUNK
+from aios.kernel.core.llama import Cache, LlamaEngine
 from aios.kernel.core.protocol import Decoded, Halt, Prefilled, Segment
 from aios.syscalls.messages import Decoding
 
@@ -29,8 +30,8 @@ OTHER = Decoding(max_tokens=6, ignore_eos=True, digest=True, temperature=0.9, se
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    engine = Engine(embedded_model(), slots=3, window=WINDOW, threads=1)
+def engine() -> Iterator[LlamaEngine]:
+    engine = LlamaEngine(embedded_model(), slots=3, window=WINDOW, threads=1)
     yield engine
     engine.close()
 
@@ -38,7 +39,7 @@ def engine() -> Iterator[Engine]:
 class Cores:
     """Cores on one engine and one folder, one after the other."""
 
-    def __init__(self, engine: Engine, root: Path) -> None:
+    def __init__(self, engine: LlamaEngine, root: Path) -> None:
         self.engine, self.root = engine, root
         self.batchers: list[Watched] = []
 
@@ -69,13 +70,13 @@ class Cores:
 
 
 @pytest.fixture
-def cores(engine: Engine, tmp_path: Path) -> Iterator[Cores]:
+def cores(engine: LlamaEngine, tmp_path: Path) -> Iterator[Cores]:
     cores = Cores(engine, tmp_path)
     yield cores
     cores.end()
 
 
-def prompt(engine: Engine, length: int, start: int = 0) -> list[int]:
+def prompt(engine: LlamaEngine, length: int, start: int = 0) -> list[int]:
     return engine.tokenize(TEXT * 9, start=True)[start : start + length]
 
 
@@ -90,12 +91,12 @@ def with_history(ctx: int, history: list[Segment], decoding: Decoding = SOME) ->
     return job
 
 
-def undisturbed(engine: Engine, job: Job) -> list[bytes]:
+def undisturbed(engine: LlamaEngine, job: Job) -> list[bytes]:
     """The digests of the same history, all computed anew."""
     return alone_with(engine, job.run().history, job.decoding).digests
 
 
-def alone_with(engine: Engine, history: list[Segment], decoding: Decoding) -> Job:
+def alone_with(engine: LlamaEngine, history: list[Segment], decoding: Decoding) -> Job:
     batcher = Watched(engine, engine.slots, 0)
     job = with_history(10**6, history, decoding)
     finish(batcher, job)
@@ -121,7 +122,7 @@ def take_turns(batcher: Watched, jobs: list[Job]) -> None:
 
 @pytest.mark.parametrize("codec", ["plain", "zstd"])
 def test_contexts_swapped_to_disk_and_back_are_the_same(
-    engine: Engine, cores: Cores, codec: Codec
+    engine: LlamaEngine, cores: Cores, codec: Codec
 ) -> None:
     lengths = [(253, SOME), (CHUNK, OTHER), (5, SOME), (130, OTHER), (70, SOME), (100, OTHER)]
     expected = [alone(engine, prompt(engine, n, i), d) for i, (n, d) in enumerate(lengths)]
@@ -155,7 +156,7 @@ class Written(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def written(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Written:
+def written(engine: LlamaEngine, tmp_path_factory: pytest.TempPathFactory) -> Written:
     folder = tmp_path_factory.mktemp("written")
     job = Job(1, prompt(engine, 150), SOME)
     Cores(engine, folder).on_disk(job)
@@ -193,10 +194,12 @@ def test_snapshots_of_another_model_are_not_looked_at(written: Written, cores: C
     assert not any(path.exists() for path in files)
 
 
-def test_all_that_decides_the_bits_is_in_the_fingerprint(engine: Engine, tmp_path: Path) -> None:
-    same = Engine(embedded_model(), slots=2, window=256, threads=1)
-    more = Engine(embedded_model(), slots=2, window=256, threads=2)
-    small = Engine(embedded_model(), slots=2, window=256, threads=1, cache="q8_0")
+def test_all_that_decides_the_bits_is_in_the_fingerprint(
+    engine: LlamaEngine, tmp_path: Path
+) -> None:
+    same = LlamaEngine(embedded_model(), slots=2, window=256, threads=1)
+    more = LlamaEngine(embedded_model(), slots=2, window=256, threads=2)
+    small = LlamaEngine(embedded_model(), slots=2, window=256, threads=1, cache="q8_0")
     prints = [engine.fingerprint(3), engine.fingerprint(0)]
     prints += [each.fingerprint(3) for each in (more, small)]
     assert same.fingerprint(3) == engine.fingerprint(3)
@@ -212,7 +215,7 @@ def test_all_that_decides_the_bits_is_in_the_fingerprint(engine: Engine, tmp_pat
 
 
 def test_a_full_disk_is_no_error(
-    engine: Engine, cores: Cores, capfd: pytest.CaptureFixture[str]
+    engine: LlamaEngine, cores: Cores, capfd: pytest.CaptureFixture[str]
 ) -> None:
     expected = [alone(engine, prompt(engine, 100, i), SOME) for i in range(5)]
     jobs = [Job(ctx, job.prompt, SOME) for ctx, job in enumerate(expected)]
@@ -237,7 +240,9 @@ def no_large_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_idle_contexts_go_to_disk_and_those_that_wait_do_not(engine: Engine, cores: Cores) -> None:
+def test_idle_contexts_go_to_disk_and_those_that_wait_do_not(
+    engine: LlamaEngine, cores: Cores
+) -> None:
     now = 0.0
     batcher = cores.boot(idle_ttl=60.0, clock=lambda: now)
     idle, waits = Job(1, prompt(engine, 100), SOME), Job(2, prompt(engine, 80, 9), SOME)
@@ -254,7 +259,7 @@ def test_idle_contexts_go_to_disk_and_those_that_wait_do_not(engine: Engine, cor
     assert batcher.slots.count(None) == 1  # they keep their slots all the same
 
 
-def test_a_context_that_is_read_ahead_waits_for_no_disk(engine: Engine, cores: Cores) -> None:
+def test_a_context_that_is_read_ahead_waits_for_no_disk(engine: LlamaEngine, cores: Cores) -> None:
     first = Job(1, prompt(engine, 150), SOME)
     others = [Job(ctx, prompt(engine, 9, ctx), SOME) for ctx in (2, 3, 4)]
     batcher = cores.boot(ram=0)
@@ -278,7 +283,7 @@ def test_a_context_that_is_read_ahead_waits_for_no_disk(engine: Engine, cores: C
 # --- sharing ------------------------------------------------------------------------------------
 
 
-def test_a_beginning_that_all_have_is_computed_once(engine: Engine, cores: Cores) -> None:
+def test_a_beginning_that_all_have_is_computed_once(engine: LlamaEngine, cores: Cores) -> None:
     """Even if they start at the same moment, on fewer slots than there are contexts."""
     system = prompt(engine, 200)
     prompts = [[*system, *prompt(engine, 20, start)] for start in range(7)]
@@ -297,7 +302,7 @@ def test_a_beginning_that_all_have_is_computed_once(engine: Engine, cores: Cores
     assert batcher.shared == 6 * 3 * CHUNK
 
 
-def test_a_fork_computes_only_what_is_its_own(engine: Engine, cores: Cores) -> None:
+def test_a_fork_computes_only_what_is_its_own(engine: LlamaEngine, cores: Cores) -> None:
     parent = Job(1, prompt(engine, 100), Decoding(max_tokens=30, ignore_eos=True, digest=True))
     middle: list[Segment] = [(Prefilled, parent.prompt), (Decoded, [])]
     finish(cores.boot(), parent)
@@ -315,7 +320,7 @@ def test_a_fork_computes_only_what_is_its_own(engine: Engine, cores: Cores) -> N
     assert batcher.replayed == 0
 
 
-def test_rolled_back_it_goes_on_from_there(engine: Engine, cores: Cores) -> None:
+def test_rolled_back_it_goes_on_from_there(engine: LlamaEngine, cores: Cores) -> None:
     """To its middle, and back to its end, after it had to leave its slot."""
     long = Decoding(max_tokens=30, ignore_eos=True, digest=True)
     whole = alone(engine, prompt(engine, 100), long)
@@ -340,9 +345,8 @@ def test_rolled_back_it_goes_on_from_there(engine: Engine, cores: Cores) -> None
 def test_a_quantized_cache_is_exact_by_itself_and_differs_from_the_other(
     tmp_path: Path, cache: Cache
 ) -> None:
-    engine = Engine(embedded_model(), slots=2, window=WINDOW, threads=1, cache=cache)
-    assert engine.form is not None
-    assert engine.form.row_bytes * engine.cells * engine.streams == engine.cache_bytes
+    engine = LlamaEngine(embedded_model(), slots=2, window=WINDOW, threads=1, cache=cache)
+    assert engine.row_bytes * engine.cells * engine.streams == engine.cache_bytes
     cores = Cores(engine, tmp_path)
     expected = [alone(engine, prompt(engine, n), SOME) for n in (150, 40, 70, 9)]
     jobs = [Job(ctx, job.prompt, SOME) for ctx, job in enumerate(expected)]
@@ -353,17 +357,17 @@ def test_a_quantized_cache_is_exact_by_itself_and_differs_from_the_other(
     cores.end()
     digest = jobs[0].digests[0].hex()
     engine.close()
-    plain = Engine(embedded_model(), slots=2, window=WINDOW, threads=1)
+    plain = LlamaEngine(embedded_model(), slots=2, window=WINDOW, threads=1)
     same = alone(plain, expected[0].prompt, SOME).digests[0].hex() == digest
     plain.close()
     assert same == (cache == "f16")
 
 
 def test_a_model_whose_state_has_another_form_is_replayed(
-    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: LlamaEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = [alone(engine, prompt(engine, 70, i), SOME) for i in range(5)]
-    monkeypatch.setattr(engine, "form", None)
+    monkeypatch.setattr(engine, "row_bytes", 0)
     jobs = [Job(ctx, job.prompt, SOME) for ctx, job in enumerate(expected)]
     batcher = Watched(engine, engine.slots, PLENTY)
     at_random(batcher, jobs, seed=2)
@@ -375,10 +379,10 @@ def test_a_model_whose_state_has_another_form_is_replayed(
 
 
 def test_of_such_a_model_nothing_is_rolled_back_in_its_slot(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+    engine: LlamaEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """llama.cpp may have dropped what the shorter context would need."""
-    monkeypatch.setattr(engine, "form", None)
+    monkeypatch.setattr(engine, "row_bytes", 0)
     job = Job(1, prompt(engine, 70), SOME)
     batcher = Watched(engine, engine.slots, PLENTY)
     finish(batcher, job)

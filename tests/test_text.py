@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from aios.kernel.config import embedded_model
 from aios.kernel.core.chat import Controls, Said
-from aios.kernel.core.llama import Engine
+from aios.kernel.core.llama import LlamaEngine
 from aios.kernel.core.protocol import Decode, Encode, decode_encoded, encode
 from aios.kernel.core.template import Renders
 from aios.kernel.core.text import TextStream, answer, parts_behind
@@ -110,8 +110,8 @@ def test_half_a_character_is_shown_at_the_end_only() -> None:
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    engine = Engine(embedded_model(), slots=1, window=64, threads=1)
+def engine() -> Iterator[LlamaEngine]:
+    engine = LlamaEngine(embedded_model(), slots=1, window=64, threads=1)
     yield engine
     engine.close()
 
@@ -127,19 +127,19 @@ ODD = [
 ]
 
 
-def render_behind(engine: Engine, question: Encode) -> str:
+def render_behind(engine: LlamaEngine, question: Encode) -> str:
     (text,) = parts_behind(engine, question)  # nothing in it reads like a control token
     assert isinstance(text, str)
     return text
 
 
-def render(engine: Engine, turns: list[tuple[str, str]], *, reply: bool) -> str:
+def render(engine: LlamaEngine, turns: list[tuple[str, str]], *, reply: bool) -> str:
     messages = [{"role": role, "content": content} for role, content in turns]
     return engine.render(messages, reply=reply)
 
 
 @pytest.mark.parametrize("content", ODD)
-def test_turn_by_turn_is_the_same_as_all_at_once(engine: Engine, content: str) -> None:
+def test_turn_by_turn_is_the_same_as_all_at_once(engine: LlamaEngine, content: str) -> None:
     turns = [("system", content), ("user", "Hi"), ("assistant", "Yes"), ("user", content)]
     parts = [
         render_behind(engine, Encode(1, messages=turns[at : at + 1], turns=[*turns[:at]]))
@@ -152,7 +152,7 @@ def test_turn_by_turn_is_the_same_as_all_at_once(engine: Engine, content: str) -
 
 @pytest.mark.parametrize("content", ODD)
 def test_behind_a_generated_answer_comes_what_the_template_puts_there(
-    engine: Engine, content: str
+    engine: LlamaEngine, content: str
 ) -> None:
     """The answer is in the context as tokens, so what is rendered goes on right behind it."""
     first = render_behind(engine, Encode(1, messages=[("user", content)], reply=True))
@@ -168,14 +168,14 @@ def test_behind_a_generated_answer_comes_what_the_template_puts_there(
     )
 
 
-def test_behind_the_second_answer_comes_only_what_is_new(engine: Engine) -> None:
+def test_behind_the_second_answer_comes_only_what_is_new(engine: LlamaEngine) -> None:
     dialog: list[tuple[str, str | None]] = [("user", "Hi"), ("assistant", None)] * 2
     text = render_behind(engine, Encode(1, messages=[("user", "Bye")], turns=dialog))
     assert text.count("Bye") == 1
     assert "Hi" not in text
 
 
-def test_an_answer_is_opened_behind_what_was_only_appended(engine: Engine) -> None:
+def test_an_answer_is_opened_behind_what_was_only_appended(engine: LlamaEngine) -> None:
     question = Encode(1, turns=[("user", "Hi")], reply=True)
     opened = render_behind(engine, question)
     assert opened
@@ -184,7 +184,7 @@ def test_an_answer_is_opened_behind_what_was_only_appended(engine: Engine) -> No
     )
 
 
-def test_a_template_that_refuses_is_the_callers_error(engine: Engine) -> None:
+def test_a_template_that_refuses_is_the_callers_error(engine: LlamaEngine) -> None:
     """The template indexes each message; this one has no role that it could."""
     with pytest.raises(BadInput, match="template failed"):
         engine.render([{"content": "no role"}], reply=True)
@@ -201,7 +201,7 @@ def test_a_template_that_refuses_is_the_callers_error(engine: Engine) -> None:
         max_size=40,
     )
 )
-def test_text_survives_tokens(engine: Engine, text: str) -> None:
+def test_text_survives_tokens(engine: LlamaEngine, text: str) -> None:
     """All but a few bytes that this model's vocabulary lacks (control characters, rare planes);
     and "<" may begin one of its control tokens, which have no text."""
     encoded = answer(engine, Encode(1, text=text, start=False))
@@ -242,7 +242,7 @@ questions = st.one_of(
 
 
 @given(questions)
-def test_every_question_has_an_answer(engine: Engine, question: Encode | Decode) -> None:
+def test_every_question_has_an_answer(engine: LlamaEngine, question: Encode | Decode) -> None:
     """What else comes of one would end the core, and with it what everybody generates."""
     encoded = decode_encoded(encode(answer(engine, question)))
     assert encoded.error is None or BY_CODE[encoded.error["code"]] is BadInput

@@ -32,7 +32,7 @@ from .batcher import Batcher
 from .certify import certify
 from .disk import Codec, Disk
 from .fitted import Choice, choose
-from .llama import Cache, Engine
+from .llama import Cache, LlamaEngine
 from .protocol import (
     Compile,
     Drop,
@@ -76,7 +76,7 @@ def main() -> int:
     context: zmq.Context[Any] = zmq.Context()
     try:
         choice = choose_as_before(config)
-        engine = Engine(
+        engine = LlamaEngine(
             choice.path, slots=config.slots, window=config.window, threads=config.threads,
             cache=config.cache,
         )  # fmt: skip
@@ -118,16 +118,18 @@ def choose_as_before(config: CoreConfig) -> Choice:
     return choice
 
 
-def _batcher(config: CoreConfig, engine: Engine, certified: int) -> Batcher:
+def _batcher(config: CoreConfig, engine: LlamaEngine, certified: int) -> Batcher:
     disk = None
-    if config.disk_bytes and engine.form is not None:
+    if config.disk_bytes and engine.row_bytes:
         fingerprint = engine.fingerprint(certified)
         seal = inherited(RING_FD) if config.encrypt else None
         disk = Disk(Path(config.disk), fingerprint, config.disk_bytes, config.disk_codec, seal)
     return Batcher(engine, certified, config.snapshot_bytes, disk, config.idle_ttl)
 
 
-def _model_info(engine: Engine, choice: Choice, certified: int, cost: float | None) -> ModelInfo:
+def _model_info(
+    engine: LlamaEngine, choice: Choice, certified: int, cost: float | None
+) -> ModelInfo:
     return ModelInfo(
         path=str(engine.path),
         id=engine.model_id,
@@ -140,7 +142,7 @@ def _model_info(engine: Engine, choice: Choice, certified: int, cost: float | No
         exact_cost=cost,
         cache_bytes=engine.cache_bytes,
         cache=engine.cache,
-        paged=engine.form is not None,
+        paged=engine.row_bytes > 0,
         engine="llama.cpp",
         fitted=choice.fitted,
         refused=choice.refused,
@@ -189,7 +191,7 @@ def start(serve: Callable[..., None], *args: Any) -> None:
     threading.Thread(target=run, daemon=True).start()
 
 
-def serve_text(text: zmq.Socket[bytes], engine: Engine) -> None:
+def serve_text(text: zmq.Socket[bytes], engine: LlamaEngine) -> None:
     """Answer questions. Compiling a grammar may take its time, and no other waits for that."""
     grammars = text.context.socket(zmq.PAIR)
     grammars.set_hwm(0)
@@ -210,7 +212,7 @@ def serve_text(text: zmq.Socket[bytes], engine: Engine) -> None:
                 faulthandler.cancel_dump_traceback_later()
 
 
-def serve_grammars(context: zmq.Context[Any], engine: Engine) -> None:
+def serve_grammars(context: zmq.Context[Any], engine: LlamaEngine) -> None:
     questions = context.socket(zmq.PAIR)
     questions.set_hwm(0)
     questions.connect("inproc://grammars")

@@ -21,10 +21,11 @@ from aios.syscalls.errors import AiosError, BadGrammar, Internal
 from aios.syscalls.messages import Decoding, Logprob
 
 from .disk import Disk
+from .engine import CHUNK, Engine
 from .extents import Extents
 from .history import Op, chain, common, length, link, plan
-from .llama import CHUNK, Engine
 from .protocol import Counters, Decoded, Halt, Halted, Out, Prefilled, Run, Step, Why
+from .sampler import Sampler
 from .text import TextStream
 
 WORTH = 500  # tokens that come from disk in the time in which one is computed, at least
@@ -63,7 +64,7 @@ class Generation:
         answer = tokens[self.length - run.generated :]
         held = run.decoding.schema is not None or run.decoding.grammar is not None
         grammar = engine.grammars.start(run.decoding, answer) if held else None
-        self.sampler = engine.sampler(run.decoding, tokens, grammar)
+        self.sampler = Sampler(engine, run.decoding, tokens, grammar)
         for token in answer:
             self.text.feed(engine.piece(token))
 
@@ -85,8 +86,7 @@ class Batcher:
     ) -> None:  # fmt: skip
         self.engine = engine
         self.batch = certified or engine.slots
-        row_bytes = engine.form.row_bytes if engine.form else 0
-        self.extents = Extents(snapshot_bytes, row_bytes, disk, clock)
+        self.extents = Extents(snapshot_bytes, engine.row_bytes, disk, clock)
         self.idle_ttl, self.clock = idle_ttl, clock
         self.slots: list[Context | None] = [None] * engine.slots
         self.contexts: dict[int, Context] = {}
@@ -272,13 +272,13 @@ class Batcher:
         if context in self.slots:
             return self.slots.index(context)
         free = [slot for slot in range(len(self.slots)) if slot not in self.running]
-        if self.engine.form is None:
+        if not self.engine.row_bytes:
             free.sort(key=lambda slot: there.used if (there := self.slots[slot]) else -1)
         return free[0] if free else 0
 
     def _close_ranks(self) -> None:
         """Move what runs into the slots 0 to n-1, unless it would not be the same there."""
-        if self.engine.form is None:
+        if not self.engine.row_bytes:
             return
         for hole in range(len(self.running)):
             if hole not in self.running:
@@ -334,7 +334,7 @@ class Batcher:
         del context.ops[same:], context.keys[same:]
         gen.ops, gen.keys = ops, [*context.keys, *chain(ops[same:], _last(context.keys))]
         keep = min(context.here, same, len(ops) - 1)
-        context.here = keep if keep == context.here or self.engine.form else 0
+        context.here = keep if keep == context.here or self.engine.row_bytes else 0
         gen.todo = ops[context.here :]
         self.engine.clear(slot, gen.todo[0][1])
 
@@ -342,7 +342,7 @@ class Batcher:
         """Bring into the slot what extents or other slots have of the operations to do, all but the
         last, if that is quicker than to compute them. So what several begin with is computed once.
         """
-        if self.engine.form is None:
+        if not self.engine.row_bytes:
             return
         context, ops, keys = gen.context, gen.ops[:-1], gen.keys[:-1]
         lender, lent = self._lender(keys)

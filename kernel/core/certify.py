@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from hashlib import blake2b
 
-from .llama import ALONE, CHUNK, Engine
+from .engine import CHUNK, Engine
 from .state import Part
 
 
@@ -21,26 +21,26 @@ def certify(engine: Engine) -> tuple[int, float | None]:
     the time of a full batch cut into batches of N over the same batch uncut, if N is smaller.
 
     Where one row is computed otherwise than two, no lone sequence is left without company; where a
-    sequence that is moved goes on otherwise, the engine's `form` is None from then on.
+    sequence that is moved goes on otherwise, the engine's `row_bytes` are 0 from then on.
     """
     lengths = [_fill(engine, 0, _long(engine))]
     try:
-        exactly = engine.form is None or _moves_exactly(engine, lengths[0])
+        exactly = not engine.row_bytes or _moves_exactly(engine, lengths[0])
     except ValueError:  # its states are of another form than the first one was
         exactly = False
     if not exactly:
-        engine.form = None
+        engine.row_bytes = 0
         _empty(engine)
         _fill(engine, 0, lengths[0])
     lengths += [_fill(engine, slot, 3 + (slot * 37) % 40) for slot in range(1, engine.slots)]
     found = _certify(engine, lengths)
     if found[0] == 1 < engine.slots:
-        engine.alone = 0
+        alone, engine.alone = engine.alone, 0
         with_company = _certify(engine, lengths)
         if with_company[0] > 1:
             found = with_company
         else:
-            engine.alone = ALONE
+            engine.alone = alone
     _empty(engine)
     return found
 
@@ -58,7 +58,7 @@ def _certify(engine: Engine, lengths: list[int]) -> tuple[int, float | None]:
 def _long(engine: Engine) -> int:
     """The tokens of a context that crosses the length where attention splits, and is two chunks
     beyond the window of a layer that has one."""
-    return max(ALONE, engine.sliding + 2 * CHUNK if engine.sliding else 0) + 5
+    return max(engine.alone, engine.sliding + 2 * CHUNK if engine.sliding else 0) + 5
 
 
 def _fill(engine: Engine, slot: int, length: int) -> int:

@@ -15,14 +15,15 @@ from msgspec import Struct
 from msgspec.structs import astuple
 from numpy.typing import NDArray
 
-from .llama import CHUNK, Engine
+from .engine import CHUNK
+from .llama import LlamaEngine
 
 TOKENS, SPAN = 1024, 512  # of text that is compared; of a context
 ROUNDS, PREFILL, STEPS = 9, 2 * CHUNK, 10  # of timing; tokens prefilled; decode steps
 READ, WRITTEN = 256, 64  # tokens of a turn: an agent reads what tools say, and writes less
 START = 32  # tokens in each context that is decoded
 
-Engines = list[Engine]  # the original first; all with as many slots, of SPAN tokens at least
+Engines = list[LlamaEngine]  # the original first; all with as many slots, of SPAN tokens at least
 Tell = Callable[[str, int, int], None]  # what is done, steps done, steps in all
 
 
@@ -84,7 +85,7 @@ def middle(rounds: list[list[Speed]]) -> list[Speed]:
     ]
 
 
-def prefill_rate(engine: Engine, tokens: list[int]) -> float:
+def prefill_rate(engine: LlamaEngine, tokens: list[int]) -> float:
     began = time.perf_counter()
     for pos in range(0, PREFILL, CHUNK):
         engine.prefill(0, tuple(tokens[pos : pos + CHUNK]), pos)
@@ -93,7 +94,7 @@ def prefill_rate(engine: Engine, tokens: list[int]) -> float:
     return PREFILL / seconds
 
 
-def decode_rate(engine: Engine, certified: int, tokens: list[int]) -> float:
+def decode_rate(engine: LlamaEngine, certified: int, tokens: list[int]) -> float:
     slots = range(engine.slots)
     for slot in slots:
         engine.prefill(slot, tuple(tokens[slot : slot + START]), 0)
@@ -133,7 +134,7 @@ def distance(engines: Engines, tell: Tell) -> tuple[list[Distance], list[float]]
     return [Distance(*map(float, each)) for each in apart], np.exp(missed.mean(1)).tolist()
 
 
-def log_probabilities(engine: Engine, tokens: list[int], pos: int) -> NDArray[np.float64]:
+def log_probabilities(engine: LlamaEngine, tokens: list[int], pos: int) -> NDArray[np.float64]:
     """Enter a chunk; of the token that follows each, shape (len(tokens), vocab)."""
     engine.prefill(0, tuple(tokens), pos, every=True)
     logits = np.stack([engine.logits(row) for row in range(len(tokens))]).astype(np.float64)

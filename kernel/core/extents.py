@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Iterable
 
 from .disk import Disk
+from .engine import CHUNK
 from .history import Op, length
-from .llama import CHUNK
 from .protocol import Decoded
 from .state import Bytes, Part
 from .tiers import DECODE, PREFILL, Extent, Tiers

@@ -26,7 +26,7 @@ from .certify import certify
 from .compare import SPAN, distance, race
 from .fitted import Conditions, Record, Shelf, Version, choose, lock, sha256
 from .gguf import BINDING, FORMATS, describe
-from .llama import Engine
+from .llama import LlamaEngine
 
 # The same weights in F16, which rounds next to nothing off, are 0.003 from the embedded Q4_1: its
 # own kernels round that much. Q8_0 is at 0.006, Q6_K at 0.013, Q5_1 at 0.13, Q4_0 at 0.27.
@@ -220,7 +220,9 @@ def compare(shelf: Shelf, names: list[str], here: Conditions) -> list[Version]:
     """
     paths = [shelf.original, *map(shelf.path, names[1:])]
     sizes = [path.stat().st_size for path in paths]
-    engines = [Engine(path, slots=here.slots, window=SPAN, threads=here.threads) for path in paths]
+    engines = [
+        LlamaEngine(path, slots=here.slots, window=SPAN, threads=here.threads) for path in paths
+    ]
     if engines[0].window < SPAN:
         raise ModelError(
             f"{paths[0]} holds {engines[0].window} tokens, and is measured with {SPAN}",

@@ -11,7 +11,7 @@ import struct
 from hashlib import blake2b
 from itertools import accumulate
 
-from .llama import CHUNK
+from .engine import CHUNK
 from .protocol import Decoded, Segment
 
 Op = tuple[str, int, tuple[int, ...]]  # how, position of the first token, tokens

@@ -1,4 +1,4 @@
-"""The engine: one llama.cpp model and context. llama_cpp is imported here, in gguf.py,
+"""The engine on llama.cpp: one model and context. llama_cpp is imported here, in gguf.py,
 sampler.py and encoder.py alone.
 
 A slot is a llama.cpp sequence with a KV stream of its own (`kv_unified=False`): what one sequence
@@ -32,16 +32,14 @@ from numpy.typing import NDArray
 
 from aios.syscalls import VERSION
 from aios.syscalls.errors import BadInput, Internal, ModelError, NoRoom
-from aios.syscalls.messages import Sampling
 
 from .chat import Controls, Said
+from .engine import CHUNK
 from .gguf import identity, load, log, tokenize
-from .grammar import Grammar, Grammars
-from .sampler import Sampler
+from .grammar import Grammars
 from .state import Bytes, Part, StateForm
 from .template import AS_TEXT, Template
 
-CHUNK = 64  # tokens of a prefill chunk; chunks end at its multiples, so they never depend on others
 ALONE = 256  # llama.cpp pads the span of a KV stream to 256 cells: one more token and it is 512
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # mallopt(3)
 LOOKS = re.compile(r"<[|\uff5c].*[|\uff5c]>|<(start|end)_of_turn>")  # of a control token
@@ -62,7 +60,7 @@ def _reuse_memory() -> None:
 _reuse_memory()
 
 
-class Engine:
+class LlamaEngine:
     """`slots` sequences of up to `window` tokens each over one model; window 0 is the model's own,
     at most 2,048, and none is larger than what the model was trained for. `cache` is the format of
     keys and values: q8_0 takes about half of f16 and gives another output. `unified` is for tests:
@@ -105,6 +103,7 @@ class Engine:
         self.form = None if unified else self._form()
         if self.form is not None:
             self.cache_bytes = self.form.row_bytes * self.cells * self.streams
+        self.row_bytes = self.form.row_bytes if self.form is not None else 0
 
     def close(self) -> None:
         if "template" in self.__dict__:
@@ -346,7 +345,7 @@ class Engine:
     # --- rows of the KV cache -------------------------------------------------------------------
 
     def cut(self, slot: int, spans: list[tuple[int, int]]) -> list[Bytes]:
-        """Copies of the KV rows (first, count) that a slot holds; its `form` is not None."""
+        """Copies of the KV rows (first, count) that a slot holds; `row_bytes` is not 0."""
         assert self.form is not None
         state, length = self._state(slot), self.length(slot)
         if min((first for first, _ in spans), default=length) < self.form.start(
@@ -362,7 +361,7 @@ class Engine:
         self._put_state(slot, self.form.join(buffer, slot, parts))
 
     def copy(self, source: int, target: int) -> None:
-        """Have a slot hold what another one does; as the next, where `form` is not None."""
+        """Have a slot hold what another one does; as the next, where `row_bytes` is not 0."""
         self._put_state(target, self._whole_state(source))
 
     def swap(self, one: int, other: int) -> None:
@@ -455,9 +454,6 @@ class Engine:
         ends = [token for token in tokens if self.is_end(token)]
         pieces = [self.piece(token) for token in tokens]
         return Grammars(pieces, ends, lambda text: self.tokenize(text.decode(), start=False))
-
-    def sampler(self, params: Sampling, past: list[int], grammar: Grammar | None = None) -> Sampler:
-        return Sampler(self, params, past, grammar)
 
 
 def _beside(slot: int, streams: int) -> int:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import llama_cpp as ll
 import numpy as np
 
 from aios.syscalls.messages import Sampling
 
+from .engine import Engine
 from .grammar import Grammar
-
-if TYPE_CHECKING:
-    from .llama import Engine
 
 CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
@@ -78,17 +76,21 @@ class Sampler:
             ll.llama_sampler_free(ll.llama_sampler_chain_remove(self.chain, last))
 
     def _draw(self, index: int) -> int:
+        logits = self.engine.logits(index)
         if self.grammar is None:
-            return int(ll.llama_sampler_sample(self.chain, self.engine.ctx, index))
-        ids = self.grammar.allowed()
-        found = np.zeros(ids.size, CANDIDATE)
-        found["id"], found["logit"] = ids, self.engine.logits(index)[ids]
+            found = np.zeros(logits.size, CANDIDATE)
+            found["id"], found["logit"] = np.arange(logits.size), logits
+        else:
+            ids = self.grammar.allowed()
+            found = np.zeros(ids.size, CANDIDATE)
+            found["id"], found["logit"] = ids, logits[ids]
         data = found.ctypes.data_as(ll.llama_token_data_p)
         candidates = ll.llama_token_data_array(data, found.size, -1, False)
         ll.llama_sampler_apply(self.chain, ctypes.byref(candidates))
         token = int(candidates.data[candidates.selected].id)
         ll.llama_sampler_accept(self.chain, token)
-        self.grammar.accept(token)
+        if self.grammar is not None:
+            self.grammar.accept(token)
         return token
 
     @property
