@@ -19,11 +19,12 @@ from aios.syscalls.errors import (
 from .catalog import ENTRY, KEY, Catalog, Held
 from .process import Process
 from .trap import Call
+from .trees import check_tree, in_tree
 
 if TYPE_CHECKING:
     from .storage import Storage
 
-UPLOADS = 16  # of one process at once
+UPLOADS, OF_TREE = 16, 256  # of one process, of a tree of agents; each may have 256 KiB here
 
 
 @dataclass
@@ -31,6 +32,7 @@ class Upload:
     """What was sent of a content: whole chunks are in the catalogue, the rest is here."""
 
     pid: int
+    by: str  # the principal of that process
     owner: str
     id: int
     chunks: int = 0
@@ -101,7 +103,10 @@ class Uploads:
             raise BadInput(f"the first piece of an upload is at 0, not {args.offset}")
         if sum(each.pid == process.pid for each in self.rows.values()) >= UPLOADS:
             raise LimitReached(f"{UPLOADS} uploads are open", "put them, or end")
-        upload = Upload(process.pid, owner, secrets.randbelow(2**53 - 1) + 1)
+        if process.kind != "client":
+            begun = in_tree(process.principal, (each.by for each in self.rows.values()))
+            check_tree(process.principal, begun, OF_TREE, "uploads open", "put some of them")
+        upload = Upload(process.pid, process.principal, owner, secrets.randbelow(2**53 - 1) + 1)
         self.rows[upload.id] = upload
         return upload
 

@@ -13,6 +13,7 @@ import pytest
 from turns import Caller, TooMuch, Turns, counted
 from worst import worst_of
 
+from aios.kernel import upload
 from aios.kernel.accounts import GRANTS
 from aios.kernel.envelope import MAX_DEPTH, arguments
 from aios.kernel.followers import OF_ONE, OF_TREE
@@ -312,3 +313,16 @@ def test_the_rules_of_an_agent_are_kept_once_whatever_it_asks_for(turns: Turns) 
     layers = turns.kernel.gate.layers[caller.pid]
     first, second = (layers[right][0][0] for right in ("llm", "acc.read"))
     assert [id(named) for named in first] == [id(named) for named in second]
+
+
+def test_a_tree_has_so_many_uploads_and_no_more(
+    turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upload, "OF_TREE", 3)
+    above, other = turns.agent("sender"), turns.agent("another")
+    below = turns.agent("below", parent=above.pid)
+    for caller in (above, below, below):
+        caller.done("sto.upload", data=b"x", offset=0)
+    kind, error = above.wait(above.send("sto.upload", {"data": b"x", "offset": 0}))
+    assert (kind, error["code"]) == (FAILED, "limit")
+    other.done("sto.upload", data=b"x", offset=0)
