@@ -19,8 +19,13 @@ def declared_name(program: str) -> str | None:
     except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):
         return None
     classes = [node for node in body if isinstance(node, ast.ClassDef) and node.bases]
+    classes = list(filter(_is_agent, classes)) or classes  # or its base is another file's
     names = [name for each in classes if (name := _name_of(each))]
     return names[0] if len(names) == 1 else None
+
+
+def _is_agent(node: ast.ClassDef) -> bool:
+    return any(ast.unparse(base).rpartition(".")[2] == "Agent" for base in node.bases)
 
 
 def _name_of(node: ast.ClassDef) -> str | None:
