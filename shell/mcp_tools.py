@@ -23,6 +23,7 @@ from mcp_types import ToolAnnotations
 
 from aios.agents import connect
 from aios.agents.awaited import AwaitedCalls
+from aios.agents.declared import declared_name
 from aios.agents.runner import registered
 from aios.syscalls import VERSION
 from aios.syscalls import mem as m
@@ -86,11 +87,12 @@ class Tools:
         are those of list_agents. Cancelling the call ends the agent."""
         if program not in self.programs:
             raise ToolError(f"no agent {program!r}; known: {', '.join(self.programs)}")
+        path = self.paths.get(program, program)
         async with self.kernel() as aios:
             with anyio.CancelScope(shield=True):  # whoever is started is also ended
                 spawned = await aios.call(
-                    t.Spawned, "proc.spawn", program=self.paths.get(program, program), task=task,
-                    name=name, **self.spawn,
+                    t.Spawned, "proc.spawn", program=path, task=task,
+                    name=name or declared_name(path), **self.spawn,
                 )  # fmt: skip
             try:
                 log = await self._follow(aios, ctx, spawned.pid)

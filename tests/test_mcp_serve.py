@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import AsyncMock, Mock
 
 import httpx2
 import pytest
@@ -341,6 +341,17 @@ def test_http(system: System) -> None:
         asyncio.run(use())
         server.send_signal(signal.SIGINT)
         assert server.wait(timeout=20) == 130
+
+
+def test_an_agent_has_the_name_that_its_class_declares(system: System, tmp_path: Path) -> None:
+    path = tmp_path / "work.py"
+    path.write_text(
+        "from aios.agents import Agent\n\n\nclass Boss(Agent):\n    name = 'boss'\n\n"
+        "    def run(self, task):\n        return self.aios.whoami().principal\n"
+    )
+    tools = Tools(system.home, {"work": str(path)}, {})
+    done = asyncio.run(tools.run_agent(Mock(report_progress=AsyncMock()), "work"))
+    assert done["result"] == "/boss"
 
 
 def test_an_agent_that_ends_of_itself_before_kill_is_no_error(tmp_path: Path) -> None:
