@@ -80,6 +80,9 @@ def mcp(
       aios mcp --read ~/notes
       aios mcp --http 8765 --agent ./my_agent.py --limit tokens=20000
     """
+    programs = {Path(path).stem: path for path in agents}
+    if len(programs) < len({*agents}):
+        raise click.UsageError("two --agent have one name, as their files are named")
     if importlib.util.find_spec("mcp") is None:
         raise BadInput("the package mcp is not installed", "pip install 'aios-system[mcp]'")
     from .mcp_server import serve_http, serve_stdio  # noqa: PLC0415 (half a second, for this alone)
@@ -87,7 +90,7 @@ def mcp(
 
     reach = Reach(read=list(read), write=list(write))
     spawn = msgspec.to_builtins({"reach": reach, "limits": limits or None, "manifest": manifest})
-    server = Tools(home, {Path(path).stem: path for path in agents}, spawn).server()
+    server = Tools(home, programs, spawn).server()
     if port is None:
         if sys.stdin.isatty():
             say(

@@ -21,6 +21,7 @@ from mcp import Client, MCPError, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 
 from aios.agents import Aios, connect
+from aios.shell.cli import execute
 from aios.shell.launch import System
 from aios.shell.mcp_tools import Tools
 from aios.syscalls.errors import ProcessGone, TimedOut
@@ -365,6 +366,17 @@ def test_an_agent_that_ends_of_itself_before_kill_is_no_error(tmp_path: Path) ->
     assert not ends
 
 
+def test_two_agents_of_one_name_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [tmp_path / folder / "work.py" for folder in "ab"]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text("")
+    assert execute(["mcp", *(f"--agent={path}" for path in paths)]) == 2
+    assert "two --agent have one name" in capsys.readouterr().err
+
+
 def test_a_port_that_is_taken(system: System) -> None:
     with started(system.home, "mcp", "--http", "0") as server:
         port = line_of(server).rpartition(":")[2].partition("/")[0]
@@ -388,8 +400,6 @@ def test_a_signal_ends_it(system: System, number: signal.Signals) -> None:
 def test_the_package_is_asked_for_where_it_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from aios.shell.cli import execute  # noqa: PLC0415
-
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert execute(["--home", str(tmp_path), "mcp"]) == 78
     assert "pip install 'aios-system[mcp]'" in capsys.readouterr().err
