@@ -37,7 +37,7 @@ CHECKPOINTS = 64  # that one context may have
 KEPT = 1024  # contexts with a name that one tree of agents may have
 DROPPED = 1 << 17  # characters of dropped turns that may be recalled; TURN more for each
 TREE_BYTES = 256 << 20  # of all contexts of one tree of agents, checkpoints included
-TURN, TOKEN, CHARACTER = 64, 16, 2  # bytes that each takes, about
+PAST, TURN, TOKEN, CHARACTER = 512, 64, 16, 2  # bytes that each takes, about
 
 
 class Turn(Struct):
@@ -94,7 +94,7 @@ class Past(Struct, kw_only=True):
         """About what it takes, in memory as in the journal."""
         turns = (*self.turns, *self.dropped, *self.prelude)
         characters = sum(len(turn.text) + len(turn.note) for turn in turns)
-        return TOKEN * self.used + TURN * len(turns) + CHARACTER * characters
+        return PAST + TOKEN * self.used + TURN * len(turns) + CHARACTER * characters
 
     @property
     def tokens(self) -> list[int]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aios.kernel.context import DROPPED, KEPT, ContextManager, Past
+from aios.kernel.context import DROPPED, KEPT, PAST, ContextManager, Past
 from aios.kernel.context import Turn as Message
 from aios.kernel.core.engine import CHUNK
 from aios.kernel.core.history import Op, plan
@@ -304,7 +304,10 @@ def test_what_a_tree_holds_in_contexts_is_bounded_by_bytes(monkeypatch: pytest.M
     ):
         with pytest.raises(LimitReached):
             grow()
-    contexts.append(contexts.open(other, None), [1])  # another tree's
+    empty = contexts.open(other, None)
+    contexts.checkpoint(empty, "nothing")
+    assert contexts.trees.total("/other") == 2 * PAST
+    contexts.append(empty, [1])  # another tree's
     contexts.rollback(context, "one")
     contexts.close(context)  # it sleeps
     assert contexts.trees.total("/ann") >= 200_000
