@@ -35,12 +35,18 @@ class Job:
     call: Call
     pool: Pool
     args: m.CallTool
+    tree: str  # of agents, that its caller is in
+    round: int  # in which that has this turn
     spec: m.Spec | None = None  # these two are set while it runs
     worker: Worker | None = None
     timers: list[Any] = field(default_factory=list)
     steps: int = 0  # of its progress
     next_step: float = 0.0
     told: bool = False  # the worker has said how it ended
+
+    @property
+    def turn(self) -> tuple[int, int]:
+        return self.round, self.id
 
 
 @dataclass

@@ -2,9 +2,10 @@
 
 A call becomes a job. It waits for a worker that is free, for the tool's limit and for its lock, and
 has one of four ends: the worker's word, its time limit, its caller's cancel or end, the worker's
-death. A worker that did not have the last word is ended: what a job leaves half done is met by no
-other. A job of a tool that has an effect is journaled before its worker hears of it; if the kernel
-dies, its caller hears that it is unknown what has happened, and nothing is done again.
+death. Of those that wait a tree of agents has one turn a round, however many are its own. A worker
+that did not have the last word is ended: what a job leaves half done is met by no other. A job of a
+tool that has an effect is journaled before its worker hears of it; if the kernel dies, its caller
+hears that it is unknown what has happened, and nothing is done again.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from .job import Job, JobRow, Pool, State, Worker
 from .process import Process
 from .toolbox import Box
 from .trap import Call
+from .trees import root
 
 STEPS, OFTEN = 16, 0.1  # of a job's progress that are told; then seconds between two
 START = 60.0  # seconds that a worker has until it serves
@@ -72,6 +74,9 @@ class Tools:
         self.workers: dict[int, Worker] = {}  # by pid
         self.pools: dict[Pool, list[Worker]] = {}
         self.queues: dict[Pool, dict[int, Job]] = {}  # jobs that wait, the oldest first
+        self.waiting: Counter[str] = Counter()  # of these, by trees
+        self.rounds: dict[str, int] = {}  # of those trees, the last that one of these has a turn in
+        self.round = 0  # the latest of which a job has begun
         self.running: dict[int, Job] = {}
         self.at_work: Counter[str] = Counter()  # jobs that run, by their tools
         self.locks: set[str] = set()  # of those
@@ -120,8 +125,12 @@ class Tools:
         self.last += 1
         pool = Pool(box, 0 if self.states[box].box.shared else call.process.pid)
         as_bytes = msgspec.Raw(_encode(args.args))  # while it waits: a forty-th of the objects
-        job = Job(self.last, call, pool, msgspec.structs.replace(args, args=as_bytes))
+        tree = root(call.process.principal) or f"pid {call.process.pid}"
+        turn = self.rounds[tree] = max(self.round, self.rounds.get(tree, 0)) + 1
+        args = msgspec.structs.replace(args, args=as_bytes)
+        job = Job(self.last, call, pool, args, tree, turn)
         self.queues.setdefault(pool, {})[job.id] = job
+        self.waiting[tree] += 1
         call.on_end = partial(self._over, job)
         if args.timeout is not None:
             job.timers.append(self.after(args.timeout, partial(self._timed_out, job, args.timeout)))
@@ -142,13 +151,13 @@ class Tools:
                     self._tell_listing()
                 stuck: set[Pool | str] = set()
                 queues = [self._waiting(pool, stuck) for pool in self.queues]
-                for job in heapq.merge(*queues, key=attrgetter("id")):  # in the order they came
+                for job in heapq.merge(*queues, key=attrgetter("turn")):
                     self._look_at(job, stuck)
         finally:
             self.looking = False
 
     def _waiting(self, pool: Pool, stuck: set[Pool | str]) -> Iterator[Job]:
-        for job in list(self.queues[pool].values()):
+        for job in sorted(self.queues[pool].values(), key=attrgetter("turn")):
             if pool in stuck:
                 return
             if job.args.name not in stuck:
@@ -198,6 +207,7 @@ class Tools:
         assert worker.serve is not None
         caller, name = job.call.process, job.args.name
         self._unqueue(job)
+        self.round = max(self.round, job.round)
         self.running[job.id] = worker.jobs[job.id] = job
         self.at_work[name] += 1
         if spec.exclusive:
@@ -239,9 +249,13 @@ class Tools:
 
     def _unqueue(self, job: Job) -> None:
         waiting = self.queues.get(job.pool, {})
-        waiting.pop(job.id, None)
+        if waiting.pop(job.id, None) is None:
+            return
         if not waiting:
-            self.queues.pop(job.pool, None)
+            del self.queues[job.pool]
+        self.waiting[job.tree] -= 1
+        if not self.waiting[job.tree]:
+            del self.waiting[job.tree], self.rounds[job.tree]
 
     def _leave(self, worker: Worker, job: Job) -> None:
         """What becomes of the worker that had it."""
