@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from .launch import exit_code
+
 WIDTH = 76  # columns of a job's output: text without line ends is shown in parts of this size
 
 
@@ -65,7 +67,7 @@ class Job:
                     self.emit(f"[{self.number}] {line}")
         if rest:
             self.emit(f"[{self.number}] {rest}")
-        code = self.code()
+        code = exit_code(self.process)
         how = "done" if code == 0 else f"exit code {code}"
         self.emit(f"[{self.number}] {how}: {self.command}")
 
@@ -76,12 +78,7 @@ class Job:
     def wait(self) -> int:
         """Until it has ended and all its output is shown; its exit code."""
         self.ended.wait()
-        return self.code()
-
-    def code(self) -> int:
-        """Its exit code, of a signal as a shell says it."""
-        code = self.process.wait()
-        return 128 - code if code < 0 else code
+        return exit_code(self.process)
 
     def end(self) -> int:
         """As Ctrl-C in the foreground: it ends what it started."""

@@ -152,6 +152,12 @@ class System:
                 self.process.wait(AGAIN)
 
 
+def exit_code(process: subprocess.Popen[Any]) -> int:
+    """Wait for its end; its exit code, of a signal as a shell says it."""
+    code = process.wait()
+    return 128 - code if code < 0 else code
+
+
 def size_of(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 

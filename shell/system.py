@@ -16,7 +16,7 @@ from aios.syscalls.messages import EventKind, SetPolicy, Status
 from . import keys, render
 from .completion import policies
 from .escape import as_json_text
-from .launch import System, init_of
+from .launch import System, exit_code, init_of
 from .options import Whole, field
 from .output import at_terminal, json_option, progress, say, show
 
@@ -81,7 +81,7 @@ def start(home: Path, /, detach: bool, as_json: bool, **given: Any) -> int:
         show(status, as_json, render.ready_line(status))
         if not as_json:
             about_format(status)
-        return 0 if detach else launched.process.wait()
+        return 0 if detach else exit_code(launched.process)
     except KeyboardInterrupt:
         launched.process.terminate()
     return wind_up(launched)
@@ -101,7 +101,7 @@ def wind_up(launched: System) -> int:
     """Wait for its end. Another Ctrl-C has it end at once: then raises Abort."""
     try:
         say("stopping", err=True)
-        return launched.process.wait()
+        return exit_code(launched.process)
     except KeyboardInterrupt:
         launched.end_now()
         raise click.Abort from None

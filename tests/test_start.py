@@ -6,13 +6,17 @@ import importlib.util
 import json
 import shutil
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from commands import LIMIT, answer, line_of, run, started
 from conftest import eventually, left_of, tiny
 
+from aios.shell import render, system
+from aios.shell.cli import execute
 from aios.shell.launch import System
 from aios.syscalls.errors import AiosError, StoreDamaged
 
@@ -74,6 +78,16 @@ def test_a_killed_starter_leaves_nothing_behind(homes: Path) -> None:
         system.kill()
         system.communicate(timeout=LIMIT)
         eventually(lambda: left_of(home) == [])
+
+
+def test_a_system_that_a_signal_ended_has_the_code_of_a_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = subprocess.Popen(["sh", "-c", "kill -KILL $$"])
+    monkeypatch.setattr(system, "System", lambda *_, **__: Mock(process=process))
+    monkeypatch.setattr(system, "show", lambda *_: None)
+    monkeypatch.setattr(render, "ready_line", str)
+    assert execute(["--home", str(tmp_path), "start", "--json"]) == 137
 
 
 def test_an_error_of_an_earlier_system_is_not_told_again(tmp_path: Path) -> None:
