@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import stat
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from aios.agents.client import Pending
 from .escape import shown
 
 LINES = 6  # that are said; the audit log has all
+NO_FILE = re.compile(r"/<[^/]*>$")  # "<string>": Python looks for the line of an error in eval()
 DOES = {"read": "reading", "write": "writing"}
 
 
@@ -29,7 +31,8 @@ class Refused:
             event = self.call.pieces.popleft()
             if event["what"] == "refused" and event["pid"] == self.pid:
                 detail: dict[str, Any] = event["detail"]
-                self.found[detail["call"], detail["object"], detail.get("needs", "")] = None
+                if not NO_FILE.search(detail["object"]):
+                    self.found[detail["call"], detail["object"], detail.get("needs", "")] = None
 
     def said(self, home: Path) -> Iterator[str]:
         """Lines for whoever has run it, in the system of `home`."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from commands import run
 
 from aios.shell.launch import System
-from aios.shell.refused import LINES, line
+from aios.shell.refused import LINES, Refused, line
 
 HOME = Path("/home/ann/.local/state/aios")
 
@@ -44,6 +46,17 @@ def test_each_refusal_names_the_option_that_lets_it(
     call: str, about: str, needs: str, said: str
 ) -> None:
     assert line(call, about, needs, HOME) == said
+
+
+def test_what_python_looks_for_to_show_code_without_a_file_is_not_said() -> None:
+    pieces = deque(
+        {"what": "refused", "pid": 7, "detail": {"call": "openat", "object": path, "needs": "read"}}
+        for path in ("/own/<string>", "/own/<answer of a model>", "/own/<a>/b", "/own/<unknown>")
+    )
+    refused = Refused(Mock(pieces=pieces))
+    refused.pid = 7
+    refused.look()
+    assert [*refused.said(HOME)] == ["aios: refused: reading /own/<a>/b (there is no such file)"]
 
 
 def test_what_was_refused_to_a_run_is_said_and_works_with_the_option(
