@@ -91,7 +91,7 @@ class Greeter:
         if not may_be_client(session.os_pid, self.init_pid):
             raise Denied(
                 "this process was started by an agent, and has no token of its own",
-                "start agents with proc.spawn",
+                "an agent has a connection, self.aios; programs become agents by proc.spawn",
             )
         self._check_here(session)
         free = Limits(contexts=None, queue=1024)
