@@ -65,7 +65,7 @@ class Engine(Protocol):
         behind its last token are then at index len(tokens) - 1.
 
         Raises:
-            Internal: there is no room for them, or the slot does not end at `pos`.
+            Internal: there is no room for them, or the slot holds tokens and does not end at `pos`.
         """
 
     def decode(self, rows: list[tuple[int, int, int]]) -> None:
@@ -73,7 +73,7 @@ class Engine(Protocol):
         behind that of row i are then at `self.index[i]`.
 
         Raises:
-            Internal: there is no room for one, or its slot does not end at its `pos`.
+            Internal: there is no room for one, or its slot holds tokens and does not end at `pos`.
         """
 
     def logits(self, index: int) -> NDArray[np.float32]:

@@ -187,7 +187,14 @@ class StateForm:
         return found
 
     def join(self, buffer: Bytes, slot: int, parts: list[Part]) -> Bytes:
-        """The whole state of the parts' rows, one part behind the other, as a view of `buffer`."""
+        """The whole state of the parts' rows, one part behind the other, as a view of `buffer`.
+
+        Raises:
+            ValueError: a part has other bytes than the rows of the tokens it is said to hold.
+        """
+        for data, held, skip, tokens in parts:
+            if data.size != held * self.row_bytes or skip + tokens > held:
+                raise ValueError(f"{data.size} bytes are not the rows of {held} tokens")
         cells = sum(part.tokens for part in parts)
         state = buffer[: self.size(cells)]
         state[:HEAD] = np.frombuffer(struct.pack("<Ii", self.magic, slot), np.uint8)
