@@ -6,6 +6,7 @@ init has this module loaded before it forks, so an agent starts without loading 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import inspect
 import os
@@ -102,12 +103,13 @@ def main(beside: str = "") -> int:
     code, result = _run(aios, beside)
     try:
         aios.exit(code, result)
-    except KernelGone:
-        print("the kernel went away before the agent's end", file=sys.stderr)
-    except AiosError as error:  # the result is too big, or is nothing that msgpack has
+    except (
+        AiosError
+    ) as error:  # it is too big, nothing that msgpack has, or `run` has closed `aios`
         print(f"the result cannot be reported: {error}", file=sys.stderr)
-        code = 1
-        aios.exit(code, {"error": str(error)})
+        code = code if result is None else 1
+        with contextlib.suppress(KernelGone):
+            aios.exit(code, {"error": str(error)})
     return code
 
 

@@ -59,6 +59,16 @@ def test_a_result_that_cannot_be_passed_on_is_an_error_of_the_agent(
     assert "the result cannot be reported" in aios.log(end.pid).data.decode()
 
 
+@pytest.mark.parametrize(("code", "value"), [(1, "5"), (0, "None")])
+def test_an_agent_that_closed_its_connection_is_told_that_its_result_is_lost(
+    code: int, value: str, aios: Aios, program: Callable[[str], str]
+) -> None:
+    end = aios.wait(aios.spawn(program(f"aios.close()\nreturn {value}")), timeout=30)
+    assert (end.code, end.result) == (code, None)
+    said = "the result cannot be reported: this connection is closed"
+    assert aios.log(end.pid).data.decode().startswith(said)
+
+
 @pytest.mark.parametrize(
     "use",
     [
