@@ -82,6 +82,15 @@ HOME = "Where the system lives; several live side by side, each in its own."
 HOMELESS = ("agents", "bench", "demo")  # commands that are about no system, or start their own
 
 
+class Folder(click.Path):
+    """A folder; not the one that an unset variable in quotes would mean, where one is."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value):
+            self.fail("it is empty: name a folder", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def set_home(ctx: click.Context, _: click.Parameter, home: Path | None) -> None:
     """The value of --home, wherever it is given: what `click.pass_obj` passes."""
     if home is not None:
@@ -90,7 +99,7 @@ def set_home(ctx: click.Context, _: click.Parameter, home: Path | None) -> None:
 
 def home_option(**how: Any) -> click.Option:
     return click.Option(
-        ["--home"], type=click.Path(path_type=Path, file_okay=False), callback=set_home,
+        ["--home"], type=Folder(path_type=Path, file_okay=False), callback=set_home,
         expose_value=False, metavar="FOLDER", help=HOME, **how,
     )  # fmt: skip
 

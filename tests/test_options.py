@@ -217,6 +217,16 @@ def test_home_is_taken_behind_the_command_too(
     assert "'--home'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("args", [["--home", "", "status"], ["start", "--home", ""]])
+def test_no_home_is_not_the_folder_where_one_is(
+    args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in `aios start --home "$UNSET"`, which made a home of it."""
+    monkeypatch.chdir(tmp_path)
+    assert execute(args) == 2
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_a_home_behind_the_command_is_the_one_that_counts(system: System, tmp_path: Path) -> None:
     with connect(system.home) as aios:
         boot = aios.status().boot
