@@ -40,7 +40,7 @@ from aios.agents import Aios, connect
 from aios.agents.client import Pending
 from aios.kernel.audit.read import Filter, entries, last
 from aios.kernel.audit.segment import HASH, LENGTH
-from aios.kernel.patterns import STARS, matches
+from aios.kernel.lib.patterns import STARS, matches
 from aios.syscalls.errors import TimedOut
 
 from .common import Progress, system, text, threads

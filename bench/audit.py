@@ -29,8 +29,8 @@ from aios.kernel.audit.checkpoint import Signer
 from aios.kernel.audit.log import Log
 from aios.kernel.audit.verify import verify
 from aios.kernel.config import Config
-from aios.kernel.files import make_ahead
-from aios.kernel.init_protocol import Census, encode
+from aios.kernel.init.protocol import Census, encode
+from aios.kernel.lib.files import make_ahead
 
 from .common import Progress
 

@@ -37,7 +37,7 @@ from typing import Any
 
 import msgspec
 
-from aios.kernel.policy import Judge, Named, Request, Subject, rules_of
+from aios.kernel.rules import Judge, Named, Request, Subject, rules_of
 from aios.syscalls.errors import AiosError
 from aios.syscalls.rules import Manifest
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from aios.agents import Agent, AiosError
 from aios.bench.raw import call, dial, hello
-from aios.kernel.zmtp import COMMAND, LONG, MORE, framed
+from aios.kernel.entry.zmtp import COMMAND, LONG, MORE, framed
 from aios.syscalls.table import TABLE
 
 BIG = "x" * 60_000

@@ -21,7 +21,7 @@ import lmdb
 
 from aios.agents import Aios, connect
 from aios.agents.client import Pending
-from aios.kernel.seal import CRC
+from aios.kernel.lib.encryption import CRC
 
 from .common import Progress, system
 

@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from aios.kernel.zmtp import COMMAND, GREETING, Conversation, framed
+from aios.kernel.entry.zmtp import COMMAND, GREETING, Conversation, framed
 from aios.syscalls.home import endpoint
 from aios.syscalls.wire import ABI_VERSION, DONE, pack_call, unpack_reply
 

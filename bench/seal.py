@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from aios.kernel.core.disk import Disk, Name
-from aios.kernel.seal import Ring, Seal
+from aios.kernel.lib.encryption import Ring, Seal
 
 from .common import Progress, system
 from .memory import together

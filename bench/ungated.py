@@ -15,9 +15,9 @@ import msgspec
 
 from aios.kernel.boot import Kernel
 from aios.kernel.config import Config
-from aios.kernel.policy import Passed
+from aios.kernel.entry.trap import Session
 from aios.kernel.process import Process
-from aios.kernel.trap import Session
+from aios.kernel.rules import Passed
 from aios.syscalls.errors import AiosError
 from aios.syscalls.messages import Message, Welcome
 from aios.syscalls.table import Row

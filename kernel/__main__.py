@@ -14,11 +14,11 @@ import msgspec
 from aios.syscalls.errors import AiosError
 
 from .boot import Kernel
-from .child import TOKEN_FD
 from .config import Config
-from .init_protocol import FATAL
-from .seal import inherited
-from .stderr import become_log
+from .init.child import TOKEN_FD
+from .init.protocol import FATAL
+from .lib.encryption import inherited
+from .lib.log_stream import become_log
 
 
 def main() -> int:

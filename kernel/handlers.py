@@ -17,11 +17,11 @@ from aios.syscalls import messages as t
 from aios.syscalls.errors import BadInput
 from aios.syscalls.table import ROWS
 
-from .context import Context
 from .core.protocol import Encode
+from .entry.trap import Call, Handler
+from .llm.contexts import Context
+from .llm.scheduler import POLICIES
 from .process import Process, check_principal
-from .scheduler import POLICIES
-from .trap import Call, Handler
 
 if TYPE_CHECKING:
     from .boot import Kernel

@@ -16,10 +16,10 @@ from aios.syscalls.messages import Hello, Limits, Spawn, Welcome
 from aios.syscalls.rules import Manifest
 
 from .config import Config
-from .lifecycle import Lifecycle
+from .entry.trap import Session
+from .gateway.client import Remotes
 from .process import Process
-from .remotes import Remotes
-from .trap import Session
+from .processes.lifecycle import Lifecycle
 
 LOOKS = 8  # at who is above a process, until two agree
 

@@ -29,8 +29,8 @@ import msgspec
 
 from aios.syscalls.errors import DiskFull, StoreDamaged
 
-from .files import make_ahead, sync_folder
-from .seal import Damaged, Seal
+from .lib.encryption import Damaged, Seal
+from .lib.files import make_ahead, sync_folder
 
 LOG_BYTES = 8 << 20
 MARK = 128  # bytes, at least as many as the frame that begins a log

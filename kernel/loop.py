@@ -17,10 +17,10 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from .connections import Listener, Lost
-from .init_protocol import FRAME_BYTES, Census, ToInit, ToKernel, decode_to_kernel
-from .init_protocol import encode as encode_to_init
-from .poll import READ, WRITE, Poll
+from .entry.connections import Listener, Lost
+from .init.protocol import FRAME_BYTES, Census, ToInit, ToKernel, decode_to_kernel
+from .init.protocol import encode as encode_to_init
+from .lib.poll import READ, WRITE, Poll
 
 MAX_FRAME = 1 << 20  # a longer one costs the connection; over 64 KiB the trap answers TooBig
 UNBOUNDED = 1 << 40

@@ -22,8 +22,8 @@ from aios.syscalls.errors import BadInput, LimitReached, NotFound
 from aios.syscalls.messages import Kind, Limits, ProcessInfo, ProcessState, Reach
 from aios.syscalls.rules import Manifest
 
-from .patterns import check_visible
-from .trees import above, root
+from .lib.patterns import check_visible
+from .lib.trees import above, root
 
 DEPTH = 64  # processes above each other
 LABELS, LABEL_LETTERS = 64, 4096  # that one process keeps; of more it has one alone:

@@ -1,5 +1,5 @@
 """`aios key`: keys of callers elsewhere, and what an encrypted home is opened with; the latter is
-the work of aios.kernel.keyring, which the shell knows only as a program to run."""
+the work of aios.kernel.init.keyring, which the shell knows only as a program to run."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def rotate(home: Path, new_key_file: Path | None, new_passphrase: bool, as_json:
 def keyring(command: str, home: Path, request: dict[str, Any]) -> None:
     """Have it done in a process of its own. Raises what that says."""
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "aios.kernel.keyring", command, str(home)],
+        [sys.executable, "-P", "-m", "aios.kernel.init.keyring", command, str(home)],
         input=json.dumps(request).encode(), capture_output=True, check=False,
     )  # fmt: skip
     if done.returncode:

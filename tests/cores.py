@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aios.kernel.context import Past
 from aios.kernel.core.batcher import Batcher, Generation
 from aios.kernel.core.disk import Disk
 from aios.kernel.core.engine import Engine
 from aios.kernel.core.protocol import Halt, Halted, Out, Run
+from aios.kernel.llm.contexts import Past
 from aios.syscalls.messages import Decoding, Logprob
 
 PLENTY = 1 << 30  # bytes for snapshots

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from aios.kernel.policy import Grant, Judge, Named, Request, Subject
+from aios.kernel.rules import Grant, Judge, Named, Request, Subject
 from aios.syscalls.rules import Bounds, Effect, Rule
 
 NAMES = ["/a", "/a/b", "/a/b/c", "/d", "/d/b"]  # a process each, in this order

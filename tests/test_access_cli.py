@@ -23,7 +23,7 @@ from commands import AIOS, LIMIT, environment, line_of, started
 from conftest import eventually, run_system
 
 from aios.agents import connect
-from aios.kernel.policy import Judge, Request, Subject, rules_of
+from aios.kernel.rules import Judge, Request, Subject, rules_of
 from aios.shell.cli import cli, execute
 from aios.syscalls.rules import Group, Manifest
 

@@ -25,7 +25,7 @@ from aios.kernel.core.disk import Disk
 from aios.kernel.core.engine import CHUNK
 from aios.kernel.core.llama import ALONE, LlamaEngine
 from aios.kernel.core.protocol import Halt
-from aios.kernel.scheduler import Dispatch, Preempt, Scheduler
+from aios.kernel.llm.scheduler import Dispatch, Preempt, Scheduler
 from aios.syscalls.errors import ModelError
 from aios.syscalls.messages import Decoding
 

@@ -29,13 +29,13 @@ from aios.kernel.audit.segment import (
     segments,
 )
 from aios.kernel.audit.verify import verify
-from aios.kernel.context import ContextManager
-from aios.kernel.init_protocol import Heard, SignalChild
+from aios.kernel.init.protocol import Heard, SignalChild
 from aios.kernel.journal import Journal
-from aios.kernel.ledger import Ledger
+from aios.kernel.ledger.ledger import Ledger
+from aios.kernel.llm.contexts import ContextManager
+from aios.kernel.llm.scheduler import Scheduler
 from aios.kernel.process import ProcessTable
-from aios.kernel.scheduler import Scheduler
-from aios.kernel.store import Store
+from aios.kernel.store.store import Store
 from aios.syscalls.errors import AuditDamaged, DiskFull
 from aios.syscalls.messages import Kill, Limits
 from aios.syscalls.table import TABLE

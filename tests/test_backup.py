@@ -14,7 +14,7 @@ from bucket import bucket_at, put
 from conftest import Boot, eventually, run_system
 
 from aios.agents import Aios, connect
-from aios.kernel.blobs import Folder
+from aios.kernel.storage.blobs import Folder
 from aios.syscalls.errors import BadInput, Cancelled, Malformed
 
 SMALL = {"slots": 1, "ctx": 256}

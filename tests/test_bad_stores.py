@@ -15,8 +15,8 @@ import pytest
 from conftest import run_system
 
 from aios.agents import Aios, connect
-from aios.kernel import store as module
-from aios.kernel.store import Store
+from aios.kernel.store import store as module
+from aios.kernel.store.store import Store
 from aios.shell.launch import System
 from aios.syscalls.errors import AiosError, HomeBusy, StoreDamaged
 

@@ -19,11 +19,11 @@ from conftest import Boot, eventually, on_tiny
 from helpers import kill_kernel
 
 from aios.agents import connect
-from aios.kernel import blobs as module
-from aios.kernel.blobs import Blobs, Bucket, Elsewhere, Folder, LmdbBlobs, open_blobs
-from aios.kernel.catalog import KEY
-from aios.kernel.store import Store
-from aios.kernel.transaction import Txn
+from aios.kernel.storage import blobs as module
+from aios.kernel.storage.blobs import Blobs, Bucket, Elsewhere, Folder, LmdbBlobs, open_blobs
+from aios.kernel.storage.catalog import KEY
+from aios.kernel.store.store import Store
+from aios.kernel.store.transaction import Txn
 from aios.shell.launch import System
 from aios.syscalls.errors import (
     AiosError,

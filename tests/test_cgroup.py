@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aios.kernel.cgroup import Groups, enter, places
+from aios.kernel.sandbox.cgroup import Groups, enter, places
 
 V2 = "30 1 0:26 / {} rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
 V1 = "31 1 0:27 / {} rw - cgroup cgroup rw,pids\n32 1 0:28 / /other rw - cgroup cgroup rw,memory\n"

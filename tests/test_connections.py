@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aios.kernel.zmtp import COMMAND, GREETING, LONG, MORE, PARTS, Conversation, NotZmtp, framed
+from aios.kernel.entry.zmtp import (
+    COMMAND,
+    GREETING,
+    LONG,
+    MORE,
+    PARTS,
+    Conversation,
+    NotZmtp,
+    framed,
+)
 
 LONGEST = 1000
 HELLO = GREETING + framed(b"\x05READY\x0bSocket-Type\0\0\0\x06DEALER", COMMAND)

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aios.kernel.context import DROPPED, KEPT, PAST, ContextManager, Past
-from aios.kernel.context import Turn as Message
 from aios.kernel.core.engine import CHUNK
 from aios.kernel.core.history import Op, plan
 from aios.kernel.core.protocol import Decoded, Prefilled
+from aios.kernel.llm.contexts import DROPPED, KEPT, PAST, ContextManager, Past
+from aios.kernel.llm.contexts import Turn as Message
 from aios.kernel.process import Process
 from aios.syscalls.errors import BadInput, ContextBusy, ContextFull, LimitReached, NotFound
 from aios.syscalls.messages import Limits
@@ -280,7 +280,7 @@ def test_an_answer_that_is_cut_within_a_character_keeps_its_tokens() -> None:
 
 def test_what_a_tree_holds_in_contexts_is_bounded_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checkpoints, forks and sleeping contexts of all its agents are one budget."""
-    monkeypatch.setattr("aios.kernel.context.TREE_BYTES", 200_000)
+    monkeypatch.setattr("aios.kernel.llm.contexts.TREE_BYTES", 200_000)
     contexts = ContextManager(lambda _: None)
     contexts.window = contexts.vocab = 10_000
     owner, child, other = process(1), process(2), process(3)

@@ -8,10 +8,10 @@ from pathlib import Path
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from aios.kernel.context import Turn
-from aios.kernel.context_rows import ContextRow, ContextRows, read_row
 from aios.kernel.core.protocol import Halted, Out
-from aios.kernel.work import Work
+from aios.kernel.ledger.context_rows import ContextRow, ContextRows, read_row
+from aios.kernel.llm.contexts import Turn
+from aios.kernel.llm.work import Work
 from aios.syscalls.messages import Decoding
 
 WINDOW = 10**6

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aios.kernel.core.protocol import Encoded, Question
-from aios.kernel.fair_queue import FairQueue
 from aios.kernel.index import protocol
-from aios.kernel.index_link import SEARCHES, IndexLink
-from aios.kernel.prompt import DEATHS, TEXTS, Prompts
+from aios.kernel.index.client import SEARCHES, IndexLink
+from aios.kernel.lib.fair_queue import FairQueue
+from aios.kernel.llm.prompt import DEATHS, TEXTS, Prompts
 from aios.syscalls.errors import CoreFailed
 from aios.syscalls.messages import Generate
 from aios.syscalls.retrieval import Search

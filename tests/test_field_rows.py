@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_journal import Kept
 
-from aios.kernel.field_rows import FieldRows, read_fields
 from aios.kernel.journal import read
+from aios.kernel.ledger.field_rows import FieldRows, read_fields
 
 values = st.one_of(st.none(), st.integers(0, 9), st.text(max_size=5), st.sampled_from(["x" * 9000]))
 rows = st.fixed_dictionaries({"a": values, "b": values, "c": st.lists(values, max_size=3)})

@@ -10,7 +10,7 @@ from conftest import core_stopped
 from helpers import end, running
 
 from aios.agents import Aios, Context, connect
-from aios.kernel.context import CHECKPOINTS
+from aios.kernel.llm.contexts import CHECKPOINTS
 from aios.shell.launch import System
 from aios.syscalls.errors import ContextBusy, LimitReached, NotFound
 

@@ -16,10 +16,16 @@ ALLOWED = {
     "shell": {"shell", "agents", "syscalls"},
     "examples": {"examples", "agents", "syscalls"},
 }
+# The kernel's packages and lone files: each imports only those before it.
+LEVELS = (
+    "lib", "process", "rules", "store", "sandbox", "journal", "entry", "audit", "events", "storage",
+    "access", "tools", "config", "init", "core", "memory", "loop", "index", "llm", "gateway",
+    "processes", "handlers", "hello", "ledger", "boot", "__main__", "__init__",
+)  # fmt: skip
 HOMES = {
     "llama_cpp": {f"kernel/core/{name}.py" for name in ("llama", "gguf", "sampler", "encoder")},
     "llguidance": {"kernel/core/grammar.py", "kernel/core/trial.py", "kernel/index/embedder.py"},
-    "lmdb": {f"kernel/{name}.py" for name in ("store", "store_trial", "room", "transaction")}
+    "lmdb": {f"kernel/store/{name}.py" for name in ("store", "probe", "file_space", "transaction")}
     | {"bench/memory.py"},
     "mcp": {
         "agents/mcp_connection.py",
@@ -37,20 +43,24 @@ HOMES = {
         "kernel/index/index.py",
         "agents/tools/sql.py",
     },
-    "cryptography": {"kernel/seal.py", "kernel/keyring.py", "kernel/audit/checkpoint.py"},
+    "cryptography": {
+        "kernel/lib/encryption.py",
+        "kernel/init/keyring.py",
+        "kernel/audit/checkpoint.py",
+    },
     "zmq": {
         "kernel/core/__main__.py",
         "kernel/index/__main__.py",
-        "kernel/gateway.py",
+        "kernel/gateway/__main__.py",
         "agents/client.py",
         "bench/syscall.py",  # the raw echo that system calls are compared with
     },
 }
 PURE = (
-    "kernel/scheduler.py",
+    "kernel/llm/scheduler.py",
     "kernel/process.py",
-    "kernel/zmtp.py",
-    "kernel/context.py",
+    "kernel/entry/zmtp.py",
+    "kernel/llm/contexts.py",
     "kernel/audit/merkle.py",
     "kernel/index/passages.py",
     "kernel/index/ranking.py",
@@ -63,9 +73,11 @@ def sources(package: str) -> list[Path]:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """The absolute names of the modules that a file imports anywhere, also inside functions."""
+    """The absolute names of the modules that a file imports when it runs, also inside functions."""
     package = ["aios", *path.relative_to(ROOT).parent.parts]
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    tree.body = [node for node in tree.body if not _is_for_types(node)]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -73,6 +85,10 @@ def imports(path: Path) -> Iterator[str]:
             module = ".".join([*base, *([node.module] if node.module else [])])
             yield module
             yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def _is_for_types(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
 def importers(library: str) -> set[str]:
@@ -93,6 +109,20 @@ def test_imports_point_one_way(package: str) -> None:
         assert used <= ALLOWED[package], f"{path} imports {used - ALLOWED[package]}"
 
 
+def test_each_package_of_the_kernel_imports_those_below_it_alone() -> None:
+    for path in sources("kernel"):
+        own = path.relative_to(ROOT / "kernel").parts[0].removesuffix(".py")
+        names = [name.split(".") for name in imports(path) if name.startswith("aios.kernel.")]
+        above = {name[2] for name in names if LEVELS.index(name[2]) > LEVELS.index(own)}
+        assert not above, f"{path} imports {above}"
+
+
+def test_each_package_of_the_kernel_is_in_the_map() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    for name in LEVELS[:-2]:
+        assert f"`{name}/`" in text or f"`{name}.py`" in text, name
+
+
 @pytest.mark.parametrize("library", HOMES)
 def test_a_foreign_library_has_one_place(library: str) -> None:
     assert importers(library) <= HOMES[library]
@@ -107,5 +137,5 @@ def test_the_pure_parts_touch_no_clock_and_no_socket(file: str) -> None:
 def test_the_reader_of_imports_reads_all_kinds(tmp_path: Path) -> None:
     """What the tests above rest on."""
     assert set(imports(ROOT / "kernel/core/certify.py")) >= {"time", "aios.kernel.core.engine"}
-    assert "aios.kernel.process" in set(imports(ROOT / "kernel/message.py"))
+    assert "aios.kernel.process" in set(imports(ROOT / "kernel/processes/mailbox.py"))
     assert importers("llama_cpp") == HOMES["llama_cpp"]

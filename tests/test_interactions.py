@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from aios.kernel.config import Config
-from aios.kernel.interactions import WAITING, InteractionLog
-from aios.kernel.owners import Owners
+from aios.kernel.memory.interactions import WAITING, InteractionLog
+from aios.kernel.memory.owners import Owners
 from aios.kernel.process import ProcessTable
-from aios.kernel.store import NoStore
+from aios.kernel.store.store import NoStore
 from aios.syscalls.errors import StoreDamaged
 from aios.syscalls.messages import Limits
 

@@ -19,9 +19,9 @@ from conftest import fewer
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from aios.kernel.files import make_ahead
 from aios.kernel.journal import Journal, Rows, _write_base, read
-from aios.kernel.seal import Ring, Seal
+from aios.kernel.lib.encryption import Ring, Seal
+from aios.kernel.lib.files import make_ahead
 from aios.syscalls.errors import DiskFull
 
 SMALL = 4096  # bytes of a log: it fills up often
@@ -251,7 +251,7 @@ import resource, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_journal import Kept, SMALL
-from aios.kernel.seal import Ring, Seal
+from aios.kernel.lib.encryption import Ring, Seal
 from aios.syscalls.errors import DiskFull
 
 kept = Kept(Path(sys.argv[1]))

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from aios.kernel.logs import LOOKS, READERS, Logs
 from aios.kernel.process import Process, ProcessTable
+from aios.kernel.processes.agent_logs import LOOKS, READERS, Logs
 from aios.syscalls.errors import LimitReached
 from aios.syscalls.messages import Limits, LogPart
 

@@ -11,17 +11,17 @@ from typing import Any
 import msgpack
 import pytest
 
-from aios.kernel.access import Gate
-from aios.kernel.accounts import Accounts
+from aios.kernel.access.accounts import Accounts
+from aios.kernel.access.gate import Gate
+from aios.kernel.access.questions import Questions
 from aios.kernel.audit.checkpoint import Signer
 from aios.kernel.audit.log import Log
 from aios.kernel.audit.recorder import Audit
+from aios.kernel.entry.trap import Call, Session, Trap
 from aios.kernel.journal import Journal
-from aios.kernel.ledger import Ledger
-from aios.kernel.message import Mailroom
+from aios.kernel.ledger.ledger import Ledger
 from aios.kernel.process import Process, ProcessTable
-from aios.kernel.questions import Questions
-from aios.kernel.trap import Call, Session, Trap
+from aios.kernel.processes.mailbox import Mailroom
 from aios.syscalls import wire
 from aios.syscalls.errors import Cancelled, LimitReached, ProcessGone
 from aios.syscalls.messages import Limits
@@ -133,7 +133,7 @@ def test_what_a_tree_has_others_keep_is_bounded_by_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many names its agents have, and whoever they send to."""
-    monkeypatch.setattr("aios.kernel.message.UNREAD_BYTES", 100_000)
+    monkeypatch.setattr("aios.kernel.processes.mailbox.UNREAD_BYTES", 100_000)
     office = Office(tmp_path, queue=None)
     ann, bob, cat = (office.process(name) for name in ("ann", "bob", "cat"))
     child = office.table.add("agent", "child", ann.pid, 0, Limits(), 0.0)

@@ -25,8 +25,8 @@ from conftest import eventually, run_system
 
 from aios.agents import Aios, connect
 from aios.agents.tool_calls import chosen
-from aios.kernel.mcp_servers import servers
-from aios.kernel.outputs import HOLE, LOG_BYTES, PIECE
+from aios.kernel.init.outputs import HOLE, LOG_BYTES, PIECE
+from aios.kernel.tools.mcp_config import servers
 from aios.syscalls.errors import (
     AiosError,
     NotFound,

@@ -14,7 +14,7 @@ from conftest import Boot
 from helpers import kill_kernel
 
 from aios.agents import connect
-from aios.kernel.mcp_servers import Found, servers
+from aios.kernel.tools.mcp_config import Found, servers
 from aios.shell.launch import System
 from aios.syscalls.errors import BadInput
 from aios.syscalls.messages import Reach

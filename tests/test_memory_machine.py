@@ -14,11 +14,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from test_store import Loop
 
 from aios.kernel.config import Config
-from aios.kernel.memory import Memory
-from aios.kernel.owners import Owners
+from aios.kernel.memory.lru_k import Resident
+from aios.kernel.memory.manager import Memory
+from aios.kernel.memory.owners import Owners
 from aios.kernel.process import Process, ProcessTable
-from aios.kernel.resident import Resident
-from aios.kernel.store import Store
+from aios.kernel.store.store import Store
 from aios.syscalls import mem
 from aios.syscalls.errors import AiosError, Conflict, LimitReached
 from aios.syscalls.messages import Limits

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from aios.kernel.outputs import HOLE, LOG_BYTES, PIECE, Outputs
+from aios.kernel.init.outputs import HOLE, LOG_BYTES, PIECE, Outputs
 
 LINE = b"%015d\n"
 LINES = PIECE // 16  # in as much as a pipe holds
@@ -82,7 +82,7 @@ def test_where_no_holes_can_be_made_it_begins_again(
     def refused(_fd: int, _end: int) -> None:
         raise OSError(errno.EOPNOTSUPP, "no holes here")
 
-    monkeypatch.setattr("aios.kernel.outputs.punch_hole", refused)
+    monkeypatch.setattr("aios.kernel.init.outputs.punch_hole", refused)
     pipes = 3 * LOG_BYTES // PIECE
     flood(init, pipes)
     assert init.log.stat().st_size <= LOG_BYTES + HOLE + PIECE

@@ -18,7 +18,7 @@ from raw import Raw
 
 from aios.agents import Aios
 from aios.kernel import hello
-from aios.kernel.connections import (
+from aios.kernel.entry.connections import (
     HELD_BYTES,
     OF_PEER,
     SPARE,
@@ -27,9 +27,9 @@ from aios.kernel.connections import (
     UNREAD_BYTES,
     Listener,
 )
+from aios.kernel.entry.zmtp import COMMAND, GREETING, LONG, MORE, framed
+from aios.kernel.lib.poll import Poll
 from aios.kernel.loop import Loop
-from aios.kernel.poll import Poll
-from aios.kernel.zmtp import COMMAND, GREETING, LONG, MORE, framed
 from aios.shell.launch import System
 from aios.syscalls.wire import ABI_VERSION
 

@@ -12,11 +12,11 @@ from gate_model import OBJECTS, PATTERNS, compare, glob, request, world
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from aios.kernel.access import plainly
-from aios.kernel.accounts import GRANTS, Accounts, steady
-from aios.kernel.patterns import EFFORT, STARS, Effort, TooLong, exactly, matches
-from aios.kernel.policy import Grant, Judge, Request, Subject, check_rules, covers, rules_of
+from aios.kernel.access.accounts import GRANTS, Accounts, steady
+from aios.kernel.access.gate import plainly
+from aios.kernel.lib.patterns import EFFORT, STARS, Effort, TooLong, exactly, matches
 from aios.kernel.process import ProcessTable
+from aios.kernel.rules import Grant, Judge, Request, Subject, check_rules, covers, rules_of
 from aios.syscalls.errors import BadInput, LimitReached
 from aios.syscalls.messages import Limits
 from aios.syscalls.rules import Argument, Bounds, Group, Manifest, Rule

@@ -11,7 +11,7 @@ import pytest
 from conftest import run_system
 
 from aios.agents import connect
-from aios.kernel.home import lock_home
+from aios.kernel.init.home import lock_home
 from aios.shell.launch import System
 from aios.syscalls.errors import BadInput
 

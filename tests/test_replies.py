@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from raw import Raw
 
 from aios.agents import Aios
-from aios.kernel import replies
-from aios.kernel.replies import MOST, MOST_BYTES, Replies
+from aios.kernel.entry import replies
+from aios.kernel.entry.replies import MOST, MOST_BYTES, Replies
 from aios.shell.launch import System
 from aios.syscalls.wire import DONE
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from aios.kernel.scheduler import POLICIES, Decision, Dispatch, Preempt, Queue, Scheduler
+from aios.kernel.llm.scheduler import POLICIES, Decision, Dispatch, Preempt, Queue, Scheduler
 from aios.syscalls.errors import BadInput
 
 

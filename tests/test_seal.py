@@ -19,14 +19,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aios.agents import Aios, connect
-from aios.kernel import keyring
-from aios.kernel.blobs import Folder, Sealed, sealed
 from aios.kernel.config import Config
 from aios.kernel.core.disk import HEADER as FILE_HEADER
 from aios.kernel.core.disk import BadExtent, Disk, Name
+from aios.kernel.init import keyring
+from aios.kernel.init.keyring import Request, Wrapped, rotate, unlock, unwrap, wrap
 from aios.kernel.journal import FRAME, Journal, read
-from aios.kernel.keyring import Request, Wrapped, rotate, unlock, unwrap, wrap
-from aios.kernel.seal import HEADER, Checked, Damaged, Keeper, Ring, Seal
+from aios.kernel.lib.encryption import HEADER, Checked, Damaged, Keeper, Ring, Seal
+from aios.kernel.storage.blobs import Folder, Sealed, sealed
 from aios.shell.launch import System
 from aios.syscalls.errors import BadInput, KeyMissing, KeyWrong, StoreDamaged
 

@@ -16,15 +16,15 @@ from conftest import fewer
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from aios.kernel.blobs import LmdbBlobs
-from aios.kernel.catalog import Catalog
+from aios.kernel.entry.trap import Call, Session
 from aios.kernel.process import Process, ProcessTable
-from aios.kernel.shares import Shares, covers
-from aios.kernel.storage import Storage
-from aios.kernel.store import Store
-from aios.kernel.trap import Call, Session
-from aios.kernel.upkeep import Upkeep
-from aios.kernel.verify import Verification
+from aios.kernel.storage.blobs import LmdbBlobs
+from aios.kernel.storage.catalog import Catalog
+from aios.kernel.storage.fsck import Verification
+from aios.kernel.storage.maintenance import Upkeep
+from aios.kernel.storage.manager import Storage
+from aios.kernel.storage.shares import Shares, covers
+from aios.kernel.store.store import Store
 from aios.syscalls import sto, wire
 from aios.syscalls.errors import AiosError, Denied
 from aios.syscalls.messages import Limits

@@ -20,12 +20,12 @@ from conftest import fewer
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from aios.kernel import store as module
-from aios.kernel.room import ROOM
-from aios.kernel.seal import Checked, Keeper, Ring, Seal
-from aios.kernel.store import DONE, Store
-from aios.kernel.store_trial import try_store
-from aios.kernel.transaction import Txn
+from aios.kernel.lib.encryption import Checked, Keeper, Ring, Seal
+from aios.kernel.store import store as module
+from aios.kernel.store.file_space import ROOM
+from aios.kernel.store.probe import try_store
+from aios.kernel.store.store import DONE, Store
+from aios.kernel.store.transaction import Txn
 from aios.syscalls.errors import (
     BadInput,
     Conflict,
@@ -414,8 +414,8 @@ KEEPERS: list[Keeper] = [Checked(), Seal(Ring({b"ring": bytes.fromhex(RING)}, b"
 WRITER = """
 import os, sys
 from pathlib import Path
-from aios.kernel.store import Store
-from aios.kernel.seal import Checked, Ring, Seal
+from aios.kernel.store.store import Store
+from aios.kernel.lib.encryption import Checked, Ring, Seal
 keeper = Seal(Ring({b"ring": bytes.fromhex(sys.argv[3])}, b"ring")) if sys.argv[3:] else Checked()
 store = Store(Path(sys.argv[1]), lambda run: run(), keeper=keeper)
 def put(number):

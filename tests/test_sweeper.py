@@ -12,7 +12,7 @@ import pytest
 from conftest import eventually, run_system
 
 from aios.agents import connect
-from aios.kernel.sweeper import Sweeper, remove
+from aios.kernel.lib.sweeper import Sweeper, remove
 
 DEEP = 3000
 

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from aios.agents import sdk
-from aios.kernel.access import Gate
+from aios.kernel.access.gate import Gate
 from aios.kernel.handlers import HANDLERS
 from aios.kernel.process import ProcessTable
 from aios.syscalls import errors, messages, sto, wire

@@ -14,9 +14,9 @@ import pytest
 from conftest import Boot, eventually, run_system
 
 from aios.agents import Aios, connect
-from aios.kernel.envelope import arguments
-from aios.kernel.outputs import HOLE, LOG_BYTES, PIECE
-from aios.kernel.toolbox import Box
+from aios.kernel.entry.envelope import arguments
+from aios.kernel.init.outputs import HOLE, LOG_BYTES, PIECE
+from aios.kernel.tools.toolbox import Box
 from aios.shell.launch import System
 from aios.syscalls.errors import (
     AiosError,

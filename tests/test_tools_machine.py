@@ -16,10 +16,10 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from aios.kernel.job import JobRow
 from aios.kernel.process import Process, ProcessTable
-from aios.kernel.toolbox import Box
-from aios.kernel.tools import Tools
+from aios.kernel.tools.jobs import JobRow
+from aios.kernel.tools.manager import Tools
+from aios.kernel.tools.toolbox import Box
 from aios.syscalls import tool as m
 from aios.syscalls.errors import Cancelled, Denied, NotFound, ProcessGone, ToolUnknown
 from aios.syscalls.messages import Limits

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from turns import Caller, Turns
 
-from aios.kernel import trap
-from aios.kernel.trap import CALL_BYTES, ITEM_BYTES, STRUCT_BYTES
+from aios.kernel.entry import trap
+from aios.kernel.entry.trap import CALL_BYTES, ITEM_BYTES, STRUCT_BYTES
 from aios.syscalls.rules import Manifest
 from aios.syscalls.wire import DONE, FAILED
 

@@ -13,12 +13,12 @@ import pytest
 from turns import Caller, TooMuch, Turns, counted
 from worst import worst_of
 
-from aios.kernel import upload
-from aios.kernel.accounts import GRANTS
-from aios.kernel.envelope import MAX_DEPTH, arguments
-from aios.kernel.followers import OF_ONE, OF_TREE
-from aios.kernel.linux import real
-from aios.kernel.walls import Walls, reaches
+from aios.kernel.access.accounts import GRANTS
+from aios.kernel.entry.envelope import MAX_DEPTH, arguments
+from aios.kernel.entry.followers import OF_ONE, OF_TREE
+from aios.kernel.lib.linux import real
+from aios.kernel.sandbox.walls import Walls, reaches
+from aios.kernel.storage import uploads as upload
 from aios.shell.escape import as_json_text
 from aios.syscalls.errors import Malformed
 from aios.syscalls.rules import Manifest
@@ -174,7 +174,7 @@ def test_a_spawn_whose_contexts_there_is_no_room_for_leaves_nothing(
     one, table = turns.agent("lender"), turns.kernel.table
     ctx = one.done("llm.open")["ctx"]
     one.done("llm.append", ctx=ctx, tokens=[1, 2, 3])
-    monkeypatch.setattr("aios.kernel.context.TREE_BYTES", 1)
+    monkeypatch.setattr("aios.kernel.llm.contexts.TREE_BYTES", 1)
     before = set(table.rows)
     kind, body = one.wait(one.send("proc.spawn", {"program": "chat", "contexts": [ctx]}))
     assert (kind, body["code"]) == (FAILED, "limit")

@@ -38,12 +38,12 @@ from probes.base import call as linux
 
 from aios.agents import Aios, connect
 from aios.agents.client import Pending
-from aios.kernel import seccomp
 from aios.kernel.audit.read import Filter, entries
-from aios.kernel.cgroup import places
-from aios.kernel.refusals import Refusals, hand_over
-from aios.kernel.walls import Walls, calls_filter, check, drop_privileges
-from aios.kernel.witness import Witness
+from aios.kernel.sandbox import seccomp
+from aios.kernel.sandbox.cgroup import places
+from aios.kernel.sandbox.notifications import Refusals, hand_over
+from aios.kernel.sandbox.path_observer import Witness
+from aios.kernel.sandbox.walls import Walls, calls_filter, check, drop_privileges
 from aios.shell.launch import System
 from aios.syscalls.errors import Denied
 
@@ -431,7 +431,7 @@ def test_signals_reach_what_an_agent_started_and_nobody_else_on_any_linux() -> N
 
 SERVICE = """
 import os
-from aios.kernel.child import exec_service
+from aios.kernel.init.child import exec_service
 file = os.memfd_create("environment")
 os.write(file, b'{"PERSONS_TOKEN": "not for agents"}')
 exec_service(["/usr/bin/env"], file)()

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aios.kernel.linux import libc
-from aios.kernel.refusals import MOST, Listener
-from aios.kernel.witness import STEPS, WATCHED, Witness, resolved
+from aios.kernel.lib.linux import libc
+from aios.kernel.sandbox.notifications import MOST, Listener
+from aios.kernel.sandbox.path_observer import STEPS, WATCHED, Witness, resolved
 
 MEMORY = os.open("/proc/self/mem", os.O_RDONLY)
 ROOT = os.open("/", os.O_PATH)

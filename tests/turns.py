@@ -21,9 +21,9 @@ import msgspec
 
 from aios.kernel.boot import Kernel
 from aios.kernel.config import load
-from aios.kernel.init_protocol import Census, encode
+from aios.kernel.entry.trap import Session
+from aios.kernel.init.protocol import Census, encode
 from aios.kernel.process import Process
-from aios.kernel.trap import Session
 from aios.syscalls.messages import Limits
 from aios.syscalls.rules import Manifest
 from aios.syscalls.wire import ABI_VERSION, DONE, PIECE

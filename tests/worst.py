@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import inspect
 
-from aios.kernel.envelope import MAX_DEPTH
+from aios.kernel.entry.envelope import MAX_DEPTH
 from aios.syscalls.wire import MAX_CALL_BYTES
 
 ROOM = MAX_CALL_BYTES - 2048  # bytes of one field

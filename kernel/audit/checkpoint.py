@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from aios.syscalls.errors import AuditDamaged, BadInput, DiskFull
 
-from ..files import sync_folder
+from ..lib.files import sync_folder
 
 ED25519 = b"\1"  # signed-note's number of the algorithm
 DASH = "— "

@@ -14,8 +14,8 @@ from aios.syscalls import acc
 from aios.syscalls.messages import Message, SetLimits, Spawn
 from aios.syscalls.rules import Manifest, Rule
 
-from ..patterns import quoted
-from ..policy import STRICTEST, in_words
+from ..lib.patterns import quoted
+from ..rules import STRICTEST, in_words
 
 PART = 600  # bytes of one record's words
 PARTS = 2  # records of one call of an agent, which may call without end; of a person's as many

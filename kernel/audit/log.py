@@ -23,7 +23,7 @@ from pathlib import Path
 from aios.syscalls.errors import DiskFull
 from aios.syscalls.wire import Receipt
 
-from ..files import make_ahead, sync_folder, write_zeros
+from ..lib.files import make_ahead, sync_folder, write_zeros
 from . import segment
 from .checkpoint import Checkpoints, Signer
 from .gathered import Fields

@@ -21,7 +21,7 @@ from aios.syscalls.messages import AuditInfo, Message
 from aios.syscalls.table import Row
 from aios.syscalls.wire import Receipt
 
-from ..patterns import SEVERAL, quoted
+from ..lib.patterns import SEVERAL, quoted
 from ..process import Process
 from .details import details, parts
 from .gathered import Fields, Gathered

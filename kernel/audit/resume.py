@@ -14,7 +14,7 @@ from pathlib import Path
 
 from aios.syscalls.errors import AuditDamaged
 
-from ..files import write_zeros
+from ..lib.files import write_zeros
 from .merkle import Peaks, blank
 from .segment import State, begin, end_of, follow, is_blank, segments
 

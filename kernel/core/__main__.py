@@ -23,11 +23,11 @@ from typing import Any
 import msgspec
 import zmq
 
-from aios.kernel.stderr import become_log
+from aios.kernel.lib.log_stream import become_log
 from aios.syscalls.errors import AiosError, ModelError
 from aios.syscalls.messages import ModelInfo
 
-from ..seal import inherited
+from ..lib.encryption import inherited
 from .batcher import Batcher
 from .certify import certify
 from .disk import Codec, Disk

@@ -19,7 +19,7 @@ import numpy as np
 
 from aios.syscalls.errors import BadInput
 
-from ..seal import Damaged, Seal
+from ..lib.encryption import Damaged, Seal
 from .state import Bytes
 
 HEADER = struct.Struct("<16s16sIIQI")  # fingerprint, Name, bytes, checksum

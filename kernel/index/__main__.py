@@ -20,7 +20,7 @@ import msgspec
 import zmq
 
 from aios.kernel.config import Prefixes
-from aios.kernel.stderr import become_log
+from aios.kernel.lib.log_stream import become_log
 from aios.syscalls.errors import IndexFailed, ModelError
 
 from .database import Damaged

@@ -23,11 +23,11 @@ from conftest import Boot, eventually, run_system
 
 from aios.agents import connect
 from aios.kernel.config import Config
-from aios.kernel.keyring import Request, unlock
-from aios.kernel.owners import Row
-from aios.kernel.seal import Checked, Keeper, Seal
-from aios.kernel.store import Store
-from aios.kernel.transaction import Txn
+from aios.kernel.init.keyring import Request, unlock
+from aios.kernel.lib.encryption import Checked, Keeper, Seal
+from aios.kernel.memory.owners import Row
+from aios.kernel.store.store import Store
+from aios.kernel.store.transaction import Txn
 from aios.shell.launch import System
 from aios.syscalls.errors import AiosError, StoreFull
 

@@ -17,8 +17,9 @@ from probes.others import OTHERS
 from probes.sockets import SOCKETS
 from probes.system import LINUX
 
-from aios.kernel import landlock, seccomp, view, walls
-from aios.kernel.linux import PR_SET_NO_NEW_PRIVS, drop_capabilities, prctl
+from aios.kernel.lib.linux import PR_SET_NO_NEW_PRIVS, drop_capabilities, prctl
+from aios.kernel.sandbox import landlock, seccomp, walls
+from aios.kernel.sandbox import mount_namespace as view
 
 WALLS = ("none", "Landlock", "view", "seccomp", "capabilities")
 READ = [*walls.SYSTEM, *walls.python(), "/proc"]

@@ -1,0 +1,1 @@
+"""The access manager: the gate, what it goes by, and what persons are asked."""

@@ -1,0 +1,260 @@
+"""The access manager: the one gate that every system call passes before any effect.
+
+Two things are asked of each call: whether a rule allows it (policy.py), and whether what it is
+about is the caller's own, or shared with it. A person's process (a client: same user, not started
+by init) may do everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from functools import partial
+
+from aios.syscalls import acc, mem, retrieval, sto, tool
+from aios.syscalls import messages as t
+from aios.syscalls.errors import BadInput, Denied
+from aios.syscalls.rules import Group, Rule
+from aios.syscalls.table import Row
+
+from ..lib.patterns import Effort, TooLong
+from ..process import Process, ProcessTable
+from ..rules import (
+    Grant,
+    Judge,
+    Look,
+    Mode,
+    Named,
+    Passed,
+    Request,
+    Subject,
+    all_fitting,
+    check_right,
+    check_rules,
+    covers,
+    rules_of,
+)
+from .accounts import Accounts
+
+NICE = (t.SetNice, t.Spawn)
+ITS_OWN = (  # what calls can only be about the caller's own; with others it is looked at each time
+    t.Empty, t.Ps, t.Recv, t.Open, t.Append, t.Generate, t.Tokenize, t.Detokenize, t.Fork,
+    t.Checkpoint, t.Rollback, t.Close,
+)  # fmt: skip
+RAW = (t.Append, t.Generate)
+
+Shared = Callable[[str, str, str | None, Mode], bool]  # principal, owner, path or anything
+
+
+class Gate:
+    """`shared` knows what owners of storage have shared."""
+
+    def __init__(self, table: ProcessTable, accounts: Accounts, shared: Shared) -> None:
+        self.table, self.accounts, self.shared = table, accounts, shared
+        self.judge = Judge(accounts.grants, self._giver)
+        # Rules about a process, its own and those of each above it; by pid, and for each right.
+        # With them what passes by these whatever it is about.
+        self.layers: dict[int, dict[str, tuple[list[list[Named]], Passed | None]]] = {}
+        accounts.changed = self.layers.clear
+
+    # --- the check ------------------------------------------------------------------------------
+
+    def check(self, process: Process, row: Row, args: t.Message) -> Passed:
+        """Raises Denied, or NotFound of a process that is meant."""
+        if process.kind == "client" or row.right == "none":
+            return Passed("a person may" if process.kind == "client" else "everybody may")
+        if isinstance(args, RAW) and args.messages is None and (args.text or args.tokens):
+            row = row._replace(right="llm.raw")  # what may hold control tokens
+        layers, plain = self._layers(process, row.right)
+        if plain is not None and _is_of_its_own(args):
+            return plain
+        subject, look = self._subject(process, layers), Look(self.accounts.now())
+        requests, rule = self.requests(process, row, args), ""
+        asked: list[tuple[Request, str]] = []
+        for request in requests:
+            found = self.judge.decide(subject, request, look.now, look)
+            if found.effect == "deny":
+                about = f" on {request.object!r}" if request.object else ""
+                raise Denied(
+                    f"{process.principal} may not {row.name}{about}: {found.rule}",
+                    "a person sees why with `aios policy check`",
+                    found.rule,
+                )
+            rule = found.rule
+            if found.effect == "ask":
+                asked.append((request, rule))
+        if isinstance(args, NICE) and args.nice is not None and args.nice < process.nice:
+            raise Denied(f"{row.name}: an agent cannot go below its own nice value, {process.nice}")
+        if not asked:
+            return Passed(rule)
+        rules = dict.fromkeys(rule for _, rule in asked)
+        objects = tuple(dict.fromkeys(request.all for request in requests if request.object))
+        return Passed("; ".join(rules), objects, tuple(request for request, _ in asked))
+
+    def subject(self, process: Process, right: str = "") -> Subject:
+        """Who asks; with `right`, with the rules alone that say anything of it."""
+        return self._subject(process, self._layers(process, right)[0])
+
+    def _subject(self, process: Process, layers: list[list[Named]]) -> Subject:
+        pid = 0 if process.kind == "client" else process.pid
+        return Subject(
+            process.principal, layers, pid, frozenset(process.labels), is_worker=bool(process.tool)
+        )
+
+    def _layers(self, process: Process, right: str) -> tuple[list[list[Named]], Passed | None]:
+        known = self.layers.setdefault(process.pid, {}) if process.alive else {}
+        found = known.get(right)
+        if found is None:
+            own = self._own_rules(process, right)
+            layers = [[named for named in own if not right or covers(named.rule.right, right)]]
+            if len(process.line) > 1:
+                layers += self._layers(process.line[1], right)[0]
+            elif process.parent:
+                layers.append([])  # whoever it was, nobody knows what that might
+            found = known[right] = layers, plainly(layers)
+        return found
+
+    def _own_rules(self, process: Process, right: str) -> list[Named]:
+        """All that say anything of itself; the same objects, whatever the `right`."""
+        if right:
+            return self._layers(process, "")[0][0]
+        groups = {} if process.tool else self.accounts.groups  # its caller's are not its own
+        return rules_of(process.principal, process.manifest, groups)
+
+    def _giver(self, grant: Grant) -> Subject | None:
+        if not grant.pid:
+            return Subject("")
+        process = self.table.rows.get(grant.pid)
+        return self.subject(process) if process is not None and process.alive else None
+
+    def requests(self, process: Process, row: Row, args: t.Message) -> list[Request]:
+        """What a call asks for: one right, on one or more objects."""
+        make = partial(Request, row.right)
+        match args:
+            case t.Kill() | t.Log() | t.SetNice() | t.SetLimits():
+                target = process if args.pid is None else self.table.get(args.pid)
+                return [make(target.principal, owned=lambda who: self._controls(who, target))]
+            case t.Send():
+                return [make(self.table.find(args.to, process.principal).principal)]
+            case t.Spawn():
+                return [make(args.program)]
+            case tool.CallTool():
+                return [make(args.name, args=args.args)]
+            case mem.Whose():
+                named = self.table.rows.get(args.pid or 0)
+                theirs = args.principal or (named.principal if named else "")
+                own = args.principal is None and args.pid in (None, process.pid)
+                pid = process.pid if own else args.pid
+                whose = process.principal if own else theirs
+                return [make(whose, owned=lambda who: args.principal is None and who.pid == pid)]
+        owner = getattr(args, "owner", None)
+        owner = process.principal if owner is None else owner
+        return [
+            make(
+                f"{owner}:{path}",
+                below=below,
+                owned=partial(self._reaches, owner, None if below else path, mode),
+            )
+            for path, below, mode in _objects(args)
+        ] or [make()]
+
+    def _controls(self, who: Subject, target: Process) -> bool:
+        return who.pid == target.pid or self.table.is_above(who.pid, target)
+
+    def _reaches(self, owner: str, path: str | None, mode: Mode, who: Subject) -> bool:
+        return who.principal == owner or self.shared(who.principal, owner, path, mode)
+
+    def readable(self, process: Process, scopes: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Of (owner, prefix) that were shared, those that the rules let a process read."""
+        if process.kind == "client":
+            return scopes
+        subject, look = self.subject(process), Look(self.accounts.now())
+
+        def may(owner: str, prefix: str) -> bool:
+            request = Request("sto.read", f"{owner}:{prefix}", below="/:*")
+            return self.judge.decide(subject, request, look.now, look).effect == "allow"
+
+        return [scope for scope in scopes if may(*scope)]
+
+    def may_ever(self, process: Process, right: str, objects: Iterable[str]) -> list[str]:
+        """Those that it may with some arguments, or might be; the rest where that takes too long
+        to find out is left out."""
+        if process.kind == "client":
+            return list(objects)
+        subject, effort = self.subject(process, right), Effort()
+        found: list[str] = []
+        with suppress(TooLong):
+            found += (o for o in objects if self.judge.may_ever(subject, right, o, effort))
+        return found
+
+    def grant(self, process: Process, args: acc.Grant) -> acc.Granted:
+        """Raises BadInput for what is handed on otherwise."""
+        if args.right.split(".")[0] in ("sto", "*"):
+            raise BadInput("a grant of storage does nothing", "its owner shares it: `sto.share`")
+        check_right(args.right)
+        rule = Rule(args.right, args.on, args.args)
+        check_rules([Group(allow=[rule], members=[args.to])])
+        return acc.Granted(id=self.accounts.give(process, args.to, rule, args.seconds))
+
+    def explain(self, process: Process, args: acc.Check) -> acc.Verdict:
+        """What the gate would say; of the rules alone, as if the object were the caller's own.
+
+        Raises:
+            Denied: an agent asks of another. BadInput: no call needs that right.
+        """
+        check_right(args.right)
+        if process.kind != "client" and (args.principal or args.pid not in (None, process.pid)):
+            raise Denied("an agent asks of itself only")
+        target = process if args.pid is None else self.table.get(args.pid)
+        subject = self.subject(target)
+        if args.principal is not None:
+            rules = [rules_of(args.principal, None, self.accounts.groups)]
+            subject = Subject(args.principal, rules, -1)
+        request = Request(args.right, args.object, args=args.args)
+        decision = self.judge.decide(subject, request, self.accounts.now())
+        return acc.Verdict(
+            effect=decision.effect, rule=decision.rule, tainted=sorted(subject.labels),
+            fits=all_fitting(subject, request),
+        )  # fmt: skip
+
+    def ended(self, process: Process) -> None:
+        self.layers.pop(process.pid, None)
+
+
+def plainly(layers: list[list[Named]]) -> Passed | None:
+    """What passes where each layer allows all objects, and none has a rule about anything less."""
+    plain = all(
+        named == named._replace(effect="allow", rule=Rule(named.rule.right))
+        for layer in layers
+        for named in layer
+    )
+    return Passed(layers[0][0].text) if plain and all(layers) else None
+
+
+def _is_of_its_own(args: t.Message) -> bool:
+    """Whether a call is about nothing that could be another's."""
+    return isinstance(args, ITS_OWN) or (isinstance(args, t.SetLimits) and args.pid is None)
+
+
+def _objects(args: t.Message) -> Iterator[tuple[str, str, Mode]]:
+    """Paths of storage that a call is about, what of it, and how; for `below` see Request."""
+    match args:
+        case sto.Batch():
+            for change in args.changes:
+                yield change.path, "", "write"
+        case sto.Put() | sto.Delete() | sto.Restore():
+            yield args.path, "", "write"
+        case sto.Get() | sto.History():
+            yield args.path, "", "read"
+        case retrieval.Search():
+            yield args.path, "/:*", "read"
+        case sto.List() | sto.Watch():
+            yield args.prefix, ":*", "read"
+        case sto.Purge():
+            yield args.path, "", "own"
+        case sto.Share():
+            yield args.prefix, "/:*", "own"
+        case sto.Upload():
+            yield "", ":*", "write"
+        case sto.Shares():
+            yield "", ":*", "own"

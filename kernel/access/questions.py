@@ -1,0 +1,133 @@
+"""What a person is asked before a call goes on. No answer in time means deny."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from aios.syscalls import acc
+from aios.syscalls.errors import BadInput, Denied, NotFound
+from aios.syscalls.messages import Done, Message
+from aios.syscalls.rules import OBJECTS, PATTERN_CHARACTERS, Rule
+
+from ..entry.followers import Followers
+from ..entry.trap import Call
+from ..rules import Passed, in_words
+from .gate import Gate
+
+_encode = msgspec.msgpack.Encoder().encode
+_question = msgspec.msgpack.Decoder(acc.Question).decode
+_patterns = msgspec.msgpack.Decoder(list[str]).decode
+
+
+@dataclass
+class Held:
+    """A call that waits for the answer; `go_on` runs it, about the objects that were shown. The
+    question waits as bytes: as objects it may take seventy times the room."""
+
+    call: Call
+    told: msgspec.Raw  # the question
+    on: bytes  # patterns for what is asked
+    go_on: Callable[[Sequence[str]], None]
+
+    @property
+    def question(self) -> acc.Question:
+        return _question(self.told)
+
+
+class Questions:
+    """`after(seconds, run)` starts a timer that can be cancelled."""
+
+    def __init__(
+        self, gate: Gate, timeout: float, after: Callable[[float, Callable[[], None]], Any]
+    ) -> None:
+        self.gate, self.timeout, self.after = gate, timeout, after
+        self.last = 0
+        self.held: dict[int, Held] = {}
+        self.followers: Followers[None] = Followers()
+
+    def hold(
+        self, call: Call, args: Message, passed: Passed, go_on: Callable[[Sequence[str]], None]
+    ) -> int:
+        """Ask, with all that the call was given, and end it or let it go on by the answer. Return
+        the bytes that are kept for it."""
+        self.last += 1
+        question = acc.Question(
+            id=self.last, pid=call.process.pid, principal=call.process.principal,
+            call=call.row.name, right=passed.asked[0].right, objects=list(passed.objects),
+            args=given(args), rule=passed.rule, tainted=sorted(call.process.labels),
+            expires=time.time() + self.timeout,
+        )  # fmt: skip
+        on = _encode(list(dict.fromkeys(request.pattern for request in passed.asked)))
+        held = Held(call, msgspec.Raw(_encode(question)), on, go_on)
+        self.held[question.id] = held
+        timer = self.after(self.timeout, partial(self._late, held))
+        call.on_end = partial(self._stop, question.id, timer)
+        for follower, _ in self.followers:
+            follower.piece(held.told)
+        return len(held.told) + len(on)
+
+    def _stop(self, number: int, timer: Any) -> None:
+        del self.held[number]
+        timer.cancel()
+
+    def _late(self, held: Held) -> None:
+        rule = held.question.rule
+        held.call.fail(
+            Denied(f"nobody has answered within {self.timeout:g} s: {rule}", "`aios policy ask`")
+        )
+
+    def follow(self, call: Call) -> None:
+        self.followers.add(call, None)
+        for held in self.held.values():
+            call.piece(held.told)
+
+    def answer(self, call: Call, args: acc.Answer) -> Done:
+        """Raises NotFound where nobody waits for that any more; BadInput where no grant can say
+        what was shown."""
+        held = self.held.get(args.id)
+        if held is None:
+            raise NotFound(f"no question {args.id} waits", "it was answered, or its time is over")
+        question, asker = held.question, held.call
+        if args.answer == "deny":
+            asker.fail(Denied(f"a person denies {question.call}: {question.rule}"))
+            return Done()
+        if args.answer != "once":
+            to = question.principal if args.answer == "always" else f"#{question.pid}"
+            on = _patterns(held.on)
+            if len(on) > OBJECTS or max(map(len, on)) > PATTERN_CHARACTERS:
+                raise BadInput(
+                    f"it is about more than the {OBJECTS} objects, or names longer than the "
+                    f"{PATTERN_CHARACTERS} letters, that a grant can have",
+                    "answer `once`, or set a rule: `aios group`",
+                )
+            rule = Rule(question.right, on)
+            self.gate.accounts.give(call.process, to, rule)
+            words = f"[{in_words(rule)}] [to {to}]"
+            call.trap.audit.changed(call.process, call.id, call.row, call.intent, words)
+        assert asker.on_end is not None
+        asker.on_end()
+        asker.on_end = None
+        held.go_on(question.objects)
+        return Done()
+
+    def check(self) -> list[str]:
+        kept = [number for number, held in self.held.items() if held.call.ended]
+        return [
+            *self.followers.check(),
+            *(f"question {number} is kept, its call has ended" for number in kept),
+        ]
+
+
+def given(args: Message) -> dict[str, Any]:
+    """What a call was given, by name: nothing that it does stands anywhere else."""
+    return {
+        field.name: msgspec.to_builtins(value, builtin_types=(bytes,))
+        for field in msgspec.structs.fields(args)
+        if (value := getattr(args, field.name)) not in (field.default, None)
+    }

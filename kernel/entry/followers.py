@@ -1,0 +1,47 @@
+"""Calls that follow what happens, with what each of them is about.
+
+Whatever happens is looked at for each of them, so there are bounds: of one process OF_ONE, of a
+tree of agents OF_TREE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+from aios.syscalls.errors import LimitReached
+
+from ..lib.trees import check_tree, in_tree
+from .trap import Call
+
+OF_ONE, OF_TREE = 16, 64
+
+T = TypeVar("T")
+
+
+class Followers(Generic[T]):
+    def __init__(self) -> None:
+        self.entries: dict[int, tuple[Call, T]] = {}
+
+    def add(self, call: Call, about: T) -> None:
+        """Until the call ends. Raises LimitReached for one too many."""
+        process = call.process
+        if process.kind != "client":
+            others = [other.process for other, _ in self.entries.values()]
+            hint = "cancel some of these calls"
+            if sum(other is process for other in others) >= OF_ONE:
+                raise LimitReached(f"process {process.pid} follows {OF_ONE} already: no more", hint)
+            following = in_tree(process.principal, (other.principal for other in others))
+            check_tree(process.principal, following, OF_TREE, "calls that follow", hint)
+        key = id(call)
+        self.entries[key] = (call, about)
+        call.on_end = lambda: self.entries.pop(key)
+
+    def __iter__(self) -> Iterator[tuple[Call, T]]:
+        return iter(list(self.entries.values()))
+
+    def __bool__(self) -> bool:
+        return bool(self.entries)
+
+    def check(self) -> list[str]:
+        return [f"call {call.id} has ended, and follows" for call, _ in self if call.ended]

@@ -1,0 +1,463 @@
+"""Where a system call enters: decode, identify, authorize, dispatch. The kernel's only catch-all.
+
+Whatever comes in, each call gets exactly one final reply, and what has an effect has it once: a
+caller that comes back after the kernel's death sends again what it has no final reply to. Such a
+call is then still on its way (detached), or has ended (its reply is kept), or had no effect yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+import msgspec
+
+from aios.syscalls import wire
+from aios.syscalls.errors import (
+    AiosError,
+    BadToken,
+    Cancelled,
+    Denied,
+    Internal,
+    LimitReached,
+    Malformed,
+    OutOfOrder,
+    ProcessGone,
+    UnknownCall,
+)
+from aios.syscalls.messages import Message, Return
+from aios.syscalls.table import TABLE, Row
+from aios.syscalls.wire import Receipt
+
+from ..lib.trees import Trees, check_tree, root
+from ..process import Process, ProcessTable
+from ..rules import Passed
+from .envelope import Envelope, arguments, open_envelope
+from .replies import Kept, Replies
+
+WAITING_BYTES = 64 << 20  # of calls of one tree of agents that wait
+# That one takes besides the bytes of its arguments, and each item of lists in them, about.
+CALL_BYTES, STRUCT_BYTES, ITEM_BYTES = 2048, 256, 40
+UNLIMITED = ("call.cancel", "proc.exit")  # whoever waits for too much can still make an end
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+@dataclass
+class Session:
+    """One connection: its peer as Linux names it; after hello, the process it speaks for."""
+
+    route: bytes
+    os_pid: int  # 0: of none here, but of who has the key
+    process: Process | None = None
+    calls: dict[int, Call] = field(default_factory=dict)
+    closed: bool = False
+    key: str = ""
+
+    @property
+    def peer(self) -> str:
+        return f"key={self.key}" if self.key else f"os_pid={self.os_pid}"
+
+
+@dataclass
+class Call:
+    """A system call on its way. `on_end` runs once, whichever way it ends."""
+
+    trap: Trap
+    session: Session
+    process: Process
+    id: int
+    row: Row
+    on_cancel: Callable[[], None] | None = None  # instead of ending with the error Cancelled
+    on_end: Callable[[], object] | None = None
+    pieces: list[Any] = field(default_factory=list)  # sent so far, of a call that has an effect
+    detached: bool = False  # its caller has to send it again to hear of it
+    durable: bool = False  # the final reply waits until its effect would survive a power cut
+    intent: int = 0  # the sequence of its record
+    receipt: Receipt | None = None  # of its last record
+    receipted: bool = False  # its caller wants that
+    bytes: int = 0  # that it takes, about, while it waits
+    ended: bool = False
+
+    def piece(self, body: Any, *, durable: bool = False, keep: bool = True) -> None:
+        """With `durable`, once what it follows from would survive a power cut; without `keep`, not
+        for a caller that comes back."""
+        if self.ended:
+            return
+        if self.row.effect and keep:
+            self.pieces.append(body)
+        if not self.detached:
+            self.trap.reply(self.session, self.id, wire.PIECE, body, durable=durable)
+
+    def attach(self) -> None:
+        """Its caller is back: it hears all pieces again, and knows how many it has had."""
+        self.detached = False
+        for body in self.pieces:
+            self.trap.reply(self.session, self.id, wire.PIECE, body)
+
+    def done(self, body: Any) -> None:
+        self._end(wire.DONE, body)
+
+    def fail(self, error: AiosError) -> None:
+        if not self.ended:
+            self.trap.errors[error.code] += 1
+        self._end(wire.FAILED, error.to_wire())
+
+    def _end(self, kind: int, body: Any) -> None:
+        """The one final reply; a call that has ended already takes no other."""
+        if self.ended:
+            return
+        self.ended = True
+        self.session.calls.pop(self.id, None)
+        if self.bytes:
+            self.trap.waiting.add(self.process.principal, -self.bytes)
+        if self.row.changes:
+            code = "ok" if kind == wire.DONE else body["code"]
+            self.receipt = self.trap.audit.ended(self.process, self.id, self.row, self.intent, code)
+        receipt = self.receipt if self.receipted else None
+        if self.row.effect:
+            self.trap.replies.keep(self.process.pid, self.id, kind, body, self.pieces, receipt)
+        if not self.detached:
+            self.trap.reply(
+                self.session, self.id, kind, body, durable=self.durable, receipt=receipt
+            )
+        tell, self.on_end, self.on_cancel = self.on_end, None, None  # no ring is left for gc
+        if tell is not None:
+            tell()
+
+    def cancel(self) -> None:
+        if self.on_cancel is not None:
+            self.on_cancel()
+        else:
+            self.fail(Cancelled(f"{self.row.name} was cancelled"))
+
+
+Handler = Callable[[Call, Any], Any]
+
+
+class Gate(Protocol):
+    def check(self, process: Process, row: Row, args: Any) -> Passed:
+        """By which rule the call is allowed, and what a person has to be asked first, if anything.
+        Raises Denied."""
+
+
+class Ledger(Protocol):
+    """What the trap asks of the kernel's ledger."""
+
+    def check_room(self) -> None:
+        """Raises DiskFull where nothing that has an effect may begin."""
+
+    def keep_reply(self, pid: int, call_id: int, data: bytes | None) -> None:
+        """With None, it was heard."""
+
+    def send_synced(self, route: bytes, data: bytes) -> None: ...
+
+
+class Recorder(Protocol):
+    """What the trap asks of the audit log."""
+
+    def check_room(self, row: Row, process: Process | None) -> None:
+        """Raises DiskFull where the call could not be recorded."""
+
+    def called(
+        self, process: Process, call_id: int, row: Row, args: Message, raw: msgspec.Raw, rule: str
+    ) -> Receipt: ...
+
+    def changed(self, process: Process, call_id: int, row: Row, intent: int, text: str) -> int: ...
+
+    def ended(
+        self, process: Process, call_id: int, row: Row, intent: int, code: str
+    ) -> Receipt: ...
+
+    def refused(
+        self, process: Process | None, peer: str, call_id: int, name: str, raw: bytes,
+        error: AiosError,
+    ) -> Receipt | None: ...  # fmt: skip
+
+
+class Trap:
+    """`hello` makes a Process out of a session; `handlers` has one function a row of the table."""
+
+    def __init__(
+        self,
+        table: ProcessTable,
+        handlers: dict[str, Handler],
+        send: Callable[[bytes, bytes], None],
+        hello: Callable[[Session, Any], Any],
+        gate: Gate,
+        ask: Callable[[Call, Message, Passed, Callable[[Sequence[str]], None]], int],
+        ledger: Ledger,
+        audit: Recorder,
+        settle: Callable[[Process], None] = lambda _: None,
+    ) -> None:
+        self.gate, self.ask, self.ledger, self.audit = gate, ask, ledger, audit
+        self.settle = settle
+        self.table = table
+        self.handlers = handlers
+        self.send = send
+        self.hello = hello
+        self.replies = Replies(ledger.keep_reply)
+        self.sessions: dict[bytes, Session] = {}
+        self.by_pid: dict[int, Session] = {}
+        self.greeted: set[bytes] = set()  # connections of this machine on which somebody said hello
+        self.on_parted: Callable[[bytes], None] = lambda _: None  # a connection is nobody's now
+        self.calls: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()
+        self.waiting = Trees()  # bytes of calls that have not ended
+
+    def receive(self, route: bytes, os_pid: int, frames: list[bytes], key: str = "") -> None:
+        session = self.sessions.get(route) or Session(route, os_pid, key=key)  # kept from hello on
+        call = Envelope(0, "", msgspec.Raw(b"".join(frames)))
+        if (session.os_pid, session.key) != (os_pid, key):  # another, under an id that is taken
+            other = Session(route, os_pid, key=key)
+            self._record(other, call, Denied("the connection is another's"))
+            return
+        with self._refusing(session, lambda: call):
+            if len(frames) != 1:
+                raise Malformed(f"a system call has 1 frame, not {len(frames)}")
+            call = open_envelope(frames[0])
+            pid = session.process.pid if session.process is not None else 0
+            self.replies.heard(pid, call.heard)
+            kept = self.replies.get(pid, call.id)
+            if kept is not None:
+                self._say_again(session, call.id, kept)
+                return
+            known = session.calls.get(call.id)
+            if known is not None and known.detached:
+                known.receipted = call.receipt
+                known.attach()
+                return
+            if known is not None:
+                taken, call.id = call.id, 0  # an answer with that id would end the other call
+                raise OutOfOrder(f"call id {taken} is in use", "choose another")
+            self._dispatch(session, call)
+
+    @contextlib.contextmanager
+    def _refusing(self, session: Session, call: Callable[[], Envelope]) -> Iterator[None]:
+        """Whatever goes wrong with a call is its final reply."""
+        try:
+            yield
+        except AiosError as error:
+            self._refuse(session, call(), error)
+        except Exception:  # noqa: BLE001 (the one place where a defect of the kernel ends up)
+            traceback.print_exc(file=sys.stderr)
+            self._refuse(session, call(), Internal("the kernel failed to serve this call"))
+
+    def _dispatch(self, session: Session, asked: Envelope) -> None:
+        name = asked.name
+        row = TABLE.get(name)
+        if row is None:
+            raise UnknownCall(f"no system call {name[:64]!r}")
+        if (session.process is None) != (name == "hello"):
+            raise OutOfOrder("hello comes first, and once")
+        args = arguments(row, asked.args)
+        self.calls[name] += 1
+        self.audit.check_room(row, session.process)
+        if session.process is None:
+            self._hello(session, asked, row, args)
+            return
+        process = session.process
+        if process.reported:
+            raise OutOfOrder("the process has made its exit")
+        process.calls += 1
+        if process.calls == 1:
+            self.settle(process)
+        passed = self.gate.check(process, row, args)
+        if row.effect and not row.frees:
+            self.ledger.check_room()
+        if name not in UNLIMITED:
+            self._check_waiting(session, process)
+        call = Call(
+            self, session, process, asked.id, row, durable=row.outward, receipted=asked.receipt
+        )
+        call.receipt = self.audit.called(process, asked.id, row, args, asked.args, passed.rule)
+        call.intent, _ = call.receipt
+        session.calls[asked.id] = call
+        if not passed.asked:
+            self._serve(call, args)
+            held = 0 if call.ended else _items(args)
+        else:
+            held = self.ask(call, args, passed, partial(self._go_on, asked, call))
+        if not call.ended:
+            call.bytes = CALL_BYTES + memoryview(asked.args).nbytes + held
+            self.waiting.add(process.principal, call.bytes)
+
+    def _check_waiting(self, session: Session, process: Process) -> None:
+        """Raises LimitReached where a process has too many calls that wait, or a tree of agents
+        too much in them."""
+        hint = "wait for one of them, or cancel it"
+        limit = process.limits.queue
+        if limit is not None and len(session.calls) >= limit:
+            raise LimitReached(
+                f"{limit} calls are waiting: the limit of process {process.pid}", hint
+            )
+        if process.principal.startswith("/"):
+            held = self.waiting.total(root(process.principal))
+            check_tree(process.principal, held, WAITING_BYTES, "bytes of calls that wait", hint)
+
+    def _serve(self, call: Call, args: Message) -> None:
+        body = self.handlers[call.row.name](call, args)
+        if body is not None:  # else the final reply comes later
+            call.done(body)
+
+    def _go_on(self, asked: Envelope, call: Call, shown: Sequence[str]) -> None:
+        """A person has said yes to what was shown, about these objects. What denies by now wins,
+        and a name may have come to mean something else. The arguments waited as bytes: as objects
+        they may take seventy times the room."""
+        with self._refusing(call.session, lambda: asked):
+            args = arguments(call.row, asked.args)
+            now = self.gate.check(call.process, call.row, args)
+            if now.asked and now.objects != tuple(shown):
+                raise Denied(
+                    f"{call.row.name} is about something else than a person was shown", "call again"
+                )
+            self._serve(call, args)
+
+    def _hello(self, session: Session, asked: Envelope, row: Row, args: Message) -> None:
+        body = self.hello(session, args)
+        process = session.process or self.sessions[session.route].process
+        assert process is not None
+        receipt = self.audit.called(process, asked.id, row, args, asked.args, "")
+        self.reply(session, asked.id, wire.DONE, body, receipt=receipt if asked.receipt else None)
+
+    def _refuse(self, session: Session, asked: Envelope, error: AiosError) -> None:
+        call = session.calls.get(asked.id)
+        if call is not None:
+            call.fail(error)
+            return
+        self.errors[error.code] += 1
+        receipt = self._record(session, asked, error)
+        self.reply(
+            session, asked.id, wire.FAILED, error.to_wire(),
+            receipt=receipt if asked.receipt else None,
+        )  # fmt: skip
+
+    def _record(self, session: Session, asked: Envelope, error: AiosError) -> Receipt | None:
+        raw = bytes(asked.args)
+        return self.audit.refused(session.process, session.peer, asked.id, asked.name, raw, error)
+
+    def reply(
+        self, session: Session, call_id: int, kind: int, body: Any, *, durable: bool = False,
+        receipt: Receipt | None = None,
+    ) -> None:  # fmt: skip
+        if not session.closed:
+            send = self.ledger.send_synced if durable else self.send
+            frame = (call_id, kind, body) if receipt is None else (call_id, kind, body, receipt)
+            send(session.route, _encode(frame))
+
+    # --- coming back ----------------------------------------------------------------------------
+
+    def _say_again(self, session: Session, call_id: int, kept: Kept) -> None:
+        for piece in kept.pieces:
+            self.reply(session, call_id, wire.PIECE, piece)
+        self.reply(session, call_id, kept.kind, kept.body, durable=True, receipt=kept.receipt)
+
+    def expect(self, process: Process) -> Session:
+        """A session for a process that is to come back."""
+        session = self.by_pid[process.pid] = Session(
+            b"", process.os_pid, process, closed=True, key=process.key
+        )
+        return session
+
+    def part(self, session: Session) -> None:
+        """Its connection is gone; the process is expected back by another."""
+        self.sessions.pop(session.route, None)
+        session.route, session.closed = b"", True
+
+    def detached(self, pid: int, call_id: int, name: str) -> Call:
+        """A call that was on its way when the kernel died."""
+        session = self.by_pid[pid]
+        assert session.process is not None
+        call = Call(self, session, session.process, call_id, TABLE[name], detached=True)
+        session.calls[call_id] = call
+        return call
+
+    def back(self, session: Session, back: Return) -> Process:
+        """Whoever speaks in `session` goes on as the process it was.
+
+        Raises:
+            BadToken: it is not that process.
+        """
+        known = self.by_pid.get(back.pid)
+        if (
+            known is None
+            or known.process is None
+            or (known.os_pid, known.key) != (session.os_pid, session.key)
+            or not secrets.compare_digest(known.process.secret, back.secret)
+        ):
+            raise BadToken("no process of that number and secret is expected back")
+        self._leave(known.route)
+        known.closed = True
+        for call in list(known.calls.values()):
+            call.detached = True
+            if not call.row.effect:  # it will be sent again, and is another call then
+                call.fail(Cancelled("its caller came back"))
+        known.route, known.closed = session.route, False
+        self.sessions[known.route] = known
+        return known.process
+
+    def greet(self, session: Session) -> None:
+        """Raises OutOfOrder where somebody said hello on that connection before, taken or not."""
+        if session.route in self.greeted:
+            raise OutOfOrder("hello comes once on a connection", "make another connection")
+        if not session.key:
+            self.greeted.add(session.route)
+
+    def bind(self, session: Session, process: Process) -> None:
+        before = self.by_pid.get(process.pid)
+        if before is not None:  # an agent that says hello again
+            self._leave(before.route)
+        session.process = process
+        self.sessions[session.route] = session
+        self.by_pid[process.pid] = session
+
+    def _leave(self, route: bytes) -> None:
+        if self.sessions.pop(route, None) is not None:
+            self.on_parted(route)
+
+    def end_calls(self, process: Process, error: AiosError) -> None:
+        """End all that a process waits for."""
+        session = self.by_pid.get(process.pid)
+        for call in list(session.calls.values()) if session else []:
+            call.fail(error)
+
+    def close(self, session: Session) -> None:
+        """The connection is gone: its calls end, unheard."""
+        session.closed = True
+        self._leave(session.route)
+        if session.process is not None:
+            self.by_pid.pop(session.process.pid, None)
+        for call in list(session.calls.values()):
+            call.fail(ProcessGone("the caller is gone"))
+        if session.process is not None:
+            self.replies.ended(session.process.pid)
+
+    def check(self) -> list[str]:
+        problems = [
+            f"replies to dead process {pid} are kept"
+            for pid in self.replies.callers
+            if not self.table.is_alive(pid)
+        ]
+        for session in self.sessions.values():
+            if session.process is not None and not session.process.alive:
+                problems.append(f"the connection of dead process {session.process.pid} is open")
+            problems += [
+                f"call {i} has ended and is kept" for i, c in session.calls.items() if c.ended
+            ]
+        return problems
+
+
+def _items(args: Message) -> int:
+    """Return the bytes, about, that the items of lists take as objects, besides their own."""
+    lists = [value for value in msgspec.structs.astuple(args) if type(value) is list and value]
+    return sum(
+        len(each) * (STRUCT_BYTES if isinstance(each[0], msgspec.Struct) else ITEM_BYTES)
+        for each in lists
+    )

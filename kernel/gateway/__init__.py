@@ -1,0 +1,1 @@
+"""Callers from elsewhere."""

@@ -1,0 +1,1 @@
+"""init: the parent of all processes."""

@@ -1,0 +1,1 @@
+"""What of the kernel is journaled, and how it comes back."""

@@ -1,0 +1,248 @@
+"""The rows of contexts in the journal: each is written whole once, then what changes in it.
+
+A change says of a list how much of it stays and what follows; of a new checkpoint, in what it
+differs from what the context holds. So an append or a checkpoint costs what it adds. Once the
+changes are longer than the row, that is written whole again: all that is written for a context is
+at most twice what changed, and what is read again at most twice what it holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from ..core.protocol import Halted, Out, Segment
+from ..journal import Journal
+from ..llm.contexts import Past, Turn
+from ..llm.work import Work
+
+SLACK = 4096  # bytes of changes that are added before a short row is written whole again
+NEAR = 64  # tokens and characters of a change for which no nearer checkpoint is looked for
+LISTS = ("history", "turns", "dropped")
+PLAIN = [name for name in Past.__struct_fields__ if name not in LISTS]
+OWN = ("owner", "principal", "name", "own", "labels")
+
+
+class ContextRow(Past, kw_only=True):
+    owner: int  # 0: asleep
+    principal: str = ""
+    name: str | None
+    checkpoints: dict[str, Past]
+    own: bool
+    labels: set[str]
+    work: Work | None
+
+
+TYPES = {field.name: field.type for field in msgspec.structs.fields(ContextRow)}
+
+
+class Tail(Struct, array_like=True):
+    """A list, as another one: how many items of that stay, and what follows them."""
+
+    stay: int
+    turns: list[Turn]
+
+
+class Difference(Struct, omit_defaults=True):
+    """What makes another past of one."""
+
+    fields: dict[str, Any] = {}  # those that are others
+    stay: int = 0  # segments of the history
+    cut: int = 0  # tokens that stay of the next segment, to which the first of `history` is added
+    history: list[Segment] = []
+    turns: Tail | None = None
+    dropped: Tail | None = None
+
+    @property
+    def weight(self) -> int:
+        """Tokens and characters that it brings."""
+        tails = [tail for tail in (self.turns, self.dropped) if tail is not None]
+        texts = [turn.text + turn.note for tail in tails for turn in tail.turns]
+        return sum(len(tokens) for _, tokens in self.history) + sum(map(len, texts))
+
+
+class Change(Struct, tag_field="t", omit_defaults=True):
+    """What makes another row of one."""
+
+    past: Difference
+    since: str | None = None  # the checkpoint that `past` is the difference to; None: the row
+    fields: dict[str, Any] = {}
+    checkpoints: dict[str, Difference] = {}  # those that are new, to what the row is now
+    work: Work | UnsetType | None = UNSET
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_row = msgspec.msgpack.Decoder(ContextRow).decode
+_note = msgspec.msgpack.Decoder(Out | Halted | Change).decode
+
+
+def in_common(old: Sequence[Any], new: Sequence[Any]) -> int:
+    """How many items two lists begin with alike."""
+    low, high = 0, min(len(old), len(new))
+    middle = high  # most often one is the other's beginning
+    while low < high:
+        if old[low:middle] == new[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+        middle = (low + high + 1) // 2
+    return low
+
+
+def difference(old: Past, new: Past) -> Difference:
+    stay = in_common(old.history, new.history)
+    cut, history = 0, new.history[stay:]
+    if history and stay < len(old.history) and old.history[stay][0] == history[0][0]:
+        how, tokens = history[0]
+        cut = in_common(old.history[stay][1], tokens)
+        history = [(how, tokens[cut:]), *history[1:]]
+    turns, dropped = _tail(old.turns, new.turns), _tail(old.dropped, new.dropped)
+    return Difference(_others(PLAIN, old, new), stay, cut, history, turns, dropped)
+
+
+def _others(names: Iterable[str], old: Past, new: Past) -> dict[str, Any]:
+    values = {name: getattr(new, name) for name in names}
+    return {name: value for name, value in values.items() if value != getattr(old, name)}
+
+
+def _tail(old: list[Turn], new: list[Turn]) -> Tail | None:
+    stay = in_common(old, new)
+    return None if stay == len(old) == len(new) else Tail(stay, new[stay:])
+
+
+def become(past: Past, change: Difference) -> None:
+    """Make another past of this one; it shares no list with anyone."""
+    for name, value in change.fields.items():
+        setattr(past, name, msgspec.convert(value, TYPES[name]))
+    added = [(how, list(tokens)) for how, tokens in change.history]
+    if change.cut:
+        _, tokens = past.history[change.stay]
+        tokens[change.cut :] = added.pop(0)[1]
+        past.history[change.stay + 1 :] = added
+    else:
+        past.history[change.stay :] = added
+    for turns, tail in ((past.turns, change.turns), (past.dropped, change.dropped)):
+        if tail is not None:
+            turns[tail.stay :] = tail.turns
+
+
+def row_change(old: ContextRow, new: ContextRow) -> Change:
+    past, since = difference(old, new), None
+    if past.weight > NEAR:  # maybe it was rolled back
+        for name, checkpoint in old.checkpoints.items():
+            other = difference(checkpoint, new)
+            if other.weight < past.weight:
+                past, since = other, name
+    return Change(
+        past=past,
+        since=since,
+        fields=_others(OWN, old, new),
+        checkpoints={
+            name: difference(new, checkpoint)
+            for name, checkpoint in new.checkpoints.items()
+            if old.checkpoints.get(name) is not checkpoint
+        },
+        work=UNSET if old.work is None and new.work is None else new.work,
+    )
+
+
+def change_row(row: ContextRow, change: Change) -> None:
+    if change.since is not None:
+        row.become(row.checkpoints[change.since])
+    become(row, change.past)
+    for name, value in change.fields.items():
+        setattr(row, name, msgspec.convert(value, TYPES[name]))
+    for name, other in change.checkpoints.items():
+        row.checkpoints[name] = row.past()
+        become(row.checkpoints[name], other)
+    if change.work is not UNSET:
+        row.work = change.work
+
+
+def read_row(items: Iterable[bytes]) -> ContextRow:
+    """What a row's items come to, one after the other."""
+    first, *notes = items
+    row = _row(first)
+    for note in map(_note, notes):
+        if isinstance(note, Change):
+            change_row(row, note)
+            continue
+        if isinstance(note, Out) and note.token is not None:
+            row.draw(note.token)
+        if row.work is not None and isinstance(note, Out):
+            row.work.take(note)
+        elif row.work is not None and isinstance(note, Halted):
+            row.work.held = note.text
+            row.work.switches += 1
+    return row
+
+
+@dataclass
+class Written:
+    row: ContextRow  # as it is in the journal, but for its work
+    whole: int  # bytes of it
+    added: int = 0  # bytes of what follows it
+
+
+class ContextRows:
+    """`row_of` gives what a context is now; None: it is gone."""
+
+    def __init__(self, journal: Journal, row_of: Callable[[int], ContextRow | None]) -> None:
+        self.journal, self.row_of = journal, row_of
+        self.written: dict[int, Written] = {}
+        self.notes: dict[int, list[Out | Halted]] = {}  # of this turn
+
+    def note(self, ctx: int, what: Out | Halted) -> None:
+        """What the core reported of a context that is generating."""
+        self.notes.setdefault(ctx, []).append(what)
+
+    def end_turn(self, changed: Iterable[int]) -> None:
+        """Have the journal take down what has changed, and else what was noted."""
+        for ctx in changed:
+            self.notes.pop(ctx, None)  # the row has it
+            row = self.row_of(ctx)
+            if row is None:
+                self.journal.delete(f"context/{ctx}")
+                self.written.pop(ctx, None)
+            else:
+                self._write(ctx, row)
+        for ctx, notes in self.notes.items():
+            for note in notes:
+                if not self._add(ctx, note):
+                    break
+        self.notes.clear()
+
+    def _write(self, ctx: int, row: ContextRow) -> None:
+        known = self.written.get(ctx)
+        if known is None:
+            self._write_whole(ctx, row)
+            return
+        change = row_change(known.row, row)
+        if self._add(ctx, change):
+            change_row(known.row, change)
+            known.row.checkpoints = dict(row.checkpoints)  # the same, to be known again
+
+    def _add(self, ctx: int, what: Out | Halted | Change) -> bool:
+        """False: the row was written whole instead, with all that has happened."""
+        known, data = self.written[ctx], _encode(what)
+        known.added += len(data)
+        if known.added > known.whole + SLACK:
+            row = self.row_of(ctx)
+            assert row is not None
+            self._write_whole(ctx, row)
+            return False
+        self.journal.add(f"context/{ctx}", data)
+        if isinstance(what, Out) and what.token is not None:
+            known.row.draw(what.token)
+        return True
+
+    def _write_whole(self, ctx: int, row: ContextRow) -> None:
+        data = _encode(row)
+        self.journal.put(f"context/{ctx}", data)
+        row.become(row.past())  # lists of its own
+        row.checkpoints = dict(row.checkpoints)
+        self.written[ctx] = Written(row, len(data))

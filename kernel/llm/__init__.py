@@ -1,0 +1,1 @@
+"""Contexts, the agent scheduler, and generations on the core."""

@@ -1,0 +1,417 @@
+"""The context manager's record of each context: what entered it, and how (paper, section 3.4).
+
+History is the truth, KV is a cache of it. A context is a list of segments, prefilled or decoded.
+How a token entered is part of the context, since it decides the bits of its KV. The last token of
+a generation was drawn, but never decoded: it joins the next prefill, or is decoded when the
+generation goes on.
+
+A fork, a checkpoint and a rollback copy histories; the core finds out what they have in common. A
+context with a name outlives its process: it sleeps until a process of the same principal opens it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection
+
+import msgspec
+from msgspec import Struct
+
+from aios.syscalls.errors import (
+    BadInput,
+    ContextBusy,
+    ContextForeign,
+    ContextFull,
+    Denied,
+    LimitReached,
+    NotFound,
+)
+from aios.syscalls.messages import ContextInfo, OnFull
+
+from ..core.protocol import Decoded, Prefilled, Segment
+from ..lib.trees import Trees, check_tree, in_tree, root
+from ..process import Process
+
+CUT = "\N{REPLACEMENT CHARACTER}"  # stands where bytes are no whole character
+CHECKPOINTS = 64  # that one context may have
+KEPT = 1024  # contexts with a name that one tree of agents may have
+DROPPED = 1 << 17  # characters of dropped turns that may be recalled; TURN more for each
+TREE_BYTES = 256 << 20  # of all contexts of one tree of agents, checkpoints included
+PAST, TURN, TOKEN, CHARACTER = 512, 64, 16, 2  # bytes that each takes, about
+
+
+class Turn(Struct):
+    """A message that is in a context, or was."""
+
+    role: str
+    text: str
+    note: str = ""  # what was recalled for it: it is in the context, in front of the text
+    generated: bool = False
+    drawn: int = 0  # tokens of a generated one
+    tokens: list[int] = []  # these, where the text cannot say them: a character is cut in it
+
+    @property
+    def content(self) -> str | None:
+        """What the chat template is given; None where the tokens are in the context already."""
+        return None if self.generated else self.note + self.text
+
+
+class Past(Struct, kw_only=True):
+    """What a context holds; what a checkpoint remembers and a fork begins with."""
+
+    history: list[Segment] = []
+    turns: list[Turn] = []
+    mixed: bool = False  # it holds text or tokens that are in no turn
+    prelude: list[Turn] = []  # system text, not entered yet
+    used: int = 0
+    sealed: bool = True  # the last segment has been computed with: it grows no more
+    on_full: OnFull = "error"
+    model: str = ""  # whose tokens they are
+    summary: str | None = None  # of the turns that were dropped
+    dropped: list[Turn] = []  # that may be recalled
+
+    def past(self) -> Past:
+        """A copy."""
+        return Past(
+            history=[(how, list(tokens)) for how, tokens in self.history],
+            turns=list(self.turns),
+            mixed=self.mixed,
+            prelude=list(self.prelude),
+            used=self.used,
+            sealed=self.sealed,
+            on_full=self.on_full,
+            model=self.model,
+            summary=self.summary,
+            dropped=list(self.dropped),
+        )
+
+    def become(self, past: Past) -> None:
+        for name, value in msgspec.structs.asdict(past.past()).items():
+            setattr(self, name, value)
+
+    @property
+    def size(self) -> int:
+        """About what it takes, in memory as in the journal."""
+        turns = (*self.turns, *self.dropped, *self.prelude)
+        characters = sum(len(turn.text) + len(turn.note) for turn in turns)
+        return PAST + TOKEN * self.used + TURN * len(turns) + CHARACTER * characters
+
+    @property
+    def tokens(self) -> list[int]:
+        return [token for _, tokens in self.history for token in tokens]
+
+    def append(self, tokens: list[int], window: int) -> None:
+        """Raises ContextFull where `tokens` do not fit, and changes nothing then."""
+        if self.used + len(tokens) > window:
+            raise ContextFull(
+                f"{len(tokens)} tokens do not fit: {self.used} of {window} are used",
+                "shorten it, open another context, or start with a larger --ctx",
+            )
+        self.used += len(tokens)
+        if not self.sealed:
+            self.history[-1][1].extend(tokens)
+        elif tokens:
+            self.history.append((Prefilled, [*self._undecoded(), *tokens]))
+            self.sealed = False
+
+    def _undecoded(self) -> list[int]:
+        if not self.history or self.history[-1][0] == Prefilled:
+            return []
+        drawn = self.history[-1][1]
+        last = drawn.pop()
+        if not drawn:
+            self.history.pop()
+        return [last]
+
+    def seal(self) -> None:
+        """A generation starts: where the next prefill's chunks begin is decided by this."""
+        self.sealed = True
+
+    def draw(self, token: int) -> None:
+        """A generation drew `token`."""
+        if self.history[-1][0] == Prefilled:
+            self.history.append((Decoded, [token]))
+        else:
+            self.history[-1][1].append(token)
+        self.used += 1
+
+    def drop(self, turns: list[Turn]) -> None:
+        """These may be recalled from now on; the oldest are forgotten where they are too many."""
+        self.dropped += turns
+        held = sum(len(turn.text) + TURN for turn in self.dropped)
+        while held > DROPPED:
+            held -= len(self.dropped.pop(0).text) + TURN
+
+    def answered(self, text: str, drawn: int) -> None:
+        """What was generated, the newest tokens, is a turn of the conversation, if there is one."""
+        if not self.turns:
+            return
+        if self.turns[-1].generated:
+            before = self.turns.pop()
+            text, drawn = before.text + text, before.drawn + drawn
+        tokens = self.tokens[-drawn:] if CUT in text and drawn else []
+        self.turns.append(Turn("assistant", text, generated=True, drawn=drawn, tokens=tokens))
+
+
+class Context(Past, kw_only=True):
+    id: int
+    owner: Process | None  # None: asleep
+    principal: str  # whose it is, as memory and storage are; of a person's program, its name
+    name: str | None = None
+    checkpoints: dict[str, Past] = {}
+    busy: bool = False  # a call works on it
+    own: bool = False  # it lives for one call
+    labels: set[str] = set()  # of those who had it: where what it holds may come from
+    checkpoint_bytes: int = 0
+    counted: int = 0  # bytes of it, in those of its tree
+
+    def info(self) -> ContextInfo:
+        return ContextInfo(
+            ctx=self.id,
+            owner=self.principal,
+            pid=self.owner.pid if self.owner else 0,
+            name=self.name,
+            used=self.used,
+            state="asleep" if self.owner is None else "busy" if self.busy else "idle",
+            on_full=self.on_full,
+            checkpoints=sorted(self.checkpoints),
+        )
+
+
+def whose(process: Process) -> str:
+    """Return the principal whose contexts with a name a process has; a person's program has those
+    of its own name, which no principal is."""
+    return process.principal or process.name
+
+
+class ContextManager:
+    """All contexts. `drop` tells the core to forget one; `changed` is for the ledger."""
+
+    def __init__(self, drop: Callable[[int], None]) -> None:
+        self.drop = drop
+        self.contexts: dict[int, Context] = {}
+        self.changed: set[int] = set()
+        self.trees = Trees()  # bytes
+        self.window = 0  # tokens; known when the core is ready
+        self.vocab = 0
+        self.model = ""  # its id
+        self.last = 0
+
+    def open(
+        self,
+        owner: Process,
+        system: str | None,
+        name: str | None = None,
+        on_full: OnFull | None = None,
+        *,
+        own: bool = False,
+        principal: str | None = None,
+    ) -> Context:
+        """A new context, or the one of that name, awake again; for a person also one of another
+        `principal`.
+
+        Raises:
+            ContextBusy: the one of that name is open.
+            Denied: it is another's, and `owner` is an agent.
+            LimitReached: `owner` has all that it may have.
+        """
+        self._check_limit(owner)
+        principal = whose(owner) if principal is None else principal
+        if principal != whose(owner) and owner.kind != "client":
+            raise Denied(
+                f"{owner.principal} may not open a context of {principal}: it is another's",
+                "leave `owner` out",
+            )
+        context = self._named(principal, name)
+        if context is None:
+            prelude = [] if system is None else [Turn("system", system)]
+            past = Past(prelude=prelude, on_full=on_full or "error")
+            return self._add(owner, past, name, principal, own=own)
+        if context.owner is not None:
+            raise ContextBusy(
+                f"context {name!r} is open in process {context.owner.pid}", "close it there first"
+            )
+        if principal.startswith("/") and principal != owner.principal:  # forks of it say so
+            context.labels.add(f"msg:{principal}")
+        self._hears(owner, context)
+        context.owner = owner
+        context.on_full = on_full or context.on_full
+        owner.contexts.add(context.id)
+        self.touch(context)
+        return context
+
+    def fork(self, context: Context, owner: Process, name: str | None = None) -> Context:
+        """A copy of it for `owner`.
+
+        Raises:
+            ContextBusy: there is a context of that name.
+            LimitReached: `owner` has all that it may have.
+        """
+        self._check_limit(owner)
+        if self._named(whose(owner), name) is not None:
+            raise ContextBusy(f"there is a context {name!r}", "choose another name, or close that")
+        copy = self._add(owner, context.past(), name, whose(owner), labels=context.labels)
+        self._hears(owner, copy)
+        return copy
+
+    def _hears(self, owner: Process, context: Context) -> None:
+        """Taint a process by what it has read in a context; by its own words it is not."""
+        owner.taint(context.labels - {f"msg:{owner.principal}"})
+
+    def _named(self, principal: str, name: str | None) -> Context | None:
+        found = (c for c in self.contexts.values() if (c.principal, c.name) == (principal, name))
+        return None if name is None else next(found, None)
+
+    def _check_limit(self, owner: Process) -> None:
+        limit = owner.limits.contexts
+        if limit is not None and len(owner.contexts) >= limit:
+            raise LimitReached(
+                f"{limit} contexts are open: the limit of process {owner.pid}", "close one"
+            )
+
+    def scratch(self, owner: Process) -> Context:
+        """A context that the kernel itself needs for a call of `owner`."""
+        return self._add(owner, Past(), None, whose(owner), own=True)
+
+    def _add(
+        self, owner: Process, past: Past, name: str | None, principal: str, *, own: bool = False,
+        labels: Collection[str] = (),
+    ) -> Context:  # fmt: skip
+        """Raises LimitReached for one with a name too many, or where its tree holds too much."""
+        if name is not None:
+            named = (each.principal for each in self.contexts.values() if each.name is not None)
+            check_tree(
+                principal, in_tree(principal, named), KEPT, "contexts with a name",
+                "drop some: `aios contexts --forget OWNER/NAME`, close(forget=True)",
+            )  # fmt: skip
+        self._check_bytes(principal)
+        self.last += 1
+        context = Context(id=self.last, owner=owner, principal=principal, name=name, own=own)
+        context.become(past)
+        context.labels = {*labels, *owner.labels}
+        self.contexts[context.id] = context
+        owner.contexts.add(context.id)
+        self.touch(context)
+        return context
+
+    def take(self, context: Context) -> None:
+        """One that another kernel had."""
+        self.contexts[context.id] = context
+        context.checkpoint_bytes = sum(past.size for past in context.checkpoints.values())
+        self.touch(context)
+
+    def touch(self, context: Context) -> None:
+        """It has changed: the journal is to hear of it, and its tree holds more or less now."""
+        self.changed.add(context.id)
+        if context.id in self.contexts:
+            self._count(context, context.size + context.checkpoint_bytes)
+
+    def _count(self, context: Context, size: int) -> None:
+        self.trees.add(context.principal, size - context.counted)
+        context.counted = size
+
+    def _check_bytes(self, principal: str) -> None:
+        """Raises LimitReached where a tree of agents holds as much as it may."""
+        if principal.startswith("/"):
+            check_tree(
+                principal, self.trees.total(root(principal)), TREE_BYTES, "bytes of contexts",
+                "close some, those with a name by close(forget=True): checkpoints go with them",
+            )  # fmt: skip
+
+    def get(self, owner: Process, ctx: int) -> Context:
+        """The context `ctx` of `owner`, idle.
+
+        Raises:
+            NotFound: it has no such context.
+            ContextBusy: a call works on it.
+        """
+        context = self.contexts.get(ctx)
+        if context is None or context.owner is not owner:
+            raise NotFound(f"no context {ctx}", "open one with llm.open")
+        if context.busy:
+            raise ContextBusy(f"context {ctx} is generating", "wait for it, or cancel it")
+        return context
+
+    def append(self, context: Context, tokens: list[int]) -> None:
+        if max(tokens, default=0) >= self.vocab:
+            raise BadInput(f"a token id is out of the model's vocabulary of {self.vocab}")
+        self.check_model(context)
+        self._check_bytes(context.principal)
+        if context.owner is not None:
+            context.labels |= context.owner.labels
+        context.append(tokens, self.window)
+        context.model = self.model
+        self.touch(context)
+
+    def check_model(self, context: Context) -> None:
+        """Raises ContextForeign where a context began with another model than the core's."""
+        if context.model not in ("", self.model):
+            raise ContextForeign(
+                f"context {context.id} was begun with another model",
+                "start with that model again, or close it with `forget` and begin anew",
+            )
+
+    def checkpoint(self, context: Context, name: str) -> None:
+        """Raises LimitReached for one too many, or where its tree holds too much."""
+        if name not in context.checkpoints and len(context.checkpoints) >= CHECKPOINTS:
+            raise LimitReached(
+                f"context {context.id} has {CHECKPOINTS} checkpoints: no more",
+                "take the name of one that may be replaced",
+            )
+        self._check_bytes(context.principal)
+        before = context.checkpoints.get(name)
+        past = context.checkpoints[name] = context.past()
+        context.checkpoint_bytes += past.size - (before.size if before is not None else 0)
+        self.touch(context)
+
+    def rollback(self, context: Context, name: str) -> None:
+        """Raises NotFound for a checkpoint that is not there."""
+        if name not in context.checkpoints:
+            known = ", ".join(sorted(context.checkpoints)) or "none"
+            raise NotFound(f"context {context.id} has no checkpoint {name!r}", f"it has: {known}")
+        context.become(context.checkpoints[name])
+        self.touch(context)
+
+    def visible(self, process: Process) -> list[Context]:
+        """A person sees all; an agent its own, and those asleep that it could open."""
+        return [
+            context
+            for context in self.contexts.values()
+            if process.kind == "client"
+            or context.owner is process
+            or (context.owner is None and context.principal == whose(process))
+        ]
+
+    def close(self, context: Context, *, forget: bool = False) -> None:
+        """It is gone; one with a name falls asleep, unless it is to be forgotten."""
+        if context.owner is not None:
+            context.owner.contexts.discard(context.id)
+        self.touch(context)
+        if context.name is not None and not forget:
+            context.owner = None
+            return
+        del self.contexts[context.id]
+        self._count(context, 0)
+        self.drop(context.id)
+
+    def open_count(self) -> int:
+        return sum(context.owner is not None for context in self.contexts.values())
+
+    def check(self, processes: Collection[Process]) -> list[str]:
+        problems = []
+        counted: Counter[str] = Counter()
+        for context in self.contexts.values():
+            counted[context.principal] += context.counted
+        if counted != self.trees.held:
+            problems.append("the bytes of contexts are miscounted")
+        owned = {ctx for process in processes for ctx in process.contexts}
+        awake = {ctx for ctx, context in self.contexts.items() if context.owner is not None}
+        for ctx in owned ^ awake:
+            problems.append(f"context {ctx} is owned or open, not both")
+        for ctx, context in self.contexts.items():
+            length = sum(len(tokens) for _, tokens in context.history)
+            if length != context.used:
+                problems.append(f"context {ctx} has {length} tokens, counts {context.used}")
+            if context.busy and context.owner is None:
+                problems.append(f"context {ctx} is asleep and busy")
+        return problems

@@ -1,0 +1,191 @@
+"""The kernel's side of an LLM core: started by init, started again when it dies."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Literal
+
+import msgspec
+
+from aios.syscalls.errors import AiosError, CoreFailed, from_wire
+from aios.syscalls.messages import ModelInfo
+
+from ..config import Config
+from ..core.protocol import (
+    Counters,
+    Failed,
+    Question,
+    Ready,
+    Report,
+    Reset,
+    Step,
+    decode_encoded,
+    decode_report,
+    encode,
+)
+from ..events import EventLog
+from ..init.protocol import Census, Gone, Heard, Started, StartFailed, StartService
+from ..loop import Loop
+from .generations import Generations
+
+CORE_KEY = 0  # agents have their pid for key
+BACKOFF, LONGEST_BACKOFF = 0.05, 5.0  # seconds
+LOADS = 3  # deaths in a row while loading, after which nobody waits for the core any more
+SELDOM = 60.0  # seconds between two tries at most from there on
+REBUILD = (
+    "llama.cpp was built for another processor; build one for any: `CMAKE_ARGS=-DGGML_NATIVE=OFF "
+    "pip install --force-reinstall --no-deps --no-cache-dir llama-cpp-python`"
+)
+
+
+class CoreLink:
+    def __init__(
+        self, config: Config, loop: Loop, generations: Generations, events: EventLog
+    ) -> None:
+        self.config, self.generations, self.events = config, generations, events
+        self.to_init, self.after = loop.send_init, loop.after
+        self.work, self.text = loop.work, loop.text
+        self.work.on_here = self._here
+        self.work.on_data = lambda data: self.report(decode_report(data))
+        self.text.on_here = self._ask_again
+        self.text.on_data = lambda data: generations.prompts.answered(decode_encoded(data))
+        self.state: Literal["loading", "ready", "failed"] = "loading"
+        self.model: ModelInfo | None = None
+        self.error: AiosError | None = None  # why there is none
+        self.is_final = False  # that one will not be tried again
+        self.restarts = 0
+        self.deaths = 0  # in a row, while loading
+        self.backoff = BACKOFF
+        self.counters = Counters()
+
+    def start(self) -> None:
+        config = self.config
+        try:
+            model = str(config.model_path)
+        except AiosError as error:
+            self.is_final = True
+            self._fail(error)
+            return
+        settings = {
+            "home": config.home,
+            "model": model,
+            "fitted": config.fitted,
+            "loaded": self.model.path if self.model else "",
+            "slots": config.slots,
+            "window": config.ctx,
+            "threads": config.threads or os.cpu_count() or 1,
+            "exact": config.exact,
+            "snapshot_bytes": config.snapshot_bytes,
+            "cache": config.cache,
+            "disk": str(config.path / "kv"),
+            "disk_bytes": config.disk_bytes,
+            "disk_codec": config.disk_codec,
+            "idle_ttl": config.idle_ttl,
+            "encrypt": config.encrypt,
+        }
+        argv = [sys.executable, "-m", "aios.kernel.core", msgspec.json.encode(settings).decode()]
+        log = str(config.path / "log" / "core.log")
+        self.to_init(StartService(CORE_KEY, argv, log, ring=config.encrypt))
+
+    def recover(self, census: Census) -> None:
+        """Take over the core of the kernel before, or start one."""
+        running = [os_pid for os_pid, key in census.children.items() if key == CORE_KEY]
+        for frame in census.gone:
+            if frame.key == CORE_KEY:
+                self.to_init(Heard(frame.os_pid))
+        if running:
+            self._set_pid(running[0])
+        else:
+            self.start()
+
+    def started(self, frame: Started) -> None:
+        self._set_pid(frame.os_pid)
+
+    def _set_pid(self, os_pid: int) -> None:
+        self.work.os_pid = self.text.os_pid = os_pid
+
+    def _here(self) -> None:
+        """It has just connected, to this kernel or to this one as well: it starts afresh."""
+        if self.state == "ready":  # the connection was lost, not the core
+            self.generations.core_gone(None)
+        self._load()
+        self.work.send(encode(Reset(list(self.generations.contexts.contexts))))
+
+    def ask(self, question: Question) -> None:
+        """Asked again when it is ready, if it is not."""
+        if self.state == "ready":
+            self.text.send(encode(question))
+
+    def _ask_again(self) -> None:
+        for question in self.generations.prompts.asked():
+            self.ask(question)
+
+    def report(self, report: Report) -> None:
+        match report:
+            case Step() if self.state != "ready":
+                pass  # it is still of what another kernel sent
+            case Step():
+                self.backoff = BACKOFF
+                self._notice(report.counters)
+                self.generations.step(report)
+            case Ready():
+                self.counters = Counters()
+                self.state, self.model, self.deaths = "ready", report.model, 0
+                self.error = None
+                self.generations.core_ready(report.model, self.config.slots)
+                self._ask_again()
+                self.events.publish("core", "ready")
+            case Failed():
+                self.is_final = True
+                self._fail(from_wire(report.error))
+
+    def _notice(self, counters: Counters) -> None:
+        """Publish what the core could not keep or read; its log has the reasons."""
+        for name in ("bad_snapshots", "disk_failures"):
+            if (count := getattr(counters, name)) > getattr(self.counters, name):
+                self.events.publish("core", name.replace("_", " "), count=count)
+        self.counters = counters
+
+    def gone(self, frame: Gone) -> None:
+        self.to_init(Heard(frame.os_pid))
+        self.work.gone()
+        self.text.gone()
+        if self.is_final:
+            return
+        self.restarts += 1
+        was_ready = self.state == "ready"
+        self.deaths += not was_ready
+        how = f"signal {frame.signal}" if frame.signal else f"exit code {frame.code}"
+        self.events.publish("core", "died", how=how)
+        self._load()
+        if was_ready:
+            self.generations.core_gone(None)
+        elif self.deaths >= LOADS:
+            self._fail(
+                CoreFailed(
+                    f"the LLM core died {self.deaths} times while loading ({how}); it is tried "
+                    f"again in {self.backoff:.1f} s",
+                    REBUILD if frame.signal == "ILL" else "",
+                )
+            )
+        self._start_later()
+
+    def _load(self) -> None:
+        """A core is to come. One that failed before is waited for by nobody until it is ready."""
+        self.state = "loading" if self.error is None else "failed"
+
+    def start_failed(self, frame: StartFailed) -> None:
+        """init could not fork it: too many processes, or no memory."""
+        self.events.publish("core", "not started", error=frame.error)
+        self._start_later()
+
+    def _start_later(self) -> None:
+        self.after(self.backoff, self.start)
+        longest = LONGEST_BACKOFF if self.deaths < LOADS else SELDOM
+        self.backoff = min(self.backoff * 2, longest)
+
+    def _fail(self, error: AiosError) -> None:
+        self.state, self.error = "failed", error
+        self.events.publish("core", "failed", error=error.to_wire())
+        self.generations.core_gone(error)

@@ -1,0 +1,383 @@
+"""Generations: from a system call through the scheduler and the core to its tokens and its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import takewhile
+from typing import Any
+
+import msgspec
+
+from aios.syscalls import wire
+from aios.syscalls.errors import (
+    AiosError,
+    BadInput,
+    Cancelled,
+    CoreFailed,
+    DiskFull,
+    LimitReached,
+    from_wire,
+)
+from aios.syscalls.messages import (
+    Append,
+    Appended,
+    Decoding,
+    Finish,
+    Generate,
+    ModelInfo,
+    Moved,
+    PastMessage,
+    Piece,
+)
+
+from ..core.protocol import Command, Halt, Halted, Out, Prefetch, Run, Step
+from ..entry.trap import Call
+from ..events import EventLog
+from ..lib.trees import root
+from ..process import Process
+from .contexts import Context, ContextManager, Turn
+from .prompt import DEATHS, Entering, Prompts
+from .scheduler import Decision, Dispatch, Scheduler
+from .statistics import Statistics
+from .window import Windows
+from .work import Generation, Work, packed
+
+
+@dataclass
+class Inner(Call):
+    """A generation that the kernel itself needs for another call; that goes on or fails with it."""
+
+    outer: Call = field(kw_only=True)
+    then: Callable[[str], None] = field(kw_only=True)
+
+    def _end(self, kind: int, body: Any) -> None:
+        if self.ended:
+            return
+        self.ended = True
+        if self.on_end is not None:
+            self.on_end()
+        if self.outer.ended:
+            return
+        try:
+            if kind == wire.FAILED:
+                raise from_wire(body)
+            self.then(body.text)
+        except AiosError as error:
+            self.outer.fail(error)
+
+
+class Generations:
+    """All generations, by context id. `send` takes commands to the core; `note` journals what came
+    from it, before anyone is shown it; `check_room` raises DiskFull where there is none for more.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        contexts: ContextManager,
+        prompts: Prompts,
+        stats: Statistics,
+        events: EventLog,
+        send: Callable[[Command], None],
+        note: Callable[[int, Out | Halted], None],
+        check_room: Callable[[], None],
+    ) -> None:
+        self.note, self.check_room = note, check_room
+        self.scheduler = scheduler
+        self.contexts = contexts
+        self.prompts = prompts
+        self.stats = stats
+        self.events = events
+        self.send = send
+        self.windows = Windows(contexts, prompts, self.generate_for)
+        self.active: dict[int, Generation] = {}
+        self.on_end: Callable[[Generation], None] = lambda _: None
+        self.last_run = time.monotonic_ns()  # a core may still run what another kernel sent
+
+    # --- calls ----------------------------------------------------------------------------------
+
+    def append(self, call: Call, args: Append) -> None:
+        context = self.contexts.get(call.process, args.ctx)
+        self._occupy(call, context)
+
+        def appended(added: int, moved: Moved | None) -> None:
+            window = self.contexts.window
+            call.done(Appended(added=added, used=context.used, window=window, moved=moved))
+
+        self.windows.enter(call, context, args, appended)
+
+    def start(self, call: Call, args: Generate) -> None:
+        """A generation in the context that the call names, or in one that ends with the call."""
+        args = packed(args)
+        if args.ctx is None:
+            context = self.contexts.open(call.process, None, own=True)
+        else:
+            context = self.contexts.get(call.process, args.ctx)
+        self._occupy(call, context)
+        queue = partial(self._queue, call, context, args)
+        enter = partial(self.windows.enter, call, context, args, queue)
+        self.prompts.compile(call, args, enter)
+
+    def generate_for(
+        self, call: Call, turns: list[Turn], decoding: Decoding, then: Callable[[str], None]
+    ) -> None:
+        """Have the model answer for the kernel itself, on the way of `call`."""
+        context = self.contexts.scratch(call.process)
+        inner = Inner(call.trap, call.session, call.process, 0, call.row, outer=call, then=then)
+        release = call.on_end
+
+        def end_both() -> None:
+            inner.fail(Cancelled("the call that it was for has ended"))
+            if release is not None:
+                release()
+
+        call.on_end = end_both
+        self._occupy(inner, context)
+        args = Generate(**msgspec.structs.asdict(decoding), stream=False)
+
+        def encoded(tokens: list[int]) -> None:
+            self.contexts.append(context, tokens)
+            self._queue(inner, context, args, len(tokens), None)
+
+        self.prompts.encode(inner, context, Entering(turns, None, None, reply=True), encoded)
+
+    def _occupy(self, call: Call, context: Context) -> None:
+        """`context` is the call's until it ends, whichever way it ends."""
+        context.busy = True
+        call.durable = context.name is not None
+
+        def release() -> None:
+            context.busy = False
+            decisions = self._leave(context) if context.id in self.active else []
+            if context.own:
+                self.contexts.close(context)
+            self.apply(decisions)
+
+        call.on_end = release
+
+    def cancel(self, context: Context) -> None:
+        """End it at the next token, with what it has."""
+        gen = self.active[context.id]
+        if gen.work.cancelled:
+            return
+        gen.work.cancelled = True
+        self.contexts.touch(context)
+        if gen.task.state == "ready":
+            self._finish(gen, "cancelled", gen.work.held)
+        else:
+            self.send(Halt(context.id, "cancelled"))
+
+    def suspend(self, process: Process, suspended: bool) -> None:
+        change = self.scheduler.suspend if suspended else self.scheduler.resume
+        self.apply(change(process.contexts, time.monotonic()))
+
+    # --- a generation's life --------------------------------------------------------------------
+
+    def _queue(
+        self, call: Call, context: Context, args: Generate, added: int, moved: Moved | None
+    ) -> None:
+        if context.used == 0:
+            raise BadInput("there is nothing to generate from", "send messages, text or tokens")
+        self.contexts.check_model(context)
+        context.append([], self.contexts.window - 1)  # room for one token, or ContextFull
+        context.seal()
+        self.contexts.touch(context)
+        decoding = Decoding(*(getattr(args, name) for name in Decoding.__struct_fields__))
+        work = Work(
+            call=call.id, decoding=decoding, stream=args.stream, prompt=added,
+            began=time.monotonic(), moved=moved, given=_given(context, args),
+        )  # fmt: skip
+        self.events.publish("generation", "queued", call.process.pid, ctx=context.id, prompt=added)
+        self.apply(self._add(call, context, work))
+
+    def _add(self, call: Call, context: Context, work: Work) -> list[Decision]:
+        suspended = call.process.state == "stopped"
+        now = time.monotonic()
+        owner = root(call.process.principal) or f"pid {call.process.pid}"
+        decisions = self.scheduler.add(
+            context.id, call.process.nice, now, owner=owner, suspended=suspended
+        )
+        task = self.scheduler.tasks[context.id]
+        task.waiting, task.switches = work.waiting, work.switches
+        self.last_run += 1
+        self.active[context.id] = Generation(self.last_run, call, context, work, task)
+        call.on_cancel = lambda: self.cancel(context)
+        return decisions
+
+    def recover(self, call: Call, context: Context, work: Work) -> None:
+        """Go on with what another kernel began, once there is a core."""
+        self._occupy(call, context)
+        work.decoding = packed(work.decoding)
+        call.pieces = list(work.pieces) if work.stream else []
+        self._add(call, context, work)
+        if work.cancelled:
+            self._finish(self.active[context.id], "cancelled", work.held)
+
+    def _leave(self, context: Context) -> list[Decision]:
+        """The call has ended, with its result or without: nothing of it is left behind."""
+        gen = self.active.pop(context.id)
+        process = gen.call.process
+        decisions = self.scheduler.remove(context.id, time.monotonic())
+        if gen.turn is not None:  # it ended without the core's word
+            self.contexts.drop(context.id)
+        process.generations += 1
+        process.waiting += gen.task.waiting
+        process.switches += gen.task.switches
+        process.touch()
+        if not isinstance(gen.call, Inner):
+            self.on_end(gen)
+        context.answered(gen.work.text + gen.tail, gen.work.drawn)
+        self.contexts.touch(context)
+        self.stats.generations += 1
+        self.stats.switches += gen.task.switches
+        return decisions
+
+    def apply(self, decisions: list[Decision]) -> None:
+        now = time.monotonic()
+        for decision in decisions:
+            gen = self.active[decision.task]
+            context = gen.context
+            if isinstance(decision, Dispatch):
+                gen.turn, work = now, gen.work
+                generated = len(work.pieces)
+                self.send(
+                    Run(context.id, gen.run, context.history, generated, work.decoding, work.digest)
+                )
+            else:
+                self.send(Halt(context.id, "preempted"))
+                gen.prefetched = False
+            what = type(decision).__name__.lower()
+            self.events.publish("generation", what, gen.call.process.pid, ctx=context.id)
+        if decisions:
+            self._prefetch()
+
+    def _prefetch(self) -> None:
+        """While others run, what is on disk of those that follow is read."""
+        for task in self.scheduler.upcoming():
+            gen = self.active[task.id]
+            if not gen.prefetched:
+                gen.prefetched = True
+                self.send(Prefetch(task.id))
+
+    # --- what the core reports ------------------------------------------------------------------
+
+    def core_ready(self, model: ModelInfo, slots: int) -> None:
+        self.contexts.window, self.contexts.vocab = model.window, model.vocab
+        self.contexts.model = model.id
+        self.prompts.core_error = None
+        self.apply(self.scheduler.set_slots(slots, time.monotonic()))
+
+    def core_gone(self, error: AiosError | None) -> None:
+        """All that ran goes back to the ready queue; with an `error` nobody waits for another."""
+        now = time.monotonic()
+        for gen in self.active.values():
+            if gen.task.state != "ready":
+                gen.stop_clock(now)
+                gen.deaths += 1
+        self.scheduler.set_slots(0, now)
+        for gen in list(self.active.values()):
+            if error is not None:
+                gen.call.fail(error)
+            elif gen.work.cancelled:
+                self._finish(gen, "cancelled", gen.work.held)
+            elif gen.deaths >= DEATHS:
+                why = f"the LLM core died {gen.deaths} times in a row under this call"
+                gen.call.fail(CoreFailed(why))
+        if error is not None:
+            self.prompts.give_up(error)
+        else:
+            self.prompts.core_gone()
+
+    def step(self, step: Step) -> None:
+        self.stats.core = step.counters
+        for out in step.outs:
+            gen = self.active.get(out.ctx)
+            if gen is not None and gen.run == out.run:
+                self._out(gen, out)
+        for halted in step.halted:
+            gen = self.active.get(halted.ctx)
+            if gen is not None and gen.run == halted.run:
+                self._halted(gen, halted)
+
+    def _out(self, gen: Generation, out: Out) -> None:
+        now = time.monotonic()
+        piece = gen.work.take(out)
+        if piece is not None or out.digest:
+            self.note(out.ctx, out)
+        if out.token is not None and piece is not None:
+            if gen.work.ttft is None:
+                self._first_token(gen, now)
+            gen.context.draw(out.token)
+            gen.deaths = 0
+            try:
+                self.prompts.check_limit(gen.call.process, 1)
+                self.check_room()
+            except (LimitReached, DiskFull) as error:
+                gen.call.fail(error)
+                return
+            gen.call.process.spend(1)
+            if gen.work.stream:
+                gen.call.piece(piece)
+        self.apply(self.scheduler.served(out.ctx, out.fed, now, again=out.again))
+
+    def _first_token(self, gen: Generation, now: float) -> None:
+        if gen.turn is not None:
+            gen.work.prefill += now - gen.turn
+            gen.turn = now
+        gen.work.ttft = ttft = now - gen.work.began
+        self.stats.ttft.add(ttft)
+        gen.call.process.ttft_total += ttft
+        gen.call.process.first_tokens += 1
+
+    def _halted(self, gen: Generation, halted: Halted) -> None:
+        now = time.monotonic()
+        gen.stop_clock(now)
+        if halted.why == "failed":
+            gen.call.fail(from_wire(halted.error))
+        elif halted.why == "preempted" and not gen.work.cancelled:
+            gen.work.held = halted.text
+            self.note(halted.ctx, halted)
+            self.apply(self.scheduler.halted(halted.ctx, now))
+        else:
+            why: Finish = "cancelled" if halted.why == "preempted" else halted.why
+            self._finish(gen, why, halted.text)
+
+    def _finish(self, gen: Generation, finish: Finish, text: str) -> None:
+        now = time.monotonic()
+        gen.tail, gen.finish = text, finish
+        if text and gen.work.stream:
+            gen.call.piece(Piece(text=text, tokens=[]))
+        result = gen.result(finish, now)
+        self.stats.waiting.add(result.timings.waiting)
+        self.stats.turnaround.add(result.timings.turnaround)
+        gen.call.process.turnaround += result.timings.turnaround
+        self.stats.prompt_tokens += gen.work.prompt
+        self.stats.completion_tokens += len(result.tokens)
+        self.events.publish("generation", finish, gen.call.process.pid, ctx=gen.context.id)
+        gen.call.done(result)
+
+    def check(self) -> list[str]:
+        problems = [
+            f"context {ctx} is scheduled, not generating"
+            for ctx in self.scheduler.tasks.keys() ^ self.active.keys()
+        ]
+        running = len(self.scheduler.in_state("running"))
+        if running > self.scheduler.slots:
+            problems.append(f"{running} contexts run on {self.scheduler.slots} slots")
+        for ctx, gen in self.active.items():
+            if gen.call.ended:
+                problems.append(f"context {ctx} generates for a call that has ended")
+            if not gen.context.busy:
+                problems.append(f"context {ctx} generates and is not busy")
+        return problems
+
+
+def _given(context: Context, args: Generate) -> list[PastMessage]:
+    """The messages since the last answer, or the text."""
+    if args.text is not None:
+        return [PastMessage(role="text", content=args.text)]
+    since = takewhile(lambda turn: not turn.generated, reversed(context.turns))
+    return [PastMessage(role=turn.role, content=turn.text) for turn in since][::-1]

@@ -1,0 +1,173 @@
+"""Text and messages become tokens, and tokens text, at the core's vocabulary."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from aios.syscalls.errors import AiosError, BadInput, CoreFailed, LimitReached, from_wire
+from aios.syscalls.messages import Decoding
+
+from ..core.protocol import Compile, Decode, Encode, Encoded, Question
+from ..entry.trap import Call
+from ..lib.fair_queue import FairQueue
+from ..lib.trees import root
+from ..process import Process
+from .contexts import ContextManager, Past, Turn
+
+GRAMMARS, TEXTS = 1, 8  # questions of a kind that are with the core at once
+DEATHS = 3  # of the core, after which a question or a generation is given up
+
+
+@dataclass
+class Asked:
+    question: Question
+    queue: FairQueue
+    answered: Callable[[Encoded], None]
+    deaths: int = 0
+
+
+class Entering(NamedTuple):
+    """What is to enter a context: one of turns, text, tokens."""
+
+    turns: list[Turn]
+    text: str | None
+    tokens: list[int] | None
+    reply: bool  # the assistant's answer is opened
+
+
+class Prompts:
+    """Questions to the core's vocabulary; those on their way when a core dies are asked again.
+
+    The core answers one after the other. A long text takes it tens of milliseconds, a grammar half
+    a second: of those that wait each tree of agents has one in turn.
+    """
+
+    ask: Callable[[Question], None]  # the core; set by the boot
+
+    def __init__(self, contexts: ContextManager) -> None:
+        self.contexts = contexts
+        self.questions: dict[int, Asked] = {}
+        self.grammars, self.texts = FairQueue(GRAMMARS), FairQueue(TEXTS)
+        self.last = time.monotonic_ns()  # a core may still answer what another kernel asked
+        self.core_error: AiosError | None = None  # there is no core now: nobody waits for it
+
+    def question(
+        self, call: Call, make: Callable[[int], Question], then: Callable[[Encoded], None]
+    ) -> None:
+        """Ask; `then` gets the answer, unless the call has ended by then."""
+        self.check_core()
+        self.last += 1
+        question, release = make(self.last), call.on_end
+        queue = self.grammars if isinstance(question, Compile) else self.texts
+
+        def ended() -> None:
+            self._drop(question.req)
+            if release is not None:
+                release()
+
+        def answered(encoded: Encoded) -> None:
+            if call.ended:
+                return
+            call.on_end = release
+            try:
+                if encoded.error is not None:
+                    raise from_wire(encoded.error)
+                then(encoded)
+            except AiosError as error:
+                call.fail(error)
+
+        call.on_end = ended
+        self.questions[question.req] = Asked(question, queue, answered)
+        queue.add(root(call.process.principal), question.req)
+        self._ask_next(queue)
+
+    def _drop(self, req: int) -> None:
+        """Its call has ended. What is with the core is answered all the same."""
+        queue = self.questions[req].queue
+        if req not in queue.begun:
+            del self.questions[req]
+            queue.drop(req)
+
+    def _ask_next(self, queue: FairQueue) -> None:
+        while (req := queue.begin()) is not None:
+            self.ask(self.questions[req].question)
+
+    def answered(self, encoded: Encoded) -> None:
+        if encoded.req in self.questions:  # or it was asked twice, around the death of a core
+            asked = self.questions.pop(encoded.req)
+            asked.queue.end(encoded.req)
+            asked.answered(encoded)
+            self._ask_next(asked.queue)
+
+    def asked(self) -> list[Question]:
+        """Those that are with the core."""
+        begun = sorted(self.grammars.begun | self.texts.begun)
+        return [self.questions[req].question for req in begun]
+
+    def core_gone(self) -> None:
+        """A question may be what the core dies of."""
+        for question in self.asked():
+            asked, req = self.questions[question.req], question.req
+            asked.deaths += 1
+            if asked.deaths >= DEATHS:
+                error = CoreFailed(f"the LLM core died {asked.deaths} times under this call")
+                self.answered(Encoded(req, error=error.to_wire()))
+
+    def give_up(self, error: AiosError) -> None:
+        self.core_error = error
+        for req in list(self.questions):
+            self.answered(Encoded(req, error=error.to_wire()))
+
+    def compile(self, call: Call, args: Decoding, then: Callable[[], None]) -> None:
+        """`then` goes on, once the answer that `args` ask for is known to be possible."""
+        if args.schema is not None and args.grammar is not None:
+            raise BadInput("schema and grammar exclude each other", "send one of them")
+        if args.schema is None and args.grammar is None:
+            then()
+        else:
+            self.question(
+                call, lambda req: Compile(req, args.schema, args.grammar), lambda _: then()
+            )
+
+    def encode(
+        self, call: Call, context: Past, new: Entering, then: Callable[[list[int]], None]
+    ) -> None:
+        """`then` gets the tokens that `new` is, behind what is in `context`."""
+        if new.tokens is not None and self.contexts.window:
+            self.check_core()
+            then(new.tokens)
+            return
+        turns = [(turn.role, turn.content) for turn in context.turns]
+        messages = [(turn.role, turn.note + turn.text) for turn in new.turns]
+        given = enumerate([*context.turns, *new.turns])
+        tokens = {at: turn.tokens for at, turn in given if turn.tokens}
+        start = context.used == 0
+        text = new.text if new.tokens is None else ""  # just to wait for the first core
+        self.question(
+            call,
+            lambda req: Encode(req, text, messages, turns, new.reply, start, tokens),
+            lambda encoded: then(new.tokens or encoded.tokens),
+        )
+
+    def check_limit(self, process: Process, tokens: int) -> None:
+        """Raises LimitReached where `process`, or the tree of one above it, may not use as many
+        `tokens` more."""
+        for each in process.line:
+            limit = each.limits.tokens
+            if limit is not None and each.drawn + tokens > limit:
+                below = " with all below it" if each.drawn != each.tokens else ""
+                raise LimitReached(
+                    f"process {each.pid}{below} has used {each.drawn} of {limit} tokens, and needs "
+                    f"{tokens} more",
+                    "give it more with --limit tokens=N, or proc.limits",
+                )
+
+    def detokenize(self, call: Call, tokens: list[int], then: Callable[[Encoded], None]) -> None:
+        self.question(call, lambda req: Decode(req, tokens), then)
+
+    def check_core(self) -> None:
+        if self.core_error is not None:
+            raise self.core_error

@@ -1,0 +1,236 @@
+"""What enters a context, and what leaves it when its window is full: by the context's own choice.
+
+    error       nothing leaves: the call fails, and the context is as it was
+    slide       the oldest turns go; what comes first (system text, tools) and the newest stay
+    summarize   they go, and the model sums up all that has gone, in front of the system text
+    recall      they go, and come back in front of a message that is about them
+
+A context that loses something gets a new history: what stays is rendered and prefilled again. So
+what it generates is again a function of its history, which is journaled. Text that is no
+conversation, or not only, is cut by tokens: the first part of it stays, and the newest.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+
+from aios.syscalls.errors import BadInput, ContextFull
+from aios.syscalls.messages import Append, Decoding, Generate, Moved, PastMessage
+
+from ..core.protocol import Prefilled
+from ..entry.trap import Call
+from .contexts import Context, ContextManager, Past, Turn
+from .prompt import Entering, Prompts
+
+LEFT = 0.5  # of the window: what stays at most, once something has to go
+ANSWER = 0.25  # of the window: what is kept free for an answer at most
+SUMMARY = 0.125  # of the window, in tokens: a summary
+RECALLED = 3  # turns that are recalled for one message at most
+CHARS = 1  # for each token of the window: the length of all that is recalled for one message
+SLACK = 8  # tokens by which a message may grow when the turns in front of it change
+SUMMARIZE = (
+    "You condense conversations. Write down in short plain sentences every fact, name, number, "
+    "decision and open question of the conversation that follows. Add nothing."
+)
+
+Then = Callable[[int, Moved | None], None]  # tokens that entered; what left and came back for them
+
+
+class Windows:
+    """`generate(call, turns, decoding, then)` has the model answer for the kernel itself."""
+
+    def __init__(
+        self,
+        contexts: ContextManager,
+        prompts: Prompts,
+        generate: Callable[[Call, list[Turn], Decoding, Callable[[str], None]], None],
+    ) -> None:
+        self.contexts, self.prompts, self.generate = contexts, prompts, generate
+
+    def enter(self, call: Call, context: Context, args: Append | Generate, then: Then) -> None:
+        """Append what `args` hold; in a full window of a context that allows it, make room first.
+
+        Raises, or has the call fail with: BadInput, ContextFull, LimitReached.
+        """
+        given = [part for part in (args.messages, args.text, args.tokens) if part is not None]
+        if len(given) > 1:
+            raise BadInput("messages, text and tokens exclude each other", "send one of them")
+        turns = [Turn(message.role, message.content) for message in args.messages or []]
+        if turns or not given:
+            turns = context.prelude + turns
+        reply = isinstance(args, Generate)
+        answer_is_open = not context.turns or context.turns[-1].generated
+        if not given and not turns and (answer_is_open or not reply):
+            then(0, None)
+            return
+        moved = self._recall(context, turns)
+        new = Entering(turns, args.text, args.tokens, reply)
+
+        def encoded(tokens: list[int]) -> None:
+            room = len(tokens) + self._room(args)
+            fits = context.used + room <= self.contexts.window
+            if fits or context.on_full == "error" or context.used == 0:
+                self._append(call, context, new, tokens, lambda added: then(added, moved))
+            else:
+                self._make_room(call, context, room + SLACK, again)
+
+        def again(left: Moved) -> None:
+            left.recalled = moved.recalled if moved is not None else []
+            entered = partial(
+                self._append, call, context, new, then=lambda added: then(added, left)
+            )
+            self.prompts.encode(call, context, new, entered)
+
+        self.prompts.encode(call, context, new, encoded)
+
+    def _room(self, args: Append | Generate) -> int:
+        """What an answer may need, as far as it is kept free for it."""
+        wanted = args.max_tokens if isinstance(args, Generate) else 0
+        return min(wanted, int(self.contexts.window * ANSWER))
+
+    def _append(
+        self, call: Call, context: Context, new: Entering, tokens: list[int],
+        then: Callable[[int], None],
+    ) -> None:  # fmt: skip
+        self.prompts.check_limit(call.process, len(tokens))
+        self.contexts.append(context, tokens)
+        call.process.spend(len(tokens))
+        if new.turns:
+            context.prelude = []
+            context.turns += new.turns
+        else:
+            context.mixed = True
+        then(len(tokens))
+
+    # --- what goes ------------------------------------------------------------------------------
+
+    def _make_room(
+        self, call: Call, context: Context, room: int, then: Callable[[Moved], None]
+    ) -> None:
+        """Leave at least `room` tokens; the context changes once it is known that they fit."""
+        if context.mixed or not context.turns:
+            self._cut_text(call, context, room, then)
+            return
+        stay = list(context.turns)
+        head = 0
+        for role in ("system", "tools"):
+            head += [turn.role for turn in stay[head : head + 1]] == [role]
+        limit = min(self.contexts.window * LEFT, self.contexts.window - room)
+        scale = context.used / sum(len(turn.note + turn.text) + 1 for turn in stay)
+        while len(stay) > head and sum(len(t.note + t.text) + 1 for t in stay) * scale > limit:
+            del stay[head]
+        while len(stay) > head and stay[head].role != "user":  # an answer without its question
+            del stay[head]
+        gone = context.turns[head : len(context.turns) - len(stay) + head]
+        if context.on_full != "summarize" or not gone:
+            self._render(call, context, room, stay, gone, then)
+            return
+
+        def summed_up(summary: str) -> None:
+            note = f"Summary of the conversation so far: {summary}\n\n"
+            old = stay.pop(0).text if head and stay[0].role == "system" else ""
+            new = Turn("system", old, note)
+            self._render(call, context, room, [new, *stay], gone, then, summary)
+
+        decoding = Decoding(max_tokens=max(16, int(self.contexts.window * SUMMARY)))
+        self.generate(call, _to_sum_up(context.summary, gone), decoding, summed_up)
+
+    def _render(
+        self, call: Call, context: Context, room: int, stay: list[Turn], gone: list[Turn],
+        then: Callable[[Moved], None], summary: str | None = None,
+    ) -> None:  # fmt: skip
+        """Have the turns that stay for a new history, if they are few enough."""
+
+        def encoded(tokens: list[int]) -> None:
+            if len(tokens) + room > self.contexts.window:
+                raise ContextFull(
+                    f"{room} tokens do not fit behind the {len(tokens)} that stay: the window "
+                    f"holds {self.contexts.window}",
+                    "shorten it, or start with a larger --ctx",
+                )
+            moved = Moved(
+                tokens=context.used - len(tokens),
+                dropped=[PastMessage(role=turn.role, content=turn.text) for turn in gone],
+                summary=summary,
+                recalled=[],
+            )
+            context.turns = [
+                Turn(turn.role, turn.text, turn.note, tokens=turn.tokens) for turn in stay
+            ]
+            context.summary = summary
+            if context.on_full == "recall":
+                context.drop(gone)
+            self._replace(context, tokens)
+            then(moved)
+
+        if not stay:
+            encoded([])
+            return
+        self.prompts.encode(call, Past(), Entering(stay, None, None, reply=False), encoded)
+
+    def _cut_text(
+        self, call: Call, context: Context, room: int, then: Callable[[Moved], None]
+    ) -> None:
+        """An eighth of the window stays of the beginning, and the newest."""
+        window, old = self.contexts.window, context.tokens
+        first = min(window // 8, len(old))
+        newest = int(min(window * LEFT, window - room)) - first
+        if newest < 0:
+            raise ContextFull(f"{room} tokens do not fit: the window holds {window}")
+        cut = slice(first, max(first, len(old) - newest))
+
+        def told(text: str) -> None:
+            self._replace(context, old[: cut.start] + old[cut.stop :])
+            gone = [PastMessage(role="text", content=text)]
+            then(Moved(tokens=cut.stop - cut.start, dropped=gone, summary=None, recalled=[]))
+
+        self.prompts.detokenize(call, old[cut], lambda encoded: told(encoded.text))
+
+    def _replace(self, context: Context, tokens: list[int]) -> None:
+        context.history = [(Prefilled, tokens)] if tokens else []
+        context.used, context.sealed = len(tokens), not tokens
+        self.contexts.touch(context)
+
+    # --- what comes back ------------------------------------------------------------------------
+
+    def _recall(self, context: Context, turns: list[Turn]) -> Moved | None:
+        """Put what was dropped, and the newest of `turns` is about, in front of that."""
+        if not context.dropped or not turns or context.on_full != "recall":
+            return None
+        left = self.contexts.window * CHARS
+        recalled = []
+        for turn in relevant(turns[-1].text, context.dropped)[:RECALLED]:
+            if left > 0:
+                recalled.append(PastMessage(role=turn.role, content=turn.text[:left]))
+            left -= len(turn.text)
+        if recalled:
+            said = "".join(f"{message.role}: {message.content}\n" for message in recalled)
+            turns[-1].note = f"Earlier in this conversation:\n{said}\n"
+        return Moved(tokens=0, dropped=[], summary=None, recalled=recalled) if recalled else None
+
+
+def relevant(text: str, turns: list[Turn]) -> list[Turn]:
+    """The turns that share words with `text`, the best first: by BM25 without its length norm."""
+    bags = [Counter(words(turn.text)) for turn in turns]
+    held = Counter(word for bag in bags for word in bag)
+    weights = {
+        word: math.log(1 + (len(turns) - held[word] + 0.5) / (held[word] + 0.5))
+        for word in set(words(text)) & held.keys()
+    }
+    scores = [sum(w * bag[word] / (bag[word] + 1.2) for word, w in weights.items()) for bag in bags]
+    ranked = sorted(range(len(turns)), key=lambda i: (-scores[i], -i))
+    return [turns[i] for i in ranked if scores[i] > 0]
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+def _to_sum_up(summary: str | None, gone: list[Turn]) -> list[Turn]:
+    before = [] if summary is None else [f"Before that: {summary}"]
+    said = "\n".join([*before, *(f"{turn.role}: {turn.text}" for turn in gone)])
+    return [Turn("system", SUMMARIZE), Turn("user", said)]

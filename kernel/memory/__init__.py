@@ -1,0 +1,1 @@
+"""The memory manager: what agents keep, and their interaction logs."""

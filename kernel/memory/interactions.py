@@ -1,0 +1,207 @@
+"""The interaction log of each agent (paper, section 3.5): what it generated, sent and received. The
+kernel alone writes it, behind its replies: entries that wait are written by one job at a time. A
+kernel that is killed loses those of the last moments, as long as a commit takes.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from aios.syscalls.errors import AiosError, NotFound, StoreDamaged
+from aios.syscalls.mem import Interaction, Interactions, LogPage
+from aios.syscalls.messages import Mail, PastMessage
+
+from ..entry.trap import Call
+from ..process import Process
+from ..store.transaction import Txn
+from .owners import Owner, Owners
+
+if TYPE_CHECKING:
+    from ..llm.work import Generation
+
+CUT = 4096  # characters of a text that are logged
+ENTRY = 1024  # bytes of one, about
+WAITING = 4096  # entries that wait to be written: the disk may be slower than agents are
+PAGE = 256 << 10  # bytes that one reply holds, about
+
+_encode = msgspec.msgpack.Encoder().encode
+_entry = msgspec.msgpack.Decoder(Interaction).decode
+
+
+class InteractionLog:
+    """`limit`: bytes of one agent's log; the oldest entries go."""
+
+    def __init__(self, owners: Owners, limit: int) -> None:
+        self.store, self.owners, self.limit = owners.store, owners, limit
+        self.waiting: list[tuple[Owner, Interaction]] = []
+        self.jobs = 0  # that are being written
+        self.failed = False
+
+    # --- what the parts tell ----------------------------------------------------------------------
+
+    def generated(self, gen: Generation) -> None:
+        """It has ended, with an answer or without."""
+        process, work = gen.call.process, gen.work
+        cut: dict[str, int] = {}
+        entry = self._entry(
+            process, "generation",
+            prompt=[_cut_message(each, cut) for each in work.given],
+            answer=_cut("answer", work.text + gen.tail, cut),
+            finish=gen.finish, usage=gen.usage(),
+        )  # fmt: skip
+        self._add(process, entry, cut)
+
+    def sent(self, process: Process, to: Process, body: Any) -> None:
+        cut: dict[str, int] = {}
+        body = _cut_body(body, cut)
+        entry = self._entry(process, "sent", peer=to.pid, name=to.name, body=body)
+        self._add(process, entry, cut)
+
+    def received(self, process: Process, mail: Mail) -> None:
+        cut: dict[str, int] = {}
+        body = _cut_body(mail.body, cut)
+        entry = self._entry(process, "received", peer=mail.sender, name=mail.name, body=body)
+        self._add(process, entry, cut)
+
+    def _entry(self, process: Process, kind: Any, **what: Any) -> Interaction:
+        return Interaction(turn=0, time=time.time(), pid=process.pid, kind=kind, **what)
+
+    def _add(self, process: Process, entry: Interaction, cut: dict[str, int]) -> None:
+        """Nothing is logged of a person."""
+        if process.kind == "client":
+            return
+        if cut:
+            entry.cut = cut
+        if len(self.waiting) >= WAITING:
+            self._lost(f"{WAITING} entries wait for the disk")
+            return
+        owner = self.owners.of(process)
+        owner.stored = True
+        self.waiting.append((owner, entry))
+        if not self.jobs:
+            self.flush()
+
+    # --- writing ----------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Have what waits written: before a read, or the end."""
+        if self.waiting:
+            entries, self.waiting = self.waiting, []
+            self.jobs += 1
+
+            def do(txn: Txn) -> None:
+                for owner, entry in entries:
+                    self._append(txn, owner, entry)
+
+            size = ENTRY * len(entries)
+            self.store.write(do, lambda _: self._end(None), self._end, size=size)
+
+    def _end(self, error: AiosError | None) -> None:
+        """What could not be logged is lost; the first of it is told."""
+        self.jobs -= 1
+        if error is not None:
+            self._lost(str(error))
+        else:
+            self.failed = False
+        if not self.jobs:
+            self.flush()
+
+    def _lost(self, why: str) -> None:
+        if not self.failed:
+            print(f"interaction log: not written: {why}", file=sys.stderr, flush=True)
+        self.failed = True
+
+    def _append(self, txn: Txn, owner: Owner, entry: Interaction) -> None:
+        if owner.id not in self.owners.by_id:  # it is forgotten
+            return
+        row = self.owners.row(txn, owner)
+        row.last_turn += 1
+        entry.turn = row.last_turn
+        data = _encode(entry)
+        txn.put("log", _key(owner, entry.turn), data)
+        row.log_bytes += len(data)
+        while row.log_bytes > self.limit and row.first_turn < row.last_turn:
+            oldest = _key(owner, row.first_turn)
+            row.log_bytes -= txn.size("log", oldest) or 0
+            txn.delete("log", oldest)
+            row.first_turn += 1
+        self.owners.put_row(txn, owner, row)
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    def read(self, call: Call, args: Interactions) -> None:
+        """What was logged until now: behind the entries that are being written."""
+        owners = self._whose(call, args)
+        self.flush()
+        if self.jobs:
+            self.store.write(lambda txn: _page(txn, owners, args), call.done, call.fail)
+        else:
+            call.done(self.store.read(lambda txn: _page(txn, owners, args)))
+
+    def _whose(self, call: Call, args: Interactions) -> list[Owner]:
+        """All lives of a principal; or the one of a process, alive or not."""
+        if args.principal is not None:
+            found = [o for o in self.owners.by_id.values() if o.principal == args.principal]
+        elif args.pid is None:
+            found = [self.owners.of(call.process)]
+        else:
+            found = [o for o in [self.owners.by_pid.get(args.pid)] if o is not None]
+            if not found:
+                self.owners.table.get(args.pid)
+        if args.principal is not None and not found:
+            raise NotFound(f"no interactions of {args.principal}", "`aios mem list` shows names")
+        return found
+
+
+def _key(owner: Owner, turn: int) -> bytes:
+    return owner.key + turn.to_bytes(8, "big")
+
+
+def _page(txn: Txn, owners: list[Owner], args: Interactions) -> LogPage:
+    page, size = LogPage(entries=[], after=None), 0
+    at = args.after
+    for owner in sorted(owners, key=lambda owner: owner.id, reverse=args.back):
+        start = b""
+        if at is not None and owner.id == at[0]:
+            start = _key(owner, at[1] + (not args.back))
+        elif at is not None and (owner.id < at[0]) != args.back:
+            continue
+        for key in txn.keys("log", owner.key, start, back=args.back):
+            if len(page.entries) == args.limit or size > PAGE:
+                return page
+            try:
+                data = txn.get("log", key) or b""
+            except StoreDamaged:
+                continue
+            size += len(data)
+            page.entries.append(_entry(data))
+            page.after = (owner.id, page.entries[-1].turn)
+    page.after = None
+    return page
+
+
+# --- cutting --------------------------------------------------------------------------------------
+
+
+def _cut(name: str, text: str, cut: dict[str, int]) -> str:
+    if len(text) > CUT:
+        cut[name] = len(text)
+    return text[:CUT]
+
+
+def _cut_message(message: PastMessage, cut: dict[str, int]) -> PastMessage:
+    return PastMessage(role=message.role, content=_cut("prompt", message.content, cut))
+
+
+def _cut_body(body: Any, cut: dict[str, int]) -> Any:
+    """As it was sent, as bytes: as objects it may take seventy times the room while it waits.
+    Where it is long, the first part of its JSON."""
+    data = _encode(body)
+    if len(data) <= CUT:
+        return msgspec.Raw(data)
+    text = body if isinstance(body, str) else msgspec.json.encode(body).decode()
+    return _cut("body", text, cut)

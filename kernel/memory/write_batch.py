@@ -1,0 +1,136 @@
+"""Puts of many agents, written together: while one job is being committed the next one gathers.
+
+So a commit has one transaction and one sync for hundreds of calls, which is where the throughput of
+memory comes from. Each put is all or nothing by itself: it is known to fit its owner's limit before
+it changes anything; and where the store has no room for all, each is tried in a transaction of its
+own, so that one that is too large fails alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+
+from aios.syscalls.errors import AiosError
+from aios.syscalls.messages import Done
+
+from ..entry.trap import Call
+from ..store.transaction import Txn
+from .owners import Owner, Owners, Row, item_key
+
+JOB = 1 << 20  # bytes of values that one job has, about
+
+
+@dataclass(slots=True)
+class Put:
+    call: Call
+    owner: Owner
+    space: str
+    data: dict[str, bytes]  # values as msgpack
+    early: bool  # it was acknowledged already
+    error: AiosError | None = None
+    size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.size = sum(map(len, self.data.values()))
+
+
+class Puts:
+    def __init__(self, owners: Owners) -> None:
+        self.store, self.owners = owners.store, owners
+        self.waiting: list[Put] = []
+        self.size = 0
+        self.jobs = 0  # that are being written
+
+    def add(self, put: Put) -> None:
+        owner = put.owner
+        owner.stored = True
+        for key in put.data:
+            owner.begin((put.space, key))
+        owner.accepted += put.early
+        self.waiting.append(put)
+        self.size += put.size
+        if not self.jobs or self.size > JOB:
+            self.flush()
+
+    def flush(self) -> None:
+        """Have those that wait written: before whatever is to come behind them."""
+        if self.waiting:
+            puts, size = self.waiting, self.size
+            self.waiting, self.size = [], 0
+            self.jobs += 1
+            end = partial(self._end, puts)
+            tried: list[bool] = []
+            do = partial(self._do, puts, tried)
+            self.store.write(do, lambda _: end(None), end, size=size)
+
+    def _end(self, puts: list[Put], error: AiosError | None) -> None:
+        self.jobs -= 1
+        for put in puts:
+            _settle(put, error or put.error)
+        if not self.jobs:
+            self.flush()
+
+    # --- in the writer's thread -------------------------------------------------------------------
+
+    def _do(self, puts: list[Put], tried: list[bool], txn: Txn) -> None:
+        if not tried:
+            tried.append(True)
+            self._do_all(puts, txn)
+            return
+        for put in puts:
+            put.error = txn.attempt(partial(self._do_all, [put])) or put.error
+
+    def _do_all(self, puts: list[Put], txn: Txn) -> None:
+        rows: dict[int, Row] = {}
+        for put in puts:
+            put.error = None
+            try:
+                row = rows.get(put.owner.id)
+                if row is None:
+                    row = rows[put.owner.id] = self.owners.row(txn, put.owner)
+                    self.owners.count(put.owner, row)
+                self._put(txn, put, row)
+            except AiosError as error:
+                put.error = error
+        for put in puts:
+            changed = rows.pop(put.owner.id, None)
+            if changed is not None:
+                self.owners.put_row(txn, put.owner, changed)
+
+    def _put(self, txn: Txn, put: Put, row: Row) -> None:
+        """Raises LimitReached before it changes anything."""
+        space = row.space(put.space)
+        head = item_key(put.owner, space, "")
+        count = grown = 0
+        items = []
+        for name, value in put.data.items():
+            key = name.encode()
+            old = txn.size("memory", head + key)
+            count += old is None
+            grown += len(value) + (len(key) if old is None else -old)
+            items.append((head + key, value))
+        if grown > 0:
+            self.owners.check_limits(put.owner, row, grown)
+        for full, value in items:
+            txn.put("memory", full, value)
+        row.spaces[put.space] = space
+        row.last_space = max(row.last_space, space.number)
+        space.count += count
+        space.bytes += grown
+        self.owners.grow(put.owner, grown)
+
+
+def _settle(put: Put, error: AiosError | None) -> None:
+    """It is on disk, or it failed."""
+    owner = put.owner
+    owner.accepted -= put.early
+    for key, value in put.data.items():
+        owner.settled((put.space, key))
+        if error is None and not owner.ended:
+            owner.resident.put((put.space, key), value)
+    if error is not None:
+        owner.failed += put.early
+        put.call.fail(error)
+    elif not put.early:
+        put.call.done(Done())

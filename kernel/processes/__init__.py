@@ -1,0 +1,1 @@
+"""The life of processes: spawned, waited for, written to, read from, ended."""

@@ -1,0 +1,93 @@
+"""What agents print: read from their logs, waiting for more where that is asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from aios.syscalls.errors import AiosError, LimitReached
+from aios.syscalls.messages import LogPart
+
+from ..entry.trap import Call
+from ..init.outputs import LOG_BYTES
+from ..process import ProcessTable
+
+LOG_PART = 32 * 1024  # bytes of a log in one reply
+READERS = 16  # calls of one process that wait for more
+LOOKS = 64  # of them all that are looked after at once
+
+
+class Logs:
+    """`folder` has a file for each agent; `after(seconds, run)` starts a timer."""
+
+    def __init__(
+        self, folder: Path, table: ProcessTable, after: Callable[[float, Callable[[], None]], Any]
+    ) -> None:
+        self.folder, self.table, self.after = folder, table, after
+        self.readers: list[tuple[int, int, Call]] = []  # pid, offset, who waits for more
+
+    def path(self, pid: int) -> Path:
+        return self.folder / f"agent-{pid}.log"
+
+    def read(self, call: Call, pid: int, offset: int, wait: float) -> LogPart | None:
+        """A part of a log; None: there is nothing to read yet, and the call waits for it.
+
+        Raises:
+            LimitReached: too many calls of the process wait already.
+        """
+        part = self._part(pid, offset)
+        if part.data or part.ended or wait == 0:
+            return part
+        if sum(other.process is call.process for *_, other in self.readers) >= READERS:
+            raise LimitReached(
+                f"{READERS} calls of process {call.process.pid} wait for logs",
+                "wait for one of them, or cancel it",
+            )
+        entry = (pid, part.offset, call)
+        self.readers.append(entry)
+        timer = self.after(wait, lambda: call.done(part))
+
+        def stop() -> None:
+            self.readers.remove(entry)
+            timer.cancel()
+
+        call.on_end = stop
+        return None
+
+    def look(self) -> None:
+        """Answer those for whom there is something to read now; of many, some each time."""
+        turn, self.readers = self.readers[:LOOKS], self.readers[LOOKS:]
+        self.readers += turn
+        for pid, offset, call in turn:
+            try:
+                part = self._part(pid, offset)
+            except AiosError as error:
+                call.fail(error)
+                continue
+            if part.data or part.ended:
+                call.done(part)
+
+    def _part(self, pid: int, offset: int) -> LogPart:
+        ended = not self.table.get(pid).alive
+        with (
+            contextlib.suppress(FileNotFoundError),
+            open(self.path(pid), "rb", opener=_safe) as log,
+        ):
+            size = log.seek(0, os.SEEK_END)
+            first = max(0, size - LOG_BYTES)  # before that there may be nothing any more
+            offset = log.seek(max(first, size + offset if offset < 0 else min(size, offset)))
+            data = log.read(LOG_PART)
+            end = offset + len(data)
+            return LogPart(data=data, offset=end, ended=ended and end >= size)
+        return LogPart(data=b"", offset=0, ended=ended)
+
+    def check(self) -> list[str]:
+        return [f"a log read of call {c.id} is kept" for *_, c in self.readers if c.ended]
+
+
+def _safe(path: str, flags: int) -> int:
+    """Whatever is there, it is not waited for, and is in this folder."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW)

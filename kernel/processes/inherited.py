@@ -1,0 +1,54 @@
+"""What an agent has of whoever spawns it: limits, and what its walls let it through to."""
+
+from __future__ import annotations
+
+from aios.syscalls.errors import Denied, NoProgram
+from aios.syscalls.messages import Limits, Reach, Spawn
+
+from ..config import Config
+from ..process import Process
+from ..sandbox.walls import joined, reaches, shown
+
+MORE = "a person lets it through to more: docs/walls.md"
+
+
+def limits_of(config: Config, parent: Process | None, args: Spawn) -> Limits:
+    """Return the limits of what is spawned by an agent, or with None by a person."""
+    if parent is None:
+        return args.limits or config.limits
+    return tightened(parent.limits, args.limits or parent.limits)
+
+
+def tightened(above: Limits, wanted: Limits) -> Limits:
+    """Return `wanted`, nowhere looser than `above`."""
+    fields = {}
+    for name in Limits.__struct_fields__:
+        bounds = [b for b in (getattr(above, name), getattr(wanted, name)) if b is not None]
+        fields[name] = min(bounds) if bounds else None
+    return Limits(**fields)
+
+
+def reach_of(config: Config, parent: Process | None, args: Spawn) -> Reach:
+    """Return what is let through of the walls of what is spawned by an agent, or with None by a
+    person: that has it read the program, with what is beside it, as well.
+
+    Raises:
+        NoProgram: an agent does not reach what it names; the same, whether that is there or not.
+        Denied: an agent hands on what it was not given, word for word.
+    """
+    if parent is None:
+        given = args.reach or Reach()
+        own = shown(args.program, config.path) if args.program.startswith("/") else []
+        return joined(given, Reach(read=own)) if own else given
+    around = joined(config.walls, parent.reach)
+    for path in (args.program, args.cwd or ""):  # init finds every file of this user
+        if "/" in path and not reaches(around, config.path, parent.pid, path):
+            raise NoProgram(f"there is no {path} that the agent reaches", MORE)
+    if args.reach is None:
+        return parent.reach
+    for name in Reach.__struct_fields__:
+        had, wanted = getattr(parent.reach, name), getattr(args.reach, name)
+        more = set(wanted) - set(had) if isinstance(wanted, list) else wanted and not had
+        if more and name != "all_walls":
+            raise Denied(f"{name}: an agent hands on what it was given itself, not {more}", MORE)
+    return args.reach

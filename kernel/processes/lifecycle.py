@@ -1,0 +1,461 @@
+"""The life of processes: spawned by init, signalled, limited, reaped; and what falls with them."""
+
+from __future__ import annotations
+
+import secrets
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import msgspec
+import psutil
+
+from aios.syscalls.errors import (
+    Denied,
+    LimitReached,
+    ProcessGone,
+    from_wire,
+)
+from aios.syscalls.messages import Limits, Reach, Spawn, Spawned
+
+from ..config import Config
+from ..entry.trap import Call, Session, Trap
+from ..events import EventLog
+from ..init.protocol import (
+    Census,
+    Gone,
+    Heard,
+    Paused,
+    Refused,
+    SignalChild,
+    StartAgent,
+    Started,
+    StartFailed,
+    ToInit,
+)
+from ..lib.patterns import check_visible
+from ..lib.sweeper import Sweeper
+from ..llm.contexts import ContextManager
+from ..llm.generations import Generations
+from ..process import Process, ProcessTable, named_by
+from ..rules import check_rights, check_rules
+from ..sandbox.walls import Room, joined
+from ..tools.toolbox import Box
+from .agent_logs import Logs
+from .inherited import limits_of, reach_of, tightened
+from .mailbox import Mailroom
+from .wait import Waiters
+
+LAST_WORD = 0.2  # seconds that init has to say of what a process died whose connection is lost
+MOST_TOLD = 1000  # reasons for which connections were cut off, before the oldest is told again
+SIGNALS = 16  # that one gets at its start, of those sent before
+SLICE = 25  # processes whose figures are read in one sweep
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+@dataclass
+class Birth:
+    """A process between spawn and its first call. Until then it may say hello again, should the
+    kernel die before the welcome was heard."""
+
+    process: Process
+    token: bytes
+    spawn: Spawn
+    call: Call | None  # None: its caller has had the reply, or is gone
+    signals: list[str] = field(default_factory=list)  # sent before it has an OS pid
+    greeted: bool = False
+
+    def __post_init__(self) -> None:
+        """Have the task wait as bytes: as objects it may take seventy times the room."""
+        task = msgspec.Raw(_encode(self.spawn.task))
+        self.spawn = msgspec.structs.replace(self.spawn, task=task)
+
+
+class Lifecycle:
+    def __init__(
+        self, config: Config, table: ProcessTable, contexts: ContextManager,
+        generations: Generations, mailroom: Mailroom, waiters: Waiters,
+        events: EventLog, logs: Logs,
+        to_init: Callable[[ToInit], None], after: Callable[[float, Callable[[], None]], Any],
+    ) -> None:  # fmt: skip
+        self.config = config
+        self.table, self.contexts, self.generations = table, contexts, generations
+        self.mailroom, self.waiters, self.events, self.logs = mailroom, waiters, events, logs
+        self.to_init, self.after = to_init, after
+        self.trap: Trap  # set by the boot: they know each other
+        self.ended = [mailroom.ended]  # who hears of an end
+        self.births: dict[int, Birth] = {}  # by pid
+        self.told: dict[tuple[int, str], None] = {}  # connections that were cut off: OS pid, why
+        self.figures: dict[int, psutil.Process] = {}
+        self.turn = 0
+        self.sweeper = Sweeper()
+        table.on_forget = self._forgotten
+        self.on_empty: Callable[[], None] | None = None  # set while the system winds up
+
+    # --- birth ----------------------------------------------------------------------------------
+
+    def spawn(self, call: Call, args: Spawn) -> None:
+        if self.on_empty is not None:
+            raise Denied("the system is stopping: nothing new is started")
+        if call.process.state == "ending":
+            raise Denied(f"process {call.process.pid} is ending: it starts nothing new")
+        name = args.name or named_by(args.program)
+        check_visible("a process's name", name)
+        above = None if call.process.kind == "client" else call.process
+        limits = limits_of(self.config, above, args)
+        nice = call.process.nice if args.nice is None else args.nice
+        lent = [self.contexts.get(call.process, ctx) for ctx in args.contexts]
+        if limits.contexts is not None and len(lent) > limits.contexts:
+            raise LimitReached(
+                f"{len(lent)} contexts are more than its limit, {limits.contexts}",
+                "lend it fewer, or give it a larger limit",
+            )
+        if args.manifest is not None:
+            check_rules([args.manifest])
+            check_rights([args.manifest])
+        reach = reach_of(self.config, above, args)
+        joined(self.config.walls, reach)  # it is refused before anything is there
+        parent = 0 if above is None else above.pid
+        process = self.table.add("agent", name, parent, nice, limits, time.monotonic())
+        process.manifest, process.labels = args.manifest, set(call.process.labels)
+        process.reach = reach
+        try:
+            for context in lent:
+                self.contexts.fork(context, process)
+        except LimitReached:
+            self._drop_unstarted(process)
+            raise
+        birth = Birth(process, secrets.token_bytes(32), args, call)
+        self.births[process.pid] = birth
+        call.on_end = process.touch  # its birth has no caller any more
+        self._start(birth)
+
+    def start_worker(self, name: str, box: Box, caller: Process | None) -> Process:
+        """For a toolbox: it acts in its caller's storage, and ends with it.
+
+        Raises:
+            Denied, LimitReached.
+        """
+        if self.on_empty is not None:
+            raise Denied("the system is stopping: nothing new is started")
+        args = box.spawn(name, self.config.path)
+        reach = joined(caller.reach if caller is not None else Reach(), args.reach or Reach())
+        above = caller if caller is not None and caller.kind != "client" else None
+        limits = self.config.limits if above is None else above.limits
+        nice = 0 if caller is None else caller.nice
+        parent = 0 if above is None else above.pid
+        joined(self.config.walls, reach)
+        now = time.monotonic()
+        process = self.table.add("agent", name, parent, nice, limits, now, tool=name)
+        process.manifest, process.reach = args.manifest, reach
+        if caller is not None:
+            process.principal, process.labels = caller.principal, set(caller.labels)
+        else:
+            process.principal = f"/@{name}"  # no agent's: of those below "/" some may have the name
+        birth = Birth(process, secrets.token_bytes(32), args, None)
+        self.births[process.pid] = birth
+        self._start(birth)
+        return process
+
+    def _start(self, birth: Birth) -> None:
+        pid, spawn = birth.process.pid, birth.spawn
+        cwd, log = spawn.cwd or "", str(self.logs.path(pid))
+        around = joined(self.config.walls, birth.process.reach)
+        self.to_init(StartAgent(pid, spawn.program, spawn.args, birth.token, cwd, log, around))
+
+    def started(self, frame: Started) -> None:
+        birth = self.births.get(frame.key)
+        if birth is None or not birth.process.alive:
+            return
+        if not birth.process.os_pid:  # or its hello came first
+            self.born(birth, frame.os_pid)
+        self.after(self.config.hello, lambda: self._check_hello(frame.key))
+
+    def born(self, birth: Birth, os_pid: int) -> None:
+        process = birth.process
+        self.table.bind(process, os_pid)
+        if birth.call is not None:
+            birth.call.done(Spawned(pid=process.pid))
+        self.events.publish("process", "started", process.pid, os_pid=os_pid)
+        for name in birth.signals:
+            self.signal(process, name)
+
+    def start_failed(self, frame: StartFailed) -> None:
+        birth = self.births.pop(frame.key, None)
+        if birth is None:  # it was started after all, by a kernel that died of late
+            return
+        if birth.call is not None:
+            birth.call.fail(from_wire(frame.error))
+        birth.process.reason = f"not started: {from_wire(frame.error).message}"
+        self._drop_unstarted(birth.process)
+
+    def _drop_unstarted(self, process: Process) -> None:
+        self._take_back(process)
+        self.table.end(process, 127, "not started", time.monotonic())
+        self.table.forget(process)
+        self._ended(process)
+
+    def _check_hello(self, pid: int) -> None:
+        birth = self.births.get(pid)
+        if birth is not None and not birth.greeted:
+            self.terminate(birth.process, "no hello")
+
+    def settle(self, process: Process) -> None:
+        """Its first call: it has heard its welcome, and the token is used up."""
+        if self.births.pop(process.pid, None) is not None:
+            process.touch()
+
+    # --- death ----------------------------------------------------------------------------------
+
+    def gone(self, frame: Gone) -> None:
+        process = self.table.rows.get(frame.key)
+        if process is not None and process.alive:
+            reason = f"signal {frame.signal}" if frame.signal else "exit"
+            self._end(process, frame.code, reason)
+        self.to_init(Heard(frame.os_pid))
+
+    def refused(self, frame: Refused) -> None:
+        """A wall stopped it."""
+        more = {"needs": frame.needs} if frame.needs else {}
+        told = {"call": frame.call, "object": frame.object, **more}
+        self.events.publish("process", "refused", frame.key, **told)
+
+    def cut_off(self, os_pid: int, why: str) -> None:
+        """The kernel has closed a connection of that process; told once of each reason."""
+        if (os_pid, why) in self.told:
+            return
+        if len(self.told) == MOST_TOLD:
+            del self.told[next(iter(self.told))]
+        self.told[os_pid, why] = None
+        rows = self.table.rows.values()  # of several that had it one after the other the last
+        pid = max((row.pid for row in rows if row.os_pid == os_pid), default=0)
+        self.events.publish("process", "refused", pid, call="connection", object=why)
+
+    # --- after the kernel's death ---------------------------------------------------------------
+
+    def recover(self, census: Census) -> None:
+        """What became of the processes meanwhile, as init knows it."""
+        keys = {key: os_pid for os_pid, key in census.children.items()}
+        ended = {frame.key for frame in census.gone}
+        for process in self.agents_alive():
+            birth = self.births.get(process.pid)
+            if process.pid in keys and not process.os_pid and birth is not None:
+                self.born(birth, keys[process.pid])
+            elif process.pid not in keys and process.pid not in ended and birth is not None:
+                self._start(birth)  # init never heard of it
+            paused = keys.get(process.pid) in census.paused
+            if process.alive and paused != (process.state == "stopped"):
+                self.paused(Paused(process.os_pid, paused))
+            if process.state == "ending":
+                self._end_soon(process)
+            elif birth is not None and not birth.greeted:
+                self.after(self.config.hello, partial(self._check_hello, process.pid))
+        for frame in census.gone:
+            birth = self.births.get(frame.key)
+            if birth is not None and not birth.process.os_pid:
+                self.born(birth, frame.os_pid)  # whoever spawned it hears of that first
+            self.gone(frame)
+        for process in self.table.rows.values():
+            if process.tool and not process.alive:  # the kernel may have died over it
+                self._clear(process)
+        self._clear_others()
+
+    def _end_soon(self, process: Process) -> None:
+        if not process.reported:
+            self.signal(process, "TERM")
+        self.after(self.config.grace, lambda: self._kill_if_alive(process))
+
+    def closed(self, session: Session) -> None:
+        """Its connection is no more: a client goes with it, an agent may have work left."""
+        if session.process is not None and session.process.kind == "client":
+            self.lost(session, "closed its connection")
+
+    def lost(self, session: Session, why: str) -> None:
+        """Its connection does not take what is sent."""
+        self.trap.close(session)
+        process = session.process
+        if process is None or not process.alive:
+            return
+        if process.kind != "agent":
+            self._end(process, 0, why)
+        else:  # most likely it has ended, and init is about to say how
+            self.after(LAST_WORD, lambda: self._disconnected(process, why))
+
+    def _disconnected(self, process: Process, why: str) -> None:
+        if process.alive and process.state != "ending":
+            self.terminate(process, why)
+
+    def leave(self, call: Call) -> None:
+        """proc.exit: an agent is to be gone within the grace; a client is gone now."""
+        process = call.process
+        if process.kind != "agent":
+            self.after(0, lambda: self.lost(call.session, "exit"))
+        elif process.state != "ending":
+            process.move("ending")
+            self.after(self.config.grace, lambda: self._kill_if_alive(process))
+
+    def _end(self, process: Process, code: int, reason: str) -> None:
+        """What falls with a process: calls, contexts, messages, children."""
+        session = self.trap.by_pid.get(process.pid)
+        if session is not None:
+            self.trap.close(session)
+        birth = self.births.pop(process.pid, None)
+        if birth is not None and birth.call is not None:
+            birth.call.done(Spawned(pid=process.pid))
+        self.figures.pop(process.pid, None)
+        process.reason = process.reason or reason  # for those who are told
+        process.code = process.code if process.reported else code
+        self._take_back(process)
+        children = self.table.end(process, code, reason, time.monotonic())
+        if process.tool:
+            self._clear(process)
+        self.events.publish(
+            "process", "ended", process.pid, code=process.code, reason=process.reason
+        )
+        for child in children:  # grows: all below go, or each could start another in its time
+            self.terminate(child, "parent gone")
+            children += [self.table.rows[pid] for pid in child.children]
+        self._ended(process)
+
+    def _clear(self, process: Process) -> None:
+        """There may be a worker a call: what they leave would fill the disk."""
+        self.sweeper.remove(Room(self.config.path, process.pid).own)
+
+    def _forgotten(self, process: Process) -> None:
+        """It is listed no more, and so nobody asks for what it has left."""
+        if process.kind == "agent":
+            self._clear(process)
+            self.sweeper.remove(self.logs.path(process.pid))
+
+    def _clear_others(self) -> None:
+        """What agents of an earlier system left, or such that are forgotten. Nobody gets the number
+        of one, should a journal have been lost: the sweeper may still be at its folder."""
+        left = [(path.name, path) for path in (self.config.path / "agents").iterdir()]
+        logs = self.logs.folder.glob("agent-*.log")
+        left += [(path.stem.removeprefix("agent-"), path) for path in logs]
+        for number, path in left:
+            if number.isdigit() and int(number) not in self.table.rows:
+                self.table.last = max(self.table.last, int(number))
+                self.sweeper.remove(path)
+
+    def _take_back(self, process: Process) -> None:
+        """What it has of the managers'."""
+        for ctx in list(process.contexts):
+            self.contexts.close(self.contexts.contexts[ctx])
+        for tell in self.ended:
+            tell(process)
+
+    def _ended(self, process: Process) -> None:
+        """Tell those who wait for its end."""
+        self.waiters.ended(process)
+        self.logs.look()
+        if self.on_empty is not None and not self.agents_alive():
+            self.on_empty()
+
+    def agents_alive(self) -> list[Process]:
+        return [process for process in self.table.live() if process.kind == "agent"]
+
+    # --- signals and limits ---------------------------------------------------------------------
+
+    def signal(self, process: Process, name: str) -> None:
+        """Raises ProcessGone when there is nobody to send it to."""
+        if process.kind != "agent" or not process.alive:
+            raise ProcessGone(
+                f"process {process.pid} is not an agent that is alive", "see `aios ps`"
+            )
+        if process.os_pid:
+            self.to_init(SignalChild(process.os_pid, signal.Signals["SIG" + name]))
+        else:
+            birth = self.births[process.pid]
+            birth.signals = [*birth.signals[1 - SIGNALS :], name]
+            process.touch()
+
+    def terminate(self, process: Process, reason: str) -> None:
+        """TERM now, KILL after the grace; `reason` is what its parent will read."""
+        if process.state == "ending" or not process.alive:
+            return
+        process.reason = reason
+        stopped = process.state == "stopped"
+        process.move("ending")
+        self._end_soon(process)
+        if stopped:
+            self.signal(process, "CONT")
+
+    def end_now(self, process: Process, reason: str) -> None:
+        """KILL at once: nothing is asked of it any more."""
+        if process.alive and process.state != "ending":
+            process.reason = reason
+            process.move("ending")
+        self._kill_if_alive(process)
+
+    def _kill_if_alive(self, process: Process) -> None:
+        if process.alive:
+            self.signal(process, "KILL")
+
+    def paused(self, frame: Paused) -> None:
+        process = self.table.by_os_pid.get(frame.os_pid)
+        if process is None or process.state == "ending":
+            return
+        if frame.paused and process.state != "stopped":
+            process.move("stopped")
+        elif not frame.paused and process.state == "stopped":
+            birth = self.births.get(process.pid)
+            process.move("running" if birth is None or birth.greeted else "starting")
+        self.generations.suspend(process, frame.paused)
+        self.events.publish("process", process.state, process.pid)
+
+    def sweep(self) -> None:
+        """Read some processes' figures, enforce limits, find clients that left without a word."""
+        live = list(self.table.live())
+        now = time.monotonic()
+        for process in live:
+            wall = process.limits.wall
+            if wall is not None and now - process.started > wall:
+                self._over(process, "wall", f"{wall:g} s have passed")
+        for process in live[self.turn : self.turn + SLICE]:
+            self._measure(process)
+        self.turn = self.turn + SLICE if self.turn + SLICE < len(live) else 0
+        self.logs.look()
+
+    def _measure(self, process: Process) -> None:
+        if not process.alive or not process.os_pid:
+            return
+        try:
+            figures = self.figures.setdefault(process.pid, psutil.Process(process.os_pid))
+            with figures.oneshot():
+                if figures.status() == psutil.STATUS_ZOMBIE:  # a client whose parent is slow
+                    raise psutil.ZombieProcess(process.os_pid)
+                times, process.memory = figures.cpu_times(), figures.memory_info().rss
+            process.cpu = times.user + times.system
+        except psutil.NoSuchProcess:
+            session = self.trap.by_pid.get(process.pid)
+            if process.kind == "client" and session is not None:
+                self.lost(session, "gone")
+            return  # an agent's end is init's to tell
+        limit = process.limits.memory
+        if limit is not None and process.memory > limit:
+            self._over(process, "memory", f"it holds {process.memory} bytes, {limit} are allowed")
+
+    def _over(self, process: Process, which: str, what: str) -> None:
+        error = LimitReached(f"process {process.pid} is ended by its limit on {which}: {what}")
+        self.trap.end_calls(process, error)
+        if process.kind == "agent":
+            self.terminate(process, f"limit {which}")
+        elif process.kind == "remote":
+            self._end(process, 0, f"limit {which}")
+
+    def set_limits(self, caller: Process, process: Process, limits: Limits) -> None:
+        is_agent = caller.kind != "client"
+        process.limits = tightened(caller.limits, limits) if is_agent else limits
+        process.touch()
+
+    def check(self) -> list[str]:
+        return [
+            f"a birth of process {pid} is kept, which is {birth.process.state}"
+            for pid, birth in self.births.items()
+            if not birth.process.alive
+        ]

@@ -1,0 +1,152 @@
+"""Messages between agents: one bounded mailbox a process, and a bound for what a tree of agents has
+others keep."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+
+from aios.syscalls.errors import LimitReached, ProcessGone, TimedOut
+from aios.syscalls.messages import Mail
+
+from ..entry.trap import Call
+from ..lib.trees import Trees, check_tree, root
+from ..process import Letter, Process
+
+UNREAD_BYTES = 64 << 20  # of messages of one tree of agents, which others have not read
+
+_encode = msgspec.msgpack.Encoder().encode
+_letter = msgspec.msgpack.Decoder(Letter).decode
+_mail = msgspec.msgpack.Decoder(Mail).decode
+
+
+class Mailroom:
+    """Hands messages to those who wait, keeps them for those who don't.
+
+    `after(seconds, run)` starts a timer that can be cancelled; `is_alive` knows processes by pid;
+    `note(pid, number, mail)` journals what lies in a mailbox; or with None that it does no more.
+    """
+
+    def __init__(
+        self, after: Callable[[float, Callable[[], None]], Any], is_alive: Callable[[int], bool],
+        note: Callable[[int, int, bytes | None], None],
+    ) -> None:  # fmt: skip
+        self.after = after
+        self.is_alive = is_alive
+        self.note = note
+        self.on_sent: Callable[[Process, Process, Any], None] = lambda *_: None
+        self.on_received: Callable[[Process, Mail], None] = lambda *_: None
+        self.last = 0
+        self.unread: dict[int, int] = {}  # bytes, by number
+        self.trees = Trees()  # of them by sender
+        self.waiting: dict[int, deque[tuple[int | None, Call]]] = {}  # pid: (sender, recv call)
+
+    def send(self, sender: Process, receiver: Process, body: Any) -> None:
+        """Raises LimitReached when the receiver's mailbox is full: try again later."""
+        mail = Mail(
+            sender=sender.pid, name=sender.name, principal=sender.principal, body=body,
+            labels=sorted(sender.marks),
+        )  # fmt: skip
+        for wanted, call in self.waiting.get(receiver.pid, ()):
+            if wanted in (None, sender.pid):
+                self.on_sent(sender, receiver, body)
+                self._hand_out(receiver, mail)
+                call.done(mail)
+                return
+        limit = receiver.limits.queue
+        if limit is not None and len(receiver.mailbox) >= limit:
+            raise LimitReached(
+                f"the mailbox of process {receiver.pid} is full: {limit} messages",
+                "send again when it has read some",
+            )
+        if mail.principal:
+            check_tree(
+                mail.principal, self.trees.total(root(mail.principal)), UNREAD_BYTES,
+                "bytes of messages that wait", "send again when some of it was read",
+            )  # fmt: skip
+        data = _encode(mail)
+        self.last += 1
+        self.keep(receiver, self.last, data)
+        self.note(receiver.pid, self.last, data)
+        self.on_sent(sender, receiver, body)
+
+    def keep(self, receiver: Process, number: int, data: bytes) -> None:
+        """Until it is read: a Mail as it was sent, or is in the journal."""
+        self.last = max(self.last, number)
+        letter = receiver.mailbox[number] = _letter(data)
+        letter.data = data
+        self.unread[number] = len(data)
+        self.trees.add(letter.principal, len(data))
+
+    def receive(self, call: Call, sender: int | None, timeout: float | None) -> Mail | None:
+        """The oldest message that fits; None: the call waits, and ends by message or timeout.
+
+        Raises ProcessGone when it can only come from a process that is not alive.
+        """
+        mailbox = call.process.mailbox
+        for number, letter in mailbox.items():
+            if sender in (None, letter.sender):
+                mail = _mail(letter.data)
+                self._remove(call.process, number)
+                self._hand_out(call.process, mail)
+                return mail
+        if sender is not None and not self.is_alive(sender):
+            raise _gone(sender)
+        waiting = self.waiting.setdefault(call.process.pid, deque())
+        entry = (sender, call)
+        waiting.append(entry)
+        timer = (
+            None if timeout is None else self.after(timeout, lambda: call.fail(_timeout(timeout)))
+        )
+
+        def stop() -> None:
+            waiting.remove(entry)
+            if not waiting:
+                self.waiting.pop(call.process.pid, None)
+            if timer is not None:
+                timer.cancel()
+
+        call.on_end = stop
+        return None
+
+    def _hand_out(self, receiver: Process, mail: Mail) -> None:
+        receiver.taint(set(mail.labels))
+        self.on_received(receiver, mail)
+
+    def _remove(self, process: Process, number: int) -> None:
+        letter = process.mailbox.pop(number)
+        self.trees.add(letter.principal, -self.unread.pop(number))
+        self.note(process.pid, number, None)
+
+    def ended(self, process: Process) -> None:
+        """Its mailbox is emptied, and whoever waits for a message of it waits in vain."""
+        for number in list(process.mailbox):
+            self._remove(process, number)
+        pid = process.pid
+        for waiting in list(self.waiting.values()):
+            for wanted, call in list(waiting):
+                if wanted == pid:
+                    call.fail(_gone(pid))
+
+    def check(self, processes: Iterable[Process]) -> list[str]:
+        """What is wrong, if anything."""
+        kept = {number: each for process in processes for number, each in process.mailbox.items()}
+        apart = kept.keys() ^ self.unread.keys()
+        counted: Counter[str] = Counter()
+        for number in kept.keys() & self.unread.keys():
+            counted[kept[number].principal] += self.unread[number]
+        problems = [f"message {number} is counted or in a mailbox, not both" for number in apart]
+        return problems + ["the bytes of messages are miscounted"] * (counted != self.trees.held)
+
+
+def _gone(pid: int) -> ProcessGone:
+    return ProcessGone(
+        f"process {pid} has ended: no message will come from it", f"`aios logs {pid}` shows why"
+    )
+
+
+def _timeout(seconds: float) -> TimedOut:
+    return TimedOut(f"no message within {seconds:g} s")

@@ -1,0 +1,1 @@
+"""What Linux keeps an agent from."""

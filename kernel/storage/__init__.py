@@ -1,0 +1,1 @@
+"""The storage manager: versioned objects."""

@@ -1,0 +1,444 @@
+"""The storage manager: versioned objects that outlive who wrote them, under the paths of owners.
+
+The catalogue (catalog.py) is in the store; contents are chunks (blobs.py). A change is one
+transaction of the store: what is acknowledged is on disk, and a call that comes again after the
+kernel's death is done once. Reads run in the kernel's loop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import Any
+
+import msgspec
+
+from aios.syscalls import sto
+from aios.syscalls.errors import (
+    AiosError,
+    BadInput,
+    Denied,
+    LimitReached,
+    NotFound,
+    StoreDamaged,
+    UploadGone,
+)
+from aios.syscalls.messages import Done
+
+from ..entry.followers import Followers
+from ..entry.trap import Call
+from ..lib.trees import Trees
+from ..process import Process, check_principal
+from ..rules import Mode
+from ..store.store import NoStore, Store
+from ..store.transaction import Txn
+from .blobs import Blobs
+from .catalog import ENTRY, IN_BACKUP, KEY, TABLE, Catalog, Owned, Row, check_path, missing
+from .shares import Shares, covers
+from .uploads import Upload, Uploads
+
+TOLD = 1024  # pieces about one commit, to all who follow
+SCANNED = 500  # rows that a list looks at, for one page
+
+Step = Callable[[Catalog], sto.Version]
+
+
+class Storage:
+    """`quota`: bytes of objects of an agent and all below it; `place`: the setting `blobs`."""
+
+    def __init__(
+        self, store: Store | NoStore, blobs: Blobs, shares: Shares, quota: int, place: str
+    ) -> None:
+        self.store, self.blobs, self.shares, self.quota = store, blobs, shares, quota
+        self.changed: Callable[[str, str], None] = lambda _owner, _path: None
+        self.uploads = Uploads(self)
+        self.watchers: Followers[tuple[str, str]] = Followers()  # owner, prefix
+        self.trees = Trees()  # bytes, in the writer's thread
+        self.wrong: AiosError | None = None  # why no call is served
+        try:
+            self._begin(place)
+        except AiosError as error:
+            self.wrong = error
+
+    def _begin(self, place: str) -> None:
+        """Note where contents are, and end the uploads that another kernel had."""
+        before = (self.store.read(lambda txn: txn.get(TABLE, b"b")) or place.encode()).decode()
+        restored = before == IN_BACKUP and place != "lmdb"
+        if before != place and not restored and self.store.read(_has_chunks):
+            raise BadInput(
+                f"the contents of this store are in {before}, not in {place}",
+                "set `blobs` to that; `aios sto export` and `import` move objects",
+            )
+
+        for held in self.store.read(lambda txn: list(Catalog(txn).owners())):
+            self.trees.set(held.name, held.used)
+
+        def begin(cat: Catalog) -> None:
+            cat.txn.put(TABLE, b"b", place.encode())
+            cat.release()
+
+        self.write({}, begin, lambda _: None, self._fail_all)
+
+    def _fail_all(self, error: AiosError) -> None:
+        self.wrong = error
+
+    # --- changes ----------------------------------------------------------------------------------
+
+    def change(self, call: Call, owner: str | None, changes: list[sto.Change]) -> None:
+        """All of them or none; ends with a list of versions."""
+        self._change(call, owner, changes, call.done)
+
+    def change_one(self, call: Call, owner: str | None, change: sto.Change) -> None:
+        """Ends with its version."""
+        self._change(call, owner, [change], lambda versions: call.done(versions[0]))
+
+    def _change(
+        self, call: Call, owner: str | None, changes: list[sto.Change],
+        done: Callable[[list[sto.Version]], None],
+    ) -> None:  # fmt: skip
+        at, by, now = self._owner(call, owner), call.process.principal, time.time()
+        labels = sorted(call.process.labels)
+        chunks: dict[bytes, bytes] = {}
+        steps = []
+        for change in changes:
+            what: sto.What = "delete" if change.delete else "put"
+            row = Row(0, what, 0, now, by, change.tags, change.media, b"", labels)
+            upload = self._fill(call, at, change, row, chunks)
+            steps.append(_step(at, change, row, upload))
+
+        def committed(versions: list[sto.Version]) -> None:
+            for change in changes:
+                self.uploads.rows.pop(change.upload or 0, None)
+            done(versions)
+
+        paths = [change.path for change in changes]
+        self._commit(call, at, paths, "write", steps, chunks, committed)
+
+    def _fill(
+        self, call: Call, owner: str, change: sto.Change, row: Row, chunks: dict[bytes, bytes]
+    ) -> Upload | None:
+        """Put the content into `row`; of an upload, what is not held yet."""
+        if (change.data is not None) + (change.upload is not None) + change.delete != 1:
+            raise BadInput("give exactly one of data, upload and delete")
+        upload = self.uploads.find(call.process, owner, change.upload)
+        data = change.data or (b"" if upload is None else bytes(upload.rest))
+        row.size = len(data) if upload is None else upload.size
+        if data:
+            row.chunks = self.key(owner, data)
+            chunks[row.chunks] = data
+        return upload
+
+    def rollback(self, call: Call, args: sto.Restore) -> None:
+        owner, by = self._owner(call, args.owner), call.process.principal
+
+        def restore(cat: Catalog) -> sto.Version:
+            cat.check_version(owner, args.path, args.if_version)
+            old = cat.find(owner, args.path, args.version)
+            if old.what == "delete":
+                raise NotFound(f"version {old.version} of {args.path!r} is a deletion")
+            row = msgspec.structs.replace(old, what="rollback", by=by, time=time.time())
+            return cat.add(owner, args.path, row)
+
+        self._commit(call, owner, [args.path], "write", [restore])
+
+    def purge(self, call: Call, args: sto.Purge) -> None:
+        owner, by = self._owner(call, args.owner), call.process.principal
+
+        def step(cat: Catalog) -> sto.Version:
+            return cat.purge(owner, args.path, by, time.time())
+
+        self._commit(call, owner, [args.path], "own", [step])
+
+    def _commit(
+        self, call: Call, owner: str, paths: list[str], mode: Mode, steps: list[Step],
+        chunks: dict[bytes, bytes] | None = None,
+        done: Callable[[list[sto.Version]], None] | None = None,
+    ) -> None:  # fmt: skip
+        """Do the steps in one transaction; tell of it when it is on disk."""
+        for path in paths:
+            check_path(path)
+
+        def check(txn: Txn) -> None:
+            for path in paths:
+                self.shares.check(txn, call.process, owner, path, mode)
+
+        def run(cat: Catalog) -> list[sto.Version]:
+            check(cat.txn)
+            return [step(cat) for step in steps]
+
+        def committed(result: Any) -> None:  # plain, where the call had come before
+            versions = msgspec.convert(result, list[sto.Version])
+            is_new = bool(result) and isinstance(result[0], sto.Version)
+            if is_new:  # else who watches has heard of it, or of a later one
+                self._tell(versions)
+            (done or (lambda all: call.done(all[0])))(versions)
+
+        self.store.read(check)  # before chunks are written for whoever may not
+        size = 0 if mode == "own" else ENTRY * len(steps)  # a purge makes room
+        self.write(chunks or {}, run, committed, call.fail, call, size)
+
+    def write(
+        self, chunks: dict[bytes, bytes], do: Callable[[Catalog], Any],
+        then: Callable[[Any], None], fail: Callable[[AiosError], None], call: Call | None = None,
+        size: int = 0,
+    ) -> None:  # fmt: skip
+        """Have the chunks durable, and `do` committed, for `call` once. `size`: bytes of the rows
+        that it adds, 0 if it makes room."""
+        quota = None if call is None or call.process.kind == "client" else self.quota
+
+        def run(txn: Txn, drop: Callable[[bytes], None]) -> Any:
+            cat = Catalog(txn, drop)
+            result = do(cat)
+            cat.settle(quota, self.trees)
+            return result
+
+        once = None if call is None else (call.process.pid, call.id)
+        self.blobs.write(chunks, run, then, fail, size=size, once=once)
+
+    def _tell(self, versions: list[sto.Version]) -> None:
+        """Tell whoever follows, and the index, of one commit of one owner's."""
+        for version in versions:
+            self.changed(version.owner, version.path)
+        told = 0
+        for call, (owner, prefix) in self.watchers:
+            if owner != versions[0].owner:
+                continue
+            found = [version for version in versions if version.path.startswith(prefix)]
+            told += len(found)
+            try:
+                if found and told > TOLD:
+                    raise LimitReached(
+                        "too much has changed at once for all who follow it",
+                        "follow again, then list what is there",
+                    )
+                reach = self._reach(call, owner, "read") if found else []
+            except AiosError as error:
+                call.fail(error)
+                continue
+            for version in found:
+                if any(covers(each, version.path) for each in reach):
+                    call.piece(version)
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    def get(self, call: Call, args: sto.Get) -> None:
+        owner = self._owner(call, args.owner)
+        row = self._find(call, owner, args)
+        end = min(row.size, args.offset + args.count)
+        first, last = args.offset // sto.CHUNK, -(-end // sto.CHUNK)
+        if end <= args.offset:
+            last = first
+        wanted = [row.chunks[i * KEY : i * KEY + KEY] for i in range(first, last)]
+
+        def found(chunks: list[bytes]) -> None:
+            for chunk, data in zip(wanted, chunks, strict=True):
+                if self.key(owner, data) != chunk:
+                    return failed(StoreDamaged(f"the content of {args.path!r} is damaged"))
+            call.process.taint(labels_of(row, owner, call.process))
+            start = args.offset - first * sto.CHUNK
+            data = b"".join(chunks)[start : start + max(0, end - args.offset)]
+            return call.done(sto.Content(data=data, info=row.told(owner, args.path)))
+
+        def failed(error: AiosError) -> None:
+            try:
+                self._find(call, owner, args)  # or it was purged meanwhile
+            except AiosError as gone:
+                error = gone
+            call.fail(error)
+
+        self.blobs.read(wanted, found, failed)
+
+    def tell_read(self, process: Process, found: Iterable[tuple[str, str, int]]) -> None:
+        """A process hears of what is in these versions, as (owner, path, version)."""
+
+        def look(txn: Txn) -> set[str]:
+            labels: set[str] = set()
+            for owner, path, version in found:
+                try:
+                    row = Catalog(txn).find(owner, path, version)
+                except NotFound:  # purged meanwhile, and so nobody knows
+                    labels.add(f"sto:{owner}")
+                else:
+                    labels |= labels_of(row, owner, process)
+            return labels
+
+        process.taint(self.store.read(look))
+
+    def _find(self, call: Call, owner: str, args: sto.Get) -> Row:
+        def find(txn: Txn) -> Row:
+            self.shares.check(txn, call.process, owner, args.path, "read")
+            return Catalog(txn).find(owner, args.path, args.version)
+
+        row: Row = self.store.read(find)
+        if row.what == "delete":
+            raise NotFound(f"version {row.version} of {args.path!r} is a deletion")
+        return row
+
+    def scopes(self, call: Call, owner: str | None, path: str) -> list[tuple[str, str]]:
+        """What a search of the caller may look at; Denied as with Shares.scopes."""
+        if owner:
+            check_principal(owner)
+        found: list[tuple[str, str]] = self.store.read(
+            lambda txn: self.shares.scopes(txn, call.process, owner, path)
+        )
+        return found
+
+    def objects(self, call: Call, args: sto.List) -> sto.Listed:
+        owner, reach = self.reachable(call, args.owner, "read")
+
+        def look(txn: Txn) -> sto.Listed:
+            cat, found = Catalog(txn), []
+            states = ("live", "deleted") if args.deleted else ("live",)
+            for count, (path, head) in enumerate(cat.paths(owner, args.prefix, args.after), 1):
+                if head.state in states and any(covers(each, path) for each in reach):
+                    found.append(cat.find(owner, path, head.version).told(owner, path))
+                if len(found) == args.limit or count == SCANNED:
+                    return sto.Listed(objects=found, after=path)
+            return sto.Listed(objects=found, after=None)
+
+        listed: sto.Listed = self.store.read(look)
+        return listed
+
+    def history(self, call: Call, args: sto.History) -> list[sto.Version]:
+        owner = self._owner(call, args.owner)
+
+        def look(txn: Txn) -> list[sto.Version]:
+            self.shares.check(txn, call.process, owner, args.path, "read")
+            rows = Catalog(txn).versions(owner, args.path, args.before)
+            return [row.told(owner, args.path) for row in islice(rows, args.limit)]
+
+        versions: list[sto.Version] = self.store.read(look)
+        if not versions and args.before is None:
+            raise missing(owner, args.path)
+        return versions
+
+    def watch(self, call: Call, args: sto.Watch) -> None:
+        owner, _ = self.reachable(call, args.owner, "read")
+        self.watchers.add(call, (owner, args.prefix))
+
+    def changes(self, since: int, limit: int = 1000) -> list[tuple[int, str, str]]:
+        """(number, owner, path) of what was changed after the change of that number, rising; each
+        object once, with its last change."""
+        found: list[tuple[int, str, str]] = self.store.read(
+            lambda txn: Catalog(txn).changes(since, limit)
+        )
+        return found
+
+    # --- owners -----------------------------------------------------------------------------------
+
+    def share(self, call: Call, args: sto.Share) -> None:
+        owner = self._owner(call, args.owner)
+        if args.prefix:
+            check_path(args.prefix)
+
+        def do(cat: Catalog) -> None:
+            self.shares.check(cat.txn, call.process, owner, args.prefix, "own")
+            self.shares.give(cat.txn, owner, args)
+
+        size = 0 if args.mode == "none" else ENTRY
+        self.write({}, do, lambda _: call.done(Done()), call.fail, call, size)
+
+    def list_shares(self, call: Call, args: sto.Shares) -> list[sto.Grant]:
+        owner = self._owner(call, args.owner)
+
+        def look(txn: Txn) -> list[sto.Grant]:
+            self.shares.check(txn, call.process, owner, "", "own")
+            given = self.shares.of(txn, owner)
+            return given + [each for each in self.shares.to(txn, owner) if each.owner != owner]
+
+        grants: list[sto.Grant] = self.store.read(look)
+        return grants
+
+    def owners(self, call: Call, args: sto.Owners) -> sto.Holdings:
+        """All, for a person; an agent hears of itself."""
+        name = call.process.principal
+        self._owner(call, None)
+
+        def look(txn: Txn) -> list[Owned]:
+            cat = Catalog(txn)
+            return [cat.owner(name)] if name else [*islice(cat.owners(args.after), args.limit)]
+
+        rows: list[Owned] = self.store.read(look)
+        held = [
+            sto.Holding(owner=row.name, bytes=row.used, limit=self.quota if row.name else None)
+            for row in rows
+        ]
+        more = not name and len(rows) == args.limit
+        return sto.Holdings(owners=held, after=rows[-1].name if more else None)
+
+    # --- parts ------------------------------------------------------------------------------------
+
+    def check(self, live: list[Process]) -> list[str]:
+        """What is wrong, in words."""
+        pids = {process.pid for process in live}
+        return [*self.watchers.check()] + [
+            f"an upload of process {upload.pid} is kept, which is gone"
+            for upload in self.uploads.rows.values()
+            if upload.pid not in pids
+        ]
+
+    def _owner(self, call: Call, owner: str | None) -> str:
+        if self.wrong is not None:
+            raise self.wrong
+        if owner:  # "" is a person
+            check_principal(owner)
+        return call.process.principal if owner is None else owner
+
+    def _reach(self, call: Call, owner: str, mode: Mode) -> list[str]:
+        reach: list[str] = self.store.read(
+            lambda txn: self.shares.reach(txn, call.process, owner, mode)
+        )
+        return reach
+
+    def shared(self, principal: str, owner: str, path: str | None, mode: Mode) -> bool:
+        """Whether an owner has shared that with another; None: anything at all."""
+        reach: list[str] = self.store.read(
+            lambda txn: self.shares.shared(txn, principal, owner, mode)
+        )
+        return bool(reach) if path is None else any(covers(each, path) for each in reach)
+
+    def reachable(self, call: Call, owner: str | None, mode: Mode) -> tuple[str, list[str]]:
+        """The owner's name, and prefixes. Raises Denied where nothing of it may be reached."""
+        at = self._owner(call, owner)
+        reach = self._reach(call, at, mode)
+        if not reach:
+            raise Denied(
+                f"{call.process.principal!r} may {mode} nothing of {at!r}",
+                "its owner can share it: `sto.share`",
+            )
+        return at, reach
+
+    def key(self, owner: str, data: bytes) -> bytes:
+        """Of a chunk. Equal contents have equal keys below one owner only, and nobody outside the
+        store can tell from a key what it stands for."""
+        own = hashlib.blake2b(owner.encode(), key=self.store.id, digest_size=32).digest()
+        return hashlib.blake2b(data, key=own, digest_size=KEY).digest()
+
+
+def labels_of(row: Row, owner: str, reader: Process) -> set[str]:
+    """Where that may come from, as a process has to know that reads it."""
+    own = owner in ("", reader.principal)
+    return set(row.labels) | (set() if own else {f"sto:{owner}"})
+
+
+def _has_chunks(txn: Txn) -> bool:
+    return next(txn.keys(TABLE, b"c"), None) is not None
+
+
+def _step(owner: str, change: sto.Change, row: Row, upload: Upload | None) -> Step:
+    chunks = 0 if upload is None else upload.chunks
+
+    def step(cat: Catalog) -> sto.Version:
+        if change.upload is not None and upload is None:
+            raise UploadGone(f"no upload {change.upload}")
+        cat.check_version(owner, change.path, change.if_version)
+        if change.delete:
+            cat.find(owner, change.path)
+        if upload is None:
+            return cat.add(owner, change.path, row)
+        whole = msgspec.structs.replace(row, chunks=upload.held(cat, chunks) + row.chunks)
+        return cat.add(owner, change.path, whole, upload=upload.id)
+
+    return step

@@ -1,0 +1,124 @@
+"""Large contents, sent in pieces: the catalogue holds whole chunks of them until they are put."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from aios.syscalls import sto
+from aios.syscalls.errors import (
+    AiosError,
+    BadInput,
+    LimitReached,
+    OutOfOrder,
+    UploadGone,
+)
+
+from ..entry.trap import Call
+from ..lib.trees import check_tree, in_tree
+from ..process import Process
+from .catalog import ENTRY, KEY, Catalog, Held
+
+if TYPE_CHECKING:
+    from .manager import Storage
+
+UPLOADS, OF_TREE = 16, 256  # of one process, of a tree of agents; each may have 256 KiB here
+
+
+@dataclass
+class Upload:
+    """What was sent of a content: whole chunks are in the catalogue, the rest is here."""
+
+    pid: int
+    by: str  # the principal of that process
+    owner: str
+    id: int
+    chunks: int = 0
+    size: int = 0
+    rest: bytearray = field(default_factory=bytearray)
+
+    def held(self, cat: Catalog, chunks: int) -> bytes:
+        """The keys of its chunks, which are to be so many."""
+        held = b"".join(each.chunk for _, each in cat.held(self.id))
+        if len(held) != chunks * KEY:
+            raise OutOfOrder("pieces of the upload are on their way", "wait for their replies")
+        return held
+
+
+class Uploads:
+    """Those of all processes. They end with their process, and with the kernel."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self.rows: dict[int, Upload] = {}
+
+    def find(self, process: Process, owner: str, upload: int | None) -> Upload | None:
+        """The process's own of that number, for that owner."""
+        found = self.rows.get(upload or 0)
+        mine = found is not None and (found.pid, found.owner) == (process.pid, owner)
+        return found if mine else None
+
+    def append(self, call: Call, args: sto.Upload) -> None:
+        """The call ends when all chunks that the piece makes whole are durable."""
+        owner, _ = self.storage.reachable(call, args.owner, "write")
+        upload = self.find(call.process, owner, args.upload)
+        if upload is None:
+            upload = self._begin(call.process, owner, args)
+        if args.offset != upload.size:
+            raise BadInput(f"a piece at {args.offset} of an upload that has {upload.size} bytes")
+        upload.size += len(args.data)
+        upload.rest += args.data
+        reply = sto.Uploaded(upload=upload.id, size=upload.size)
+        if len(upload.rest) < sto.CHUNK:
+            call.done(reply)
+        else:
+            self._hold(call, upload, reply)
+
+    def _hold(self, call: Call, upload: Upload, reply: sto.Uploaded) -> None:
+        data = bytes(upload.rest[: sto.CHUNK])
+        del upload.rest[: sto.CHUNK]
+        held = Held(upload.owner, self.storage.key(upload.owner, data), len(data))
+        index, upload.chunks = upload.chunks, upload.chunks + 1
+
+        def hold(cat: Catalog) -> None:
+            cat.hold(upload.id, index, held)
+
+        def is_held(_: None) -> None:
+            if upload.id not in self.rows:  # it has ended meanwhile
+                self.release(upload)
+            call.done(reply)
+
+        def failed(error: AiosError) -> None:
+            self.release(upload)
+            call.fail(error)
+
+        self.storage.write({held.chunk: data}, hold, is_held, failed, call, ENTRY)
+
+    def _begin(self, process: Process, owner: str, args: sto.Upload) -> Upload:
+        if args.upload is not None:
+            raise UploadGone(f"no upload {args.upload}")
+        if args.offset:
+            raise BadInput(f"the first piece of an upload is at 0, not {args.offset}")
+        if sum(each.pid == process.pid for each in self.rows.values()) >= UPLOADS:
+            raise LimitReached(f"{UPLOADS} uploads are open", "put them, or end")
+        if process.kind != "client":
+            begun = in_tree(process.principal, (each.by for each in self.rows.values()))
+            check_tree(process.principal, begun, OF_TREE, "uploads open", "put some of them")
+        upload = Upload(process.pid, process.principal, owner, secrets.randbelow(2**53 - 1) + 1)
+        self.rows[upload.id] = upload
+        return upload
+
+    def release(self, upload: Upload) -> None:
+        self.rows.pop(upload.id, None)
+        self.storage.write({}, lambda cat: cat.release(upload.id), lambda _: None, _left)
+
+    def ended(self, process: Process) -> None:
+        """What it has not put goes with it."""
+        for upload in [each for each in self.rows.values() if each.pid == process.pid]:
+            self.release(upload)
+
+
+def _left(error: AiosError) -> None:
+    print(f"storage: an upload is left until the next start: {error}", file=sys.stderr)

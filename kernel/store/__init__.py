@@ -1,0 +1,1 @@
+"""The store: one LMDB environment for memory and storage."""

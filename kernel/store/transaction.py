@@ -1,0 +1,84 @@
+"""One transaction over the store's tables. LMDB checks no sums: each value is checked, or sealed
+(seal.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import lmdb
+
+from aios.syscalls.errors import AiosError, StoreDamaged, StoreFull
+
+from ..lib.encryption import Damaged, Keeper
+
+MAX_KEY = 511  # bytes, LMDB's
+
+
+class Txn:
+    """One transaction over the tables; keys and values are bytes."""
+
+    def __init__(
+        self, env: lmdb.Environment, txn: lmdb.Transaction, tables: dict[str, Any], keeper: Keeper
+    ) -> None:
+        self.env, self.txn, self.tables, self.keeper = env, txn, tables, keeper
+
+    def attempt(self, do: Callable[[Txn], Any]) -> AiosError | None:
+        """Run it in a transaction below this one; what it fails with, and has left nothing of."""
+        try:
+            with self.env.begin(write=True, parent=self.txn) as child:
+                do(Txn(self.env, child, self.tables, self.keeper))
+        except lmdb.MapFullError:
+            return StoreFull("the store has reached the size that it may have")
+        except AiosError as error:
+            return error
+        return None
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        """Raises StoreDamaged where the value is not the one that was put."""
+        data = self.txn.get(key, db=self.tables[table])
+        try:
+            return None if data is None else self.keeper.open(table, key, data)
+        except Damaged as error:
+            raise StoreDamaged(
+                f"the store's {table} holds a damaged value at {key[:64]!r}: {error}"
+            ) from None
+
+    def size(self, table: str, key: bytes) -> int | None:
+        """Bytes of the value, damaged or not."""
+        data = self.txn.get(key, db=self.tables[table])
+        return None if data is None else len(data) - self.keeper.overhead
+
+    def put(self, table: str, key: bytes, value: bytes) -> None:
+        self.txn.put(key, self.keeper.close(table, key, value), db=self.tables[table])
+
+    def delete(self, table: str, key: bytes) -> bool:
+        return bool(self.txn.delete(key, db=self.tables[table]))
+
+    def scan(
+        self, table: str, prefix: bytes, start: bytes = b"", *, back: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Keys that begin with `prefix`, rising, from `start` on; or `back` from the last one
+        before `start`, where there is one."""
+        for key in self.keys(table, prefix, start, back=back):
+            yield key, self.get(table, key) or b""
+
+    def keys(
+        self, table: str, prefix: bytes, start: bytes = b"", *, back: bool = False
+    ) -> Iterator[bytes]:
+        """Likewise, also those whose values are damaged."""
+        with self.txn.cursor(db=self.tables[table]) as cursor:
+            found = _before(cursor, prefix, start) if back else cursor.set_range(max(prefix, start))
+            while found and (key := bytes(cursor.key())).startswith(prefix):
+                yield key
+                found = cursor.prev() if back else cursor.next()
+
+    def drop(self, table: str) -> None:
+        """All of it."""
+        self.txn.drop(self.tables[table], delete=False)
+
+
+def _before(cursor: lmdb.Cursor, prefix: bytes, start: bytes) -> bool:
+    """Move to the last key with `prefix` that is below `start`."""
+    end = start or prefix + b"\xff" * (MAX_KEY - len(prefix))
+    return bool(cursor.prev() if cursor.set_range(end) else cursor.last())

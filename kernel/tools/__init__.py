@@ -1,0 +1,1 @@
+"""The tool manager: toolboxes, and jobs for their workers."""

@@ -1,0 +1,476 @@
+"""The tool manager: which tools there are, who runs them for whom, and what comes of a call.
+
+A call becomes a job. It waits for a worker that is free, for the tool's limit and for its lock, and
+has one of four ends: the worker's word, its time limit, its caller's cancel or end, the worker's
+death. Of those that wait a tree of agents has one turn a round, however many are its own. A worker
+that did not have the last word is ended: what a job leaves half done is met by no other. A job of a
+tool that has an effect is journaled before its worker hears of it; if the kernel dies, its caller
+hears that it is unknown what has happened, and nothing is done again.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from operator import attrgetter
+from typing import Any, Protocol
+
+import msgspec
+
+from aios.syscalls import tool as m
+from aios.syscalls.errors import (
+    AiosError,
+    BadInput,
+    Denied,
+    LimitReached,
+    NotFound,
+    ToolArguments,
+    ToolCrashed,
+    ToolFailed,
+    ToolTimeout,
+    ToolUnknown,
+)
+from aios.syscalls.messages import Done
+
+from ..access.gate import Gate
+from ..entry.trap import Call
+from ..lib.trees import root
+from ..process import Process
+from .jobs import Job, JobRow, Pool, State, Worker
+from .toolbox import Box
+
+STEPS, OFTEN = 16, 0.1  # of a job's progress that are told; then seconds between two
+START = 60.0  # seconds that a worker has until it serves
+RETRY = 60.0  # seconds until one that could not be started, and is as it was, is tried again
+LET_GO = 5.0  # seconds that a shared one has to let go of a job that is cancelled
+MOST = 1 << 20  # bytes of what a toolbox says of its tools
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Starter(Protocol):
+    """What the tool manager asks of those who see to processes."""
+
+    def start_worker(self, name: str, box: Box, caller: Process | None) -> Process:
+        """Raises Denied, LimitReached."""
+
+    def end_now(self, process: Process, reason: str) -> None: ...
+
+
+class Tools:
+    """At most `most` workers are alive. `note` journals a job; with None, that it is over."""
+
+    def __init__(
+        self, boxes: dict[str, Box], most: int, starter: Starter, gate: Gate,
+        after: Callable[[float, Callable[[], None]], Any],
+        note: Callable[[int, bytes | None], None],
+    ) -> None:  # fmt: skip
+        self.most, self.starter, self.gate, self.after = most, starter, gate, after
+        self.note = note
+        self.states = {name: State(box) for name, box in boxes.items()}
+        self.workers: dict[int, Worker] = {}  # by pid
+        self.pools: dict[Pool, list[Worker]] = {}
+        self.queues: dict[Pool, dict[int, Job]] = {}  # jobs that wait, the oldest first
+        self.waiting: Counter[str] = Counter()  # of these, by trees
+        self.rounds: dict[str, int] = {}  # of those trees, the last that one of these has a turn in
+        self.round = 0  # the latest of which a job has begun
+        self.running: dict[int, Job] = {}
+        self.at_work: Counter[str] = Counter()  # jobs that run, by their tools
+        self.locks: set[str] = set()  # of those
+        self.listing: list[Call] = []
+        self.looking = self.look_again = False
+        self.last = time.time_ns() // 1000  # above those of the kernels before
+
+    # --- callers ----------------------------------------------------------------------------------
+
+    def tell(self, call: Call) -> None:
+        """Once each toolbox has said what it serves, or could not be started."""
+        self.listing.append(call)
+        call.on_end = partial(self.listing.remove, call)
+        for state in self.states.values():
+            stamp, (when, failed) = state.box.stamp(), state.failed
+            state.is_known = state.is_known and state.stamp == stamp
+            if stamp != failed or time.monotonic() - when > RETRY:
+                state.error = ""
+        self._look()
+
+    def _tell_listing(self) -> None:
+        for name, state in self.states.items():
+            if not state.is_known and not state.error and Pool(name, 0) not in self.pools:
+                try:
+                    self._start(Pool(name, 0), None)
+                except AiosError as error:
+                    state.error = str(error)
+        if any(not state.is_known and not state.error for state in self.states.values()):
+            return
+        specs = [spec for state in self.states.values() for spec in (state.specs or {}).values()]
+        for call in self.listing.copy():
+            may = set(self.gate.may_ever(call.process, "tool.call", [s.name for s in specs]))
+            tools = [spec for spec in specs if spec.name in may]
+            call.done(m.Tools(tools=tools, boxes=list(self._boxes())))
+
+    def _boxes(self) -> Iterator[m.Box]:
+        for name, state in self.states.items():
+            pids = [pid for pid, worker in self.workers.items() if worker.pool.box == name]
+            yield m.Box(name=name, tools=len(state.specs or {}), workers=pids, error=state.error)
+
+    def call(self, call: Call, args: m.CallTool) -> None:
+        """Raises NotFound."""
+        box = args.name.partition(".")[0]
+        if box not in self.states:
+            raise NotFound(f"no tool {args.name!r}", "`aios tool list` lists them")
+        self.last += 1
+        pool = Pool(box, 0 if self.states[box].box.shared else call.process.pid)
+        as_bytes = msgspec.Raw(_encode(args.args))  # while it waits: a forty-th of the objects
+        tree = root(call.process.principal) or f"pid {call.process.pid}"
+        turn = self.rounds[tree] = max(self.round, self.rounds.get(tree, 0)) + 1
+        args = msgspec.structs.replace(args, args=as_bytes)
+        job = Job(self.last, call, pool, args, tree, turn)
+        self.queues.setdefault(pool, {})[job.id] = job
+        self.waiting[tree] += 1
+        call.on_end = partial(self._over, job)
+        if args.timeout is not None:
+            job.timers.append(self.after(args.timeout, partial(self._timed_out, job, args.timeout)))
+        self._look_at(job, set())  # those before it wait for what it does not bring
+
+    # --- jobs -------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """Give what waits to whoever is free. What ends by it has this looked at once more."""
+        self.look_again = True
+        if self.looking:
+            return
+        self.looking = True
+        try:
+            while self.look_again:
+                self.look_again = False
+                if self.listing:
+                    self._tell_listing()
+                stuck: set[Pool | str] = set()
+                queues = [self._waiting(pool, stuck) for pool in self.queues]
+                for job in heapq.merge(*queues, key=attrgetter("turn")):
+                    self._look_at(job, stuck)
+        finally:
+            self.looking = False
+
+    def _waiting(self, pool: Pool, stuck: set[Pool | str]) -> Iterator[Job]:
+        for job in sorted(self.queues[pool].values(), key=attrgetter("turn")):
+            if pool in stuck:
+                return
+            if job.args.name not in stuck:
+                yield job
+
+    def _look_at(self, job: Job, stuck: set[Pool | str]) -> None:
+        """`stuck`: pools in which nobody is free, and tools that may not run now."""
+        try:
+            spec = self._spec(job)
+            if spec is not None and not self._may_run(spec):
+                stuck.add(spec.name)
+                return
+            there = self.pools.get(job.pool, [])
+            free = next((worker for worker in there if worker.is_free), None)
+            if free is None or spec is None:
+                self._have_more(job)
+                stuck.add(job.pool)
+            else:
+                self._run(job, spec, free)
+        except AiosError as error:
+            job.call.fail(error)
+
+    def _spec(self, job: Job) -> m.Spec | None:
+        """None: not yet known. Raises NotFound."""
+        specs = self.states[job.pool.box].specs
+        if specs is not None and job.args.name not in specs:
+            raise NotFound(f"no tool {job.args.name!r}", f"there are: {', '.join(specs)}")
+        return None if specs is None else specs[job.args.name]
+
+    def _may_run(self, spec: m.Spec) -> bool:
+        return self.at_work[spec.name] < spec.limit and spec.exclusive not in self.locks
+
+    def _have_more(self, job: Job) -> None:
+        """Start a worker, unless enough are coming, or there. Raises LimitReached, Denied."""
+        pool = job.pool
+        box, there = self.states[pool.box].box, self.pools.get(pool, [])
+        coming = sum(worker.is_coming for worker in there)
+        most = 1 if box.shared else box.workers
+        if coming < len(self.queues[pool]) and len(there) < most:
+            try:
+                self._start(pool, job.call.process if pool.caller else None)
+            except LimitReached:
+                if not there:
+                    raise  # else it waits for one of those
+
+    def _run(self, job: Job, spec: m.Spec, worker: Worker) -> None:
+        assert worker.serve is not None
+        caller, name = job.call.process, job.args.name
+        self._unqueue(job)
+        self.round = max(self.round, job.round)
+        self.running[job.id] = worker.jobs[job.id] = job
+        self.at_work[name] += 1
+        if spec.exclusive:
+            self.locks.add(spec.exclusive)
+        job.worker, job.spec = worker, spec
+        worker.timer.cancel()
+        job.timers.append(self.after(spec.timeout, partial(self._timed_out, job, spec.timeout)))
+        if spec.effect:
+            self.note(job.id, _encode(JobRow(caller.pid, job.call.id, name)))
+        if job.pool.caller:
+            worker.process.taint(caller.labels)
+        body = m.Job(id=job.id, tool=name, args=job.args.args, caller=caller.principal)
+        worker.serve.piece(body, durable=spec.effect)
+
+    def _timed_out(self, job: Job, seconds: float) -> None:
+        job.call.fail(_broken(job, f"was not done within {seconds:g} s", ToolTimeout))
+
+    def _over(self, job: Job) -> None:
+        """Its call has had its final reply, for whatever reason."""
+        for timer in job.timers:
+            timer.cancel()
+        self._unqueue(job)
+        if job.worker is not None and job.spec is not None:
+            del self.running[job.id], job.worker.jobs[job.id]
+            if job.spec.effect:
+                self.note(job.id, None)
+            if job.told:
+                self._free(job.spec)
+            else:
+                job.worker.owed[job.id] = job.spec
+            self._leave(job.worker, job)
+        if job.told:  # else its places are free when its worker has let go of it
+            self._look()
+
+    def _free(self, spec: m.Spec) -> None:
+        """Its worker does it no more."""
+        self.at_work[spec.name] -= 1
+        self.locks.discard(spec.exclusive)
+
+    def _unqueue(self, job: Job) -> None:
+        waiting = self.queues.get(job.pool, {})
+        if waiting.pop(job.id, None) is None:
+            return
+        if not waiting:
+            del self.queues[job.pool]
+        self.waiting[job.tree] -= 1
+        if not self.waiting[job.tree]:
+            del self.waiting[job.tree], self.rounds[job.tree]
+
+    def _leave(self, worker: Worker, job: Job) -> None:
+        """What becomes of the worker that had it."""
+        box, process = self.states[worker.pool.box].box, worker.process
+        if process.pid not in self.workers:  # it has ended
+            return
+        if not job.told and box.shared and worker.serve is not None:
+            worker.serve.piece(m.Job(id=job.id, cancelled=True))
+            self.after(LET_GO, partial(self._hangs, worker, job))
+        elif not job.told:
+            self.starter.end_now(process, f"ended with its job, {job.args.name}")
+        elif box.fresh or worker.stamp != self.states[worker.pool.box].stamp:
+            self.starter.end_now(process, "done")
+        else:
+            self._rest(worker)
+
+    def _hangs(self, worker: Worker, job: Job) -> None:
+        if job.id in worker.owed:
+            self.starter.end_now(worker.process, f"does not let go of {job.args.name}")
+
+    def _rest(self, worker: Worker) -> None:
+        """It has nothing to do: it is kept for a while."""
+        box = self.states[worker.pool.box].box
+        if not box.shared:
+            end = partial(self.starter.end_now, worker.process, "idle")
+            worker.timer = self.after(box.idle, end)
+
+    # --- workers ----------------------------------------------------------------------------------
+
+    def _start(self, pool: Pool, caller: Process | None) -> None:
+        """Unless there is no room; the next end has this looked at. Raises LimitReached, Denied."""
+        if len(self.workers) >= self.most:
+            self._make_room()
+            return
+        box = self.states[pool.box].box
+        stamp = box.stamp()
+        process = self.starter.start_worker(pool.box, box, caller)
+        late = partial(self.starter.end_now, process, f"does not serve within {START:g} s")
+        worker = self.workers[process.pid] = Worker(process, pool, self.after(START, late), stamp)
+        self.pools.setdefault(pool, []).append(worker)
+
+    def _make_room(self) -> None:
+        if any(worker.process.state == "ending" for worker in self.workers.values()):
+            return
+        for worker in self.workers.values():
+            if worker.is_free and not worker.jobs and not self.states[worker.pool.box].box.shared:
+                self.starter.end_now(worker.process, "makes room")
+                return
+
+    def _worker(self, process: Process) -> Worker:
+        if process.pid not in self.workers:
+            raise Denied("only a toolbox's worker may", "tools are files with @tool: docs/tools.md")
+        return self.workers[process.pid]
+
+    def offer(self, process: Process, args: m.Offer) -> None:
+        """Before it serves; one that is shared also later. Raises Denied, and BadInput for a name
+        that is not the box's to use, and for too much."""
+        worker = self._worker(process)
+        state = self.states[worker.pool.box]
+        if worker.at_once and not state.box.shared:
+            raise Denied("what it serves, a worker says before it does", "see docs/tools.md")
+        for spec in args.tools:
+            if spec.name.partition(".")[0] != worker.pool.box:
+                raise BadInput(
+                    f"{spec.name!r} is no tool of {worker.pool.box}", "name it BOX or BOX.NAME"
+                )
+        known = {} if args.anew else worker.offered
+        offered = known | {spec.name: spec for spec in args.tools}
+        if len(_encode(list(offered.values()))) > MOST:
+            raise BadInput(f"the tools of {worker.pool.box} take more than {MOST} bytes to tell")
+        worker.offered = offered
+        if worker.at_once:
+            state.specs = offered
+
+    def serve(self, call: Call, args: m.Serve) -> None:
+        """Raises Denied."""
+        worker = self._worker(call.process)
+        box = self.states[worker.pool.box].box
+        before, worker.serve = worker.serve, call
+        if before is not None:
+            before.done(Done())
+
+        def over() -> None:
+            if worker.serve is call:
+                worker.serve = None
+
+        call.on_end = over
+        call.on_cancel = partial(self.starter.end_now, call.process, "serves no more")
+        if not worker.at_once:
+            worker.at_once = args.at_once if box.shared else 1
+            self._has_told(worker)
+            worker.timer.cancel()
+            if worker.pool.caller or box.shared:
+                self._rest(worker)
+            else:
+                self.starter.end_now(worker.process, "has said what it serves")
+        self._look()
+
+    def _has_told(self, worker: Worker) -> None:
+        """What its toolbox has. Those that have another from its file before it changed, go."""
+        state = self.states[worker.pool.box]
+        state.specs, state.stamp, state.is_known = worker.offered, worker.stamp, True
+        for other in self.workers.values():
+            same = other.pool.box != worker.pool.box or other.stamp == worker.stamp
+            if not same and other.is_free:  # or it goes when it has done its job
+                self.starter.end_now(other.process, "its toolbox has changed")
+
+    def progress(self, process: Process, args: m.JobProgress) -> None:
+        """What comes too often to be looked at is left out. Raises Denied, NotFound."""
+        job, now = self._job(process, args.id), time.monotonic()
+        job.steps += 1
+        if job.steps <= STEPS or now >= job.next_step:
+            job.next_step = now + OFTEN
+            body = m.ToolProgress(done=args.done, total=args.total, message=args.message)
+            self._hears(job, process)
+            job.call.piece(body, keep=False)
+
+    def done(self, process: Process, args: m.JobDone) -> None:
+        """Raises Denied, and NotFound for a job that is over."""
+        worker = self._worker(process)
+        over = worker.owed.pop(args.id, None)
+        if over is not None:
+            self._free(over)
+            self._look()
+            return
+        job = self._job(process, args.id)
+        job.told = True
+        self._hears(job, process)
+        if args.error is not None:
+            kind = ToolArguments if args.code == "tool.arguments" else ToolFailed
+            job.call.fail(kind(args.error))
+            return
+        owner = process.principal if args.stored else ""
+        job.call.done(
+            m.ToolResult(value=args.value, owner=owner, stored=args.stored, size=args.size)
+        )
+
+    def _hears(self, job: Job, process: Process) -> None:
+        """Its caller is about to read what the worker says."""
+        read = process.labels if job.pool.caller else set()  # one that serves all mixes nothing
+        job.call.process.taint({f"tool:{job.args.name}"} | read)
+
+    def _job(self, process: Process, job_id: int) -> Job:
+        job = self._worker(process).jobs.get(job_id)
+        if job is None:
+            raise NotFound(f"no job {job_id} of this worker", "it is over already")
+        return job
+
+    def ended(self, process: Process) -> None:
+        """A worker, or somebody who has some."""
+        for worker in list(self.workers.values()):
+            if worker.pool.caller == process.pid:
+                self.starter.end_now(worker.process, "caller gone")
+        ended = self.workers.pop(process.pid, None)
+        if ended is None:
+            return
+        self.pools[ended.pool].remove(ended)
+        if not self.pools[ended.pool]:
+            del self.pools[ended.pool]
+        ended.timer.cancel()
+        if not ended.at_once:
+            self._did_not_start(ended)
+        for job in list(ended.jobs.values()):
+            job.call.fail(_broken(job, f"ended: {_how(process)}", ToolCrashed))
+        for spec in ended.owed.values():
+            self._free(spec)
+        ended.owed.clear()
+        self._look()
+
+    def _did_not_start(self, worker: Worker) -> None:
+        """Those hear of it who wait for it: why it did not may be theirs alone."""
+        pool = worker.pool
+        error = f"{_how(worker.process)} (see `aios logs {worker.process.pid}`)"
+        if not pool.caller:
+            state = self.states[pool.box]
+            state.error, state.failed = error, (time.monotonic(), worker.stamp)
+        for job in list(self.queues.get(pool, {}).values()):
+            job.call.fail(ToolFailed(f"the toolbox {pool.box} did not start: {error}"))
+
+    # --- after the kernel's death -----------------------------------------------------------------
+
+    def recover(self, workers: list[Process]) -> None:
+        """Those of the kernel before have nobody to tell; new ones are started for new calls."""
+        for process in workers:
+            self.starter.end_now(process, "the kernel has died")
+
+    def check(self) -> list[str]:
+        waiting = [job for queue in self.queues.values() for job in queue.values()]
+        jobs = [*waiting, *self.running.values()]
+        problems = [
+            f"job {job.id} is kept, and its call has ended" for job in jobs if job.call.ended
+        ]
+        for pid, worker in self.workers.items():
+            if not worker.process.alive:
+                problems.append(f"worker {pid} is kept, and has ended")
+            problems += [f"job {i} of worker {pid} does not run" for i in worker.jobs
+                         if i not in self.running]  # fmt: skip
+        specs = [job.spec for job in self.running.values() if job.spec is not None]
+        specs += [spec for worker in self.workers.values() for spec in worker.owed.values()]
+        if +self.at_work != Counter(spec.name for spec in specs):
+            problems.append(f"of tools that run these are counted: {dict(+self.at_work)}")
+        if self.locks != {spec.exclusive for spec in specs if spec.exclusive}:
+            problems.append(f"these locks are held: {sorted(self.locks)}")
+        return problems
+
+
+def _how(process: Process) -> str:
+    said = msgspec.msgpack.decode(process.result)
+    if isinstance(said, dict) and "error" in said:  # as the runner has it
+        return str(said["error"])
+    code = "" if process.code is None else f", code {process.code}"
+    return f"{process.reason}{code}"
+
+
+def _broken(job: Job, what: str, kind: type[AiosError]) -> AiosError:
+    """What its caller hears of a job that had no end of its own."""
+    effect = job.spec is not None and job.spec.effect
+    return (ToolUnknown if effect else kind)(f"{job.args.name} {what}")

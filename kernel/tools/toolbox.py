@@ -1,0 +1,96 @@
+"""Toolboxes: which there are, by the settings, and what their workers are let through to."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct, field, structs
+
+from aios.syscalls.messages import Reach, Spawn
+from aios.syscalls.rules import Manifest, Rule, Rules
+
+from ..rules import check_rules
+from ..sandbox.walls import beside, shown
+
+# By name: the kernel knows the SDK only as programs to run.
+WORKER, MCP_WORKER = "aios.agents.worker", "aios.agents.mcp_client"
+MCP = "mcp"  # the program of a box that is an MCP server
+
+
+class Box(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A program that serves tools. Its workers belong to whoever calls, and act in the caller's
+    storage as far as `allow` goes; the one of a `shared` box is there for all, and is nobody's."""
+
+    program: Annotated[str, Meta(max_length=4096)]  # a file, or the name of one that ships
+    allow: Rules = []  # of system calls; the caller's own rules bind it as well
+    reach: Reach = field(default_factory=Reach)  # besides the caller's
+    workers: Annotated[int, Meta(ge=1, le=64)] = 4  # for one caller, at once
+    fresh: bool = False  # a worker does one job, and ends
+    idle: Annotated[float, Meta(ge=0)] = 30.0  # seconds that one is kept without a job
+    shared: bool = False
+    task: Any = None  # what the program is told: of an MCP server how to reach it
+    off: bool = False
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"/[^\0]+|\w+", self.program):
+            raise ValueError(f"{self.program!r} is no absolute path, and no toolbox that ships")
+        check_rules([Manifest(allow=self.allow)])
+
+    def stamp(self) -> int:
+        """Another, once the user's file has changed."""
+        try:
+            return Path(self.program).stat().st_mtime_ns if "/" in self.program else 0
+        except OSError:  # its worker says what is wrong
+            return 0
+
+    def spawn(self, name: str, home: Path) -> Spawn:
+        """What starts a worker in the system of `home`. A program of the user's is read with what
+        is beside it."""
+        own = "/" in self.program
+        read = [*self.reach.read, *(shown(self.program, home) if own else ())]
+        reach = structs.replace(self.reach, read=read)
+        task = {
+            "box": name, "program": self.program, "task": self.task,
+            "beside": beside(self.program, home) if own else "",
+        }  # fmt: skip
+        results = Rule("sto.write", ["{self}:tools/results/**"])  # what is too long for a reply
+        allow: Rules = [*self.allow, results, "sto.upload", *(["sto.own"] if self.shared else [])]
+        program = origin(MCP_WORKER if self.program == MCP else WORKER)
+        return Spawn(
+            program=program, task=task, name=name, reach=reach,
+            manifest=Manifest(allow=allow),
+        )  # fmt: skip
+
+
+@cache
+def origin(module: str) -> str:
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and spec.origin is not None
+    return spec.origin
+
+
+WEB = Reach(ports=[53, 80, 443])
+OWN: Rules = ["sto.read", "sto.write", "sto.upload"]
+SHIPPED: dict[str, Box] = {
+    "calculate": Box(program="calculate"),
+    "files": Box(program="files", allow=OWN),
+    "http": Box(program="http", reach=WEB),
+    "image": Box(program="image", allow=OWN),
+    "python": Box(program="python", fresh=True),
+    "search": Box(program="search", allow=["sto.read"]),
+    "shell": Box(program="shell", fresh=True, reach=Reach(processes=True)),
+    "sql": Box(program="sql", allow=["sto.read"]),
+    "time": Box(program="time"),
+    "web": Box(program="web", allow=["sto.read"], reach=WEB),
+}
+
+
+def boxes_of(settings: Mapping[str, Box]) -> dict[str, Box]:
+    """Those that ship, and those of the settings, which may be another under the same name."""
+    found = {**SHIPPED, **settings}
+    return {name: box for name, box in found.items() if not box.off}
