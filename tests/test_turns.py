@@ -13,6 +13,7 @@ import pytest
 from turns import Caller, TooMuch, Turns, counted
 from worst import worst_of
 
+from aios.kernel.access import questions
 from aios.kernel.access.accounts import GRANTS
 from aios.kernel.entry.envelope import MAX_DEPTH, arguments
 from aios.kernel.entry.followers import OF_ONE, OF_TREE
@@ -326,3 +327,28 @@ def test_a_tree_has_so_many_uploads_and_no_more(
     kind, error = above.wait(above.send("sto.upload", {"data": b"x", "offset": 0}))
     assert (kind, error["code"]) == (FAILED, "limit")
     other.done("sto.upload", data=b"x", offset=0)
+
+
+def test_a_tree_has_so_many_questions_unanswered_and_no_more(
+    turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(questions, "OF_TREE", 2)
+    asked, person = turns.kernel.questions, turns.person()
+    asked.timeout = 0.2
+    asking = Manifest(allow=["*"], ask=["mem.write"])
+    above = turns.agent("asker", asking)
+    below, other = turns.agent("below", parent=above.pid), turns.agent("free", asking)
+    put = {"items": {"a": 1}}
+    for caller in (above, below):
+        number = caller.send("mem.put", put)
+        caller.done("call.cancel", call=number)  # whoever follows has read of it all the same
+    kind, error = below.wait(below.send("mem.put", put))
+    assert (kind, error["code"]) == (FAILED, "limit")
+    other.send("mem.put", put)
+    person.done("acc.answer", id=asked.last, answer="once")
+    assert asked.unanswered.held == {"/asker": 1, "/asker/below": 1}
+    while asked.unanswered.held:  # their time is over
+        turns.turn(0.05)
+    above.send("mem.put", put)
+    person.done("acc.answer", id=asked.last, answer="deny")
+    assert not asked.unanswered.held and not asked.held

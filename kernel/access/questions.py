@@ -1,4 +1,8 @@
-"""What a person is asked before a call goes on. No answer in time means deny."""
+"""What a person is asked before a call goes on. No answer in time means deny.
+
+A tree of agents has OF_TREE questions unanswered at most, those that it has cancelled among them
+until their time is over: whoever follows them reads each, and cancelling is quicker than reading.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +21,11 @@ from aios.syscalls.rules import OBJECTS, PATTERN_CHARACTERS, Rule
 
 from ..entry.followers import Followers
 from ..entry.trap import Call
+from ..lib.trees import Trees, check_tree, root
 from ..rules import Passed, in_words
 from .gate import Gate
+
+OF_TREE = 64
 
 _encode = msgspec.msgpack.Encoder().encode
 _question = msgspec.msgpack.Decoder(acc.Question).decode
@@ -34,6 +41,7 @@ class Held:
     told: msgspec.Raw  # the question
     on: bytes  # patterns for what is asked
     go_on: Callable[[Sequence[str]], None]
+    timer: Any
 
     @property
     def question(self) -> acc.Question:
@@ -49,38 +57,43 @@ class Questions:
         self.gate, self.timeout, self.after = gate, timeout, after
         self.last = 0
         self.held: dict[int, Held] = {}
+        self.unanswered = Trees()
         self.followers: Followers[None] = Followers()
 
     def hold(
         self, call: Call, args: Message, passed: Passed, go_on: Callable[[Sequence[str]], None]
     ) -> int:
         """Ask, with all that the call was given, and end it or let it go on by the answer. Return
-        the bytes that are kept for it."""
+        the bytes that are kept for it.
+
+        Raises:
+            LimitReached: its tree of agents has too many questions unanswered.
+        """
+        who = call.process.principal
+        unanswered = self.unanswered.total(root(who))
+        check_tree(who, unanswered, OF_TREE, "unanswered questions", "ask again later")
+        self.unanswered.add(who, 1)
         self.last += 1
         question = acc.Question(
-            id=self.last, pid=call.process.pid, principal=call.process.principal,
+            id=self.last, pid=call.process.pid, principal=who,
             call=call.row.name, right=passed.asked[0].right, objects=list(passed.objects),
             args=given(args), rule=passed.rule, tainted=sorted(call.process.labels),
             expires=time.time() + self.timeout,
         )  # fmt: skip
         on = _encode(list(dict.fromkeys(request.pattern for request in passed.asked)))
-        held = Held(call, msgspec.Raw(_encode(question)), on, go_on)
-        self.held[question.id] = held
-        timer = self.after(self.timeout, partial(self._late, held))
-        call.on_end = partial(self._stop, question.id, timer)
+        timer = self.after(self.timeout, partial(self._late, self.last, who))
+        held = self.held[self.last] = Held(call, msgspec.Raw(_encode(question)), on, go_on, timer)
+        call.on_end = partial(self.held.pop, self.last)
         for follower, _ in self.followers:
             follower.piece(held.told)
         return len(held.told) + len(on)
 
-    def _stop(self, number: int, timer: Any) -> None:
-        del self.held[number]
-        timer.cancel()
-
-    def _late(self, held: Held) -> None:
-        rule = held.question.rule
-        held.call.fail(
-            Denied(f"nobody has answered within {self.timeout:g} s: {rule}", "`aios policy ask`")
-        )
+    def _late(self, number: int, who: str) -> None:
+        self.unanswered.add(who, -1)
+        held = self.held.get(number)
+        if held is not None:
+            late = f"nobody has answered within {self.timeout:g} s: {held.question.rule}"
+            held.call.fail(Denied(late, "`aios policy ask`"))
 
     def follow(self, call: Call) -> None:
         self.followers.add(call, None)
@@ -95,6 +108,7 @@ class Questions:
             raise NotFound(f"no question {args.id} waits", "it was answered, or its time is over")
         question, asker = held.question, held.call
         if args.answer == "deny":
+            self._is_answered(held)
             asker.fail(Denied(f"a person denies {question.call}: {question.rule}"))
             return Done()
         if args.answer != "once":
@@ -110,11 +124,16 @@ class Questions:
             self.gate.accounts.give(call.process, to, rule)
             words = f"[{in_words(rule)}] [to {to}]"
             call.trap.audit.changed(call.process, call.id, call.row, call.intent, words)
+        self._is_answered(held)
         assert asker.on_end is not None
         asker.on_end()
         asker.on_end = None
         held.go_on(question.objects)
         return Done()
+
+    def _is_answered(self, held: Held) -> None:
+        held.timer.cancel()
+        self.unanswered.add(held.call.process.principal, -1)
 
     def check(self) -> list[str]:
         kept = [number for number, held in self.held.items() if held.call.ended]
