@@ -35,12 +35,12 @@ from aios.syscalls.errors import (
 from aios.syscalls.home import default_home, endpoint, init_runs
 from aios.syscalls.table import EFFECTS
 
-HELLO = 30.0  # seconds a kernel has to answer the first call
-LOOK, LONGEST_LOOK = 0.01, 0.25  # seconds between two looks for the next kernel
+HELLO_TIMEOUT_S = 30.0  # that a kernel has to answer the first call
+POLL_S, LONGEST_POLL_S = 0.01, 0.25  # between two looks for the next kernel
 
-NEVER = 2**30  # ms
-BACK = 25.0  # seconds that a kernel elsewhere may be away; it waits a little longer
-BEAT, DEAF = 5_000, 15_000  # ms between heartbeats to one elsewhere, and until it counts as gone
+NEVER_MS = 2**30
+RECONNECT_S = 25.0  # that a kernel elsewhere may be away; it waits a little longer
+HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 5_000, 15_000  # of a kernel elsewhere
 REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH
 EVENT = struct.Struct("=H")  # zmq_socket_monitor(3); zmq.utils.monitor has asyncio loaded
 NO_KEY = "there, `aios key list` shows the keys that are allowed, and the kernel's own"
@@ -289,7 +289,7 @@ class Connection:
 
     def _connect(self, who: dict[str, Any]) -> dict[str, Any]:
         """Say hello to the kernel that is there, or to the next one; its welcome."""
-        wait, limit = LOOK, time.monotonic() + (BACK if self.lost else 0.0)
+        wait, limit = POLL_S, time.monotonic() + (RECONNECT_S if self.lost else 0.0)
         while True:
             if self._listens():
                 self._open()
@@ -305,7 +305,7 @@ class Connection:
                 what = "the kernel went away from" if self.lost else "no kernel answers at"
                 raise KernelGone(f"{what} {self.endpoint}")
             time.sleep(wait)
-            wait = min(wait * 1.2, LONGEST_LOOK)
+            wait = min(wait * 1.2, LONGEST_POLL_S)
 
     def _follows(self, limit: float) -> bool:
         """Whether another kernel may come, or this one again."""
@@ -320,7 +320,7 @@ class Connection:
         self.socket.setsockopt(zmq.RCVHWM, 0)
         self.socket.setsockopt(zmq.SNDHWM, 0)  # what is sent is kept here anyway
         # Another kernel must hear who we are first. (-1 would lose what came and is not read yet.)
-        self.socket.setsockopt(zmq.RECONNECT_IVL, NEVER)
+        self.socket.setsockopt(zmq.RECONNECT_IVL, NEVER_MS)
         lost = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_CONNECT_RETRIED | REFUSED
         self.monitor: zmq.Socket[bytes] = self.socket.get_monitor_socket(lost)
         self.poller = zmq.Poller()
@@ -331,8 +331,8 @@ class Connection:
                 self.socket.setsockopt(zmq.CURVE_SERVERKEY, self.elsewhere.server.encode())
                 self.socket.setsockopt(zmq.CURVE_PUBLICKEY, self.elsewhere.public.encode())
                 self.socket.setsockopt(zmq.CURVE_SECRETKEY, self.elsewhere.secret.encode())
-                self.socket.setsockopt(zmq.HEARTBEAT_IVL, BEAT)
-                self.socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, DEAF)
+                self.socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+                self.socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
             self.socket.connect(self.endpoint)
         except zmq.ZMQError as error:
             self._leave(0)
@@ -349,7 +349,7 @@ class Connection:
         self.last += 1
         args = {"version": wire.ABI_VERSION, **who}
         self.socket.send(wire.pack_call(self.last, "hello", args))
-        ready = self._poll(time.monotonic() + HELLO)
+        ready = self._poll(time.monotonic() + HELLO_TIMEOUT_S)
         if not ready:
             raise KernelGone(f"the kernel at {self.endpoint} does not answer")
         if self.socket not in ready:

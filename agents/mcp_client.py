@@ -22,7 +22,7 @@ from aios.syscalls.errors import AiosError, KernelGone, ToolArguments, ToolCrash
 from aios.syscalls.tool import Job, McpServer
 
 AT_ONCE = 16  # jobs, or as many as one tool may have
-OFTEN = 0.1  # seconds between two reports of progress of a job
+PROGRESS_INTERVAL_S = 0.1  # between two reports of progress of a job
 
 
 class McpWorker(Agent):
@@ -105,7 +105,7 @@ class Reports:
     def __call__(self, done: float, total: float | None, message: str) -> None:
         now = asyncio.get_running_loop().time()
         if now >= self.next:
-            self.next = now + OFTEN
+            self.next = now + PROGRESS_INTERVAL_S
             self.jobs.say(
                 "tool.progress", id=self.job, done=done, total=total, message=message[:1024]
             )

@@ -31,10 +31,10 @@ from aios.syscalls.errors import AiosError, ToolArguments, ToolCrashed, ToolFail
 from aios.syscalls.tool import McpServer, Spec
 
 from .mcp_messages import SHOWN, TOOLS, mend_result, validator_of, why_none
-from .mcp_transport import ANSWER, say, transport
+from .mcp_transport import ANSWER_TIMEOUT_S, say, transport
 from .tool import MAX_DEPTH, check_plain
 
-ALIVE = 10.0  # seconds that a server has to answer after it was told to drop a call
+AFTER_CANCEL_S = 10.0  # that a server has to answer after it was told to drop a call
 CALL = 86_400.0  # a call's own limit is the kernel's
 PAGES = 64  # of a server's list of tools, at most
 APART_S = 0.5  # between two looks at which tools it has
@@ -55,7 +55,7 @@ class McpConnection:
         """`mode`: what it is asked first, which versions it has, or to initialize."""
         self.server = server
         self.client = Client(
-            transport(server, self.over, self._mend), read_timeout_seconds=ANSWER,
+            transport(server, self.over, self._mend), read_timeout_seconds=ANSWER_TIMEOUT_S,
             client_info=types.Implementation(name="aios", version=VERSION),
             message_handler=self.heard, mode=mode,
         )  # fmt: skip
@@ -229,7 +229,9 @@ class McpConnection:
     def _doubt(self) -> None:
         """A call was cancelled. A server that goes on with it, and hears nothing, would keep all
         who come later waiting; but what else it does now may take its time."""
-        patience = ALIVE if self._running == 1 else max(ALIVE, self.server.timeout)
+        patience = (
+            AFTER_CANCEL_S if self._running == 1 else max(AFTER_CANCEL_S, self.server.timeout)
+        )
         if self._probe is None or self._probe.done():
             self._probe = asyncio.create_task(self._still_there(patience))
 
@@ -351,7 +353,7 @@ def leaf(error: BaseException) -> BaseException:
 def why_not(server: McpServer, error: BaseException) -> str:
     """Why there is no connection, or none any more."""
     if isinstance(error, MCPError) and error.error.code == types.REQUEST_TIMEOUT:
-        return f"does not answer within {ANSWER:g} s"
+        return f"does not answer within {ANSWER_TIMEOUT_S:g} s"
     if isinstance(error, OSError) and not server.url:
         return f"cannot be started: {error.strerror}: {error.filename or server.command}"
     if isinstance(error, httpx2.HTTPError | OSError):

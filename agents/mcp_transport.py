@@ -31,14 +31,14 @@ from .mcp_messages import (
     messages_of,
 )
 
-ANSWER = 30.0  # seconds that a server has to answer anything but a call
+ANSWER_TIMEOUT_S = 30.0  # that a server has to answer anything but a call
 LONGEST = 16 << 20  # bytes of a message
-GRACE = 2.0  # seconds to end in, after each of: no more stdin, TERM, KILL
+GRACE_S = 2.0  # to end in, after each of: no more stdin, TERM, KILL
 PIECE = 65_536  # bytes that are read of stderr at once
 ASKS = 64  # that a server may make while it does not read the answers
 NAMES_BY_TCP = {"RES_OPTIONS": "use-vc"}  # UDP is behind the walls
 INHERITED = ("TMPDIR", "GIT_CONFIG_NOSYSTEM", *CERTIFICATES)  # besides what the package passes on
-SILENCE = httpx2.Timeout(ANSWER, read=None)  # of HTTP; a call may take long
+SILENCE = httpx2.Timeout(ANSWER_TIMEOUT_S, read=None)  # of HTTP; a call may take long
 
 Over = Callable[[str], None]  # told why a server is of no more use
 Mend = Callable[[dict[str, Any]], None]  # changes a result in its place
@@ -177,7 +177,7 @@ async def program(server: McpServer, over: Over) -> AsyncIterator[Any]:
     finally:
         with anyio.CancelScope(shield=True):
             await end(process)
-            await asyncio.wait([complaints], timeout=GRACE)
+            await asyncio.wait([complaints], timeout=GRACE_S)
             complaints.cancel()
 
 
@@ -221,8 +221,8 @@ async def watch(process: Process, over: Over) -> None:
     """Notice its end also where something that it has started holds its stdout, for whose end
     `wait` waits as well."""
     while process.returncode is None:
-        await asyncio.sleep(GRACE)
-    await asyncio.sleep(GRACE)  # its last words are read before that
+        await asyncio.sleep(GRACE_S)
+    await asyncio.sleep(GRACE_S)  # its last words are read before that
     over("has ended")
 
 
@@ -236,7 +236,7 @@ async def end(process: Process) -> None:
         steps = (None,)
     for number in steps:
         with suppress(TimeoutError):
-            async with asyncio.timeout(GRACE):
+            async with asyncio.timeout(GRACE_S):
                 while await process.stdout.read(LONGEST):
                     pass
                 await process.wait()

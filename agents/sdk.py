@@ -31,7 +31,7 @@ from .declared import declared_name
 from .memory import MemoryCalls
 from .storage import StorageCalls
 
-FAREWELL = 2.0  # seconds that the kernel has to take note of a client's end
+FAREWELL_S = 2.0  # that the kernel has to take note of a client's end
 
 Prompt = str | Sequence[dict[str, str]] | Sequence[int]
 
@@ -355,7 +355,7 @@ class Aios(MemoryCalls, StorageCalls, AccessCalls, ToolCalls):
         """End the connection; a client's process row ends with it."""
         if self.welcome.kind != "agent" and not self.connection.socket.closed:
             with contextlib.suppress(AiosError):  # then the row goes when the connection does
-                self.start("proc.exit").wait(FAREWELL)
+                self.start("proc.exit").wait(FAREWELL_S)
         self.connection.close()
 
     def __enter__(self) -> Self:

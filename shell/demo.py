@@ -29,7 +29,7 @@ from .options import Whole, field
 from .output import at_terminal, live, progress, say, show
 from .system import QUANTUM, SLOTS
 
-REFRESH = 0.1  # seconds between two looks at the agents
+REFRESH_S = 0.1  # between two looks at the agents
 TAIL = 160  # bytes of an agent's log that are looked at
 Draw = Callable[[Sequence[Runner]], None]
 
@@ -108,7 +108,7 @@ def play(aios: Aios, jobs: Sequence[DemoJob], draw: Draw) -> list[Runner]:
     ends = [aios.start("proc.wait", pid=pid) for pid in pids]
     while waited := [end for end in ends if not end.ended]:
         try:
-            waited[0].wait(REFRESH)
+            waited[0].wait(REFRESH_S)
         except TimedOut:
             observe(aios, runners, events.pieces)
             draw(list(runners.values()))

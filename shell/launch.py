@@ -22,9 +22,9 @@ from aios.syscalls.errors import AiosError, BadInput, DiskFull, KernelGone, Time
 from aios.syscalls.home import CERTIFICATES, INIT
 from aios.syscalls.messages import Status
 
-LOOK = 0.05  # seconds between two looks at a system that is starting
-PATIENCE = 300.0  # seconds for a model to load
-AGAIN = 0.2  # seconds between two TERMs
+POLL_S = 0.05  # between two looks at a system that is starting
+START_TIMEOUT_S = 300.0  # for a model to load
+TERM_INTERVAL_S = 0.2  # between two TERMs
 PR_SET_PDEATHSIG = 1
 OPEN = frozenset({  # the variables of the environment that agents have as well, all by name
     "PATH", "LANG", "LANGUAGE", "TZ", "TZDIR", "USER", "LOGNAME", "SHELL", "TERM", "COLORTERM",
@@ -94,7 +94,7 @@ class System:
             raise
 
     def _ready(self, progress: Progress) -> Status:
-        limit = time.monotonic() + PATIENCE
+        limit = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < limit:
             if self.process.poll() is not None:
                 raise self._why()
@@ -106,8 +106,8 @@ class System:
             ):
                 if self._is_ours(aios.status()):
                     return self._core_ready(aios, limit, progress)
-            time.sleep(LOOK)
-        raise TimedOut(f"the system was not ready after {PATIENCE:g} s", f"see {self.log}")
+            time.sleep(POLL_S)
+        raise TimedOut(f"the system was not ready after {START_TIMEOUT_S:g} s", f"see {self.log}")
 
     def _is_ours(self, status: Status) -> bool:
         """In a busy home it is another init's kernel that answers."""
@@ -121,7 +121,7 @@ class System:
             if status.core_error is not None:
                 raise from_wire(status.core_error)
             progress("loading the model, and testing that it is exact")
-            time.sleep(LOOK)
+            time.sleep(POLL_S)
         raise TimedOut("the model is still loading", f"see the logs in {self.home / 'log'}")
 
     def _why(self) -> AiosError:
@@ -149,7 +149,7 @@ class System:
         while self.process.poll() is None:
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(AGAIN)
+                self.process.wait(TERM_INTERVAL_S)
 
 
 def exit_code(process: subprocess.Popen[Any]) -> int:

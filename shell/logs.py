@@ -22,7 +22,7 @@ from .output import Copy, json_option, show
 from .who import pid_of
 
 LOG_WAIT_S = 30.0  # that one call waits for more of a log
-LOOK_S = 0.2  # between two looks at a log file
+POLL_S = 0.2  # between two looks at a log file
 LOG_FILES = {name: f"log/{name}.log" for name in ("kernel", "core", "index", "gateway")} | {
     "init": "init.log"
 }
@@ -107,7 +107,7 @@ def file_log(home: Path, name: str, *, follow: bool) -> Iterator[bytes]:
     with path.open("rb") as log:
         yield log.read()
         while follow:
-            time.sleep(LOOK_S)
+            time.sleep(POLL_S)
             if log.tell() > path.stat().st_size:
                 log.seek(0)
             yield log.read()

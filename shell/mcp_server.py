@@ -23,7 +23,7 @@ from .output import say
 
 TOKEN = "AIOS_MCP_TOKEN"
 PIECE = 65_536  # bytes of stdin that are read at once
-FAREWELL = 2  # seconds that answers have when the server is ended
+FAREWELL_S = 2  # that answers have when the server is ended
 
 
 def serve_stdio(server: MCPServer[Any]) -> None:
@@ -82,7 +82,7 @@ def serve_http(server: MCPServer[Any], port: int) -> None:
     except OSError as error:
         why = os.strerror(error.errno or 0)
         raise BadInput(f"port {port}: {why}", "give another, or 0 for one that is free") from error
-    config = uvicorn.Config(guarded, log_level="error", timeout_graceful_shutdown=FAREWELL)
+    config = uvicorn.Config(guarded, log_level="error", timeout_graceful_shutdown=FAREWELL_S)
     say(f"url: http://127.0.0.1:{listening.getsockname()[1]}/mcp")
     say(f"header: Authorization: Bearer {token}")
     with listening:

@@ -35,7 +35,7 @@ from aios.syscalls.errors import AiosError, ProcessGone, TimedOut
 from . import render
 from .processes import GRACE_S
 
-LOG_WAIT = 5.0  # seconds that one call waits for more of a log, and so between reports of progress
+LOG_WAIT_S = 5.0  # that one call waits for more of a log, and so between reports of progress
 LAST = 4096  # bytes of an agent's log that come with its result
 READS = ToolAnnotations(read_only_hint=True, open_world_hint=False)
 WRITES = ToolAnnotations(read_only_hint=False, destructive_hint=True, open_world_hint=False)
@@ -109,7 +109,7 @@ class Tools:
         """The end of its log, once it has ended. The lines are reported as they come."""
         log, offset, ended = b"", 0, False
         while not ended:
-            part = await aios.call(t.LogPart, "proc.log", pid=pid, offset=offset, wait=LOG_WAIT)
+            part = await aios.call(t.LogPart, "proc.log", pid=pid, offset=offset, wait=LOG_WAIT_S)
             log, offset, ended = (log + part.data)[-LAST:], part.offset, part.ended
             lines = part.data.decode(errors="replace").strip().splitlines()
             await ctx.report_progress(offset, message=lines[-1] if lines else "it runs")

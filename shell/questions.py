@@ -22,8 +22,8 @@ from .jobs import WIDTH
 from .output import choose, headline, say
 
 ANSWERS = ("once", "agent", "always", "deny")
-LOOK = 0.1  # seconds between two looks for questions, while a prompt waits
-KERNEL_LOOK = 1.0  # seconds between two looks for a kernel
+POLL_S = 0.1  # between two looks for questions, while a prompt waits
+KERNEL_POLL_S = 1.0  # between two looks for a kernel
 LABEL = "            "  # room for what each part is
 MARK = "| "  # in front of each line that an agent has, or may have, chosen the words of
 WHOLE = 2**31  # lines
@@ -127,18 +127,18 @@ class Notices:
         while not self.ended.is_set():
             with contextlib.suppress(AiosError), connect(self.home, "aios-shell") as aios:
                 self._follow(aios)
-            self.ended.wait(KERNEL_LOOK)
+            self.ended.wait(KERNEL_POLL_S)
 
     def _follow(self, aios: Aios) -> None:
         """At each prompt what still waits, each question once."""
         told: set[int] = set()
         while not self.ended.is_set():
-            if not self.prompting.wait(LOOK):
+            if not self.prompting.wait(POLL_S):
                 continue
             call = aios.start("acc.ask")
             while self.prompting.is_set() and not self.ended.is_set():
                 with contextlib.suppress(TimedOut):
-                    call.wait(LOOK)
+                    call.wait(POLL_S)
                 for question in come(call):
                     if question.id not in told:
                         told.add(question.id)

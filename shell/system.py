@@ -20,7 +20,7 @@ from .launch import System, exit_code, init_of
 from .options import Whole, field
 from .output import at_terminal, json_option, progress, say, show
 
-STOPPING = 30.0  # seconds for agents, core, kernel and init to end
+STOP_TIMEOUT_S = 30.0  # for agents, core, kernel and init to end
 KINDS = get_args(EventKind)
 POLICY = field(SetPolicy, "policy", "a name: letters, digits and . _ + -")
 QUANTUM = field(SetPolicy, "quantum")
@@ -122,10 +122,10 @@ def stop(home: Path) -> None:
         init = init_of(aios.status())
         aios.stop()
     try:
-        init.wait(STOPPING)
+        init.wait(STOP_TIMEOUT_S)
     except psutil.TimeoutExpired as error:
         raise TimedOut(
-            f"init, process {init.pid}, is still there after {STOPPING:g} s",
+            f"init, process {init.pid}, is still there after {STOP_TIMEOUT_S:g} s",
             f"see {home / 'init.log'}, or end it with `kill -KILL {init.pid}`",
         ) from error
 

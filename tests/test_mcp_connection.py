@@ -97,7 +97,7 @@ def test_a_server_that_says_little_of_itself() -> None:
 
 
 def test_a_server_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mcp_connection, "ANSWER", 0.5)
+    monkeypatch.setattr(mcp_connection, "ANSWER_TIMEOUT_S", 0.5)
     monkeypatch.setattr("mcp.client.session.DISCOVER_TIMEOUT_SECONDS", 0.5)
     with pytest.raises(ToolCrashed, match=r"bad does not answer within 0\.5 s"):
         use(bad("silent"), nothing)
@@ -279,7 +279,7 @@ def test_a_late_answer_is_nobody_elses() -> None:
 def test_a_server_that_hears_nothing_after_a_cancel(
     others: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mcp_connection, "ALIVE", 0.3)
+    monkeypatch.setattr(mcp_connection, "AFTER_CANCEL_S", 0.3)
 
     async def body(connection: McpConnection) -> None:
         begun = asyncio.Event()
@@ -375,7 +375,7 @@ def test_what_servers_ask_is_refused(method: str, params: dict[str, Any], says: 
 def test_a_server_that_asks_and_does_not_listen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers that it does not read would pile up."""
     monkeypatch.setattr(mcp_transport, "LONGEST", 1 << 16)  # of what is read ahead, the half
-    monkeypatch.setattr(mcp_transport, "GRACE", 0.1)
+    monkeypatch.setattr(mcp_transport, "GRACE_S", 0.1)
 
     async def body(connection: McpConnection) -> int:
         with pytest.raises(TimeoutError):

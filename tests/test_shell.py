@@ -66,7 +66,7 @@ def test_the_prompt_outlives_a_kernel_of_another_version(
         raise BadVersion("the caller speaks ABI version 1, this kernel 2")
 
     monkeypatch.setattr(questions, "connect", connect)
-    monkeypatch.setattr(questions, "KERNEL_LOOK", 0.01)
+    monkeypatch.setattr(questions, "KERNEL_POLL_S", 0.01)
     notices = questions.Notices(tmp_path, print)
     try:
         assert asked.acquire(timeout=LIMIT) and asked.acquire(timeout=LIMIT), "it does not go on"

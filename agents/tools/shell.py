@@ -17,7 +17,7 @@ from aios.agents.tool import tool
 from aios.syscalls.errors import ToolFailed
 
 SHOWN = 20_000  # bytes of what it prints
-LINGER = 1.0  # seconds that its output is read after its end
+LINGER_S = 1.0  # that its output is read after its end
 
 
 class Ended(msgspec.Struct):
@@ -43,7 +43,7 @@ class Printed(threading.Thread):
                 self.lost += max(0, len(data) - room)
 
     def text(self) -> str:
-        self.join(LINGER)  # something that left the group may hold the pipe open
+        self.join(LINGER_S)  # something that left the group may hold the pipe open
         more = f"\n... and {self.lost} bytes more" if self.lost else ""
         return self.kept.decode(errors="replace") + more
 
