@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from aios.kernel.access.accounts import GRANTS, Accounts, steady
 from aios.kernel.access.gate import plainly
-from aios.kernel.lib.patterns import EFFORT, STARS, Effort, TooLong, exactly, matches
+from aios.kernel.lib.patterns import EFFORT, STARS, Effort, TooLong, exactly, matches, parsed
 from aios.kernel.process import ProcessTable
 from aios.kernel.rules import Grant, Judge, Request, Subject, check_rules, covers, rules_of
 from aios.syscalls.errors import BadInput, LimitReached
@@ -124,6 +124,7 @@ def test_a_chain_of_grants_has_an_end() -> None:
     ("manifest", "said"),
     [
         (Manifest(allow=["sto " + "*a" * (STARS + 1)]), "wildcards"),
+        (Manifest(allow=["sto " + "{self}" * (STARS + 1)]), "wildcards"),
         (Manifest(deny=[Rule("tool", args={"to": ["x", "**a" * (STARS + 1)]})]), "wildcards"),
         (Manifest(allow=["sto x"] * 200, deny=["sto y"] * 200), "400 rules"),
         (Manifest(allow=[Rule("sto", ["x"] * 64)] * 20), "1280 patterns"),
@@ -268,3 +269,10 @@ def test_a_rule_that_asks_but_for_what_is_known(args: dict[str, Any], said: str)
     judge = Judge({}, lambda _: None)
     asked = judge.decide(Subject("/a", [layer], 1), Request("tool", "pay", args=args), 0)
     assert asked.effect == said
+
+
+def test_a_pattern_that_is_the_same_for_all_is_parsed_once() -> None:
+    parsed.cache_clear()
+    assert all(matches("/team/*", "/team/a", me) for me in ("/a", "/b"))
+    assert all(matches("{self}/*", f"{me}/c", me) for me in ("/a", "/b"))
+    assert parsed.cache_info().currsize == 3

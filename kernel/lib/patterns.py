@@ -15,7 +15,9 @@ from functools import lru_cache
 from aios.syscalls.errors import BadInput, Denied
 from aios.syscalls.visible import is_visible
 
-STARS = 16  # wildcards of one pattern
+SELF = "{self}"
+STARS = 16  # wildcards of one pattern, and SELF
+PARSED = 1024  # patterns that are kept; one may have 4 KB in the place of each SELF
 EFFORT = 200_000  # steps that the rules of one call may take, about a fifth of a second
 LETTERS = 64  # that are looked at in one step
 
@@ -54,7 +56,8 @@ def matches(pattern: str, text: str, me: str = "", effort: Effort | None = None)
     effort.spend()
     if pattern == "**":
         return True
-    return any(_fits(groups, text, effort) for groups in parsed(pattern, me))
+    found = parsed(pattern, me if SELF in pattern else "")
+    return any(_fits(groups, text, effort) for groups in found)
 
 
 def check_visible(what: str, text: str) -> None:
@@ -76,7 +79,7 @@ def quoted(text: str) -> str:
 def check_pattern(pattern: str) -> None:
     """Raises BadInput for one with too many wildcards, or with what does not show."""
     check_visible("a pattern", pattern)
-    stars = sum(token in ("*", "**", "/**") for token in TOKEN.findall(pattern))
+    stars = sum(token in ("*", "**", "/**", SELF) for token in TOKEN.findall(pattern))
     if stars > STARS:
         raise BadInput(
             f"a pattern has {stars} wildcards, and {STARS} at most: {pattern[:64]!r}",
@@ -86,7 +89,7 @@ def check_pattern(pattern: str) -> None:
 
 def literal(pattern: str, me: str) -> str:
     """What each text begins with that the pattern fits."""
-    return WILD.split(pattern.replace("{self}", me), maxsplit=1)[0]
+    return WILD.split(pattern.replace(SELF, me), maxsplit=1)[0]
 
 
 def exactly(text: str) -> str:
@@ -94,7 +97,7 @@ def exactly(text: str) -> str:
     return re.sub(r"([\\*{])", r"\\\1", text) or "**"
 
 
-@lru_cache(8192)
+@lru_cache(PARSED)
 def parsed(pattern: str, me: str) -> list[list[Group]]:
     """One of these fits: each has groups with a `**` between each two."""
     groups = [[""]]
@@ -107,7 +110,7 @@ def parsed(pattern: str, me: str) -> list[list[Group]]:
             below = [*groups[:-1], [*groups[-1][:-1], groups[-1][-1] + "/"], [""]]
             return [[tuple(group) for group in each] for each in (groups, below)]
         else:
-            plain = me if token == "{self}" else token[1:] or token if token[0] == "\\" else token
+            plain = me if token == SELF else token[1:] or token if token[0] == "\\" else token
             groups[-1][-1] += plain
     return [[tuple(group) for group in groups]]
 
