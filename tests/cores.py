@@ -19,6 +19,11 @@ from aios.syscalls.messages import Decoding, Logprob
 PLENTY = 1 << 30  # bytes for snapshots
 
 
+def text(engine: Engine, length: int, start: int = 0) -> list[int]:
+    """So many tokens of a text that has no end, from one of its places on."""
+    return [at * 104729 % engine.n_vocab for at in range(start, start + length)]
+
+
 class Watched(Batcher):
     """A Batcher that makes sure of where it runs what, and keeps the logits it drew from."""
 
@@ -126,3 +131,16 @@ def at_random(batcher: Batcher, jobs: list[Job], seed: int) -> None:
             ctx = dice.choice([gen.context.ctx for gen in batcher.running.values()])
             batcher.halt(Halt(ctx, "preempted"))
         waiting += [halted.ctx for halted in report(batcher, by_ctx) if halted.why == "preempted"]
+
+
+def take_turns(batcher: Watched, jobs: list[Job]) -> None:
+    """Each gets on by some tokens, then waits for the others, and until all is on disk."""
+    by_ctx = {job.ctx: job for job in jobs}
+    while not all(job.why == "length" for job in jobs):
+        for job in jobs:
+            if job.why != "length":
+                batcher.run(job.run())
+                for _ in range(3):
+                    report(batcher, by_ctx)
+                batcher.halt(Halt(job.ctx, "preempted"))
+                batcher.extents.tiers.flush()

@@ -29,7 +29,8 @@ SYLLABLES = [f"{a}{b}{c}" for a in ("", " ") for b in "bdfghjklmnprstvwz" for c 
 PIECES = [*(bytes([n]) for n in range(256)), *(s.encode() for s in SYLLABLES), *[b""] * ENDS]
 LIKELY = np.where(np.arange(len(PIECES)) < 256, -4, 0)  # an answer is syllables, few single bytes
 HEAD = struct.Struct("<iii")  # how a token was entered: itself, its chunk's first position, a Kind
-DECODED, TOO_MANY, LONE, MOVED = 0, -1, -2, -4  # a Kind: these, added up; or the size of the chunk
+# A Kind is the size of a prefilled chunk; or these added up, the last for each row of the batch.
+LONE, MOVED, TOO_MANY = -1, -2, -4
 
 
 class Row(NamedTuple):
@@ -86,7 +87,7 @@ class DeterministicEngine:
     def prefill(self, slot: int, tokens: tuple[int, ...], pos: int) -> None:
         assert 1 <= len(tokens) <= CHUNK
         self._check_room(slot, pos, len(tokens))
-        kind = len(tokens) if slot not in self.moved else MOVED - len(tokens)
+        kind = len(tokens) + MOVED * CHUNK * (slot in self.moved)
         for token in tokens:
             self._enter(slot, HEAD.pack(token, pos, kind))
         self._expect({len(tokens) - 1: slot})
@@ -100,7 +101,8 @@ class DeterministicEngine:
         lone = [slot for slot in long if not {slot - 1, slot + 1} & batch]
         batch |= {slot + 1 if slot + 1 < self.streams else slot - 1 for slot in lone}
         for slot, token, pos in rows:
-            kind = TOO_MANY * (len(batch) > self.exact_batch) + MOVED * (slot in self.moved)
+            many = len(batch) if len(batch) > self.exact_batch else 0
+            kind = TOO_MANY * many + MOVED * (slot in self.moved)
             if pos >= self.lone_from and not {slot - 1, slot + 1} & batch:
                 kind += LONE
             self._enter(slot, HEAD.pack(token, pos, kind))

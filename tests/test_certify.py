@@ -4,81 +4,98 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
-from cores import PLENTY, Job, Watched, alone, finish, report
+from cores import PLENTY, Job, Watched, alone, finish, report, text
+from deterministic import DeterministicEngine
+from models import tiny_model
+from numpy.typing import NDArray
 
 from aios.kernel.config import embedded_model
 from aios.kernel.core.certify import certify
-from aios.kernel.core.engine import CHUNK
+from aios.kernel.core.engine import CHUNK, Engine
 from aios.kernel.core.gguf import requantize
 from aios.kernel.core.llama import ALONE, LlamaEngine
 from aios.syscalls.messages import Decoding
 
 SLOTS, WINDOW = 6, 320
-TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind. "
 
 
 class Certified(NamedTuple):
-    engine: LlamaEngine
+    engine: Engine
     size: int
     cost: float | None
 
 
-def load(path: Path) -> Certified:
-    engine = LlamaEngine(path, slots=SLOTS, window=WINDOW, threads=2)
+def certified(**options: Any) -> Certified:
+    """A deterministic engine after its self-test."""
+    engine = DeterministicEngine(slots=SLOTS, window=WINDOW, **options)
     return Certified(engine, *certify(engine))
 
 
-@pytest.fixture(scope="module")
-def plain() -> Iterator[Certified]:
-    found = load(embedded_model())
-    yield found
-    found.engine.close()
+def load(path: Path) -> LlamaEngine:
+    return LlamaEngine(path, slots=SLOTS, window=WINDOW, threads=2)
 
 
 @pytest.fixture(scope="module")
-def breaks_early(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Certified]:
+def formats_that_break(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Certified]:
     """A format whose kernels compute several rows in another way than few; which one does, and from
     how many on, is the processor's and the build's."""
     path = tmp_path_factory.mktemp("model") / "requantized.gguf"
     for name in ("q4_k_m", "q5_k_m"):
         requantize(embedded_model(), path, name, 2)
-        found = load(path)
+        engine = load(path)
         path.unlink()  # mapped, as long as it is loaded
+        found = Certified(engine, *certify(engine))
         if found.size < SLOTS:
             yield found
-            found.engine.close()
+            engine.close()
             return
-        found.engine.close()
+        engine.close()
     pytest.fail("on this machine each of the formats is exact at every batch size")
 
 
-@pytest.fixture(scope="module")
-def needs_company(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Certified]:
+@pytest.fixture(params=["deterministic", "requantized"])
+def breaks_early(request: pytest.FixtureRequest) -> Certified:
+    if request.param == "deterministic":
+        return certified(exact_batch=3)
+    found: Certified = request.getfixturevalue("formats_that_break")
+    return found
+
+
+@pytest.fixture(params=["deterministic", "bf16"])
+def needs_company(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Certified]:
     """A format of which llama.cpp computes one row with other kernels than several: on processors
     with AVX2 and on those with AVX-512, at least."""
-    path = tmp_path_factory.mktemp("model") / "bf16.gguf"
-    requantize(embedded_model(), path, "bf16", 2)
-    found = load(path)
-    yield found
-    found.engine.close()
+    if request.param == "deterministic":
+        yield certified(lone_from=0)
+        return
+    engine = load(tiny_model(tmp_path / "bf16.gguf", matrices="BF16"))
+    yield Certified(engine, *certify(engine))
+    engine.close()
 
 
-def jobs_of(engine: LlamaEngine, lengths: Iterable[int], max_tokens: int) -> list[Job]:
-    tokens = engine.tokenize(TEXT * 30, start=True)
+def jobs_of(engine: Engine, lengths: Iterable[int], max_tokens: int) -> list[Job]:
     decoding = Decoding(max_tokens=max_tokens, ignore_eos=True, digest=True)
-    return [Job(i, tokens[i : i + length], decoding) for i, length in enumerate(lengths)]
+    return [Job(i, text(engine, length, i), decoding) for i, length in enumerate(lengths)]
 
 
-def test_the_embedded_model_is_exact_on_all_slots(plain: Certified) -> None:
-    assert (plain.size, plain.cost) == (SLOTS, None)
+def lengths_of(engine: Engine) -> list[int]:
+    return [engine.length(slot) for slot in range(engine.streams)]
 
 
-def test_the_self_test_leaves_the_cache_empty(plain: Certified, breaks_early: Certified) -> None:
-    for engine in (plain.engine, breaks_early.engine):
-        assert [engine.length(slot) for slot in range(SLOTS)] == [0] * SLOTS
+# --- exactness ----------------------------------------------------------------------------------
+
+
+def test_the_embedded_model_is_exact_on_all_slots() -> None:
+    engine = load(embedded_model())
+    assert certify(engine) == (SLOTS, None)
+    assert engine.row_bytes > 0
+    assert engine.alone == ALONE
+    assert lengths_of(engine) == [0] * SLOTS
+    engine.close()
 
 
 def test_a_format_that_breaks_early_is_found_and_its_cost_measured(
@@ -87,6 +104,33 @@ def test_a_format_that_breaks_early_is_found_and_its_cost_measured(
     assert 1 <= breaks_early.size < SLOTS
     assert breaks_early.cost is not None
     assert breaks_early.cost > 0
+    assert lengths_of(breaks_early.engine) == [0] * SLOTS
+
+
+@pytest.mark.parametrize("size", range(2, SLOTS + 1))
+def test_the_largest_size_is_found(size: int) -> None:
+    engine, found, cost = certified(exact_batch=size)
+    assert found == size
+    assert (cost is None) == (size == SLOTS)
+    assert engine.alone == ALONE
+
+
+class Restless(DeterministicEngine):
+    """Computes nothing twice in the same way."""
+
+    count = 0
+
+    def logits(self, index: int) -> NDArray[np.float32]:
+        self.count += 1
+        return super().logits(index) + np.float32(self.count)
+
+
+def test_what_is_never_the_same_is_certified_for_nothing() -> None:
+    engine = Restless(slots=SLOTS, window=WINDOW)
+    assert certify(engine) == (0, None)
+    assert engine.row_bytes == 0
+    assert engine.alone == ALONE
+    assert lengths_of(engine) == [0] * SLOTS
 
 
 def test_within_the_certified_size_it_is_exact_and_beyond_it_is_not(
@@ -110,9 +154,34 @@ def test_within_the_certified_size_it_is_exact_and_beyond_it_is_not(
     assert steps[0] > steps[1]
 
 
-def test_company_for_lone_contexts_makes_no_batch_too_large(breaks_early: Certified) -> None:
+# --- moves --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("move", ["copy", "swap", "paste"])
+def test_what_goes_on_otherwise_behind_a_move_is_not_moved(move: str) -> None:
+    engine, size, cost = certified(inexact_after={move})
+    assert (size, cost) == (SLOTS, None)
+    assert engine.row_bytes == 0
+    assert lengths_of(engine) == [0] * SLOTS
+
+
+def test_what_cannot_be_cut_is_not_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(slot: int, spans: list[tuple[int, int]]) -> None:
+        raise ValueError("the state has another form")
+
+    engine = DeterministicEngine(slots=SLOTS, window=WINDOW)
+    monkeypatch.setattr(engine, "cut", cut)
+    assert certify(engine) == (SLOTS, None)
+    assert engine.row_bytes == 0
+    assert lengths_of(engine) == [0] * SLOTS
+
+
+# --- company ------------------------------------------------------------------------------------
+
+
+def test_company_for_lone_contexts_makes_no_batch_too_large() -> None:
     """Contexts past ALONE in every other slot decode while those between them are prefilled."""
-    engine, size, _ = breaks_early
+    engine, size, _ = certified(exact_batch=3)
     jobs = jobs_of(engine, [3, ALONE, 4, ALONE, WINDOW - 10, WINDOW - 10], 20)
     by_ctx = {job.ctx: job for job in jobs}
     long, between = jobs[1:4:2], jobs[4:]
@@ -139,7 +208,7 @@ def test_company_for_lone_contexts_makes_no_batch_too_large(breaks_early: Certif
         assert job.digests == alone(engine, job.prompt, job.decoding).digests[:count]
 
 
-def test_with_company_bf16_is_exact_on_all_slots(needs_company: Certified) -> None:
+def test_with_company_it_is_exact_on_all_slots(needs_company: Certified) -> None:
     """They begin one after the other, so that each is alone once, and in batches of all sizes."""
     engine, size, cost = needs_company
     assert (size, cost) == (SLOTS, None)
@@ -164,11 +233,7 @@ def test_with_company_bf16_is_exact_on_all_slots(needs_company: Certified) -> No
 def test_without_company_a_lone_context_is_found_out(needs_company: Certified) -> None:
     engine = needs_company.engine
     decoding = Decoding(max_tokens=4, ignore_eos=True, digest=True)
-    prompt = engine.tokenize(TEXT, start=True)
+    prompt = text(engine, 16)
     with_company = alone(engine, prompt, decoding).digests
     company, engine.alone = engine.alone, ALONE
-    try:
-        same = alone(engine, prompt, decoding).digests == with_company
-    finally:
-        engine.alone = company
-    assert same == (company == ALONE)  # as the self-test has found
+    assert (alone(engine, prompt, decoding).digests == with_company) == (company == ALONE)

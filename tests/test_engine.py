@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
-from cores import PLENTY, Job, Watched, alone, at_random, finish
+from cores import PLENTY, Job, Watched, alone, at_random, finish, text
 from deterministic import DeterministicEngine
 from models import tiny_model
 
@@ -52,16 +53,12 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 numeric = pytest.mark.parametrize("engine", ["deterministic", "tiny", "embedded"], indirect=True)
 
 
-def text(engine: Engine, length: int, start: int = 0) -> tuple[int, ...]:
-    return tuple(at * 104729 % engine.n_vocab for at in range(start, start + length))
-
-
 def enter(engine: Engine, slot: int, length: int, start: int = 0) -> bytes:
     """Have a slot read so many tokens; the logits behind the last."""
     engine.clear(slot)
     for pos in range(0, length, CHUNK):
         chunk = text(engine, min(CHUNK, length - pos), start + pos)
-        engine.prefill(slot, chunk, pos)
+        engine.prefill(slot, tuple(chunk), pos)
     return engine.logits(len(chunk) - 1).tobytes()
 
 
@@ -125,13 +122,13 @@ def test_what_was_cleared_leaves_no_trace(engine: Engine) -> None:
     enter(engine, 1, 100)
     behind(engine, (1, 9))
     behind(engine, (1, 9))
-    engine.prefill(1, text(engine, 26, 50), 102)
+    engine.prefill(1, tuple(text(engine, 26, 50)), 102)
     assert engine.length(1) == 128
     engine.clear(1, 100)
     assert engine.length(1) == 100
     assert behind(engine, (1, 5)) == expected
     engine.clear(1, CHUNK)
-    engine.prefill(1, text(engine, 36, CHUNK), CHUNK)
+    engine.prefill(1, tuple(text(engine, 36, CHUNK)), CHUNK)
     assert behind(engine, (1, 5)) == expected
     engine.clear(1)
     engine.clear(1)
@@ -149,7 +146,7 @@ def test_a_full_slot_takes_no_more(engine: Engine) -> None:
     full = engine.length(0)
     assert full >= WINDOW
     with pytest.raises(Internal):
-        engine.prefill(0, text(engine, CHUNK), full)
+        engine.prefill(0, tuple(text(engine, CHUNK)), full)
     assert engine.length(0) == full
     expected = enter(engine, 2, 30)
     assert enter(engine, 0, 30) == expected
@@ -276,7 +273,7 @@ def test_tokens_have_bytes_and_some_end_an_answer(engine: Engine) -> None:
 def test_an_answer_can_be_held_to_a_schema(engine: Engine) -> None:
     schema = {"type": "array", "items": {"enum": [1, 22]}, "minItems": 1, "maxItems": 1}
     batcher = Watched(engine, SLOTS, PLENTY)
-    job = Job(1, list(text(engine, 9)), Decoding(max_tokens=200, schema=schema))
+    job = Job(1, text(engine, 9), Decoding(max_tokens=200, schema=schema))
     finish(batcher, job)
     assert job.why == "stop"
     assert json.loads(job.text) in ([1], [22])
@@ -305,15 +302,36 @@ def test_no_schedule_can_be_told_from_the_output(engine: Engine, ram: int) -> No
         Decoding(max_tokens=12, ignore_eos=True, digest=True, temperature=heat, seed=4)
         for heat in (0.0, 0.9)
     ]
-    jobs = [
-        Job(at, list(text(engine, n, at)), decodings[at % 2]) for at, n in enumerate(lengths, 1)
-    ]
+    jobs = [Job(at, text(engine, n, at), decodings[at % 2]) for at, n in enumerate(lengths, 1)]
     solo = [alone(engine, job.prompt, job.decoding) for job in jobs]
     batcher = Watched(engine, SLOTS, ram if ram == PLENTY else ram * engine.row_bytes)
     at_random(batcher, jobs, seed=5)
     assert [job.result for job in jobs] == [job.result for job in solo]
     assert batcher.extents.check() == []
     assert (batcher.replayed > 0) == (ram < PLENTY)
+
+
+# --- what llama.cpp's engine alone has ----------------------------------------------------------
+
+
+def test_all_that_decides_the_bits_is_in_the_fingerprint(tmp_path: Path) -> None:
+    path = tiny_model(tmp_path / "tiny.gguf")
+    engine = LlamaEngine(path, slots=3, window=WINDOW, threads=1)
+    same = LlamaEngine(path, slots=2, window=256, threads=1)
+    more = LlamaEngine(path, slots=2, window=256, threads=2)
+    small = LlamaEngine(path, slots=2, window=256, threads=1, cache="q8_0")
+    prints = [engine.fingerprint(3), engine.fingerprint(0)]
+    prints += [each.fingerprint(3) for each in (more, small)]
+    assert same.fingerprint(3) == engine.fingerprint(3)
+    copy = tmp_path / "model.gguf"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    copy.write_bytes(content)
+    same.path = copy
+    prints.append(same.fingerprint(3))
+    assert len(set(prints)) == len(prints)
+    for each in (engine, same, more, small):
+        each.close()
 
 
 # --- what the deterministic engine alone can tell -----------------------------------------------
@@ -340,7 +358,7 @@ def test_rows_that_were_changed_or_mixed_up_are_refused() -> None:
 
 def test_rows_differ_by_how_their_tokens_were_entered() -> None:
     engine = DeterministicEngine()
-    tokens = text(engine, 8)
+    tokens = tuple(text(engine, 8))
     engine.prefill(0, tokens, 0)
     engine.prefill(1, tokens[:7], 0)
     engine.decode([(1, tokens[7], 7)])

@@ -1,0 +1,101 @@
+"""What only the numbers of a real model show: that all of this is exact on it, bit for bit.
+
+Everything else about batching and snapshots is tested on the deterministic engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cores import PLENTY, Job, Watched, alone, at_random, take_turns, text
+from models import tiny_model
+
+from aios.kernel.config import embedded_model
+from aios.kernel.core.disk import Disk
+from aios.kernel.core.engine import CHUNK
+from aios.kernel.core.llama import Cache, LlamaEngine
+from aios.syscalls.messages import Decoding
+
+WINDOW = 320
+
+
+def some(max_tokens: int, **options: Any) -> Decoding:
+    return Decoding(max_tokens=max_tokens, ignore_eos=True, digest=True, **options)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[LlamaEngine]:
+    engine = LlamaEngine(embedded_model(), slots=3, window=WINDOW, threads=2)
+    yield engine
+    engine.close()
+
+
+# Prompts shorter and longer than a chunk, and one that gets past 256 tokens while it decodes: then
+# attention over a context without a neighbour takes another path, but for the engine's company.
+JOBS: list[tuple[int, Decoding]] = [
+    (253, some(10)),
+    (CHUNK, some(14, temperature=0.9, seed=7)),
+    (5, some(18, temperature=1.5, top_k=50, top_p=0.9, min_p=0.01, seed=8)),
+    (70, some(12, repeat_penalty=1.3, frequency_penalty=0.5, penalty_last=20)),
+    (1, some(16, temperature=0.7, presence_penalty=1.0, seed=9)),
+    (CHUNK + 1, some(10, stop=["never to be seen"])),
+]
+
+
+@pytest.fixture(scope="module")
+def solo(engine: LlamaEngine) -> list[Job]:
+    return [alone(engine, text(engine, n, i), decoding) for i, (n, decoding) in enumerate(JOBS)]
+
+
+def test_no_schedule_can_be_told_from_the_output(engine: LlamaEngine, solo: list[Job]) -> None:
+    jobs = [Job(ctx, job.prompt, job.decoding) for ctx, job in enumerate(solo, 1)]
+    batcher = Watched(engine, engine.slots, PLENTY)
+    at_random(batcher, jobs, seed=1)
+    assert [job.result for job in jobs] == [job.result for job in solo]
+    assert batcher.saves and batcher.restores
+    assert batcher.replayed == 0
+    for job in jobs:
+        batcher.drop(job.ctx)
+
+
+def test_contexts_swapped_to_disk_and_back_are_the_same(
+    engine: LlamaEngine, solo: list[Job], tmp_path: Path
+) -> None:
+    jobs = [Job(ctx, job.prompt, job.decoding) for ctx, job in enumerate(solo, 1)]
+    disk = Disk(tmp_path, engine.fingerprint(3), PLENTY, "zstd")
+    batcher = Watched(engine, engine.slots, 0, disk)
+    take_turns(batcher, jobs)
+    assert [job.result for job in jobs] == [job.result for job in solo]
+    assert batcher.counters().restores >= 4
+    assert batcher.counters().read > 200 * 20_000
+    assert batcher.replayed == 0
+    for job in jobs:
+        batcher.drop(job.ctx)
+
+
+@pytest.mark.parametrize(
+    ("model", "cache"), [("tiny", "f16"), ("tiny", "q8_0"), ("embedded", "q8_0")]
+)
+def test_a_quantized_cache_is_exact_by_itself_and_differs_from_the_other(
+    tmp_path: Path, model: str, cache: Cache
+) -> None:
+    path = embedded_model() if model == "embedded" else tiny_model(tmp_path / "tiny.gguf")
+    engine = LlamaEngine(path, slots=2, window=WINDOW, threads=1, cache=cache)
+    assert engine.row_bytes * engine.cells * engine.streams == engine.cache_bytes
+    expected = [alone(engine, text(engine, n), some(6)) for n in (150, 40, 70, 9)]
+    jobs = [Job(ctx, job.prompt, job.decoding) for ctx, job in enumerate(expected)]
+    disk = Disk(tmp_path / "kv", engine.fingerprint(2), PLENTY)
+    batcher = Watched(engine, engine.slots, 0, disk)
+    take_turns(batcher, jobs)
+    assert [job.result for job in jobs] == [job.result for job in expected]
+    assert batcher.counters().read > 0
+    assert batcher.extents.check() == []
+    digest = jobs[0].digests[0].hex()
+    engine.close()
+    plain = LlamaEngine(path, slots=2, window=WINDOW, threads=1)
+    same = alone(plain, expected[0].prompt, some(6)).digests[0].hex() == digest
+    plain.close()
+    assert same == (cache == "f16")
