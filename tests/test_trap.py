@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import msgpack
 from turns import Caller, Turns
 
+from aios.kernel.core.protocol import Counters, Out, Step, decode_report, encode
 from aios.kernel.entry import trap
 from aios.kernel.entry.trap import CALL_BYTES, ITEM_BYTES, STRUCT_BYTES
+from aios.kernel.llm.work import Work
+from aios.syscalls.messages import Decoding, Logprob
 from aios.syscalls.rules import Manifest
 from aios.syscalls.wire import DONE, FAILED
 
@@ -111,3 +115,17 @@ def test_a_question_counts_as_long_as_it_is(turns: Turns) -> None:
     caller = turns.agent("a" * 64, Manifest(allow=["*"], ask=["sto.write"]))
     caller.send("sto.batch", {"changes": [{"path": f"{n}", "data": b""} for n in range(256)]})
     assert turns.kernel.trap.waiting.total(f"/{'a' * 64}") > 256 * 2 * 64
+
+
+def test_the_alternatives_of_each_token_wait_as_bytes() -> None:
+    work = Work(call=1, decoding=Decoding(logprobs=20), stream=False, prompt=1, began=0.0)
+    logprob = Logprob(token=1, logprob=-1.0, top=[(at, -1.0) for at in range(20)])
+    gc.collect()
+    before = len(gc.get_objects())
+    for _ in range(1000):
+        taken = decode_report(encode(Step([Out(1, 1, 1, 7, "x", logprob)], [], Counters())))
+        assert isinstance(taken, Step)
+        work.take(taken.outs[0])
+    gc.collect()
+    assert len(gc.get_objects()) - before < 1000 * 5
+    assert msgpack.decode(msgpack.encode(work), type=Work).pieces[-1].logprobs == [logprob]
