@@ -252,8 +252,12 @@ def kill(home: Path, signal: Any, whom: tuple[int | str, ...]) -> None:
       aios kill -s STOP 12 13
     """
     with connect(home, "aios-kill") as aios:
-        for pid in [pid_of(aios, who) for who in whom]:
-            aios.kill(pid, signal)
+        pids = [pid_of(aios, who) for who in whom]
+        calls = [aios.start("proc.kill", pid=pid, signal=signal) for pid in pids]
+        while not all(call.ended for call in calls):  # one that fails keeps no other from its end
+            aios.connection.pump()
+        for call in calls:
+            call.wait()
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

@@ -279,6 +279,16 @@ def test_ctrl_c_ends_the_agent(deaf: bool, system: System, aios: Aios, program: 
         assert aios.wait(row.pid).reason == ("signal KILL" if deaf else "signal TERM")
 
 
+def test_one_that_is_not_there_keeps_no_other_from_its_end(
+    system: System, aios: Aios, program: Program, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pids = [aios.spawn(program("aios.recv()")) for _ in range(2)]
+    args = ["kill", str(pids[0]), "999999", str(pids[1])]
+    assert execute(["--home", str(system.home), *args]) == 1
+    assert capsys.readouterr().err.startswith("aios: no process 999999\n")
+    assert [aios.wait(pid, timeout=LIMIT).reason for pid in pids] == ["signal TERM"] * 2
+
+
 class ClosedPipe(io.StringIO):
     def write(self, _: str) -> int:
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
