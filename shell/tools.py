@@ -124,12 +124,10 @@ def call_(
 
 
 def follow(running: Iterable[ToolProgress], bar: Progress) -> None:
-    task = None
+    task = bar.add_task("", total=None, visible=False)
     for step in running:
-        if task is None:
-            task = bar.add_task("", total=step.total)
         said = brief(step.message)
-        bar.update(task, completed=step.done, total=step.total, description=said)
+        bar.update(task, completed=step.done, total=step.total, description=said, visible=True)
 
 
 def find(aios: Aios, name: str) -> Spec:

@@ -132,6 +132,16 @@ def test_what_a_tool_says_of_its_progress_is_no_markup() -> None:
     assert "[/red] half\\x1b[2J" in shown.getvalue()
 
 
+def test_a_tool_may_say_late_how_much_there_is_to_do() -> None:
+    screen = Screen(file=StringIO(), force_terminal=True, width=100)
+    with bars("{task.description}", screen=screen) as bar:
+        follow([], bar)
+        assert not bar.tasks[0].visible
+        steps = [(0.0, None, ""), (1.0, 2.0, "half")]
+        follow([ToolProgress(done=d, total=t, message=m) for d, t, m in steps], bar)
+        assert (bar.tasks[1].total, bar.tasks[1].completed, bar.tasks[1].visible) == (2, 1, True)
+
+
 def test_workers_are_listed_when_they_are_asked_for(home: Path) -> None:
     done(home, "list")  # each box starts one, which ends when it has said what it serves
 
