@@ -57,6 +57,7 @@ ALL = ["**"]  # objects
 BELOW = {"": "", ":*": "**", "/:*": "/**"}  # what is meant by a request's `below`, as a pattern
 STRICTEST: tuple[Effect, ...] = ("deny", "ask", "allow")
 RULES, PATTERNS = 256, 1024  # that one manifest or group may have
+NAMED = 80  # letters of a principal in the words of its rules, each of which has them
 CHAIN = 32  # grants that hang on each other; what comes by more is not there
 
 
@@ -362,7 +363,8 @@ def rules_of(principal: str, manifest: Manifest | None, groups: Mapping[str, Gro
     """One layer: what is written about this agent itself."""
     found: list[Named] = []
     if manifest is not None:
-        found += written(f"manifest of {principal}", manifest)
+        named = principal if len(principal) <= NAMED else "..." + principal[3 - NAMED :]
+        found += written(f"manifest of {named}", manifest)
     member = groups_of(principal, groups) | ({AGENTS} if manifest is None else set())
     for name in sorted(member):
         found += written(f"group {name}", groups[name])

@@ -276,3 +276,12 @@ def test_a_pattern_that_is_the_same_for_all_is_parsed_once() -> None:
     assert all(matches("/team/*", "/team/a", me) for me in ("/a", "/b"))
     assert all(matches("{self}/*", f"{me}/c", me) for me in ("/a", "/b"))
     assert parsed.cache_info().currsize == 3
+
+
+def test_the_words_of_a_rule_are_about_the_rule_however_long_its_principal() -> None:
+    """There are 64 above each other, of 64 letters each."""
+    principal = "/".join(["", *["a" * 64] * 63, "scout"])
+    [rule] = rules_of(principal, Manifest(deny=["sto.write"]), {})
+    assert rule.text.startswith("manifest of ...aaa")
+    assert rule.text.endswith("aaa/scout: deny sto.write")
+    assert len(rule.text) < 160  # of which the audit log keeps so much
