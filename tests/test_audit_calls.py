@@ -283,3 +283,16 @@ def test_what_was_signed_while_the_system_ran_cannot_be_taken_away(boot: Boot) -
 def test_what_an_agent_chooses_is_not_read_as_more(args: Message, said: str) -> None:
     assert (details(args) or about(args)) == said
     assert " to=/eve" not in about(args).replace(r'"/x to=/eve"', "")
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (Spawn("/bin/evil", contexts=list(range(100, 164)), name="nice"), "program=/bin/evil"),
+        (sto.Delete(path="ledger", owner=f"/{'a' * 4000}"), "path=ledger"),
+        (mem.Get(keys=["k" * 400] * 100, principal="/other"), "principal=/other"),
+    ],
+)
+def test_no_field_pushes_out_another(args: Message, said: str) -> None:
+    assert f" {said} " in f" {about(args)} "
+    assert len(about(args).encode()) <= 160

@@ -152,12 +152,12 @@ def _is_free(process: Process, row: Row) -> bool:
     return row.right == "none" and process.kind != "client" and not process.tool
 
 
-def short(text: str) -> str:
+def short(text: str, most: int = TEXT) -> str:
     """`text`, or its beginning and a hash of all of it."""
-    if len(text) <= TEXT // 4 or len(text.encode()) <= TEXT:
+    if len(text) <= most // 4 or len(text.encode()) <= most:
         return text
     digest = sha256(text.encode()).hexdigest()[:16]
-    return text.encode()[: TEXT - 17].decode(errors="ignore") + "~" + digest
+    return text.encode()[: most - 17].decode(errors="ignore") + "~" + digest
 
 
 @cache
@@ -175,7 +175,18 @@ def about(args: Message) -> str:
         if value is None or value == "":
             continue
         found.append(name + (quoted(value) if type(value) is str else _plain(value)))
-    return short(" ".join(found))
+    said = " ".join(found)
+    return said if len(said) <= TEXT // 4 else " ".join(_fitted(found))
+
+
+def _fitted(fields: list[str]) -> list[str]:
+    """Cut those that are longest: none is to push out another."""
+    room = TEXT - len(fields) + 1
+    shortest_first = sorted(range(len(fields)), key=lambda at: len(fields[at]))
+    for left, at in zip(range(len(fields), 0, -1), shortest_first, strict=True):
+        fields[at] = short(fields[at], room // left)
+        room -= len(fields[at].encode())
+    return fields
 
 
 def _plain(value: Any) -> str:
