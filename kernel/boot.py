@@ -19,7 +19,7 @@ from .access.questions import Questions
 from .audit.checkpoint import Signer
 from .audit.gathered import WINDOW_S
 from .audit.log import Log
-from .audit.recorder import Audit
+from .audit.recorder import Audit, in_a_line
 from .config import Config
 from .core.protocol import Command, Drop, encode
 from .entry.trap import Trap
@@ -311,7 +311,7 @@ class Kernel:
     def _note(self, what: str, pid: int, detail: dict[str, Any]) -> None:
         process = self.table.rows.get(pid)
         principal = process.principal if process else ""
-        said = " ".join(f"{name}={quoted(str(value))}" for name, value in detail.items())
+        said = in_a_line([f"{name}={quoted(str(value))}" for name, value in detail.items()])
         note = self.audit.kept_out if what == "process.refused" else self.audit.note
         note(what, pid, principal, said)
 

@@ -7,12 +7,14 @@ import signal
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
+from unittest.mock import patch
 
 import msgpack
 import pytest
 from conftest import Boot, eventually
 from helpers import kill_kernel
 from raw import Raw
+from turns import Turns
 
 from aios.agents import connect
 from aios.kernel.audit.details import details
@@ -283,6 +285,16 @@ def test_what_was_signed_while_the_system_ran_cannot_be_taken_away(boot: Boot) -
 def test_what_an_agent_chooses_is_not_read_as_more(args: Message, said: str) -> None:
     assert (details(args) or about(args)) == said
     assert " to=/eve" not in about(args).replace(r'"/x to=/eve"', "")
+
+
+def test_a_long_path_that_was_refused_pushes_out_nothing(tmp_path: Path) -> None:
+    turns = Turns(tmp_path)
+    told = {"call": "openat", "object": f"/{'a' * 4000}", "needs": "write"}
+    with patch.object(turns.kernel.audit.gathered, "add") as add:
+        turns.kernel.events.publish("process", "refused", 1, **told)
+    turns.close()
+    said = add.call_args.args[0][5]
+    assert said.startswith("call=openat object=/aaa") and said.endswith(" needs=write")
 
 
 @pytest.mark.parametrize(

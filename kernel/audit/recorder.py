@@ -175,18 +175,20 @@ def about(args: Message) -> str:
         if value is None or value == "":
             continue
         found.append(name + (quoted(value) if type(value) is str else _plain(value)))
-    said = " ".join(found)
-    return said if len(said) <= TEXT // 4 else " ".join(_fitted(found))
+    return in_a_line(found)
 
 
-def _fitted(fields: list[str]) -> list[str]:
-    """Cut those that are longest: none is to push out another."""
+def in_a_line(fields: list[str]) -> str:
+    """Put fields into one text; those that are longest are cut, so that none pushes out another."""
+    said = " ".join(fields)
+    if len(said) <= TEXT // 4:
+        return said
     room = TEXT - len(fields) + 1
     shortest_first = sorted(range(len(fields)), key=lambda at: len(fields[at]))
     for left, at in zip(range(len(fields), 0, -1), shortest_first, strict=True):
         fields[at] = short(fields[at], room // left)
         room -= len(fields[at].encode())
-    return fields
+    return " ".join(fields)
 
 
 def _plain(value: Any) -> str:
