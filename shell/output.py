@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 import termios
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -244,6 +245,7 @@ def open_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         cast(io.TextIOWrapper, stream).reconfigure(errors="backslashreplace")
     sys.excepthook = _say_defect
+    threading.excepthook = lambda defect: _say_defect(*defect[:3])
 
 
 def drop_unwritten() -> None:
@@ -259,6 +261,6 @@ def drop_unwritten() -> None:
 
 
 def _say_defect(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
 ) -> None:
     say("".join(traceback.format_exception(kind, error, trace)), err=True, nl=False)
