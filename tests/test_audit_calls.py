@@ -52,7 +52,7 @@ def told(records: list[Record]) -> list[tuple[str, ...]]:
 def test_a_change_is_an_intent_and_an_outcome_a_read_is_one_record(system: System) -> None:
     with connect(system.home, "ann") as aios:
         aios.mem_put({"k": 1}, space="notes")
-        aios.mem_get("k", space="notes")
+        aios.mem_get(["k"], space="notes")
         with pytest.raises(NotFound):
             aios.kill(99999)
         records = of(system.home, aios.pid)
@@ -185,7 +185,7 @@ def test_what_an_agent_changes_takes_few_records(
 def test_long_names_are_cut_and_told_apart(system: System) -> None:
     with connect(system.home) as aios:
         for end in ("x", "y"):
-            aios.mem_get("k" * 399 + end)
+            aios.mem_get(["k" * 399 + end])
         first, second = of(system.home, aios.pid)[1:]
     assert first.object != second.object
     assert first.object[:120] == second.object[:120]

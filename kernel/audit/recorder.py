@@ -75,7 +75,9 @@ class Audit:
             (process.pid, short(process.principal), kind, call_id, row.name, about(args),
              sha256(raw).digest(), short(rule), "", 0)
         )  # fmt: skip
-        last = self.changed(process, call_id, row, receipt[0], details(args))
+        last, text = receipt[0], details(args)
+        if text:
+            last = self.changed(process, call_id, row, last, text)
         if row.outward:
             self.due = last + 1
         return receipt
@@ -193,9 +195,8 @@ def in_a_line(fields: list[str]) -> str:
 
 def _plain(value: Any) -> str:
     if type(value) in (dict, list):
-        items = [str(getattr(each, "path", each)) for each in value]
-        said = ",".join(items)
+        items = [each if type(each) is str else str(getattr(each, "path", each)) for each in value]
         # Each alone only where one may be in quotes: there may be a thousand.
-        is_plain = said.count(",") < len(items) and not SEVERAL.search(said.replace(",", ""))
-        return said if is_plain else ",".join(map(quoted, items))
+        is_plain = not SEVERAL.search("".join(items))
+        return ",".join(items if is_plain else map(quoted, items))
     return str(value)

@@ -19,6 +19,7 @@ from aios.syscalls.table import TABLE, Row
 
 MAX_DEPTH = 32  # of what agents pass on to each other
 PLAIN = {str, int, bool, float, bytes, type(None), list, dict}
+SIMPLE = PLAIN - {float, list, dict}  # a float may be nan
 KEYS = {str, int}  # JSON, as which people are shown what agents pass on, knows no others
 
 
@@ -68,8 +69,19 @@ def arguments(row: Row, raw: msgspec.Raw) -> Message:
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise Malformed(f"{row.name}: {error}") from error
     for name in _passed_on[row.name]:
-        _check_plain(row, getattr(args, name))
+        value = getattr(args, name)
+        if not _is_flat(value):
+            _check_plain(row, value)
     return args
+
+
+def _is_flat(value: Any) -> bool:
+    """Whether it is plain at a glance, as most of what agents pass on is."""
+    return type(value) in SIMPLE or (
+        type(value) is dict
+        and SIMPLE.issuperset(map(type, value.values()))
+        and KEYS.issuperset(map(type, value))
+    )
 
 
 def _check_plain(row: Row, value: Any) -> None:
