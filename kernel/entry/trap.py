@@ -42,7 +42,7 @@ from ..rules import Passed
 from .envelope import Envelope, arguments, open_envelope
 from .replies import Kept, Replies
 
-WAITING_BYTES = 64 << 20  # of calls of one tree of agents that wait
+WAITING_BYTES = 48 << 20  # of calls of one tree of agents that wait
 # That one takes besides the bytes of its arguments, and each item of lists in them, about.
 CALL_BYTES, STRUCT_BYTES, ITEM_BYTES = 2048, 256, 40
 UNLIMITED = ("call.cancel", "proc.exit")  # whoever waits for too much can still make an end
