@@ -14,18 +14,21 @@ class Poll:
         self.epoll = select.epoll()
         self.fd = self.epoll.fileno()  # ready when one of its descriptors is
         self.run: dict[int, Callable[[int], None]] = {}
+        self.events: dict[int, int] = {}  # that Linux waits for now
 
     def watch(self, fd: int, run: Callable[[int], None], events: int = READ) -> None:
         """`run` gets READ, WRITE, both, or neither where the other end is gone."""
-        self.run[fd] = run
+        self.run[fd], self.events[fd] = run, events
         self.epoll.register(fd, events)
 
     def change(self, fd: int, events: int) -> None:
-        self.epoll.modify(fd, events)
+        if events != self.events[fd]:
+            self.events[fd] = events
+            self.epoll.modify(fd, events)
 
     def forget(self, fd: int) -> None:
         """Before it is closed."""
-        del self.run[fd]
+        del self.run[fd], self.events[fd]
         self.epoll.unregister(fd)
 
     def wait(self, seconds: float) -> None:
