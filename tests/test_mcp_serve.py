@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-from unittest.mock import AsyncMock, Mock
+from unittest.mock import Mock
 
 import httpx2
 import pytest
@@ -350,9 +350,11 @@ def test_an_agent_has_the_name_that_its_class_declares(system: System, tmp_path:
         "from aios.agents import Agent\n\n\nclass Boss(Agent):\n    name = 'boss'\n\n"
         "    def run(self, task):\n        return self.aios.whoami().principal\n"
     )
-    tools = Tools(system.home, {"work": str(path)}, {})
-    done = asyncio.run(tools.run_agent(Mock(report_progress=AsyncMock()), "work"))
-    assert done["result"] == "/boss"
+
+    async def body(client: Client) -> None:
+        assert (await value(client, "run_agent", program="work"))["result"] == "/boss"
+
+    by_stdio(system.home, body, "--agent", str(path))
 
 
 def test_an_agent_that_ends_of_itself_before_kill_is_no_error(tmp_path: Path) -> None:
