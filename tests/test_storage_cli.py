@@ -285,7 +285,7 @@ def test_errors_say_what_to_do(home: Path, tmp_path: Path) -> None:
         (["list", "--owner", "writer"], 78, b"hint: it is like /writer/helper"),
         (["search", "x", "--owner", "writer"], 78, b"hint: it is like /writer/helper"),
         (["search", "x", "--count", "51"], 2, b"51 is not in the range"),
-        (["search", "x", "--since", "yesterday"], 2, b"does not match the format"),
+        (["search", "x", "--since", "yesterday"], 2, b"is no time: give"),
         (["compact", "--keep", "0"], 2, b"0 is not in the range"),
         (["rollback", "nothing", "1"], 1, b"aios: no version 1"),
         (["delete", "nothing"], 1, b"aios: no object"),
