@@ -22,6 +22,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from aios.agents import Aios, connect
 from aios.agents.client import new_key
+from aios.kernel.lib.patterns import quoted
 from aios.shell.launch import System
 from aios.syscalls.errors import BadInput, Denied, KernelGone, NoProgram, NotFound
 from aios.syscalls.wire import ABI_VERSION
@@ -150,7 +151,7 @@ def test_keys_and_who_came_by_them_are_recorded(server: Server) -> None:
     log = run_aios(server.system.home, "audit", "search", "--json").stdout
     records = [json.loads(line) for line in log.splitlines()]
     for kind, call, about in (
-        ("intent", "key.allow", f"name=scout public={public} person=False"),
+        ("intent", "key.allow", f"name=scout public={quoted(public)} person=False"),
         ("note", "process.connected", f"key={public}"),
         ("denied", "mem.put", f"key={public}"),
         ("intent", "key.remove", "name=scout"),
