@@ -152,7 +152,7 @@ def test_keys_and_who_came_by_them_are_recorded(server: Server) -> None:
     records = [json.loads(line) for line in log.splitlines()]
     for kind, call, about in (
         ("intent", "key.allow", f"name=scout public={quoted(public)} person=False"),
-        ("note", "process.connected", f"key={public}"),
+        ("note", "process.connected", f"key={quoted(public)}"),
         ("denied", "mem.put", f"key={public}"),
         ("intent", "key.remove", "name=scout"),
         ("read", "key.list", ""),
