@@ -103,9 +103,7 @@ def main(beside: str = "") -> int:
     code, result = _run(aios, beside)
     try:
         aios.exit(code, result)
-    except (
-        AiosError
-    ) as error:  # it is too big, nothing that msgpack has, or `run` has closed `aios`
+    except AiosError as error:  # too big, nothing that msgpack has, or `run` has closed `aios`
         print(f"the result cannot be reported: {error}", file=sys.stderr)
         code = code if result is None else 1
         with contextlib.suppress(KernelGone):

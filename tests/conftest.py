@@ -58,8 +58,7 @@ hypothesis.settings.register_profile("faults", deadline=None, max_examples=300)
 
 def fewer(times: int) -> hypothesis.settings:
     """Settings for a property whose examples take long each: so many times fewer of them."""
-    most = hypothesis.settings.default.max_examples  # type: ignore[union-attr]
-    return hypothesis.settings(max_examples=most // times)
+    return hypothesis.settings(max_examples=hypothesis.settings().max_examples // times)
 
 
 def pytest_configure(config: pytest.Config) -> None:

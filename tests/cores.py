@@ -11,12 +11,28 @@ from numpy.typing import NDArray
 
 from aios.kernel.core.batcher import Batcher, Generation
 from aios.kernel.core.disk import Disk
-from aios.kernel.core.engine import Engine
+from aios.kernel.core.engine import CHUNK, Engine
 from aios.kernel.core.protocol import Halt, Halted, Out, Run
 from aios.kernel.llm.contexts import Past
 from aios.syscalls.messages import Decoding, Logprob
 
 PLENTY = 1 << 30  # bytes for snapshots
+
+
+def some(max_tokens: int, **options: Any) -> Decoding:
+    return Decoding(max_tokens=max_tokens, ignore_eos=True, digest=True, **options)
+
+
+# Prompts shorter and longer than a chunk, and one that gets past 256 tokens while it decodes: then
+# attention over a context without a neighbour takes another path, but for the engine's company.
+JOBS: list[tuple[int, Decoding]] = [
+    (253, some(10)),
+    (CHUNK, some(14, temperature=0.9, seed=7)),
+    (5, some(18, temperature=1.5, top_k=50, top_p=0.9, min_p=0.01, seed=8)),
+    (70, some(12, repeat_penalty=1.3, frequency_penalty=0.5, penalty_last=20)),
+    (1, some(16, temperature=0.7, presence_penalty=1.0, seed=9)),
+    (CHUNK + 1, some(10, stop=["never to be seen"])),
+]
 
 
 def text(engine: Engine, length: int, start: int = 0) -> list[int]:
@@ -117,6 +133,11 @@ def alone(engine: Engine, prompt: list[int], decoding: Decoding) -> Job:
     finish(batcher, job)
     batcher.drop(job.ctx)
     return job
+
+
+def all_alone(engine: Engine) -> list[Job]:
+    """The JOBS, each done with nothing else on the engine."""
+    return [alone(engine, text(engine, n, i), decoding) for i, (n, decoding) in enumerate(JOBS)]
 
 
 def at_random(batcher: Batcher, jobs: list[Job], seed: int) -> None:

@@ -8,7 +8,18 @@ from math import sqrt
 
 import numpy as np
 import pytest
-from cores import PLENTY, Job, Watched, alone, at_random, finish, report, text
+from cores import (
+    PLENTY,
+    Job,
+    Watched,
+    all_alone,
+    alone,
+    at_random,
+    finish,
+    report,
+    some,
+    text,
+)
 from deterministic import DeterministicEngine
 
 from aios.kernel.core.engine import CHUNK, Engine
@@ -34,25 +45,9 @@ def batcher(engine: Engine) -> Iterator[Watched]:
     assert batcher.extents.check() == []
 
 
-def some(max_tokens: int, **options: object) -> Decoding:
-    return Decoding(max_tokens=max_tokens, ignore_eos=True, digest=True, **options)  # type: ignore[arg-type]
-
-
-# Prompts shorter and longer than a chunk, and one that gets past 256 tokens while it decodes: then
-# attention over a context without a neighbour takes another path, but for the engine's company.
-JOBS: list[tuple[int, Decoding]] = [
-    (253, some(10)),
-    (CHUNK, some(14, temperature=0.9, seed=7)),
-    (5, some(18, temperature=1.5, top_k=50, top_p=0.9, min_p=0.01, seed=8)),
-    (70, some(12, repeat_penalty=1.3, frequency_penalty=0.5, penalty_last=20)),
-    (1, some(16, temperature=0.7, presence_penalty=1.0, seed=9)),
-    (CHUNK + 1, some(10, stop=["never to be seen"])),
-]
-
-
 @pytest.fixture(scope="module")
 def solo(engine: Engine) -> list[Job]:
-    return [alone(engine, text(engine, n, i), decoding) for i, (n, decoding) in enumerate(JOBS)]
+    return all_alone(engine)
 
 
 def new_jobs(solo: list[Job]) -> list[Job]:

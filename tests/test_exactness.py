@@ -7,23 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from cores import PLENTY, Job, Watched, alone, at_random, take_turns, text
+from cores import PLENTY, Job, Watched, all_alone, alone, at_random, some, take_turns, text
 from models import tiny_model
 
 from aios.kernel.config import embedded_model
 from aios.kernel.core.disk import Disk
-from aios.kernel.core.engine import CHUNK
 from aios.kernel.core.llama import Cache, LlamaEngine
-from aios.syscalls.messages import Decoding
 
 WINDOW = 320
-
-
-def some(max_tokens: int, **options: Any) -> Decoding:
-    return Decoding(max_tokens=max_tokens, ignore_eos=True, digest=True, **options)
 
 
 @pytest.fixture(scope="module")
@@ -33,21 +26,9 @@ def engine() -> Iterator[LlamaEngine]:
     engine.close()
 
 
-# Prompts shorter and longer than a chunk, and one that gets past 256 tokens while it decodes: then
-# attention over a context without a neighbour takes another path, but for the engine's company.
-JOBS: list[tuple[int, Decoding]] = [
-    (253, some(10)),
-    (CHUNK, some(14, temperature=0.9, seed=7)),
-    (5, some(18, temperature=1.5, top_k=50, top_p=0.9, min_p=0.01, seed=8)),
-    (70, some(12, repeat_penalty=1.3, frequency_penalty=0.5, penalty_last=20)),
-    (1, some(16, temperature=0.7, presence_penalty=1.0, seed=9)),
-    (CHUNK + 1, some(10, stop=["never to be seen"])),
-]
-
-
 @pytest.fixture(scope="module")
 def solo(engine: LlamaEngine) -> list[Job]:
-    return [alone(engine, text(engine, n, i), decoding) for i, (n, decoding) in enumerate(JOBS)]
+    return all_alone(engine)
 
 
 def test_no_schedule_can_be_told_from_the_output(engine: LlamaEngine, solo: list[Job]) -> None:

@@ -108,7 +108,7 @@ class Questions:
             raise NotFound(f"no question {args.id} waits", "it was answered, or its time is over")
         question, asker = held.question, held.call
         if args.answer == "deny":
-            self._is_answered(held)
+            self._count_as_answered(held)
             asker.fail(Denied(f"a person denies {question.call}: {question.rule}"))
             return Done()
         if args.answer != "once":
@@ -124,14 +124,14 @@ class Questions:
             self.gate.accounts.give(call.process, to, rule)
             words = f"[{in_words(rule)}] [to {to}]"
             call.trap.audit.changed(call.process, call.id, call.row, call.intent, words)
-        self._is_answered(held)
+        self._count_as_answered(held)
         assert asker.on_end is not None
         asker.on_end()
         asker.on_end = None
         held.go_on(question.objects)
         return Done()
 
-    def _is_answered(self, held: Held) -> None:
+    def _count_as_answered(self, held: Held) -> None:
         held.timer.cancel()
         self.unanswered.add(held.call.process.principal, -1)
 

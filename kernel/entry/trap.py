@@ -280,13 +280,14 @@ class Trap:
         call.receipt = self.audit.called(process, asked.id, row, args, asked.args, passed.rule)
         call.intent, _ = call.receipt
         session.calls[asked.id] = call
-        held = 0
-        if not passed.asked:
-            self._serve(call, args)
-        else:
+        held = None
+        if passed.asked:
             held = self.ask(call, args, passed, partial(self._go_on, asked, call))
+        else:
+            self._serve(call, args)
         if process.principal and not call.ended:  # what persons have waiting has no bound
-            call.bytes = CALL_BYTES + memoryview(asked.args).nbytes + (held or _items(args))
+            held = _items(args) if held is None else held
+            call.bytes = CALL_BYTES + memoryview(asked.args).nbytes + held
             self.waiting.add(process.principal, call.bytes)
 
     def _check_waiting(self, session: Session, process: Process) -> None:
