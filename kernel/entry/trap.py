@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from types import CoroutineType
 from typing import Any, Protocol
 
 import msgspec
@@ -41,6 +42,7 @@ from ..process import Process, ProcessTable
 from ..rules import Passed
 from .envelope import Envelope, arguments, open_envelope
 from .replies import Kept, Replies
+from .task import Task, Work
 
 WAITING_BYTES = 48 << 20  # of calls of one tree of agents that wait
 # That one takes besides the bytes of its arguments, and each item of lists in them, about.
@@ -68,7 +70,8 @@ class Session:
 
 @dataclass
 class Call:
-    """A system call on its way. `on_end` runs once, whichever way it ends."""
+    """A system call on its way. `on_end` runs once, whichever way it ends; so does what is behind
+    `finally` in the coroutine that serves it."""
 
     trap: Trap
     session: Session
@@ -77,6 +80,7 @@ class Call:
     row: Row
     on_cancel: Callable[[], None] | None = None  # instead of ending with the error Cancelled
     on_end: Callable[[], object] | None = None
+    task: Task | None = None  # what serves it, where that waits
     pieces: list[Any] = field(default_factory=list)  # sent so far, of a call that has an effect
     detached: bool = False  # its caller has to send it again to hear of it
     durable: bool = False  # the final reply waits until its effect would survive a power cut
@@ -85,6 +89,11 @@ class Call:
     receipted: bool = False  # its caller wants that
     bytes: int = 0  # that it takes, about, while it waits
     ended: bool = False
+
+    def run(self, work: Work[Any]) -> None:
+        """Have a coroutine serve it: what that returns or raises is the final reply."""
+        self.task = Task(work, self.done, self.fail)
+        self.task.go_on()
 
     def piece(self, body: Any, *, durable: bool = False, keep: bool = True) -> None:
         """With `durable`, once what it follows from would survive a power cut; without `keep`, not
@@ -131,9 +140,15 @@ class Call:
         tell, self.on_end, self.on_cancel = self.on_end, None, None  # no ring is left for gc
         if tell is not None:
             tell()
+        task, self.task = self.task, None
+        if task is not None:
+            task.stop()
 
     def cancel(self) -> None:
-        if self.on_cancel is not None:
+        wait = None if self.task is None else self.task.wait
+        if wait is not None and wait.cancel is not None:
+            wait.cancel()
+        elif self.on_cancel is not None:
             self.on_cancel()
         else:
             self.fail(Cancelled(f"{self.row.name} was cancelled"))
@@ -305,7 +320,9 @@ class Trap:
 
     def _serve(self, call: Call, args: Message) -> None:
         body = self.handlers[call.row.name](call, args)
-        if body is not None:  # else the final reply comes later
+        if type(body) is CoroutineType:
+            call.run(body)
+        elif body is not None:  # else the final reply comes later
             call.done(body)
 
     def _go_on(self, asked: Envelope, call: Call, shown: Sequence[str]) -> None:

@@ -1,0 +1,106 @@
+"""Handlers that wait, as coroutines, each resumed by the one thing that it waits for.
+
+There is no queue of tasks: whoever ends a Wait resumes its coroutine at once, in the kernel's loop.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, Generic, TypeVar
+
+from aios.syscalls.errors import AiosError, Internal
+
+T = TypeVar("T")
+Work = Coroutine["Wait[Any]", None, T]
+
+
+class Wait(Generic[T]):
+    """One result that is to come, for the one coroutine that awaits it.
+
+    Args:
+        cancel: runs where the call is cancelled, which then ends by this result. Without it, a
+            cancelled call ends with Cancelled.
+        shielded: what is waited for cannot be taken back: the coroutine goes on with it when its
+            call has ended.
+    """
+
+    __slots__ = ("cancel", "error", "is_over", "result", "resume", "shielded")
+
+    def __init__(self, *, cancel: Callable[[], None] | None = None, shielded: bool = False) -> None:
+        self.cancel, self.shielded = cancel, shielded
+        self.is_over = False
+        self.result: T
+        self.error: AiosError | None = None
+        self.resume: Callable[[], None] | None = None
+
+    def done(self, result: T) -> None:
+        """End it with a result. One that is over takes no other."""
+        if not self.is_over:
+            self.result = result
+            self._end()
+
+    def fail(self, error: AiosError) -> None:
+        """End it: the coroutine gets `error` raised where it waits."""
+        if not self.is_over:
+            self.error = error
+            self._end()
+
+    def _end(self) -> None:
+        self.is_over = True
+        resume, self.resume = self.resume, None
+        if resume is not None:
+            resume()
+
+    def __await__(self) -> Generator[Wait[Any], None, T]:
+        if not self.is_over:
+            yield self
+        if self.error is not None:
+            raise self.error.with_traceback(None)  # it may be kept, and raised again and again
+        return self.result
+
+
+class Task:
+    """A coroutine on its way; in the end `done` gets what it returns, or `fail` what it raises."""
+
+    __slots__ = ("done", "fail", "is_running", "is_stopped", "wait", "work")
+
+    def __init__(
+        self, work: Work[T], done: Callable[[T], object], fail: Callable[[AiosError], object]
+    ) -> None:
+        self.work, self.done, self.fail = work, done, fail
+        self.wait: Wait[Any] | None = None
+        self.is_running = self.is_stopped = False
+
+    def go_on(self) -> None:
+        """Run it until it waits."""
+        self.wait, self.is_running = None, True
+        try:
+            wait = self.work.send(None)
+        except StopIteration as end:
+            self.done(end.value)
+        except AiosError as error:
+            self.fail(error)
+        except Exception:  # noqa: BLE001 (a defect of the kernel: its caller is told)
+            traceback.print_exc(file=sys.stderr)
+            self.fail(Internal("the kernel failed to serve this call"))
+        else:
+            self.is_running = False
+            self.wait, wait.resume = wait, self.go_on
+            if self.is_stopped:
+                self.stop()
+
+    def stop(self) -> None:
+        """End it without a result, at the next thing that it may stop waiting for."""
+        self.is_stopped = True
+        if self.is_running or self.wait is None or self.wait.shielded:
+            return
+        self.wait.resume = None
+        self.wait = None
+        self.work.close()
+
+
+def background(work: Work[object], fail: Callable[[AiosError], object]) -> None:
+    """Run what no call waits for; `fail` hears what it raises."""
+    Task(work, lambda _: None, fail).go_on()

@@ -1,0 +1,117 @@
+"""Coroutines that serve calls: resumed, failed, stopped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aios.kernel.entry.task import Task, Wait, background
+from aios.syscalls.errors import AiosError, Cancelled, Internal, NotFound
+
+
+class Work:
+    """A coroutine of three waits, and what became of it."""
+
+    def __init__(self, *, shielded: bool = False) -> None:
+        self.waits: list[Wait[int]] = [Wait(), Wait(shielded=shielded), Wait()]
+        self.got: list[int] = []
+        self.released = 0
+        self.ends: list[Any] = []
+        self.task = Task(self.run(), self.ends.append, self.ends.append)
+
+    async def run(self) -> int:
+        try:
+            for wait in self.waits:
+                self.got.append(await wait)
+        finally:
+            self.released += 1
+        return sum(self.got)
+
+
+def test_it_goes_on_as_soon_as_what_it_waits_for_is_there() -> None:
+    work = Work()
+    work.task.go_on()
+    work.waits[1].done(20)  # before anybody waits for it
+    work.waits[0].done(1)
+    assert (work.got, work.ends, work.released) == ([1, 20], [], 0)
+    work.waits[2].done(300)
+    assert (work.got, work.ends, work.released) == ([1, 20, 300], [321], 1)
+
+
+def test_an_error_is_raised_where_it_waits() -> None:
+    work, error = Work(), NotFound("gone")
+    work.task.go_on()
+    work.waits[0].fail(error)
+    assert (work.ends, work.released) == ([error], 1)
+
+
+def test_what_is_over_takes_no_other_end() -> None:
+    work = Work()
+    work.task.go_on()
+    work.waits[0].done(1)
+    work.waits[0].done(2)
+    work.waits[0].fail(NotFound("gone"))
+    assert (work.got, work.ends) == ([1], [])
+
+
+def test_one_that_is_stopped_releases_what_it_has_and_says_nothing() -> None:
+    work = Work()
+    work.task.go_on()
+    work.task.stop()
+    assert (work.ends, work.released) == ([], 1)
+    work.waits[0].done(1)
+    assert work.got == []
+
+
+def test_one_that_is_shielded_is_stopped_behind_what_it_waits_for() -> None:
+    work = Work(shielded=True)
+    work.task.go_on()
+    work.waits[0].done(1)
+    work.task.stop()
+    assert work.released == 0
+    work.waits[1].done(2)
+    assert (work.got, work.ends, work.released) == ([1, 2], [], 1)
+
+
+def test_one_that_stops_itself_ends_where_it_waits_next() -> None:
+    async def run() -> None:
+        task.stop()
+        said.append("on")
+        try:
+            await Wait()
+        finally:
+            said.append("released")
+
+    said: list[str] = []
+    task = Task(run(), lambda _: said.append("done"), lambda _: said.append("failed"))
+    task.go_on()
+    assert said == ["on", "released"]
+
+
+def test_a_defect_is_told_and_no_other_work_hears_of_it(capfd: Any) -> None:
+    async def run() -> None:
+        await wait
+        raise KeyError("a defect")
+
+    wait: Wait[None] = Wait()
+    errors: list[AiosError] = []
+    background(run(), errors.append)
+    wait.done(None)
+    assert [type(error) for error in errors] == [Internal]
+    assert "a defect" in capfd.readouterr().err
+
+
+def test_an_error_that_is_kept_does_not_grow() -> None:
+    kept = Cancelled("no more")
+    heard: list[AiosError] = []
+
+    async def run() -> None:
+        wait: Wait[None] = Wait()
+        wait.fail(kept)
+        await wait
+
+    for _ in range(100):
+        background(run(), heard.append)
+    steps, at = 0, kept.__traceback__
+    while at is not None:
+        steps, at = steps + 1, at.tb_next
+    assert (len(heard), steps < 10) == (100, True)
