@@ -138,29 +138,26 @@ def llm_contexts(k: Kernel, call: Call, args: t.Empty) -> list[t.ContextInfo]:
     return [context.info() for context in k.contexts.visible(call.process)]
 
 
-def llm_append(k: Kernel, call: Call, args: t.Append) -> None:
-    k.generations.append(call, args)
+def llm_append(k: Kernel, call: Call, args: t.Append) -> Any:
+    return k.generations.append(call, args)
 
 
-def llm_generate(k: Kernel, call: Call, args: t.Generate) -> None:
-    k.generations.start(call, args)
+def llm_generate(k: Kernel, call: Call, args: t.Generate) -> Any:
+    return k.generations.generate(call, args)
 
 
-def llm_tokenize(k: Kernel, call: Call, args: t.Tokenize) -> None:
+async def llm_tokenize(k: Kernel, call: Call, args: t.Tokenize) -> t.Tokens:
     if (args.text is None) == (args.messages is None):
         raise BadInput("give text or messages, one of them")
     messages: list[tuple[str, str]] = [
         (message.role, message.content) for message in args.messages or []
     ]
-    k.prompts.question(
-        call,
-        lambda req: Encode(req, args.text, messages),
-        lambda encoded: call.done(t.Tokens(tokens=encoded.tokens)),
-    )
+    encoded = await k.prompts.question(call.process, lambda req: Encode(req, args.text, messages))
+    return t.Tokens(tokens=encoded.tokens)
 
 
-def llm_detokenize(k: Kernel, call: Call, args: t.Detokenize) -> None:
-    k.prompts.detokenize(call, args.tokens, lambda encoded: call.done(t.Text(text=encoded.text)))
+async def llm_detokenize(k: Kernel, call: Call, args: t.Detokenize) -> t.Text:
+    return t.Text(text=await k.prompts.detokenize(call.process, args.tokens))
 
 
 def llm_close(k: Kernel, call: Call, args: t.Close) -> t.Done:
@@ -180,56 +177,56 @@ def msg_recv(k: Kernel, call: Call, args: t.Recv) -> Any:
     return k.mailroom.receive(call, args.sender, args.timeout)
 
 
-def mem_put(k: Kernel, call: Call, args: mem.Put) -> None:
-    k.memory.put(call, args)
+def mem_put(k: Kernel, call: Call, args: mem.Put) -> Any:
+    return k.memory.put(call, args)
 
 
-def mem_get(k: Kernel, call: Call, args: mem.Get) -> None:
-    k.memory.get(call, args)
+def mem_get(k: Kernel, call: Call, args: mem.Get) -> Any:
+    return k.memory.get(call, args)
 
 
-def mem_delete(k: Kernel, call: Call, args: mem.Delete) -> None:
-    k.memory.delete(call, args)
+def mem_delete(k: Kernel, call: Call, args: mem.Delete) -> Any:
+    return k.memory.delete(call, args)
 
 
-def mem_scan(k: Kernel, call: Call, args: mem.Scan) -> None:
-    k.memory.scan(call, args)
+def mem_scan(k: Kernel, call: Call, args: mem.Scan) -> Any:
+    return k.memory.scan(call, args)
 
 
-def mem_clear(k: Kernel, call: Call, args: mem.Clear) -> None:
-    k.memory.clear(call, args)
+def mem_clear(k: Kernel, call: Call, args: mem.Clear) -> Any:
+    return k.memory.clear(call, args)
 
 
-def mem_spaces(k: Kernel, call: Call, args: mem.Spaces) -> None:
-    k.memory.spaces(call, args)
+def mem_spaces(k: Kernel, call: Call, args: mem.Spaces) -> Any:
+    return k.memory.spaces(call, args)
 
 
-def mem_keep(k: Kernel, call: Call, args: mem.Keep) -> None:
-    k.memory.keep(call, args)
+def mem_keep(k: Kernel, call: Call, args: mem.Keep) -> Any:
+    return k.memory.keep(call, args)
 
 
-def mem_log(k: Kernel, call: Call, args: mem.Interactions) -> None:
-    k.interactions.read(call, args)
+def mem_log(k: Kernel, call: Call, args: mem.Interactions) -> Any:
+    return k.interactions.read(call, args)
 
 
-def sto_put(k: Kernel, call: Call, args: sto.Put) -> None:
+def sto_put(k: Kernel, call: Call, args: sto.Put) -> Any:
     change = sto.Change(
         path=args.path, data=args.data, upload=args.upload, tags=args.tags, media=args.media,
         if_version=args.if_version,
     )  # fmt: skip
-    k.storage.change_one(call, args.owner, change)
+    return k.storage.change_one(call, args.owner, change)
 
 
-def sto_batch(k: Kernel, call: Call, args: sto.Batch) -> None:
-    k.storage.change(call, args.owner, args.changes)
+def sto_batch(k: Kernel, call: Call, args: sto.Batch) -> Any:
+    return k.storage.change(call, args.owner, args.changes)
 
 
-def sto_upload(k: Kernel, call: Call, args: sto.Upload) -> None:
-    k.storage.uploads.append(call, args)
+def sto_upload(k: Kernel, call: Call, args: sto.Upload) -> Any:
+    return k.storage.uploads.append(call, args)
 
 
-def sto_get(k: Kernel, call: Call, args: sto.Get) -> None:
-    k.storage.get(call, args)
+def sto_get(k: Kernel, call: Call, args: sto.Get) -> Any:
+    return k.storage.get(call, args)
 
 
 def sto_list(k: Kernel, call: Call, args: sto.List) -> sto.Listed:
@@ -240,21 +237,21 @@ def sto_history(k: Kernel, call: Call, args: sto.History) -> list[sto.Version]:
     return k.storage.history(call, args)
 
 
-def sto_delete(k: Kernel, call: Call, args: sto.Delete) -> None:
+def sto_delete(k: Kernel, call: Call, args: sto.Delete) -> Any:
     change = sto.Change(args.path, delete=True, if_version=args.if_version)
-    k.storage.change_one(call, args.owner, change)
+    return k.storage.change_one(call, args.owner, change)
 
 
-def sto_rollback(k: Kernel, call: Call, args: sto.Restore) -> None:
-    k.storage.rollback(call, args)
+def sto_rollback(k: Kernel, call: Call, args: sto.Restore) -> Any:
+    return k.storage.rollback(call, args)
 
 
-def sto_purge(k: Kernel, call: Call, args: sto.Purge) -> None:
-    k.storage.purge(call, args)
+def sto_purge(k: Kernel, call: Call, args: sto.Purge) -> Any:
+    return k.storage.purge(call, args)
 
 
-def sto_share(k: Kernel, call: Call, args: sto.Share) -> None:
-    k.storage.share(call, args)
+def sto_share(k: Kernel, call: Call, args: sto.Share) -> Any:
+    return k.storage.share(call, args)
 
 
 def sto_shares(k: Kernel, call: Call, args: sto.Shares) -> list[sto.Grant]:
@@ -269,21 +266,21 @@ def sto_watch(k: Kernel, call: Call, args: sto.Watch) -> None:
     k.storage.watch(call, args)
 
 
-def sto_verify(k: Kernel, call: Call, args: sto.Verify) -> None:
-    k.upkeep.verify(call)
+def sto_verify(k: Kernel, call: Call, args: sto.Verify) -> Any:
+    return k.upkeep.verify(call)
 
 
-def sto_compact(k: Kernel, call: Call, args: sto.Compact) -> None:
-    k.upkeep.compact(call, args.keep)
+def sto_compact(k: Kernel, call: Call, args: sto.Compact) -> Any:
+    return k.upkeep.compact(call, args.keep)
 
 
-def sto_backup(k: Kernel, call: Call, args: sto.Backup) -> None:
-    k.upkeep.backup(call, Path(args.target))
+def sto_backup(k: Kernel, call: Call, args: sto.Backup) -> Any:
+    return k.upkeep.backup(call, Path(args.target))
 
 
-def sto_search(k: Kernel, call: Call, args: retrieval.Search) -> None:
+def sto_search(k: Kernel, call: Call, args: retrieval.Search) -> Any:
     scopes = k.storage.scopes(call, args.owner, args.path)
-    k.index.search(call, args, k.gate.readable(call.process, scopes))
+    return k.index.search(call, args, k.gate.readable(call.process, scopes))
 
 
 def sto_index(k: Kernel, call: Call, args: retrieval.Index) -> retrieval.IndexReport:

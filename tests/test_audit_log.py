@@ -32,6 +32,7 @@ from aios.kernel.audit.verify import verify
 from aios.kernel.init.protocol import Heard, SignalChild
 from aios.kernel.journal import Journal
 from aios.kernel.ledger.ledger import Ledger
+from aios.kernel.lib.task import background
 from aios.kernel.llm.contexts import ContextManager
 from aios.kernel.llm.scheduler import Scheduler
 from aios.kernel.process import ProcessTable
@@ -371,9 +372,8 @@ def test_a_commit_of_the_store_comes_after_the_intents(home: Path) -> None:
 
     store = Store(home / "store", posted.put, barrier=barrier)
     opened.append(1)
-    store.write(
-        lambda txn: txn.put("memory", b"k", b"v"),
-        lambda _: None,
+    background(
+        store.write(lambda txn: txn.put("memory", b"k", b"v")),
         lambda error: pytest.fail(str(error)),
     )
     posted.get(timeout=60)()

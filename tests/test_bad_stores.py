@@ -15,6 +15,7 @@ import pytest
 from conftest import run_system
 
 from aios.agents import Aios, connect
+from aios.kernel.lib.task import background
 from aios.kernel.store import store as module
 from aios.kernel.store.store import Store
 from aios.shell.launch import System
@@ -147,7 +148,7 @@ def test_a_store_of_a_newer_version(filled: Path, monkeypatch: pytest.MonkeyPatc
     store = Store(filled / "store", lambda run: run(), system="newer")
     newer = module._encode(module.FORMAT + 1)
     failed: list[AiosError] = []
-    store.write(lambda txn: txn.put("meta", b"format", newer), lambda _: None, failed.append)
+    background(store.write(lambda txn: txn.put("meta", b"format", newer)), failed.append)
     store.close()
     assert failed == []
     data = file.read_bytes()

@@ -17,6 +17,7 @@ import pytest
 from bucket import bucket_at
 from conftest import Boot, eventually, on_tiny
 from helpers import kill_kernel
+from waits import hear
 
 from aios.agents import connect
 from aios.kernel.storage import blobs as module
@@ -55,13 +56,13 @@ class Opened:
     def write(self, chunks: dict[bytes, bytes], do: Any = None, **options: Any) -> Any:
         answers: list[Any] = []
         do = do or (lambda txn, _drop: refer(txn, chunks))
-        self.blobs.write(chunks, do, answers.append, answers.append, **options)
+        hear(self.blobs.write(chunks, do, **options), answers.append)
         self.turn(lambda: answers)
         return answers[0]
 
     def read(self, *keys: bytes) -> Any:
         answers: list[Any] = []
-        self.blobs.read(list(keys), answers.append, answers.append)
+        hear(self.blobs.read(list(keys)), answers.append)
         self.turn(lambda: answers)
         return answers[0]
 
@@ -183,8 +184,8 @@ def test_dropped_and_put_again_it_is_there(opened: Opened) -> None:
         def put(txn: Txn, _: Callable[[bytes], None]) -> None:
             refer(txn, {KEYS[0]: b""})
 
-        opened.blobs.write({}, drop, answers.append, answers.append)
-        opened.blobs.write({KEYS[0]: b"one"}, put, answers.append, answers.append)
+        hear(opened.blobs.write({}, drop), answers.append)
+        hear(opened.blobs.write({KEYS[0]: b"one"}, put), answers.append)
         opened.turn(partial(all_there, answers, 2))
         opened.settle()
         assert answers == [None, None]
@@ -218,12 +219,12 @@ def test_many_at_once(opened: Opened) -> None:
     for number in range(60):
         chunks = {bytes([number]) * KEY: b"%d" % number}
         refer_to = partial(referred, chunks)
-        opened.blobs.write(chunks, refer_to, answers.append, answers.append)
+        hear(opened.blobs.write(chunks, refer_to), answers.append)
     opened.turn(lambda: len(answers) == 60)
     assert answers == [None] * 60
     got: list[Any] = []
     for number in range(60):
-        opened.blobs.read([bytes([number]) * KEY], got.append, got.append)
+        hear(opened.blobs.read([bytes([number]) * KEY]), got.append)
     opened.turn(lambda: len(got) == 60)
     assert sorted(data for (data,) in got) == sorted(b"%d" % number for number in range(60))
 
@@ -266,7 +267,7 @@ def test_what_is_dropped_while_the_system_ends_is_no_trouble(
         txn.delete("catalog", b"c" + KEYS[0])
         drop(KEYS[0])
 
-    opened.blobs.write({}, drop, answers.append, answers.append)
+    hear(opened.blobs.write({}, drop), answers.append)
     opened.blobs.close()
     opened.turn(lambda: answers)
     assert answers == [None]

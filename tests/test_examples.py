@@ -50,6 +50,7 @@ def watched(system: System) -> Iterator[Any]:
     """What happened so far, as a function that returns all events since the test's start."""
     with connect(system.home, "watcher") as watcher:
         call = watcher.start("kernel.events")
+        watcher.status()  # from here on they are told
 
         def events() -> list[Event]:
             watcher.status()  # one connection keeps its order: all earlier events are here then

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +15,9 @@ from aios.kernel.core.protocol import Encoded, Question
 from aios.kernel.index import protocol
 from aios.kernel.index.client import SEARCHES, IndexLink
 from aios.kernel.lib.fair_queue import FairQueue
+from aios.kernel.lib.task import Task
 from aios.kernel.llm.prompt import DEATHS, TEXTS, Prompts
-from aios.syscalls.errors import CoreFailed
+from aios.syscalls.errors import AiosError, CoreFailed
 from aios.syscalls.messages import Generate
 from aios.syscalls.retrieval import Search
 
@@ -29,31 +31,27 @@ class Asker:
         self.prompts.ask = self.core.append
         self.said: list[str] = []
 
-    def call(self, principal: str) -> Any:
-        return SimpleNamespace(
-            process=SimpleNamespace(principal=principal), ended=False, on_end=None,
-            fail=lambda error: self.said.append(f"{principal} {error.code}"),
-        )  # fmt: skip
+    def run(self, principal: str, work: Awaitable[object]) -> Task:
+        def failed(error: AiosError) -> None:
+            self.said.append(f"{principal} {error.code}")
 
-    def grammar(self, principal: str) -> Any:
-        call = self.call(principal)
+        task = Task(work, lambda _: self.said.append(principal), failed)
+        task.go_on()
+        return task
+
+    def grammar(self, principal: str) -> Task:
         wanted = Generate(text="", schema={"title": principal})
-        self.prompts.compile(call, wanted, lambda: self.said.append(principal))
-        return call
+        return self.run(principal, self.prompts.compile(process(principal), wanted))
 
     def text(self, principal: str) -> None:
-        def then(_: Encoded) -> None:
-            self.said.append(principal)
-
-        self.prompts.detokenize(self.call(principal), [1], then)
+        self.run(principal, self.prompts.detokenize(process(principal), [1]))
 
     def answer(self) -> None:
         self.prompts.answered(Encoded(self.core.pop(0).req))
 
 
-def end(call: Any) -> None:
-    call.ended = True
-    call.on_end()
+def process(principal: str) -> Any:
+    return SimpleNamespace(principal=principal)
 
 
 def test_a_grammar_waits_for_one_of_each_other_tree() -> None:
@@ -83,7 +81,7 @@ def test_texts_wait_for_no_grammar_and_for_few_texts_of_others() -> None:
 def test_what_nobody_waits_for_is_not_asked() -> None:
     asker = Asker()
     _, second, _ = (asker.grammar(name) for name in ("/a", "/b", "/c"))
-    end(second)
+    second.stop()
     asker.answer()
     asker.answer()
     assert asker.said == ["/a", "/c"]
@@ -116,12 +114,12 @@ def test_searches_take_turns_and_who_cancels_them_waits_all_the_same() -> None:
     line = Mock()
     link = IndexLink(Mock(), Mock(index=line), Mock(id=b"", newest=lambda: 0), Mock(), Mock())
     link.state = "ready"
-    asker, calls = Asker(), []
+    asker, tasks = Asker(), []
     for name in [*["/evil"] * 64, "/good"]:
-        calls.append(asker.call(name))
-        link.search(calls[-1], Search(query=name), [])
-    for call in calls[:10]:
-        call.on_end()
+        call: Any = SimpleNamespace(process=process(name))
+        tasks.append(asker.run(name, link.search(call, Search(query=name), [])))
+    for task in tasks[:10]:
+        task.stop()
     assert len(link.queue.trees) == len(link.asked) == 55
 
     def sent() -> list[protocol.Command]:
@@ -139,7 +137,7 @@ def test_what_was_cancelled_before_its_turn_is_not_kept() -> None:
     asker = Asker()
     asker.grammar("/good")
     for number in range(100):
-        end(asker.grammar(f"/evil/n{number}"))
+        asker.grammar(f"/evil/n{number}").stop()
     asker.grammar("/good")
     assert len(asker.prompts.questions) == 2
     assert len(asker.prompts.grammars.trees) == 1

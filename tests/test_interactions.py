@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from aios.kernel.config import Config
+from aios.kernel.lib.task import Wait
 from aios.kernel.memory.interactions import WAITING, InteractionLog
 from aios.kernel.memory.owners import Owners
 from aios.kernel.process import ProcessTable
@@ -22,12 +23,11 @@ class Slow(NoStore):
 
     def __init__(self) -> None:
         super().__init__(StoreDamaged("nothing is here"))
-        self.waiting: list[Callable[[Any], None]] = []
+        self.waiting: list[Wait[Any]] = []
 
-    def write(
-        self, do: Callable[[Any], Any], then: Callable[[Any], None], fail: Any, **_options: Any
-    ) -> None:
-        self.waiting.append(then)
+    def write(self, do: Callable[[Any], Any], **_options: Any) -> Wait[Any]:
+        self.waiting.append(Wait())
+        return self.waiting[-1]
 
 
 def test_what_waits_for_the_disk_is_bounded(
@@ -44,5 +44,5 @@ def test_what_waits_for_the_disk_is_bounded(
     assert said.splitlines() == [
         f"interaction log: not written: {WAITING} entries wait for the disk"
     ]
-    store.waiting.pop()(None)  # it is done: those that wait are its next job
+    store.waiting.pop().done(None)  # it is done: those that wait are its next job
     assert (log.waiting, len(store.waiting)) == ([], 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import msgspec
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from test_store import Loop
+from waits import hear
 
 from aios.kernel.config import Config
+from aios.kernel.lib.task import Wait
 from aios.kernel.memory.lru_k import Resident
 from aios.kernel.memory.manager import Memory
 from aios.kernel.memory.owners import Owners
@@ -36,15 +39,9 @@ class Call:
 
     last = 0
 
-    def __init__(self, process: Process, answers: list[Any]) -> None:
+    def __init__(self, process: Process) -> None:
         Call.last += 1
-        self.process, self.id, self.answers = process, Call.last, answers
-
-    def done(self, body: Any) -> None:
-        self.answers.append(body)
-
-    def fail(self, error: AiosError) -> None:
-        self.answers.append(error)
+        self.process, self.id = process, Call.last
 
 
 class Machine(RuleBasedStateMachine):
@@ -87,9 +84,10 @@ class Machine(RuleBasedStateMachine):
         """Its reply, as it comes over the wire, or its error."""
         answers: list[Any] = []
         try:
-            getattr(self.memory, method)(Call(process, answers), args)
+            body = getattr(self.memory, method)(Call(process), args)
         except AiosError as error:
             return error
+        hear(body, answers.append) if isinstance(body, Awaitable) else answers.append(body)
         reply = self.loop.wait(answers, 1)[0]
         if isinstance(reply, AiosError):
             return reply
@@ -180,7 +178,9 @@ class Machine(RuleBasedStateMachine):
         self.settle()
         unknown = [pid for pid in self.model if not self.is_stored(pid)]
         answers: list[Any] = []
-        self.memory.put(Call(process, answers), mem.Put(items=items))  # type: ignore[arg-type]
+        put = self.memory.put(Call(process), mem.Put(items=items))  # type: ignore[arg-type]
+        assert isinstance(put, Wait)
+        hear(put, answers.append)
         self.count += 1
         copy = self.folder / str(self.count)
         copy.mkdir()
@@ -206,7 +206,7 @@ class Machine(RuleBasedStateMachine):
         while not answers or self.owners.sweeping:
             self.memory.puts.flush()
             count = len(answers) + 1
-            self.store.write(lambda _: None, answers.append, answers.append)
+            hear(self.store.write(lambda _: None), answers.append)
             self.loop.wait(answers, count)
 
     def found(self, process: Process) -> Items:

@@ -113,6 +113,7 @@ def test_a_core_that_keeps_dying_while_it_loads_is_tried_again(boot: Boot, tmp_p
         whole = model.rename(model.with_suffix(".whole"))
         os.mkfifo(model)  # nobody writes to it: cores load it until they are killed
         events = (event["what"] for event in aios.start("kernel.events", kinds=["core"]))
+        aios.status()  # from here on they are told
         kill_core(system)
         call = aios.generate("Hi", max_tokens=2)
         assert next(events) == "died"

@@ -6,7 +6,7 @@ import queue
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from aios.kernel.storage.shares import Shares, covers
 from aios.kernel.store.store import Store
 from aios.syscalls import sto, wire
 from aios.syscalls.errors import AiosError, Denied
-from aios.syscalls.messages import Limits
+from aios.syscalls.messages import Done, Limits
 from aios.syscalls.rules import Group
 from aios.syscalls.table import TABLE
 
@@ -87,8 +87,7 @@ class System:
         except AiosError as error:
             call.fail(error)
         else:
-            if body is not None:
-                call.done(body)
+            call.run(body) if isinstance(body, Awaitable) else call.done(body)
         return call
 
     def ask(self, who: str, do: Callable[[Call], Any]) -> Any:
@@ -184,11 +183,11 @@ class Machine(RuleBasedStateMachine):
             upload = answer.upload
         return upload
 
-    def append(self, piece: sto.Upload, call: Call) -> None:
-        self.system.storage.uploads.append(call, piece)
+    def append(self, piece: sto.Upload, call: Call) -> Awaitable[sto.Uploaded]:
+        return self.system.storage.uploads.append(call, piece)
 
-    def get(self, get: sto.Get, call: Call) -> None:
-        self.system.storage.get(call, get)
+    def get(self, get: sto.Get, call: Call) -> Awaitable[sto.Content]:
+        return self.system.storage.get(call, get)
 
     def put_upload(self, who: str, owner: str, path: str, content: bytes) -> None:
         upload = self.stage(who, owner, content)
@@ -282,10 +281,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(keep=st.integers(1, 3))
     def compact(self, keep: int) -> None:
-        def compact(call: Call) -> None:
-            self.system.upkeep.compact(call, keep)
-
-        answer = self.system.ask(PERSON, compact)
+        answer = self.system.ask(PERSON, lambda call: self.system.upkeep.compact(call, keep))
         dropped = 0
         for held in self.model.values():
             for version in sorted(held.versions)[:-keep]:
@@ -375,8 +371,7 @@ class Machine(RuleBasedStateMachine):
     def nothing_is_wrong_with_it(self) -> None:
         while not self.system.posted.empty():
             self.system.posted.get()()
-        self.system.ask(PERSON, lambda call: self.system.storage.write(
-            {}, lambda _: None, call.done, call.fail))  # fmt: skip
+        self.system.ask(PERSON, lambda _: self.system.storage.write({}, lambda _: None))
         held = self.system.store.read(lambda txn: list(Catalog(txn).held()))
         assert held == []  # every upload was put, or has ended
         report = Verification(self.system.storage, lambda _: None).run()
@@ -405,14 +400,14 @@ def test_a_right_that_is_taken_back_first_is_gone(tmp_path: Path) -> None:
     """The writer looks again: what the put saw in the loop was not the last word."""
     system = System(tmp_path)
 
-    def share(mode: Any) -> Callable[[Call], None]:
+    def share(mode: Any) -> Callable[[Call], Awaitable[Done]]:
         given = sto.Share(prefix="x", to="/c", mode=mode)
         return lambda call: system.storage.share(call, given)
 
     change = sto.Change(path="x", data=b"1")
     assert not isinstance(system.ask("/a", share("write")), AiosError)
     block = threading.Event()
-    system.store.write(lambda _: block.wait(LIMIT), lambda _: None, lambda _: None)
+    system.store.write(lambda _: block.wait(LIMIT))
     taken = system.start("/a", share("none"))
     put = system.start("/c", lambda call: system.storage.change_one(call, "/a", change))
     block.set()

@@ -19,6 +19,7 @@ import pytest
 from conftest import fewer
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from waits import hear
 
 from aios.kernel.lib.encryption import Checked, Keeper, Ring, Seal
 from aios.kernel.store import store as module
@@ -62,7 +63,7 @@ class Opened:
         """Results or errors, of all, asked for at once."""
         answers: list[Any] = []
         for job in jobs:
-            self.store.write(job, answers.append, answers.append, **options)
+            hear(self.store.write(job, **options), answers.append)
         return self.loop.wait(answers, len(jobs))
 
     def put(self, key: bytes, value: bytes) -> Any:
@@ -88,13 +89,13 @@ def test_what_raises_leaves_nothing_and_harms_nobody_in_its_group(opened: Opened
     block = threading.Event()
     answers: list[Any] = []
     before = opened.store.commits
-    opened.store.write(lambda _: block.wait(LIMIT), answers.append, answers.append)
+    hear(opened.store.write(lambda _: block.wait(LIMIT)), answers.append)
     for do in (
         lambda txn: txn.put("memory", b"a", b"1"),
         fail,
         lambda txn: txn.get("memory", b"a"),
     ):
-        opened.store.write(do, answers.append, answers.append)
+        hear(opened.store.write(do), answers.append)
     block.set()
     opened.loop.wait(answers, 4)
     assert answers[1] is None
@@ -273,9 +274,9 @@ def test_of_a_group_that_does_not_fit_the_rest_is_written(tmp_path: Path) -> Non
 
     block = threading.Event()
     answers: list[Any] = []
-    opened.store.write(lambda _: block.wait(LIMIT), answers.append, answers.append)
+    hear(opened.store.write(lambda _: block.wait(LIMIT)), answers.append)
     for key, size in ((b"a", 100), (b"b", 1 << 26), (b"c", 100)):
-        opened.store.write(put(key, size), answers.append, answers.append)
+        hear(opened.store.write(put(key, size)), answers.append)
     block.set()
     opened.loop.wait(answers, 4)
     assert [type(answer) for answer in answers] == [bool, type(None), StoreFull, type(None)]
@@ -414,6 +415,7 @@ KEEPERS: list[Keeper] = [Checked(), Seal(Ring({b"ring": bytes.fromhex(RING)}, b"
 WRITER = """
 import os, sys
 from pathlib import Path
+from aios.kernel.lib.task import Task
 from aios.kernel.store.store import Store
 from aios.kernel.lib.encryption import Checked, Ring, Seal
 keeper = Seal(Ring({b"ring": bytes.fromhex(sys.argv[3])}, b"ring")) if sys.argv[3:] else Checked()
@@ -428,7 +430,8 @@ while True:
     os.read(0, 1)
     for _ in range(20):
         line = b"%d\\n" % number
-        store.write(put(number), lambda _, line=line: os.write(1, line), print, size=100)
+        work = store.write(put(number), size=100)
+        Task(work, lambda _, line=line: os.write(1, line), print).go_on()
         number += 1
 """
 
@@ -509,9 +512,7 @@ class Machine(RuleBasedStateMachine):
     def crash(self, key: bytes, value: bytes) -> None:
         """The file is copied while a write may be on its way: it is there, or it is not."""
         answers: list[Any] = []
-        self.opened.store.write(
-            lambda txn: txn.put("memory", key, value), answers.append, answers.append
-        )
+        hear(self.opened.store.write(lambda txn: txn.put("memory", key, value)), answers.append)
         self.count += 1
         copy = self.folder / str(self.count)
         copy.mkdir()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from aios.kernel.entry.task import Task, Wait, background
+from aios.kernel.lib.task import Task, Wait, background
 from aios.syscalls.errors import AiosError, Cancelled, Internal, NotFound
 
 

@@ -12,7 +12,7 @@ import secrets
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import CoroutineType
@@ -37,16 +37,17 @@ from aios.syscalls.messages import Message, Return
 from aios.syscalls.table import TABLE, Row
 from aios.syscalls.wire import Receipt
 
+from ..lib.task import Task, Wait
 from ..lib.trees import Trees, check_tree, root
 from ..process import Process, ProcessTable
 from ..rules import Passed
 from .envelope import Envelope, arguments, open_envelope
 from .replies import Kept, Replies
-from .task import Task, Work
 
 WAITING_BYTES = 48 << 20  # of calls of one tree of agents that wait
 # That one takes besides the bytes of its arguments, and each item of lists in them, about.
 CALL_BYTES, STRUCT_BYTES, ITEM_BYTES = 2048, 256, 40
+WAITING = (CoroutineType, Wait)  # what a handler returns that has no result yet
 UNLIMITED = ("call.cancel", "proc.exit")  # whoever waits for too much can still make an end
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -90,8 +91,8 @@ class Call:
     bytes: int = 0  # that it takes, about, while it waits
     ended: bool = False
 
-    def run(self, work: Work[Any]) -> None:
-        """Have a coroutine serve it: what that returns or raises is the final reply."""
+    def run(self, work: Awaitable[Any]) -> None:
+        """Have `work` serve it: what that returns or raises is the final reply."""
         self.task = Task(work, self.done, self.fail)
         self.task.go_on()
 
@@ -320,7 +321,7 @@ class Trap:
 
     def _serve(self, call: Call, args: Message) -> None:
         body = self.handlers[call.row.name](call, args)
-        if type(body) is CoroutineType:
+        if type(body) in WAITING:
             call.run(body)
         elif body is not None:  # else the final reply comes later
             call.done(body)

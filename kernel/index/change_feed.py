@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from aios.syscalls.errors import AiosError, NotFound, StoreDamaged
+from aios.syscalls.errors import NotFound, StoreDamaged
 
 from ..storage.blobs import Blobs
 from ..storage.catalog import Catalog, Row
@@ -31,28 +31,18 @@ class Changes:
         last: int = self.store.read(lambda txn: Catalog(txn).last())
         return last
 
-    def after(
-        self, number: int, count: int, epoch: int, then: Callable[[list[Change]], None],
-        fail: Callable[[AiosError], None],
-    ) -> None:  # fmt: skip
-        """`then` hears of the next ones after `number`, at most `count` of them. One that is
-        damaged in the catalogue, or whose content is, is as if it were removed."""
+    async def after(self, number: int, count: int, epoch: int) -> list[Change]:
+        """Return the next ones after `number`, at most `count` of them. One that is damaged in the
+        catalogue, or whose content is, is as if it were removed."""
         found = self.store.read(lambda txn: _rows(Catalog(txn), number, min(count, BATCH)))
         keys = [key for _, _, _, row in found if row is not None for key in _beginning(row)]
-
-        def read(chunks: list[bytes]) -> None:
-            held = iter(chunks)
-            then([_change(epoch, held, *each) for each in found])
-
-        def failed(error: AiosError) -> None:
-            if not isinstance(error, StoreDamaged):
-                fail(error)
-            elif len(found) > 1:
-                self.after(number, 1, epoch, then, fail)
-            else:
-                then([Remove(epoch, *found[0][:3])])
-
-        self.blobs.read(keys, read, failed)
+        try:
+            held = iter(await self.blobs.read(keys))
+        except StoreDamaged:
+            if len(found) > 1:
+                return await self.after(number, 1, epoch)
+            return [Remove(epoch, *found[0][:3])]
+        return [_change(epoch, held, *each) for each in found]
 
 
 def _rows(cat: Catalog, after: int, count: int) -> list[tuple[int, str, str, Row | None]]:

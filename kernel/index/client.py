@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -22,12 +22,12 @@ from ..entry.trap import Call
 from ..events import EventLog
 from ..init.protocol import Census, Gone, Heard, Started, StartFailed, StartService
 from ..lib.fair_queue import FairQueue
+from ..lib.task import Wait, background
 from ..lib.trees import root
 from ..loop import Loop
 from ..process import Process
 from .change_feed import Changes
 from .protocol import (
-    Change,
     Failed,
     Found,
     Position,
@@ -49,10 +49,11 @@ AHEAD = 512  # changes that are sent before the index says that it has them
 
 @dataclass
 class Asked:
-    call: Call
+    process: Process
     search: Search
     needs: int  # the change that has to be indexed first
     queued: bool = False  # it has been, and its turn comes
+    end: Wait[list[r.Hit]] = field(default_factory=Wait)
 
 
 class IndexLink:
@@ -88,8 +89,8 @@ class IndexLink:
             self._start()
         self._feed()
 
-    def search(self, call: Call, args: r.Search, scopes: list[tuple[str, str]]) -> None:
-        """Looks at what `scopes` cover alone: (owner, path), and all that is below that path.
+    async def search(self, call: Call, args: r.Search, scopes: list[tuple[str, str]]) -> r.Hits:
+        """Look at what `scopes` cover alone: (owner, path), and all that is below that path.
 
         Raises:
             IndexFailed: the index died over and over; each search has it tried again.
@@ -98,13 +99,20 @@ class IndexLink:
         search = Search(
             number, args.query, args.mode, args.count, scopes, args.since, args.until, args.tags
         )
-        self.asked[number] = Asked(call, search, self._newest() if args.fresh else 0)
-        call.on_end = lambda: self._forget(number)
-        if self.state in ("asleep", "failed"):
-            self.deaths = 0
-            self._start()
-        self._ask()
-        self._look_at_trouble()
+        asked = Asked(call.process, search, self._newest() if args.fresh else 0)
+        self.asked[number] = asked
+        try:
+            if self.state in ("asleep", "failed"):
+                self.deaths = 0
+                self._start()
+            self._ask()
+            self._look_at_trouble()
+            found = await asked.end
+        finally:
+            self.asked.pop(number)
+            self.queue.drop(number)
+        self.tell_read(call.process, [(hit.owner, hit.path, hit.version) for hit in found])
+        return r.Hits(hits=found, behind=self._behind())
 
     def rebuild(self) -> None:
         self.drop = True
@@ -130,10 +138,6 @@ class IndexLink:
     def _behind(self) -> int:
         return max(0, self._newest() - self.position.seq)
 
-    def _forget(self, number: int) -> None:
-        self.asked.pop(number, None)
-        self.queue.drop(number)
-
     # --- what is sent -----------------------------------------------------------------------------
 
     def _feed(self) -> None:
@@ -142,12 +146,10 @@ class IndexLink:
         if self.state != "ready" or self.feeding or room <= 0 or self.sent >= self._newest():
             return
         self.feeding = True
-        try:
-            self.changes.after(self.sent, room, self.epoch, self._send, self._cannot_read)
-        except AiosError as error:
-            self._cannot_read(error)
+        background(self._send(room), self._cannot_read)
 
-    def _send(self, changes: list[Change]) -> None:
+    async def _send(self, room: int) -> None:
+        changes = await self.changes.after(self.sent, room, self.epoch)
         self.feeding = False
         for change in changes:
             if change.epoch == self.epoch:  # else they are read again, from where it stands now
@@ -172,14 +174,14 @@ class IndexLink:
         """What these wait for cannot be indexed now: they are told, rather than left to wait."""
         for asked in list(self.asked.values()):
             if asked.needs > self.position.seq:
-                asked.call.fail(error)
+                asked.end.fail(error)
 
     def _ask(self) -> None:
         if self.state != "ready":
             return
         for number, asked in self.asked.items():
             if not asked.queued and asked.needs <= self.position.seq:
-                self.queue.add(root(asked.call.process.principal), number)
+                self.queue.add(root(asked.process.principal), number)
                 asked.queued = True
         self._ask_next()
 
@@ -235,11 +237,9 @@ class IndexLink:
         if asked is None:  # it was cancelled, or asked by another kernel
             return
         if found.error is not None:
-            asked.call.fail(from_wire(found.error))
+            asked.end.fail(from_wire(found.error))
         else:
-            hits = [(hit.owner, hit.path, hit.version) for hit in found.hits]
-            self.tell_read(asked.call.process, hits)
-            asked.call.done(r.Hits(hits=found.hits, behind=self._behind()))
+            asked.end.done(found.hits)
 
     # --- its process ------------------------------------------------------------------------------
 
@@ -291,4 +291,4 @@ class IndexLink:
         self.state = "failed"
         self.error = self.error or IndexFailed(f"the index died {self.deaths} times: {how}")
         for asked in list(self.asked.values()):
-            asked.call.fail(self.error)
+            asked.end.fail(self.error)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import takewhile
-from typing import Any
 
 import msgspec
 
-from aios.syscalls import wire
 from aios.syscalls.errors import (
     AiosError,
     BadInput,
-    Cancelled,
     CoreFailed,
     DiskFull,
     LimitReached,
@@ -31,11 +28,13 @@ from aios.syscalls.messages import (
     Moved,
     PastMessage,
     Piece,
+    Result,
 )
 
 from ..core.protocol import Command, Halt, Halted, Out, Prefetch, Run, Step
 from ..entry.trap import Call
 from ..events import EventLog
+from ..lib.task import Wait
 from ..lib.trees import root
 from ..process import Process
 from .contexts import Context, ContextManager, Turn
@@ -44,29 +43,6 @@ from .scheduler import Decision, Dispatch, Scheduler
 from .statistics import Statistics
 from .window import Windows
 from .work import Generation, Work, packed
-
-
-@dataclass
-class Inner(Call):
-    """A generation that the kernel itself needs for another call; that goes on or fails with it."""
-
-    outer: Call = field(kw_only=True)
-    then: Callable[[str], None] = field(kw_only=True)
-
-    def _end(self, kind: int, body: Any) -> None:
-        if self.ended:
-            return
-        self.ended = True
-        if self.on_end is not None:
-            self.on_end()
-        if self.outer.ended:
-            return
-        try:
-            if kind == wire.FAILED:
-                raise from_wire(body)
-            self.then(body.text)
-        except AiosError as error:
-            self.outer.fail(error)
 
 
 class Generations:
@@ -92,71 +68,58 @@ class Generations:
         self.stats = stats
         self.events = events
         self.send = send
-        self.windows = Windows(contexts, prompts, self.generate_for)
+        self.windows = Windows(contexts, prompts, self._generate_for)
         self.active: dict[int, Generation] = {}
         self.on_end: Callable[[Generation], None] = lambda _: None
         self.last_run = time.monotonic_ns()  # a core may still run what another kernel sent
 
     # --- calls ----------------------------------------------------------------------------------
 
-    def append(self, call: Call, args: Append) -> None:
+    async def append(self, call: Call, args: Append) -> Appended:
         context = self.contexts.get(call.process, args.ctx)
-        self._occupy(call, context)
+        call.durable = context.name is not None
+        with self._occupied(context):
+            added, moved = await self.windows.enter(call, context, args)
+        window = self.contexts.window
+        return Appended(added=added, used=context.used, window=window, moved=moved)
 
-        def appended(added: int, moved: Moved | None) -> None:
-            window = self.contexts.window
-            call.done(Appended(added=added, used=context.used, window=window, moved=moved))
-
-        self.windows.enter(call, context, args, appended)
-
-    def start(self, call: Call, args: Generate) -> None:
-        """A generation in the context that the call names, or in one that ends with the call."""
+    async def generate(self, call: Call, args: Generate) -> Result:
+        """Generate in the context that the call names, or in one that ends with the call."""
         args = packed(args)
         if args.ctx is None:
             context = self.contexts.open(call.process, None, own=True)
         else:
             context = self.contexts.get(call.process, args.ctx)
-        self._occupy(call, context)
-        queue = partial(self._queue, call, context, args)
-        enter = partial(self.windows.enter, call, context, args, queue)
-        self.prompts.compile(call, args, enter)
+        call.durable = context.name is not None
+        with self._occupied(context):
+            await self.prompts.compile(call.process, args)
+            added, moved = await self.windows.enter(call, context, args)
+            work = self._begin(call.process, call.id, context, args, added, moved)
+            return await self._run(call, context, work)
 
-    def generate_for(
-        self, call: Call, turns: list[Turn], decoding: Decoding, then: Callable[[str], None]
-    ) -> None:
+    async def _generate_for(self, call: Call, turns: list[Turn], decoding: Decoding) -> str:
         """Have the model answer for the kernel itself, on the way of `call`."""
         context = self.contexts.scratch(call.process)
-        inner = Inner(call.trap, call.session, call.process, 0, call.row, outer=call, then=then)
-        release = call.on_end
-
-        def end_both() -> None:
-            inner.fail(Cancelled("the call that it was for has ended"))
-            if release is not None:
-                release()
-
-        call.on_end = end_both
-        self._occupy(inner, context)
         args = Generate(**msgspec.structs.asdict(decoding), stream=False)
-
-        def encoded(tokens: list[int]) -> None:
+        with self._occupied(context):
+            new = Entering(turns, None, None, reply=True)
+            tokens = await self.prompts.encode(call.process, context, new)
             self.contexts.append(context, tokens)
-            self._queue(inner, context, args, len(tokens), None)
+            work = self._begin(call.process, 0, context, args, len(tokens), None)
+            return (await self._run(call, context, work)).text
 
-        self.prompts.encode(inner, context, Entering(turns, None, None, reply=True), encoded)
-
-    def _occupy(self, call: Call, context: Context) -> None:
-        """`context` is the call's until it ends, whichever way it ends."""
+    @contextlib.contextmanager
+    def _occupied(self, context: Context) -> Iterator[None]:
+        """Keep others out of a context; what generates in it in the end leaves the scheduler."""
         context.busy = True
-        call.durable = context.name is not None
-
-        def release() -> None:
+        try:
+            yield
+        finally:
             context.busy = False
             decisions = self._leave(context) if context.id in self.active else []
             if context.own:
                 self.contexts.close(context)
             self.apply(decisions)
-
-        call.on_end = release
 
     def cancel(self, context: Context) -> None:
         """End it at the next token, with what it has."""
@@ -176,9 +139,11 @@ class Generations:
 
     # --- a generation's life --------------------------------------------------------------------
 
-    def _queue(
-        self, call: Call, context: Context, args: Generate, added: int, moved: Moved | None
-    ) -> None:
+    def _begin(
+        self, process: Process, call: int, context: Context, args: Generate, added: int,
+        moved: Moved | None,
+    ) -> Work:  # fmt: skip
+        """Make the context ready for an answer, of which nothing is there yet."""
         if context.used == 0:
             raise BadInput("there is nothing to generate from", "send messages, text or tokens")
         self.contexts.check_model(context)
@@ -186,14 +151,22 @@ class Generations:
         context.seal()
         self.contexts.touch(context)
         decoding = Decoding(*(getattr(args, name) for name in Decoding.__struct_fields__))
-        work = Work(
-            call=call.id, decoding=decoding, stream=args.stream, prompt=added,
+        self.events.publish("generation", "queued", process.pid, ctx=context.id, prompt=added)
+        return Work(
+            call=call, decoding=decoding, stream=args.stream, prompt=added,
             began=time.monotonic(), moved=moved, given=_given(context, args),
         )  # fmt: skip
-        self.events.publish("generation", "queued", call.process.pid, ctx=context.id, prompt=added)
-        self.apply(self._add(call, context, work))
 
-    def _add(self, call: Call, context: Context, work: Work) -> list[Decision]:
+    async def _run(self, call: Call, context: Context, work: Work) -> Result:
+        """Hand it to the scheduler, and wait for its end."""
+        cancel = partial(self.cancel, context) if work.call else None
+        end = Wait[Result](cancel=cancel)
+        self.apply(self._add(call, end, context, work))
+        if work.cancelled:
+            self._finish(self.active[context.id], "cancelled", work.held)
+        return await end
+
+    def _add(self, call: Call, end: Wait[Result], context: Context, work: Work) -> list[Decision]:
         suspended = call.process.state == "stopped"
         now = time.monotonic()
         owner = root(call.process.principal) or f"pid {call.process.pid}"
@@ -203,18 +176,19 @@ class Generations:
         task = self.scheduler.tasks[context.id]
         task.waiting, task.switches = work.waiting, work.switches
         self.last_run += 1
-        self.active[context.id] = Generation(self.last_run, call, context, work, task)
-        call.on_cancel = lambda: self.cancel(context)
+        self.active[context.id] = Generation(self.last_run, call, end, context, work, task)
         return decisions
 
     def recover(self, call: Call, context: Context, work: Work) -> None:
         """Go on with what another kernel began, once there is a core."""
-        self._occupy(call, context)
         work.decoding = packed(work.decoding)
         call.pieces = list(work.pieces) if work.stream else []
-        self._add(call, context, work)
-        if work.cancelled:
-            self._finish(self.active[context.id], "cancelled", work.held)
+        call.durable = context.name is not None
+        call.run(self._go_on(call, context, work))
+
+    async def _go_on(self, call: Call, context: Context, work: Work) -> Result:
+        with self._occupied(context):
+            return await self._run(call, context, work)
 
     def _leave(self, context: Context) -> list[Decision]:
         """The call has ended, with its result or without: nothing of it is left behind."""
@@ -227,7 +201,7 @@ class Generations:
         process.waiting += gen.task.waiting
         process.switches += gen.task.switches
         process.touch()
-        if not isinstance(gen.call, Inner):
+        if gen.work.call:
             self.on_end(gen)
         context.answered(gen.work.text + gen.tail, gen.work.drawn)
         self.contexts.touch(context)
@@ -280,12 +254,12 @@ class Generations:
         self.scheduler.set_slots(0, now)
         for gen in list(self.active.values()):
             if error is not None:
-                gen.call.fail(error)
+                gen.end.fail(error)
             elif gen.work.cancelled:
                 self._finish(gen, "cancelled", gen.work.held)
             elif gen.deaths >= DEATHS:
                 why = f"the LLM core died {gen.deaths} times in a row under this call"
-                gen.call.fail(CoreFailed(why))
+                gen.end.fail(CoreFailed(why))
         if error is not None:
             self.prompts.give_up(error)
         else:
@@ -316,7 +290,7 @@ class Generations:
                 self.prompts.check_limit(gen.call.process, 1)
                 self.check_room()
             except (LimitReached, DiskFull) as error:
-                gen.call.fail(error)
+                gen.end.fail(error)
                 return
             gen.call.process.spend(1)
             if gen.work.stream:
@@ -336,7 +310,7 @@ class Generations:
         now = time.monotonic()
         gen.stop_clock(now)
         if halted.why == "failed":
-            gen.call.fail(from_wire(halted.error))
+            gen.end.fail(from_wire(halted.error))
         elif halted.why == "preempted" and not gen.work.cancelled:
             gen.work.held = halted.text
             self.note(halted.ctx, halted)
@@ -357,7 +331,7 @@ class Generations:
         self.stats.prompt_tokens += gen.work.prompt
         self.stats.completion_tokens += len(result.tokens)
         self.events.publish("generation", finish, gen.call.process.pid, ctx=gen.context.id)
-        gen.call.done(result)
+        gen.end.done(result)
 
     def check(self) -> list[str]:
         problems = [

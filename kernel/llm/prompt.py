@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from aios.syscalls.errors import AiosError, BadInput, CoreFailed, LimitReached, from_wire
 from aios.syscalls.messages import Decoding
 
 from ..core.protocol import Compile, Decode, Encode, Encoded, Question
-from ..entry.trap import Call
 from ..lib.fair_queue import FairQueue
+from ..lib.task import Wait
 from ..lib.trees import root
 from ..process import Process
 from .contexts import ContextManager, Past, Turn
@@ -25,7 +25,7 @@ DEATHS = 3  # of the core, after which a question or a generation is given up
 class Asked:
     question: Question
     queue: FairQueue
-    answered: Callable[[Encoded], None]
+    end: Wait[Encoded] = field(default_factory=Wait)
     deaths: int = 0
 
 
@@ -54,35 +54,23 @@ class Prompts:
         self.last = time.monotonic_ns()  # a core may still answer what another kernel asked
         self.core_error: AiosError | None = None  # there is no core now: nobody waits for it
 
-    def question(
-        self, call: Call, make: Callable[[int], Question], then: Callable[[Encoded], None]
-    ) -> None:
-        """Ask; `then` gets the answer, unless the call has ended by then."""
+    async def question(self, process: Process, make: Callable[[int], Question]) -> Encoded:
+        """Ask, in turn with the other trees of agents. Raises what is the answer's error."""
         self.check_core()
         self.last += 1
-        question, release = make(self.last), call.on_end
+        req, question = self.last, make(self.last)
         queue = self.grammars if isinstance(question, Compile) else self.texts
-
-        def ended() -> None:
-            self._drop(question.req)
-            if release is not None:
-                release()
-
-        def answered(encoded: Encoded) -> None:
-            if call.ended:
-                return
-            call.on_end = release
-            try:
-                if encoded.error is not None:
-                    raise from_wire(encoded.error)
-                then(encoded)
-            except AiosError as error:
-                call.fail(error)
-
-        call.on_end = ended
-        self.questions[question.req] = Asked(question, queue, answered)
-        queue.add(root(call.process.principal), question.req)
-        self._ask_next(queue)
+        asked = self.questions[req] = Asked(question, queue)
+        try:
+            queue.add(root(process.principal), req)
+            self._ask_next(queue)
+            encoded = await asked.end
+        finally:
+            if not asked.end.is_over:
+                self._drop(req)
+        if encoded.error is not None:
+            raise from_wire(encoded.error)
+        return encoded
 
     def _drop(self, req: int) -> None:
         """Its call has ended. What is with the core is answered all the same."""
@@ -99,7 +87,7 @@ class Prompts:
         if encoded.req in self.questions:  # or it was asked twice, around the death of a core
             asked = self.questions.pop(encoded.req)
             asked.queue.end(encoded.req)
-            asked.answered(encoded)
+            asked.end.done(encoded)
             self._ask_next(asked.queue)
 
     def asked(self) -> list[Question]:
@@ -121,36 +109,28 @@ class Prompts:
         for req in list(self.questions):
             self.answered(Encoded(req, error=error.to_wire()))
 
-    def compile(self, call: Call, args: Decoding, then: Callable[[], None]) -> None:
-        """`then` goes on, once the answer that `args` ask for is known to be possible."""
+    async def compile(self, process: Process, args: Decoding) -> None:
+        """Return once the answer that `args` ask for is known to be possible."""
         if args.schema is not None and args.grammar is not None:
             raise BadInput("schema and grammar exclude each other", "send one of them")
-        if args.schema is None and args.grammar is None:
-            then()
-        else:
-            self.question(
-                call, lambda req: Compile(req, args.schema, args.grammar), lambda _: then()
-            )
+        if args.schema is not None or args.grammar is not None:
+            await self.question(process, lambda req: Compile(req, args.schema, args.grammar))
 
-    def encode(
-        self, call: Call, context: Past, new: Entering, then: Callable[[list[int]], None]
-    ) -> None:
-        """`then` gets the tokens that `new` is, behind what is in `context`."""
+    async def encode(self, process: Process, context: Past, new: Entering) -> list[int]:
+        """Return the tokens that `new` is, behind what is in `context`."""
         if new.tokens is not None and self.contexts.window:
             self.check_core()
-            then(new.tokens)
-            return
+            return new.tokens
         turns = [(turn.role, turn.content) for turn in context.turns]
         messages = [(turn.role, turn.note + turn.text) for turn in new.turns]
         given = enumerate([*context.turns, *new.turns])
         tokens = {at: turn.tokens for at, turn in given if turn.tokens}
         start = context.used == 0
         text = new.text if new.tokens is None else ""  # just to wait for the first core
-        self.question(
-            call,
-            lambda req: Encode(req, text, messages, turns, new.reply, start, tokens),
-            lambda encoded: then(new.tokens or encoded.tokens),
+        encoded = await self.question(
+            process, lambda req: Encode(req, text, messages, turns, new.reply, start, tokens)
         )
+        return new.tokens or encoded.tokens
 
     def check_limit(self, process: Process, tokens: int) -> None:
         """Raises LimitReached where `process`, or the tree of one above it, may not use as many
@@ -165,8 +145,8 @@ class Prompts:
                     "give it more with --limit tokens=N, or proc.limits",
                 )
 
-    def detokenize(self, call: Call, tokens: list[int], then: Callable[[Encoded], None]) -> None:
-        self.question(call, lambda req: Decode(req, tokens), then)
+    async def detokenize(self, process: Process, tokens: list[int]) -> str:
+        return (await self.question(process, lambda req: Decode(req, tokens))).text
 
     def check_core(self) -> None:
         if self.core_error is not None:

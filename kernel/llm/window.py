@@ -15,14 +15,14 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Awaitable, Callable
 
 from aios.syscalls.errors import BadInput, ContextFull
 from aios.syscalls.messages import Append, Decoding, Generate, Moved, PastMessage
 
 from ..core.protocol import Prefilled
 from ..entry.trap import Call
+from ..process import Process
 from .contexts import Context, ContextManager, Past, Turn
 from .prompt import Entering, Prompts
 
@@ -37,24 +37,26 @@ SUMMARIZE = (
     "decision and open question of the conversation that follows. Add nothing."
 )
 
-Then = Callable[[int, Moved | None], None]  # tokens that entered; what left and came back for them
-
 
 class Windows:
-    """`generate(call, turns, decoding, then)` has the model answer for the kernel itself."""
+    """`generate(call, turns, decoding)` has the model answer for the kernel itself."""
 
     def __init__(
         self,
         contexts: ContextManager,
         prompts: Prompts,
-        generate: Callable[[Call, list[Turn], Decoding, Callable[[str], None]], None],
+        generate: Callable[[Call, list[Turn], Decoding], Awaitable[str]],
     ) -> None:
         self.contexts, self.prompts, self.generate = contexts, prompts, generate
 
-    def enter(self, call: Call, context: Context, args: Append | Generate, then: Then) -> None:
+    async def enter(
+        self, call: Call, context: Context, args: Append | Generate
+    ) -> tuple[int, Moved | None]:
         """Append what `args` hold; in a full window of a context that allows it, make room first.
+        Return how many tokens entered, and what left and came back for them.
 
-        Raises, or has the call fail with: BadInput, ContextFull, LimitReached.
+        Raises:
+            BadInput, ContextFull, LimitReached.
         """
         given = [part for part in (args.messages, args.text, args.tokens) if part is not None]
         if len(given) > 1:
@@ -65,56 +67,42 @@ class Windows:
         reply = isinstance(args, Generate)
         answer_is_open = not context.turns or context.turns[-1].generated
         if not given and not turns and (answer_is_open or not reply):
-            then(0, None)
-            return
+            return 0, None
         moved = self._recall(context, turns)
         new = Entering(turns, args.text, args.tokens, reply)
 
-        def encoded(tokens: list[int]) -> None:
-            room = len(tokens) + self._room(args)
-            fits = context.used + room <= self.contexts.window
-            if fits or context.on_full == "error" or context.used == 0:
-                self._append(call, context, new, tokens, lambda added: then(added, moved))
-            else:
-                self._make_room(call, context, room + SLACK, again)
-
-        def again(left: Moved) -> None:
+        tokens = await self.prompts.encode(call.process, context, new)
+        room = len(tokens) + self._room(args)
+        fits = context.used + room <= self.contexts.window
+        if not fits and context.on_full != "error" and context.used:
+            left = await self._make_room(call, context, room + SLACK)
             left.recalled = moved.recalled if moved is not None else []
-            entered = partial(
-                self._append, call, context, new, then=lambda added: then(added, left)
-            )
-            self.prompts.encode(call, context, new, entered)
-
-        self.prompts.encode(call, context, new, encoded)
+            moved = left
+            tokens = await self.prompts.encode(call.process, context, new)
+        self._append(call.process, context, new, tokens)
+        return len(tokens), moved
 
     def _room(self, args: Append | Generate) -> int:
         """What an answer may need, as far as it is kept free for it."""
         wanted = args.max_tokens if isinstance(args, Generate) else 0
         return min(wanted, int(self.contexts.window * ANSWER))
 
-    def _append(
-        self, call: Call, context: Context, new: Entering, tokens: list[int],
-        then: Callable[[int], None],
-    ) -> None:  # fmt: skip
-        self.prompts.check_limit(call.process, len(tokens))
+    def _append(self, process: Process, context: Context, new: Entering, tokens: list[int]) -> None:
+        self.prompts.check_limit(process, len(tokens))
         self.contexts.append(context, tokens)
-        call.process.spend(len(tokens))
+        process.spend(len(tokens))
         if new.turns:
             context.prelude = []
             context.turns += new.turns
         else:
             context.mixed = True
-        then(len(tokens))
 
     # --- what goes ------------------------------------------------------------------------------
 
-    def _make_room(
-        self, call: Call, context: Context, room: int, then: Callable[[Moved], None]
-    ) -> None:
+    async def _make_room(self, call: Call, context: Context, room: int) -> Moved:
         """Leave at least `room` tokens; the context changes once it is known that they fit."""
         if context.mixed or not context.turns:
-            self._cut_text(call, context, room, then)
-            return
+            return await self._cut_text(call.process, context, room)
         stay = list(context.turns)
         head = 0
         for role in ("system", "tools"):
@@ -126,56 +114,45 @@ class Windows:
         while len(stay) > head and stay[head].role != "user":  # an answer without its question
             del stay[head]
         gone = context.turns[head : len(context.turns) - len(stay) + head]
-        if context.on_full != "summarize" or not gone:
-            self._render(call, context, room, stay, gone, then)
-            return
-
-        def summed_up(summary: str) -> None:
+        summary = None
+        if context.on_full == "summarize" and gone:
+            decoding = Decoding(max_tokens=max(16, int(self.contexts.window * SUMMARY)))
+            summary = await self.generate(call, _to_sum_up(context.summary, gone), decoding)
             note = f"Summary of the conversation so far: {summary}\n\n"
             old = stay.pop(0).text if head and stay[0].role == "system" else ""
-            new = Turn("system", old, note)
-            self._render(call, context, room, [new, *stay], gone, then, summary)
+            stay.insert(0, Turn("system", old, note))
+        tokens: list[int] = []
+        if stay:
+            new = Entering(stay, None, None, reply=False)
+            tokens = await self.prompts.encode(call.process, Past(), new)
+        return self._move(context, room, stay, gone, tokens, summary)
 
-        decoding = Decoding(max_tokens=max(16, int(self.contexts.window * SUMMARY)))
-        self.generate(call, _to_sum_up(context.summary, gone), decoding, summed_up)
-
-    def _render(
-        self, call: Call, context: Context, room: int, stay: list[Turn], gone: list[Turn],
-        then: Callable[[Moved], None], summary: str | None = None,
-    ) -> None:  # fmt: skip
+    def _move(
+        self, context: Context, room: int, stay: list[Turn], gone: list[Turn], tokens: list[int],
+        summary: str | None,
+    ) -> Moved:  # fmt: skip
         """Have the turns that stay for a new history, if they are few enough."""
-
-        def encoded(tokens: list[int]) -> None:
-            if len(tokens) + room > self.contexts.window:
-                raise ContextFull(
-                    f"{room} tokens do not fit behind the {len(tokens)} that stay: the window "
-                    f"holds {self.contexts.window}",
-                    "shorten it, or start with a larger --ctx",
-                )
-            moved = Moved(
-                tokens=context.used - len(tokens),
-                dropped=[PastMessage(role=turn.role, content=turn.text) for turn in gone],
-                summary=summary,
-                recalled=[],
+        if len(tokens) + room > self.contexts.window:
+            raise ContextFull(
+                f"{room} tokens do not fit behind the {len(tokens)} that stay: the window "
+                f"holds {self.contexts.window}",
+                "shorten it, or start with a larger --ctx",
             )
-            context.turns = [
-                Turn(turn.role, turn.text, turn.note, tokens=turn.tokens) for turn in stay
-            ]
-            context.summary = summary
-            if context.on_full == "recall":
-                context.drop(gone)
-            self._replace(context, tokens)
-            then(moved)
+        moved = Moved(
+            tokens=context.used - len(tokens),
+            dropped=[PastMessage(role=turn.role, content=turn.text) for turn in gone],
+            summary=summary,
+            recalled=[],
+        )
+        context.turns = [Turn(turn.role, turn.text, turn.note, tokens=turn.tokens) for turn in stay]
+        context.summary = summary
+        if context.on_full == "recall":
+            context.drop(gone)
+        self._replace(context, tokens)
+        return moved
 
-        if not stay:
-            encoded([])
-            return
-        self.prompts.encode(call, Past(), Entering(stay, None, None, reply=False), encoded)
-
-    def _cut_text(
-        self, call: Call, context: Context, room: int, then: Callable[[Moved], None]
-    ) -> None:
-        """An eighth of the window stays of the beginning, and the newest."""
+    async def _cut_text(self, process: Process, context: Context, room: int) -> Moved:
+        """Leave an eighth of the window of the beginning, and the newest."""
         window, old = self.contexts.window, context.tokens
         first = min(window // 8, len(old))
         newest = int(min(window * LEFT, window - room)) - first
@@ -183,12 +160,10 @@ class Windows:
             raise ContextFull(f"{room} tokens do not fit: the window holds {window}")
         cut = slice(first, max(first, len(old) - newest))
 
-        def told(text: str) -> None:
-            self._replace(context, old[: cut.start] + old[cut.stop :])
-            gone = [PastMessage(role="text", content=text)]
-            then(Moved(tokens=cut.stop - cut.start, dropped=gone, summary=None, recalled=[]))
-
-        self.prompts.detokenize(call, old[cut], lambda encoded: told(encoded.text))
+        text = await self.prompts.detokenize(process, old[cut])
+        self._replace(context, old[: cut.start] + old[cut.stop :])
+        gone = [PastMessage(role="text", content=text)]
+        return Moved(tokens=cut.stop - cut.start, dropped=gone, summary=None, recalled=[])
 
     def _replace(self, context: Context, tokens: list[int]) -> None:
         context.history = [(Prefilled, tokens)] if tokens else []

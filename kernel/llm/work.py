@@ -21,6 +21,7 @@ from aios.syscalls.messages import (
 
 from ..core.protocol import Out
 from ..entry.trap import Call
+from ..lib.task import Wait
 from .contexts import Context
 from .scheduler import Task
 
@@ -37,7 +38,7 @@ def packed(asked: D) -> D:
 class Work(Struct, kw_only=True):
     """What a generation is and has done so far: what it goes on from after the kernel's death."""
 
-    call: int  # its id
+    call: int  # its id; 0: the kernel itself needs it, on the way of a call
     decoding: Decoding
     stream: bool
     prompt: int  # tokens that the call appended
@@ -82,6 +83,7 @@ class Generation:
 
     run: int  # what the core still reports of an earlier run in this context has another
     call: Call
+    end: Wait[Result]
     context: Context
     work: Work
     task: Task

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from aios.syscalls.errors import AiosError, NotFound, StoreDamaged
+from aios.syscalls.errors import NotFound, StoreDamaged
 from aios.syscalls.mem import Interaction, Interactions, LogPage
 from aios.syscalls.messages import Mail, PastMessage
 
 from ..entry.trap import Call
+from ..lib.task import background
 from ..process import Process
 from ..store.transaction import Txn
 from .owners import Owner, Owners
@@ -91,24 +92,23 @@ class InteractionLog:
         """Have what waits written: before a read, or the end."""
         if self.waiting:
             entries, self.waiting = self.waiting, []
-            self.jobs += 1
+            background(self._write(entries), lambda error: self._lost(str(error)))
 
-            def do(txn: Txn) -> None:
-                for owner, entry in entries:
-                    self._append(txn, owner, entry)
+    async def _write(self, entries: list[tuple[Owner, Interaction]]) -> None:
+        """Entries that cannot be written are lost; the first error is told."""
 
-            size = ENTRY * len(entries)
-            self.store.write(do, lambda _: self._end(None), self._end, size=size)
+        def do(txn: Txn) -> None:
+            for owner, entry in entries:
+                self._append(txn, owner, entry)
 
-    def _end(self, error: AiosError | None) -> None:
-        """What could not be logged is lost; the first of it is told."""
-        self.jobs -= 1
-        if error is not None:
-            self._lost(str(error))
-        else:
+        self.jobs += 1
+        try:
+            await self.store.write(do, size=ENTRY * len(entries))
             self.failed = False
-        if not self.jobs:
-            self.flush()
+        finally:
+            self.jobs -= 1
+            if not self.jobs:
+                self.flush()
 
     def _lost(self, why: str) -> None:
         if not self.failed:
@@ -133,14 +133,16 @@ class InteractionLog:
 
     # --- reading ----------------------------------------------------------------------------------
 
-    def read(self, call: Call, args: Interactions) -> None:
-        """What was logged until now: behind the entries that are being written."""
+    async def read(self, call: Call, args: Interactions) -> LogPage:
+        """Read a page of what was logged until now: behind the entries that are being written."""
         owners = self._whose(call, args)
         self.flush()
-        if self.jobs:
-            self.store.write(lambda txn: _page(txn, owners, args), call.done, call.fail)
-        else:
-            call.done(self.store.read(lambda txn: _page(txn, owners, args)))
+
+        def do(txn: Txn) -> LogPage:
+            return _page(txn, owners, args)
+
+        page: LogPage = await self.store.write(do) if self.jobs else self.store.read(do)
+        return page
 
     def _whose(self, call: Call, args: Interactions) -> list[Owner]:
         """All lives of a principal; or the one of a process, alive or not."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -20,6 +20,7 @@ from aios.syscalls.errors import AiosError, BadInput, Conflict, StoreDamaged
 from aios.syscalls.messages import Done
 
 from ..entry.trap import Call
+from ..lib.task import Wait
 from ..process import Process
 from ..store.transaction import Txn
 from .owners import Owner, Owners, Row, item_key
@@ -30,10 +31,11 @@ ACCEPTED = 64  # puts of one owner that may be acknowledged before they are writ
 
 _encode = msgspec.msgpack.Encoder().encode
 Name = tuple[str, str]  # space and key
+T = TypeVar("T")
 
 
 class Memory:
-    """All methods end the call, now or when the store has done its part."""
+    """Short-term memory: each method serves one system call."""
 
     def __init__(self, owners: Owners) -> None:
         self.store, self.owners = owners.store, owners
@@ -41,19 +43,23 @@ class Memory:
 
     # --- writing ----------------------------------------------------------------------------------
 
-    def put(self, call: Call, args: mem.Put) -> None:
-        """Fails with LimitReached past the agent's mem_bytes; then nothing has changed."""
+    def put(self, call: Call, args: mem.Put) -> Done | Wait[Done]:
+        """Put items; they wait as bytes, where a coroutine would hold them as objects.
+
+        Raises:
+            LimitReached: it goes past the agent's mem_bytes; then nothing has changed.
+        """
         for key in args.items:
             if len(key.encode()) > mem.MAX_KEY:
                 raise BadInput(f"a key of over {mem.MAX_KEY} bytes", "shorten it")
         owner = self.owners.find(call, args, make=True)
         data = {key: _encode(value) for key, value in args.items.items()}
         early = args.ack == "accepted" and owner.accepted < ACCEPTED
-        self.puts.add(Put(call, owner, args.space, data, early))
-        if early:
-            call.done(Done())
+        put = Put(owner, args.space, data, early)
+        self.puts.add(put)
+        return Done() if early and not put.end.is_over else put.end  # there may be no store
 
-    def delete(self, call: Call, args: mem.Delete) -> None:
+    async def delete(self, call: Call, args: mem.Delete) -> mem.Deleted:
         owner = self.owners.find(call, args)
         names = [(args.space, key) for key in dict.fromkeys(args.keys)]
 
@@ -63,14 +69,12 @@ class Memory:
             self.owners.put_row(txn, owner, row)
             return count
 
-        def done(count: int) -> mem.Deleted:
-            for name in names:
-                owner.resident.drop(name)
-            return mem.Deleted(count=count)
+        count = await self._write(owner, names, do, once=(call.process.pid, call.id))
+        for name in names:
+            owner.resident.drop(name)
+        return mem.Deleted(count=count)
 
-        self._write(call, owner, names, do, done, once=(call.process.pid, call.id))
-
-    def clear(self, call: Call, args: mem.Clear) -> None:
+    async def clear(self, call: Call, args: mem.Clear) -> Done:
         owner = self.owners.find(call, args)
 
         def do(txn: Txn) -> None:
@@ -79,15 +83,14 @@ class Memory:
             self.owners.clear(txn, owner, row, names)
             self.owners.put_row(txn, owner, row)
 
-        def done(_: None) -> None:
-            for name in list(owner.resident.items):
-                if args.space in (None, name[0]):
-                    owner.resident.drop(name)
-            self.owners.sweep()
+        await self._write(owner, [], do)
+        for name in list(owner.resident.items):
+            if args.space in (None, name[0]):
+                owner.resident.drop(name)
+        self.owners.sweep()
+        return Done()
 
-        self._write(call, owner, [], do, done)
-
-    def keep(self, call: Call, args: mem.Keep) -> None:
+    async def keep(self, call: Call, args: mem.Keep) -> Done:
         """Raises Conflict where other memory is kept under the same name."""
         owner = self.owners.find(call, args, make=args.keep)
         before = owner.keep
@@ -98,45 +101,32 @@ class Memory:
             row.keep = args.keep
             self.owners.put_row(txn, owner, row)
 
-        def fail(error: AiosError) -> None:
+        owner.stored = True
+        try:
+            await self.store.write(do)
+        except AiosError:
             with contextlib.suppress(Conflict):  # another has claimed the name meanwhile
                 self.owners.keep(owner, keep=before)
-            call.fail(error)
+            raise
+        self.owners.let_go(owner)
+        return Done()
 
-        owner.stored = True
-
-        def done(_: None) -> None:
-            self.owners.let_go(owner)
-            call.done(Done())
-
-        self.store.write(do, done, fail)
-
-    def _write(
-        self, call: Call, owner: Owner, names: list[Name], do: Callable[[Txn], Any],
-        then: Callable[[Any], Any], **options: Any,
-    ) -> None:  # fmt: skip
-        """`names` are being written until `then`, or without any all; what that returns is the
-        reply."""
+    async def _write(
+        self, owner: Owner, names: list[Name], do: Callable[[Txn], Any], **options: Any
+    ) -> Any:
+        """Write these items, or without any all of an owner's: until then reads wait for that."""
         self.puts.flush()
         owner.stored = True
         owner.busy += not names
         for name in names:
             owner.begin(name)
 
-        def end() -> None:
+        try:
+            return await self.store.write(do, **options)
+        finally:
             owner.busy -= not names
             for name in names:
                 owner.settled(name)
-
-        def done(result: Any) -> None:
-            end()
-            call.done(then(result) or Done())
-
-        def fail(error: AiosError) -> None:
-            end()
-            call.fail(error)
-
-        self.store.write(do, done, fail, **options)
 
     def ended(self, process: Process) -> None:
         self.puts.flush()
@@ -144,18 +134,15 @@ class Memory:
 
     # --- reading ----------------------------------------------------------------------------------
 
-    def _read(
-        self, call: Call, do: Callable[[Txn], Any], then: Callable[[Any], None], *, settled: bool
-    ) -> None:
-        """Now; or, where something that it reads is being written, behind that."""
-        if settled:
-            then(self.store.read(do))
-        else:
+    async def _read(self, do: Callable[[Txn], T], *, settled: bool) -> T:
+        """Read now; or, where something that it reads is being written, behind that."""
+        if not settled:
             self.puts.flush()
-            self.store.write(do, then, call.fail)
+        read: T = self.store.read(do) if settled else await self.store.write(do)
+        return read
 
-    def get(self, call: Call, args: mem.Get) -> None:
-        """Fails with StoreDamaged where a value is not the one that was put."""
+    async def get(self, call: Call, args: mem.Get) -> mem.Items:
+        """Raises StoreDamaged where a value is not the one that was put."""
         owner = self.owners.find(call, args)
         settled = owner.is_settled((args.space, key) for key in args.keys)
         found: dict[str, bytes] = {}
@@ -165,18 +152,14 @@ class Memory:
                 if data is not None:
                     found[key] = data
         away = [key for key in args.keys if key not in found]
-
-        def done(read: dict[str, bytes | None]) -> None:
-            for key, data in read.items():
-                if data is not None:
-                    owner.resident.put((args.space, key), data)
-                    owner.fetched += 1
-            call.done(_page(args.keys, found | read))
-
+        read: dict[str, bytes | None] = {}
         if away:
-            self._read(call, partial(self._fetch, owner, args.space, away), done, settled=settled)
-        else:
-            done({})
+            read = await self._read(partial(self._fetch, owner, args.space, away), settled=settled)
+        for key, data in read.items():
+            if data is not None:
+                owner.resident.put((args.space, key), data)
+                owner.fetched += 1
+        return _page(args.keys, found | read)
 
     def _fetch(self, owner: Owner, name: str, keys: list[str], txn: Txn) -> dict[str, bytes | None]:
         """Values of as many keys as one reply has room for; None: there is no such key."""
@@ -191,10 +174,9 @@ class Memory:
             size += len(data or b"")
         return found
 
-    def scan(self, call: Call, args: mem.Scan) -> None:
+    async def scan(self, call: Call, args: mem.Scan) -> mem.Scanned:
         owner = self.owners.find(call, args)
-        do = partial(self._scan, owner, args)
-        self._read(call, do, call.done, settled=owner.is_settled())
+        return await self._read(partial(self._scan, owner, args), settled=owner.is_settled())
 
     def _scan(self, owner: Owner, args: mem.Scan, txn: Txn) -> mem.Scanned:
         page = mem.Scanned(items=[], damaged=[], after=None)
@@ -217,7 +199,7 @@ class Memory:
                 page.damaged.append(last)
         return page
 
-    def spaces(self, call: Call, args: mem.Spaces) -> None:
+    async def spaces(self, call: Call, args: mem.Spaces) -> list[mem.Memory]:
         everybody = args.pid is None and args.principal is None and call.process.kind == "client"
         some = self.owners.by_id.values() if everybody else [self.owners.find(call, args)]
         shown = [owner for owner in some if not owner.ended]
@@ -225,8 +207,7 @@ class Memory:
         def do(txn: Txn) -> list[mem.Memory]:
             return [self._info(owner, self.owners.row(txn, owner)) for owner in shown]
 
-        settled = all(owner.is_settled() for owner in shown)
-        self._read(call, do, call.done, settled=settled)
+        return await self._read(do, settled=all(owner.is_settled() for owner in shown))
 
     def _info(self, owner: Owner, row: Row) -> mem.Memory:
         holder = self.owners.kept.get(owner.principal)

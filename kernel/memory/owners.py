@@ -17,7 +17,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from operator import itemgetter
@@ -29,6 +29,7 @@ from aios.syscalls.mem import MAX_SPACES, Whose
 
 from ..config import Config
 from ..entry.trap import Call
+from ..lib.task import background
 from ..lib.trees import Trees, check_tree, in_tree
 from ..process import Process, ProcessTable, check_principal
 from ..store.store import NoStore, Store
@@ -197,19 +198,18 @@ class Owners:
             self.by_pid[process.pid] = owner
             if owner.keep:
                 process.taint(owner.labels)
-                self._adopt(owner)
+                background(self._adopt(owner), _not_adopted)
         owner.labels |= process.labels
         owner.limit, owner.above = process.limits.mem_bytes, process.line[1:]
         return owner
 
-    def _adopt(self, owner: Owner) -> None:
-        """What it reads waits until the store knows whose this is, so no other gets it later."""
+    async def _adopt(self, owner: Owner) -> None:
+        """Have the store know whose this is, so no other gets it later; until then reads wait."""
         owner.busy += 1
-
-        def end(_: AiosError | None) -> None:
+        try:
+            await self.store.write(lambda txn: self.put_row(txn, owner, self.row(txn, owner)))
+        finally:
             owner.busy -= 1
-
-        self.store.write(lambda txn: self.put_row(txn, owner, self.row(txn, owner)), end, end)
 
     def find(self, call: Call, args: Whose, *, make: bool = False) -> Owner:
         """Whom a call is about; with `make`, of a principal that has no memory a kept one.
@@ -345,7 +345,7 @@ class Owners:
                 self.clear(txn, owner, row, list(row.spaces))
             self.put_row(txn, owner, row)
 
-        self.store.write(do, lambda _: self.sweep(), _tell)
+        background(self._remove(do), _tell)
         if owner.ended and owner.principal:
             self.ended_ones.append(owner)
             self._forget_oldest()
@@ -360,9 +360,12 @@ class Owners:
     def _forget(self, owner: Owner) -> None:
         self._drop(owner)
         mark = b"g" + owner.key
-        self.store.write(
-            lambda txn: txn.put("memory", mark, b""), lambda _: self.sweep(), _tell
-        )  # fmt: skip
+        background(self._remove(lambda txn: txn.put("memory", mark, b"")), _tell)
+
+    async def _remove(self, do: Callable[[Txn], None]) -> None:
+        """Write what marks something as to be removed, and begin with it."""
+        await self.store.write(do)
+        self.sweep()
 
     def _drop(self, owner: Owner) -> None:
         del self.by_id[owner.id]
@@ -372,17 +375,15 @@ class Owners:
     def sweep(self) -> None:
         """Remove what nobody has any more, while there is some."""
         if not self.sweeping:
-            self.sweeping = True
-            self.store.write(_remove_some, self._swept, self._not_swept)
+            background(self._sweep(), _tell)
 
-    def _swept(self, more: bool) -> None:
-        self.sweeping = False
-        if more:
-            self.sweep()
-
-    def _not_swept(self, error: AiosError) -> None:
-        self.sweeping = False
-        _tell(error)
+    async def _sweep(self) -> None:
+        self.sweeping = True
+        try:
+            while await self.store.write(_remove_some):
+                pass
+        finally:
+            self.sweeping = False
 
     def counts(self) -> dict[str, int]:
         """For the statistics."""
@@ -435,6 +436,10 @@ def _miscounted(txn: Txn) -> list[str]:
             at = key[1:] + space.number.to_bytes(4, "big")
             known[at, 0], known[at, 1] = space.count, space.bytes
     return [f"memory {at.hex()} is miscounted" for at, _ in (+counted - known) + (known - counted)]
+
+
+def _not_adopted(error: AiosError) -> None:
+    print(f"memory: whose it is was not written: {error}", file=sys.stderr, flush=True)
 
 
 def _tell(error: AiosError) -> None:

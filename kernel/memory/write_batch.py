@@ -14,7 +14,7 @@ from functools import partial
 from aios.syscalls.errors import AiosError
 from aios.syscalls.messages import Done
 
-from ..entry.trap import Call
+from ..lib.task import Wait, background
 from ..store.transaction import Txn
 from .owners import Owner, Owners, Row, item_key
 
@@ -23,11 +23,11 @@ JOB = 1 << 20  # bytes of values that one job has, about
 
 @dataclass(slots=True)
 class Put:
-    call: Call
     owner: Owner
     space: str
     data: dict[str, bytes]  # values as msgpack
     early: bool  # it was acknowledged already
+    end: Wait[Done] = field(default_factory=Wait)
     error: AiosError | None = None
     size: int = field(init=False)
 
@@ -59,12 +59,14 @@ class Puts:
             puts, size = self.waiting, self.size
             self.waiting, self.size = [], 0
             self.jobs += 1
-            end = partial(self._end, puts)
-            tried: list[bool] = []
-            do = partial(self._do, puts, tried)
-            self.store.write(do, lambda _: end(None), end, size=size)
+            background(self._write(puts, size), partial(self._end, puts))
 
-    def _end(self, puts: list[Put], error: AiosError | None) -> None:
+    async def _write(self, puts: list[Put], size: int) -> None:
+        tried: list[bool] = []
+        await self.store.write(partial(self._do, puts, tried), size=size)
+        self._end(puts)
+
+    def _end(self, puts: list[Put], error: AiosError | None = None) -> None:
         self.jobs -= 1
         for put in puts:
             _settle(put, error or put.error)
@@ -131,6 +133,6 @@ def _settle(put: Put, error: AiosError | None) -> None:
             owner.resident.put((put.space, key), value)
     if error is not None:
         owner.failed += put.early
-        put.call.fail(error)
-    elif not put.early:
-        put.call.done(Done())
+        put.end.fail(error)
+    else:
+        put.end.done(Done())

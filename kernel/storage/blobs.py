@@ -19,7 +19,7 @@ from datetime import timedelta
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from aios.syscalls.errors import (
@@ -32,6 +32,7 @@ from aios.syscalls.errors import (
 
 from ..lib.encryption import Damaged, Seal
 from ..lib.files import sync_folder
+from ..lib.task import Wait, background
 from ..store.store import NoStore, Store
 from ..store.transaction import Txn
 from .catalog import is_used
@@ -42,22 +43,21 @@ READERS = 4  # threads
 PATIENCE = timedelta(seconds=10)  # of all tries together; then the backend is said to be down
 
 Do = Callable[[Txn, Callable[[bytes], None]], Any]  # its second argument drops a chunk
-Then = Callable[[Any], None]
-Fail = Callable[[AiosError], None]
+T = TypeVar("T")
 
 
 class Blobs(Protocol):
     apart: bool  # whether a copy of the store is without them
 
-    def write(
-        self, chunks: Mapping[bytes, bytes], do: Do, then: Then, fail: Fail, *,
+    async def write(
+        self, chunks: Mapping[bytes, bytes], do: Do, *,
         size: int = 0, once: tuple[int, int] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> Any:  # fmt: skip
         """Have the chunks durable, then `do` committed; the rest is as with Store.write, `size`
         being that of the rows. Chunks that were there stay as they are."""
 
-    def read(self, keys: list[bytes], then: Then, fail: Fail) -> None:
-        """The chunks of these keys. Fails with StoreDamaged where one is missing or damaged."""
+    async def read(self, keys: list[bytes]) -> list[bytes]:
+        """Return the chunks of these keys. Raises StoreDamaged where one is missing or damaged."""
 
     def load(self, key: bytes) -> bytes:
         """One chunk, for another thread than the loop's: it blocks."""
@@ -84,25 +84,20 @@ class LmdbBlobs:
     def __init__(self, store: Store | NoStore) -> None:
         self.store = store
 
-    def write(
-        self, chunks: Mapping[bytes, bytes], do: Do, then: Then, fail: Fail, *,
+    async def write(
+        self, chunks: Mapping[bytes, bytes], do: Do, *,
         size: int = 0, once: tuple[int, int] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> Any:  # fmt: skip
         def job(txn: Txn) -> Any:
             for key, data in chunks.items():
                 txn.put("blobs", PREFIX + key, data)
             return do(txn, lambda key: _drop(txn, key))
 
         size += sum(map(len, chunks.values()))
-        self.store.write(job, then, fail, size=size, once=once)
+        return await self.store.write(job, size=size, once=once)
 
-    def read(self, keys: list[bytes], then: Then, fail: Fail) -> None:
-        try:
-            found = [self.load(key) for key in keys]
-        except AiosError as error:
-            fail(error)
-        else:
-            then(found)
+    async def read(self, keys: list[bytes]) -> list[bytes]:
+        return [self.load(key) for key in keys]
 
     def load(self, key: bytes) -> bytes:
         data: bytes | None = self.store.read(lambda txn: txn.get("blobs", PREFIX + key))
@@ -165,10 +160,10 @@ class Elsewhere:
         self.readers = ThreadPoolExecutor(READERS, "blobs")
         self.closed = False
 
-    def write(
-        self, chunks: Mapping[bytes, bytes], do: Do, then: Then, fail: Fail, *,
+    async def write(
+        self, chunks: Mapping[bytes, bytes], do: Do, *,
         size: int = 0, once: tuple[int, int] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> Any:  # fmt: skip
         dropped: list[bytes] = []
         pinned = Counter(list(chunks))
 
@@ -176,24 +171,14 @@ class Elsewhere:
             dropped.clear()  # it may run twice
             return do(txn, dropped.append)
 
-        def ended(tell: Callable[[Any], None], what: Any) -> None:
+        self.pins += pinned
+        try:
+            if chunks:
+                await self._run(self.writer, lambda: self._put(chunks))
+            return await self.store.write(job, size=size, once=once)
+        finally:
             self.pins -= pinned
             self._forget([*chunks, *dropped])
-            tell(what)
-
-        def commit(_: None) -> None:
-            self.store.write(
-                job, lambda result: ended(then, result), lambda error: ended(fail, error),
-                size=size, once=once,
-            )  # fmt: skip
-
-        self.pins += pinned
-        if chunks:
-            self._run(
-                self.writer, lambda: self._put(chunks), commit, lambda error: ended(fail, error)
-            )
-        else:
-            commit(None)
 
     def _put(self, chunks: Mapping[bytes, bytes]) -> None:
         self.store.barrier()
@@ -213,7 +198,7 @@ class Elsewhere:
             _left_over(error)
             return
         if unused:
-            self._run(self.writer, lambda: self._delete(unused), lambda _: None, _left_over)
+            background(self._run(self.writer, lambda: self._delete(unused)), _left_over)
 
     def hold(self) -> None:
         self.holds += 1
@@ -227,8 +212,8 @@ class Elsewhere:
         for key in keys:
             self.place.delete(key.hex())
 
-    def read(self, keys: list[bytes], then: Then, fail: Fail) -> None:
-        self._run(self.readers, lambda: [self.load(key) for key in keys], then, fail)
+    async def read(self, keys: list[bytes]) -> list[bytes]:
+        return await self._run(self.readers, lambda: [self.load(key) for key in keys])
 
     def load(self, key: bytes) -> bytes:
         data = self.place.get(key.hex())
@@ -239,22 +224,22 @@ class Elsewhere:
     def all(self) -> Iterator[bytes]:
         return map(bytes.fromhex, self.place.names())
 
-    def _run(
-        self, threads: ThreadPoolExecutor, work: Callable[[], Any], then: Then, fail: Fail
-    ) -> None:
+    def _run(self, threads: ThreadPoolExecutor, work: Callable[[], T]) -> Wait[T]:
+        end = Wait[T](shielded=True)
         if self.closed:  # what the last commits drop is left over
-            fail(BackendDown("the system stops"))
-            return
+            end.fail(BackendDown("the system stops"))
+            return end
 
         def run() -> None:
             try:
                 result = work()
             except AiosError as error:
-                self.post(lambda error=error: fail(error))  # type: ignore[misc]
+                self.post(partial(end.fail, error))
             else:
-                self.post(lambda: then(result))
+                self.post(partial(end.done, result))
 
         threads.submit(run)
+        return end
 
     def close(self) -> None:
         self.closed = True

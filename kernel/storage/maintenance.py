@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from aios.syscalls import sto
 from aios.syscalls.errors import (
@@ -25,6 +25,7 @@ from aios.syscalls.errors import (
 
 from ..entry.trap import Call
 from ..lib.encryption import Seal
+from ..lib.task import Task, Wait
 from ..store.store import NoStore, Store
 from ..store.transaction import Txn
 from .blobs import Folder, Place, sealed
@@ -36,6 +37,8 @@ SLICE, BREATH = 0.002, 0.001  # seconds of work, and of leaving the interpreter 
 REPORT = 0.25  # seconds between two words of progress
 BATCH = 100  # versions or chunks that one transaction drops
 
+T = TypeVar("T")
+
 
 class Errand:
     """A work in its thread. `step` is called between any two small parts of it."""
@@ -45,8 +48,7 @@ class Errand:
         self.stop = threading.Event()
         self.began = self.told = time.monotonic()
         self.done = 0
-        self.over = False
-        call.on_cancel = call.on_end = self.stop.set
+        self.end = Wait[Any](cancel=self.stop.set)
 
     def step(self, what: str) -> None:
         """Raises Cancelled where it is to end."""
@@ -66,13 +68,12 @@ class Errand:
         answer: Callable[[], None]
         try:
             result = work(self)
-            answer = partial(self.call.done, result)
+            answer = partial(self.end.done, result)
         except AiosError as error:
-            answer = partial(self.call.fail, error)
+            answer = partial(self.end.fail, error)
         except Exception:  # noqa: BLE001 (a defect: its caller is told, the kernel goes on)
             traceback.print_exc(file=sys.stderr)
-            answer = partial(self.call.fail, Internal("the kernel failed to serve this call"))
-        self.over = True
+            answer = partial(self.end.fail, Internal("the kernel failed to serve this call"))
         self.post(answer)
 
 
@@ -85,17 +86,18 @@ class Upkeep:
         self.errand: Errand | None = None
         self.thread = threading.Thread()
 
-    def verify(self, call: Call) -> None:
-        self._start(call, lambda errand: Verification(self.storage, errand.step).run())
+    async def verify(self, call: Call) -> sto.Verified:
+        return await self._run(call, lambda errand: Verification(self.storage, errand.step).run())
 
-    def compact(self, call: Call, keep: int | None) -> None:
-        self._start(call, lambda errand: self._compact(errand, keep))
+    async def compact(self, call: Call, keep: int | None) -> sto.Compacted:
+        return await self._run(call, lambda errand: self._compact(errand, keep))
 
-    def backup(self, call: Call, target: Path) -> None:
+    async def backup(self, call: Call, target: Path) -> sto.BackedUp:
         if not target.is_absolute():
             raise BadInput(f"{target} is a relative path", "name a folder from the root on")
-
-        self._start(call, lambda errand: self._backup(errand, target), self.storage.blobs.hold)
+        return await self._run(
+            call, lambda errand: self._backup(errand, target), self.storage.blobs.hold
+        )
 
     def close(self) -> None:
         """End what runs; before the store is closed."""
@@ -103,16 +105,21 @@ class Upkeep:
             self.errand.stop.set()
             self.thread.join()
 
-    def _start(
-        self, call: Call, work: Callable[[Errand], Any], before: Callable[[], None] = lambda: None
-    ) -> None:
+    async def _run(
+        self, call: Call, work: Callable[[Errand], T], before: Callable[[], None] = lambda: None
+    ) -> T:
         """Have the work done in its thread; `before` is done here, if the work is."""
-        if self.errand is not None and not self.errand.over:
+        if self.errand is not None and not self.errand.end.is_over:
             raise LimitReached(f"{self.errand.call.row.name} runs already", "wait for its end")
         before()
-        self.errand = Errand(call, self.post)
-        self.thread = threading.Thread(target=self.errand.run, args=(work,), name="upkeep")
+        self.errand = errand = Errand(call, self.post)
+        self.thread = threading.Thread(target=errand.run, args=(work,), name="upkeep")
         self.thread.start()
+        try:
+            result: T = await errand.end
+            return result
+        finally:
+            errand.stop.set()
 
     # --- back up ----------------------------------------------------------------------------------
 
@@ -177,7 +184,8 @@ class Upkeep:
 
     def _commit(self, errand: Errand, do: Callable[[Catalog], None]) -> None:
         answers: queue.SimpleQueue[AiosError | None] = queue.SimpleQueue()
-        self.post(lambda: self.storage.write({}, do, answers.put, answers.put))
+        task = Task(self.storage.write({}, do), answers.put, answers.put)
+        self.post(task.go_on)
         while True:
             errand.step("removed")
             try:

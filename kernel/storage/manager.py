@@ -29,6 +29,7 @@ from aios.syscalls.messages import Done
 
 from ..entry.followers import Followers
 from ..entry.trap import Call
+from ..lib.task import background
 from ..lib.trees import Trees
 from ..process import Process, check_principal
 from ..rules import Mode
@@ -79,25 +80,20 @@ class Storage:
             cat.txn.put(TABLE, b"b", place.encode())
             cat.release()
 
-        self.write({}, begin, lambda _: None, self._fail_all)
+        background(self.write({}, begin), self._fail_all)
 
     def _fail_all(self, error: AiosError) -> None:
         self.wrong = error
 
     # --- changes ----------------------------------------------------------------------------------
 
-    def change(self, call: Call, owner: str | None, changes: list[sto.Change]) -> None:
-        """All of them or none; ends with a list of versions."""
-        self._change(call, owner, changes, call.done)
+    async def change_one(self, call: Call, owner: str | None, change: sto.Change) -> sto.Version:
+        return (await self.change(call, owner, [change]))[0]
 
-    def change_one(self, call: Call, owner: str | None, change: sto.Change) -> None:
-        """Ends with its version."""
-        self._change(call, owner, [change], lambda versions: call.done(versions[0]))
-
-    def _change(
-        self, call: Call, owner: str | None, changes: list[sto.Change],
-        done: Callable[[list[sto.Version]], None],
-    ) -> None:  # fmt: skip
+    async def change(
+        self, call: Call, owner: str | None, changes: list[sto.Change]
+    ) -> list[sto.Version]:
+        """Make all of these changes, or none."""
         at, by, now = self._owner(call, owner), call.process.principal, time.time()
         labels = sorted(call.process.labels)
         chunks: dict[bytes, bytes] = {}
@@ -108,13 +104,11 @@ class Storage:
             upload = self._fill(call, at, change, row, chunks)
             steps.append(_step(at, change, row, upload))
 
-        def committed(versions: list[sto.Version]) -> None:
-            for change in changes:
-                self.uploads.rows.pop(change.upload or 0, None)
-            done(versions)
-
         paths = [change.path for change in changes]
-        self._commit(call, at, paths, "write", steps, chunks, committed)
+        versions = await self._commit(call, at, paths, "write", steps, chunks)
+        for change in changes:
+            self.uploads.rows.pop(change.upload or 0, None)
+        return versions
 
     def _fill(
         self, call: Call, owner: str, change: sto.Change, row: Row, chunks: dict[bytes, bytes]
@@ -130,7 +124,7 @@ class Storage:
             chunks[row.chunks] = data
         return upload
 
-    def rollback(self, call: Call, args: sto.Restore) -> None:
+    async def rollback(self, call: Call, args: sto.Restore) -> sto.Version:
         owner, by = self._owner(call, args.owner), call.process.principal
 
         def restore(cat: Catalog) -> sto.Version:
@@ -141,21 +135,20 @@ class Storage:
             row = msgspec.structs.replace(old, what="rollback", by=by, time=time.time())
             return cat.add(owner, args.path, row)
 
-        self._commit(call, owner, [args.path], "write", [restore])
+        return (await self._commit(call, owner, [args.path], "write", [restore]))[0]
 
-    def purge(self, call: Call, args: sto.Purge) -> None:
+    async def purge(self, call: Call, args: sto.Purge) -> sto.Version:
         owner, by = self._owner(call, args.owner), call.process.principal
 
         def step(cat: Catalog) -> sto.Version:
             return cat.purge(owner, args.path, by, time.time())
 
-        self._commit(call, owner, [args.path], "own", [step])
+        return (await self._commit(call, owner, [args.path], "own", [step]))[0]
 
-    def _commit(
+    async def _commit(
         self, call: Call, owner: str, paths: list[str], mode: Mode, steps: list[Step],
         chunks: dict[bytes, bytes] | None = None,
-        done: Callable[[list[sto.Version]], None] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> list[sto.Version]:  # fmt: skip
         """Do the steps in one transaction; tell of it when it is on disk."""
         for path in paths:
             check_path(path)
@@ -168,22 +161,19 @@ class Storage:
             check(cat.txn)
             return [step(cat) for step in steps]
 
-        def committed(result: Any) -> None:  # plain, where the call had come before
-            versions = msgspec.convert(result, list[sto.Version])
-            is_new = bool(result) and isinstance(result[0], sto.Version)
-            if is_new:  # else who watches has heard of it, or of a later one
-                self._tell(versions)
-            (done or (lambda all: call.done(all[0])))(versions)
-
         self.store.read(check)  # before chunks are written for whoever may not
         size = 0 if mode == "own" else ENTRY * len(steps)  # a purge makes room
-        self.write(chunks or {}, run, committed, call.fail, call, size)
+        result = await self.write(chunks or {}, run, call, size)
+        versions = msgspec.convert(result, list[sto.Version])  # plain, where the call came before
+        is_new = bool(result) and isinstance(result[0], sto.Version)
+        if is_new:  # else who watches has heard of it, or of a later one
+            self._tell(versions)
+        return versions
 
-    def write(
-        self, chunks: dict[bytes, bytes], do: Callable[[Catalog], Any],
-        then: Callable[[Any], None], fail: Callable[[AiosError], None], call: Call | None = None,
+    async def write(
+        self, chunks: dict[bytes, bytes], do: Callable[[Catalog], Any], call: Call | None = None,
         size: int = 0,
-    ) -> None:  # fmt: skip
+    ) -> Any:  # fmt: skip
         """Have the chunks durable, and `do` committed, for `call` once. `size`: bytes of the rows
         that it adds, 0 if it makes room."""
         quota = None if call is None or call.process.kind == "client" else self.quota
@@ -195,7 +185,7 @@ class Storage:
             return result
 
         once = None if call is None else (call.process.pid, call.id)
-        self.blobs.write(chunks, run, then, fail, size=size, once=once)
+        return await self.blobs.write(chunks, run, size=size, once=once)
 
     def _tell(self, versions: list[sto.Version]) -> None:
         """Tell whoever follows, and the index, of one commit of one owner's."""
@@ -223,7 +213,7 @@ class Storage:
 
     # --- reading ----------------------------------------------------------------------------------
 
-    def get(self, call: Call, args: sto.Get) -> None:
+    async def get(self, call: Call, args: sto.Get) -> sto.Content:
         owner = self._owner(call, args.owner)
         row = self._find(call, owner, args)
         end = min(row.size, args.offset + args.count)
@@ -232,23 +222,17 @@ class Storage:
             last = first
         wanted = [row.chunks[i * KEY : i * KEY + KEY] for i in range(first, last)]
 
-        def found(chunks: list[bytes]) -> None:
-            for chunk, data in zip(wanted, chunks, strict=True):
-                if self.key(owner, data) != chunk:
-                    return failed(StoreDamaged(f"the content of {args.path!r} is damaged"))
-            call.process.taint(labels_of(row, owner, call.process))
-            start = args.offset - first * sto.CHUNK
-            data = b"".join(chunks)[start : start + max(0, end - args.offset)]
-            return call.done(sto.Content(data=data, info=row.told(owner, args.path)))
-
-        def failed(error: AiosError) -> None:
-            try:
-                self._find(call, owner, args)  # or it was purged meanwhile
-            except AiosError as gone:
-                error = gone
-            call.fail(error)
-
-        self.blobs.read(wanted, found, failed)
+        try:
+            chunks = await self.blobs.read(wanted)
+            if any(self.key(owner, data) != key for key, data in zip(wanted, chunks, strict=True)):
+                raise StoreDamaged(f"the content of {args.path!r} is damaged")
+        except AiosError:
+            self._find(call, owner, args)  # or it was purged meanwhile
+            raise
+        call.process.taint(labels_of(row, owner, call.process))
+        start = args.offset - first * sto.CHUNK
+        data = b"".join(chunks)[start : start + max(0, end - args.offset)]
+        return sto.Content(data=data, info=row.told(owner, args.path))
 
     def tell_read(self, process: Process, found: Iterable[tuple[str, str, int]]) -> None:
         """A process hears of what is in these versions, as (owner, path, version)."""
@@ -328,7 +312,7 @@ class Storage:
 
     # --- owners -----------------------------------------------------------------------------------
 
-    def share(self, call: Call, args: sto.Share) -> None:
+    async def share(self, call: Call, args: sto.Share) -> Done:
         owner = self._owner(call, args.owner)
         if args.prefix:
             check_path(args.prefix)
@@ -338,7 +322,8 @@ class Storage:
             self.shares.give(cat.txn, owner, args)
 
         size = 0 if args.mode == "none" else ENTRY
-        self.write({}, do, lambda _: call.done(Done()), call.fail, call, size)
+        await self.write({}, do, call, size)
+        return Done()
 
     def list_shares(self, call: Call, args: sto.Shares) -> list[sto.Grant]:
         owner = self._owner(call, args.owner)

@@ -17,6 +17,7 @@ from aios.syscalls.errors import (
 )
 
 from ..entry.trap import Call
+from ..lib.task import background
 from ..lib.trees import check_tree, in_tree
 from ..process import Process
 from .catalog import ENTRY, KEY, Catalog, Held
@@ -60,8 +61,8 @@ class Uploads:
         mine = found is not None and (found.pid, found.owner) == (process.pid, owner)
         return found if mine else None
 
-    def append(self, call: Call, args: sto.Upload) -> None:
-        """The call ends when all chunks that the piece makes whole are durable."""
+    async def append(self, call: Call, args: sto.Upload) -> sto.Uploaded:
+        """Return when all chunks that the piece makes whole are durable."""
         owner, _ = self.storage.reachable(call, args.owner, "write")
         upload = self.find(call.process, owner, args.upload)
         if upload is None:
@@ -71,12 +72,11 @@ class Uploads:
         upload.size += len(args.data)
         upload.rest += args.data
         reply = sto.Uploaded(upload=upload.id, size=upload.size)
-        if len(upload.rest) < sto.CHUNK:
-            call.done(reply)
-        else:
-            self._hold(call, upload, reply)
+        if len(upload.rest) >= sto.CHUNK:
+            await self._hold(call, upload)
+        return reply
 
-    def _hold(self, call: Call, upload: Upload, reply: sto.Uploaded) -> None:
+    async def _hold(self, call: Call, upload: Upload) -> None:
         data = bytes(upload.rest[: sto.CHUNK])
         del upload.rest[: sto.CHUNK]
         held = Held(upload.owner, self.storage.key(upload.owner, data), len(data))
@@ -85,16 +85,13 @@ class Uploads:
         def hold(cat: Catalog) -> None:
             cat.hold(upload.id, index, held)
 
-        def is_held(_: None) -> None:
-            if upload.id not in self.rows:  # it has ended meanwhile
-                self.release(upload)
-            call.done(reply)
-
-        def failed(error: AiosError) -> None:
+        try:
+            await self.storage.write({held.chunk: data}, hold, call, ENTRY)
+        except AiosError:
             self.release(upload)
-            call.fail(error)
-
-        self.storage.write({held.chunk: data}, hold, is_held, failed, call, ENTRY)
+            raise
+        if upload.id not in self.rows:  # it has ended meanwhile
+            self.release(upload)
 
     def _begin(self, process: Process, owner: str, args: sto.Upload) -> Upload:
         if args.upload is not None:
@@ -112,7 +109,7 @@ class Uploads:
 
     def release(self, upload: Upload) -> None:
         self.rows.pop(upload.id, None)
-        self.storage.write({}, lambda cat: cat.release(upload.id), lambda _: None, _left)
+        background(self.storage.write({}, lambda cat: cat.release(upload.id)), _left)
 
     def ended(self, process: Process) -> None:
         """What it has not put goes with it."""

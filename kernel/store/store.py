@@ -38,6 +38,7 @@ from aios.syscalls.errors import (
 )
 
 from ..lib.encryption import Checked, Keeper
+from ..lib.task import Wait, background
 from .file_space import GROUP, Room
 from .transaction import Txn
 
@@ -54,8 +55,7 @@ _decode = msgspec.msgpack.Decoder().decode
 
 class Job(msgspec.Struct):
     do: Callable[[Txn], Any]
-    then: Callable[[Any], None]
-    fail: Callable[[AiosError], None]
+    end: Wait[Any]
     size: int
     once: bytes | None
     result: Any = None
@@ -161,26 +161,27 @@ class Store:
             return do(Txn(self.env, txn, self.tables, self.keeper))
 
     def write(
-        self, do: Callable[[Txn], Any], then: Callable[[Any], None],
-        fail: Callable[[AiosError], None], *, size: int = 0, once: tuple[int, int] | None = None,
-    ) -> None:  # fmt: skip
-        """Have `do` run in the writer's thread; when what it put is on disk, `then` hears its
-        result in the loop. What `do` raises undoes it, and `fail` hears of it. It may
-        run twice: when one of its group fails the commit, each is tried by itself.
+        self, do: Callable[[Txn], Any], *, size: int = 0, once: tuple[int, int] | None = None
+    ) -> Wait[Any]:
+        """Have `do` run in the writer's thread; its result comes when all that it put is on disk.
+        An error that it raises undoes it. It may run twice: when one of its group fails the
+        commit, each is tried by itself.
 
         `size`: bytes of the values that it puts, 0 if it makes room. `once`: the pid and the id of
-        the call that this is; should the same call come again, `then` hears the first result, which
+        the call that this is; should the same call come again, it gets the first result, which
         has to be plain.
         """
         if once is not None:
             self.callers.add(once[0])
-        self.jobs.put(Job(do, then, fail, size, None if once is None else CALL.pack(*once)))
+        end = Wait[Any](shielded=True)
+        self.jobs.put(Job(do, end, size, None if once is None else CALL.pack(*once)))
+        return end
 
     def forget(self, pid: int) -> None:
         """That caller has ended, and sends no call again."""
         if pid in self.callers:
             self.callers.remove(pid)
-            self.write(partial(_forget, pid), lambda _: None, _not_forgotten)
+            background(self.write(partial(_forget, pid)), _not_forgotten)
 
     @contextmanager
     def backup(self, target: Path) -> Iterator[Txn]:
@@ -346,11 +347,10 @@ class NoStore:
     def read(self, do: Callable[[Txn], Any]) -> Any:
         raise self.error
 
-    def write(
-        self, do: Callable[[Txn], Any], then: Callable[[Any], None],
-        fail: Callable[[AiosError], None], **_options: Any,
-    ) -> None:  # fmt: skip
-        fail(self.error)
+    def write(self, do: Callable[[Txn], Any], **_options: Any) -> Wait[Any]:
+        end = Wait[Any]()
+        end.fail(self.error)
+        return end
 
     def forget(self, pid: int) -> None:
         pass
@@ -365,9 +365,9 @@ class NoStore:
 def _tell(group: list[Job]) -> None:
     for job in group:
         if job.error is not None:
-            job.fail(job.error)
+            job.end.fail(job.error)
         else:
-            job.then(job.result)
+            job.end.done(job.result)
 
 
 def _forget(pid: int, txn: Txn) -> None:

@@ -1,4 +1,4 @@
-"""Handlers that wait, as coroutines, each resumed by the one thing that it waits for.
+"""Work that waits, as coroutines, each resumed by the one thing that it waits for.
 
 There is no queue of tasks: whoever ends a Wait resumes its coroutine at once, in the kernel's loop.
 """
@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Generic, TypeVar
 
 from aios.syscalls.errors import AiosError, Internal
 
 T = TypeVar("T")
-Work = Coroutine["Wait[Any]", None, T]
 
 
 class Wait(Generic[T]):
@@ -62,14 +61,15 @@ class Wait(Generic[T]):
 
 
 class Task:
-    """A coroutine on its way; in the end `done` gets what it returns, or `fail` what it raises."""
+    """A coroutine on its way, or a Wait; in the end `done` gets its result, or `fail` what it
+    raises."""
 
     __slots__ = ("done", "fail", "is_running", "is_stopped", "wait", "work")
 
     def __init__(
-        self, work: Work[T], done: Callable[[T], object], fail: Callable[[AiosError], object]
+        self, work: Awaitable[T], done: Callable[[T], object], fail: Callable[[AiosError], object]
     ) -> None:
-        self.work, self.done, self.fail = work, done, fail
+        self.work, self.done, self.fail = work.__await__(), done, fail
         self.wait: Wait[Any] | None = None
         self.is_running = self.is_stopped = False
 
@@ -101,6 +101,6 @@ class Task:
         self.work.close()
 
 
-def background(work: Work[object], fail: Callable[[AiosError], object]) -> None:
+def background(work: Awaitable[object], fail: Callable[[AiosError], object]) -> None:
     """Run what no call waits for; `fail` hears what it raises."""
     Task(work, lambda _: None, fail).go_on()
