@@ -1,8 +1,7 @@
 """The SDK above the system calls."""
 
+from aios.agents.runtime.agent import Agent
+from aios.agents.sdk.aios import Aios, Context, Generation, connect
 from aios.syscalls.errors import AiosError
-
-from .agent import Agent
-from .sdk import Aios, Context, Generation, connect
 
 __all__ = ["Agent", "Aios", "AiosError", "Context", "Generation", "connect"]

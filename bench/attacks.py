@@ -37,7 +37,7 @@ from typing import Any
 import psutil
 
 from aios.agents import Aios, connect
-from aios.agents.client import Pending
+from aios.agents.sdk.connection import Pending
 from aios.kernel.audit.read import Filter, entries, last
 from aios.kernel.audit.segment import HASH, LENGTH
 from aios.kernel.lib.patterns import STARS, matches

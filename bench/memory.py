@@ -20,7 +20,7 @@ from typing import Any
 import lmdb
 
 from aios.agents import Aios, connect
-from aios.agents.client import Pending
+from aios.agents.sdk.connection import Pending
 from aios.kernel.lib.encryption import CRC
 
 from .common import Progress, system

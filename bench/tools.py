@@ -15,7 +15,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 from aios.agents import Aios, connect
-from aios.agents.tool_calls import ToolTalk
+from aios.agents.reasoning.tool_dialogue import ToolTalk
 from aios.agents.tools.time import now
 from aios.syscalls.tool import Spec
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from aios.agents import Agent, AiosError
-from aios.agents.react import Limits, ReAct
+from aios.agents.reasoning import Limits, ReAct
 
 SQL = "You ask a database. Its tables: {}."
 TEXTS = "You search texts."

@@ -10,7 +10,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from aios.agents import Aios, connect
-from aios.agents.runner import registered
+from aios.agents.runtime.runner import registered
 from aios.syscalls.errors import AiosError
 from aios.syscalls.home import default_home
 

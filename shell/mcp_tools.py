@@ -22,9 +22,9 @@ from mcp.server.mcpserver.exceptions import ResourceError, ToolError
 from mcp_types import ToolAnnotations
 
 from aios.agents import connect
-from aios.agents.awaited import AwaitedCalls
-from aios.agents.declared import declared_name
-from aios.agents.runner import registered
+from aios.agents.runtime.runner import registered
+from aios.agents.sdk.async_calls import AwaitedCalls
+from aios.agents.sdk.declared import declared_name
 from aios.syscalls import VERSION
 from aios.syscalls import mem as m
 from aios.syscalls import messages as t

@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from aios.agents import Aios, connect
-from aios.agents.runner import registered
+from aios.agents.runtime.runner import registered
 from aios.syscalls.errors import ProcessGone, TimedOut
 from aios.syscalls.messages import Exited, Limits, Reach, Spawn
 

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from aios.agents import Aios, connect
-from aios.agents.client import Pending
+from aios.agents.sdk.connection import Pending
 from aios.syscalls.acc import Question
 from aios.syscalls.errors import AiosError, NotFound, TimedOut
 

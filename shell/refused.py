@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from aios.agents.client import Pending
+from aios.agents.sdk.connection import Pending
 
 from .escape import shown
 

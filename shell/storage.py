@@ -11,7 +11,7 @@ import msgspec
 from rich.filesize import decimal
 
 from aios.agents import Aios, connect
-from aios.agents.client import Pending
+from aios.agents.sdk.connection import Pending
 from aios.syscalls import sto as s
 
 from . import render

@@ -13,7 +13,7 @@ import msgspec
 from rich.progress import BarColumn, Progress
 
 from aios.agents import Aios, connect
-from aios.agents.calling import absent
+from aios.agents.sdk.tools import absent
 from aios.syscalls.errors import BadInput
 from aios.syscalls.tool import CallTool, Spec, ToolProgress
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from aios.agents import Agent, Aios, AiosError
-from aios.agents.tool import Running, tool
+from aios.agents.tools import Running, tool
 
 # A colour, a title, a link, a cleared screen, a cursor elsewhere; the same in C1; directions, no
 # width, private, separators; and markup.

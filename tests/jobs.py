@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from aios.agents import Aios
-from aios.agents.tool import Running
+from aios.agents.tools import Running
 
 FOLDER = "tooltest"  # in storage
 NO_KERNEL = cast(Running, None)  # for tools that do not ask for a Running

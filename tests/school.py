@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from aios.agents.tool import tool
+from aios.agents.tools import tool
 
 Whole = Annotated[int, Meta(ge=-1000, le=1000)]
 

@@ -9,7 +9,7 @@ import jsonschema
 from jobs import NO_KERNEL
 
 from aios.agents import tools
-from aios.agents.tool import Running, load_tools
+from aios.agents.runtime.tool import Running, load_tools
 
 BOXES = sorted(Path(tools.__path__[0]).glob("[a-z]*.py"))
 ALL = {tool.name: tool for box in BOXES for tool in load_tools(str(box))}

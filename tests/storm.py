@@ -6,7 +6,7 @@ import ctypes
 import time
 from typing import Any
 
-from aios.agents.tool import Tool, tool
+from aios.agents.runtime.tool import Tool, tool
 
 
 def act(how: str, number: int) -> int:

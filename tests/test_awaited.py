@@ -11,7 +11,7 @@ from conftest import Boot
 from helpers import kill_kernel
 
 from aios.agents import Aios, connect
-from aios.agents.awaited import AwaitedCalls
+from aios.agents.sdk.async_calls import AwaitedCalls
 from aios.syscalls import messages as t
 from aios.syscalls.errors import Cancelled, KernelGone, NotFound
 

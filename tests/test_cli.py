@@ -24,7 +24,7 @@ from commands import AIOS, LIMIT, answer, environment, line_of, run, started
 from conftest import eventually
 
 from aios.agents import Aios, connect
-from aios.agents.runner import registered
+from aios.agents.runtime.runner import registered
 from aios.shell.cli import cli, execute
 from aios.shell.launch import System
 from aios.shell.logs import LOG_FILES, agent_log

@@ -13,7 +13,7 @@ from commands import run as command
 from conftest import eventually
 
 from aios.agents import Aios, connect
-from aios.agents.runner import load, registered, resolve
+from aios.agents.runtime.runner import load, registered, resolve
 from aios.examples.summarize import WORKERS
 from aios.shell.launch import System
 from aios.syscalls.messages import Event, Exited

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from llama_cpp import llama_grammar
 from models import merges
 
-from aios.agents.tool_calls import BARE, TAGS, Form
+from aios.agents.reasoning.tool_dialogue import BARE, TAGS, Form
 from aios.kernel.config import embedded_model
 from aios.kernel.core.grammar import Grammars, to_lark
 from aios.kernel.core.llama import LlamaEngine

@@ -22,14 +22,15 @@ LEVELS = (
     "access", "tools", "config", "init", "core", "memory", "loop", "index", "llm", "gateway",
     "processes", "handlers", "hello", "ledger", "boot", "__main__", "__init__",
 )  # fmt: skip
+SDK_LEVELS = ("sdk", "runtime", "tools", "mcp", "reasoning", "__init__")  # as are those of agents/
 HOMES = {
     "llama_cpp": {f"kernel/core/{name}.py" for name in ("llama", "gguf", "sampler", "encoder")},
     "llguidance": {"kernel/core/grammar.py", "kernel/core/trial.py", "kernel/index/embedder.py"},
     "lmdb": {f"kernel/store/{name}.py" for name in ("store", "probe", "file_space", "transaction")}
     | {"bench/memory.py"},
     "mcp": {
-        "agents/mcp_connection.py",
-        "agents/mcp_transport.py",
+        "agents/mcp/connection.py",
+        "agents/mcp/transport.py",
         "shell/mcp_server.py",
         "shell/mcp_tools.py",
     },
@@ -52,7 +53,7 @@ HOMES = {
         "kernel/core/__main__.py",
         "kernel/index/__main__.py",
         "kernel/gateway/__main__.py",
-        "agents/client.py",
+        "agents/sdk/connection.py",
         "bench/syscall.py",  # the raw echo that system calls are compared with
     },
 }
@@ -109,11 +110,12 @@ def test_imports_point_one_way(package: str) -> None:
         assert used <= ALLOWED[package], f"{path} imports {used - ALLOWED[package]}"
 
 
-def test_each_package_of_the_kernel_imports_those_below_it_alone() -> None:
-    for path in sources("kernel"):
-        own = path.relative_to(ROOT / "kernel").parts[0].removesuffix(".py")
-        names = [name.split(".") for name in imports(path) if name.startswith("aios.kernel.")]
-        above = {name[2] for name in names if LEVELS.index(name[2]) > LEVELS.index(own)}
+@pytest.mark.parametrize(("top", "levels"), [("kernel", LEVELS), ("agents", SDK_LEVELS)])
+def test_each_package_imports_those_below_it_alone(top: str, levels: tuple[str, ...]) -> None:
+    for path in sources(top):
+        own = path.relative_to(ROOT / top).parts[0].removesuffix(".py")
+        names = [name.split(".") for name in imports(path) if name.startswith(f"aios.{top}.")]
+        above = {name[2] for name in names if levels.index(name[2]) > levels.index(own)}
         assert not above, f"{path} imports {above}"
 
 

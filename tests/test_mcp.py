@@ -24,7 +24,7 @@ from commands import answer, run
 from conftest import eventually, run_system
 
 from aios.agents import Aios, connect
-from aios.agents.tool_calls import chosen
+from aios.agents.reasoning.tool_dialogue import chosen
 from aios.kernel.init.outputs import HOLE, LOG_BYTES, PIECE
 from aios.kernel.tools.mcp_config import servers
 from aios.syscalls.errors import (

@@ -13,8 +13,9 @@ import psutil
 import pytest
 from msgspec import structs
 
-from aios.agents import mcp_connection, mcp_transport
-from aios.agents.mcp_connection import McpConnection, connected
+from aios.agents.mcp import connection as mcp_connection
+from aios.agents.mcp import transport as mcp_transport
+from aios.agents.mcp.connection import McpConnection, connected
 from aios.syscalls.errors import ToolArguments, ToolCrashed, ToolFailed
 from aios.syscalls.tool import McpServer
 

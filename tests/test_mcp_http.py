@@ -17,8 +17,8 @@ from commands import line_of, started
 from conftest import Boot, eventually
 
 from aios.agents import Aios, connect
-from aios.agents.mcp_connection import connected
-from aios.agents.mcp_transport import LONGEST
+from aios.agents.mcp.connection import connected
+from aios.agents.mcp.transport import LONGEST
 from aios.shell.launch import System
 from aios.syscalls.errors import AiosError, ToolCrashed, ToolFailed, ToolUnknown
 from aios.syscalls.tool import McpServer

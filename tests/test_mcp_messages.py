@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mcp_types import JSONRPCError, JSONRPCResponse
 
-from aios.agents.mcp_messages import (
+from aios.agents.mcp.messages import (
     TOOLS,
     BadMessage,
     mend_result,

@@ -17,8 +17,8 @@ from school import add, capital, divide, note, story
 from test_tool_calls import drawn
 
 from aios.agents import Aios, connect
-from aios.agents.plan import Plan, Step, check, grammar
-from aios.agents.planner import End, Planner
+from aios.agents.reasoning.plan import Plan, Step, check, grammar
+from aios.agents.reasoning.planner import End, Planner
 from aios.shell.launch import System
 from aios.syscalls.errors import BadInput, TooBig
 from aios.syscalls.tool import Spec
@@ -210,8 +210,8 @@ def test_agents_are_steps_as_well(aios: Aios, program: Any) -> None:
 RIGHTS = {"allow": ["tool", "mem", "llm"]}
 RESUME = """
 import msgspec
-from aios.agents.plan import Plan
-from aios.agents.planner import End, Planner
+from aios.agents.reasoning.plan import Plan
+from aios.agents.reasoning.planner import End, Planner
 names = ["school.note", "school.wait_for", "school.stall", "school.divide"]
 ends = Planner(aios, only=names).execute(msgspec.convert(task, Plan), "resumed")
 return {id: end.state for id, end in ends.items()}

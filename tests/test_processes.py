@@ -16,7 +16,7 @@ from conftest import Boot, core_stopped, eventually
 from helpers import end, row, running, script
 
 from aios.agents import Aios, connect
-from aios.agents.declared import declared_name
+from aios.agents.sdk.declared import declared_name
 from aios.shell.launch import System
 from aios.syscalls.errors import (
     NoProgram,

@@ -13,8 +13,8 @@ import pytest
 from conftest import EMBEDDED, eventually, run_system
 
 from aios.agents import Aios, connect
-from aios.agents.react import REPEATED, Limits, Outcome, ReAct, Step
-from aios.agents.tool_calls import Choice, Said, ToolCallRequest, chosen
+from aios.agents.reasoning.react import REPEATED, Limits, Outcome, ReAct, Step
+from aios.agents.reasoning.tool_dialogue import Choice, Said, ToolCallRequest, chosen
 from aios.shell.launch import System
 from aios.syscalls.errors import AiosError, ContextFull, LimitReached, NotFound, ToolFailed
 from aios.syscalls.tool import Spec, ToolResult, Tools
@@ -160,7 +160,7 @@ def test_a_long_result_is_cut_and_all_of_it_is_in_storage(aios: Aios) -> None:
 
 def test_who_may_not_store_a_long_result_reads_how_it_begins(aios: Aios, program: Any) -> None:
     asks = program(
-        "from aios.agents.react import Limits, ReAct\n"
+        "from aios.agents.reasoning import Limits, ReAct\n"
         "limits = Limits(steps=1, shown=100, answer=64)\n"
         "fixed = {'school.story': {'words': 600}}\n"
         "agent = ReAct(aios, only=[*fixed], fixed=fixed, must_call=True, limits=limits)\n"
@@ -245,7 +245,7 @@ def test_a_tool_that_is_not_granted_is_not_said_to_be_missing(
     aios: Aios, program: Callable[[str], str]
 ) -> None:
     asks = program(
-        "from aios.agents.tool_calls import chosen\n"
+        "from aios.agents.reasoning.tool_dialogue import chosen\n"
         "found = [spec.name for spec in chosen(aios, ['school.add'])]\n"
         "for name in ('school.note', 'nosuch.add'):\n"
         "    try:\n        chosen(aios, [name])\n"

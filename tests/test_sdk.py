@@ -13,7 +13,7 @@ import pytest
 from conftest import eventually
 
 from aios.agents import Aios, connect
-from aios.agents.client import Pending
+from aios.agents.sdk.connection import Pending
 from aios.shell.launch import System
 from aios.syscalls.errors import BadInput, KernelGone
 

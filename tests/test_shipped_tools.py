@@ -24,7 +24,7 @@ from test_sql import duckdb_file, sqlite_file
 from web_pages import web_pages
 
 from aios.agents import Aios, connect
-from aios.agents.tool import Tool, load_tools
+from aios.agents.runtime.tool import Tool, load_tools
 from aios.syscalls.errors import AiosError, NotFound, ToolArguments, ToolCrashed, ToolFailed
 
 # --- all of them ----------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from aios.agents import strict_json
+from aios.agents.sdk import strict_json
 from aios.kernel.core.grammar import Grammars
 from aios.syscalls.messages import Decoding
 

@@ -10,7 +10,7 @@ from unittest.mock import Mock
 import msgspec
 import pytest
 
-from aios.agents import sdk
+from aios.agents.sdk import aios as sdk
 from aios.kernel.access.gate import Gate
 from aios.kernel.handlers import HANDLERS
 from aios.kernel.process import ProcessTable
@@ -20,7 +20,7 @@ from aios.syscalls.messages import Limits
 from aios.syscalls.table import ROWS, TABLE, Row
 
 ROOT = Path(__file__).parent.parent
-STUB_IN_CLIENT = "hello"  # part of connecting: agents/client.py
+STUB_IN_CLIENT = "hello"  # part of connecting: agents/sdk/connection.py
 
 
 def stubs() -> list[str]:
@@ -71,7 +71,7 @@ def test_each_call_has_a_handler_that_takes_its_arguments() -> None:
 
 def test_each_call_has_one_stub() -> None:
     assert sorted(stubs()) == sorted(set(TABLE) - {STUB_IN_CLIENT})
-    assert '"hello"' in (ROOT / "agents/client.py").read_text()
+    assert '"hello"' in (ROOT / "agents/sdk/connection.py").read_text()
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)

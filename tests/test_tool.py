@@ -15,8 +15,8 @@ import msgspec
 import pytest
 from msgspec import Meta
 
-from aios.agents.sdk import Aios
-from aios.agents.tool import Running, load_tools, tool
+from aios.agents.runtime.tool import Running, load_tools, tool
+from aios.agents.sdk.aios import Aios
 from aios.syscalls.errors import NoProgram, ToolArguments, ToolFailed
 
 
@@ -316,7 +316,7 @@ def test_what_the_kernel_would_refuse_is_refused_here(given: dict[str, Any]) -> 
 FILE = """
 from __future__ import annotations
 from dataclasses import dataclass
-from aios.agents.tool import Running, tool
+from aios.agents.tools import Running, tool
 from aios.agents.tools.time import now  # another's: not offered here
 
 @dataclass
@@ -345,7 +345,7 @@ def test_a_file_s_own_tools_are_loaded_in_order(tmp_path: Path) -> None:
 LATER = """
 from __future__ import annotations
 import msgspec
-from aios.agents.tool import tool
+from aios.agents.tools import tool
 
 class Inner(msgspec.Struct):
     {name}: int

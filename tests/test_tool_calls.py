@@ -19,8 +19,8 @@ from school import add, capital, divide, story
 from test_grammar import BYTES, END, takes
 
 from aios.agents import Aios, connect
-from aios.agents.schemas import STRING, narrowed
-from aios.agents.tool_calls import BARE, TAGS, ToolTalk, bound, signature
+from aios.agents.reasoning.schemas import STRING, narrowed
+from aios.agents.reasoning.tool_dialogue import BARE, TAGS, ToolTalk, bound, signature
 from aios.shell.launch import System
 from aios.syscalls.errors import BadGrammar, BadInput, NotJson, TooBig
 from aios.syscalls.messages import Decoding

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jobs import NO_KERNEL
 from msgspec import Meta
 
-from aios.agents.tool import Tool, tool
+from aios.agents.runtime.tool import Tool, tool
 from aios.syscalls.errors import ToolArguments
 
 

@@ -36,7 +36,7 @@ from aios.syscalls.table import TABLE
 
 FRESH = """
 import os
-from aios.agents.tool import tool
+from aios.agents.tools import tool
 CALLS = []
 
 @tool(name="fresh")
@@ -417,7 +417,7 @@ def test_a_reach_that_is_too_much_is_refused(aios: Aios, program: Any, tmp_path:
 # --- a toolbox that changes under a running system ------------------------------------------------
 
 NOTES = """
-from aios.agents.tool import tool
+from aios.agents.tools import tool
 
 @tool(name="notes.version")
 def version() -> int:
@@ -518,7 +518,7 @@ def test_what_was_interrupted_is_unknown_and_never_done_again(boot: Boot, tmp_pa
 SLOW = """
 import time
 from pathlib import Path
-from aios.agents.tool import tool
+from aios.agents.tools import tool
 Path({begun!r}).touch()
 while not Path({go!r}).exists():
     time.sleep(0.01)

@@ -37,7 +37,7 @@ from probes.attacks import TABLES
 from probes.base import call as linux
 
 from aios.agents import Aios, connect
-from aios.agents.client import Pending
+from aios.agents.sdk.connection import Pending
 from aios.kernel.audit.read import Filter, entries
 from aios.kernel.sandbox import seccomp
 from aios.kernel.sandbox.cgroup import places
@@ -603,7 +603,7 @@ def test_of_what_it_does_not_reach_spawn_says_the_same(
 
 SHARED_TOOL = """
 import helper
-from aios.agents.tool import tool
+from aios.agents.tools import tool
 
 
 @tool

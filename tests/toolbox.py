@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from aios.agents.tool import Running, tool
+from aios.agents.tools import Running, tool
 
 POISON: list[int] = []
 

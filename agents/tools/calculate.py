@@ -20,7 +20,7 @@ import sympy
 from msgspec import Meta
 from sympy.polys.polyerrors import BasePolynomialError
 
-from aios.agents.tool import tool
+from aios.agents.runtime.tool import tool
 from aios.syscalls.errors import ToolFailed
 
 BITS = 200_000  # of a number

@@ -16,7 +16,7 @@ from urllib.parse import quote, urljoin, urlsplit
 import msgspec
 from msgspec import Meta
 
-from aios.agents.tool import tool
+from aios.agents.runtime.tool import tool
 from aios.syscalls.errors import ToolFailed
 
 # An agent has no UDP: with this the C library asks name servers by TCP. It looks once, so early.

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from aios.agents.tool import Running, tool
+from aios.agents.runtime.tool import Running, tool
 from aios.syscalls.errors import ToolFailed
 
 MAX_BYTES = 32 << 20  # of a file

@@ -11,8 +11,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from aios.agents.printed import Printed
-from aios.agents.tool import tool
+from aios.agents.runtime.printed import Printed
+from aios.agents.runtime.tool import tool
 from aios.syscalls.errors import ToolFailed
 
 SHOWN = 20_000  # characters of what it prints, and of its value

@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from aios.agents.tool import Running, tool
+from aios.agents.runtime.tool import Running, tool
 
 
 class Found(msgspec.Struct):

@@ -13,7 +13,7 @@ from typing import IO, Annotated
 import msgspec
 from msgspec import Meta
 
-from aios.agents.tool import tool
+from aios.agents.runtime.tool import tool
 from aios.syscalls.errors import ToolFailed
 
 SHOWN = 20_000  # bytes of what it prints

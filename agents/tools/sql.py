@@ -19,7 +19,7 @@ import duckdb
 import msgspec
 from msgspec import Meta
 
-from aios.agents.tool import Running, tool
+from aios.agents.runtime.tool import Running, tool
 from aios.syscalls.errors import ToolFailed
 
 SECONDS = 20.0  # that a query may take

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import msgspec
 from msgspec import Meta
 
-from aios.agents.tool import tool
+from aios.agents.runtime.tool import tool
 from aios.syscalls.errors import ToolFailed
 
 Zone = Annotated[str, Meta(max_length=64, description='as in "Europe/Lisbon"')]

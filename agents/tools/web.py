@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 import msgspec
 from msgspec import Meta
 
-from aios.agents.tool import Running, tool
+from aios.agents.runtime.tool import Running, tool
 from aios.agents.tools.http import get
 from aios.syscalls.errors import ToolFailed
 

@@ -61,7 +61,7 @@ from .protocol import (
 )
 from .sandbox_host import Warden
 
-RUNNER = "aios.agents.runner"  # by name: the kernel knows the SDK only as a program to run
+RUNNER = "aios.agents.runtime.runner"  # by name: the kernel knows the SDK only as a program to run
 OF_AGENT, SPARE = 4, 64  # descriptors that init holds for an agent; that it has besides
 BACKOFF, LONGEST_BACKOFF, HEALTHY = 0.05, 5.0, 10.0  # seconds
 CRASHES = 3  # of a kernel by itself, one soon after the other, until its journal is set aside

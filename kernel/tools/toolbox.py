@@ -18,7 +18,7 @@ from ..rules import check_rules
 from ..sandbox.walls import beside, shown
 
 # By name: the kernel knows the SDK only as programs to run.
-WORKER, MCP_WORKER = "aios.agents.worker", "aios.agents.mcp_client"
+WORKER, MCP_WORKER = "aios.agents.runtime.worker", "aios.agents.mcp.worker"
 MCP = "mcp"  # the program of a box that is an MCP server
 
 

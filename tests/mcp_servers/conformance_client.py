@@ -7,7 +7,7 @@ import asyncio
 import sys
 from typing import Any
 
-from aios.agents.mcp_connection import connected
+from aios.agents.mcp.connection import connected
 from aios.syscalls.tool import McpServer
 
 VALUES = {"number": 2, "integer": 2, "string": "a", "boolean": True}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from probes.base import Probe, Targets, append, did, planted, read, refused_before
 
-from aios.agents import client as sdk
+from aios.agents.sdk import connection as sdk
 
 
 def by_symlink(t: Targets) -> bytes:

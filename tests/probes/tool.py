@@ -9,7 +9,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).parent.parent))
 from probes.attacks import attack
 
-from aios.agents.tool import Running, tool
+from aios.agents.tools import Running, tool
 
 
 @tool(name="probes", timeout=120)

@@ -15,6 +15,9 @@ from typing import Any, Literal
 
 from msgspec import structs
 
+from aios.agents.sdk import strict_json
+from aios.agents.sdk.aios import Aios
+from aios.agents.sdk.tools import absent
 from aios.syscalls.errors import (
     BadInput,
     Denied,
@@ -32,10 +35,7 @@ from aios.syscalls.errors import (
 from aios.syscalls.messages import GRAMMAR
 from aios.syscalls.tool import Spec
 
-from . import strict_json
-from .calling import absent
 from .schemas import narrowed
-from .sdk import Aios
 
 Choice = Literal["auto", "call", "answer"]
 Message = dict[str, str]

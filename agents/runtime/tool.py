@@ -1,6 +1,6 @@
 """Tools: a function with type hints becomes one that models can call.
 
-from aios.agents.tool import tool
+from aios.agents.tools import tool
 
 @tool
 def dice(sides: int = 6) -> int:
@@ -33,10 +33,9 @@ from typing import Annotated, Any, Literal, Protocol, overload
 
 import msgspec
 
+from aios.agents.sdk.aios import Aios
 from aios.syscalls import tool as t
 from aios.syscalls.errors import NoProgram, ToolArguments, ToolFailed
-
-from .sdk import Aios
 
 MAX_DEPTH = 32  # of what a tool returns; the kernel passes on no more
 SHOWN = 2000  # characters of a schema in an error

@@ -21,7 +21,7 @@ from mcp_types import JSONRPCNotification, JSONRPCRequest, JSONRPCResponse
 from aios.syscalls.home import CERTIFICATES
 from aios.syscalls.tool import McpServer
 
-from .mcp_messages import (
+from .messages import (
     SHOWN,
     BadMessage,
     answers,

@@ -26,13 +26,13 @@ from msgspec import ValidationError, convert, msgpack, to_builtins
 from pydantic import ValidationError as NotMcp
 from referencing.exceptions import Unresolvable
 
+from aios.agents.runtime.tool import MAX_DEPTH, check_plain
 from aios.syscalls import VERSION
 from aios.syscalls.errors import AiosError, ToolArguments, ToolCrashed, ToolFailed
 from aios.syscalls.tool import McpServer, Spec
 
-from .mcp_messages import SHOWN, TOOLS, mend_result, validator_of, why_none
-from .mcp_transport import ANSWER_TIMEOUT_S, say, transport
-from .tool import MAX_DEPTH, check_plain
+from .messages import SHOWN, TOOLS, mend_result, validator_of, why_none
+from .transport import ANSWER_TIMEOUT_S, say, transport
 
 AFTER_CANCEL_S = 10.0  # that a server has to answer after it was told to drop a call
 CALL = 86_400.0  # a call's own limit is the kernel's

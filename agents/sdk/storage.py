@@ -13,7 +13,7 @@ from aios.syscalls import sto as s
 from aios.syscalls.errors import BadInput, UploadGone
 
 from .calls import Calls, several
-from .client import Pending
+from .connection import Pending
 
 PIECE = 56 * 1024  # bytes of a content that one call takes
 AHEAD = 8  # pieces on their way

@@ -1,6 +1,6 @@
 """Plans carried out: what may run at once does, and what was done stays done.
 
-from aios.agents.planner import Planner
+from aios.agents.reasoning import Planner
 
 ends = Planner(aios, only=["sql.query", "files.write"]).run("Count the orders; write it down.")
 
@@ -17,15 +17,15 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
+from aios.agents.sdk.aios import Aios
+from aios.agents.sdk.connection import Pending
+from aios.agents.sdk.tools import ToolCall
 from aios.syscalls.errors import BadInput, NoProgram, ProcessGone, ToolUnknown
 from aios.syscalls.messages import Exited
 from aios.syscalls.tool import Spec
 
-from .calling import ToolCall
-from .client import Pending
 from .plan import Plan, Step, check, grammar
-from .sdk import Aios
-from .tool_calls import MENDABLE, chosen, signature
+from .tool_dialogue import MENDABLE, chosen, signature
 
 SPACE = "plan"  # of the agent's memory
 SYSTEM = """\

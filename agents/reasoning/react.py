@@ -1,6 +1,6 @@
 """A ReAct agent: a model that thinks, calls tools, reads what they return, and answers.
 
-from aios.agents.react import ReAct
+from aios.agents.reasoning import ReAct
 
 outcome = ReAct(aios).run("How many seconds are there in three days?")
 print(outcome.answer)
@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Literal
 
+from aios.agents.sdk.aios import Aios, Context
+from aios.agents.sdk.tools import ToolCall
 from aios.syscalls.errors import AiosError, ContextFull, LimitReached, NotFound, NotJson
 from aios.syscalls.messages import Result
 from aios.syscalls.tool import ToolResult
 
-from .calling import ToolCall
-from .sdk import Aios, Context
-from .tool_calls import (
+from .tool_dialogue import (
     MENDABLE,
     Choice,
     Example,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
-from .sdk import Aios
+from aios.agents.sdk.aios import Aios
 
 
 class Agent(ABC):

@@ -12,7 +12,7 @@ from aios.syscalls import tool as m
 from aios.syscalls.errors import AiosError, Denied, NotFound, ToolFailed
 
 from .calls import Calls
-from .client import Pending
+from .connection import Pending
 
 BATCH = 48 << 10  # bytes of tools that are offered in one call
 

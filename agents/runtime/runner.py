@@ -17,10 +17,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
+from aios.agents.sdk.aios import Aios, connect
 from aios.syscalls.errors import AiosError, KernelGone, NoProgram
 
 from .agent import Agent
-from .sdk import Aios, connect
 
 REGISTRY = "aios.examples"  # a bare name is a module in here
 

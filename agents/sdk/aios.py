@@ -24,12 +24,12 @@ from aios.syscalls.wire import Receipt
 
 from . import strict_json
 from .access import AccessCalls
-from .calling import ToolCalls
 from .calls import several
-from .client import Pending, kernel_elsewhere, named_address, say_hello
+from .connection import Pending, kernel_elsewhere, named_address, say_hello
 from .declared import declared_name
 from .memory import MemoryCalls
 from .storage import StorageCalls
+from .tools import ToolCalls
 
 FAREWELL_S = 2.0  # that the kernel has to take note of a client's end
 

@@ -11,7 +11,7 @@ import msgspec
 from aios.syscalls import messages as t
 from aios.syscalls.errors import KernelGone
 
-from .client import Connection, Pending
+from .connection import Connection, Pending
 
 R = TypeVar("R")
 

@@ -1,7 +1,7 @@
 """Plans: a task becomes a graph of steps, which are tools to call and agents to start.
 
 A step's arguments may refer to what others return: {"result_of": "s1", "at": ["rows", 0]}. It
-starts when all that it waits for has ended. agents/planner.py carries plans out.
+starts when all that it waits for has ended. agents/reasoning/planner.py carries plans out.
 """
 
 from __future__ import annotations

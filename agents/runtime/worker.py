@@ -10,10 +10,10 @@ from typing import Any
 
 import msgspec
 
-from aios.agents.agent import Agent
-from aios.agents.printed import Printed
-from aios.agents.sdk import Aios
-from aios.agents.tool import Tool, load_tools
+from aios.agents.runtime.agent import Agent
+from aios.agents.runtime.printed import Printed
+from aios.agents.runtime.tool import Tool, load_tools
+from aios.agents.sdk.aios import Aios
 from aios.syscalls.errors import AiosError, NoProgram, NotFound, ToolArguments, ToolFailed
 from aios.syscalls.tool import Job
 

@@ -11,8 +11,8 @@ import msgspec
 
 from aios.syscalls.errors import AiosError, KernelGone, TimedOut
 
-from .client import Pending
-from .sdk import Aios
+from .aios import Aios
+from .connection import Pending
 
 R = TypeVar("R")
 

@@ -12,12 +12,12 @@ from typing import Any
 
 from msgspec import convert
 
-from aios.agents.agent import Agent
-from aios.agents.awaited import AwaitedCalls
-from aios.agents.mcp_connection import McpConnection, connected, leaf
-from aios.agents.mcp_transport import NAMES_BY_TCP
-from aios.agents.sdk import Aios
-from aios.agents.worker import reply
+from aios.agents.mcp.connection import McpConnection, connected, leaf
+from aios.agents.mcp.transport import NAMES_BY_TCP
+from aios.agents.runtime.agent import Agent
+from aios.agents.runtime.worker import reply
+from aios.agents.sdk.aios import Aios
+from aios.agents.sdk.async_calls import AwaitedCalls
 from aios.syscalls.errors import AiosError, KernelGone, ToolArguments, ToolCrashed
 from aios.syscalls.tool import Job, McpServer
 

@@ -1,0 +1,1 @@
+"""The programs that init starts, and the base classes of what they run: agents and tools."""

@@ -1,0 +1,1 @@
+"""A client of the kernel: every system call as a typed method."""
