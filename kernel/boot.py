@@ -34,6 +34,7 @@ from .journal import Journal
 from .ledger.ledger import Ledger
 from .lib.encryption import Checked, Seal
 from .lib.patterns import quoted
+from .lib.task import Wait
 from .llm.contexts import ContextManager
 from .llm.core_client import CORE_KEY, CoreLink
 from .llm.generations import Generations
@@ -155,7 +156,7 @@ class Kernel:
         )  # fmt: skip
         self.trap = Trap(
             self.table, handlers(self), loop.send, self.greeter.hello, self.gate,
-            self.questions.hold, ledger, self.audit, self.lifecycle.settle,
+            self.questions.ask, ledger, self.audit, self.lifecycle.settle,
         )  # fmt: skip
 
     def _connect(self) -> None:
@@ -306,7 +307,7 @@ class Kernel:
             case Refused():
                 self.lifecycle.refused(frame)
             case WindUp():
-                self.wind_up(lambda: None)
+                self.wind_up()
 
     def _note(self, what: str, pid: int, detail: dict[str, Any]) -> None:
         process = self.table.rows.get(pid)
@@ -315,23 +316,25 @@ class Kernel:
         note = self.audit.kept_out if what == "process.refused" else self.audit.note
         note(what, pid, principal, said)
 
-    def wind_up(self, then: Callable[[], None]) -> None:
+    def wind_up(self) -> Wait[None]:
         """End every agent; then answer whoever asked for it, and end."""
+        end = Wait[None]()
 
         def empty() -> None:
             self.lifecycle.on_empty = None
-            then()
+            end.done(None)
             for process in list(self.table.live()):
                 self.trap.end_calls(process, Cancelled("the system stops"))
             self.loop.running = False
 
         if self.lifecycle.on_empty is not None:
-            return
+            return end
         self.lifecycle.on_empty = empty
         for process in self.lifecycle.agents_alive():
             self.lifecycle.terminate(process, "system stops")
         if not self.lifecycle.agents_alive():
-            empty()
+            self.loop.after(0, empty)
+        return end
 
     def check(self) -> list[str]:
         """Every invariant that is broken now, in words; none when all is well."""

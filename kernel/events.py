@@ -20,8 +20,8 @@ class EventLog:
         self.note = note
         self.followers: Followers[frozenset[str]] = Followers()
 
-    def follow(self, call: Call, kinds: list[str]) -> None:
-        self.followers.add(call, frozenset(kinds))
+    async def follow(self, call: Call, kinds: list[str]) -> Any:
+        await self.followers.follow(call, frozenset(kinds))
 
     def publish(self, kind: str, what: str, pid: int = 0, **detail: Any) -> None:
         if kind != "generation":

@@ -1,6 +1,6 @@
-"""One function a system call: it unpacks, and delegates to the manager whose call it is.
+"""Which part of the kernel serves which system call.
 
-A handler returns the body of the final reply, when the reply comes later.
+A handler returns the body of the final reply; or, where that comes later, a coroutine or a Wait.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from aios.syscalls import VERSION, acc, mem, retrieval, sto, tool, wire
+from aios.syscalls import VERSION, acc, retrieval, sto, tool, wire
 from aios.syscalls import messages as t
 from aios.syscalls.errors import BadInput
-from aios.syscalls.table import ROWS
 
 from .core.protocol import Encode
 from .entry.trap import Call, Handler
@@ -27,9 +26,83 @@ if TYPE_CHECKING:
     from .boot import Kernel
 
 
-def handlers(kernel: Kernel) -> dict[str, Handler]:
-    """The handlers by the name of their call, bound to `kernel`."""
-    return {name: partial(handle, kernel) for name, handle in HANDLERS.items()}
+def handlers(k: Kernel) -> dict[str, Handler]:
+    """Return who serves which call: the manager whose call it is, or a function below that unpacks
+    what that does not know as a call."""
+    return {
+        "call.cancel": partial(call_cancel, k),
+        "proc.spawn": k.lifecycle.spawn,
+        "proc.exit": partial(proc_exit, k),
+        "proc.wait": partial(proc_wait, k),
+        "proc.kill": partial(proc_kill, k),
+        "proc.nice": partial(proc_nice, k),
+        "proc.limits": partial(proc_limits, k),
+        "proc.ps": partial(proc_ps, k),
+        "proc.whoami": partial(proc_whoami, k),
+        "proc.log": partial(proc_log, k),
+        "llm.open": partial(llm_open, k),
+        "llm.append": k.generations.append,
+        "llm.generate": k.generations.generate,
+        "llm.tokenize": partial(llm_tokenize, k),
+        "llm.detokenize": partial(llm_detokenize, k),
+        "llm.fork": partial(llm_fork, k),
+        "llm.checkpoint": partial(llm_checkpoint, k),
+        "llm.rollback": partial(llm_rollback, k),
+        "llm.contexts": partial(llm_contexts, k),
+        "llm.close": partial(llm_close, k),
+        "msg.send": partial(msg_send, k),
+        "msg.recv": partial(msg_recv, k),
+        "mem.put": k.memory.put,
+        "mem.get": k.memory.get,
+        "mem.delete": k.memory.delete,
+        "mem.scan": k.memory.scan,
+        "mem.clear": k.memory.clear,
+        "mem.spaces": k.memory.spaces,
+        "mem.keep": k.memory.keep,
+        "mem.log": k.interactions.read,
+        "sto.put": partial(sto_put, k),
+        "sto.batch": partial(sto_batch, k),
+        "sto.upload": k.storage.uploads.append,
+        "sto.get": k.storage.get,
+        "sto.list": k.storage.objects,
+        "sto.history": k.storage.history,
+        "sto.delete": partial(sto_delete, k),
+        "sto.rollback": k.storage.rollback,
+        "sto.purge": k.storage.purge,
+        "sto.share": k.storage.share,
+        "sto.shares": k.storage.list_shares,
+        "sto.owners": k.storage.owners,
+        "sto.watch": k.storage.watch,
+        "sto.verify": partial(sto_verify, k),
+        "sto.compact": partial(sto_compact, k),
+        "sto.backup": partial(sto_backup, k),
+        "sto.search": partial(sto_search, k),
+        "sto.index": partial(sto_index, k),
+        "sto.reindex": partial(sto_reindex, k),
+        "tool.list": partial(tool_list, k),
+        "tool.call": k.tools.call,
+        "tool.offer": partial(tool_offer, k),
+        "tool.serve": k.tools.serve,
+        "tool.progress": partial(tool_progress, k),
+        "tool.done": partial(tool_done, k),
+        "acc.groups": partial(acc_groups, k),
+        "acc.set": partial(acc_set, k),
+        "acc.grant": partial(acc_grant, k),
+        "acc.revoke": partial(acc_revoke, k),
+        "acc.grants": partial(acc_grants, k),
+        "acc.check": partial(acc_check, k),
+        "acc.ask": partial(acc_ask, k),
+        "acc.answer": k.questions.answer,
+        "key.allow": partial(key_allow, k),
+        "key.remove": partial(key_remove, k),
+        "key.list": partial(key_list, k),
+        "kernel.status": partial(kernel_status, k),
+        "kernel.stats": partial(kernel_stats, k),
+        "kernel.events": partial(kernel_events, k),
+        "kernel.policy": partial(kernel_policy, k),
+        "kernel.check": partial(kernel_check, k),
+        "kernel.stop": partial(kernel_stop, k),
+    }
 
 
 def _target(k: Kernel, call: Call, pid: int | None) -> Process:
@@ -42,10 +115,6 @@ def call_cancel(k: Kernel, call: Call, args: t.Cancel) -> t.Cancelled:
         return t.Cancelled(found=False)
     other.cancel()
     return t.Cancelled(found=True)
-
-
-def proc_spawn(k: Kernel, call: Call, args: t.Spawn) -> None:
-    k.lifecycle.spawn(call, args)
 
 
 def proc_exit(k: Kernel, call: Call, args: t.Exit) -> t.Done:
@@ -138,14 +207,6 @@ def llm_contexts(k: Kernel, call: Call, args: t.Empty) -> list[t.ContextInfo]:
     return [context.info() for context in k.contexts.visible(call.process)]
 
 
-def llm_append(k: Kernel, call: Call, args: t.Append) -> Any:
-    return k.generations.append(call, args)
-
-
-def llm_generate(k: Kernel, call: Call, args: t.Generate) -> Any:
-    return k.generations.generate(call, args)
-
-
 async def llm_tokenize(k: Kernel, call: Call, args: t.Tokenize) -> t.Tokens:
     if (args.text is None) == (args.messages is None):
         raise BadInput("give text or messages, one of them")
@@ -177,38 +238,6 @@ def msg_recv(k: Kernel, call: Call, args: t.Recv) -> Any:
     return k.mailroom.receive(call, args.sender, args.timeout)
 
 
-def mem_put(k: Kernel, call: Call, args: mem.Put) -> Any:
-    return k.memory.put(call, args)
-
-
-def mem_get(k: Kernel, call: Call, args: mem.Get) -> Any:
-    return k.memory.get(call, args)
-
-
-def mem_delete(k: Kernel, call: Call, args: mem.Delete) -> Any:
-    return k.memory.delete(call, args)
-
-
-def mem_scan(k: Kernel, call: Call, args: mem.Scan) -> Any:
-    return k.memory.scan(call, args)
-
-
-def mem_clear(k: Kernel, call: Call, args: mem.Clear) -> Any:
-    return k.memory.clear(call, args)
-
-
-def mem_spaces(k: Kernel, call: Call, args: mem.Spaces) -> Any:
-    return k.memory.spaces(call, args)
-
-
-def mem_keep(k: Kernel, call: Call, args: mem.Keep) -> Any:
-    return k.memory.keep(call, args)
-
-
-def mem_log(k: Kernel, call: Call, args: mem.Interactions) -> Any:
-    return k.interactions.read(call, args)
-
-
 def sto_put(k: Kernel, call: Call, args: sto.Put) -> Any:
     change = sto.Change(
         path=args.path, data=args.data, upload=args.upload, tags=args.tags, media=args.media,
@@ -221,49 +250,9 @@ def sto_batch(k: Kernel, call: Call, args: sto.Batch) -> Any:
     return k.storage.change(call, args.owner, args.changes)
 
 
-def sto_upload(k: Kernel, call: Call, args: sto.Upload) -> Any:
-    return k.storage.uploads.append(call, args)
-
-
-def sto_get(k: Kernel, call: Call, args: sto.Get) -> Any:
-    return k.storage.get(call, args)
-
-
-def sto_list(k: Kernel, call: Call, args: sto.List) -> sto.Listed:
-    return k.storage.objects(call, args)
-
-
-def sto_history(k: Kernel, call: Call, args: sto.History) -> list[sto.Version]:
-    return k.storage.history(call, args)
-
-
 def sto_delete(k: Kernel, call: Call, args: sto.Delete) -> Any:
     change = sto.Change(args.path, delete=True, if_version=args.if_version)
     return k.storage.change_one(call, args.owner, change)
-
-
-def sto_rollback(k: Kernel, call: Call, args: sto.Restore) -> Any:
-    return k.storage.rollback(call, args)
-
-
-def sto_purge(k: Kernel, call: Call, args: sto.Purge) -> Any:
-    return k.storage.purge(call, args)
-
-
-def sto_share(k: Kernel, call: Call, args: sto.Share) -> Any:
-    return k.storage.share(call, args)
-
-
-def sto_shares(k: Kernel, call: Call, args: sto.Shares) -> list[sto.Grant]:
-    return k.storage.list_shares(call, args)
-
-
-def sto_owners(k: Kernel, call: Call, args: sto.Owners) -> sto.Holdings:
-    return k.storage.owners(call, args)
-
-
-def sto_watch(k: Kernel, call: Call, args: sto.Watch) -> None:
-    k.storage.watch(call, args)
 
 
 def sto_verify(k: Kernel, call: Call, args: sto.Verify) -> Any:
@@ -292,21 +281,13 @@ def sto_reindex(k: Kernel, call: Call, args: retrieval.Reindex) -> t.Done:
     return t.Done()
 
 
-def tool_list(k: Kernel, call: Call, args: t.Empty) -> None:
-    k.tools.tell(call)
-
-
-def tool_call(k: Kernel, call: Call, args: tool.CallTool) -> None:
-    k.tools.call(call, args)
+def tool_list(k: Kernel, call: Call, args: t.Empty) -> Any:
+    return k.tools.tell(call)
 
 
 def tool_offer(k: Kernel, call: Call, args: tool.Offer) -> t.Done:
     k.tools.offer(call.process, args)
     return t.Done()
-
-
-def tool_serve(k: Kernel, call: Call, args: tool.Serve) -> None:
-    k.tools.serve(call, args)
 
 
 def tool_progress(k: Kernel, call: Call, args: tool.JobProgress) -> t.Done:
@@ -345,12 +326,8 @@ def acc_check(k: Kernel, call: Call, args: acc.Check) -> acc.Verdict:
     return k.gate.explain(call.process, args)
 
 
-def acc_ask(k: Kernel, call: Call, args: acc.Questions) -> None:
-    k.questions.follow(call)
-
-
-def acc_answer(k: Kernel, call: Call, args: acc.Answer) -> t.Done:
-    return k.questions.answer(call, args)
+def acc_ask(k: Kernel, call: Call, args: acc.Questions) -> Any:
+    return k.questions.follow(call)
 
 
 def key_allow(k: Kernel, call: Call, args: acc.KeyAllow) -> t.Done:
@@ -423,8 +400,8 @@ def kernel_stats(k: Kernel, call: Call, args: t.Empty) -> t.Stats:
     )
 
 
-def kernel_events(k: Kernel, call: Call, args: t.Events) -> None:
-    k.events.follow(call, list(args.kinds))
+def kernel_events(k: Kernel, call: Call, args: t.Events) -> Any:
+    return k.events.follow(call, list(args.kinds))
 
 
 def kernel_policy(k: Kernel, call: Call, args: t.SetPolicy) -> t.Policy:
@@ -439,10 +416,6 @@ def kernel_check(k: Kernel, call: Call, args: t.Empty) -> t.CheckReport:
     return t.CheckReport(problems=k.check())
 
 
-def kernel_stop(k: Kernel, call: Call, args: t.Empty) -> None:
-    k.wind_up(lambda: call.done(t.Done()))
-
-
-HANDLERS: dict[str, Any] = {
-    row.name: globals()[row.name.replace(".", "_")] for row in ROWS if row.name != "hello"
-}
+async def kernel_stop(k: Kernel, call: Call, args: t.Empty) -> t.Done:
+    await k.wind_up()
+    return t.Done()

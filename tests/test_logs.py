@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from aios.kernel.lib.task import Task
 from aios.kernel.process import Process, ProcessTable
 from aios.kernel.processes.agent_logs import LOOKS, READERS, Logs
 from aios.syscalls.errors import LimitReached
@@ -25,12 +26,14 @@ class Call:
     """As much of a system call as the logs use."""
 
     process: Process
-    parts: list[LogPart] = field(default_factory=list)
-    on_end: Any = None
+    ends: list[Any] = field(default_factory=list)
 
-    def done(self, part: LogPart) -> None:
-        self.parts.append(part)
-        self.on_end()
+    def read(self, logs: Logs, pid: int, wait_s: float = 9.0) -> Task:
+        """Run it; what it ends with is in `ends`."""
+        work = logs.read(self, pid, 0, wait_s)  # type: ignore[arg-type]
+        task = Task(work, self.ends.append, self.ends.append)
+        task.go_on()
+        return task
 
 
 @pytest.fixture
@@ -62,15 +65,16 @@ def test_a_turn_has_a_bound_and_all_are_answered(
         reader = table.add("agent", f"r{number}", 0, 0, Limits(), 0.0)
         for _ in range(READERS):
             calls.append(Call(reader))
-            assert logs.read(calls[-1], (said, silent)[number % 2].pid, 0, 9.0) is None  # type: ignore[arg-type]
+            calls[-1].read(logs, (said, silent)[number % 2].pid)
+    assert not any(call.ends for call in calls)
     logs.path(said.pid).write_bytes(b"said")
     for _ in range(len(calls) // LOOKS):
         looks.clear()
         logs.look()
         assert len(looks) == LOOKS
-    answered = [call for call in calls if call.parts]
+    answered = [call for call in calls if call.ends]
     assert len(answered) == len(calls) // 2
-    assert all(call.parts[0].data == b"said" for call in answered)
+    assert all(call.ends[0].data == b"said" for call in answered)
     assert len(logs.readers) == len(calls) // 2
 
 
@@ -79,12 +83,14 @@ def test_one_process_waits_with_so_many_calls_and_no_more(
 ) -> None:
     logs = Logs(tmp_path, table, lambda *_: Timer())
     one, other = (table.add("agent", name, 0, 0, Limits(), 0.0) for name in "ab")
-    waiting = [Call(one) for _ in range(READERS)]
-    for call in waiting:
-        assert logs.read(call, other.pid, 0, 9.0) is None  # type: ignore[arg-type]
-    with pytest.raises(LimitReached, match="wait for logs"):
-        logs.read(Call(one), other.pid, 0, 9.0)  # type: ignore[arg-type]
-    assert logs.read(Call(one), other.pid, 0, 0.0) == LogPart(b"", 0, ended=False)  # type: ignore[arg-type]
-    assert logs.read(Call(other), other.pid, 0, 9.0) is None  # type: ignore[arg-type]
-    waiting[0].on_end()
-    assert logs.read(Call(one), other.pid, 0, 9.0) is None  # type: ignore[arg-type]
+    mine, theirs = Call(one), Call(other)
+    waiting = [mine.read(logs, other.pid) for _ in range(READERS)]
+    assert mine.ends == []
+    mine.read(logs, other.pid)
+    assert isinstance(mine.ends.pop(), LimitReached)
+    mine.read(logs, other.pid, 0.0)
+    assert mine.ends.pop() == LogPart(b"", 0, ended=False)
+    theirs.read(logs, other.pid)
+    waiting[0].stop()
+    mine.read(logs, other.pid)
+    assert (mine.ends, theirs.ends) == ([], [])

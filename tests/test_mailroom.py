@@ -23,7 +23,7 @@ from aios.kernel.ledger.ledger import Ledger
 from aios.kernel.process import Process, ProcessTable
 from aios.kernel.processes.mailbox import Mailroom
 from aios.syscalls import wire
-from aios.syscalls.errors import Cancelled, LimitReached, ProcessGone
+from aios.syscalls.errors import Cancelled, LimitReached
 from aios.syscalls.messages import Limits
 from aios.syscalls.table import TABLE
 
@@ -56,7 +56,7 @@ class Office:
         self.ledger = Ledger(journal, audit, self.sent, lambda _frame: None)
         accounts = Accounts(self.folder / "policy.json", self.table, self.ledger.note_grant)
         gate = Gate(self.table, accounts, lambda *_: False)
-        ask = Questions(gate, 60.0, self.after).hold
+        ask = Questions(gate, 60.0, self.after).ask
         self.trap = Trap(self.table, {}, self.sent, lambda *_: None, gate, ask, self.ledger, audit)
         self.mailroom = Mailroom(self.after, self.table.is_alive, self.ledger.note_mail)
 
@@ -79,9 +79,7 @@ class Office:
         self.last += 1
         session = Session(b"%d" % process.pid, process.pid, process)
         call = Call(self.trap, session, process, self.last, TABLE["msg.recv"])
-        mail = self.mailroom.receive(call, sender, timeout)
-        if mail is not None:
-            call.done(mail)
+        call.run(self.mailroom.receive(call, sender, timeout))
         return call
 
     def body(self, call: Call) -> Any:
@@ -260,7 +258,7 @@ def test_nobody_waits_for_a_process_that_has_ended(office: Office) -> None:
     office.mailroom.ended(writer)
     assert (before.ended, anyone.ended) == (True, False)
     assert office.replies[before.id][1]["code"] == "process.gone"
-    with pytest.raises(ProcessGone):
-        office.receive(reader, sender=writer.pid)
+    late = office.receive(reader, sender=writer.pid)
+    assert office.replies[late.id][1]["code"] == "process.gone"
     office.mailroom.send(other, reader, "still")
     assert office.replies[anyone.id][1]["body"] == "still"

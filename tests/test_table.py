@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import ast
 import inspect
+from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import msgspec
 import pytest
+from turns import Turns
 
 from aios.agents.sdk import aios as sdk
 from aios.kernel.access.gate import Gate
-from aios.kernel.handlers import HANDLERS
 from aios.kernel.process import ProcessTable
-from aios.syscalls import errors, messages, sto, wire
+from aios.syscalls import errors, sto, wire
 from aios.syscalls.document import document
 from aios.syscalls.messages import Limits
 from aios.syscalls.table import ROWS, TABLE, Row
@@ -60,13 +62,15 @@ def test_a_row_is_complete(row: Row) -> None:
         msgspec.convert({"no such field": 1}, row.args)
 
 
-def test_each_call_has_a_handler_that_takes_its_arguments() -> None:
-    assert set(HANDLERS) == set(TABLE) - {"hello"}  # hello makes the process that others act for
-    for name, handle in HANDLERS.items():
-        wanted = inspect.signature(handle).parameters["args"].annotation
-        args = TABLE[name].args
-        module = "t" if args.__module__ == messages.__name__ else args.__module__.split(".")[-1]
-        assert wanted == f"{module}.{args.__name__}"
+def test_each_call_has_a_handler_that_takes_its_arguments(tmp_path: Path) -> None:
+    turns = Turns(tmp_path)
+    served = turns.kernel.trap.handlers
+    assert set(served) == set(TABLE) - {"hello"}  # hello makes the process that others act for
+    for name, handle in served.items():
+        does: Any = handle.func if isinstance(handle, partial) else handle
+        wanted = inspect.signature(does).parameters["args"].annotation
+        assert eval(wanted, does.__globals__) is TABLE[name].args, name
+    turns.close()
 
 
 def test_each_call_has_one_stub() -> None:

@@ -8,14 +8,16 @@ import heapq
 import itertools
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
+from unittest.mock import Mock
 
 import msgspec
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from aios.kernel.lib.task import Task
 from aios.kernel.process import Process, ProcessTable
 from aios.kernel.tools.jobs import JobRow
 from aios.kernel.tools.manager import Tools
@@ -72,8 +74,7 @@ class Call:
         self.process, self.args, self.id = process, args, next(Call.count)
         self.pieces: list[m.Job] = []
         self.ends: list[Any] = []
-        self.on_end: Callable[[], None] | None = None
-        self.on_cancel: Callable[[], None] | None = None
+        self.task: Task | None = None
 
     @property
     def ended(self) -> bool:
@@ -86,14 +87,19 @@ class Call:
     def done(self, body: Any) -> None:
         if not self.ended:
             self.ends.append(body)
-            if self.on_end is not None:
-                self.on_end()
+            if self.task is not None:
+                self.task.stop()
 
     fail = done
 
+    def run(self, work: Awaitable[Any]) -> None:
+        self.task = Task(work, self.done, self.fail)
+        self.task.go_on()
+
     def cancel(self) -> None:
-        if self.on_cancel is not None:
-            self.on_cancel()
+        wait = None if self.task is None else self.task.wait
+        if wait is not None and wait.cancel is not None:
+            wait.cancel()
         else:
             self.fail(Cancelled("cancelled"))
 
@@ -179,10 +185,7 @@ class World(RuleBasedStateMachine):
     def _call(self, call: Call) -> None:
         self.calls.append(call)
         assert call.args is not None
-        try:
-            self.tools.call(call, call.args)  # type: ignore[arg-type]
-        except NotFound as error:
-            call.fail(error)
+        call.run(self.tools.call(call, call.args))  # type: ignore[arg-type]
 
     @rule()
     def a_file_changes(self) -> None:
@@ -192,7 +195,7 @@ class World(RuleBasedStateMachine):
     def list_(self, who: int) -> None:
         call = Call(self.callers[who])
         self.calls.append(call)
-        self.tools.tell(call)  # type: ignore[arg-type]
+        call.run(self.tools.tell(call))  # type: ignore[arg-type]
 
     @precondition(lambda self: self.calls)
     @rule(data=st.data())
@@ -221,7 +224,7 @@ class World(RuleBasedStateMachine):
     def _say_serve(self, process: Process, at_once: int) -> None:
         call = Call(process)
         self._hear()
-        self.tools.serve(call, m.Serve(at_once=at_once))  # type: ignore[arg-type]
+        call.run(self.tools.serve(call, m.Serve(at_once=at_once)))  # type: ignore[arg-type]
         if process.pid in self.serving:
             assert self.serving[process.pid].ended
         self.serving[process.pid], self.heard[process.pid] = call, 0
@@ -343,16 +346,18 @@ class World(RuleBasedStateMachine):
         assert rows == effects
         self.journal.clear()
         self.serving.clear()
+        dead = self.tools  # whose coroutines Python closes some time
+        dead.note, dead.starter, dead.after = Mock(), Mock(), Mock()
         calls, self.calls = [call for call in self.calls if not call.ended], []
         self._boot()
         self.tools.recover([process for process in self.table.live() if process.tool])
         for call in calls:
-            call.on_end = None
+            call.task = None
             if call.id in rows:
                 call.fail(ToolUnknown("the kernel died"))
             elif call.args is None:
                 self.calls.append(call)
-                self.tools.tell(call)  # type: ignore[arg-type]
+                call.run(self.tools.tell(call))  # type: ignore[arg-type]
             else:
                 self._call(call)
 

@@ -7,7 +7,7 @@ until their time is over: whoever follows them reads each, and cancelling is qui
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from aios.syscalls.rules import OBJECTS, PATTERN_CHARACTERS, Rule
 
 from ..entry.followers import Followers
 from ..entry.trap import Call
+from ..lib.task import Wait
 from ..lib.trees import Trees, check_tree, root
 from ..rules import Passed, in_words
 from .gate import Gate
@@ -34,13 +35,13 @@ _patterns = msgspec.msgpack.Decoder(list[str]).decode
 
 @dataclass
 class Held:
-    """A call that waits for the answer; `go_on` runs it, about the objects that were shown. The
-    question waits as bytes: as objects it may take seventy times the room."""
+    """A call that waits for the answer, which are the objects that were shown. The question waits
+    as bytes: as objects it may take seventy times the room."""
 
     call: Call
     told: msgspec.Raw  # the question
     on: bytes  # patterns for what is asked
-    go_on: Callable[[Sequence[str]], None]
+    answer: Wait[Sequence[str]]
     timer: Any
 
     @property
@@ -60,11 +61,11 @@ class Questions:
         self.unanswered = Trees()
         self.followers: Followers[None] = Followers()
 
-    def hold(
-        self, call: Call, args: Message, passed: Passed, go_on: Callable[[Sequence[str]], None]
-    ) -> int:
-        """Ask, with all that the call was given, and end it or let it go on by the answer. Return
-        the bytes that are kept for it.
+    def ask(
+        self, call: Call, args: Message, passed: Passed
+    ) -> tuple[int, Awaitable[Sequence[str]]]:
+        """Ask, with all that the call was given. Return the bytes that are kept for it, and the
+        answer: the objects that were shown, or Denied raised.
 
         Raises:
             LimitReached: its tree of agents has too many questions unanswered.
@@ -82,23 +83,29 @@ class Questions:
         )  # fmt: skip
         on = _encode(list(dict.fromkeys(request.pattern for request in passed.asked)))
         timer = self.after(self.timeout, partial(self._late, self.last, who))
-        held = self.held[self.last] = Held(call, msgspec.Raw(_encode(question)), on, go_on, timer)
-        call.on_end = partial(self.held.pop, self.last)
+        held = self.held[self.last] = Held(call, msgspec.Raw(_encode(question)), on, Wait(), timer)
         for follower, _ in self.followers:
             follower.piece(held.told)
-        return len(held.told) + len(on)
+        return len(held.told) + len(on), self._answer(self.last, held)
+
+    async def _answer(self, number: int, held: Held) -> Sequence[str]:
+        try:
+            return await held.answer
+        finally:
+            del self.held[number]
 
     def _late(self, number: int, who: str) -> None:
         self.unanswered.add(who, -1)
         held = self.held.get(number)
         if held is not None:
             late = f"nobody has answered within {self.timeout:g} s: {held.question.rule}"
-            held.call.fail(Denied(late, "`aios policy ask`"))
+            held.answer.fail(Denied(late, "`aios policy ask`"))
 
-    def follow(self, call: Call) -> None:
-        self.followers.add(call, None)
-        for held in self.held.values():
-            call.piece(held.told)
+    async def follow(self, call: Call) -> Any:
+        with self.followers.following(call, None):
+            for held in self.held.values():
+                call.piece(held.told)
+            await Wait[Any]()
 
     def answer(self, call: Call, args: acc.Answer) -> Done:
         """Raises NotFound where nobody waits for that any more; BadInput where no grant can say
@@ -106,10 +113,10 @@ class Questions:
         held = self.held.get(args.id)
         if held is None:
             raise NotFound(f"no question {args.id} waits", "it was answered, or its time is over")
-        question, asker = held.question, held.call
+        question = held.question
         if args.answer == "deny":
             self._count_as_answered(held)
-            asker.fail(Denied(f"a person denies {question.call}: {question.rule}"))
+            held.answer.fail(Denied(f"a person denies {question.call}: {question.rule}"))
             return Done()
         if args.answer != "once":
             to = question.principal if args.answer == "always" else f"#{question.pid}"
@@ -125,10 +132,7 @@ class Questions:
             words = f"[{in_words(rule)}] [to {to}]"
             call.trap.audit.changed(call.process, call.id, call.row, call.intent, words)
         self._count_as_answered(held)
-        assert asker.on_end is not None
-        asker.on_end()
-        asker.on_end = None
-        held.go_on(question.objects)
+        held.answer.done(question.objects)
         return Done()
 
     def _count_as_answered(self, held: Held) -> None:

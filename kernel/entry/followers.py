@@ -6,11 +6,13 @@ tree of agents OF_TREE.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from aios.syscalls.errors import LimitReached
 
+from ..lib.task import Wait
 from ..lib.trees import check_tree, in_tree
 from .trap import Call
 
@@ -23,8 +25,14 @@ class Followers(Generic[T]):
     def __init__(self) -> None:
         self.entries: dict[int, tuple[Call, T]] = {}
 
-    def add(self, call: Call, about: T) -> None:
-        """Until the call ends. Raises LimitReached for one too many."""
+    async def follow(self, call: Call, about: T) -> Any:
+        """Follow until the call ends."""
+        with self.following(call, about):
+            await Wait[Any]()
+
+    @contextlib.contextmanager
+    def following(self, call: Call, about: T) -> Iterator[None]:
+        """Have the call follow while the block runs. Raises LimitReached for one too many."""
         process = call.process
         if process.kind != "client":
             others = [other.process for other, _ in self.entries.values()]
@@ -35,7 +43,10 @@ class Followers(Generic[T]):
             check_tree(process.principal, following, OF_TREE, "calls that follow", hint)
         key = id(call)
         self.entries[key] = (call, about)
-        call.on_end = lambda: self.entries.pop(key)
+        try:
+            yield
+        finally:
+            del self.entries[key]
 
     def __iter__(self) -> Iterator[tuple[Call, T]]:
         return iter(list(self.entries.values()))

@@ -14,7 +14,6 @@ import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from types import CoroutineType
 from typing import Any, Protocol
 
@@ -71,16 +70,14 @@ class Session:
 
 @dataclass
 class Call:
-    """A system call on its way. `on_end` runs once, whichever way it ends; so does what is behind
-    `finally` in the coroutine that serves it."""
+    """A system call on its way. However it ends, a coroutine that serves it is stopped, and so
+    runs what it has behind `finally`."""
 
     trap: Trap
     session: Session
     process: Process
     id: int
     row: Row
-    on_cancel: Callable[[], None] | None = None  # instead of ending with the error Cancelled
-    on_end: Callable[[], object] | None = None
     task: Task | None = None  # what serves it, where that waits
     pieces: list[Any] = field(default_factory=list)  # sent so far, of a call that has an effect
     detached: bool = False  # its caller has to send it again to hear of it
@@ -138,10 +135,7 @@ class Call:
             self.trap.reply(
                 self.session, self.id, kind, body, durable=self.durable, receipt=receipt
             )
-        tell, self.on_end, self.on_cancel = self.on_end, None, None  # no ring is left for gc
-        if tell is not None:
-            tell()
-        task, self.task = self.task, None
+        task, self.task = self.task, None  # no ring is left for gc
         if task is not None:
             task.stop()
 
@@ -149,8 +143,6 @@ class Call:
         wait = None if self.task is None else self.task.wait
         if wait is not None and wait.cancel is not None:
             wait.cancel()
-        elif self.on_cancel is not None:
-            self.on_cancel()
         else:
             self.fail(Cancelled(f"{self.row.name} was cancelled"))
 
@@ -208,7 +200,7 @@ class Trap:
         send: Callable[[bytes, bytes], None],
         hello: Callable[[Session, Any], Any],
         gate: Gate,
-        ask: Callable[[Call, Message, Passed, Callable[[Sequence[str]], None]], int],
+        ask: Callable[[Call, Message, Passed], tuple[int, Awaitable[Sequence[str]]]],
         ledger: Ledger,
         audit: Recorder,
         settle: Callable[[Process], None] = lambda _: None,
@@ -298,7 +290,8 @@ class Trap:
         session.calls[asked.id] = call
         held = None
         if passed.asked:
-            held = self.ask(call, args, passed, partial(self._go_on, asked, call))
+            held, answer = self.ask(call, args, passed)
+            call.run(self._go_on(asked, call, answer))
         else:
             self._serve(call, args)
         if process.principal and not call.ended:  # what persons have waiting has no bound
@@ -323,21 +316,23 @@ class Trap:
         body = self.handlers[call.row.name](call, args)
         if type(body) in WAITING:
             call.run(body)
-        elif body is not None:  # else the final reply comes later
+        else:
             call.done(body)
 
-    def _go_on(self, asked: Envelope, call: Call, shown: Sequence[str]) -> None:
-        """A person has said yes to what was shown, about these objects. What denies by now wins,
-        and a name may have come to mean something else. The arguments waited as bytes: as objects
-        they may take seventy times the room."""
-        with self._refusing(call.session, lambda: asked):
-            args = arguments(call.row, asked.args)
-            now = self.gate.check(call.process, call.row, args)
-            if now.asked and now.objects != tuple(shown):
-                raise Denied(
-                    f"{call.row.name} is about something else than a person was shown", "call again"
-                )
-            self._serve(call, args)
+    async def _go_on(self, asked: Envelope, call: Call, answer: Awaitable[Sequence[str]]) -> Any:
+        """Serve a call once a person has said yes to what was shown. What denies by then wins, and
+        a name may have come to mean something else. The arguments wait as bytes: as objects they
+        may take seventy times the room."""
+        shown = await answer
+        args = arguments(call.row, asked.args)
+        now = self.gate.check(call.process, call.row, args)
+        if now.asked and now.objects != tuple(shown):
+            raise Denied(
+                f"{call.row.name} is about something else than a person was shown", "call again"
+            )
+        body = self.handlers[call.row.name](call, args)
+        del args
+        return await body if type(body) in WAITING else body
 
     def _hello(self, session: Session, asked: Envelope, row: Row, args: Message) -> None:
         body = self.hello(session, args)

@@ -282,6 +282,8 @@ class Ledger:
         call = trap.detached(row.caller, row.call, "proc.spawn") if known else None
         birth = Birth(process, row.token, row.spawn, call, row.signals, row.greeted)
         self.lifecycle.births[process.pid] = birth
+        if call is not None:
+            call.run(self.lifecycle.reply(birth))
 
     def _take_context(self, ids: list[int], items: list[bytes]) -> None:
         row = read_row(items)

@@ -56,8 +56,26 @@ class Wait(Generic[T]):
         if not self.is_over:
             yield self
         if self.error is not None:
-            raise self.error.with_traceback(None)  # it may be kept, and raised again and again
+            # Whoever keeps the error, and this wait is no other, keeps the frames it was raised in.
+            error, self.error = self.error, None
+            try:
+                raise error.with_traceback(None)
+            finally:
+                del error
         return self.result
+
+
+async def within(
+    wait: Wait[T], seconds: float | None, after: Callable[[float, Callable[[], None]], Any],
+    late: Callable[[], None],
+) -> T:  # fmt: skip
+    """Await it, and have `late` end it in so many seconds; `after` starts a timer."""
+    timer = None if seconds is None else after(seconds, late)
+    try:
+        return await wait
+    finally:
+        if timer is not None:
+            timer.cancel()
 
 
 class Task:
@@ -81,7 +99,7 @@ class Task:
         except StopIteration as end:
             self.done(end.value)
         except AiosError as error:
-            self.fail(error)
+            self.fail(error.with_traceback(None))
         except Exception:  # noqa: BLE001 (a defect of the kernel: its caller is told)
             traceback.print_exc(file=sys.stderr)
             self.fail(Internal("the kernel failed to serve this call"))

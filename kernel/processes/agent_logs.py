@@ -6,18 +6,28 @@ import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from aios.syscalls.errors import AiosError, LimitReached
 from aios.syscalls.messages import LogPart
 
 from ..entry.trap import Call
 from ..init.outputs import LOG_BYTES
+from ..lib.task import Wait, within
 from ..process import ProcessTable
 
 LOG_PART = 32 * 1024  # bytes of a log in one reply
 READERS = 16  # calls of one process that wait for more
 LOOKS = 64  # of them all that are looked after at once
+
+
+class Reader(NamedTuple):
+    """A call that waits for more of a log."""
+
+    pid: int
+    offset: int
+    call: Call
+    wait: Wait[LogPart]
 
 
 class Logs:
@@ -27,48 +37,44 @@ class Logs:
         self, folder: Path, table: ProcessTable, after: Callable[[float, Callable[[], None]], Any]
     ) -> None:
         self.folder, self.table, self.after = folder, table, after
-        self.readers: list[tuple[int, int, Call]] = []  # pid, offset, who waits for more
+        self.readers: list[Reader] = []
 
     def path(self, pid: int) -> Path:
         return self.folder / f"agent-{pid}.log"
 
-    def read(self, call: Call, pid: int, offset: int, wait: float) -> LogPart | None:
-        """A part of a log; None: there is nothing to read yet, and the call waits for it.
+    async def read(self, call: Call, pid: int, offset: int, wait_s: float) -> LogPart:
+        """Return a part of a log; where there is nothing to read yet, wait for it so long.
 
         Raises:
             LimitReached: too many calls of the process wait already.
         """
         part = self._part(pid, offset)
-        if part.data or part.ended or wait == 0:
+        if part.data or part.ended or wait_s == 0:
             return part
-        if sum(other.process is call.process for *_, other in self.readers) >= READERS:
+        if sum(other.call.process is call.process for other in self.readers) >= READERS:
             raise LimitReached(
                 f"{READERS} calls of process {call.process.pid} wait for logs",
                 "wait for one of them, or cancel it",
             )
-        entry = (pid, part.offset, call)
-        self.readers.append(entry)
-        timer = self.after(wait, lambda: call.done(part))
-
-        def stop() -> None:
-            self.readers.remove(entry)
-            timer.cancel()
-
-        call.on_end = stop
-        return None
+        reader = Reader(pid, part.offset, call, Wait())
+        self.readers.append(reader)
+        try:
+            return await within(reader.wait, wait_s, self.after, lambda: reader.wait.done(part))
+        finally:
+            self.readers.remove(reader)
 
     def look(self) -> None:
         """Answer those for whom there is something to read now; of many, some each time."""
         turn, self.readers = self.readers[:LOOKS], self.readers[LOOKS:]
         self.readers += turn
-        for pid, offset, call in turn:
+        for reader in turn:
             try:
-                part = self._part(pid, offset)
+                part = self._part(reader.pid, reader.offset)
             except AiosError as error:
-                call.fail(error)
+                reader.wait.fail(error)
                 continue
             if part.data or part.ended:
-                call.done(part)
+                reader.wait.done(part)
 
     def _part(self, pid: int, offset: int) -> LogPart:
         ended = not self.table.get(pid).alive
@@ -85,7 +91,8 @@ class Logs:
         return LogPart(data=b"", offset=0, ended=ended)
 
     def check(self) -> list[str]:
-        return [f"a log read of call {c.id} is kept" for *_, c in self.readers if c.ended]
+        calls = [reader.call for reader in self.readers]
+        return [f"a log read of call {call.id} is kept" for call in calls if call.ended]
 
 
 def _safe(path: str, flags: int) -> int:

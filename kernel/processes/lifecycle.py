@@ -38,6 +38,7 @@ from ..init.protocol import (
 )
 from ..lib.patterns import check_visible
 from ..lib.sweeper import Sweeper
+from ..lib.task import Wait
 from ..llm.contexts import ContextManager
 from ..llm.generations import Generations
 from ..process import Process, ProcessTable, named_by
@@ -68,6 +69,7 @@ class Birth:
     call: Call | None  # None: its caller has had the reply, or is gone
     signals: list[str] = field(default_factory=list)  # sent before it has an OS pid
     greeted: bool = False
+    told: Wait[Spawned] = field(default_factory=Wait)  # the reply to its caller
 
     def __post_init__(self) -> None:
         """Have the task wait as bytes: as objects it may take seventy times the room."""
@@ -98,7 +100,20 @@ class Lifecycle:
 
     # --- birth ----------------------------------------------------------------------------------
 
-    def spawn(self, call: Call, args: Spawn) -> None:
+    async def spawn(self, call: Call, args: Spawn) -> Spawned:
+        """Begin a process; return when it has an OS process."""
+        birth = self._conceive(call, args)
+        del args  # it waits as bytes
+        self._start(birth)
+        return await self.reply(birth)
+
+    async def reply(self, birth: Birth) -> Spawned:
+        try:
+            return await birth.told
+        finally:
+            birth.process.touch()  # its birth has no caller any more
+
+    def _conceive(self, call: Call, args: Spawn) -> Birth:
         if self.on_empty is not None:
             raise Denied("the system is stopping: nothing new is started")
         if call.process.state == "ending":
@@ -131,8 +146,7 @@ class Lifecycle:
             raise
         birth = Birth(process, secrets.token_bytes(32), args, call)
         self.births[process.pid] = birth
-        call.on_end = process.touch  # its birth has no caller any more
-        self._start(birth)
+        return birth
 
     def start_worker(self, name: str, box: Box, caller: Process | None) -> Process:
         """For a toolbox: it acts in its caller's storage, and ends with it.
@@ -178,8 +192,7 @@ class Lifecycle:
     def born(self, birth: Birth, os_pid: int) -> None:
         process = birth.process
         self.table.bind(process, os_pid)
-        if birth.call is not None:
-            birth.call.done(Spawned(pid=process.pid))
+        birth.told.done(Spawned(pid=process.pid))
         self.events.publish("process", "started", process.pid, os_pid=os_pid)
         for name in birth.signals:
             self.signal(process, name)
@@ -188,8 +201,7 @@ class Lifecycle:
         birth = self.births.pop(frame.key, None)
         if birth is None:  # it was started after all, by a kernel that died of late
             return
-        if birth.call is not None:
-            birth.call.fail(from_wire(frame.error))
+        birth.told.fail(from_wire(frame.error))
         birth.process.reason = f"not started: {from_wire(frame.error).message}"
         self._drop_unstarted(birth.process)
 
@@ -304,8 +316,8 @@ class Lifecycle:
         if session is not None:
             self.trap.close(session)
         birth = self.births.pop(process.pid, None)
-        if birth is not None and birth.call is not None:
-            birth.call.done(Spawned(pid=process.pid))
+        if birth is not None:
+            birth.told.done(Spawned(pid=process.pid))
         self.figures.pop(process.pid, None)
         process.reason = process.reason or reason  # for those who are told
         process.code = process.code if process.reported else code

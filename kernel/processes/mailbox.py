@@ -13,6 +13,7 @@ from aios.syscalls.errors import LimitReached, ProcessGone, TimedOut
 from aios.syscalls.messages import Mail
 
 from ..entry.trap import Call
+from ..lib.task import Wait, within
 from ..lib.trees import Trees, check_tree, root
 from ..process import Letter, Process
 
@@ -42,7 +43,7 @@ class Mailroom:
         self.last = 0
         self.unread: dict[int, int] = {}  # bytes, by number
         self.trees = Trees()  # of them by sender
-        self.waiting: dict[int, deque[tuple[int | None, Call]]] = {}  # pid: (sender, recv call)
+        self.waiting: dict[int, deque[tuple[int | None, Wait[Mail]]]] = {}  # by pid: from whom
 
     def send(self, sender: Process, receiver: Process, body: Any) -> None:
         """Raises LimitReached when the receiver's mailbox is full: try again later."""
@@ -50,11 +51,11 @@ class Mailroom:
             sender=sender.pid, name=sender.name, principal=sender.principal, body=body,
             labels=sorted(sender.marks),
         )  # fmt: skip
-        for wanted, call in self.waiting.get(receiver.pid, ()):
+        for wanted, wait in self.waiting.get(receiver.pid, ()):
             if wanted in (None, sender.pid):
                 self.on_sent(sender, receiver, body)
                 self._hand_out(receiver, mail)
-                call.done(mail)
+                wait.done(mail)
                 return
         limit = receiver.limits.queue
         if limit is not None and len(receiver.mailbox) >= limit:
@@ -81,10 +82,12 @@ class Mailroom:
         self.unread[number] = len(data)
         self.trees.add(letter.principal, len(data))
 
-    def receive(self, call: Call, sender: int | None, timeout: float | None) -> Mail | None:
-        """The oldest message that fits; None: the call waits, and ends by message or timeout.
+    async def receive(self, call: Call, sender: int | None, timeout: float | None) -> Mail:
+        """Return the oldest message that fits, or the next one.
 
-        Raises ProcessGone when it can only come from a process that is not alive.
+        Raises:
+            ProcessGone: it can only come from a process that is not alive.
+            TimedOut: none has come within `timeout` seconds.
         """
         mailbox = call.process.mailbox
         for number, letter in mailbox.items():
@@ -96,21 +99,14 @@ class Mailroom:
         if sender is not None and not self.is_alive(sender):
             raise _gone(sender)
         waiting = self.waiting.setdefault(call.process.pid, deque())
-        entry = (sender, call)
-        waiting.append(entry)
-        timer = (
-            None if timeout is None else self.after(timeout, lambda: call.fail(_timeout(timeout)))
-        )
-
-        def stop() -> None:
-            waiting.remove(entry)
+        wait = Wait[Mail]()
+        waiting.append((sender, wait))
+        try:
+            return await within(wait, timeout, self.after, lambda: wait.fail(_timeout(timeout)))
+        finally:
+            waiting.remove((sender, wait))
             if not waiting:
                 self.waiting.pop(call.process.pid, None)
-            if timer is not None:
-                timer.cancel()
-
-        call.on_end = stop
-        return None
 
     def _hand_out(self, receiver: Process, mail: Mail) -> None:
         receiver.taint(set(mail.labels))
@@ -127,9 +123,9 @@ class Mailroom:
             self._remove(process, number)
         pid = process.pid
         for waiting in list(self.waiting.values()):
-            for wanted, call in list(waiting):
+            for wanted, wait in list(waiting):
                 if wanted == pid:
-                    call.fail(_gone(pid))
+                    wait.fail(_gone(pid))
 
     def check(self, processes: Iterable[Process]) -> list[str]:
         """What is wrong, if anything."""
@@ -148,5 +144,5 @@ def _gone(pid: int) -> ProcessGone:
     )
 
 
-def _timeout(seconds: float) -> TimedOut:
+def _timeout(seconds: float | None) -> TimedOut:
     return TimedOut(f"no message within {seconds:g} s")

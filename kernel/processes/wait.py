@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -11,7 +11,14 @@ from aios.syscalls.errors import AiosError, BadInput, Denied, ProcessGone, Timed
 from aios.syscalls.messages import Exited
 
 from ..entry.trap import Call
+from ..lib.task import Wait, within
 from ..process import Process, ProcessTable
+
+
+class Waiter(NamedTuple):
+    pid: int | None  # None: any child
+    call: Call
+    wait: Wait[Exited]
 
 
 class Waiters:
@@ -22,29 +29,25 @@ class Waiters:
     ) -> None:
         self.table, self.after = table, after
         # By whose end they wait for: a process, or with a minus all children of one.
-        self.waiters: dict[int, dict[int, tuple[int | None, Call]]] = {}
+        self.waiters: dict[int, dict[int, Waiter]] = {}
 
-    def wait(self, call: Call, pid: int | None, timeout: float | None) -> Exited | None:
-        """The end of `pid` or of any child, if one is there; None: the call waits for it."""
+    async def wait(self, call: Call, pid: int | None, timeout: float | None) -> Exited:
+        """Return the end of `pid`, or of any child: the one that is there, or the next.
+
+        Raises:
+            TimedOut: none has come within `timeout` seconds.
+        """
         end = self._end_for(call.process, pid)
         if end is not None:
             return end
-        about, key = -call.process.pid if pid is None else pid, id(call)
-        self.waiters.setdefault(about, {})[key] = (pid, call)
-        timer = None
-        if timeout is not None:
-            error = TimedOut(f"it has not ended within {timeout:g} s")
-            timer = self.after(timeout, lambda: call.fail(error))
-
-        def stop() -> None:
-            del self.waiters[about][key]
+        about, wait = -call.process.pid if pid is None else pid, Wait[Exited]()
+        self.waiters.setdefault(about, {})[id(wait)] = Waiter(pid, call, wait)
+        try:
+            return await within(wait, timeout, self.after, lambda: wait.fail(_timeout(timeout)))
+        finally:
+            del self.waiters[about][id(wait)]
             if not self.waiters[about]:
                 del self.waiters[about]
-            if timer is not None:
-                timer.cancel()
-
-        call.on_end = stop
-        return None
 
     def _end_for(self, caller: Process, pid: int | None) -> Exited | None:
         """What a wait of `caller` gets now. Waiting for any child hands out each child once."""
@@ -70,31 +73,36 @@ class Waiters:
 
     def ended(self, process: Process) -> None:
         """Answer those for whom that is the end they wait for."""
-        self._child_ended([call for _, call in self.waiters.get(-process.parent, {}).values()])
-        for pid, call in [*self.waiters.get(process.pid, {}).values()]:
+        self._child_ended([*self.waiters.get(-process.parent, {}).values()])
+        for waiter in [*self.waiters.get(process.pid, {}).values()]:
             try:
-                end = self._end_for(call.process, pid)
+                end = self._end_for(waiter.call.process, waiter.pid)
             except AiosError as error:
-                call.fail(error)
+                waiter.wait.fail(error)
             else:
-                call.done(end)
+                assert end is not None
+                waiter.wait.done(end)
 
-    def _child_ended(self, waiting: list[Call]) -> None:
+    def _child_ended(self, waiting: list[Waiter]) -> None:
         """Answer some of one process that wait for any child."""
-        for at, call in enumerate(waiting):
+        for at, waiter in enumerate(waiting):
             try:
-                end = self._end_for(call.process, None)
+                end = self._end_for(waiter.call.process, None)
             except AiosError as error:
                 for other in waiting[at:]:
-                    other.fail(error)
+                    other.wait.fail(error)
                 return
             if end is None:
                 return
-            call.done(end)
+            waiter.wait.done(end)
 
     def check(self) -> list[str]:
-        waiting = [call for calls in self.waiters.values() for _, call in calls.values()]
-        return [f"a wait of call {call.id} is kept" for call in waiting if call.ended]
+        calls = [waiter.call for each in self.waiters.values() for waiter in each.values()]
+        return [f"a wait of call {call.id} is kept" for call in calls if call.ended]
+
+
+def _timeout(seconds: float | None) -> TimedOut:
+    return TimedOut(f"it has not ended within {seconds:g} s")
 
 
 def exited(process: Process) -> Exited:

@@ -298,9 +298,9 @@ class Storage:
             raise missing(owner, args.path)
         return versions
 
-    def watch(self, call: Call, args: sto.Watch) -> None:
+    async def watch(self, call: Call, args: sto.Watch) -> Any:
         owner, _ = self.reachable(call, args.owner, "read")
-        self.watchers.add(call, (owner, args.prefix))
+        await self.watchers.follow(call, (owner, args.prefix))
 
     def changes(self, since: int, limit: int = 1000) -> list[tuple[int, str, str]]:
         """(number, owner, path) of what was changed after the change of that number, rising; each

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import msgspec
 
 from aios.syscalls import tool as m
+from aios.syscalls.messages import Done
 
 from ..entry.trap import Call
+from ..lib.task import Wait
 from ..process import Process
 from .toolbox import Box
 
@@ -37,6 +39,7 @@ class Job:
     args: m.CallTool
     tree: str  # of agents, that its caller is in
     round: int  # in which that has this turn
+    end: Wait[m.ToolResult] = field(default_factory=Wait)
     spec: m.Spec | None = None  # these two are set while it runs
     worker: Worker | None = None
     timers: list[Any] = field(default_factory=list)
@@ -57,6 +60,7 @@ class Worker:
     stamp: int  # of the file that it has its tools from
     offered: dict[str, m.Spec] = field(default_factory=dict)
     serve: Call | None = None
+    served: Wait[Done] = field(default_factory=Wait)  # the end of that
     at_once: int = 0  # 0: it has not said yet
     jobs: dict[int, Job] = field(default_factory=dict)
     owed: dict[int, m.Spec] = field(default_factory=dict)  # of jobs that are over, but not for it

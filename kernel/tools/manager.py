@@ -37,6 +37,7 @@ from aios.syscalls.messages import Done
 
 from ..access.gate import Gate
 from ..entry.trap import Call
+from ..lib.task import Wait
 from ..lib.trees import root
 from ..process import Process
 from .jobs import Job, JobRow, Pool, State, Worker
@@ -80,22 +81,26 @@ class Tools:
         self.running: dict[int, Job] = {}
         self.at_work: Counter[str] = Counter()  # jobs that run, by their tools
         self.locks: set[str] = set()  # of those
-        self.listing: list[Call] = []
+        self.listing: list[tuple[Call, Wait[m.Tools]]] = []
         self.looking = self.look_again = False
         self.last = time.time_ns() // 1000  # above those of the kernels before
 
     # --- callers ----------------------------------------------------------------------------------
 
-    def tell(self, call: Call) -> None:
-        """Once each toolbox has said what it serves, or could not be started."""
-        self.listing.append(call)
-        call.on_end = partial(self.listing.remove, call)
+    async def tell(self, call: Call) -> m.Tools:
+        """Tell of all tools, once each toolbox has said what it serves, or could not be started."""
         for state in self.states.values():
             stamp, (when, failed) = state.box.stamp(), state.failed
             state.is_known = state.is_known and state.stamp == stamp
             if stamp != failed or time.monotonic() - when > RETRY:
                 state.error = ""
-        self._look()
+        entry = (call, Wait[m.Tools]())
+        self.listing.append(entry)
+        try:
+            self._look()
+            return await entry[1]
+        finally:
+            self.listing.remove(entry)
 
     def _tell_listing(self) -> None:
         for name, state in self.states.items():
@@ -107,18 +112,18 @@ class Tools:
         if any(not state.is_known and not state.error for state in self.states.values()):
             return
         specs = [spec for state in self.states.values() for spec in (state.specs or {}).values()]
-        for call in self.listing.copy():
+        for call, told in self.listing.copy():
             may = set(self.gate.may_ever(call.process, "tool.call", [s.name for s in specs]))
             tools = [spec for spec in specs if spec.name in may]
-            call.done(m.Tools(tools=tools, boxes=list(self._boxes())))
+            told.done(m.Tools(tools=tools, boxes=list(self._boxes())))
 
     def _boxes(self) -> Iterator[m.Box]:
         for name, state in self.states.items():
             pids = [pid for pid, worker in self.workers.items() if worker.pool.box == name]
             yield m.Box(name=name, tools=len(state.specs or {}), workers=pids, error=state.error)
 
-    def call(self, call: Call, args: m.CallTool) -> None:
-        """Raises NotFound."""
+    async def call(self, call: Call, args: m.CallTool) -> m.ToolResult:
+        """Have a worker do it. Raises NotFound, and what the job ends with."""
         box = args.name.partition(".")[0]
         if box not in self.states:
             raise NotFound(f"no tool {args.name!r}", "`aios tool list` lists them")
@@ -131,10 +136,14 @@ class Tools:
         job = Job(self.last, call, pool, args, tree, turn)
         self.queues.setdefault(pool, {})[job.id] = job
         self.waiting[tree] += 1
-        call.on_end = partial(self._over, job)
-        if args.timeout is not None:
-            job.timers.append(self.after(args.timeout, partial(self._timed_out, job, args.timeout)))
-        self._look_at(job, set())  # those before it wait for what it does not bring
+        try:
+            if args.timeout is not None:
+                late = partial(self._timed_out, job, args.timeout)
+                job.timers.append(self.after(args.timeout, late))
+            self._look_at(job, set())  # those before it wait for what it does not bring
+            return await job.end
+        finally:
+            self._over(job)
 
     # --- jobs -------------------------------------------------------------------------------------
 
@@ -178,7 +187,7 @@ class Tools:
             else:
                 self._run(job, spec, free)
         except AiosError as error:
-            job.call.fail(error)
+            job.end.fail(error)
 
     def _spec(self, job: Job) -> m.Spec | None:
         """None: not yet known. Raises NotFound."""
@@ -223,10 +232,10 @@ class Tools:
         worker.serve.piece(body, durable=spec.effect)
 
     def _timed_out(self, job: Job, seconds: float) -> None:
-        job.call.fail(_broken(job, f"was not done within {seconds:g} s", ToolTimeout))
+        job.end.fail(_broken(job, f"was not done within {seconds:g} s", ToolTimeout))
 
     def _over(self, job: Job) -> None:
-        """Its call has had its final reply, for whatever reason."""
+        """Its call ends, for whatever reason."""
         for timer in job.timers:
             timer.cancel()
         self._unqueue(job)
@@ -330,29 +339,31 @@ class Tools:
         if worker.at_once:
             state.specs = offered
 
-    def serve(self, call: Call, args: m.Serve) -> None:
-        """Raises Denied."""
+    async def serve(self, call: Call, args: m.Serve) -> Done:
+        """Give a worker jobs, until it serves by another call. Raises Denied."""
         worker = self._worker(call.process)
-        box = self.states[worker.pool.box].box
-        before, worker.serve = worker.serve, call
-        if before is not None:
-            before.done(Done())
-
-        def over() -> None:
+        before, worker.serve = worker.served, call
+        cancel = partial(self.starter.end_now, call.process, "serves no more")
+        worker.served = served = Wait[Done](cancel=cancel)
+        before.done(Done())
+        try:
+            if not worker.at_once:
+                self._begins_to_serve(worker, args.at_once)
+            self._look()
+            return await served
+        finally:
             if worker.serve is call:
                 worker.serve = None
 
-        call.on_end = over
-        call.on_cancel = partial(self.starter.end_now, call.process, "serves no more")
-        if not worker.at_once:
-            worker.at_once = args.at_once if box.shared else 1
-            self._has_told(worker)
-            worker.timer.cancel()
-            if worker.pool.caller or box.shared:
-                self._rest(worker)
-            else:
-                self.starter.end_now(worker.process, "has said what it serves")
-        self._look()
+    def _begins_to_serve(self, worker: Worker, at_once: int) -> None:
+        box = self.states[worker.pool.box].box
+        worker.at_once = at_once if box.shared else 1
+        self._has_told(worker)
+        worker.timer.cancel()
+        if worker.pool.caller or box.shared:
+            self._rest(worker)
+        else:
+            self.starter.end_now(worker.process, "has said what it serves")
 
     def _has_told(self, worker: Worker) -> None:
         """What its toolbox has. Those that have another from its file before it changed, go."""
@@ -386,10 +397,10 @@ class Tools:
         self._hears(job, process)
         if args.error is not None:
             kind = ToolArguments if args.code == "tool.arguments" else ToolFailed
-            job.call.fail(kind(args.error))
+            job.end.fail(kind(args.error))
             return
         owner = process.principal if args.stored else ""
-        job.call.done(
+        job.end.done(
             m.ToolResult(value=args.value, owner=owner, stored=args.stored, size=args.size)
         )
 
@@ -419,7 +430,7 @@ class Tools:
         if not ended.at_once:
             self._did_not_start(ended)
         for job in list(ended.jobs.values()):
-            job.call.fail(_broken(job, f"ended: {_how(process)}", ToolCrashed))
+            job.end.fail(_broken(job, f"ended: {_how(process)}", ToolCrashed))
         for spec in ended.owed.values():
             self._free(spec)
         ended.owed.clear()
@@ -433,7 +444,7 @@ class Tools:
             state = self.states[pool.box]
             state.error, state.failed = error, (time.monotonic(), worker.stamp)
         for job in list(self.queues.get(pool, {}).values()):
-            job.call.fail(ToolFailed(f"the toolbox {pool.box} did not start: {error}"))
+            job.end.fail(ToolFailed(f"the toolbox {pool.box} did not start: {error}"))
 
     # --- after the kernel's death -----------------------------------------------------------------
 
