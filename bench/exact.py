@@ -25,8 +25,8 @@ from aios.kernel.core.batcher import Batcher
 from aios.kernel.core.certify import certify
 from aios.kernel.core.disk import Disk
 from aios.kernel.core.llama import COMPANY, LlamaEngine
-from aios.kernel.core.protocol import Decoded, Halt, Prefilled, Run, Segment
-from aios.kernel.core.state import Part
+from aios.kernel.core.protocol import DECODED, PREFILLED, Halt, Run, Segment
+from aios.kernel.core.state import BlockSlice
 from aios.shell.launch import init_of
 from aios.syscalls.messages import Decoding
 
@@ -56,7 +56,7 @@ class Forgetful(LlamaEngine):
 
     forgets = False
 
-    def paste(self, slot: int, parts: list[Part]) -> None:
+    def paste(self, slot: int, parts: list[BlockSlice]) -> None:
         super().paste(slot, parts)
         if not self.forgets:
             return
@@ -117,7 +117,7 @@ def make_jobs(engine: LlamaEngine, prompts: tuple[int, ...], steps: int) -> list
             ignore_eos=True,
             digest=True,
         )
-        jobs.append(Job([(Prefilled, tokens[100 * (number // 2) :][:length])], decoding))
+        jobs.append(Job([(PREFILLED, tokens[100 * (number // 2) :][:length])], decoding))
     return jobs
 
 
@@ -128,9 +128,9 @@ def make_forks(jobs: list[Job], solo: list[Record]) -> list[Job]:
     for (history, decoding), record in list(zip(jobs, solo, strict=True))[1::3]:
         drawn = [token for token, _ in record[: len(record) // 2]]
         other = msgspec.structs.replace(decoding, temperature=0.9, seed=decoding.seed + 100)
-        forks.append(Job([*history, (Decoded, drawn)], other))
+        forks.append(Job([*history, (DECODED, drawn)], other))
         told = [drawn[-1], *history[0][1][:40]]  # the last token drawn was not decoded
-        forks.append(Job([*history, (Decoded, drawn[:-1]), (Prefilled, told)], decoding))
+        forks.append(Job([*history, (DECODED, drawn[:-1]), (PREFILLED, told)], decoding))
     return forks
 
 
@@ -185,7 +185,7 @@ class Schedule:
 
     def die(self) -> None:
         """Nothing is left of the core but its files, and some of them are damaged."""
-        self.batcher.extents.tiers.writer.shutdown(cancel_futures=True)
+        self.batcher.prefix_cache.tiers.writer.shutdown(cancel_futures=True)
         for slot in range(SLOTS):
             self.engine.clear(slot)
         self.waiting |= self.running
@@ -202,9 +202,9 @@ class Schedule:
         history, decoding = self.jobs[ctx]
         drawn = [token for token, _ in self.records[ctx]]
         digest = self.records[ctx][-1][1] if drawn else b""
-        segments = [*history, (Decoded, drawn)] if drawn else history
-        if drawn and history[-1][0] == Decoded:
-            segments = [*history[:-1], (Decoded, [*history[-1][1], *drawn])]
+        segments = [*history, (DECODED, drawn)] if drawn else history
+        if drawn and history[-1][0] == DECODED:
+            segments = [*history[:-1], (DECODED, [*history[-1][1], *drawn])]
         self.batcher.run(Run(ctx, 0, segments, len(drawn), decoding, digest))
 
     def step(self) -> None:
@@ -263,7 +263,7 @@ def scheduled(
             disk = Path(folder) if kind > 1 else None
             schedule = Schedule(engine, certified, ram, jobs, chance, disk)
             records = schedule.random(at_any_time=kind == 0, kills=KILLS if kind == 3 else 0)
-            problems = schedule.batcher.extents.check()
+            problems = schedule.batcher.prefix_cache.check()
         if problems:
             raise RuntimeError("; ".join(problems))
         totals["schedules"] += 1
@@ -284,7 +284,7 @@ def exact_cost(progress: Progress, engine: LlamaEngine, certified: int, count: i
     seconds: dict[int, list[float]] = {certified: [], 0: []}
     for _ in range(3):
         for limit, times in seconds.items():
-            jobs = [Job([(Prefilled, tokens)], decoding)] * SLOTS
+            jobs = [Job([(PREFILLED, tokens)], decoding)] * SLOTS
             schedule = Schedule(engine, limit, ROOMY, jobs, random.Random())
             for ctx in range(SLOTS):
                 schedule.dispatch(ctx)

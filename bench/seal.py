@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from aios.kernel.core.disk import Disk, Name
+from aios.kernel.core.disk import BlockName, Disk
 from aios.kernel.lib.encryption import Ring, Seal
 
 from .common import Progress, system
@@ -61,7 +61,7 @@ def puts_per_second(
 def snapshots(pages: int) -> tuple[dict[str, float], dict[str, float]]:
     """Gigabytes a second to disk and back, sealed and in clear, page by page in turns."""
     rows = np.frombuffer(os.urandom(PAGE), np.uint8)
-    names = [Name(number.to_bytes(16), 0, 64) for number in range(pages)]
+    names = [BlockName(number.to_bytes(16), 0, 64) for number in range(pages)]
     seconds: dict[str, list[float]] = {"write": [0.0, 0.0], "read": [0.0, 0.0]}
     with tempfile.TemporaryDirectory(prefix="aios-") as folder:
         disks = [

@@ -17,7 +17,7 @@ from aios.kernel.core.certify import certify
 from aios.kernel.core.disk import Disk
 from aios.kernel.core.engine import CHUNK
 from aios.kernel.core.llama import LlamaEngine
-from aios.kernel.core.protocol import Decoded, Prefilled, Run, Segment
+from aios.kernel.core.protocol import DECODED, PREFILLED, Run, Segment
 from aios.syscalls.messages import Decoding
 
 from .common import Progress, model, text, threads
@@ -47,7 +47,7 @@ def run(
         before = batcher.counters()
         again = second_pass(progress, batcher, prompts, drawn, slots, random.Random(seed))
         seconds = time.perf_counter() - middle
-        problems = batcher.extents.check()
+        problems = batcher.prefix_cache.check()
     engine.close()
     if problems:
         raise RuntimeError("; ".join(problems))
@@ -64,7 +64,7 @@ def run(
         "written": after.written,
         "read": after.read,
         "on_disk": before.disk_bytes,
-        "peak_ram": batcher.extents.tiers.peak,
+        "peak_ram": batcher.prefix_cache.tiers.peak,
     }
     peer = {"prefilled_per_second": contexts / (middle - begin)}
     return {
@@ -89,7 +89,7 @@ def first_pass(
     for at in range(0, len(prompts), slots):
         progress(f"{at} of {len(prompts)} contexts prefilled")
         for ctx in range(at, min(at + slots, len(prompts))):
-            batcher.run(Run(ctx, 0, [(Prefilled, prompts[ctx])], 0, decoding(), b""))
+            batcher.run(Run(ctx, 0, [(PREFILLED, prompts[ctx])], 0, decoding(), b""))
         collect(batcher, drawn)
     return drawn
 
@@ -106,7 +106,7 @@ def second_pass(
         progress(f"{number * slots} of {len(prompts)} contexts resumed")
         for ctx in group:
             first = [token for token, _ in drawn[ctx][:FIRST]]
-            history: list[Segment] = [(Prefilled, prompts[ctx]), (Decoded, first)]
+            history: list[Segment] = [(PREFILLED, prompts[ctx]), (DECODED, first)]
             batcher.run(Run(ctx, 0, history, FIRST, decoding(), drawn[ctx][FIRST - 1][1]))
         for ctx in groups[number + 1] if number + 1 < len(groups) else []:
             batcher.prefetch(ctx)

@@ -15,7 +15,7 @@ from typing import Any
 from aios.agents import Aios, connect
 from aios.kernel.core.engine import CHUNK
 from aios.kernel.core.llama import LlamaEngine
-from aios.kernel.core.state import Part
+from aios.kernel.core.state import BlockSlice
 
 from .common import Progress, model, system, text, threads
 
@@ -50,7 +50,9 @@ def on_engine(tokens: int) -> tuple[float, float, int]:
         middle = time.perf_counter()
         rows = engine.cut(0, spans)
         engine.clear(0)
-        engine.paste(1, [Part(data, n, 0, n) for data, (_, n) in zip(rows, spans, strict=True)])
+        engine.paste(
+            1, [BlockSlice(data, n, 0, n) for data, (_, n) in zip(rows, spans, strict=True)]
+        )
         moved.append(time.perf_counter() - middle)
         prefilled.append(middle - begin)
         engine.clear(1)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aios.kernel.core.batcher import Batcher, Generation
+from aios.kernel.core.active_run import ActiveRun
+from aios.kernel.core.batcher import Batcher
 from aios.kernel.core.disk import Disk
 from aios.kernel.core.engine import CHUNK, Engine
 from aios.kernel.core.protocol import Halt, Halted, Out, Run
@@ -56,13 +57,11 @@ class Watched(Batcher):
             assert sorted(self.running) == list(range(len(self.running)))
         super()._prefill()
 
-    def _entered(self, gen: Generation, index: int) -> None:
-        self.computed += len(gen.todo[0][2])
-        super()._entered(gen, index)
-
-    def _draw(self, gen: Generation, index: int, fed: int) -> Out:
-        self.logits.append(self.engine.logits(index).copy())
-        return super()._draw(gen, index, fed)
+    def _record_entered(self, active: ActiveRun, index: int) -> None:
+        self.computed += len(active.pending[0][2])
+        if len(active.pending) == 1:  # then a token is drawn
+            self.logits.append(self.engine.logits(index).copy())
+        super()._record_entered(active, index)
 
 
 @dataclass
@@ -149,7 +148,7 @@ def at_random(batcher: Batcher, jobs: list[Job], seed: int) -> None:
         while waiting and len(batcher.running) < batcher.engine.slots and dice.random() < 0.7:
             batcher.run(by_ctx[waiting.pop(dice.randrange(len(waiting)))].run())
         if batcher.running and dice.random() < 0.25:
-            ctx = dice.choice([gen.context.ctx for gen in batcher.running.values()])
+            ctx = dice.choice([run.sequence.ctx for run in batcher.running.values()])
             batcher.halt(Halt(ctx, "preempted"))
         waiting += [halted.ctx for halted in report(batcher, by_ctx) if halted.why == "preempted"]
 
@@ -164,4 +163,4 @@ def take_turns(batcher: Watched, jobs: list[Job]) -> None:
                 for _ in range(3):
                     report(batcher, by_ctx)
                 batcher.halt(Halt(job.ctx, "preempted"))
-                batcher.extents.tiers.flush()
+                batcher.prefix_cache.tiers.flush()

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from aios.kernel.core.engine import CHUNK
 from aios.kernel.core.grammar import Grammars
-from aios.kernel.core.state import Bytes, Part
+from aios.kernel.core.state import BlockSlice, Bytes
 from aios.syscalls.errors import BadInput, Internal
 
 ENDS = 8  # tokens that end an answer, behind all others
@@ -174,7 +174,7 @@ class DeterministicEngine:
         rows = (b"".join(row.data for row in held[at : at + count]) for at, count in spans)
         return [np.frombuffer(bytearray(data), np.uint8) for data in rows]
 
-    def paste(self, slot: int, parts: list[Part]) -> None:
+    def paste(self, slot: int, parts: list[BlockSlice]) -> None:
         assert self.row_bytes
         if sum(part.tokens for part in parts) > self.window + 1:
             raise Internal(f"slot {slot} has no room for all of {parts}")

@@ -78,7 +78,7 @@ def test_a_context_beyond_the_window_that_moves_goes_on_the_same(load: Load, arc
     by_ctx = {1: short, 2: long}
     batcher.run(short.run())
     batcher.run(long.run())
-    while 1 in {gen.context.ctx for gen in batcher.running.values()}:
+    while 1 in {run.sequence.ctx for run in batcher.running.values()}:
         report(batcher, by_ctx)
     assert not long.tokens
     assert engine.length(1) > 3 * CHUNK
@@ -101,8 +101,8 @@ def test_no_schedule_can_be_told_from_the_output(
     batcher = Watched(engine, engine.slots, PLENTY if seed == 1 else 700 * engine.row_bytes, disk)
     at_random(batcher, jobs, seed)
     assert batcher.saves and batcher.restores
-    assert (batcher.extents.tiers.written > 0) == (seed == 2)
-    assert batcher.extents.check() == []
+    assert (batcher.prefix_cache.tiers.written > 0) == (seed == 2)
+    assert batcher.prefix_cache.check() == []
     for job in jobs:
         batcher.drop(job.ctx)
     check_the_same(engine, jobs)
@@ -119,7 +119,7 @@ def test_many_contexts_on_few_slots_compute_nothing_again(load: Load, arch: str)
             batcher.run(by_ctx[waiting.pop(0)].run())
         for _ in range(6):
             waiting += [h.ctx for h in report(batcher, by_ctx) if h.why == "preempted"]
-        for ctx in [gen.context.ctx for gen in batcher.running.values()]:
+        for ctx in [run.sequence.ctx for run in batcher.running.values()]:
             batcher.halt(Halt(ctx, "preempted"))
         waiting += [h.ctx for h in report(batcher, by_ctx) if h.why == "preempted"]
     assert batcher.restores

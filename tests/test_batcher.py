@@ -39,10 +39,10 @@ def engine() -> Engine:
 def batcher(engine: Engine) -> Iterator[Watched]:
     batcher = Watched(engine, engine.slots, PLENTY)
     yield batcher
-    for ctx in list(batcher.contexts):
+    for ctx in list(batcher.sequences):
         batcher.drop(ctx)
     assert [engine.length(slot) for slot in range(engine.streams)] == [0] * engine.streams
-    assert batcher.extents.check() == []
+    assert batcher.prefix_cache.check() == []
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_without_room_for_snapshots_all_is_replayed(engine: Engine, solo: list[J
     at_random(batcher, jobs, seed=3)
     assert [job.result for job in jobs] == [job.result for job in solo[1:]]
     assert batcher.replayed > 0
-    assert batcher.extents.tiers.ram == 0
+    assert batcher.prefix_cache.tiers.ram == 0
     for job in jobs:
         batcher.drop(job.ctx)
 
@@ -106,7 +106,7 @@ def test_a_turn_waits_for_no_stream_of_short_calls(engine: Engine, batcher: Watc
     """Each of them is shorter than it; but each step that it waits makes up for a chunk."""
     talk = Job(1, text(engine, 30), some(5))
     finish(batcher, talk)
-    batcher.count += 1000  # much happened meanwhile
+    batcher.step_count += 1000  # much happened meanwhile
     turn = Job(1, [*talk.context.tokens, *text(engine, 3 * CHUNK)], some(1))
     jobs, steps = {1: turn}, 0
     batcher.run(turn.run())
@@ -117,7 +117,7 @@ def test_a_turn_waits_for_no_stream_of_short_calls(engine: Engine, batcher: Watc
         batcher.run(call.run())
         report(batcher, jobs)
         for ctx in (
-            {*batcher.contexts} - {1} - {gen.context.ctx for gen in batcher.running.values()}
+            {*batcher.sequences} - {1} - {run.sequence.ctx for run in batcher.running.values()}
         ):
             batcher.drop(ctx)
         if len(batcher.running) == engine.slots:
@@ -152,7 +152,7 @@ def test_a_dialog_goes_on_from_the_cache(engine: Engine, batcher: Watched) -> No
     again.context.history = job.run().history[:-1]  # as the kernel sends it after a restart
     finish(batcher, again)
     assert (again.tokens, again.digests) == (job.tokens, job.digests)
-    assert batcher.contexts[2].ops == batcher.contexts[1].ops
+    assert batcher.sequences[2].ops == batcher.sequences[1].ops
 
 
 def test_dropped_while_it_runs_it_starts_anew(batcher: Watched, solo: list[Job]) -> None:
@@ -161,7 +161,7 @@ def test_dropped_while_it_runs_it_starts_anew(batcher: Watched, solo: list[Job])
         batcher.run(each.run())
     report(batcher, {job.ctx: job, other.ctx: other})
     batcher.drop(job.ctx)
-    assert job.ctx not in batcher.contexts
+    assert job.ctx not in batcher.sequences
     again = Job(job.ctx, job.prompt, job.decoding)
     batcher.halted.clear()
     batcher.run(again.run())

@@ -196,7 +196,7 @@ def test_company_for_lone_contexts_makes_no_batch_too_large() -> None:
         batcher.run(job.run())
     for _ in range(5):
         report(batcher, by_ctx)
-    assert {slot: gen.context.ctx for slot, gen in batcher.running.items()} == {
+    assert {slot: run.sequence.ctx for slot, run in batcher.running.items()} == {
         0: 4, 1: 1, 2: 5, 3: 3,
     }  # fmt: skip
     assert not all(job.tokens for job in between)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from aios.kernel.core.engine import CHUNK
 from aios.kernel.core.history import Op, plan
-from aios.kernel.core.protocol import Decoded, Prefilled
+from aios.kernel.core.protocol import DECODED, PREFILLED
 from aios.kernel.llm.contexts import DROPPED, KEPT, PAST, ContextManager, Past
 from aios.kernel.llm.contexts import Turn as Message
 from aios.kernel.process import Process
@@ -40,7 +40,7 @@ def test_what_is_appended_before_a_generation_is_one_prefill() -> None:
     context.append([1, 2], WINDOW)
     context.append([], WINDOW)
     context.append([3], WINDOW)
-    assert (context.history, context.used) == ([(Prefilled, [1, 2, 3])], 3)
+    assert (context.history, context.used) == ([(PREFILLED, [1, 2, 3])], 3)
 
 
 def test_the_last_token_drawn_joins_the_next_prefill() -> None:
@@ -50,7 +50,7 @@ def test_the_last_token_drawn_joins_the_next_prefill() -> None:
     for token in (7, 8, 9):
         context.draw(token)
     context.append([3, 4], WINDOW)
-    assert context.history == [(Prefilled, [1, 2]), (Decoded, [7, 8]), (Prefilled, [9, 3, 4])]
+    assert context.history == [(PREFILLED, [1, 2]), (DECODED, [7, 8]), (PREFILLED, [9, 3, 4])]
     assert context.used == 7
 
 
@@ -60,7 +60,7 @@ def test_an_only_token_drawn_leaves_no_empty_segment() -> None:
     context.seal()
     context.draw(7)
     context.append([3], WINDOW)
-    assert context.history == [(Prefilled, [1, 2]), (Prefilled, [7, 3])]
+    assert context.history == [(PREFILLED, [1, 2]), (PREFILLED, [7, 3])]
 
 
 def test_a_generation_that_goes_on_goes_on_decoding() -> None:
@@ -71,7 +71,7 @@ def test_a_generation_that_goes_on_goes_on_decoding() -> None:
     context.append([], WINDOW)
     context.seal()
     context.draw(8)
-    assert context.history == [(Prefilled, [1]), (Decoded, [7, 8])]
+    assert context.history == [(PREFILLED, [1]), (DECODED, [7, 8])]
 
 
 def test_a_sealed_prefill_grows_no_more() -> None:
@@ -80,7 +80,7 @@ def test_a_sealed_prefill_grows_no_more() -> None:
     context.append([1, 2], WINDOW)
     context.seal()
     context.append([3], WINDOW)
-    assert context.history == [(Prefilled, [1, 2]), (Prefilled, [3])]
+    assert context.history == [(PREFILLED, [1, 2]), (PREFILLED, [3])]
 
 
 def test_what_does_not_fit_changes_nothing() -> None:
@@ -90,7 +90,7 @@ def test_what_does_not_fit_changes_nothing() -> None:
     context.draw(7)
     with pytest.raises(ContextFull, match=f"1 tokens do not fit: {WINDOW} of {WINDOW} are used"):
         context.append([2], WINDOW)
-    assert context.history == [(Prefilled, [1] * (WINDOW - 1)), (Decoded, [7])]
+    assert context.history == [(PREFILLED, [1] * (WINDOW - 1)), (DECODED, [7])]
     assert context.used == WINDOW
     context.append([], WINDOW)
 
@@ -145,7 +145,7 @@ def test_tokens_out_of_the_vocabulary_are_refused() -> None:
     contexts.append(context, [0, 99])
     with pytest.raises(BadInput):
         contexts.append(context, [100])
-    assert context.history == [(Prefilled, [0, 99])]
+    assert context.history == [(PREFILLED, [0, 99])]
 
 
 def test_check_sees_what_is_wrong() -> None:
@@ -222,7 +222,7 @@ def test_a_plan_is_the_history_cut_at_absolute_multiples(turns: list[Turn]) -> N
         pos = 0
         for how, at, tokens in ops:
             assert at == pos
-            assert len(tokens) == 1 if how == Decoded else 1 <= len(tokens) <= CHUNK
+            assert len(tokens) == 1 if how == DECODED else 1 <= len(tokens) <= CHUNK
             assert at // CHUNK == (at + len(tokens) - 1) // CHUNK  # crosses no multiple
             pos += len(tokens)
         # Tokens are numbered in the order in which they came.

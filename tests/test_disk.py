@@ -1,4 +1,4 @@
-"""Files of extents: whatever happens to one, it is read as it was written or refused."""
+"""Files of KV blocks: whatever happens to one, it is read as it was written or refused."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aios.kernel.core.disk import HEADER, PART, BadExtent, Codec, Disk, Name
+from aios.kernel.core.disk import HEADER, PART_SUFFIX, BadBlock, BlockName, Codec, Disk
 from aios.syscalls.errors import BadInput
 
 MINE, OTHER = b"m" * 16, b"o" * 16
-NAME = Name(bytes(range(16)), 64, 3)
+NAME = BlockName(bytes(range(16)), 64, 3)
 ROWS = np.random.default_rng(1).integers(0, 256, 90, np.uint8)
 BUDGET = 1 << 30
 
@@ -42,10 +42,10 @@ def test_cut_short_at_any_byte_it_is_refused(disk: Disk) -> None:
     whole = path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        with pytest.raises(BadExtent):
+        with pytest.raises(BadBlock):
             disk.read(NAME, ROWS.size)
     path.write_bytes(whole + b"x")
-    with pytest.raises(BadExtent):
+    with pytest.raises(BadBlock):
         disk.read(NAME, ROWS.size)
 
 
@@ -57,7 +57,7 @@ def test_changed_at_any_bit_it_is_refused(disk: Disk) -> None:
         changed = bytearray(whole)
         changed[at // 8] ^= 1 << at % 8
         path.write_bytes(changed)
-        with pytest.raises(BadExtent):
+        with pytest.raises(BadBlock):
             disk.read(NAME, ROWS.size)
 
 
@@ -65,7 +65,7 @@ def test_a_file_under_another_name_is_refused(disk: Disk) -> None:
     disk.write(NAME, ROWS)
     other = NAME._replace(key=b"k" * 16)
     (disk.folder / str(NAME)).rename(disk.folder / str(other))
-    with pytest.raises(BadExtent):
+    with pytest.raises(BadBlock):
         disk.read(other, ROWS.size)
     with pytest.raises(FileNotFoundError):
         disk.read(NAME, ROWS.size)
@@ -81,13 +81,19 @@ def test_what_another_model_or_codec_wrote_is_not_looked_at(tmp_path: Path) -> N
     mine = Disk(tmp_path, MINE, BUDGET)
     assert not packed.folder.exists()
     (mine.folder / str(NAME)).write_bytes(copy)  # even where somebody copied it here
-    with pytest.raises(BadExtent):
+    with pytest.raises(BadBlock):
         mine.read(NAME, ROWS.size)
 
 
 def test_what_was_left_half_written_is_removed(tmp_path: Path) -> None:
     disk = Disk(tmp_path, MINE, BUDGET)
-    for name in (f"{NAME}{PART}", "x", "00-1", f"{NAME}-1", f"{NAME.key.hex().upper()}-64-3"):
+    for name in (
+        f"{NAME}{PART_SUFFIX}",
+        "x",
+        "00-1",
+        f"{NAME}-1",
+        f"{NAME.key.hex().upper()}-64-3",
+    ):
         (disk.folder / name).write_bytes(b"half")
     (tmp_path / "a file that is not ours").write_bytes(b"")
     assert Disk(tmp_path, MINE, BUDGET).found == []
@@ -96,7 +102,7 @@ def test_what_was_left_half_written_is_removed(tmp_path: Path) -> None:
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
     disk = Disk(tmp_path, MINE, BUDGET)
-    part = disk.folder / f"{NAME}{PART}"
+    part = disk.folder / f"{NAME}{PART_SUFFIX}"
     part.symlink_to("/dev/full")  # every write there ends in ENOSPC
     with pytest.raises(OSError, match="No space left"):
         disk.write(NAME, ROWS)

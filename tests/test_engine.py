@@ -16,7 +16,7 @@ from aios.kernel.config import embedded_model
 from aios.kernel.core.certify import certify
 from aios.kernel.core.engine import CHUNK, Engine
 from aios.kernel.core.llama import LlamaEngine
-from aios.kernel.core.state import Part
+from aios.kernel.core.state import BlockSlice
 from aios.syscalls.errors import BadInput, Internal
 from aios.syscalls.messages import Decoding
 
@@ -202,11 +202,16 @@ def test_rows_that_were_cut_and_pasted_go_on_the_same(engine: Engine) -> None:
     assert not any(map(np.array_equal, pages, engine.cut(0, spans)))
     enter(engine, 2, 9, start=300)
     one, two, rest, late = pages
-    begins = [Part(one, CHUNK, 0, CHUNK)]
+    begins = [BlockSlice(one, CHUNK, 0, CHUNK)]
     for parts in (
-        [*begins, Part(two, CHUNK, 0, CHUNK), Part(rest, 22, 0, 22)],
-        [*begins, Part(two, CHUNK, 0, 36), Part(late, 50, 0, 50)],
-        [*begins, Part(two, CHUNK, 0, 10), Part(two, CHUNK, 10, 30), Part(late, 50, 4, 46)],
+        [*begins, BlockSlice(two, CHUNK, 0, CHUNK), BlockSlice(rest, 22, 0, 22)],
+        [*begins, BlockSlice(two, CHUNK, 0, 36), BlockSlice(late, 50, 0, 50)],
+        [
+            *begins,
+            BlockSlice(two, CHUNK, 0, 10),
+            BlockSlice(two, CHUNK, 10, 30),
+            BlockSlice(late, 50, 4, 46),
+        ],
     ):
         engine.paste(2, parts)
         assert engine.length(2) == 150
@@ -220,7 +225,7 @@ def test_a_part_of_the_rows_goes_on_as_if_there_had_been_no_more(engine: Engine)
     pages = engine.cut(0, [(0, CHUNK), (CHUNK, CHUNK)])
     engine.clear(0, 100)
     expected = behind(engine, (0, 7))
-    engine.paste(1, [Part(pages[0], CHUNK, 0, CHUNK), Part(pages[1], CHUNK, 0, 36)])
+    engine.paste(1, [BlockSlice(pages[0], CHUNK, 0, CHUNK), BlockSlice(pages[1], CHUNK, 0, 36)])
     assert behind(engine, (1, 7)) == expected
 
 
@@ -239,8 +244,8 @@ def test_rows_of_another_size_are_not_pasted(engine: Engine) -> None:
     (rows,) = engine.cut(0, [(0, 10)])
     longer = np.concatenate([rows, rows[:1]])
     for part in (
-        Part(rows[:-1], 10, 0, 10), Part(longer, 10, 0, 10), Part(rows, 9, 0, 9),
-        Part(rows, 11, 0, 11), Part(rows, 10, 1, 10),
+        BlockSlice(rows[:-1], 10, 0, 10), BlockSlice(longer, 10, 0, 10), BlockSlice(rows, 9, 0, 9),
+        BlockSlice(rows, 11, 0, 11), BlockSlice(rows, 10, 1, 10),
     ):  # fmt: skip
         with pytest.raises(ValueError):
             engine.paste(1, [part])
@@ -250,7 +255,7 @@ def test_rows_of_another_size_are_not_pasted(engine: Engine) -> None:
 def test_more_rows_than_there_is_room_for_are_not_pasted(engine: Engine) -> None:
     enter(engine, 0, WINDOW)
     (rows,) = engine.cut(0, [(0, WINDOW)])
-    twice = [Part(rows, WINDOW, 0, WINDOW)] * 2
+    twice = [BlockSlice(rows, WINDOW, 0, WINDOW)] * 2
     with pytest.raises(Internal):
         engine.paste(1, twice)
     expected = enter(engine, 2, 30)
@@ -307,7 +312,7 @@ def test_no_schedule_can_be_told_from_the_output(engine: Engine, ram: int) -> No
     batcher = Watched(engine, SLOTS, ram if ram == PLENTY else ram * engine.row_bytes)
     at_random(batcher, jobs, seed=5)
     assert [job.result for job in jobs] == [job.result for job in solo]
-    assert batcher.extents.check() == []
+    assert batcher.prefix_cache.check() == []
     assert (batcher.replayed > 0) == (ram < PLENTY)
 
 
@@ -347,13 +352,15 @@ def test_rows_that_were_changed_or_mixed_up_are_refused() -> None:
         changed = two.copy()
         changed[byte] ^= 1
         with pytest.raises(AssertionError, match="follows another"):
-            engine.paste(2, [Part(one, CHUNK, 0, CHUNK), Part(changed, CHUNK, 0, CHUNK)])
+            engine.paste(
+                2, [BlockSlice(one, CHUNK, 0, CHUNK), BlockSlice(changed, CHUNK, 0, CHUNK)]
+            )
     for parts in ([two], [two, one], [one, one], [one, other]):
         with pytest.raises(AssertionError, match="follows another"):
-            engine.paste(2, [Part(part, CHUNK, 0, CHUNK) for part in parts])
-    for part in (Part(two, CHUNK, 1, 10), Part(one, CHUNK, 0, 10)):
+            engine.paste(2, [BlockSlice(part, CHUNK, 0, CHUNK) for part in parts])
+    for part in (BlockSlice(two, CHUNK, 1, 10), BlockSlice(one, CHUNK, 0, 10)):
         with pytest.raises(AssertionError, match="follows another"):
-            engine.paste(2, [Part(one, CHUNK, 0, 63), part])
+            engine.paste(2, [BlockSlice(one, CHUNK, 0, 63), part])
 
 
 def test_rows_differ_by_how_their_tokens_were_entered() -> None:

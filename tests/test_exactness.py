@@ -73,7 +73,7 @@ def test_a_quantized_cache_is_exact_by_itself_and_differs_from_the_other(
     take_turns(batcher, jobs)
     assert [job.result for job in jobs] == [job.result for job in expected]
     assert batcher.counters().read > 0
-    assert batcher.extents.check() == []
+    assert batcher.prefix_cache.check() == []
     digest = jobs[0].digests[0].hex()
     engine.close()
     plain = LlamaEngine(path, slots=2, window=WINDOW, threads=1)

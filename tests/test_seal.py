@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from aios.agents import Aios, connect
 from aios.kernel.config import Config
 from aios.kernel.core.disk import HEADER as FILE_HEADER
-from aios.kernel.core.disk import BadExtent, Disk, Name
+from aios.kernel.core.disk import BadBlock, BlockName, Disk
 from aios.kernel.init import keyring
 from aios.kernel.init.keyring import Request, Wrapped, rotate, unlock, unwrap, wrap
 from aios.kernel.journal import FRAME, Journal, read
@@ -121,8 +121,8 @@ def test_a_frame_of_the_journal_holds_where_it_was_written(tmp_path: Path) -> No
     assert read(tmp_path / "j", seal=Seal(RING))[0] == {"row": [b"one"]}
 
 
-def test_an_extent_is_sealed_under_a_name_that_tells_nothing(tmp_path: Path) -> None:
-    name, other = Name(b"k" * 16, 64, 3), Name(b"o" * 16, 64, 3)
+def test_a_kv_block_is_sealed_under_a_name_that_tells_nothing(tmp_path: Path) -> None:
+    name, other = BlockName(b"k" * 16, 64, 3), BlockName(b"o" * 16, 64, 3)
     rows = np.arange(90, dtype=np.uint8)
     disk = Disk(tmp_path, b"m" * 16, 1 << 20, seal=Seal(RING))
     disk.write(name, rows)
@@ -138,7 +138,7 @@ def test_an_extent_is_sealed_under_a_name_that_tells_nothing(tmp_path: Path) -> 
     bodies = [path.read_bytes()[FILE_HEADER.size :] for path in (one, two)]
     crc = [head[-4:] for head in heads]
     one.write_bytes(heads[0][:-4] + crc[1] + bodies[1])  # whole, and another's
-    with pytest.raises(BadExtent, match="not what was sealed there"):
+    with pytest.raises(BadBlock, match="not what was sealed there"):
         [again.read(each, 90) for each in (name, other)]
     assert Disk(tmp_path, b"m" * 16, 1 << 20, seal=Seal(RING.rotated())).found == []
 

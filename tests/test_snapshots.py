@@ -15,7 +15,7 @@ from deterministic import DeterministicEngine
 
 from aios.kernel.core.disk import Codec, Disk
 from aios.kernel.core.engine import CHUNK, Engine
-from aios.kernel.core.protocol import Decoded, Halt, Prefilled, Segment
+from aios.kernel.core.protocol import DECODED, PREFILLED, Halt, Segment
 from aios.syscalls.messages import Decoding
 
 WINDOW = 320
@@ -48,7 +48,7 @@ class Cores:
     def end(self) -> None:
         """The core goes, and only its files stay."""
         if self.batchers:
-            assert self.batchers[-1].extents.check() == []
+            assert self.batchers[-1].prefix_cache.check() == []
         for slot in range(self.engine.slots):
             self.engine.clear(slot)
 
@@ -57,7 +57,7 @@ class Cores:
         batcher = self.boot(idle_ttl=-1.0, codec=codec)
         finish(batcher, *jobs)
         batcher.step()  # notices that they are idle
-        batcher.extents.tiers.flush()
+        batcher.prefix_cache.tiers.flush()
         self.end()
         return sorted(self.root.glob("*/*"))
 
@@ -178,7 +178,7 @@ def test_a_full_disk_is_no_error(tmp_path: Path, capfd: pytest.CaptureFixture[st
     batcher = cores.boot(ram=182 * engine.row_bytes)
     with no_large_files():
         at_random(batcher, jobs, seed=1)
-        batcher.extents.tiers.flush()
+        batcher.prefix_cache.tiers.flush()
     assert [job.result for job in jobs] == [job.result for job in expected]
     assert batcher.counters().disk_failures > 0
     assert capfd.readouterr().err.count("no snapshots go to disk") == 1
@@ -205,9 +205,9 @@ def test_idle_contexts_go_to_disk_and_those_that_wait_do_not(engine: Engine, cor
     report(batcher, {2: waits})
     batcher.halt(Halt(2, "preempted"))
     for now in (59.0, 61.0):  # noqa: B007
-        assert batcher.extents.tiers.written == 0
+        assert batcher.prefix_cache.tiers.written == 0
         batcher.step()
-        batcher.extents.tiers.flush()
+        batcher.prefix_cache.tiers.flush()
     names = {path.name.split("-", 1)[1] for path in cores.root.glob("*/*")}
     assert names == {"0-64", "64-41"}
     assert batcher.slots.count(None) == 1  # they keep their slots all the same
@@ -219,13 +219,13 @@ def test_a_context_that_is_read_ahead_waits_for_no_disk(engine: Engine, cores: C
     batcher = cores.boot(ram=0)
     finish(batcher, first)
     finish(batcher, *others)  # takes its slot
-    batcher.extents.tiers.flush()
-    batcher.extents.tiers.budget = PLENTY
-    assert batcher.extents.tiers.ram == 0
+    batcher.prefix_cache.tiers.flush()
+    batcher.prefix_cache.tiers.budget = PLENTY
+    assert batcher.prefix_cache.tiers.ram == 0
     batcher.prefetch(1)
     batcher.prefetch(2)  # is in a slot
     batcher.prefetch(99)
-    batcher.extents.tiers.flush()
+    batcher.prefix_cache.tiers.flush()
     read = batcher.counters().read
     assert read > 150 * INCOMPRESSIBLE
     again = going_on(1, first)
@@ -258,10 +258,10 @@ def test_a_beginning_that_all_have_is_computed_once(engine: Engine, cores: Cores
 
 def test_a_fork_computes_only_what_is_its_own(engine: Engine, cores: Cores) -> None:
     parent = Job(1, text(engine, 100), Decoding(max_tokens=30, ignore_eos=True, digest=True))
-    middle: list[Segment] = [(Prefilled, parent.prompt), (Decoded, [])]
+    middle: list[Segment] = [(PREFILLED, parent.prompt), (DECODED, [])]
     finish(cores.boot(), parent)
     middle[1][1].extend(parent.tokens[:20])
-    told: list[Segment] = [*middle, (Prefilled, text(engine, 30, 50))]
+    told: list[Segment] = [*middle, (PREFILLED, text(engine, 30, 50))]
     expected = [alone_with(engine, middle, OTHER), alone_with(engine, told, SOME)]
     batcher = cores.boot()
     parent = Job(1, parent.prompt, parent.decoding)
@@ -278,8 +278,8 @@ def test_rolled_back_it_goes_on_from_there(engine: Engine, cores: Cores) -> None
     """To its middle, and back to its end, after it had to leave its slot."""
     long = Decoding(max_tokens=30, ignore_eos=True, digest=True)
     whole = alone(engine, text(engine, 100), long)
-    middle: list[Segment] = [(Prefilled, whole.prompt), (Decoded, whole.tokens[:20])]
-    end: list[Segment] = [(Prefilled, whole.prompt), (Decoded, whole.tokens[:29])]
+    middle: list[Segment] = [(PREFILLED, whole.prompt), (DECODED, whole.tokens[:20])]
+    end: list[Segment] = [(PREFILLED, whole.prompt), (DECODED, whole.tokens[:29])]
     expected = [alone_with(engine, history, OTHER) for history in (middle, end)]
     batcher = cores.boot()
     finish(batcher, Job(1, whole.prompt, long))
@@ -322,6 +322,6 @@ def test_of_such_a_model_nothing_is_rolled_back_in_its_slot(
     finish(batcher, going_on(1, job))
     assert batcher.computed == 6
     batcher.computed = 0
-    finish(batcher, with_history(1, [(Prefilled, job.prompt[:66])]))
+    finish(batcher, with_history(1, [(PREFILLED, job.prompt[:66])]))
     assert batcher.computed == 66 + 5
     batcher.drop(1)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from aios.kernel.core.state import Part, StateForm
+from aios.kernel.core.state import BlockSlice, StateForm
 
 Bytes = NDArray[np.uint8]
 
@@ -59,7 +59,7 @@ def test_what_is_cut_and_joined_is_the_same_bytes(
     assert form.size(cells) == state.size
     spans = [(sum(lengths[:at]), length) for at, length in enumerate(lengths)]
     cut = form.cut(state, slot, cells, spans)
-    parts = [Part(data, n, 0, n) for data, n in zip(cut, lengths, strict=True)]
+    parts = [BlockSlice(data, n, 0, n) for data, n in zip(cut, lengths, strict=True)]
     buffer = np.full(state.size + 7, 0xEE, np.uint8)  # as a buffer that was used before
     assert form.join(buffer, slot, parts).tobytes() == state.tobytes()
 
@@ -81,7 +81,7 @@ def test_a_cache_with_a_window_has_rows_of_the_last_tokens(
     for first in range(0, cells, last):
         end = min(first + last, cells)
         (cut,) = form.cut(state(end, last), slot, end, [(first, end - first)])
-        parts.append(Part(cut, end - first, 0, end - first))
+        parts.append(BlockSlice(cut, end - first, 0, end - first))
     buffer = np.full(form.size(cells) + 7, 0xEE, np.uint8)
     joined = form.join(buffer, slot, parts)
     assert joined.tobytes() == state(cells, cells).tobytes()
@@ -89,7 +89,7 @@ def test_a_cache_with_a_window_has_rows_of_the_last_tokens(
 
 
 @given(SIZES, st.integers(1, 12), st.data())
-def test_part_of_an_extent_goes_into_another_slot(
+def test_part_of_a_block_goes_into_another_slot(
     rows: list[int], cells: int, data: st.DataObject
 ) -> None:
     state = state_of(cells, rows, slot=0)
@@ -97,7 +97,7 @@ def test_part_of_an_extent_goes_into_another_slot(
     keep = data.draw(st.integers(1, cells))
     (whole,) = form.cut(state, 0, cells, [(0, cells)])
     middle = data.draw(st.integers(0, keep))
-    parts = [Part(whole, cells, 0, middle), Part(whole, cells, middle, keep - middle)]
+    parts = [BlockSlice(whole, cells, 0, middle), BlockSlice(whole, cells, middle, keep - middle)]
     joined = form.join(np.empty(state.size, np.uint8), 1, [p for p in parts if p.tokens])
     again = form.cut(joined, 1, keep, [(0, keep)])[0]
     assert again.tobytes() == form.cut(state, 0, cells, [(0, keep)])[0].tobytes()

@@ -154,8 +154,8 @@ def serve(work: zmq.Socket[bytes], batcher: Batcher, model: ModelInfo) -> None:
     """Take every command that is there, move every context on by a step, report."""
     while True:
         while batcher.running == {} or work.poll(0):
-            if batcher.running == {} and not work.poll(_milliseconds(batcher.due())):
-                work.send(encode(batcher.rest()))
+            if batcher.running == {} and not work.poll(_milliseconds(batcher.idle_timeout())):
+                work.send(encode(batcher.idle_step()))
                 continue
             command = decode_command(work.recv())
             if isinstance(command, Run):

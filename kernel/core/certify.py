@@ -13,7 +13,7 @@ import time
 from hashlib import blake2b
 
 from .engine import CHUNK, Engine
-from .state import Part
+from .state import BlockSlice
 
 
 def certify(engine: Engine) -> tuple[int, float | None]:
@@ -108,7 +108,7 @@ def _move_by_rows(engine: Engine, length: int) -> None:
     last = engine.cut(0, pages[-1:])
     rows = engine.cut(0, pages[:-1]) + last
     engine.clear(0)
-    engine.paste(1, [Part(page, CHUNK, 0, CHUNK) for page in rows])
+    engine.paste(1, [BlockSlice(page, CHUNK, 0, CHUNK) for page in rows])
 
 
 def _empty(engine: Engine) -> None:

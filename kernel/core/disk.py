@@ -1,7 +1,7 @@
-"""The disk tier: one file an extent, in a folder that is of one model, build and format.
+"""The disk tier: one file per KV block, in a folder for one model, build and format.
 
-A file may be cut short or changed at any byte, by a full disk, a crash or a failing device: its
-checksum tells. So nothing is synced: what a power cut takes away is computed again.
+A full disk, a crash or a failing device may cut a file short or change any byte of it; its checksum
+shows that. So nothing is synced: a block lost in a power cut is computed again.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from aios.syscalls.errors import BadInput
 from ..lib.encryption import Damaged, Seal
 from .state import Bytes
 
-HEADER = struct.Struct("<16s16sIIQI")  # fingerprint, Name, bytes, checksum
-PART = ".part"  # ends the name of a file that is being written
+HEADER = struct.Struct("<16s16sIIQI")  # fingerprint, BlockName, bytes, checksum
+PART_SUFFIX = ".part"  # of a file that is being written
 
 Codec = Literal["plain", "zstd"]
 
 
-class BadExtent(Exception):
-    """A file is not what was written under its name."""
+class BadBlock(Exception):
+    """A file does not have the content that was written under its name."""
 
 
-class Name(NamedTuple):
-    """What a file holds: `tokens` from position `first` on, of the history with this key."""
+class BlockName(NamedTuple):
+    """The content of a file: `tokens` from position `first` on, of the history with this key."""
 
     key: bytes
     first: int
@@ -43,16 +43,18 @@ class Name(NamedTuple):
         return f"{self.key.hex()}-{self.first}-{self.tokens}"
 
 
-def _named(text: str) -> Name | None:
+def _parse_name(text: str) -> BlockName | None:
     try:
         key, first, tokens = text.split("-")
-        name = Name(bytes.fromhex(key), int(first), int(tokens))
+        name = BlockName(bytes.fromhex(key), int(first), int(tokens))
     except ValueError:
         return None
     return name if str(name) == text else None
 
 
 class Plain:
+    """Stores rows as they are."""
+
     def pack(self, rows: Bytes) -> Any:
         return rows
 
@@ -61,7 +63,7 @@ class Plain:
 
 
 class Zstd:
-    """The low bytes of all values, then the high ones, which hold the exponents and compress."""
+    """Compresses rows: all values' low bytes, then the high ones, which hold the exponents."""
 
     def __init__(self) -> None:
         if importlib.util.find_spec("zstandard") is None:
@@ -91,8 +93,8 @@ CODECS: dict[Codec, type[Plain | Zstd]] = {"plain": Plain, "zstd": Zstd}
 
 
 class Disk:
-    """Files below `root`, at most `budget` bytes of them. Folders of other fingerprints, codecs or
-    data keys, which nobody would read any more, are removed unread.
+    """Stores KV blocks below `root`, at most `budget` bytes of them. Folders of other fingerprints,
+    codecs or data keys are removed unread, since nobody can use them any more.
 
     `write`, `read` and `remove` may run in any thread.
 
@@ -120,23 +122,24 @@ class Disk:
                 "make room or give rights there, or set disk_bytes to 0",
             ) from error
 
-    def _scan(self) -> Iterator[tuple[Name, int]]:
-        """What is there, with the bytes of each file. What was left half written is removed."""
+    def _scan(self) -> Iterator[tuple[BlockName, int]]:
+        """Yield the blocks in the folder with their files' sizes; remove half-written files."""
         for path in self.folder.iterdir():
-            name = _named(path.name)
+            name = _parse_name(path.name)
             if name is None:
                 path.unlink()
             else:
                 key = self.seal.show(name.key) if self.seal else name.key
                 yield name._replace(key=key), path.stat().st_size
 
-    def write(self, name: Name, rows: Bytes) -> int:
-        """Bytes that were written. Raises OSError, and nothing is left of the file then."""
-        data, name = self.codec.pack(rows), self._in_clear(name)
+    def write(self, name: BlockName, rows: Bytes) -> int:
+        """Write a block's rows, and return the size of the file. Raises OSError, and leaves no file
+        then."""
+        data, name = self.codec.pack(rows), self._name_on_disk(name)
         if self.seal is not None:
             data = self.seal.close("extent", str(name).encode(), data)
         path = self.folder / str(name)
-        part = path.with_name(path.name + PART)
+        part = path.with_name(path.name + PART_SUFFIX)
         try:
             with part.open("wb") as file:
                 file.write(self._header(name, data))
@@ -147,34 +150,35 @@ class Disk:
             raise
         return HEADER.size + len(data)
 
-    def read(self, name: Name, size: int) -> Bytes:
-        """The rows, `size` bytes.
+    def read(self, name: BlockName, size: int) -> Bytes:
+        """Read a block's rows, `size` bytes.
 
         Raises:
-            OSError: it cannot be read.
-            BadExtent: it is not what was written under this name.
+            OSError: the file cannot be read.
+            BadBlock: the file is damaged, or is another block's.
         """
-        name = self._in_clear(name)
+        name = self._name_on_disk(name)
         content = np.fromfile(self.folder / str(name), np.uint8)
         header, data = content[: HEADER.size].tobytes(), content[HEADER.size :]
         if header != self._header(name, data):
-            raise BadExtent(f"{name} is damaged")
+            raise BadBlock(f"{name} is damaged")
         if self.seal is not None:
             try:
                 opened = self.seal.open("extent", str(name).encode(), data)
             except Damaged as error:
-                raise BadExtent(f"{name}: {error}") from None
+                raise BadBlock(f"{name}: {error}") from None
             data = np.frombuffer(opened, np.uint8)
         return self.codec.unpack(data, size)
 
-    def remove(self, name: Name) -> None:
-        (self.folder / str(self._in_clear(name))).unlink(missing_ok=True)
+    def remove(self, name: BlockName) -> None:
+        (self.folder / str(self._name_on_disk(name))).unlink(missing_ok=True)
 
-    def _in_clear(self, name: Name) -> Name:
-        """As it stands in the folder: a key tells whether a guess at a prompt is right."""
+    def _name_on_disk(self, name: BlockName) -> BlockName:
+        """Return the name to use in the folder. With encryption it hides the key, which would tell
+        whether a guess at the prompt is right."""
         return name if self.seal is None else name._replace(key=self.seal.hide(name.key))
 
-    def _header(self, name: Name, data: Any) -> bytes:
-        """Ends in a CRC-32 of the data: it finds every change within 32 neighbouring bits, and
-        misses one of four billion others."""
+    def _header(self, name: BlockName, data: Any) -> bytes:
+        """Return the header, which ends in a CRC-32 of the data. That finds every change within 32
+        neighbouring bits, and misses one in four billion others."""
         return HEADER.pack(self.fingerprint, *name, len(data), zlib.crc32(data))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .state import Bytes, Part
+from .state import BlockSlice, Bytes
 
 if TYPE_CHECKING:
     from .grammar import Grammars
@@ -100,11 +100,11 @@ class Engine(Protocol):
             ValueError: the slot does not hold all of them.
         """
 
-    def paste(self, slot: int, parts: list[Part]) -> None:
+    def paste(self, slot: int, parts: list[BlockSlice]) -> None:
         """Have a slot hold the rows of `parts`, one behind the other, and nothing else. The first
         begin at position 0, and each follow those before in the sequence they were cut from.
 
         Raises:
-            ValueError: a part has other bytes than the rows of its `held` tokens.
+            ValueError: the size of a part's data is not that of its block's rows.
             Internal: there is no room for them.
         """

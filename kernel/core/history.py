@@ -12,7 +12,7 @@ from hashlib import blake2b
 from itertools import accumulate
 
 from .engine import CHUNK
-from .protocol import Decoded, Segment
+from .protocol import DECODED, Segment
 
 Op = tuple[str, int, tuple[int, ...]]  # how, position of the first token, tokens
 
@@ -25,7 +25,7 @@ def plan(history: list[Segment]) -> list[Op]:
         end = pos + len(tokens)
         start = pos
         while pos < end:
-            stop = pos + 1 if how == Decoded else min(end, (pos // CHUNK + 1) * CHUNK)
+            stop = pos + 1 if how == DECODED else min(end, (pos // CHUNK + 1) * CHUNK)
             ops.append((how, pos, tuple(tokens[pos - start : stop - start])))
             pos = stop
     return ops
@@ -43,8 +43,8 @@ def chain(ops: list[Op], parent: bytes = b"") -> list[bytes]:
     return list(accumulate(ops, link, initial=parent))[1:]
 
 
-def common(mine: list[Op], theirs: list[Op]) -> int:
-    """How many operations both begin with."""
+def common_prefix_length(mine: list[Op], theirs: list[Op]) -> int:
+    """Return how many operations both begin with."""
     for at, (one, other) in enumerate(zip(mine, theirs, strict=False)):
         if one != other:
             return at

@@ -37,7 +37,7 @@ from .chat import Controls, Said
 from .engine import CHUNK
 from .gguf import identity, load, log, tokenize
 from .grammar import Grammars
-from .state import Bytes, Part, StateForm
+from .state import BlockSlice, Bytes, StateForm
 from .template import AS_TEXT, Template
 
 ALONE = 256  # llama.cpp pads the span of a KV stream to 256 cells: one more token and it is 512
@@ -354,7 +354,7 @@ class LlamaEngine:
             state = self._whole_state(slot)
         return self.form.cut(state, slot, length, spans)
 
-    def paste(self, slot: int, parts: list[Part]) -> None:
+    def paste(self, slot: int, parts: list[BlockSlice]) -> None:
         """Have a slot hold the rows of `parts`, one behind the other, and nothing else."""
         assert self.form is not None
         buffer = self._room(self.form.size(sum(part.tokens for part in parts)))
@@ -380,10 +380,10 @@ class LlamaEngine:
         is shortened to what is still missing, again and again, and put back."""
         assert self.form is not None
         state, end = self._state(slot), self.length(slot)
-        parts: list[Part] = []
+        parts: list[BlockSlice] = []
         while end and ((start := self.form.start(state, slot, end)) or parts):
             (rows,) = self.form.cut(state, slot, end, [(start, end - start)])
-            parts.insert(0, Part(rows, end - start, 0, end - start))
+            parts.insert(0, BlockSlice(rows, end - start, 0, end - start))
             self.clear(slot, start)
             state, end = self._state(slot), start
         if parts:
@@ -399,7 +399,7 @@ class LlamaEngine:
             state = self._state(0).copy()
             form = StateForm.of(state, 0)
             rows = form.cut(state, 0, count, [(0, 2), (2, count - 2)])
-            ends = [Part(rows[0], 2, 0, 2), Part(rows[1], count - 2, 0, count - 3)]
+            ends = [BlockSlice(rows[0], 2, 0, 2), BlockSlice(rows[1], count - 2, 0, count - 3)]
             self.clear(0, count - 1)
             shorter = self._state(0).copy()
             same = form.join(np.empty_like(state), 0, ends).tobytes() == shorter.tobytes()

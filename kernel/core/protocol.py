@@ -13,8 +13,8 @@ from msgspec import Struct
 
 from aios.syscalls.messages import Decoding, Logprob, ModelInfo
 
-Prefilled: Final = "p"
-Decoded: Final = "d"
+PREFILLED: Final = "p"
+DECODED: Final = "d"
 Segment = tuple[Literal["p", "d"], list[int]]  # how tokens entered is part of the context
 Why = Literal["stop", "length", "context_full", "preempted", "cancelled", "failed"]
 

@@ -35,11 +35,11 @@ class Band(NamedTuple):
     heads: Bytes  # (planes, PLANE)
 
 
-class Part(NamedTuple):
-    """The rows of `tokens` tokens from the one `skip` on, of `data`, which is of `held` tokens."""
+class BlockSlice(NamedTuple):
+    """The rows of `tokens` tokens within a block of `block_tokens`, behind the first `skip`."""
 
-    data: Bytes
-    held: int
+    data: Bytes  # (block_tokens * row_bytes,)
+    block_tokens: int
     skip: int
     tokens: int
 
@@ -100,14 +100,22 @@ class CacheForm:
         return int(state[place : place + 4].view(np.uint32)[0]) if place + 4 <= state.size else 0
 
     def copy(
-        self, state: Bytes, at: int, cells: int, first: int, part: Part, mine: int, *, into: bool
+        self,
+        state: Bytes,
+        at: int,
+        cells: int,
+        first: int,
+        part: BlockSlice,
+        mine: int,
+        *,
+        into: bool,
     ) -> None:
         """Between the rows `first` and on of a state's cells, whose planes begin `at`, and a part,
         whose rows of this cache begin at `mine`."""
         for planes, row, heads in self.bands:
             width = PLANE + cells * row
             band = state[at : at + planes * width].reshape(planes, width)
-            rows = part.data[mine : mine + planes * part.held * row].reshape(planes, -1)
+            rows = part.data[mine : mine + planes * part.block_tokens * row].reshape(planes, -1)
             inside = band[:, PLANE + first * row : PLANE + (first + part.tokens) * row]
             outside = rows[:, part.skip * row : (part.skip + part.tokens) * row]
             if into:
@@ -116,7 +124,7 @@ class CacheForm:
             else:
                 outside[:] = inside
             at += planes * width
-            mine += planes * part.held * row
+            mine += planes * part.block_tokens * row
 
 
 class StateForm:
@@ -181,12 +189,12 @@ class StateForm:
         before = 0  # bytes of a token's rows in the caches before
         for cache, at, start, here in places:
             for rows, (first, count) in zip(found, spans, strict=True):
-                part = Part(rows, count, 0, count)
+                part = BlockSlice(rows, count, 0, count)
                 cache.copy(state, at, here, first - start, part, before * count, into=False)
             before += cache.row_bytes
         return found
 
-    def join(self, buffer: Bytes, slot: int, parts: list[Part]) -> Bytes:
+    def join(self, buffer: Bytes, slot: int, parts: list[BlockSlice]) -> Bytes:
         """The whole state of the parts' rows, one part behind the other, as a view of `buffer`.
 
         Raises:
@@ -205,7 +213,7 @@ class StateForm:
             state[end - 4 * (cache.streams - 1 - min(slot, cache.streams - 1)) : end] = 0
             first = 0
             for part in parts:
-                mine = before * part.held
+                mine = before * part.block_tokens
                 cache.copy(state, at + len(head), cells, first, part, mine, into=True)
                 first += part.tokens
             at, before = end, before + cache.row_bytes

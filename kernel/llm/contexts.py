@@ -28,7 +28,7 @@ from aios.syscalls.errors import (
 )
 from aios.syscalls.messages import ContextInfo, OnFull
 
-from ..core.protocol import Decoded, Prefilled, Segment
+from ..core.protocol import DECODED, PREFILLED, Segment
 from ..lib.trees import Trees, check_tree, in_tree, root
 from ..process import Process
 
@@ -111,11 +111,11 @@ class Past(Struct, kw_only=True):
         if not self.sealed:
             self.history[-1][1].extend(tokens)
         elif tokens:
-            self.history.append((Prefilled, [*self._undecoded(), *tokens]))
+            self.history.append((PREFILLED, [*self._undecoded(), *tokens]))
             self.sealed = False
 
     def _undecoded(self) -> list[int]:
-        if not self.history or self.history[-1][0] == Prefilled:
+        if not self.history or self.history[-1][0] == PREFILLED:
             return []
         drawn = self.history[-1][1]
         last = drawn.pop()
@@ -129,8 +129,8 @@ class Past(Struct, kw_only=True):
 
     def draw(self, token: int) -> None:
         """A generation drew `token`."""
-        if self.history[-1][0] == Prefilled:
-            self.history.append((Decoded, [token]))
+        if self.history[-1][0] == PREFILLED:
+            self.history.append((DECODED, [token]))
         else:
             self.history[-1][1].append(token)
         self.used += 1

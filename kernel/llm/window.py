@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable
 from aios.syscalls.errors import BadInput, ContextFull
 from aios.syscalls.messages import Append, Decoding, Generate, Moved, PastMessage
 
-from ..core.protocol import Prefilled
+from ..core.protocol import PREFILLED
 from ..entry.trap import Call
 from ..process import Process
 from .contexts import Context, ContextManager, Past, Turn
@@ -166,7 +166,7 @@ class Windows:
         return Moved(tokens=cut.stop - cut.start, dropped=gone, summary=None, recalled=[])
 
     def _replace(self, context: Context, tokens: list[int]) -> None:
-        context.history = [(Prefilled, tokens)] if tokens else []
+        context.history = [(PREFILLED, tokens)] if tokens else []
         context.used, context.sealed = len(tokens), not tokens
         self.contexts.touch(context)
 

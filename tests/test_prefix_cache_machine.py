@@ -1,5 +1,5 @@
-"""Extents at random: what comes back is right, and the books are, whatever is saved, shared,
-evicted, damaged or restarted."""
+"""The prefix cache at random: rows and counts are right, whatever is saved, shared, evicted,
+damaged or restarted."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import tempfile
 from pathlib import Path
 
 from conftest import fewer
+from fake_slot import PAGE, PLENTY, ROW, Clock, Slot, history, rows_of
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from slots import PAGE, PLENTY, ROW, Clock, Slot, history, rows_of
 
 from aios.kernel.core.disk import Disk
 from aios.kernel.core.engine import CHUNK
-from aios.kernel.core.extents import Extents
 from aios.kernel.core.history import Op, chain, length, plan
-from aios.kernel.core.protocol import Decoded, Prefilled, Segment
+from aios.kernel.core.prefix_cache import PrefixCache
+from aios.kernel.core.protocol import DECODED, PREFILLED, Segment
 
 
 class Machine(RuleBasedStateMachine):
@@ -34,11 +34,11 @@ class Machine(RuleBasedStateMachine):
 
     def start(self) -> None:
         self.disk = Disk(self.root, b"f" * 16, self.disk_bytes)
-        self.extents = Extents(self.ram, ROW, self.disk, self.clock)
+        self.cache = PrefixCache(self.ram, ROW, self.disk, self.clock)
         self.saved: dict[int, int] = {}  # operations of each context that must come back
 
     def teardown(self) -> None:
-        assert self.extents.check() == []
+        assert self.cache.check() == []
         shutil.rmtree(self.root)
 
     def one(self, data: st.DataObject) -> int:
@@ -48,7 +48,7 @@ class Machine(RuleBasedStateMachine):
     def open(self, tokens: int) -> None:
         self.last += 1
         self.seed += 1000
-        self.contexts[self.last] = history((Prefilled, tokens), start=self.seed)
+        self.contexts[self.last] = history((PREFILLED, tokens), start=self.seed)
 
     @precondition(lambda self: self.contexts)
     @rule(data=st.data())
@@ -66,8 +66,8 @@ class Machine(RuleBasedStateMachine):
         self.seed += 1000
         start = 0 if same else self.seed
         added = [*range(start, start + tokens)]
-        segment: Segment = (Decoded, added) if decoded else (Prefilled, added)
-        new = plan([(Prefilled, [0] * length(ops)), segment])
+        segment: Segment = (DECODED, added) if decoded else (PREFILLED, added)
+        new = plan([(PREFILLED, [0] * length(ops)), segment])
         self.contexts[ctx] = ops + [op for op in new if op[1] >= length(ops)]
 
     @precondition(lambda self: self.contexts)
@@ -83,7 +83,7 @@ class Machine(RuleBasedStateMachine):
     def save(self, data: st.DataObject) -> None:
         ctx = self.one(data)
         ops = self.contexts[ctx]
-        self.extents.save(ctx, ops, chain(ops), Slot(ops).cut)
+        self.cache.save(ctx, ops, chain(ops), Slot(ops).cut)
         self.saved[ctx] = len(ops)
 
     @precondition(lambda self: self.contexts)
@@ -93,7 +93,7 @@ class Machine(RuleBasedStateMachine):
         ops = self.contexts[ctx]
         beyond = int(share * (len(ops) - 1))
         slot = Slot(ops[:beyond])
-        count = self.extents.load(ctx, ops, chain(ops), slot.paste, beyond=beyond)
+        count = self.cache.load(ctx, ops, chain(ops), slot.paste, beyond=beyond)
         assert beyond <= count <= len(ops)
         assert slot.rows.tobytes() == rows_of(ops[:count]).tobytes()
         self.complete(ctx, count)
@@ -103,35 +103,35 @@ class Machine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.contexts)
     @rule(data=st.data())
-    def put_away(self, data: st.DataObject) -> None:
-        self.extents.put_away(chain(self.contexts[self.one(data)]))
+    def offload(self, data: st.DataObject) -> None:
+        self.cache.offload(chain(self.contexts[self.one(data)]))
 
     @precondition(lambda self: self.contexts)
     @rule(data=st.data())
     def prefetch(self, data: st.DataObject) -> None:
         ops = self.contexts[self.one(data)]
-        self.extents.prefetch(ops, chain(ops))
+        self.cache.prefetch(ops, chain(ops))
 
     @precondition(lambda self: self.contexts)
     @rule(data=st.data())
     def drop(self, data: st.DataObject) -> None:
         ctx = self.one(data)
         keys = chain(self.contexts.pop(ctx))
-        self.extents.drop(ctx, keys[: data.draw(st.integers(0, len(keys)))])
+        self.cache.drop(ctx, keys[: data.draw(st.integers(0, len(keys)))])
         self.saved.pop(ctx, None)
 
     @rule(seconds=st.floats(0, 100))
     def wait(self, seconds: float) -> None:
         self.clock.now += seconds
-        self.extents.tiers.poll()
+        self.cache.tiers.poll()
 
     @rule()
     def audit(self) -> None:
-        assert self.extents.check() == []
+        assert self.cache.check() == []
 
     @invariant()
     def within_budgets(self) -> None:
-        tiers = self.extents.tiers
+        tiers = self.cache.tiers
         assert tiers.ram <= self.ram + tiers.writing
         assert tiers.on_disk <= self.disk_bytes
 
@@ -140,7 +140,7 @@ class Tight(Machine):
     @precondition(lambda self: self.contexts)
     @rule(data=st.data())
     def damage(self, data: st.DataObject) -> None:
-        self.extents.tiers.flush()
+        self.cache.tiers.flush()
         files = sorted(self.disk.folder.iterdir())
         if files:
             path = data.draw(st.sampled_from(files))
@@ -151,8 +151,8 @@ class Tight(Machine):
 
     @rule()
     def restart(self) -> None:
-        self.extents.tiers.writer.shutdown(cancel_futures=True)  # what was not written yet, is not
-        self.extents.tiers.reader.shutdown(cancel_futures=True)
+        self.cache.tiers.writer.shutdown(cancel_futures=True)  # what was not written yet, is not
+        self.cache.tiers.reader.shutdown(cancel_futures=True)
         self.start()
 
 
@@ -163,14 +163,14 @@ class Roomy(Machine):
 
     def complete(self, ctx: int, count: int) -> None:
         assert count >= min(self.saved.get(ctx, 0), len(self.contexts[ctx]))
-        assert self.extents.tiers.lost == self.extents.tiers.bad == 0
+        assert self.cache.tiers.lost == self.cache.tiers.bad == 0
 
     @rule()
     def restart(self) -> None:
-        for extent in list(self.extents.tiers.all):
-            if extent.dirty:
-                self.extents.tiers.write(extent)
-        self.extents.tiers.flush()
+        for block in list(self.cache.tiers.blocks):
+            if block.dirty:
+                self.cache.tiers.write(block)
+        self.cache.tiers.flush()
         saved = self.saved
         self.start()
         self.saved = saved

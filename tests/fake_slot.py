@@ -1,4 +1,4 @@
-"""What stands for an engine's slots where extents are tested: rows that depend on the history."""
+"""A stand-in for an engine's slot in tests of the prefix cache: rows that depend on the history."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from aios.kernel.core.engine import CHUNK
 from aios.kernel.core.history import Op, plan
-from aios.kernel.core.protocol import Decoded, Prefilled, Segment
-from aios.kernel.core.state import Part
+from aios.kernel.core.protocol import DECODED, PREFILLED, Segment
+from aios.kernel.core.state import BlockSlice
 
 ROW = 8  # bytes of a token
 PAGE = CHUNK * ROW
@@ -19,7 +19,7 @@ Bytes = NDArray[np.uint8]
 
 
 def rows_of(ops: list[Op]) -> Bytes:
-    """What the KV cache would hold: bytes that depend on all that was entered, and how."""
+    """Return the KV rows of `ops`: bytes that depend on all that was entered, and how."""
     rows, entered = b"", b""
     for op in ops:
         entered = blake2b(entered + repr(op).encode()).digest()
@@ -29,7 +29,7 @@ def rows_of(ops: list[Op]) -> Bytes:
 
 
 class Slot:
-    """Stands for an engine's slot, which has entered `ops`."""
+    """A slot that has entered `ops`."""
 
     def __init__(self, ops: list[Op]) -> None:
         self.rows = rows_of(ops)
@@ -39,9 +39,11 @@ class Slot:
         self.cuts += sum(count for _, count in spans)
         return [self.rows[ROW * first : ROW * (first + count)].copy() for first, count in spans]
 
-    def paste(self, parts: list[Part]) -> None:
-        assert all(part.data.size == ROW * part.held for part in parts)
-        assert all(part.skip >= 0 and 0 < part.tokens <= part.held - part.skip for part in parts)
+    def paste(self, parts: list[BlockSlice]) -> None:
+        assert all(part.data.size == ROW * part.block_tokens for part in parts)
+        assert all(
+            part.skip >= 0 and 0 < part.tokens <= part.block_tokens - part.skip for part in parts
+        )
         pieces = [part.data[ROW * part.skip :][: ROW * part.tokens] for part in parts]
         self.rows = np.concatenate(pieces)
 
@@ -51,7 +53,7 @@ def history(*lengths: tuple[str, int], start: int = 0) -> list[Op]:
     segments: list[Segment] = []
     for how, count in lengths:
         segments.append(
-            (Prefilled if how == Prefilled else Decoded, [*range(start, start + count)])
+            (PREFILLED if how == PREFILLED else DECODED, [*range(start, start + count)])
         )
         start += count
     return plan(segments)
