@@ -26,7 +26,7 @@ NAMES = (
 )  # fmt: skip
 @click.option(
     "--data", metavar="FOLDER", type=click.Path(path_type=Path),
-    help="The collection that `retrieval` is measured on (Cranfield; docs/retrieval.md).",
+    help="The collection that `retrieval` is measured on (Cranfield; bench/RESULTS.md).",
 )  # fmt: skip
 @click.option(
     "--embedder", type=click.Path(path_type=Path),

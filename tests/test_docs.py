@@ -76,10 +76,35 @@ def test_the_makefile_has_what_the_readme_promises(target: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def pages() -> list[Path]:
+    return [page for folder in (".", "docs/**", "bench") for page in ROOT.glob(f"{folder}/*.md")]
+
+
 def test_links_lead_somewhere() -> None:
-    for page in [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *(ROOT / "docs").glob("*.md")]:
+    for page in pages():
         for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
             assert link.startswith("https://") or (page.parent / link).exists(), (page, link)
+
+
+def test_each_page_can_be_reached_from_the_readme() -> None:
+    reached, new = set[Path](), {ROOT / "README.md"}
+    while new:
+        reached |= new
+        links = {
+            (page.parent / link).resolve()
+            for page in new
+            for link in re.findall(r"\]\(([^)#:]+\.md)[^)]*\)", page.read_text())
+        }
+        new = links - reached
+    assert set(pages()) - reached == {ROOT / "CHANGELOG.md"}
+
+
+def test_the_files_that_pages_name_are_there() -> None:
+    for page in pages():
+        for name in re.findall(
+            r"`((?:agents|bench|examples|kernel|shell|syscalls|tests)/[\w/]+\.py)", page.read_text()
+        ):
+            assert (ROOT / name).exists(), (page, name)
 
 
 def cases_of(file: str) -> set[str]:
@@ -107,31 +132,3 @@ def test_the_settings_shown_are_the_defaults() -> None:
     limits = {name: value for name, value in default.pop("limits").items() if value is not None}
     assert shown.pop("limits") == limits
     assert shown == {name: value for name, value in default.items() if name != "home"}
-
-
-def places(section: str) -> list[tuple[str, str]]:
-    """The `file`: `name` pairs of a path in ARCHITECTURE.md."""
-    text = (ROOT / "ARCHITECTURE.md").read_text()
-    text = text.partition(f"## {section}\n")[2].partition("\n## ")[0]
-    stops = re.findall(r"^\d+\. ", text, re.MULTILINE)
-    assert 1 < len(stops) <= 8
-    files = re.split(r"`(\w+/[\w/]+\.py)`: ", text)
-    return [
-        (file, name)
-        for file, rest in zip(files[1::2], files[2::2], strict=True)
-        for name in re.findall(r"`([\w.]+)`", rest)
-        if not name.endswith(".py")
-    ]
-
-
-@pytest.mark.parametrize("section", ["Path of a system call", "Path of a token"])
-def test_a_newcomer_finds_the_stops_of_a_path(section: str) -> None:
-    for file, name in places(section):
-        defined = set()
-        for node in ast.parse((ROOT / file).read_text()).body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef):
-                defined.add(node.name)
-            if isinstance(node, ast.ClassDef):
-                inner = (n for n in node.body if isinstance(n, ast.FunctionDef))
-                defined |= {f"{node.name}.{method.name}" for method in inner}
-        assert name in defined, (file, name)

@@ -3,7 +3,7 @@ sampler.py and encoder.py alone.
 
 A slot is a llama.cpp sequence with a KV stream of its own (`kv_unified=False`): what one sequence
 computes then depends neither on its slot nor on its neighbours, as long as three rules hold, and
-this file keeps them (ARCHITECTURE.md, "Exactness", has the measurements):
+this file keeps them (docs/internals/exactness.md has the measurements):
 
 - a prefill chunk is decoded alone, one `llama_decode` for one chunk;
 - a decode batch holds one token a sequence, of at most `certified` sequences;

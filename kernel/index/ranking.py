@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-# Chosen on the queries of Cranfield with even numbers: docs/retrieval.md.
+# Chosen on the queries of Cranfield with even numbers: bench/RESULTS.md.
 WORDS = 0.5  # the share of the words in a fused score
 K1, B = 1.2, 0.75  # BM25's usual constants, SQLite's as well
 
