@@ -27,7 +27,7 @@ from aios.syscalls.errors import (
 )
 from aios.syscalls.home import default_home
 
-from . import (
+from .commands import (
     access,
     audit,
     bench,
@@ -43,6 +43,7 @@ from . import (
     processes,
     retrieval,
     storage,
+    storage_upkeep,
     system,
     tools,
 )
@@ -134,7 +135,7 @@ GROUPS = (
     system, processes, logs, chat, contexts, generate, memory, storage, tools, access, keys, audit,
     model, mcp, demo, bench,
 )  # fmt: skip
-for command in retrieval.COMMANDS:
+for command in (*storage_upkeep.COMMANDS, *retrieval.COMMANDS):
     storage.sto.add_command(command)
 for commands in GROUPS:
     for command in commands.COMMANDS:

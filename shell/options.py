@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import re
 import time
+import tomllib
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from msgspec import inspect
 from aios.syscalls import acc, sto
 from aios.syscalls import messages as t
 from aios.syscalls.errors import BadInput
+from aios.syscalls.rules import Manifest
 
 UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 FAR = 10**9  # a bound from here on is kept, and not told: nobody meets it
@@ -157,6 +159,36 @@ def _click_type(kind: inspect.Type, says: str) -> click.ParamType[Any]:
     raise TypeError(f"no option has the type {kind}")
 
 
+def parse_limits(
+    ctx: click.Context, param: click.Parameter, given: tuple[str, ...]
+) -> dict[str, Any]:
+    """`tokens=1000` and the like, each within the range that the ABI has for it."""
+    limits = {}
+    for item in given:
+        name, equals, value = item.partition("=")
+        if not equals or name not in t.Limits.__struct_fields__:
+            names = ", ".join(t.Limits.__struct_fields__)
+            raise click.BadParameter(f"{item!r} is not NAME=NUMBER, with a NAME of {names}")
+        try:
+            limits[name] = field(t.Limits, name).convert(value, param, ctx)
+        except click.BadParameter as error:
+            raise click.BadParameter(f"{name}: {error.message}") from error
+    return limits
+
+
+def read_toml(path: Path, kind: type[Any]) -> Any:
+    """A manifest or a group out of a TOML file. Raises BadInput."""
+    try:
+        return msgspec.convert(tomllib.loads(path.read_text()), kind)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: {error}", "see docs/access.md") from error
+
+
+def manifest(_: click.Context, __: click.Parameter, path: Path | None) -> Manifest | None:
+    """The value of --manifest."""
+    return None if path is None else read_toml(path, Manifest)
+
+
 NAME = field(t.Spawn, "name", "a name: letters, digits and . _ + -")
 MEMBER = field(acc.Grant, "to", "/NAME, or /TEAM/* for all below")
 RIGHT = field(acc.Grant, "right", "a right, as sto.read, sto or *")
@@ -164,3 +196,6 @@ PATH = field(sto.Get, "path")
 VERSION = field(sto.Get, "version")
 WAIT = field(t.Wait, "timeout")
 WHO = Who()
+READABLE = click.Path(exists=True, resolve_path=True, path_type=str)
+QUANTUM = field(t.SetPolicy, "quantum")
+SLOTS = Whole(1, 64)  # a setting of the kernel: kernel/config.py

@@ -1,12 +1,15 @@
-"""Processes by name: whom `aios kill writer` means."""
+"""The agents that commands are about: found by name, and ended."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 from aios.agents import Aios
-from aios.syscalls.errors import BadInput, NotFound
+from aios.syscalls.errors import BadInput, NotFound, ProcessGone, TimedOut
 from aios.syscalls.messages import ProcessInfo
+
+GRACE_S = 2.0  # between TERM and KILL
 
 
 def pid_of(aios: Aios, who: int | str, *, ended: bool = False) -> int:
@@ -30,3 +33,14 @@ def find(rows: Sequence[ProcessInfo], name: str, *, ended: bool = False) -> int:
     if alive or (ended and named):
         return alive[0] if alive else max(row.pid for row in named)
     raise NotFound(f"no agent is named {name!r}", "`aios ps` lists those that are alive")
+
+
+def finish_off(aios: Aios, pid: int) -> None:
+    """TERM; KILL if that does not help in time, or at another Ctrl-C."""
+    with contextlib.suppress(ProcessGone):
+        aios.kill(pid, "TERM")
+        try:
+            aios.wait(pid, timeout=GRACE_S)
+        except (TimedOut, KeyboardInterrupt):
+            aios.kill(pid, "KILL")
+            aios.wait(pid)

@@ -23,7 +23,7 @@ from aios.kernel.audit.prove import Tree, check, prove, prove_growth
 from aios.kernel.audit.read import Filter, entries
 from aios.kernel.audit.segment import SEGMENT, path_of
 from aios.kernel.audit.verify import known_keys
-from aios.shell import audit
+from aios.shell.commands import audit
 from aios.shell.launch import System
 from aios.syscalls.errors import AiosError, AuditDamaged, BadInput, NotFound
 

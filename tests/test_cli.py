@@ -26,8 +26,8 @@ from conftest import eventually
 from aios.agents import Aios, connect
 from aios.agents.runtime.runner import registered
 from aios.shell.cli import cli, execute
+from aios.shell.commands.logs import LOG_FILES, agent_log
 from aios.shell.launch import System
-from aios.shell.logs import LOG_FILES, agent_log
 from aios.shell.output import open_streams
 from aios.syscalls.messages import LogPart
 

@@ -18,10 +18,10 @@ from rich.console import Console
 from test_options import row
 
 from aios.agents import Aios, AiosError
-from aios.shell import demo as the_demo
-from aios.shell.demo import play
-from aios.shell.demo_jobs import JOBS, DemoJob, pick
-from aios.shell.demo_view import Report, Runner, live, summary
+from aios.shell.demo import measure as the_demo
+from aios.shell.demo.jobs import JOBS, DemoJob, pick
+from aios.shell.demo.measure import play
+from aios.shell.demo.view import Report, Runner, live, summary
 from aios.syscalls.messages import AuditInfo, Event, Result, Status, Timings, Usage
 
 STATUS = Status(

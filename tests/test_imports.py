@@ -23,6 +23,11 @@ LEVELS = (
     "processes", "handlers", "hello", "ledger", "boot", "__main__", "__init__",
 )  # fmt: skip
 SDK_LEVELS = ("sdk", "runtime", "tools", "mcp", "reasoning", "__init__")  # as are those of agents/
+SHELL_LEVELS = (
+    "escape", "render", "output", "launch", "completion", "options", "who", "archive", "helper",
+    "jobs", "questions", "refused", "mcp", "demo", "commands", "repl", "cli", "__main__",
+    "__init__",
+)  # fmt: skip
 HOMES = {
     "llama_cpp": {f"kernel/core/{name}.py" for name in ("llama", "gguf", "sampler", "encoder")},
     "llguidance": {"kernel/core/grammar.py", "kernel/core/trial.py", "kernel/index/embedder.py"},
@@ -31,8 +36,8 @@ HOMES = {
     "mcp": {
         "agents/mcp/connection.py",
         "agents/mcp/transport.py",
-        "shell/mcp_server.py",
-        "shell/mcp_tools.py",
+        "shell/mcp/server.py",
+        "shell/mcp/tools.py",
     },
     "sympy": {"agents/tools/calculate.py"},
     "duckdb": {"agents/tools/sql.py"},
@@ -110,7 +115,9 @@ def test_imports_point_one_way(package: str) -> None:
         assert used <= ALLOWED[package], f"{path} imports {used - ALLOWED[package]}"
 
 
-@pytest.mark.parametrize(("top", "levels"), [("kernel", LEVELS), ("agents", SDK_LEVELS)])
+@pytest.mark.parametrize(
+    ("top", "levels"), [("kernel", LEVELS), ("agents", SDK_LEVELS), ("shell", SHELL_LEVELS)]
+)
 def test_each_package_imports_those_below_it_alone(top: str, levels: tuple[str, ...]) -> None:
     for path in sources(top):
         own = path.relative_to(ROOT / top).parts[0].removesuffix(".py")

@@ -23,7 +23,7 @@ from mcp.client.streamable_http import streamable_http_client
 from aios.agents import Aios, connect
 from aios.shell.cli import execute
 from aios.shell.launch import System
-from aios.shell.mcp_tools import Tools
+from aios.shell.mcp.tools import Tools
 from aios.syscalls.errors import ProcessGone, TimedOut
 
 Program = Callable[[str], str]

@@ -16,8 +16,8 @@ from commands import AIOS, LIMIT, answer, environment, run
 from helpers import end
 
 from aios.agents import Aios
+from aios.shell.commands.memory import read
 from aios.shell.launch import System
-from aios.shell.memory import read
 from aios.syscalls.errors import BadInput, NotFound
 
 GUIDE = (Path(__file__).parent.parent / "docs" / "memory.md").read_text()

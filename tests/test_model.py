@@ -31,7 +31,7 @@ from aios.kernel.core import compare, fit
 from aios.kernel.core.fitted import Conditions, Record, Version, choose, new_file
 from aios.kernel.core.gguf import requantize
 from aios.kernel.core.llama import LlamaEngine
-from aios.shell.model import ask
+from aios.shell.commands.model import ask
 from aios.syscalls.errors import AiosError, ModelError, NoRoom
 
 PATIENCE = 300  # seconds: to measure takes 15 on an idle machine

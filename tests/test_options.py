@@ -14,9 +14,9 @@ from msgspec import inspect
 
 from aios.agents import Aios, connect
 from aios.kernel.config import Config
-from aios.shell import keys
-from aios.shell import system as system_commands
 from aios.shell.cli import HOMELESS, execute
+from aios.shell.commands import keys
+from aios.shell.commands import system as system_commands
 from aios.shell.launch import System
 from aios.shell.options import Number, When, Whole, field
 from aios.shell.who import find

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 from test_options import row
 
-from aios.shell import access, render
+from aios.shell import render
+from aios.shell.commands import access
 from aios.shell.output import Screen, show
 from aios.syscalls.acc import GrantRow
 from aios.syscalls.messages import ProcessInfo

@@ -15,8 +15,9 @@ import pytest
 from commands import LIMIT, answer, line_of, run, started
 from conftest import eventually, left_of, tiny
 
-from aios.shell import render, system
+from aios.shell import render
 from aios.shell.cli import execute
+from aios.shell.commands import system
 from aios.shell.launch import System
 from aios.syscalls.errors import AiosError, StoreDamaged
 

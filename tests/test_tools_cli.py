@@ -20,9 +20,9 @@ from conftest import eventually, run_system
 
 from aios.agents import connect
 from aios.shell.cli import cli
+from aios.shell.commands.tools import about, arguments_of, follow
 from aios.shell.launch import System
 from aios.shell.output import Screen, bars
-from aios.shell.tools import about, arguments_of, follow
 from aios.syscalls.tool import JobProgress, Spec, ToolProgress
 
 ROOT = Path(__file__).parent.parent

@@ -17,7 +17,7 @@ import pytest
 import uvicorn
 from conftest import Boot, eventually
 
-from aios.shell.mcp_tools import Tools
+from aios.shell.mcp.tools import Tools
 
 pytestmark = pytest.mark.faults
 

@@ -16,10 +16,10 @@ from aios.agents import Aios, connect
 from aios.syscalls.errors import NotFound
 from aios.syscalls.messages import LogPart
 
-from .completion import item, live_processes
-from .options import WHO, Whole
-from .output import Copy, json_option, show
-from .who import pid_of
+from ..completion import item, live_processes
+from ..options import WHO, Whole
+from ..output import Copy, json_option, show
+from ..who import pid_of
 
 LOG_WAIT_S = 30.0  # that one call waits for more of a log
 POLL_S = 0.2  # between two looks at a log file

@@ -14,10 +14,8 @@ from aios.syscalls.errors import BadInput
 from aios.syscalls.messages import Reach
 from aios.syscalls.rules import Manifest
 
-from .access import manifest
-from .options import Whole
-from .output import say
-from .processes import READABLE, parse_limits
+from ..options import READABLE, Whole, manifest, parse_limits
+from ..output import say
 
 
 @click.command()
@@ -85,8 +83,8 @@ def mcp(
         raise click.UsageError("two --agent have one name, as their files are named")
     if importlib.util.find_spec("mcp") is None:
         raise BadInput("the package mcp is not installed", "pip install 'aios-system[mcp]'")
-    from .mcp_server import serve_http, serve_stdio  # noqa: PLC0415 (half a second, for this alone)
-    from .mcp_tools import Tools  # noqa: PLC0415
+    from ..mcp.server import serve_http, serve_stdio  # noqa: PLC0415 (half a second, for this alone)
+    from ..mcp.tools import Tools  # noqa: PLC0415
 
     reach = Reach(read=list(read), write=list(write))
     spawn = msgspec.to_builtins({"reach": reach, "limits": limits or None, "manifest": manifest})

@@ -13,18 +13,18 @@ from aios.agents import connect
 from aios.syscalls.errors import KeyMissing, TimedOut
 from aios.syscalls.messages import EventKind, SetPolicy, Status
 
-from . import keys, render
-from .completion import policies
-from .escape import as_json_text
-from .launch import System, exit_code, init_of
-from .options import Whole, field
-from .output import at_terminal, json_option, progress, say, show
+from .. import render
+from ..completion import policies
+from ..escape import as_json_text
+from ..launch import System, exit_code, init_of
+from ..options import QUANTUM, SLOTS, Whole, field
+from ..output import at_terminal, json_option, progress, say, show
+from . import keys
 
 STOP_TIMEOUT_S = 30.0  # for agents, core, kernel and init to end
 KINDS = get_args(EventKind)
 POLICY = field(SetPolicy, "policy", "a name: letters, digits and . _ + -")
-QUANTUM = field(SetPolicy, "quantum")
-SLOTS = Whole(1, 64)  # these three are settings of the kernel: kernel/config.py
+# Settings of the kernel: kernel/config.py
 WINDOW = Whole(0, 2**20)
 THREADS = Whole(0, 512)
 

@@ -11,9 +11,9 @@ import msgspec
 from aios.agents import connect
 from aios.syscalls.retrieval import Mode, Search
 
-from . import render
-from .options import When, Whole, field
-from .output import json_option, show
+from .. import render
+from ..options import When, Whole, field
+from ..output import json_option, show
 
 
 @click.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,40 +12,19 @@ import msgspec
 
 from aios.agents import Aios, connect
 from aios.agents.runtime.runner import registered
-from aios.syscalls.errors import ProcessGone, TimedOut
-from aios.syscalls.messages import Exited, Limits, Reach, Spawn
+from aios.syscalls.messages import Exited, Reach, Spawn
 
-from . import render
-from .access import manifest
-from .completion import files, live_processes, programs
+from .. import render
+from ..completion import files, live_processes, programs
+from ..options import NAME, READABLE, WAIT, WHO, Whole, field, json_value, manifest, parse_limits
+from ..output import Copy, at_terminal, json_option, say, show
+from ..questions import asking_in_place
+from ..refused import Refused
+from ..who import finish_off, pid_of
 from .logs import agent_log
-from .options import NAME, WAIT, WHO, Whole, field, json_value
-from .output import Copy, at_terminal, json_option, say, show
-from .questions import asking_in_place
-from .refused import Refused
-from .who import pid_of
 
-GRACE_S = 2.0  # that an agent has between TERM and KILL
-READABLE = click.Path(exists=True, resolve_path=True, path_type=str)
 NICE = field(Spawn, "nice")
 PROGRAM = field(Spawn, "program")
-
-
-def parse_limits(
-    ctx: click.Context, param: click.Parameter, given: tuple[str, ...]
-) -> dict[str, Any]:
-    """`tokens=1000` and the like, each within the range that the ABI has for it."""
-    limits = {}
-    for item in given:
-        name, equals, value = item.partition("=")
-        if not equals or name not in Limits.__struct_fields__:
-            names = ", ".join(Limits.__struct_fields__)
-            raise click.BadParameter(f"{item!r} is not NAME=NUMBER, with a NAME of {names}")
-        try:
-            limits[name] = field(Limits, name).convert(value, param, ctx)
-        except click.BadParameter as error:
-            raise click.BadParameter(f"{name}: {error.message}") from error
-    return limits
 
 
 def spawn_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -167,17 +145,6 @@ def report(end: Exited, as_json: bool) -> None:
         show(end, as_json, render.value(end.result))
     if end.code and not as_json:
         say(f"aios: {render.ending(end)}", err=True)
-
-
-def finish_off(aios: Aios, pid: int) -> None:
-    """TERM; KILL if that does not help in time, or at another Ctrl-C."""
-    with contextlib.suppress(ProcessGone):
-        aios.kill(pid, "TERM")
-        try:
-            aios.wait(pid, timeout=GRACE_S)
-        except (TimedOut, KeyboardInterrupt):
-            aios.kill(pid, "KILL")
-            aios.wait(pid)
 
 
 @click.command()

@@ -9,8 +9,8 @@ import click
 from aios.agents import connect
 from aios.syscalls.errors import NotFound
 
-from . import render
-from .output import json_option, show
+from .. import render
+from ..output import json_option, show
 
 
 @click.command()

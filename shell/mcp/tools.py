@@ -32,8 +32,8 @@ from aios.syscalls import retrieval as r
 from aios.syscalls import sto as s
 from aios.syscalls.errors import AiosError, ProcessGone, TimedOut
 
-from . import render
-from .processes import GRACE_S
+from .. import render
+from ..who import GRACE_S
 
 LOG_WAIT_S = 5.0  # that one call waits for more of a log, and so between reports of progress
 LAST = 4096  # bytes of an agent's log that come with its result

@@ -12,9 +12,9 @@ from rich.text import Text
 
 from aios.syscalls.messages import Event, ProcessInfo, Result, Status
 
-from . import render
-from .demo_jobs import DemoJob
-from .escape import shown
+from .. import render
+from ..escape import shown
+from .jobs import DemoJob
 
 WORDS = 44  # columns, at most, of the last words of an agent
 RIGHT = ("pid", "tokens", "waiting", "turnaround", "ttft", "switches")

@@ -15,12 +15,12 @@ from aios.agents import Aios, connect
 from aios.syscalls import mem as mem_calls
 from aios.syscalls.errors import BadInput, NotFound
 
-from . import render
-from .completion import live_processes
-from .escape import brief
-from .options import WHO, Whole, field, json_value
-from .output import json_option, show, stdout, whole
-from .who import pid_of
+from .. import render
+from ..completion import live_processes
+from ..escape import brief
+from ..options import WHO, Whole, field, json_value
+from ..output import json_option, show, stdout, whole
+from ..who import pid_of
 
 FORMAT = {"aios": "memory", "version": 1}
 BATCH = 16 << 10  # bytes of items, about, that one call of an import takes

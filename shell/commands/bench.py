@@ -9,8 +9,8 @@ import click
 
 from aios.syscalls.errors import AiosError
 
-from . import render
-from .output import json_option, progress, show
+from .. import render
+from ..output import json_option, progress, show
 
 NAMES = (
     "throughput", "agents", "switch", "exact", "syscall", "swap", "memory", "retrieval",

@@ -21,11 +21,11 @@ from rich.table import Table
 
 from aios.syscalls.errors import BadInput
 
-from . import helper
-from .escape import as_json_text, folded, shown
-from .options import When, Whole, text_of
-from .output import at_terminal, bars, json_option, say, show, whole
-from .render import pairs
+from .. import helper
+from ..escape import as_json_text, folded, shown
+from ..options import When, Whole, text_of
+from ..output import at_terminal, bars, json_option, say, show, whole
+from ..render import pairs
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 

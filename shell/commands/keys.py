@@ -18,9 +18,9 @@ from aios.agents.sdk.connection import new_key
 from aios.syscalls.acc import KeyAllow, Keys
 from aios.syscalls.errors import AiosError, KeyMissing, from_wire
 
-from . import render
-from .options import NAME, field
-from .output import json_option, secret, show
+from .. import render
+from ..options import NAME, field
+from ..output import json_option, secret, show
 
 
 @click.group()

@@ -18,9 +18,9 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, TimeElapsedColumn
 from rich.table import Table
 
-from . import helper, output
-from .output import at_terminal, json_option, progress, say, show
-from .render import columns, pairs
+from .. import helper, output
+from ..output import at_terminal, json_option, progress, say, show
+from ..render import columns, pairs
 
 FORMATS = "bf16,q8_0,q4_0"  # for whose weights llama.cpp has the fastest kernels
 Step = Callable[[dict[str, Any]], None]  # what is done, steps done, total

@@ -11,12 +11,11 @@ import click
 
 from aios.agents import Aios, connect
 
-from . import render
-from .completion import live_processes
-from .options import WAIT, WHO, json_value
-from .output import json_option, say, show
-from .processes import finish_off
-from .who import pid_of
+from .. import render
+from ..completion import live_processes
+from ..options import WAIT, WHO, json_value
+from ..output import json_option, say, show
+from ..who import finish_off, pid_of
 
 GREETING = "a line goes to {name}, process {pid}; Ctrl-D ends the talk"
 

@@ -17,11 +17,11 @@ from aios.agents.sdk.tools import absent
 from aios.syscalls.errors import BadInput
 from aios.syscalls.tool import CallTool, Spec, ToolProgress
 
-from . import render
-from .completion import tool_names
-from .escape import as_json_text, brief
-from .options import field
-from .output import bars, json_option, say, show
+from .. import render
+from ..completion import tool_names
+from ..escape import as_json_text, brief
+from ..options import field
+from ..output import bars, json_option, say, show
 
 ABOUT = 320  # characters, at most, of what a list says about a tool
 

@@ -14,8 +14,8 @@ from aios.agents import Generation, connect
 from aios.syscalls.errors import BadInput
 from aios.syscalls.messages import Generate
 
-from .options import field, text_of
-from .output import json_option, show, write
+from ..options import field, text_of
+from ..output import json_option, show, write
 
 OR_TEXT = "name a file, or give the text"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -14,32 +13,19 @@ from rich.table import Table
 
 from aios.agents import connect
 from aios.syscalls.acc import Answer, Check, Grant, GrantRow, Revoke
-from aios.syscalls.errors import BadInput, NotFound
-from aios.syscalls.rules import Bounds, Group, Manifest
+from aios.syscalls.errors import NotFound
+from aios.syscalls.rules import Bounds, Group
 
-from . import render
-from .completion import grant_numbers, group_names, live_processes
-from .escape import as_json_text, shown
-from .options import MEMBER, NAME, RIGHT, WHO, Whole, field
-from .output import json_option, say, show
-from .questions import ANSWERS, ask_person
-from .who import pid_of
+from .. import render
+from ..completion import grant_numbers, group_names, live_processes
+from ..escape import as_json_text, shown
+from ..options import MEMBER, NAME, RIGHT, WHO, Whole, field, read_toml
+from ..output import json_option, say, show
+from ..questions import ANSWERS, ask_person
+from ..who import pid_of
 
 EFFECTS = ("allow", "ask", "deny")
 NOT_IN = "`aios group list` lists what is; a rule of a file goes by `aios group set NAME --file`"
-
-
-def read_toml(path: Path, kind: type[Any]) -> Any:
-    """A manifest or a group out of a TOML file. Raises BadInput."""
-    try:
-        return msgspec.convert(tomllib.loads(path.read_text()), kind)
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path}: {error}", "see docs/access.md") from error
-
-
-def manifest(_: click.Context, __: click.Parameter, path: Path | None) -> Manifest | None:
-    """The value of --manifest."""
-    return None if path is None else read_toml(path, Manifest)
 
 
 # --- groups -----------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from starlette.responses import PlainTextResponse
 
 from aios.syscalls.errors import BadInput
 
-from .output import say
+from ..output import say
 
 TOKEN = "AIOS_MCP_TOKEN"
 PIECE = 65_536  # bytes of stdin that are read at once

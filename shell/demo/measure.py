@@ -13,56 +13,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import click
 import msgspec
 
 from aios.agents import Aios, connect
 from aios.syscalls.errors import AiosError, TimedOut
-from aios.syscalls.messages import Event, Exited, Generate, Result, Status
+from aios.syscalls.messages import Event, Exited, Result, Status
 
-from . import demo_view, render
-from .completion import policies
-from .demo_jobs import DemoJob, pick
-from .demo_view import Report, Runner
-from .launch import System
-from .options import Whole, field
-from .output import at_terminal, live, progress, say, show
-from .system import QUANTUM, SLOTS
+from .. import render
+from ..launch import System
+from ..output import at_terminal, live, progress, say
+from . import view as demo_view
+from .jobs import DemoJob
+from .view import Report, Runner
 
 REFRESH_S = 0.1  # between two looks at the agents
 TAIL = 160  # bytes of an agent's log that are looked at
 Draw = Callable[[Sequence[Runner]], None]
-
-
-@click.command()
-@click.option("--agents", type=Whole(1, 256), default=8, show_default=True)
-@click.option("--slots", type=SLOTS, default=3, show_default=True)
-@click.option(
-    "--max-tokens", type=field(Generate, "max_tokens"), default=72, show_default=True,
-    help="Of each agent.",
-)  # fmt: skip
-@click.option("--policy", default="rr", show_default=True, shell_complete=policies)
-@click.option("--quantum", type=QUANTUM, default=16, show_default=True, help="Tokens of a turn.")
-@click.option("--model", type=click.Path(path_type=Path), help="A GGUF file.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def demo(agents: int, max_tokens: int, model: Path | None, as_json: bool, **settings: Any) -> int:
-    """Watch more agents than slots share a model.
-
-    Runs on systems of its own, in temporary homes. Every agent runs once beside the others and once
-    alone, on a second system that has nothing of the first. Exit code 0 only if both outputs of
-    every agent are identical, bit for bit.
-
-    \b
-    Examples:
-      aios demo
-      aios demo --agents 16 --slots 4 --quantum 8
-      aios demo --json
-    """
-    if model is not None:
-        settings["model"] = str(model.absolute())
-    report = measure(pick(agents, max_tokens), {"ctx": 1024, **settings})
-    show(report.summary(), as_json, demo_view.summary(report))
-    return int(report.identical < len(report.runners))
 
 
 def measure(jobs: Sequence[DemoJob], settings: dict[str, Any]) -> Report:
@@ -163,6 +129,3 @@ def display(status: Status) -> Iterator[Draw]:
             drawn.update(demo_view.live(status, runners, time.time(), *size), refresh=True)
 
         yield table
-
-
-COMMANDS = (demo,)

@@ -1,0 +1,1 @@
+"""The demo: agents that share a model, beside each of them alone."""

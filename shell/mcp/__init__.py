@@ -1,0 +1,1 @@
+"""AIOS as an MCP server, for other programs."""
