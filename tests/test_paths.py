@@ -37,7 +37,7 @@ from aios.kernel.processes.lifecycle import Birth
 from aios.syscalls.messages import Limits, ModelInfo, Spawn
 
 ROOT = Path(__file__).parent.parent
-WINDOW = 2048
+WINDOW = 8192  # more than the core draws while it is watched
 CALLS, TOKENS = 20, 200  # what happens now and then, as a row that is written anew, is among them
 Ran = dict[str, set[str]]  # functions by file
 
