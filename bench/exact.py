@@ -28,7 +28,7 @@ from aios.kernel.core.llama import COMPANY, LlamaEngine
 from aios.kernel.core.protocol import DECODED, PREFILLED, Halt, Run, Segment
 from aios.kernel.core.state import BlockSlice
 from aios.shell.launch import init_of
-from aios.syscalls.messages import Decoding
+from aios.syscalls.llm import Decoding
 
 from .common import Progress, model, system, text, threads
 

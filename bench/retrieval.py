@@ -27,7 +27,7 @@ from aios.kernel.index.embedder import Embedder, open_embedder
 from aios.kernel.index.index import STOP_WORDS, WORD, Index
 from aios.kernel.index.protocol import Put, Search
 from aios.syscalls.errors import BadInput
-from aios.syscalls.retrieval import Mode
+from aios.syscalls.sto import Mode
 
 from .common import Progress
 

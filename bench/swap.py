@@ -18,7 +18,7 @@ from aios.kernel.core.disk import Disk
 from aios.kernel.core.engine import CHUNK
 from aios.kernel.core.llama import LlamaEngine
 from aios.kernel.core.protocol import DECODED, PREFILLED, Run, Segment
-from aios.syscalls.messages import Decoding
+from aios.syscalls.llm import Decoding
 
 from .common import Progress, model, text, threads
 

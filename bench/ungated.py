@@ -18,8 +18,9 @@ from aios.kernel.config import Config
 from aios.kernel.entry.trap import Session
 from aios.kernel.process import Process
 from aios.kernel.rules import Passed
+from aios.syscalls.base import Message
+from aios.syscalls.connection import Welcome
 from aios.syscalls.errors import AiosError
-from aios.syscalls.messages import Message, Welcome
 from aios.syscalls.table import Row
 from aios.syscalls.wire import Receipt
 

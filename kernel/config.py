@@ -20,7 +20,7 @@ from msgspec import Meta, Struct, field
 
 from aios.syscalls.errors import BadInput, ModelError, from_wire
 from aios.syscalls.home import endpoint
-from aios.syscalls.messages import Limits
+from aios.syscalls.proc import Limits
 from aios.syscalls.tool import BoxName
 
 from .sandbox.walls import Walls

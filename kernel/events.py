@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from aios.syscalls.messages import Event
+from aios.syscalls.kernel import Event
 
 from .entry.followers import Followers
 from .entry.trap import Call

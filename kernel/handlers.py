@@ -12,9 +12,38 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from aios.syscalls import VERSION, acc, retrieval, sto, tool, wire
-from aios.syscalls import messages as t
+from aios.syscalls import VERSION, acc, sto, tool, wire
+from aios.syscalls.base import Done, Empty
+from aios.syscalls.connection import Cancel, Cancelled
 from aios.syscalls.errors import BadInput
+from aios.syscalls.kernel import CheckReport, Events, Policy, SetPolicy, Stats, Status
+from aios.syscalls.llm import (
+    Checkpoint,
+    Close,
+    ContextInfo,
+    Detokenize,
+    Fork,
+    Open,
+    Opened,
+    Rollback,
+    Text,
+    Tokenize,
+    Tokens,
+    Used,
+)
+from aios.syscalls.msg import Recv, Send
+from aios.syscalls.proc import (
+    Exit,
+    Kill,
+    Limits,
+    Log,
+    NiceReply,
+    ProcessInfo,
+    Ps,
+    SetLimits,
+    SetNice,
+    Wait,
+)
 
 from .core.protocol import Encode
 from .entry.trap import Call, Handler
@@ -109,63 +138,63 @@ def _target(k: Kernel, call: Call, pid: int | None) -> Process:
     return call.process if pid is None else k.table.get(pid)
 
 
-def call_cancel(k: Kernel, call: Call, args: t.Cancel) -> t.Cancelled:
+def call_cancel(k: Kernel, call: Call, args: Cancel) -> Cancelled:
     other = call.session.calls.get(args.call)
     if other is None or other is call:
-        return t.Cancelled(found=False)
+        return Cancelled(found=False)
     other.cancel()
-    return t.Cancelled(found=True)
+    return Cancelled(found=True)
 
 
-def proc_exit(k: Kernel, call: Call, args: t.Exit) -> t.Done:
+def proc_exit(k: Kernel, call: Call, args: Exit) -> Done:
     call.process.code = args.code
     call.process.result = msgspec.msgpack.encode(args.result)
     call.process.reported = True
     call.process.touch()
     k.lifecycle.leave(call)
-    return t.Done()
+    return Done()
 
 
-def proc_wait(k: Kernel, call: Call, args: t.Wait) -> Any:
+def proc_wait(k: Kernel, call: Call, args: Wait) -> Any:
     return k.waiters.wait(call, args.pid, args.timeout)
 
 
-def proc_kill(k: Kernel, call: Call, args: t.Kill) -> t.Done:
+def proc_kill(k: Kernel, call: Call, args: Kill) -> Done:
     k.lifecycle.signal(k.table.get(args.pid), args.signal)
-    return t.Done()
+    return Done()
 
 
-def proc_nice(k: Kernel, call: Call, args: t.SetNice) -> t.NiceReply:
+def proc_nice(k: Kernel, call: Call, args: SetNice) -> NiceReply:
     process = _target(k, call, args.pid)
     process.nice = args.nice
     process.touch()
     k.scheduler.renice(process.contexts, args.nice)
-    return t.NiceReply(nice=args.nice)
+    return NiceReply(nice=args.nice)
 
 
-def proc_limits(k: Kernel, call: Call, args: t.SetLimits) -> t.Limits:
+def proc_limits(k: Kernel, call: Call, args: SetLimits) -> Limits:
     process = _target(k, call, args.pid)
     if args.limits is not None:
         k.lifecycle.set_limits(call.process, process, args.limits)
     return process.limits
 
 
-def proc_ps(k: Kernel, call: Call, args: t.Ps) -> list[t.ProcessInfo]:
+def proc_ps(k: Kernel, call: Call, args: Ps) -> list[ProcessInfo]:
     now = time.monotonic()
     shown = (p for p in k.table.rows.values() if args.all or (p.alive and p.kind != "client"))
     return [process.info(now) for process in shown]
 
 
-def proc_whoami(k: Kernel, call: Call, args: t.Empty) -> t.ProcessInfo:
+def proc_whoami(k: Kernel, call: Call, args: Empty) -> ProcessInfo:
     return call.process.info(time.monotonic())
 
 
-def proc_log(k: Kernel, call: Call, args: t.Log) -> Any:
+def proc_log(k: Kernel, call: Call, args: Log) -> Any:
     call.process.hear(k.table.get(args.pid))
     return k.logs.read(call, args.pid, args.offset, args.wait)
 
 
-def llm_open(k: Kernel, call: Call, args: t.Open) -> t.Opened:
+def llm_open(k: Kernel, call: Call, args: Open) -> Opened:
     if args.owner is not None and args.name is None:
         raise BadInput("an owner's contexts are found by name", "give its name")
     if args.owner is not None and args.owner.startswith("/"):
@@ -176,65 +205,65 @@ def llm_open(k: Kernel, call: Call, args: t.Open) -> t.Opened:
     return _opened(k, call, context)
 
 
-def _opened(k: Kernel, call: Call, context: Context) -> t.Opened:
+def _opened(k: Kernel, call: Call, context: Context) -> Opened:
     call.durable = context.name is not None
-    return t.Opened(ctx=context.id, window=k.contexts.window, used=context.used)
+    return Opened(ctx=context.id, window=k.contexts.window, used=context.used)
 
 
-def llm_fork(k: Kernel, call: Call, args: t.Fork) -> t.Opened:
+def llm_fork(k: Kernel, call: Call, args: Fork) -> Opened:
     context = k.contexts.get(call.process, args.ctx)
     return _opened(k, call, k.contexts.fork(context, call.process, args.name))
 
 
-def llm_checkpoint(k: Kernel, call: Call, args: t.Checkpoint) -> t.Used:
+def llm_checkpoint(k: Kernel, call: Call, args: Checkpoint) -> Used:
     context = k.contexts.get(call.process, args.ctx)
     k.contexts.checkpoint(context, args.name)
     return _used(k, call, context)
 
 
-def llm_rollback(k: Kernel, call: Call, args: t.Rollback) -> t.Used:
+def llm_rollback(k: Kernel, call: Call, args: Rollback) -> Used:
     context = k.contexts.get(call.process, args.ctx)
     k.contexts.rollback(context, args.name)
     return _used(k, call, context)
 
 
-def _used(k: Kernel, call: Call, context: Context) -> t.Used:
+def _used(k: Kernel, call: Call, context: Context) -> Used:
     call.durable = context.name is not None
-    return t.Used(used=context.used, window=k.contexts.window)
+    return Used(used=context.used, window=k.contexts.window)
 
 
-def llm_contexts(k: Kernel, call: Call, args: t.Empty) -> list[t.ContextInfo]:
+def llm_contexts(k: Kernel, call: Call, args: Empty) -> list[ContextInfo]:
     return [context.info() for context in k.contexts.visible(call.process)]
 
 
-async def llm_tokenize(k: Kernel, call: Call, args: t.Tokenize) -> t.Tokens:
+async def llm_tokenize(k: Kernel, call: Call, args: Tokenize) -> Tokens:
     if (args.text is None) == (args.messages is None):
         raise BadInput("give text or messages, one of them")
     messages: list[tuple[str, str]] = [
         (message.role, message.content) for message in args.messages or []
     ]
     encoded = await k.prompts.question(call.process, lambda req: Encode(req, args.text, messages))
-    return t.Tokens(tokens=encoded.tokens)
+    return Tokens(tokens=encoded.tokens)
 
 
-async def llm_detokenize(k: Kernel, call: Call, args: t.Detokenize) -> t.Text:
-    return t.Text(text=await k.prompts.detokenize(call.process, args.tokens))
+async def llm_detokenize(k: Kernel, call: Call, args: Detokenize) -> Text:
+    return Text(text=await k.prompts.detokenize(call.process, args.tokens))
 
 
-def llm_close(k: Kernel, call: Call, args: t.Close) -> t.Done:
+def llm_close(k: Kernel, call: Call, args: Close) -> Done:
     context = k.contexts.get(call.process, args.ctx)
     call.durable = context.name is not None
     k.contexts.close(context, forget=args.forget)
-    return t.Done()
+    return Done()
 
 
-def msg_send(k: Kernel, call: Call, args: t.Send) -> t.Done:
+def msg_send(k: Kernel, call: Call, args: Send) -> Done:
     receiver = k.table.find(args.to, call.process.principal)
     k.mailroom.send(call.process, receiver, args.body)
-    return t.Done()
+    return Done()
 
 
-def msg_recv(k: Kernel, call: Call, args: t.Recv) -> Any:
+def msg_recv(k: Kernel, call: Call, args: Recv) -> Any:
     return k.mailroom.receive(call, args.sender, args.timeout)
 
 
@@ -267,58 +296,58 @@ def sto_backup(k: Kernel, call: Call, args: sto.Backup) -> Any:
     return k.upkeep.backup(call, Path(args.target))
 
 
-def sto_search(k: Kernel, call: Call, args: retrieval.Search) -> Any:
+def sto_search(k: Kernel, call: Call, args: sto.Search) -> Any:
     scopes = k.storage.scopes(call, args.owner, args.path)
     return k.index.search(call, args, k.gate.readable(call.process, scopes))
 
 
-def sto_index(k: Kernel, call: Call, args: retrieval.Index) -> retrieval.IndexReport:
+def sto_index(k: Kernel, call: Call, args: sto.Index) -> sto.IndexReport:
     return k.index.report()
 
 
-def sto_reindex(k: Kernel, call: Call, args: retrieval.Reindex) -> t.Done:
+def sto_reindex(k: Kernel, call: Call, args: sto.Reindex) -> Done:
     k.index.rebuild()
-    return t.Done()
+    return Done()
 
 
-def tool_list(k: Kernel, call: Call, args: t.Empty) -> Any:
+def tool_list(k: Kernel, call: Call, args: Empty) -> Any:
     return k.tools.tell(call)
 
 
-def tool_offer(k: Kernel, call: Call, args: tool.Offer) -> t.Done:
+def tool_offer(k: Kernel, call: Call, args: tool.Offer) -> Done:
     k.tools.offer(call.process, args)
-    return t.Done()
+    return Done()
 
 
-def tool_progress(k: Kernel, call: Call, args: tool.JobProgress) -> t.Done:
+def tool_progress(k: Kernel, call: Call, args: tool.JobProgress) -> Done:
     k.tools.progress(call.process, args)
-    return t.Done()
+    return Done()
 
 
-def tool_done(k: Kernel, call: Call, args: tool.JobDone) -> t.Done:
+def tool_done(k: Kernel, call: Call, args: tool.JobDone) -> Done:
     k.tools.done(call.process, args)
-    return t.Done()
+    return Done()
 
 
-def acc_groups(k: Kernel, call: Call, args: t.Empty) -> acc.Policy:
+def acc_groups(k: Kernel, call: Call, args: Empty) -> acc.Policy:
     return acc.Policy(groups=k.accounts.groups)
 
 
-def acc_set(k: Kernel, call: Call, args: acc.SetGroup) -> t.Done:
+def acc_set(k: Kernel, call: Call, args: acc.SetGroup) -> Done:
     k.accounts.set_group(args.name, args.group)
-    return t.Done()
+    return Done()
 
 
 def acc_grant(k: Kernel, call: Call, args: acc.Grant) -> acc.Granted:
     return k.gate.grant(call.process, args)
 
 
-def acc_revoke(k: Kernel, call: Call, args: acc.Revoke) -> t.Done:
+def acc_revoke(k: Kernel, call: Call, args: acc.Revoke) -> Done:
     k.accounts.revoke(call.process, args.id)
-    return t.Done()
+    return Done()
 
 
-def acc_grants(k: Kernel, call: Call, args: t.Empty) -> list[acc.GrantRow]:
+def acc_grants(k: Kernel, call: Call, args: Empty) -> list[acc.GrantRow]:
     return k.accounts.visible(call.process)
 
 
@@ -330,22 +359,22 @@ def acc_ask(k: Kernel, call: Call, args: acc.Questions) -> Any:
     return k.questions.follow(call)
 
 
-def key_allow(k: Kernel, call: Call, args: acc.KeyAllow) -> t.Done:
+def key_allow(k: Kernel, call: Call, args: acc.KeyAllow) -> Done:
     k.remotes.allow(args)
-    return t.Done()
+    return Done()
 
 
-def key_remove(k: Kernel, call: Call, args: acc.KeyRemove) -> t.Done:
+def key_remove(k: Kernel, call: Call, args: acc.KeyRemove) -> Done:
     k.remotes.remove(args.name)
-    return t.Done()
+    return Done()
 
 
-def key_list(k: Kernel, call: Call, args: t.Empty) -> acc.Keys:
+def key_list(k: Kernel, call: Call, args: Empty) -> acc.Keys:
     return k.remotes.listed()
 
 
-def kernel_status(k: Kernel, call: Call, args: t.Empty) -> t.Status:
-    return t.Status(
+def kernel_status(k: Kernel, call: Call, args: Empty) -> Status:
+    return Status(
         version=VERSION,
         abi=wire.ABI_VERSION,
         boot=k.boot,
@@ -370,9 +399,9 @@ def kernel_status(k: Kernel, call: Call, args: t.Empty) -> t.Status:
     )
 
 
-def kernel_stats(k: Kernel, call: Call, args: t.Empty) -> t.Stats:
+def kernel_stats(k: Kernel, call: Call, args: Empty) -> Stats:
     s = k.stats
-    return t.Stats(
+    return Stats(
         calls=dict(k.trap.calls),
         errors=dict(k.trap.errors),
         generations=s.generations,
@@ -400,22 +429,22 @@ def kernel_stats(k: Kernel, call: Call, args: t.Empty) -> t.Stats:
     )
 
 
-def kernel_events(k: Kernel, call: Call, args: t.Events) -> Any:
+def kernel_events(k: Kernel, call: Call, args: Events) -> Any:
     return k.events.follow(call, list(args.kinds))
 
 
-def kernel_policy(k: Kernel, call: Call, args: t.SetPolicy) -> t.Policy:
+def kernel_policy(k: Kernel, call: Call, args: SetPolicy) -> Policy:
     if args.policy is not None or args.quantum is not None:
         name, quantum = args.policy or k.scheduler.policy_name, args.quantum or k.scheduler.quantum
         k.generations.apply(k.scheduler.set_policy(name, quantum, time.monotonic()))
         k.events.publish("policy", name, call.process.pid, quantum=quantum)
-    return t.Policy(policy=k.scheduler.policy_name, quantum=k.scheduler.quantum)
+    return Policy(policy=k.scheduler.policy_name, quantum=k.scheduler.quantum)
 
 
-def kernel_check(k: Kernel, call: Call, args: t.Empty) -> t.CheckReport:
-    return t.CheckReport(problems=k.check())
+def kernel_check(k: Kernel, call: Call, args: Empty) -> CheckReport:
+    return CheckReport(problems=k.check())
 
 
-async def kernel_stop(k: Kernel, call: Call, args: t.Empty) -> t.Done:
+async def kernel_stop(k: Kernel, call: Call, args: Empty) -> Done:
     await k.wind_up()
-    return t.Done()
+    return Done()

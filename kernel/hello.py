@@ -11,8 +11,9 @@ from pathlib import Path
 import psutil
 
 from aios.syscalls import wire
+from aios.syscalls.connection import Hello, Welcome
 from aios.syscalls.errors import BadToken, BadVersion, Denied
-from aios.syscalls.messages import Hello, Limits, Spawn, Welcome
+from aios.syscalls.proc import Limits, Spawn
 from aios.syscalls.rules import Manifest
 
 from .config import Config

@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from aios.syscalls.errors import BadInput, LimitReached, NotFound
-from aios.syscalls.messages import Kind, Limits, ProcessInfo, ProcessState, Reach
+from aios.syscalls.proc import Kind, Limits, ProcessInfo, ProcessState, Reach
 from aios.syscalls.rules import Manifest
 
 from .lib.patterns import check_visible

@@ -20,7 +20,7 @@ import psutil
 from aios.agents import Aios, connect
 from aios.syscalls.errors import AiosError, BadInput, DiskFull, KernelGone, TimedOut, from_wire
 from aios.syscalls.home import CERTIFICATES, INIT
-from aios.syscalls.messages import Status
+from aios.syscalls.kernel import Status
 
 POLL_S = 0.05  # between two looks at a system that is starting
 START_TIMEOUT_S = 300.0  # for a model to load

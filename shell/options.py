@@ -16,8 +16,9 @@ import msgspec
 from msgspec import inspect
 
 from aios.syscalls import acc, sto
-from aios.syscalls import messages as t
 from aios.syscalls.errors import BadInput
+from aios.syscalls.kernel import SetPolicy
+from aios.syscalls.proc import Limits, Spawn, Wait
 from aios.syscalls.rules import Manifest
 
 UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -166,11 +167,11 @@ def parse_limits(
     limits = {}
     for item in given:
         name, equals, value = item.partition("=")
-        if not equals or name not in t.Limits.__struct_fields__:
-            names = ", ".join(t.Limits.__struct_fields__)
+        if not equals or name not in Limits.__struct_fields__:
+            names = ", ".join(Limits.__struct_fields__)
             raise click.BadParameter(f"{item!r} is not NAME=NUMBER, with a NAME of {names}")
         try:
-            limits[name] = field(t.Limits, name).convert(value, param, ctx)
+            limits[name] = field(Limits, name).convert(value, param, ctx)
         except click.BadParameter as error:
             raise click.BadParameter(f"{name}: {error.message}") from error
     return limits
@@ -189,13 +190,13 @@ def manifest(_: click.Context, __: click.Parameter, path: Path | None) -> Manife
     return None if path is None else read_toml(path, Manifest)
 
 
-NAME = field(t.Spawn, "name", "a name: letters, digits and . _ + -")
+NAME = field(Spawn, "name", "a name: letters, digits and . _ + -")
 MEMBER = field(acc.Grant, "to", "/NAME, or /TEAM/* for all below")
 RIGHT = field(acc.Grant, "right", "a right, as sto.read, sto or *")
 PATH = field(sto.Get, "path")
 VERSION = field(sto.Get, "version")
-WAIT = field(t.Wait, "timeout")
+WAIT = field(Wait, "timeout")
 WHO = Who()
 READABLE = click.Path(exists=True, resolve_path=True, path_type=str)
-QUANTUM = field(t.SetPolicy, "quantum")
+QUANTUM = field(SetPolicy, "quantum")
 SLOTS = Whole(1, 64)  # a setting of the kernel: kernel/config.py

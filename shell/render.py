@@ -13,19 +13,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from aios.syscalls.kernel import Event, ModelInfo, Stats, Status, Summary
+from aios.syscalls.llm import ContextInfo
 from aios.syscalls.mem import Interaction, Memory
-from aios.syscalls.messages import (
-    ContextInfo,
-    Event,
-    Exited,
-    ModelInfo,
-    ProcessInfo,
-    Stats,
-    Status,
-    Summary,
-)
-from aios.syscalls.retrieval import Hits
-from aios.syscalls.sto import Version
+from aios.syscalls.proc import Exited, ProcessInfo
+from aios.syscalls.sto import Hits, Version
 
 from .escape import as_json_text, brief, shown
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from aios.agents import Aios
 from aios.syscalls.errors import BadInput, NotFound, ProcessGone, TimedOut
-from aios.syscalls.messages import ProcessInfo
+from aios.syscalls.proc import ProcessInfo
 
 GRACE_S = 2.0  # between TERM and KILL
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field
 
-from .messages import Message, Name, Pid, Reply
+from .base import Message, Name, Pid, Reply
 from .rules import Argument, Effect, Group, Member, Pattern, Right
 
 

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
-from .messages import Message, Name, PastMessage, Pid, Reply, Usage
+from .base import Message, Name, Pid, Reply
+from .llm import PastMessage, Usage
 
 MAX_KEY = 400  # bytes of UTF-8
 MAX_SPACES = 64  # of one agent

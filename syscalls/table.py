@@ -7,18 +7,17 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from . import acc, mem, sto, tool
-from . import messages as m
-from . import retrieval as r
+from . import acc, connection, kernel, llm, mem, msg, proc, sto, tool
+from .base import Done, Empty, Message, Reply
 
 
 class Row(NamedTuple):
     name: str
-    args: type[m.Message]
+    args: type[Message]
     right: str  # what the access manager asks for
     reply: Any  # the type of the final reply's body
     doc: str
-    piece: type[m.Reply] | None = None  # the type of the replies before it
+    piece: type[Reply] | None = None  # the type of the replies before it
 
     @property
     def effect(self) -> bool:
@@ -45,36 +44,49 @@ class Row(NamedTuple):
 
 
 ROWS: tuple[Row, ...] = (
-    Row("hello", m.Hello, "none", m.Welcome, "Open the connection."),
-    Row("call.cancel", m.Cancel, "none", m.Cancelled, "End another call of this connection."),
-    Row("proc.spawn", m.Spawn, "proc.spawn", m.Spawned, "Start an agent as a child process."),
-    Row("proc.exit", m.Exit, "none", m.Done, "Report code and result; the process then ends."),
-    Row("proc.wait", m.Wait, "proc.wait", m.Exited, "Wait for a child's end."),
-    Row("proc.kill", m.Kill, "proc.control", m.Done, "Send a signal."),
-    Row("proc.nice", m.SetNice, "proc.control", m.NiceReply, "Set its share of the model."),
-    Row("proc.limits", m.SetLimits, "proc.control", m.Limits, "Read or set limits."),
-    Row("proc.ps", m.Ps, "proc.list", list[m.ProcessInfo], "List processes."),
-    Row("proc.whoami", m.Empty, "none", m.ProcessInfo, "The caller's own row."),
-    Row("proc.log", m.Log, "proc.log", m.LogPart, "Read what an agent printed."),
-    Row("llm.open", m.Open, "llm", m.Opened, "Open a context."),
-    Row("llm.append", m.Append, "llm", m.Appended, "Append to a context."),
-    Row("llm.generate", m.Generate, "llm", m.Result, "Generate, in a context or at once.", m.Piece),
-    Row("llm.tokenize", m.Tokenize, "llm", m.Tokens, "Text or messages to token ids."),
-    Row("llm.detokenize", m.Detokenize, "llm", m.Text, "Token ids to text."),
-    Row("llm.fork", m.Fork, "llm", m.Opened, "Copy a context."),
-    Row("llm.checkpoint", m.Checkpoint, "llm", m.Used, "Remember a context's state."),
-    Row("llm.rollback", m.Rollback, "llm", m.Used, "Go back to a checkpoint."),
-    Row("llm.contexts", m.Empty, "llm", list[m.ContextInfo], "List contexts, those asleep too."),
-    Row("llm.close", m.Close, "llm", m.Done, "Close a context and free what it holds."),
-    Row("msg.send", m.Send, "msg.send", m.Done, "Put a message into a process's mailbox."),
-    Row("msg.recv", m.Recv, "msg.recv", m.Mail, "Take the oldest message, or wait for one."),
-    Row("mem.put", mem.Put, "mem.write", m.Done, "Set items of the agent's memory."),
+    Row("hello", connection.Hello, "none", connection.Welcome, "Open the connection."),
+    Row(
+        "call.cancel",
+        connection.Cancel,
+        "none",
+        connection.Cancelled,
+        "End another call of this connection.",
+    ),
+    Row("proc.spawn", proc.Spawn, "proc.spawn", proc.Spawned, "Start an agent as a child process."),
+    Row("proc.exit", proc.Exit, "none", Done, "Report code and result; the process then ends."),
+    Row("proc.wait", proc.Wait, "proc.wait", proc.Exited, "Wait for a child's end."),
+    Row("proc.kill", proc.Kill, "proc.control", Done, "Send a signal."),
+    Row("proc.nice", proc.SetNice, "proc.control", proc.NiceReply, "Set its share of the model."),
+    Row("proc.limits", proc.SetLimits, "proc.control", proc.Limits, "Read or set limits."),
+    Row("proc.ps", proc.Ps, "proc.list", list[proc.ProcessInfo], "List processes."),
+    Row("proc.whoami", Empty, "none", proc.ProcessInfo, "The caller's own row."),
+    Row("proc.log", proc.Log, "proc.log", proc.LogPart, "Read what an agent printed."),
+    Row("llm.open", llm.Open, "llm", llm.Opened, "Open a context."),
+    Row("llm.append", llm.Append, "llm", llm.Appended, "Append to a context."),
+    Row(
+        "llm.generate",
+        llm.Generate,
+        "llm",
+        llm.Result,
+        "Generate, in a context or at once.",
+        llm.Piece,
+    ),
+    Row("llm.tokenize", llm.Tokenize, "llm", llm.Tokens, "Text or messages to token ids."),
+    Row("llm.detokenize", llm.Detokenize, "llm", llm.Text, "Token ids to text."),
+    Row("llm.fork", llm.Fork, "llm", llm.Opened, "Copy a context."),
+    Row("llm.checkpoint", llm.Checkpoint, "llm", llm.Used, "Remember a context's state."),
+    Row("llm.rollback", llm.Rollback, "llm", llm.Used, "Go back to a checkpoint."),
+    Row("llm.contexts", Empty, "llm", list[llm.ContextInfo], "List contexts, those asleep too."),
+    Row("llm.close", llm.Close, "llm", Done, "Close a context and free what it holds."),
+    Row("msg.send", msg.Send, "msg.send", Done, "Put a message into a process's mailbox."),
+    Row("msg.recv", msg.Recv, "msg.recv", msg.Mail, "Take the oldest message, or wait for one."),
+    Row("mem.put", mem.Put, "mem.write", Done, "Set items of the agent's memory."),
     Row("mem.get", mem.Get, "mem.read", mem.Items, "Read items by their keys."),
     Row("mem.delete", mem.Delete, "mem.write", mem.Deleted, "Remove items."),
     Row("mem.scan", mem.Scan, "mem.read", mem.Scanned, "Read items in the order of their keys."),
-    Row("mem.clear", mem.Clear, "mem.write", m.Done, "Remove all items of a space, or of all."),
+    Row("mem.clear", mem.Clear, "mem.write", Done, "Remove all items of a space, or of all."),
     Row("mem.spaces", mem.Spaces, "mem.read", list[mem.Memory], "What it holds, and where."),
-    Row("mem.keep", mem.Keep, "mem.keep", m.Done, "Have the memory outlive the agent, or not."),
+    Row("mem.keep", mem.Keep, "mem.keep", Done, "Have the memory outlive the agent, or not."),
     Row("mem.log", mem.Interactions, "mem.log", mem.LogPage, "Read the interaction log."),
     Row("sto.put", sto.Put, "sto.write", sto.Version, "Write a version of an object."),
     Row("sto.batch", sto.Batch, "sto.write", list[sto.Version], "Put and delete, all or none."),
@@ -85,40 +97,48 @@ ROWS: tuple[Row, ...] = (
     Row("sto.delete", sto.Delete, "sto.write", sto.Version, "Delete an object; its history stays."),
     Row("sto.rollback", sto.Restore, "sto.write", sto.Version, "Write an earlier version again."),
     Row("sto.purge", sto.Purge, "sto.own", sto.Version, "Drop an object with its history."),
-    Row("sto.share", sto.Share, "sto.own", m.Done, "Let others read or write objects."),
+    Row("sto.share", sto.Share, "sto.own", Done, "Let others read or write objects."),
     Row("sto.shares", sto.Shares, "sto.own", list[sto.Grant], "List what is shared."),
     Row("sto.owners", sto.Owners, "sto.read", sto.Holdings, "Who holds how much."),
-    Row("sto.watch", sto.Watch, "sto.read", m.Done, "Follow changes.", sto.Version),
+    Row("sto.watch", sto.Watch, "sto.read", Done, "Follow changes.", sto.Version),
     Row("sto.verify", sto.Verify, "sto.admin", sto.Verified, "Check everything.", sto.Progress),
     Row("sto.compact", sto.Compact, "sto.admin", sto.Compacted, "Make room.", sto.Progress),
     Row("sto.backup", sto.Backup, "sto.admin", sto.BackedUp, "Copy all of it while it is used."),
-    Row("sto.search", r.Search, "sto.read", r.Hits, "Find passages of what is stored."),
-    Row("sto.index", r.Index, "sto.read", r.IndexReport, "How far the index is."),
-    Row("sto.reindex", r.Reindex, "sto.admin", m.Done, "Make the index anew."),
-    Row("tool.list", m.Empty, "tool.list", tool.Tools, "List the tools that the caller may call."),
+    Row("sto.search", sto.Search, "sto.read", sto.Hits, "Find passages of what is stored."),
+    Row("sto.index", sto.Index, "sto.read", sto.IndexReport, "How far the index is."),
+    Row("sto.reindex", sto.Reindex, "sto.admin", Done, "Make the index anew."),
+    Row("tool.list", Empty, "tool.list", tool.Tools, "List the tools that the caller may call."),
     Row("tool.call", tool.CallTool, "tool.call", tool.ToolResult, "Call.", tool.ToolProgress),
-    Row("tool.offer", tool.Offer, "none", m.Done, "Of a worker: say which tools it serves."),
-    Row("tool.serve", tool.Serve, "none", m.Done, "Of a worker: take jobs.", tool.Job),
-    Row("tool.progress", tool.JobProgress, "none", m.Done, "Of a worker: how far a job is."),
-    Row("tool.done", tool.JobDone, "none", m.Done, "Of a worker: how a job ended."),
-    Row("acc.groups", m.Empty, "acc.groups", acc.Policy, "Read all groups."),
-    Row("acc.set", acc.SetGroup, "acc.groups", m.Done, "Make, change or remove a group."),
+    Row("tool.offer", tool.Offer, "none", Done, "Of a worker: say which tools it serves."),
+    Row("tool.serve", tool.Serve, "none", Done, "Of a worker: take jobs.", tool.Job),
+    Row("tool.progress", tool.JobProgress, "none", Done, "Of a worker: how far a job is."),
+    Row("tool.done", tool.JobDone, "none", Done, "Of a worker: how a job ended."),
+    Row("acc.groups", Empty, "acc.groups", acc.Policy, "Read all groups."),
+    Row("acc.set", acc.SetGroup, "acc.groups", Done, "Make, change or remove a group."),
     Row("acc.grant", acc.Grant, "acc.grant", acc.Granted, "Hand on a right."),
-    Row("acc.revoke", acc.Revoke, "acc.grant", m.Done, "Take a grant back."),
-    Row("acc.grants", m.Empty, "acc.read", list[acc.GrantRow], "List grants."),
+    Row("acc.revoke", acc.Revoke, "acc.grant", Done, "Take a grant back."),
+    Row("acc.grants", Empty, "acc.read", list[acc.GrantRow], "List grants."),
     Row("acc.check", acc.Check, "acc.read", acc.Verdict, "What the gate would say, and why."),
-    Row("acc.ask", acc.Questions, "acc.answer", m.Done, "Follow what is asked.", acc.Question),
-    Row("acc.answer", acc.Answer, "acc.answer", m.Done, "Answer what is asked."),
-    Row("key.allow", acc.KeyAllow, "acc.keys", m.Done, "Let a key's owner connect by tcp."),
-    Row("key.remove", acc.KeyRemove, "acc.keys", m.Done, "Take a key out of the list."),
-    Row("key.list", m.Empty, "acc.keys", acc.Keys, "The keys, and where the kernel listens."),
-    Row("kernel.status", m.Empty, "kernel.read", m.Status, "What runs: model, slots, policy."),
-    Row("kernel.stats", m.Empty, "kernel.read", m.Stats, "Counters and timings since boot."),
-    Row("kernel.events", m.Events, "kernel.read", m.Done, "Follow what happens.", m.Event),
-    Row("kernel.policy", m.SetPolicy, "kernel.control", m.Policy, "Read or set the policy."),
-    Row("kernel.check", m.Empty, "kernel.control", m.CheckReport, "Test the kernel's invariants."),
-    Row("kernel.stop", m.Empty, "kernel.control", m.Done, "End every agent, then the system."),
-)
+    Row("acc.ask", acc.Questions, "acc.answer", Done, "Follow what is asked.", acc.Question),
+    Row("acc.answer", acc.Answer, "acc.answer", Done, "Answer what is asked."),
+    Row("key.allow", acc.KeyAllow, "acc.keys", Done, "Let a key's owner connect by tcp."),
+    Row("key.remove", acc.KeyRemove, "acc.keys", Done, "Take a key out of the list."),
+    Row("key.list", Empty, "acc.keys", acc.Keys, "The keys, and where the kernel listens."),
+    Row("kernel.status", Empty, "kernel.read", kernel.Status, "What runs: model, slots, policy."),
+    Row("kernel.stats", Empty, "kernel.read", kernel.Stats, "Counters and timings since boot."),
+    Row("kernel.events", kernel.Events, "kernel.read", Done, "Follow what happens.", kernel.Event),
+    Row(
+        "kernel.policy",
+        kernel.SetPolicy,
+        "kernel.control",
+        kernel.Policy,
+        "Read or set the policy.",
+    ),
+    Row(
+        "kernel.check", Empty, "kernel.control", kernel.CheckReport, "Test the kernel's invariants."
+    ),
+    Row("kernel.stop", Empty, "kernel.control", Done, "End every agent, then the system."),
+)  # fmt: skip
 
 EFFECTS = frozenset(
     {"proc.spawn", "proc.exit", "proc.wait", "proc.nice", "proc.limits", "llm.open", "llm.append",

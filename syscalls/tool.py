@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field
 
-from .messages import Message, Pid, Reply
+from .base import Message, Pid, Reply
 
 ToolName = Annotated[
     str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_-]*(\.[A-Za-z0-9_./-]+)?\Z", max_length=128)

@@ -15,7 +15,7 @@ from aios.kernel.core.disk import Disk
 from aios.kernel.core.engine import CHUNK, Engine
 from aios.kernel.core.protocol import Halt, Halted, Out, Run
 from aios.kernel.llm.contexts import Past
-from aios.syscalls.messages import Decoding, Logprob
+from aios.syscalls.llm import Decoding, Logprob
 
 PLENTY = 1 << 30  # bytes for snapshots
 

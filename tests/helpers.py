@@ -11,7 +11,8 @@ from typing import Any
 from conftest import eventually
 
 from aios.agents import Aios, Context, Generation
-from aios.syscalls.messages import Moved, ProcessInfo, Result
+from aios.syscalls.llm import Moved, Result
+from aios.syscalls.proc import ProcessInfo
 
 STORY = "Tell me a short story about a fox."
 FACT = "My sister's parrot is called Zanzibar and it is nine years old."

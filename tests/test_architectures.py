@@ -27,7 +27,7 @@ from aios.kernel.core.llama import ALONE, LlamaEngine
 from aios.kernel.core.protocol import Halt
 from aios.kernel.llm.scheduler import Dispatch, Preempt, Scheduler
 from aios.syscalls.errors import ModelError
-from aios.syscalls.messages import Decoding
+from aios.syscalls.llm import Decoding
 
 SLOTS, WINDOW, SLIDING = 4, 1024, 256
 WINDOWED = ["gemma2", "gemma3"]

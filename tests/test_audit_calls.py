@@ -23,8 +23,9 @@ from aios.kernel.audit.segment import LENGTH, Record, begin, decode, segments
 from aios.kernel.audit.verify import verify
 from aios.shell.launch import System
 from aios.syscalls import acc, mem, sto
+from aios.syscalls.base import Message
 from aios.syscalls.errors import AiosError, Denied, NotFound
-from aios.syscalls.messages import Message, Reach, Spawn
+from aios.syscalls.proc import Reach, Spawn
 from aios.syscalls.rules import Manifest
 from aios.syscalls.wire import DONE, FAILED, Receipt
 

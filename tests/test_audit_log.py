@@ -38,7 +38,7 @@ from aios.kernel.llm.scheduler import Scheduler
 from aios.kernel.process import ProcessTable
 from aios.kernel.store.store import Store
 from aios.syscalls.errors import AuditDamaged, DiskFull
-from aios.syscalls.messages import Kill, Limits
+from aios.syscalls.proc import Kill, Limits
 from aios.syscalls.table import TABLE
 
 

@@ -12,8 +12,11 @@ from helpers import kill_kernel
 
 from aios.agents import Aios, connect
 from aios.agents.sdk.async_calls import AwaitedCalls
-from aios.syscalls import messages as t
+from aios.syscalls.base import Done
 from aios.syscalls.errors import Cancelled, KernelGone, NotFound
+from aios.syscalls.llm import Text, Tokens
+from aios.syscalls.msg import Mail
+from aios.syscalls.proc import ProcessInfo
 
 
 def use(aios: Aios, body: Callable[[AwaitedCalls], Awaitable[Any]]) -> Any:
@@ -24,11 +27,11 @@ def use(aios: Aios, body: Callable[[AwaitedCalls], Awaitable[Any]]) -> Any:
     return asyncio.run(run())
 
 
-async def waiting_mail(calls: AwaitedCalls) -> asyncio.Task[t.Mail]:
+async def waiting_mail(calls: AwaitedCalls) -> asyncio.Task[Mail]:
     """A task with a call that the kernel has, and that waits for mail."""
-    mail = asyncio.create_task(calls.call(t.Mail, "msg.recv"))
+    mail = asyncio.create_task(calls.call(Mail, "msg.recv"))
     await asyncio.sleep(0)  # until it has been sent
-    await calls.call(t.ProcessInfo, "proc.whoami")
+    await calls.call(ProcessInfo, "proc.whoami")
     return mail
 
 
@@ -37,8 +40,8 @@ def test_many_tasks_each_get_their_own(aios: Aios) -> None:
         async def ask(number: int) -> None:
             for step in range(50):
                 text = f"{number} {step}"
-                got = await calls.call(t.Tokens, "llm.tokenize", text=text)
-                back = await calls.call(t.Text, "llm.detokenize", tokens=got.tokens)
+                got = await calls.call(Tokens, "llm.tokenize", text=text)
+                back = await calls.call(Text, "llm.detokenize", tokens=got.tokens)
                 assert back.text == text
 
         await asyncio.gather(*(ask(number) for number in range(20)))
@@ -49,10 +52,10 @@ def test_many_tasks_each_get_their_own(aios: Aios) -> None:
 def test_a_call_that_waits_holds_up_no_other(aios: Aios) -> None:
     async def body(calls: AwaitedCalls) -> str:
         mail = await waiting_mail(calls)
-        me = await calls.call(t.ProcessInfo, "proc.whoami")
+        me = await calls.call(ProcessInfo, "proc.whoami")
         assert not mail.done()
         assert calls.blocking(lambda: aios.whoami().pid) == me.pid
-        await calls.call(t.Done, "msg.send", to=me.pid, body="hello")
+        await calls.call(Done, "msg.send", to=me.pid, body="hello")
         return str((await mail).body)
 
     assert use(aios, body) == "hello"
@@ -64,7 +67,7 @@ def test_a_call_ends_with_its_task(aios: Aios) -> None:
         mail.cancel()
         await asyncio.wait([mail])
         with pytest.raises(NotFound):
-            await calls.call(t.Done, "proc.kill", pid=10**6)
+            await calls.call(Done, "proc.kill", pid=10**6)
 
     use(aios, body)
     aios.send(aios.pid, "for the next")
@@ -85,7 +88,7 @@ def test_the_kernel_s_death_and_the_system_s(boot: Boot) -> None:
         with pytest.raises(Cancelled):
             await mail
         with pytest.raises(KernelGone):
-            await calls.call(t.ProcessInfo, "proc.whoami")
+            await calls.call(ProcessInfo, "proc.whoami")
 
     with connect(system.home) as aios:
         use(aios, body)

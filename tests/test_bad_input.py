@@ -18,7 +18,7 @@ from aios.agents import Aios, connect
 from aios.kernel.config import embedded_model
 from aios.shell.launch import System
 from aios.syscalls.errors import AiosError, BadInput, HomeBusy, ModelError, NoRoom
-from aios.syscalls.messages import Event
+from aios.syscalls.kernel import Event
 
 
 def refused(home: Path, **settings: Any) -> AiosError:

@@ -25,7 +25,7 @@ from deterministic import DeterministicEngine
 from aios.kernel.core.engine import CHUNK, Engine
 from aios.kernel.core.protocol import Halt
 from aios.kernel.core.sampler import Sampler
-from aios.syscalls.messages import Decoding
+from aios.syscalls.llm import Decoding
 
 WINDOW = 320
 

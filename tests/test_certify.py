@@ -18,7 +18,7 @@ from aios.kernel.core.certify import certify
 from aios.kernel.core.engine import CHUNK, Engine
 from aios.kernel.core.gguf import requantize
 from aios.kernel.core.llama import ALONE, LlamaEngine
-from aios.syscalls.messages import Decoding
+from aios.syscalls.llm import Decoding
 
 SLOTS, WINDOW = 6, 320
 

@@ -29,7 +29,7 @@ from aios.shell.cli import cli, execute
 from aios.shell.commands.logs import LOG_FILES, agent_log
 from aios.shell.launch import System
 from aios.shell.output import open_streams
-from aios.syscalls.messages import LogPart
+from aios.syscalls.proc import LogPart
 
 Program = Callable[[str], str]
 UNTIL_TOLD = "print('up', flush=True)\nprint(aios.recv().body)"

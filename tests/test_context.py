@@ -16,7 +16,7 @@ from aios.kernel.llm.contexts import DROPPED, KEPT, PAST, ContextManager, Past
 from aios.kernel.llm.contexts import Turn as Message
 from aios.kernel.process import Process
 from aios.syscalls.errors import BadInput, ContextBusy, ContextFull, LimitReached, NotFound
-from aios.syscalls.messages import Limits
+from aios.syscalls.proc import Limits
 
 WINDOW = 400
 

@@ -12,7 +12,7 @@ from aios.kernel.core.protocol import Halted, Out
 from aios.kernel.ledger.context_rows import ContextRow, ContextRows, read_row
 from aios.kernel.llm.contexts import Turn
 from aios.kernel.llm.work import Work
-from aios.syscalls.messages import Decoding
+from aios.syscalls.llm import Decoding
 
 WINDOW = 10**6
 

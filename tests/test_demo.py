@@ -22,7 +22,8 @@ from aios.shell.demo import measure as the_demo
 from aios.shell.demo.jobs import JOBS, DemoJob, pick
 from aios.shell.demo.measure import play
 from aios.shell.demo.view import Report, Runner, live, summary
-from aios.syscalls.messages import AuditInfo, Event, Result, Status, Timings, Usage
+from aios.syscalls.kernel import AuditInfo, Event, Status
+from aios.syscalls.llm import Result, Timings, Usage
 
 STATUS = Status(
     version="0", abi=1, boot="", home="", os_pid=1, uptime=0.0, core="ready", core_error=None,

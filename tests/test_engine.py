@@ -18,7 +18,7 @@ from aios.kernel.core.engine import CHUNK, Engine
 from aios.kernel.core.llama import LlamaEngine
 from aios.kernel.core.state import BlockSlice
 from aios.syscalls.errors import BadInput, Internal
-from aios.syscalls.messages import Decoding
+from aios.syscalls.llm import Decoding
 
 SLOTS, WINDOW = 4, 320
 

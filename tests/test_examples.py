@@ -16,7 +16,8 @@ from aios.agents import Aios, connect
 from aios.agents.runtime.runner import load, registered, resolve
 from aios.examples.summarize import WORKERS
 from aios.shell.launch import System
-from aios.syscalls.messages import Event, Exited
+from aios.syscalls.kernel import Event
+from aios.syscalls.proc import Exited
 
 SHIPPED = [
     "chat",

@@ -18,8 +18,8 @@ from aios.kernel.lib.fair_queue import FairQueue
 from aios.kernel.lib.task import Task
 from aios.kernel.llm.prompt import DEATHS, TEXTS, Prompts
 from aios.syscalls.errors import AiosError, CoreFailed
-from aios.syscalls.messages import Generate
-from aios.syscalls.retrieval import Search
+from aios.syscalls.llm import Generate
+from aios.syscalls.sto import Search
 
 
 class Asker:

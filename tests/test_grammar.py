@@ -23,7 +23,7 @@ from aios.kernel.core.grammar import Grammars, to_lark
 from aios.kernel.core.llama import LlamaEngine
 from aios.kernel.core.protocol import Compile, Halt
 from aios.syscalls.errors import BadGrammar
-from aios.syscalls.messages import Decoding
+from aios.syscalls.llm import Decoding
 
 Pair = tuple[str, str]  # a piece of GBNF, and a regular expression of the same meaning
 PERSON = {

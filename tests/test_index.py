@@ -16,7 +16,7 @@ from texts import CAR, FOX, ODD, SEA, ask, model, paths, put, remove, same, soun
 from aios.kernel.index import passages
 from aios.kernel.index.database import ASIDE, NAME, Damaged
 from aios.kernel.index.index import Index
-from aios.syscalls.retrieval import Mode
+from aios.syscalls.sto import Mode
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 DOCUMENTS = {"animals/fox": FOX, "cars/repair": CAR, "sea": SEA}

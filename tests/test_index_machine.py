@@ -14,7 +14,7 @@ from texts import ask, model, put, remove, sound
 
 from aios.kernel.index.index import Index
 from aios.kernel.index.protocol import Change, Put
-from aios.syscalls.retrieval import Mode
+from aios.syscalls.sto import Mode
 
 WORDS = ("ibis", "heron", "crane", "stork", "tern")
 owners = st.sampled_from(["ann", "bob"])

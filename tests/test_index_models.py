@@ -13,7 +13,7 @@ from texts import CAR, FOX, SEA, ask, put
 from aios.kernel.config import embedded_model
 from aios.kernel.index.protocol import Found
 from aios.syscalls.errors import ModelError
-from aios.syscalls.retrieval import Mode
+from aios.syscalls.sto import Mode
 
 
 @pytest.fixture

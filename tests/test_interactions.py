@@ -15,7 +15,7 @@ from aios.kernel.memory.owners import Owners
 from aios.kernel.process import ProcessTable
 from aios.kernel.store.store import NoStore
 from aios.syscalls.errors import StoreDamaged
-from aios.syscalls.messages import Limits
+from aios.syscalls.proc import Limits
 
 
 class Slow(NoStore):

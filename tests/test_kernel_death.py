@@ -22,7 +22,7 @@ from raw import Raw
 from aios.agents import connect
 from aios.shell.launch import System
 from aios.syscalls.errors import AiosError, ContextForeign, NotFound
-from aios.syscalls.messages import Piece
+from aios.syscalls.llm import Piece
 from aios.syscalls.wire import ABI_VERSION, DONE
 
 Program = Callable[[str], str]

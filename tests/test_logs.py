@@ -13,7 +13,7 @@ from aios.kernel.lib.task import Task
 from aios.kernel.process import Process, ProcessTable
 from aios.kernel.processes.agent_logs import LOOKS, READERS, Logs
 from aios.syscalls.errors import LimitReached
-from aios.syscalls.messages import Limits, LogPart
+from aios.syscalls.proc import Limits, LogPart
 
 
 class Timer:

@@ -24,7 +24,7 @@ from aios.kernel.process import Process, ProcessTable
 from aios.kernel.processes.mailbox import Mailroom
 from aios.syscalls import wire
 from aios.syscalls.errors import Cancelled, LimitReached
-from aios.syscalls.messages import Limits
+from aios.syscalls.proc import Limits
 from aios.syscalls.table import TABLE
 
 

@@ -17,7 +17,7 @@ from aios.agents import connect
 from aios.kernel.tools.mcp_config import Found, servers
 from aios.shell.launch import System
 from aios.syscalls.errors import BadInput
-from aios.syscalls.messages import Reach
+from aios.syscalls.proc import Reach
 
 VARIABLES = {"KEY": "secret", "PATH": "/usr/bin"}
 

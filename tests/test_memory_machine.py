@@ -24,7 +24,7 @@ from aios.kernel.process import Process, ProcessTable
 from aios.kernel.store.store import Store
 from aios.syscalls import mem
 from aios.syscalls.errors import AiosError, Conflict, LimitReached
-from aios.syscalls.messages import Limits
+from aios.syscalls.proc import Limits
 
 QUOTA, RAM = 3000, 1200  # bytes
 NAMES = ("a", "b")  # of agents; two of one name may be alive

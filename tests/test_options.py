@@ -21,7 +21,7 @@ from aios.shell.launch import System
 from aios.shell.options import Number, When, Whole, field
 from aios.shell.who import find
 from aios.syscalls.errors import BadInput, NotFound
-from aios.syscalls.messages import Kind, ProcessInfo, ProcessState
+from aios.syscalls.proc import Kind, ProcessInfo, ProcessState
 
 NUMBERS = [
     pytest.param(path, command, param, id=f"{' '.join(path)} {param.name}")

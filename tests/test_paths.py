@@ -34,7 +34,8 @@ from aios.kernel.core.llama import LlamaEngine
 from aios.kernel.core.protocol import decode_question, encode
 from aios.kernel.core.text import answer
 from aios.kernel.processes.lifecycle import Birth
-from aios.syscalls.messages import Limits, ModelInfo, Spawn
+from aios.syscalls.kernel import ModelInfo
+from aios.syscalls.proc import Limits, Spawn
 
 ROOT = Path(__file__).parent.parent
 WINDOW = 8192  # more than the core draws while it is watched

@@ -18,7 +18,7 @@ from aios.kernel.lib.patterns import EFFORT, STARS, Effort, TooLong, exactly, ma
 from aios.kernel.process import ProcessTable
 from aios.kernel.rules import Grant, Judge, Request, Subject, check_rules, covers, rules_of
 from aios.syscalls.errors import BadInput, LimitReached
-from aios.syscalls.messages import Limits
+from aios.syscalls.proc import Limits
 from aios.syscalls.rules import Argument, Bounds, Group, Manifest, Rule
 
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from aios.kernel.process import MOVES, IllegalMove, Letter, Process, ProcessTable, named_by
+from aios.syscalls.base import Name
 from aios.syscalls.errors import LimitReached, NotFound
-from aios.syscalls.messages import Kind, Limits, Name, ProcessState
+from aios.syscalls.proc import Kind, Limits, ProcessState
 
 STATES: tuple[ProcessState, ...] = get_args(ProcessState)
 MAX_AGENTS, MAX_CLIENTS, MAX_DEAD, MAX_CHILDREN = 7, 2, 3, 2

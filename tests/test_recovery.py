@@ -16,7 +16,7 @@ from models import tiny_model
 from aios.agents import Aios, Generation, connect
 from aios.shell.launch import System
 from aios.syscalls.errors import BadInput, CoreFailed, KernelGone
-from aios.syscalls.messages import Piece
+from aios.syscalls.llm import Piece
 
 OPTIONS: dict[str, Any] = {
     "max_tokens": 60, "temperature": 0.8, "seed": 3, "ignore_eos": True, "digest": True,

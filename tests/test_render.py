@@ -13,7 +13,7 @@ from aios.shell import render
 from aios.shell.commands import access
 from aios.shell.output import Screen, show
 from aios.syscalls.acc import GrantRow
-from aios.syscalls.messages import ProcessInfo
+from aios.syscalls.proc import ProcessInfo
 from aios.syscalls.rules import Bounds
 from aios.syscalls.sto import Version
 

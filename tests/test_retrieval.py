@@ -22,7 +22,7 @@ from models import write_bert
 from aios.agents import Aios, connect
 from aios.shell.launch import System
 from aios.syscalls.errors import Denied, IndexFailed, Malformed, StoreDamaged
-from aios.syscalls.retrieval import Hits
+from aios.syscalls.sto import Hits
 
 GUIDE = Path(__file__).parent.parent / "docs" / "retrieval.md"
 Program = Callable[[str], str]

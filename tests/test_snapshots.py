@@ -16,7 +16,7 @@ from deterministic import DeterministicEngine
 from aios.kernel.core.disk import Codec, Disk
 from aios.kernel.core.engine import CHUNK, Engine
 from aios.kernel.core.protocol import DECODED, PREFILLED, Halt, Segment
-from aios.syscalls.messages import Decoding
+from aios.syscalls.llm import Decoding
 
 WINDOW = 320
 INCOMPRESSIBLE = 50  # bytes of a row's 64

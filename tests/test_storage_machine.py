@@ -26,8 +26,9 @@ from aios.kernel.storage.manager import Storage
 from aios.kernel.storage.shares import Shares, covers
 from aios.kernel.store.store import Store
 from aios.syscalls import sto, wire
+from aios.syscalls.base import Done
 from aios.syscalls.errors import AiosError, Denied
-from aios.syscalls.messages import Done, Limits
+from aios.syscalls.proc import Limits
 from aios.syscalls.rules import Group
 from aios.syscalls.table import TABLE
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from aios.agents.sdk import strict_json
 from aios.kernel.core.grammar import Grammars
-from aios.syscalls.messages import Decoding
+from aios.syscalls.llm import Decoding
 
 BYTES = Grammars([*(bytes([byte]) for byte in range(256)), b""], [256], list)
 SCHEMAS: list[dict[str, Any]] = [

@@ -15,7 +15,7 @@ from helpers import STORY, first_piece
 from aios.agents import Aios, connect
 from aios.shell.launch import System
 from aios.syscalls.errors import AiosError, BadGrammar, BadInput, Malformed, NotJson
-from aios.syscalls.messages import GRAMMAR
+from aios.syscalls.llm import GRAMMAR
 
 PERSON: dict[str, Any] = {
     "type": "object",

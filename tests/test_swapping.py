@@ -12,7 +12,7 @@ from helpers import STORY
 from aios.agents import Aios, connect
 from aios.shell.launch import System
 from aios.syscalls.errors import AiosError
-from aios.syscalls.messages import Stats
+from aios.syscalls.kernel import Stats
 
 OPTIONS: dict[str, Any] = {"max_tokens": 12, "ignore_eos": True, "digest": True, "raw": True}
 

@@ -18,7 +18,7 @@ from aios.kernel.access.gate import Gate
 from aios.kernel.process import ProcessTable
 from aios.syscalls import errors, sto, wire
 from aios.syscalls.document import document
-from aios.syscalls.messages import Limits
+from aios.syscalls.proc import Limits
 from aios.syscalls.table import ROWS, TABLE, Row
 
 ROOT = Path(__file__).parent.parent

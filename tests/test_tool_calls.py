@@ -23,7 +23,7 @@ from aios.agents.reasoning.schemas import STRING, narrowed
 from aios.agents.reasoning.tool_dialogue import BARE, TAGS, ToolTalk, bound, signature
 from aios.shell.launch import System
 from aios.syscalls.errors import BadGrammar, BadInput, NotJson, TooBig
-from aios.syscalls.messages import Decoding
+from aios.syscalls.llm import Decoding
 from aios.syscalls.tool import Spec
 
 SPECS = [each.spec() for each in (add, capital, story)]

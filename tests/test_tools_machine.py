@@ -24,7 +24,7 @@ from aios.kernel.tools.manager import Tools
 from aios.kernel.tools.toolbox import Box
 from aios.syscalls import tool as m
 from aios.syscalls.errors import Cancelled, Denied, NotFound, ProcessGone, ToolUnknown
-from aios.syscalls.messages import Limits
+from aios.syscalls.proc import Limits
 
 MOST, AGENTS, CALLERS = 3, 9, 3
 

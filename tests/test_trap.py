@@ -15,7 +15,7 @@ from aios.kernel.core.protocol import Counters, Out, Step, decode_report, encode
 from aios.kernel.entry import trap
 from aios.kernel.entry.trap import CALL_BYTES, ITEM_BYTES, STRUCT_BYTES
 from aios.kernel.llm.work import Work
-from aios.syscalls.messages import Decoding, Logprob
+from aios.syscalls.llm import Decoding, Logprob
 from aios.syscalls.rules import Manifest
 from aios.syscalls.wire import DONE, FAILED
 

@@ -8,7 +8,7 @@ from typing import Any
 from aios.kernel.index.embedder import WordLlama
 from aios.kernel.index.index import Index
 from aios.kernel.index.protocol import Put, Remove, Search
-from aios.syscalls.retrieval import Hit, Mode
+from aios.syscalls.sto import Hit, Mode
 
 model = cache(WordLlama)  # loaded once
 

@@ -24,7 +24,7 @@ from aios.kernel.config import load
 from aios.kernel.entry.trap import Session
 from aios.kernel.init.protocol import Census, encode
 from aios.kernel.process import Process
-from aios.syscalls.messages import Limits
+from aios.syscalls.proc import Limits
 from aios.syscalls.rules import Manifest
 from aios.syscalls.wire import ABI_VERSION, DONE, PIECE
 

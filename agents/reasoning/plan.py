@@ -14,7 +14,7 @@ from typing import Any
 from msgspec import Struct
 
 from aios.syscalls.errors import BadInput, TooBig
-from aios.syscalls.messages import GRAMMAR
+from aios.syscalls.llm import GRAMMAR
 from aios.syscalls.tool import Spec
 
 from .schemas import narrowed

@@ -21,7 +21,7 @@ from aios.agents.sdk.aios import Aios
 from aios.agents.sdk.connection import Pending
 from aios.agents.sdk.tools import ToolCall
 from aios.syscalls.errors import BadInput, NoProgram, ProcessGone, ToolUnknown
-from aios.syscalls.messages import Exited
+from aios.syscalls.proc import Exited
 from aios.syscalls.tool import Spec
 
 from .plan import Plan, Step, check, grammar

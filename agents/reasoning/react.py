@@ -21,7 +21,7 @@ from typing import Any, Literal
 from aios.agents.sdk.aios import Aios, Context
 from aios.agents.sdk.tools import ToolCall
 from aios.syscalls.errors import AiosError, ContextFull, LimitReached, NotFound, NotJson
-from aios.syscalls.messages import Result
+from aios.syscalls.llm import Result
 from aios.syscalls.tool import ToolResult
 
 from .tool_dialogue import (

@@ -32,7 +32,7 @@ from aios.syscalls.errors import (
     ToolTimeout,
     ToolUnknown,
 )
-from aios.syscalls.messages import GRAMMAR
+from aios.syscalls.llm import GRAMMAR
 from aios.syscalls.tool import Spec
 
 from .schemas import narrowed

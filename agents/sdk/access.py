@@ -8,7 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from aios.syscalls import acc
-from aios.syscalls import messages as t
+from aios.syscalls.base import Done
 from aios.syscalls.rules import Group
 
 from .calls import Calls
@@ -33,7 +33,7 @@ class AccessCalls(Calls):
 
     def revoke(self, number: int) -> None:
         """Raises NotFound for a grant that is not the caller's to take back."""
-        self._call(t.Done, "acc.revoke", id=number)
+        self._call(Done, "acc.revoke", id=number)
 
     def grants(self) -> list[acc.GrantRow]:
         return self._call(list[acc.GrantRow], "acc.grants")
@@ -50,11 +50,11 @@ class AccessCalls(Calls):
 
     def allow_key(self, name: str, public: str, *, person: bool = False) -> None:
         """Let whoever has this CURVE key connect by tcp, as the agent "/NAME" or as a person."""
-        self._call(t.Done, "key.allow", name=name, public=public, person=person)
+        self._call(Done, "key.allow", name=name, public=public, person=person)
 
     def remove_key(self, name: str) -> None:
         """What is connected with it ends at once. Raises NotFound."""
-        self._call(t.Done, "key.remove", name=name)
+        self._call(Done, "key.remove", name=name)
 
     def keys(self) -> acc.Keys:
         return self._call(acc.Keys, "key.list")
@@ -64,7 +64,7 @@ class AccessCalls(Calls):
 
     def set_group(self, name: str, group: Group | Mapping[str, Any] | None) -> None:
         """Make a group anew, or with None remove it."""
-        self._call(t.Done, "acc.set", name=name, group=msgspec.to_builtins(group))
+        self._call(Done, "acc.set", name=name, group=msgspec.to_builtins(group))
 
     def questions(self) -> Iterator[acc.Question]:
         """What is asked of a person, as it comes; those that wait first."""
@@ -72,4 +72,4 @@ class AccessCalls(Calls):
 
     def answer(self, number: int, answer: Literal["once", "agent", "always", "deny"]) -> None:
         """Raises NotFound where nobody waits for that answer any more."""
-        self._call(t.Done, "acc.answer", id=number, answer=answer)
+        self._call(Done, "acc.answer", id=number, answer=answer)

@@ -16,10 +16,38 @@ from typing import Any, Self
 
 import msgspec
 
-from aios.syscalls import messages as t
-from aios.syscalls import retrieval as r
+from aios.syscalls.base import Done
+from aios.syscalls.connection import Welcome
 from aios.syscalls.errors import AiosError, NotJson
+from aios.syscalls.kernel import CheckReport, Event, EventKind, Policy, Stats, Status
+from aios.syscalls.llm import (
+    Appended,
+    ContextInfo,
+    Finish,
+    Moved,
+    OnFull,
+    Opened,
+    Piece,
+    Result,
+    Text,
+    Timings,
+    Tokens,
+    Usage,
+    Used,
+)
+from aios.syscalls.msg import Mail
+from aios.syscalls.proc import (
+    Exited,
+    Limits,
+    LogPart,
+    NiceReply,
+    ProcessInfo,
+    Reach,
+    Signal,
+    Spawned,
+)
 from aios.syscalls.rules import Manifest
+from aios.syscalls.sto import Hit
 from aios.syscalls.wire import Receipt
 
 from . import strict_json
@@ -55,7 +83,7 @@ def connect(
         address = named_address()
     elsewhere = None if address is None else kernel_elsewhere(address, key, server_key)
     connection = say_hello(home, name, elsewhere, receipts=receipts)
-    return Aios(connection, msgspec.convert(connection.welcome, t.Welcome))
+    return Aios(connection, msgspec.convert(connection.welcome, Welcome))
 
 
 class Generation:
@@ -69,7 +97,7 @@ class Generation:
         self._aios = aios
         self._pending = pending
         self._alone = alone
-        self._result: t.Result | None = None
+        self._result: Result | None = None
 
     def __del__(self) -> None:
         if self._alone and not self._pending.ended:
@@ -80,15 +108,15 @@ class Generation:
             if piece.text:
                 yield piece.text
 
-    def pieces(self) -> Iterator[t.Piece]:
+    def pieces(self) -> Iterator[Piece]:
         """Token by token, with ids and log probabilities."""
         for body in self._pending:
-            yield msgspec.convert(body, t.Piece)
+            yield msgspec.convert(body, Piece)
         self.result()
 
-    def result(self) -> t.Result:
+    def result(self) -> Result:
         if self._result is None:
-            self._result = msgspec.convert(self._pending.wait(), t.Result)
+            self._result = msgspec.convert(self._pending.wait(), Result)
         return self._result
 
     @property
@@ -132,19 +160,19 @@ class Generation:
         return self.result().tokens
 
     @property
-    def finish(self) -> t.Finish:
+    def finish(self) -> Finish:
         return self.result().finish
 
     @property
-    def usage(self) -> t.Usage:
+    def usage(self) -> Usage:
         return self.result().usage
 
     @property
-    def timings(self) -> t.Timings:
+    def timings(self) -> Timings:
         return self.result().timings
 
     @property
-    def moved(self) -> t.Moved | None:
+    def moved(self) -> Moved | None:
         """What left a full window for this call, and what came back."""
         return self.result().moved
 
@@ -161,18 +189,18 @@ class Context:
         self.id = ctx
         self._calls: list[Generation] = []
 
-    def append(self, prompt: Prompt, *, raw: bool = False) -> t.Appended:
+    def append(self, prompt: Prompt, *, raw: bool = False) -> Appended:
         return self._aios.append(self.id, prompt, raw=raw)
 
     def fork(self, name: str | None = None) -> Context:
         """A copy that goes on by itself; what both have in common is computed once."""
         return self._aios.fork(self.id, name)
 
-    def checkpoint(self, name: str) -> t.Used:
+    def checkpoint(self, name: str) -> Used:
         """Remember its state as `name`."""
         return self._aios.checkpoint(self.id, name)
 
-    def rollback(self, name: str) -> t.Used:
+    def rollback(self, name: str) -> Used:
         """Go back to the checkpoint `name`. Raises NotFound where there is none."""
         return self._aios.rollback(self.id, name)
 
@@ -184,7 +212,7 @@ class Context:
         self._calls = [call for call in self._calls if not call.ended] + [answer]
         return answer
 
-    def recall(self, query: str, **options: Any) -> list[r.Hit]:
+    def recall(self, query: str, **options: Any) -> list[Hit]:
         """Put what fits `query` best of what is stored into the context, each passage with its
         source; `options` are those of Aios.sto_search.
 
@@ -224,55 +252,55 @@ class Aios(MemoryCalls, StorageCalls, AccessCalls, ToolCalls):
         self, program: str, task: Any = None, *, args: Sequence[str] = (), name: str | None = None,
         limits: dict[str, Any] | None = None, nice: int | None = None, cwd: str | None = None,
         contexts: Sequence[Context] = (), manifest: Manifest | Mapping[str, Any] | None = None,
-        reach: t.Reach | Mapping[str, Any] | None = None,
+        reach: Reach | Mapping[str, Any] | None = None,
     ) -> int:  # fmt: skip
         """Start an agent; its pid. It gets forks of `contexts`: Aios.inherited. Of what the caller
         may do, it may do what its `manifest` allows. `reach` names files and ports beyond the walls
         around its process. Without a `name` it is listed as its class says, or else its file."""
         name = name or declared_name(program)
         spawned = self._call(
-            t.Spawned, "proc.spawn", program=program, task=task, args=several(args), name=name,
+            Spawned, "proc.spawn", program=program, task=task, args=several(args), name=name,
             limits=limits, nice=nice, cwd=cwd, contexts=[context.id for context in contexts],
             manifest=msgspec.to_builtins(manifest), reach=msgspec.to_builtins(reach),
         )  # fmt: skip
         return spawned.pid
 
     def exit(self, code: int = 0, result: Any = None) -> None:
-        self._call(t.Done, "proc.exit", code=code, result=result)
+        self._call(Done, "proc.exit", code=code, result=result)
 
-    def wait(self, pid: int | None = None, timeout: float | None = None) -> t.Exited:
-        return self._call(t.Exited, "proc.wait", pid=pid, timeout=timeout)
+    def wait(self, pid: int | None = None, timeout: float | None = None) -> Exited:
+        return self._call(Exited, "proc.wait", pid=pid, timeout=timeout)
 
-    def kill(self, pid: int, signal: t.Signal = "TERM") -> None:
-        self._call(t.Done, "proc.kill", pid=pid, signal=signal)
+    def kill(self, pid: int, signal: Signal = "TERM") -> None:
+        self._call(Done, "proc.kill", pid=pid, signal=signal)
 
     def nice(self, nice: int, pid: int | None = None) -> int:
-        return self._call(t.NiceReply, "proc.nice", nice=nice, pid=pid).nice
+        return self._call(NiceReply, "proc.nice", nice=nice, pid=pid).nice
 
-    def limits(self, pid: int | None = None, limits: dict[str, Any] | None = None) -> t.Limits:
-        return self._call(t.Limits, "proc.limits", pid=pid, limits=limits)
+    def limits(self, pid: int | None = None, limits: dict[str, Any] | None = None) -> Limits:
+        return self._call(Limits, "proc.limits", pid=pid, limits=limits)
 
-    def ps(self, *, all: bool = False) -> list[t.ProcessInfo]:
-        return self._call(list[t.ProcessInfo], "proc.ps", all=all)
+    def ps(self, *, all: bool = False) -> list[ProcessInfo]:
+        return self._call(list[ProcessInfo], "proc.ps", all=all)
 
-    def whoami(self) -> t.ProcessInfo:
-        return self._call(t.ProcessInfo, "proc.whoami")
+    def whoami(self) -> ProcessInfo:
+        return self._call(ProcessInfo, "proc.whoami")
 
-    def log(self, pid: int, offset: int = 0, wait: float = 0.0) -> t.LogPart:
-        return self._call(t.LogPart, "proc.log", pid=pid, offset=offset, wait=wait)
+    def log(self, pid: int, offset: int = 0, wait: float = 0.0) -> LogPart:
+        return self._call(LogPart, "proc.log", pid=pid, offset=offset, wait=wait)
 
     # --- llm ------------------------------------------------------------------------------------
 
     def open(
         self, system: str | None = None, *, name: str | None = None,
-        on_full: t.OnFull | None = None, owner: str | None = None,
+        on_full: OnFull | None = None, owner: str | None = None,
     ) -> Context:  # fmt: skip
         """Open a context. One with a `name` outlives its process, and the machine's power: it is
         opened again, with all that is in it, by a process of the same principal; a person opens
         any, by its `owner`. `on_full` says what happens when its window is full: "error", "slide",
         "summarize" or "recall"."""
         opened = self._call(
-            t.Opened, "llm.open", system=system, name=name, on_full=on_full, owner=owner
+            Opened, "llm.open", system=system, name=name, on_full=on_full, owner=owner
         )
         return Context(self, opened.ctx)
 
@@ -280,21 +308,21 @@ class Aios(MemoryCalls, StorageCalls, AccessCalls, ToolCalls):
         """The contexts that this agent was spawned with."""
         return [Context(self, ctx) for ctx in self.welcome.contexts]
 
-    def contexts(self) -> list[t.ContextInfo]:
+    def contexts(self) -> list[ContextInfo]:
         """All that this process may see, those asleep as well."""
-        return self._call(list[t.ContextInfo], "llm.contexts")
+        return self._call(list[ContextInfo], "llm.contexts")
 
     def fork(self, ctx: int, name: str | None = None) -> Context:
-        return Context(self, self._call(t.Opened, "llm.fork", ctx=ctx, name=name).ctx)
+        return Context(self, self._call(Opened, "llm.fork", ctx=ctx, name=name).ctx)
 
-    def checkpoint(self, ctx: int, name: str) -> t.Used:
-        return self._call(t.Used, "llm.checkpoint", ctx=ctx, name=name)
+    def checkpoint(self, ctx: int, name: str) -> Used:
+        return self._call(Used, "llm.checkpoint", ctx=ctx, name=name)
 
-    def rollback(self, ctx: int, name: str) -> t.Used:
-        return self._call(t.Used, "llm.rollback", ctx=ctx, name=name)
+    def rollback(self, ctx: int, name: str) -> Used:
+        return self._call(Used, "llm.rollback", ctx=ctx, name=name)
 
-    def append(self, ctx: int, prompt: Prompt, *, raw: bool = False) -> t.Appended:
-        return self._call(t.Appended, "llm.append", ctx=ctx, **as_input(prompt, raw))
+    def append(self, ctx: int, prompt: Prompt, *, raw: bool = False) -> Appended:
+        return self._call(Appended, "llm.append", ctx=ctx, **as_input(prompt, raw))
 
     def generate(
         self,
@@ -314,42 +342,42 @@ class Aios(MemoryCalls, StorageCalls, AccessCalls, ToolCalls):
         return Generation(self, call, alone=ctx is None)
 
     def tokenize(self, prompt: str | Sequence[dict[str, str]], *, raw: bool = True) -> list[int]:
-        return self._call(t.Tokens, "llm.tokenize", **as_input(prompt, raw)).tokens
+        return self._call(Tokens, "llm.tokenize", **as_input(prompt, raw)).tokens
 
     def detokenize(self, tokens: Sequence[int]) -> str:
-        return self._call(t.Text, "llm.detokenize", tokens=list(tokens)).text
+        return self._call(Text, "llm.detokenize", tokens=list(tokens)).text
 
     def close_context(self, ctx: int, *, forget: bool = False) -> None:
-        self._call(t.Done, "llm.close", ctx=ctx, forget=forget)
+        self._call(Done, "llm.close", ctx=ctx, forget=forget)
 
     # --- messages -------------------------------------------------------------------------------
 
     def send(self, to: int | str, body: Any) -> None:
         self.connection.start("msg.send", {"to": to, "body": body}).wait()  # None is a body as well
 
-    def recv(self, sender: int | None = None, timeout: float | None = None) -> t.Mail:
-        return self._call(t.Mail, "msg.recv", sender=sender, timeout=timeout)
+    def recv(self, sender: int | None = None, timeout: float | None = None) -> Mail:
+        return self._call(Mail, "msg.recv", sender=sender, timeout=timeout)
 
     # --- kernel ---------------------------------------------------------------------------------
 
-    def status(self) -> t.Status:
-        return self._call(t.Status, "kernel.status")
+    def status(self) -> Status:
+        return self._call(Status, "kernel.status")
 
-    def stats(self) -> t.Stats:
-        return self._call(t.Stats, "kernel.stats")
+    def stats(self) -> Stats:
+        return self._call(Stats, "kernel.stats")
 
-    def events(self, *kinds: t.EventKind) -> Iterator[t.Event]:
+    def events(self, *kinds: EventKind) -> Iterator[Event]:
         """What happens, as it happens."""
-        return self._follow(t.Event, "kernel.events", kinds=list(kinds))
+        return self._follow(Event, "kernel.events", kinds=list(kinds))
 
-    def policy(self, policy: str | None = None, quantum: int | None = None) -> t.Policy:
-        return self._call(t.Policy, "kernel.policy", policy=policy, quantum=quantum)
+    def policy(self, policy: str | None = None, quantum: int | None = None) -> Policy:
+        return self._call(Policy, "kernel.policy", policy=policy, quantum=quantum)
 
     def check(self) -> list[str]:
-        return self._call(t.CheckReport, "kernel.check").problems
+        return self._call(CheckReport, "kernel.check").problems
 
     def stop(self) -> None:
-        self._call(t.Done, "kernel.stop")
+        self._call(Done, "kernel.stop")
 
     def close(self) -> None:
         """End the connection; a client's process row ends with it."""
@@ -365,7 +393,7 @@ class Aios(MemoryCalls, StorageCalls, AccessCalls, ToolCalls):
         self.close()
 
 
-def _quoted(hit: r.Hit) -> str:
+def _quoted(hit: Hit) -> str:
     source = f"{hit.owner}:{hit.path}, version {hit.version}"
     return f"From {source}:\n{hit.text}"
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from aios.syscalls import mem as m
-from aios.syscalls import messages as t
+from aios.syscalls.base import Done
 from aios.syscalls.errors import StoreDamaged
 
 from .calls import Calls, several
@@ -27,7 +27,7 @@ class MemoryCalls(Calls):
             LimitReached: the memory would pass mem_bytes.
         """
         self._call(
-            t.Done, "mem.put", items=dict(items), space=space, ack=ack, pid=pid, principal=principal
+            Done, "mem.put", items=dict(items), space=space, ack=ack, pid=pid, principal=principal
         )
 
     def mem_get(
@@ -85,7 +85,7 @@ class MemoryCalls(Calls):
         self, space: str | None = None, *, pid: int | None = None, principal: str | None = None
     ) -> None:
         """Remove all items of a space, or of all."""
-        self._call(t.Done, "mem.clear", space=space, pid=pid, principal=principal)
+        self._call(Done, "mem.clear", space=space, pid=pid, principal=principal)
 
     def mem_spaces(self, *, pid: int | None = None, principal: str | None = None) -> list[m.Memory]:
         """What the memory holds, and where. A person who names nobody reads of all."""
@@ -99,7 +99,7 @@ class MemoryCalls(Calls):
         Raises:
             Conflict: other memory is kept under that name.
         """
-        self._call(t.Done, "mem.keep", keep=keep, pid=pid, principal=principal)
+        self._call(Done, "mem.keep", keep=keep, pid=pid, principal=principal)
 
     def mem_log(
         self, *, after: m.Place | None = None, back: bool = False, limit: int = 64,

@@ -7,10 +7,10 @@ import io
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
-from aios.syscalls import messages as t
-from aios.syscalls import retrieval as r
 from aios.syscalls import sto as s
+from aios.syscalls.base import Done
 from aios.syscalls.errors import BadInput, UploadGone
+from aios.syscalls.sto import Hits, IndexReport, Mode
 
 from .calls import Calls, several
 from .connection import Pending
@@ -176,10 +176,10 @@ class StorageCalls(Calls):
     # --- finding ----------------------------------------------------------------------------------
 
     def sto_search(
-        self, query: str, *, count: int = 5, mode: r.Mode = "fused", owner: str | None = None,
+        self, query: str, *, count: int = 5, mode: Mode = "fused", owner: str | None = None,
         path: str = "", since: float | None = None, until: float | None = None,
         tags: Sequence[str] = (), fresh: bool = False,
-    ) -> r.Hits:  # fmt: skip
+    ) -> Hits:  # fmt: skip
         """The passages that fit best, of the newest versions of all that may be read, or of one
         owner, or below a path. What was just stored is found a moment later; with `fresh` the
         search waits for it.
@@ -189,17 +189,17 @@ class StorageCalls(Calls):
             IndexFailed: the index does not run.
         """
         return self._call(
-            r.Hits, "sto.search", query=query, count=count, mode=mode, owner=owner, path=path,
+            Hits, "sto.search", query=query, count=count, mode=mode, owner=owner, path=path,
             since=since, until=until, tags=several(tags), fresh=fresh,
         )  # fmt: skip
 
-    def sto_index(self) -> r.IndexReport:
+    def sto_index(self) -> IndexReport:
         """How far the index is."""
-        return self._call(r.IndexReport, "sto.index")
+        return self._call(IndexReport, "sto.index")
 
     def sto_reindex(self) -> None:
         """Have the index made anew."""
-        self._call(t.Done, "sto.reindex")
+        self._call(Done, "sto.reindex")
 
     # --- owners -----------------------------------------------------------------------------------
 
@@ -208,7 +208,7 @@ class StorageCalls(Calls):
     ) -> None:
         """Let others read or write a path and all below it; with mode "none", not any more. `to` is
         an agent ("/reader"), those below one ("/team/*"), or a group (`aios group set`)."""
-        self._call(t.Done, "sto.share", prefix=prefix, to=to, mode=mode, owner=owner)
+        self._call(Done, "sto.share", prefix=prefix, to=to, mode=mode, owner=owner)
 
     def sto_shares(self, owner: str | None = None) -> list[s.Grant]:
         """What an owner has shared, and what others have shared with it."""

@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from aios.syscalls import messages as t
 from aios.syscalls import tool as m
+from aios.syscalls.base import Done
 from aios.syscalls.errors import AiosError, Denied, NotFound, ToolFailed
 
 from .calls import Calls
@@ -93,10 +93,10 @@ class ToolCalls(Calls):
         for spec in specs:
             plain = msgspec.to_builtins(spec)
             if batch and len(msgspec.msgpack.encode([*batch, plain])) > BATCH:
-                self._call(t.Done, "tool.offer", tools=batch, anew=anew)
+                self._call(Done, "tool.offer", tools=batch, anew=anew)
                 batch, anew = [], False
             batch.append(plain)
-        self._call(t.Done, "tool.offer", tools=batch, anew=anew)
+        self._call(Done, "tool.offer", tools=batch, anew=anew)
 
     def serve_jobs(self, at_once: int = 1) -> Pending:
         """The pieces are jobs (syscalls.tool.Job): each is to be ended by `job_done`."""
@@ -107,7 +107,7 @@ class ToolCalls(Calls):
     ) -> None:
         """Raises NotFound for one that is over."""
         self._call(
-            t.Done, "tool.progress", id=job, done=float(done), total=total, message=message[:1024]
+            Done, "tool.progress", id=job, done=float(done), total=total, message=message[:1024]
         )
 
     def job_done(

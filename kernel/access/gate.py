@@ -11,9 +11,22 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 
-from aios.syscalls import acc, mem, retrieval, sto, tool
-from aios.syscalls import messages as t
+from aios.syscalls import acc, mem, sto, tool
+from aios.syscalls.base import Empty, Message
 from aios.syscalls.errors import BadInput, Denied
+from aios.syscalls.llm import (
+    Append,
+    Checkpoint,
+    Close,
+    Detokenize,
+    Fork,
+    Generate,
+    Open,
+    Rollback,
+    Tokenize,
+)
+from aios.syscalls.msg import Recv, Send
+from aios.syscalls.proc import Kill, Log, Ps, SetLimits, SetNice, Spawn
 from aios.syscalls.rules import Group, Rule
 from aios.syscalls.table import Row
 
@@ -36,12 +49,12 @@ from ..rules import (
 )
 from .accounts import Accounts
 
-NICE = (t.SetNice, t.Spawn)
+NICE = (SetNice, Spawn)
 ITS_OWN = (  # what calls can only be about the caller's own; with others it is looked at each time
-    t.Empty, t.Ps, t.Recv, t.Open, t.Append, t.Generate, t.Tokenize, t.Detokenize, t.Fork,
-    t.Checkpoint, t.Rollback, t.Close,
+    Empty, Ps, Recv, Open, Append, Generate, Tokenize, Detokenize, Fork,
+    Checkpoint, Rollback, Close,
 )  # fmt: skip
-RAW = (t.Append, t.Generate)
+RAW = (Append, Generate)
 
 Shared = Callable[[str, str, str | None, Mode], bool]  # principal, owner, path or anything
 
@@ -59,7 +72,7 @@ class Gate:
 
     # --- the check ------------------------------------------------------------------------------
 
-    def check(self, process: Process, row: Row, args: t.Message) -> Passed:
+    def check(self, process: Process, row: Row, args: Message) -> Passed:
         """Raises Denied, or NotFound of a process that is meant."""
         if process.kind == "client" or row.right == "none":
             return Passed("a person may" if process.kind == "client" else "everybody may")
@@ -127,16 +140,16 @@ class Gate:
         process = self.table.rows.get(grant.pid)
         return self.subject(process) if process is not None and process.alive else None
 
-    def requests(self, process: Process, row: Row, args: t.Message) -> list[Request]:
+    def requests(self, process: Process, row: Row, args: Message) -> list[Request]:
         """What a call asks for: one right, on one or more objects."""
         make = partial(Request, row.right)
         match args:
-            case t.Kill() | t.Log() | t.SetNice() | t.SetLimits():
+            case Kill() | Log() | SetNice() | SetLimits():
                 target = process if args.pid is None else self.table.get(args.pid)
                 return [make(target.principal, owned=lambda who: self._controls(who, target))]
-            case t.Send():
+            case Send():
                 return [make(self.table.find(args.to, process.principal).principal)]
-            case t.Spawn():
+            case Spawn():
                 return [make(args.program)]
             case tool.CallTool():
                 return [make(args.name, args=args.args)]
@@ -231,12 +244,12 @@ def plainly(layers: list[list[Named]]) -> Passed | None:
     return Passed(layers[0][0].text) if plain and all(layers) else None
 
 
-def _is_of_its_own(args: t.Message) -> bool:
+def _is_of_its_own(args: Message) -> bool:
     """Whether a call is about nothing that could be another's."""
-    return isinstance(args, ITS_OWN) or (isinstance(args, t.SetLimits) and args.pid is None)
+    return isinstance(args, ITS_OWN) or (isinstance(args, SetLimits) and args.pid is None)
 
 
-def _objects(args: t.Message) -> Iterator[tuple[str, str, Mode]]:
+def _objects(args: Message) -> Iterator[tuple[str, str, Mode]]:
     """Paths of storage that a call is about, what of it, and how; for `below` see Request."""
     match args:
         case sto.Batch():
@@ -246,7 +259,7 @@ def _objects(args: t.Message) -> Iterator[tuple[str, str, Mode]]:
             yield args.path, "", "write"
         case sto.Get() | sto.History():
             yield args.path, "", "read"
-        case retrieval.Search():
+        case sto.Search():
             yield args.path, "/:*", "read"
         case sto.List() | sto.Watch():
             yield args.prefix, ":*", "read"

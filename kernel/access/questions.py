@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 
 from aios.syscalls import acc
+from aios.syscalls.base import Done, Message
 from aios.syscalls.errors import BadInput, Denied, NotFound
-from aios.syscalls.messages import Done, Message
 from aios.syscalls.rules import OBJECTS, PATTERN_CHARACTERS, Rule
 
 from ..entry.followers import Followers

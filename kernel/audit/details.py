@@ -11,7 +11,8 @@ from msgspec import Struct
 from msgspec.structs import asdict
 
 from aios.syscalls import acc
-from aios.syscalls.messages import Message, SetLimits, Spawn
+from aios.syscalls.base import Message
+from aios.syscalls.proc import SetLimits, Spawn
 from aios.syscalls.rules import Manifest, Rule
 
 from ..lib.patterns import quoted

@@ -16,8 +16,9 @@ from typing import Any
 
 import msgspec
 
+from aios.syscalls.base import Message
 from aios.syscalls.errors import AiosError, Denied, DiskFull
-from aios.syscalls.messages import AuditInfo, Message
+from aios.syscalls.kernel import AuditInfo
 from aios.syscalls.table import Row
 from aios.syscalls.wire import Receipt
 

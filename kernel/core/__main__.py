@@ -25,7 +25,7 @@ import zmq
 
 from aios.kernel.lib.log_stream import become_log
 from aios.syscalls.errors import AiosError, ModelError
-from aios.syscalls.messages import ModelInfo
+from aios.syscalls.kernel import ModelInfo
 
 from ..lib.encryption import inherited
 from .batcher import Batcher

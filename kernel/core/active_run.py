@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aios.syscalls.errors import AiosError, BadGrammar
-from aios.syscalls.messages import Decoding, Logprob
+from aios.syscalls.llm import Decoding, Logprob
 
 from .engine import Engine
 from .history import Op

@@ -21,7 +21,7 @@ import platformdirs
 from msgspec import Struct, field
 
 from aios.syscalls.errors import ModelError, NotFound
-from aios.syscalls.messages import Fitted
+from aios.syscalls.kernel import Fitted
 
 from .compare import Distance, Speed
 from .gguf import requantize

@@ -18,7 +18,7 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from numpy.typing import NDArray
 
 from aios.syscalls.errors import AiosError, BadGrammar
-from aios.syscalls.messages import Decoding
+from aios.syscalls.llm import Decoding
 
 from . import trial
 from .protocol import Compile, Encoded

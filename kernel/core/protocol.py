@@ -11,7 +11,8 @@ from typing import Any, Final, Literal
 import msgspec
 from msgspec import Struct
 
-from aios.syscalls.messages import Decoding, Logprob, ModelInfo
+from aios.syscalls.kernel import ModelInfo
+from aios.syscalls.llm import Decoding, Logprob
 
 PREFILLED: Final = "p"
 DECODED: Final = "d"

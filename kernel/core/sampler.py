@@ -8,7 +8,7 @@ from typing import Any
 import llama_cpp as ll
 import numpy as np
 
-from aios.syscalls.messages import Sampling
+from aios.syscalls.llm import Sampling
 
 from .engine import Engine
 from .grammar import Grammar

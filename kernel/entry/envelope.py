@@ -13,8 +13,8 @@ import msgspec
 from msgspec.structs import asdict
 
 from aios.syscalls import wire
+from aios.syscalls.base import Message
 from aios.syscalls.errors import Malformed, TooBig
-from aios.syscalls.messages import Message
 from aios.syscalls.table import TABLE, Row
 
 MAX_DEPTH = 32  # of what agents pass on to each other

@@ -20,6 +20,8 @@ from typing import Any, Protocol
 import msgspec
 
 from aios.syscalls import wire
+from aios.syscalls.base import Message
+from aios.syscalls.connection import Return
 from aios.syscalls.errors import (
     AiosError,
     BadToken,
@@ -32,7 +34,6 @@ from aios.syscalls.errors import (
     ProcessGone,
     UnknownCall,
 )
-from aios.syscalls.messages import Message, Return
 from aios.syscalls.table import TABLE, Row
 from aios.syscalls.wire import Receipt
 

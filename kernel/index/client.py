@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from aios.syscalls import retrieval as r
+from aios.syscalls import sto
 from aios.syscalls.errors import AiosError, IndexFailed, from_wire
+from aios.syscalls.sto import Hit, Hits, IndexReport, IndexState
 
 from ..config import Config
 from ..entry.trap import Call
@@ -53,7 +54,7 @@ class Asked:
     search: Search
     needs: int  # the change that has to be indexed first
     queued: bool = False  # it has been, and its turn comes
-    end: Wait[list[r.Hit]] = field(default_factory=Wait)
+    end: Wait[list[Hit]] = field(default_factory=Wait)
 
 
 class IndexLink:
@@ -67,7 +68,7 @@ class IndexLink:
         self.line, self.to_init, self.after = loop.index, loop.send_init, loop.after
         self.line.on_here = self._here
         self.line.on_data = lambda data: self._report(decode_report(data))
-        self.state: r.IndexState = "asleep"
+        self.state: IndexState = "asleep"
         self.error: AiosError | None = None
         self.epoch = time.monotonic_ns()  # above those of the kernels before
         self.drop = False
@@ -89,7 +90,7 @@ class IndexLink:
             self._start()
         self._feed()
 
-    async def search(self, call: Call, args: r.Search, scopes: list[tuple[str, str]]) -> r.Hits:
+    async def search(self, call: Call, args: sto.Search, scopes: list[tuple[str, str]]) -> Hits:
         """Look at what `scopes` cover alone: (owner, path), and all that is below that path.
 
         Raises:
@@ -112,7 +113,7 @@ class IndexLink:
             self.asked.pop(number)
             self.queue.drop(number)
         self.tell_read(call.process, [(hit.owner, hit.path, hit.version) for hit in found])
-        return r.Hits(hits=found, behind=self._behind())
+        return Hits(hits=found, behind=self._behind())
 
     def rebuild(self) -> None:
         self.drop = True
@@ -121,9 +122,9 @@ class IndexLink:
         elif self.state != "starting":
             self._start()
 
-    def report(self) -> r.IndexReport:
+    def report(self) -> IndexReport:
         at = self.position
-        return r.IndexReport(
+        return IndexReport(
             state=self.state, position=at.seq, behind=self._behind(), documents=at.documents,
             passages=at.passages, restarts=self.restarts,
             trouble=str(self.error) if self.error else at.trouble or at.began_again or self.began,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aios.syscalls.retrieval import Hit, Standing
+from aios.syscalls.sto import Hit, Standing
 
 from . import ranking
 from .database import NAME, Damaged, checksum, connect, is_damage, remove, set_aside

@@ -13,7 +13,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
-from aios.syscalls.retrieval import Hit, Mode
+from aios.syscalls.sto import Hit, Mode
 
 
 class Frame(Struct, tag_field="t"):

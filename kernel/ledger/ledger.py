@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import msgspec
 
 from aios.syscalls.errors import ToolUnknown
-from aios.syscalls.messages import Spawn
+from aios.syscalls.proc import Spawn
 
 from ..access.accounts import Accounts
 from ..core.protocol import Halted, Out

@@ -26,7 +26,7 @@ from aios.syscalls.errors import (
     LimitReached,
     NotFound,
 )
-from aios.syscalls.messages import ContextInfo, OnFull
+from aios.syscalls.llm import ContextInfo, OnFull
 
 from ..core.protocol import DECODED, PREFILLED, Segment
 from ..lib.trees import Trees, check_tree, in_tree, root

@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 
 from aios.syscalls.errors import AiosError, CoreFailed, from_wire
-from aios.syscalls.messages import ModelInfo
+from aios.syscalls.kernel import ModelInfo
 
 from ..config import Config
 from ..core.protocol import (

@@ -18,13 +18,13 @@ from aios.syscalls.errors import (
     LimitReached,
     from_wire,
 )
-from aios.syscalls.messages import (
+from aios.syscalls.kernel import ModelInfo
+from aios.syscalls.llm import (
     Append,
     Appended,
     Decoding,
     Finish,
     Generate,
-    ModelInfo,
     Moved,
     PastMessage,
     Piece,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from aios.syscalls.errors import AiosError, BadInput, CoreFailed, LimitReached, from_wire
-from aios.syscalls.messages import Decoding
+from aios.syscalls.llm import Decoding
 
 from ..core.protocol import Compile, Decode, Encode, Encoded, Question
 from ..lib.fair_queue import FairQueue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from aios.syscalls.messages import Summary
+from aios.syscalls.kernel import Summary
 
 from ..core.protocol import Counters
 

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 
 from aios.syscalls.errors import BadInput, ContextFull
-from aios.syscalls.messages import Append, Decoding, Generate, Moved, PastMessage
+from aios.syscalls.llm import Append, Decoding, Generate, Moved, PastMessage
 
 from ..core.protocol import PREFILLED
 from ..entry.trap import Call

@@ -8,16 +8,7 @@ from typing import Any, Literal, TypeVar
 from msgspec import UNSET, Raw, Struct, msgpack
 from msgspec.structs import replace
 
-from aios.syscalls.messages import (
-    Decoding,
-    Finish,
-    Moved,
-    PastMessage,
-    Piece,
-    Result,
-    Timings,
-    Usage,
-)
+from aios.syscalls.llm import Decoding, Finish, Moved, PastMessage, Piece, Result, Timings, Usage
 
 from ..core.protocol import Out
 from ..entry.trap import Call

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from aios.syscalls.errors import NotFound, StoreDamaged
+from aios.syscalls.llm import PastMessage
 from aios.syscalls.mem import Interaction, Interactions, LogPage
-from aios.syscalls.messages import Mail, PastMessage
+from aios.syscalls.msg import Mail
 
 from ..entry.trap import Call
 from ..lib.task import background

@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from aios.syscalls import mem
+from aios.syscalls.base import Done
 from aios.syscalls.errors import AiosError, BadInput, Conflict, StoreDamaged
-from aios.syscalls.messages import Done
 
 from ..entry.trap import Call
 from ..lib.task import Wait

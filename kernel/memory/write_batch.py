@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partial
 
+from aios.syscalls.base import Done
 from aios.syscalls.errors import AiosError
-from aios.syscalls.messages import Done
 
 from ..lib.task import Wait, background
 from ..store.transaction import Txn

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from aios.syscalls.errors import AiosError, LimitReached
-from aios.syscalls.messages import LogPart
+from aios.syscalls.proc import LogPart
 
 from ..entry.trap import Call
 from ..init.outputs import LOG_BYTES

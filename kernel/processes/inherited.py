@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from aios.syscalls.errors import Denied, NoProgram
-from aios.syscalls.messages import Limits, Reach, Spawn
+from aios.syscalls.proc import Limits, Reach, Spawn
 
 from ..config import Config
 from ..process import Process

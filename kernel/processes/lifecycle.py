@@ -19,7 +19,7 @@ from aios.syscalls.errors import (
     ProcessGone,
     from_wire,
 )
-from aios.syscalls.messages import Limits, Reach, Spawn, Spawned
+from aios.syscalls.proc import Limits, Reach, Spawn, Spawned
 
 from ..config import Config
 from ..entry.trap import Call, Session, Trap

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from aios.syscalls.errors import LimitReached, ProcessGone, TimedOut
-from aios.syscalls.messages import Mail
+from aios.syscalls.msg import Mail
 
 from ..entry.trap import Call
 from ..lib.task import Wait, within

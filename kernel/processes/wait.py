@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from aios.syscalls.errors import AiosError, BadInput, Denied, ProcessGone, TimedOut
-from aios.syscalls.messages import Exited
+from aios.syscalls.proc import Exited
 
 from ..entry.trap import Call
 from ..lib.task import Wait, within

@@ -20,7 +20,7 @@ from msgspec import Meta
 
 from aios.syscalls.errors import Denied, LimitReached
 from aios.syscalls.home import CERTIFICATES
-from aios.syscalls.messages import Reach
+from aios.syscalls.proc import Reach
 
 from ..lib.linux import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, drop_capabilities, prctl, real
 from ..lib.sweeper import remove

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from aios.syscalls import sto
+from aios.syscalls.base import Done
 from aios.syscalls.errors import (
     AiosError,
     BadInput,
@@ -25,7 +26,6 @@ from aios.syscalls.errors import (
     StoreDamaged,
     UploadGone,
 )
-from aios.syscalls.messages import Done
 
 from ..entry.followers import Followers
 from ..entry.trap import Call

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from aios.syscalls import tool as m
-from aios.syscalls.messages import Done
+from aios.syscalls.base import Done
 
 from ..entry.trap import Call
 from ..lib.task import Wait

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import msgspec
 
 from aios.syscalls import tool as m
+from aios.syscalls.base import Done
 from aios.syscalls.errors import (
     AiosError,
     BadInput,
@@ -33,7 +34,6 @@ from aios.syscalls.errors import (
     ToolTimeout,
     ToolUnknown,
 )
-from aios.syscalls.messages import Done
 
 from ..access.gate import Gate
 from ..entry.trap import Call

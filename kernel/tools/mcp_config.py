@@ -22,7 +22,7 @@ import msgspec
 from msgspec import Meta, Struct, field, to_builtins
 
 from aios.syscalls.errors import BadInput
-from aios.syscalls.messages import Reach
+from aios.syscalls.proc import Reach
 from aios.syscalls.tool import McpServer
 
 from .toolbox import MCP, SHIPPED, Box

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct, field, structs
 
-from aios.syscalls.messages import Reach, Spawn
+from aios.syscalls.proc import Reach, Spawn
 from aios.syscalls.rules import Manifest, Rule, Rules
 
 from ..rules import check_rules

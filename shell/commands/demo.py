@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from aios.syscalls.messages import Generate
+from aios.syscalls.llm import Generate
 
 from ..completion import policies
 from ..demo.jobs import pick

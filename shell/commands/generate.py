@@ -12,7 +12,7 @@ import click
 
 from aios.agents import Generation, connect
 from aios.syscalls.errors import BadInput
-from aios.syscalls.messages import Generate
+from aios.syscalls.llm import Generate
 
 from ..options import field, text_of
 from ..output import json_option, show, write

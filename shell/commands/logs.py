@@ -14,7 +14,7 @@ from click.shell_completion import CompletionItem
 
 from aios.agents import Aios, connect
 from aios.syscalls.errors import NotFound
-from aios.syscalls.messages import LogPart
+from aios.syscalls.proc import LogPart
 
 from ..completion import item, live_processes
 from ..options import WHO, Whole

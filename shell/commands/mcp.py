@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from aios.syscalls.errors import BadInput
-from aios.syscalls.messages import Reach
+from aios.syscalls.proc import Reach
 from aios.syscalls.rules import Manifest
 
 from ..options import READABLE, Whole, manifest, parse_limits

@@ -12,7 +12,7 @@ import msgspec
 
 from aios.agents import Aios, connect
 from aios.agents.runtime.runner import registered
-from aios.syscalls.messages import Exited, Reach, Spawn
+from aios.syscalls.proc import Exited, Reach, Spawn
 
 from .. import render
 from ..completion import files, live_processes, programs

@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from aios.agents import connect
-from aios.syscalls.retrieval import Mode, Search
+from aios.syscalls.sto import Mode, Search
 
 from .. import render
 from ..options import When, Whole, field

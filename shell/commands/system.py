@@ -11,7 +11,7 @@ import psutil
 
 from aios.agents import connect
 from aios.syscalls.errors import KeyMissing, TimedOut
-from aios.syscalls.messages import EventKind, SetPolicy, Status
+from aios.syscalls.kernel import EventKind, SetPolicy, Status
 
 from .. import render
 from ..completion import policies

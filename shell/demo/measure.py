@@ -17,7 +17,9 @@ import msgspec
 
 from aios.agents import Aios, connect
 from aios.syscalls.errors import AiosError, TimedOut
-from aios.syscalls.messages import Event, Exited, Result, Status
+from aios.syscalls.kernel import Event, Status
+from aios.syscalls.llm import Result
+from aios.syscalls.proc import Exited
 
 from .. import render
 from ..launch import System

@@ -10,7 +10,9 @@ from rich.cells import cell_len
 from rich.console import Group
 from rich.text import Text
 
-from aios.syscalls.messages import Event, ProcessInfo, Result, Status
+from aios.syscalls.kernel import Event, Status
+from aios.syscalls.llm import Result
+from aios.syscalls.proc import ProcessInfo
 
 from .. import render
 from ..escape import shown

@@ -27,10 +27,12 @@ from aios.agents.sdk.async_calls import AwaitedCalls
 from aios.agents.sdk.declared import declared_name
 from aios.syscalls import VERSION
 from aios.syscalls import mem as m
-from aios.syscalls import messages as t
-from aios.syscalls import retrieval as r
 from aios.syscalls import sto as s
+from aios.syscalls.base import Done
 from aios.syscalls.errors import AiosError, ProcessGone, TimedOut
+from aios.syscalls.llm import Piece, Result
+from aios.syscalls.proc import Exited, LogPart, ProcessInfo, Spawned
+from aios.syscalls.sto import Hits
 
 from .. import render
 from ..who import GRACE_S
@@ -91,12 +93,12 @@ class Tools:
         async with self.kernel() as aios:
             with anyio.CancelScope(shield=True):  # whoever is started is also ended
                 spawned = await aios.call(
-                    t.Spawned, "proc.spawn", program=path, task=task,
+                    Spawned, "proc.spawn", program=path, task=task,
                     name=name or declared_name(path), **self.spawn,
                 )  # fmt: skip
             try:
                 log = await self._follow(aios, ctx, spawned.pid)
-                end = await aios.call(t.Exited, "proc.wait", pid=spawned.pid)
+                end = await aios.call(Exited, "proc.wait", pid=spawned.pid)
             except asyncio.CancelledError:
                 with anyio.CancelScope(shield=True):
                     await self._finish_off(aios, spawned.pid)
@@ -109,7 +111,7 @@ class Tools:
         """The end of its log, once it has ended. The lines are reported as they come."""
         log, offset, ended = b"", 0, False
         while not ended:
-            part = await aios.call(t.LogPart, "proc.log", pid=pid, offset=offset, wait=LOG_WAIT_S)
+            part = await aios.call(LogPart, "proc.log", pid=pid, offset=offset, wait=LOG_WAIT_S)
             log, offset, ended = (log + part.data)[-LAST:], part.offset, part.ended
             lines = part.data.decode(errors="replace").strip().splitlines()
             await ctx.report_progress(offset, message=lines[-1] if lines else "it runs")
@@ -117,16 +119,16 @@ class Tools:
 
     async def _finish_off(self, aios: AwaitedCalls, pid: int) -> None:
         with contextlib.suppress(ProcessGone):
-            await aios.call(t.Done, "proc.kill", pid=pid, signal="TERM")
+            await aios.call(Done, "proc.kill", pid=pid, signal="TERM")
             try:
-                await aios.call(t.Exited, "proc.wait", pid=pid, timeout=GRACE_S)
+                await aios.call(Exited, "proc.wait", pid=pid, timeout=GRACE_S)
             except TimedOut:
-                await aios.call(t.Done, "proc.kill", pid=pid, signal="KILL")
+                await aios.call(Done, "proc.kill", pid=pid, signal="KILL")
 
     async def list_agents(self) -> dict[str, Any]:
         """The agents that run_agent can run, with a line about each, and those that run now."""
         async with self.kernel() as aios:
-            rows = await aios.call(list[t.ProcessInfo], "proc.ps")
+            rows = await aios.call(list[ProcessInfo], "proc.ps")
         running = [
             {"pid": row.pid, "name": row.name, "state": row.state, "tokens": row.tokens}
             for row in rows
@@ -151,10 +153,10 @@ class Tools:
             text, tokens = "", 0
             with aios.cancelling(call):
                 async for body in aios.pieces(call):
-                    piece = msgspec.convert(body, t.Piece)
+                    piece = msgspec.convert(body, Piece)
                     text, tokens = text + piece.text, tokens + len(piece.tokens)
                     await ctx.report_progress(tokens, max_tokens, text[-200:])
-            result = msgspec.convert(call.body, t.Result)
+            result = msgspec.convert(call.body, Result)
         return {"text": result.text, "finish": result.finish, "tokens": len(result.tokens)}
 
     # --- memory -----------------------------------------------------------------------------------
@@ -162,7 +164,7 @@ class Tools:
     async def memory_put(self, agent: str, items: dict[str, Any], space: str = "main") -> str:
         """Set items of an agent's memory, all or none. `agent` is a name as "/writer"."""
         async with self.kernel() as aios:
-            await aios.call(t.Done, "mem.put", items=items, space=space, principal=agent)
+            await aios.call(Done, "mem.put", items=items, space=space, principal=agent)
         return f"{len(items)} stored"
 
     async def memory_get(self, agent: str, keys: list[str], space: str = "main") -> dict[str, Any]:
@@ -238,7 +240,7 @@ class Tools:
         """The passages of stored texts that fit a query best, by words and by meaning."""
         async with self.kernel() as aios:
             found = await aios.call(
-                r.Hits, "sto.search", query=query, count=count, mode=mode, owner=owner, path=path
+                Hits, "sto.search", query=query, count=count, mode=mode, owner=owner, path=path
             )
         rows = [
             {"owner": hit.owner, "path": hit.path, "version": hit.version, "text": hit.text}

@@ -1,0 +1,31 @@
+"""What all messages of the ABI stand on: the base classes, and types that several groups share.
+
+Units: times in seconds, memory in bytes, everything about the model in tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+Pid = Annotated[int, Meta(ge=0, le=2**31)]
+CtxId = Annotated[int, Meta(ge=1, le=2**31)]
+Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^(?!\.{1,2}\Z)[\w.+-]+\Z")]
+Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+
+
+class Message(Struct, forbid_unknown_fields=True):
+    """Base of every call's arguments: a field that the table does not know is an error."""
+
+
+class Reply(Struct, kw_only=True):
+    """Base of every reply's body."""
+
+
+class Empty(Message):
+    pass
+
+
+class Done(Reply):
+    pass
