@@ -132,3 +132,13 @@ def test_the_settings_shown_are_the_defaults() -> None:
     limits = {name: value for name, value in default.pop("limits").items() if value is not None}
     assert shown.pop("limits") == limits
     assert shown == {name: value for name, value in default.items() if name != "home"}
+
+
+def test_the_files_that_docstrings_name_are_beside_them() -> None:
+    for part in ("agents", "kernel", "shell", "syscalls"):
+        files = list((ROOT / part).rglob("*.py"))
+        names = {file.name for file in files} | {page.name for page in pages()}
+        for file in files:
+            said = ast.get_docstring(ast.parse(file.read_text())) or ""
+            found = re.findall(r"\b(\w+\.(?:py|md))\b", said)
+            assert set(found) <= names, (file, set(found) - names)

@@ -1,6 +1,6 @@
 """The access manager: the one gate that every system call passes before any effect.
 
-Two things are asked of each call: whether a rule allows it (policy.py), and whether what it is
+Two things are asked of each call: whether a rule allows it (rules.py), and whether what it is
 about is the caller's own, or shared with it. A person's process (a client: same user, not started
 by init) may do everything.
 """

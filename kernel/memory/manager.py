@@ -1,6 +1,6 @@
 """The memory manager: short-term memory of agents, spaces of keys and values (paper, section 3.5).
 
-All of it is in the store; what an agent uses is in RAM as well, up to a budget (resident.py). So
+All of it is in the store; what an agent uses is in RAM as well, up to a budget (lru_k.py). So
 what moves out is dropped, and read again when it is asked for. A write becomes visible when it is
 on disk, or, where it was acknowledged before, at least to all who ask after that: reads of what is
 being written wait in the store's queue behind it.

@@ -75,7 +75,7 @@ NUMBERS: dict[str, tuple[int, int]] = {
     "kill": (62, 129), "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138),
     "rt_tgsigqueueinfo": (297, 240), "pidfd_open": (434, 434), "tkill": (200, 130),
     "pidfd_send_signal": (424, 424), "fcntl": (72, 25), "ioctl": (16, 29),
-    # let through, and looked at before: witness.py
+    # let through, and looked at before: path_observer.py
     "open": (2, -1), "openat": (257, 56), "creat": (85, -1), "truncate": (76, 45),
     "chdir": (80, 49), "execve": (59, 221), "execveat": (322, 281), "mkdir": (83, -1),
     "mkdirat": (258, 34), "rmdir": (84, -1), "unlink": (87, -1), "unlinkat": (263, 35),

@@ -1,7 +1,7 @@
 """How much room a store has: the pages of its file, what the file can grow by, and its disk.
 
 The file is extended ahead, with written zeros: a commit then has no metadata of the file to sync,
-which makes it 30 times quicker (DESIGN.md section 2), and hardly ever runs out of disk half way.
+which makes it 30 times quicker, and hardly ever runs out of disk half way.
 """
 
 from __future__ import annotations

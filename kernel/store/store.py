@@ -2,7 +2,7 @@
 
 Reads run in the kernel's loop. Writes are functions over a transaction; a thread runs all that
 wait in one transaction (group commit), each in a transaction of its own below it, so one that
-raises leaves nothing behind. Each value is checked, or sealed (seal.py).
+raises leaves nothing behind. Each value is checked, or sealed (encryption.py).
 """
 
 from __future__ import annotations

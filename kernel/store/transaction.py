@@ -1,5 +1,5 @@
 """One transaction over the store's tables. LMDB checks no sums: each value is checked, or sealed
-(seal.py)."""
+(encryption.py)."""
 
 from __future__ import annotations
 
