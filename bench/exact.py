@@ -24,9 +24,9 @@ from aios.agents import Aios, connect
 from aios.kernel.core.batcher import Batcher
 from aios.kernel.core.certify import certify
 from aios.kernel.core.disk import Disk
-from aios.kernel.core.llama import COMPANY, LlamaEngine
+from aios.kernel.core.llama import PADDING_TOKEN, LlamaEngine
 from aios.kernel.core.protocol import DECODED, PREFILLED, Halt, Run, Segment
-from aios.kernel.core.state import BlockSlice
+from aios.kernel.core.state_layout import BlockSlice
 from aios.shell.launch import init_of
 from aios.syscalls.llm import Decoding
 
@@ -62,7 +62,7 @@ class Forgetful(LlamaEngine):
             return
         lost = self.length(slot) - 1
         self.clear(slot, lost)
-        self.decode([(slot, COMPANY, lost)])
+        self.decode([(slot, PADDING_TOKEN, lost)])
 
 
 def run(
@@ -83,9 +83,9 @@ def run(
     if isinstance(engine, Forgetful):
         engine.forgets = True
     jobs = make_jobs(engine, prompts, steps)
-    solo = alone(progress, engine, certified, jobs)
+    solo = run_solo(progress, engine, certified, jobs)
     forks = make_forks(jobs, solo)
-    every, records = [*jobs, *forks], [*solo, *alone(progress, engine, certified, forks)]
+    every, records = [*jobs, *forks], [*solo, *run_solo(progress, engine, certified, forks)]
     found = scheduled(progress, engine, certified, every, records, steps, seed, room)
     ours: dict[str, Any] = {"seed": seed, "certified": certified, **found}
     if sabotage is None:
@@ -158,7 +158,7 @@ class Schedule:
         self.batcher = Batcher(self.engine, self.certified, self.ram, disk)
         self.batchers.append(self.batcher)
 
-    def alone(self) -> Record:
+    def run_solo(self) -> Record:
         """The record of the first job, undisturbed."""
         self.dispatch(0)
         while self.running:
@@ -232,13 +232,13 @@ def damage(path: Path, chance: random.Random) -> None:
     path.write_bytes(data)
 
 
-def alone(
+def run_solo(
     progress: Progress, engine: LlamaEngine, certified: int, jobs: list[Job]
 ) -> list[Record]:  # fmt: skip
     solo = []
     for number, job in enumerate(jobs):
         progress(f"solo run {number + 1} of {len(jobs)}")
-        solo.append(Schedule(engine, certified, 0, [job], random.Random()).alone())
+        solo.append(Schedule(engine, certified, 0, [job], random.Random()).run_solo())
     return solo
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from aios.agents import Aios, connect
 from aios.kernel.core.engine import CHUNK
 from aios.kernel.core.llama import LlamaEngine
-from aios.kernel.core.state import BlockSlice
+from aios.kernel.core.state_layout import BlockSlice
 
 from .common import Progress, model, system, text, threads
 

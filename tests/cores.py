@@ -25,7 +25,7 @@ def some(max_tokens: int, **options: Any) -> Decoding:
 
 
 # Prompts shorter and longer than a chunk, and one that gets past 256 tokens while it decodes: then
-# attention over a context without a neighbour takes another path, but for the engine's company.
+# attention over a context without a neighbour takes another path, but for the engine's padding.
 JOBS: list[tuple[int, Decoding]] = [
     (253, some(10)),
     (CHUNK, some(14, temperature=0.9, seed=7)),
@@ -37,12 +37,12 @@ JOBS: list[tuple[int, Decoding]] = [
 
 
 def text(engine: Engine, length: int, start: int = 0) -> list[int]:
-    """So many tokens of a text that has no end, from one of its places on."""
+    """Return `length` tokens of an endless text, from the token `start` on."""
     return [at * 104729 % engine.n_vocab for at in range(start, start + length)]
 
 
 class Watched(Batcher):
-    """A Batcher that makes sure of where it runs what, and keeps the logits it drew from."""
+    """A Batcher that checks in which slots it runs, and keeps the logits it drew from."""
 
     def __init__(
         self, engine: Engine, certified: int, snapshot_bytes: int, disk: Disk | None = None,
@@ -66,7 +66,7 @@ class Watched(Batcher):
 
 @dataclass
 class Job:
-    """One generation: what it starts from, and what came of it."""
+    """One generation: its prompt, and its result so far."""
 
     ctx: int
     prompt: list[int]
@@ -108,7 +108,7 @@ class Job:
 
 
 def report(batcher: Batcher, jobs: dict[int, Job]) -> list[Halted]:
-    """One step; its tokens go to their jobs."""
+    """Make one step, and hand its tokens to their jobs."""
     step = batcher.step()
     for out in step.outs:
         jobs[out.ctx].take(out)
@@ -118,15 +118,15 @@ def report(batcher: Batcher, jobs: dict[int, Job]) -> list[Halted]:
 
 
 def finish(batcher: Batcher, *jobs: Job) -> None:
-    """Run these at once, to their end."""
+    """Run jobs at once, to their end."""
     for job in jobs:
         batcher.run(job.run())
     while batcher.running:
         report(batcher, {job.ctx: job for job in jobs})
 
 
-def alone(engine: Engine, prompt: list[int], decoding: Decoding) -> Job:
-    """The job as it is with nobody else about: what every schedule must come to."""
+def run_solo(engine: Engine, prompt: list[int], decoding: Decoding) -> Job:
+    """Run a job with nothing else on the engine: every schedule must come to the same."""
     batcher = Watched(engine, engine.slots, PLENTY)
     job = Job(10**6, prompt, decoding)
     finish(batcher, job)
@@ -134,13 +134,13 @@ def alone(engine: Engine, prompt: list[int], decoding: Decoding) -> Job:
     return job
 
 
-def all_alone(engine: Engine) -> list[Job]:
-    """The JOBS, each done with nothing else on the engine."""
-    return [alone(engine, text(engine, n, i), decoding) for i, (n, decoding) in enumerate(JOBS)]
+def run_all_solo(engine: Engine) -> list[Job]:
+    """Run each of the JOBS with nothing else on the engine."""
+    return [run_solo(engine, text(engine, n, i), decoding) for i, (n, decoding) in enumerate(JOBS)]
 
 
 def at_random(batcher: Batcher, jobs: list[Job], seed: int) -> None:
-    """Run all with dispatches and preemptions at random moments."""
+    """Run jobs with dispatches and preemptions at random moments."""
     dice = random.Random(seed)
     by_ctx = {job.ctx: job for job in jobs}
     waiting = sorted(by_ctx)
@@ -154,7 +154,7 @@ def at_random(batcher: Batcher, jobs: list[Job], seed: int) -> None:
 
 
 def take_turns(batcher: Watched, jobs: list[Job]) -> None:
-    """Each gets on by some tokens, then waits for the others, and until all is on disk."""
+    """Run jobs in turns of some tokens; after each turn wait until all is on disk."""
     by_ctx = {job.ctx: job for job in jobs}
     while not all(job.why == "length" for job in jobs):
         for job in jobs:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from aios.kernel.core.engine import CHUNK
 from aios.kernel.core.grammar import Grammars
-from aios.kernel.core.state import BlockSlice, Bytes
+from aios.kernel.core.state_layout import BlockSlice, Bytes
 from aios.syscalls.errors import BadInput, Internal
 
 ENDS = 8  # tokens that end an answer, behind all others
@@ -30,7 +30,7 @@ PIECES = [*(bytes([n]) for n in range(256)), *(s.encode() for s in SYLLABLES), *
 LIKELY = np.where(np.arange(len(PIECES)) < 256, -4, 0)  # an answer is syllables, few single bytes
 HEAD = struct.Struct("<iii")  # how a token was entered: itself, its chunk's first position, a Kind
 # A Kind is the size of a prefilled chunk; or these added up, the last for each row of the batch.
-LONE, MOVED, TOO_MANY = -1, -2, -4
+SOLO, MOVED, TOO_MANY = -1, -2, -4
 
 
 class Row(NamedTuple):
@@ -41,22 +41,22 @@ class Row(NamedTuple):
 
 
 class DeterministicEngine:
-    """`slots` sequences of up to `window` tokens, as `LlamaEngine` has them.
+    """Computes `slots` sequences of up to `window` tokens, with the interface of `LlamaEngine`.
 
-    It is exact in decode batches of up to `exact_batch` sequences, company included, and behind any
-    move but the methods that `inexact_after` names. A sequence of `lone_from` tokens or more is
+    It is exact in decode batches of up to `exact_batch` sequences, padding included, and behind any
+    move but the methods that `inexact_after` names. A sequence of `solo_from` tokens or more is
     computed otherwise when its slot has no neighbour in the batch.
     """
 
     def __init__(
         self, *, slots: int = 3, window: int = 320, row_bytes: int = 64, exact_batch: int = 99,
-        lone_from: int = 256, inexact_after: Collection[str] = (),
+        solo_from: int = 256, inexact_after: Collection[str] = (),
     ) -> None:  # fmt: skip
         self.slots, self.window, self.row_bytes = slots, window, row_bytes
-        self.exact_batch, self.lone_from = exact_batch, lone_from
+        self.exact_batch, self.solo_from = exact_batch, solo_from
         self.inexact_after = inexact_after
         self.streams, self.n_vocab, self.sliding = max(slots, 2), len(PIECES), 0
-        self.alone = 256
+        self.pad_solo_from = 256
         self.index: list[int] = []
         self.width = row_bytes  # also where `row_bytes` was set to 0
         self.held: list[list[Row]] = [[] for _ in range(self.streams)]
@@ -79,7 +79,7 @@ class DeterministicEngine:
         return Grammars(PIECES, list(filter(self.is_end, range(self.n_vocab))), list)
 
     def fingerprint(self, batch: int) -> bytes:
-        what = batch, self.width, self.exact_batch, self.lone_from, sorted(self.inexact_after)
+        what = batch, self.width, self.exact_batch, self.solo_from, sorted(self.inexact_after)
         return blake2b(repr(what).encode(), digest_size=16).digest()
 
     # --- computing --------------------------------------------------------------------------------
@@ -92,28 +92,28 @@ class DeterministicEngine:
             self._enter(slot, HEAD.pack(token, pos, kind))
         self._expect({len(tokens) - 1: slot})
 
-    def decode(self, rows: list[tuple[int, int, int]]) -> None:
-        batch = {slot for slot, _, _ in rows}
-        assert len(batch) == len(rows)
-        for slot, _, pos in rows:
+    def decode(self, batch: list[tuple[int, int, int]]) -> None:
+        slots = {slot for slot, _, _ in batch}
+        assert len(slots) == len(batch)
+        for slot, _, pos in batch:
             self._check_room(slot, pos, 1)
-        long = [slot for slot, _, pos in rows if pos >= self.alone]
-        lone = [slot for slot in long if not {slot - 1, slot + 1} & batch]
-        batch |= {slot + 1 if slot + 1 < self.streams else slot - 1 for slot in lone}
-        for slot, token, pos in rows:
-            many = len(batch) if len(batch) > self.exact_batch else 0
+        long = [slot for slot, _, pos in batch if pos >= self.pad_solo_from]
+        solo = [slot for slot in long if not {slot - 1, slot + 1} & slots]
+        slots |= {slot + 1 if slot + 1 < self.streams else slot - 1 for slot in solo}
+        for slot, token, pos in batch:
+            many = len(slots) if len(slots) > self.exact_batch else 0
             kind = TOO_MANY * many + MOVED * (slot in self.moved)
-            if pos >= self.lone_from and not {slot - 1, slot + 1} & batch:
-                kind += LONE
+            if pos >= self.solo_from and not {slot - 1, slot + 1} & slots:
+                kind += SOLO
             self._enter(slot, HEAD.pack(token, pos, kind))
-        order = sorted(batch)
-        self.index = [order.index(slot) for slot, _, _ in rows]
-        self._expect({order.index(slot): slot for slot, _, _ in rows})
+        order = sorted(slots)
+        self.index = [order.index(slot) for slot, _, _ in batch]
+        self._expect({order.index(slot): slot for slot, _, _ in batch})
 
     def _check_room(self, slot: int, pos: int, count: int) -> None:
         if pos != len(self.held[slot]):
             raise Internal(f"slot {slot} ends at {len(self.held[slot])}, not at {pos}")
-        if pos + count > self.window + 1:  # of one more than the window, for company
+        if pos + count > self.window + 1:  # of one more than the window, for padding
             raise Internal(f"slot {slot} has no room for {count} tokens at {pos}")
 
     def _enter(self, slot: int, head: bytes) -> None:
@@ -138,7 +138,7 @@ class DeterministicEngine:
         self.views.append((drawn / 2.0**29 + LIKELY).astype(np.float32))
         return self.views[-1]
 
-    # --- what slots hold --------------------------------------------------------------------------
+    # --- rows of slots ----------------------------------------------------------------------------
 
     def length(self, slot: int) -> int:
         return len(self.held[slot])

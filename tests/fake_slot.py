@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from aios.kernel.core.engine import CHUNK
 from aios.kernel.core.history import Op, plan
 from aios.kernel.core.protocol import DECODED, PREFILLED, Segment
-from aios.kernel.core.state import BlockSlice
+from aios.kernel.core.state_layout import BlockSlice
 
 ROW = 8  # bytes of a token
 PAGE = CHUNK * ROW

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import Boot
-from cores import PLENTY, Job, Watched, alone, at_random, finish, report
+from cores import PLENTY, Job, Watched, at_random, finish, report, run_solo
 from helpers import STORY
 from models import tiny_model, write_bert
 
@@ -23,7 +23,7 @@ from aios.kernel.core import fit
 from aios.kernel.core.certify import certify
 from aios.kernel.core.disk import Disk
 from aios.kernel.core.engine import CHUNK
-from aios.kernel.core.llama import ALONE, LlamaEngine
+from aios.kernel.core.llama import PAD_FROM_TOKENS, LlamaEngine
 from aios.kernel.core.protocol import Halt
 from aios.kernel.llm.scheduler import Dispatch, Preempt, Scheduler
 from aios.syscalls.errors import ModelError
@@ -61,7 +61,7 @@ def some(max_tokens: int) -> Decoding:
 
 def check_the_same(engine: LlamaEngine, jobs: list[Job]) -> None:
     for job in jobs:
-        solo = alone(engine, job.prompt, job.decoding)
+        solo = run_solo(engine, job.prompt, job.decoding)
         assert (job.tokens, job.digests) == (solo.tokens, solo.digests)
 
 
@@ -260,7 +260,7 @@ def test_a_system_starts_on_a_model_with_a_short_window(boot: Boot, tmp_path: Pa
         assert (answer.finish, answer.usage.context) == ("context_full", 63)
 
 
-def test_contexts_of_a_windowed_model_are_the_same_in_company(boot: Boot, tmp_path: Path) -> None:
+def test_contexts_of_a_windowed_model_are_exact_beside_others(boot: Boot, tmp_path: Path) -> None:
     model = str(tiny_model(tmp_path / "tiny.gguf", "gemma3", window=SLIDING))
     system = boot(model=model, slots=4, ctx=2048)
     prompts = [STORY * count for count in (60, 1, 30, 45, 20, 2)]
@@ -274,14 +274,14 @@ def test_contexts_of_a_windowed_model_are_the_same_in_company(boot: Boot, tmp_pa
         assert aios.stats().replayed == 0
 
 
-def test_a_lone_context_has_company_beside_full_ones(load: Load) -> None:
+def test_a_solo_context_is_padded_beside_full_ones(load: Load) -> None:
     """Where positions are learned, there is none behind the last."""
-    engine = load("gpt2", trained=ALONE + CHUNK, slots=3)
+    engine = load("gpt2", trained=PAD_FROM_TOKENS + CHUNK, slots=3)
     batcher = Watched(engine, 3, PLENTY)
     full = [Job(at, prompt(engine, engine.window - 2, at), some(99)) for at in (1, 2)]
     finish(batcher, *full)
     assert [job.why for job in full] == ["context_full"] * 2
-    last = Job(3, prompt(engine, ALONE), some(20))
+    last = Job(3, prompt(engine, PAD_FROM_TOKENS), some(20))
     finish(batcher, last)
     batcher.drop(3)
     check_the_same(engine, [last])

@@ -12,11 +12,11 @@ from cores import (
     PLENTY,
     Job,
     Watched,
-    all_alone,
-    alone,
     at_random,
     finish,
     report,
+    run_all_solo,
+    run_solo,
     some,
     text,
 )
@@ -47,7 +47,7 @@ def batcher(engine: Engine) -> Iterator[Watched]:
 
 @pytest.fixture(scope="module")
 def solo(engine: Engine) -> list[Job]:
-    return all_alone(engine)
+    return run_all_solo(engine)
 
 
 def new_jobs(solo: list[Job]) -> list[Job]:
@@ -131,7 +131,7 @@ def test_a_second_answer_rolls_back_to_what_both_histories_share(
 ) -> None:
     other = [*text(engine, CHUNK + 3), *text(engine, CHUNK, start=200)]
     second = Job(1, other, some(6, temperature=0.8, seed=5))
-    expected = alone(engine, other, second.decoding)
+    expected = run_solo(engine, other, second.decoding)
     finish(batcher, Job(1, text(engine, 2 * CHUNK + 9), some(6)))
     batcher.computed = 0
     finish(batcher, second)
@@ -200,7 +200,7 @@ def test_the_end_of_the_answer_is_not_a_token_of_it(engine: Engine, batcher: Wat
 
 
 def test_a_stop_string_ends_it_and_is_not_shown(engine: Engine, batcher: Watched) -> None:
-    free = alone(engine, text(engine, 40), some(16))
+    free = run_solo(engine, text(engine, 40), some(16))
     words = free.text.split()
     stop = f"{words[3]} {words[4]}"  # spans several tokens
     job = Job(1, free.prompt, some(16, stop=["nowhere in it", stop]))
@@ -219,7 +219,7 @@ def test_a_stop_string_ends_it_and_is_not_shown(engine: Engine, batcher: Watched
 def test_what_was_held_back_for_a_stop_string_comes_at_the_end(
     engine: Engine, batcher: Watched
 ) -> None:
-    free = alone(engine, text(engine, 40), some(6))
+    free = run_solo(engine, text(engine, 40), some(6))
     job = Job(1, free.prompt, some(6, stop=[free.text + "and more"]))
     batcher.run(job.run())
     while batcher.running:
@@ -250,7 +250,7 @@ def test_to_halt_what_does_not_run_does_nothing(engine: Engine, batcher: Watched
 
 def test_more_than_the_slots_are_refused(engine: Engine, batcher: Watched) -> None:
     jobs = [Job(ctx, text(engine, 5, ctx), some(9)) for ctx in (1, 2, 3, 4)]
-    expected = alone(engine, jobs[0].prompt, some(9))
+    expected = run_solo(engine, jobs[0].prompt, some(9))
     for job in jobs:
         batcher.run(job.run())
     by_ctx = {job.ctx: job for job in jobs}

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from cores import PLENTY, Job, Watched, alone, finish, report, text
+from cores import PLENTY, Job, Watched, finish, report, run_solo, text
 from deterministic import DeterministicEngine
 from models import tiny_model
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from aios.kernel.config import embedded_model
 from aios.kernel.core.certify import certify
 from aios.kernel.core.engine import CHUNK, Engine
 from aios.kernel.core.gguf import requantize
-from aios.kernel.core.llama import ALONE, LlamaEngine
+from aios.kernel.core.llama import PAD_FROM_TOKENS, LlamaEngine
 from aios.syscalls.llm import Decoding
 
 SLOTS, WINDOW = 6, 320
@@ -66,11 +66,11 @@ def breaks_early(request: pytest.FixtureRequest) -> Certified:
 
 
 @pytest.fixture(params=["deterministic", "bf16"])
-def needs_company(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Certified]:
+def needs_padding(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Certified]:
     """A format of which llama.cpp computes one row with other kernels than several: on processors
     with AVX2 and on those with AVX-512, at least."""
     if request.param == "deterministic":
-        yield certified(lone_from=0)
+        yield certified(solo_from=0)
         return
     engine = load(tiny_model(tmp_path / "bf16.gguf", matrices="BF16"))
     yield Certified(engine, *certify(engine))
@@ -93,7 +93,7 @@ def test_the_embedded_model_is_exact_on_all_slots() -> None:
     engine = load(embedded_model())
     assert certify(engine) == (SLOTS, None)
     assert engine.row_bytes > 0
-    assert engine.alone == ALONE
+    assert engine.pad_solo_from == PAD_FROM_TOKENS
     assert lengths_of(engine) == [0] * SLOTS
     engine.close()
 
@@ -112,7 +112,7 @@ def test_the_largest_size_is_found(size: int) -> None:
     engine, found, cost = certified(exact_batch=size)
     assert found == size
     assert (cost is None) == (size == SLOTS)
-    assert engine.alone == ALONE
+    assert engine.pad_solo_from == PAD_FROM_TOKENS
 
 
 class Restless(DeterministicEngine):
@@ -129,7 +129,7 @@ def test_what_is_never_the_same_is_certified_for_nothing() -> None:
     engine = Restless(slots=SLOTS, window=WINDOW)
     assert certify(engine) == (0, None)
     assert engine.row_bytes == 0
-    assert engine.alone == ALONE
+    assert engine.pad_solo_from == PAD_FROM_TOKENS
     assert lengths_of(engine) == [0] * SLOTS
 
 
@@ -139,7 +139,7 @@ def test_within_the_certified_size_it_is_exact_and_beyond_it_is_not(
     engine, size, _ = breaks_early
     lengths = range(3, 3 + SLOTS)
     expected = [
-        alone(engine, job.prompt, job.decoding).digests for job in jobs_of(engine, lengths, 8)
+        run_solo(engine, job.prompt, job.decoding).digests for job in jobs_of(engine, lengths, 8)
     ]
     digests, steps = [], []
     for certified in (size, 0):
@@ -176,13 +176,13 @@ def test_what_cannot_be_cut_is_not_moved(monkeypatch: pytest.MonkeyPatch) -> Non
     assert lengths_of(engine) == [0] * SLOTS
 
 
-# --- company ------------------------------------------------------------------------------------
+# --- padding ------------------------------------------------------------------------------------
 
 
-def test_company_for_lone_contexts_makes_no_batch_too_large() -> None:
-    """Contexts past ALONE in every other slot decode while those between them are prefilled."""
+def test_padding_for_solo_sequences_makes_no_batch_too_large() -> None:
+    """Long sequences in every other slot decode while those between them are prefilled."""
     engine, size, _ = certified(exact_batch=3)
-    jobs = jobs_of(engine, [3, ALONE, 4, ALONE, WINDOW - 10, WINDOW - 10], 20)
+    jobs = jobs_of(engine, [3, PAD_FROM_TOKENS, 4, PAD_FROM_TOKENS, WINDOW - 10, WINDOW - 10], 20)
     by_ctx = {job.ctx: job for job in jobs}
     long, between = jobs[1:4:2], jobs[4:]
     batcher = Watched(engine, size, PLENTY)
@@ -205,16 +205,16 @@ def test_company_for_lone_contexts_makes_no_batch_too_large() -> None:
     for job in long:
         count = len(job.digests)
         assert count > 5
-        assert job.digests == alone(engine, job.prompt, job.decoding).digests[:count]
+        assert job.digests == run_solo(engine, job.prompt, job.decoding).digests[:count]
 
 
-def test_with_company_it_is_exact_on_all_slots(needs_company: Certified) -> None:
-    """They begin one after the other, so that each is alone once, and in batches of all sizes."""
-    engine, size, cost = needs_company
+def test_with_padding_it_is_exact_on_all_slots(needs_padding: Certified) -> None:
+    """They begin one after the other, so that each is solo once, and in batches of all sizes."""
+    engine, size, cost = needs_padding
     assert (size, cost) == (SLOTS, None)
-    lengths = [3, CHUNK, CHUNK + 1, ALONE - 2, 5, 40]
+    lengths = [3, CHUNK, CHUNK + 1, PAD_FROM_TOKENS - 2, 5, 40]
     expected = [
-        alone(engine, job.prompt, job.decoding).digests for job in jobs_of(engine, lengths, 20)
+        run_solo(engine, job.prompt, job.decoding).digests for job in jobs_of(engine, lengths, 20)
     ]
     jobs = jobs_of(engine, lengths, 20)
     by_ctx = {job.ctx: job for job in jobs}
@@ -230,10 +230,10 @@ def test_with_company_it_is_exact_on_all_slots(needs_company: Certified) -> None
     assert [job.digests for job in jobs] == expected
 
 
-def test_without_company_a_lone_context_is_found_out(needs_company: Certified) -> None:
-    engine = needs_company.engine
+def test_without_padding_a_solo_sequence_is_found_out(needs_padding: Certified) -> None:
+    engine = needs_padding.engine
     decoding = Decoding(max_tokens=4, ignore_eos=True, digest=True)
     prompt = text(engine, 16)
-    with_company = alone(engine, prompt, decoding).digests
-    company, engine.alone = engine.alone, ALONE
-    assert (alone(engine, prompt, decoding).digests == with_company) == (company == ALONE)
+    padded = run_solo(engine, prompt, decoding).digests
+    before, engine.pad_solo_from = engine.pad_solo_from, PAD_FROM_TOKENS
+    assert (run_solo(engine, prompt, decoding).digests == padded) == (before == PAD_FROM_TOKENS)

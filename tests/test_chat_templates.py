@@ -18,7 +18,7 @@ from models import write_sentences
 
 from aios.kernel.config import embedded_model
 from aios.kernel.core import template as template_module
-from aios.kernel.core.chat import Chat, Controls, Said
+from aios.kernel.core.chat import Chat, ControlTokens, PromptPart
 from aios.kernel.core.llama import LlamaEngine
 from aios.kernel.core.protocol import Encode
 from aios.kernel.core.template import Template
@@ -40,10 +40,10 @@ class Vocabulary:
         self.engine, self.template = engine, template
 
     @cached_property
-    def controls(self) -> Controls:
+    def controls(self) -> ControlTokens:
         return self.engine.controls
 
-    def tokenize_parts(self, parts: Sequence[Said], *, start: bool) -> list[int]:
+    def tokenize_parts(self, parts: Sequence[PromptPart], *, start: bool) -> list[int]:
         return self.engine.tokenize_parts(parts, start=start)
 
     def piece(self, token: int) -> bytes:
@@ -73,7 +73,7 @@ def entered(template: Template, steps: Sequence[Step]) -> str:
     turns: list[tuple[str, str | None]] = []
     text = ""
     for step in steps:
-        chat = Chat(template, Controls(CONTROLS), [*turns, *step])
+        chat = Chat(template, ControlTokens(CONTROLS), [*turns, *step])
         text += "".join(map(str, chat.behind(len(turns), reply=not step)))
         turns += step
         if not step:

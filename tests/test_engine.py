@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cores import PLENTY, Job, Watched, alone, at_random, finish, text
+from cores import PLENTY, Job, Watched, at_random, finish, run_solo, text
 from deterministic import DeterministicEngine
 from models import tiny_model
 
@@ -16,7 +16,7 @@ from aios.kernel.config import embedded_model
 from aios.kernel.core.certify import certify
 from aios.kernel.core.engine import CHUNK, Engine
 from aios.kernel.core.llama import LlamaEngine
-from aios.kernel.core.state import BlockSlice
+from aios.kernel.core.state_layout import BlockSlice
 from aios.syscalls.errors import BadInput, Internal
 from aios.syscalls.llm import Decoding
 
@@ -136,7 +136,7 @@ def test_what_was_cleared_leaves_no_trace(engine: Engine) -> None:
 
 
 def test_a_full_slot_takes_no_more(engine: Engine) -> None:
-    """It may have more room than its window, for company, but not without end."""
+    """It may have more room than its window, for padding, but not without end."""
     enter(engine, 0, WINDOW)
     enter(engine, 1, 10)
     with pytest.raises(Internal):
@@ -308,7 +308,7 @@ def test_no_schedule_can_be_told_from_the_output(engine: Engine, ram: int) -> No
         for heat in (0.0, 0.9)
     ]
     jobs = [Job(at, text(engine, n, at), decodings[at % 2]) for at, n in enumerate(lengths, 1)]
-    solo = [alone(engine, job.prompt, job.decoding) for job in jobs]
+    solo = [run_solo(engine, job.prompt, job.decoding) for job in jobs]
     batcher = Watched(engine, SLOTS, ram if ram == PLENTY else ram * engine.row_bytes)
     at_random(batcher, jobs, seed=5)
     assert [job.result for job in jobs] == [job.result for job in solo]

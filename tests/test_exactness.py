@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cores import PLENTY, Job, Watched, all_alone, alone, at_random, some, take_turns, text
+from cores import PLENTY, Job, Watched, at_random, run_all_solo, run_solo, some, take_turns, text
 from models import tiny_model
 
 from aios.kernel.config import embedded_model
@@ -28,7 +28,7 @@ def engine() -> Iterator[LlamaEngine]:
 
 @pytest.fixture(scope="module")
 def solo(engine: LlamaEngine) -> list[Job]:
-    return all_alone(engine)
+    return run_all_solo(engine)
 
 
 def test_no_schedule_can_be_told_from_the_output(engine: LlamaEngine, solo: list[Job]) -> None:
@@ -66,7 +66,7 @@ def test_a_quantized_cache_is_exact_by_itself_and_differs_from_the_other(
     path = embedded_model() if model == "embedded" else tiny_model(tmp_path / "tiny.gguf")
     engine = LlamaEngine(path, slots=2, window=WINDOW, threads=1, cache=cache)
     assert engine.row_bytes * engine.cells * engine.streams == engine.cache_bytes
-    expected = [alone(engine, text(engine, n), some(6)) for n in (150, 40, 70, 9)]
+    expected = [run_solo(engine, text(engine, n), some(6)) for n in (150, 40, 70, 9)]
     jobs = [Job(ctx, job.prompt, job.decoding) for ctx, job in enumerate(expected)]
     disk = Disk(tmp_path / "kv", engine.fingerprint(2), PLENTY)
     batcher = Watched(engine, engine.slots, 0, disk)
@@ -77,6 +77,6 @@ def test_a_quantized_cache_is_exact_by_itself_and_differs_from_the_other(
     digest = jobs[0].digests[0].hex()
     engine.close()
     plain = LlamaEngine(path, slots=2, window=WINDOW, threads=1)
-    same = alone(plain, expected[0].prompt, some(6)).digests[0].hex() == digest
+    same = run_solo(plain, expected[0].prompt, some(6)).digests[0].hex() == digest
     plain.close()
     assert same == (cache == "f16")

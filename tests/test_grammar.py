@@ -11,7 +11,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
-from cores import PLENTY, Job, Watched, alone, at_random, finish, report
+from cores import PLENTY, Job, Watched, at_random, finish, report, run_solo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llama_cpp import llama_grammar
@@ -235,7 +235,7 @@ def test_text_that_is_forced_is_written_in_the_vocabulary_s_own_tokens(engine: L
     assert grammar.complete
     for control in ("<|im_end|>", "<|im_start|>"):
         decoding = Decoding(grammar=f'root ::= "{control}"', max_tokens=20)
-        assert alone(engine, ask(engine, "Go"), decoding).text == control
+        assert run_solo(engine, ask(engine, "Go"), decoding).text == control
 
 
 @given(st.text(st.sampled_from('ab"[]()|*+?{},.:=\\xu0- \n#é\ud800'), max_size=40))
@@ -377,7 +377,7 @@ def test_what_is_generated_parses_and_validates(
     decoding = Decoding(
         schema=schema, temperature=temperature, seed=seed, max_tokens=250, ignore_eos=ignore_eos
     )
-    job = alone(engine, ask(engine, "Invent some data."), decoding)
+    job = run_solo(engine, ask(engine, "Invent some data."), decoding)
     assert job.why == "stop", job.text
     jsonschema.validate(json.loads(job.text), schema, jsonschema.Draft202012Validator)
 
@@ -387,35 +387,37 @@ def test_what_is_generated_parses_and_validates(
 
 def test_it_ends_with_the_last_token_that_fits(engine: LlamaEngine) -> None:
     """So an answer of exactly max_tokens is whole, and ignore_eos has nothing to go on to."""
-    whole = alone(engine, ask(engine, "Ada?"), Decoding(schema=PERSON, digest=True))
+    whole = run_solo(engine, ask(engine, "Ada?"), Decoding(schema=PERSON, digest=True))
     assert whole.why == "stop"
     assert len(whole.digests) == len(whole.tokens)
     count = len(whole.tokens)
     exact = Decoding(schema=PERSON, max_tokens=count, ignore_eos=True, digest=True)
-    assert alone(engine, whole.prompt, exact).result == whole.result
-    cut = alone(engine, whole.prompt, Decoding(schema=PERSON, max_tokens=count - 1))
+    assert run_solo(engine, whole.prompt, exact).result == whole.result
+    cut = run_solo(engine, whole.prompt, Decoding(schema=PERSON, max_tokens=count - 1))
     assert (cut.tokens, cut.why) == (whole.tokens[:-1], "length")
 
 
 def test_an_end_is_drawn_only_where_the_answer_is_whole(engine: LlamaEngine) -> None:
     prompt = ask(engine, "What is 1+1? Answer with one word.")
-    ended = alone(engine, prompt, Decoding(grammar="root ::= [A-Z] [a-z]*", max_tokens=40))
+    ended = run_solo(engine, prompt, Decoding(grammar="root ::= [A-Z] [a-z]*", max_tokens=40))
     assert ended.why == "stop"
     assert re.fullmatch("[A-Z][a-z]*", ended.text)
     on = Decoding(grammar="root ::= [A-Z] [a-z]*", max_tokens=40, ignore_eos=True)
-    assert alone(engine, prompt, on).why == "length"
+    assert run_solo(engine, prompt, on).why == "length"
     longer = Decoding(grammar=f"root ::= [A-Z] [a-z]{{{len(ended.text)},}}", max_tokens=40)
-    assert len(alone(engine, prompt, longer).text) > len(ended.text)
+    assert len(run_solo(engine, prompt, longer).text) > len(ended.text)
 
 
 @pytest.mark.parametrize("ignore_eos", [False, True])
 def test_where_only_the_empty_text_fits(engine: LlamaEngine, ignore_eos: bool) -> None:
-    job = alone(engine, ask(engine, "Hi"), Decoding(grammar='root ::= ""', ignore_eos=ignore_eos))
+    job = run_solo(
+        engine, ask(engine, "Hi"), Decoding(grammar='root ::= ""', ignore_eos=ignore_eos)
+    )
     assert (job.tokens, job.text, job.why) == ([], "", "stop")
 
 
 def test_a_stop_string_still_ends_it(engine: LlamaEngine) -> None:
-    job = alone(engine, ask(engine, "Ada?"), Decoding(schema=PERSON, stop=['", "age']))
+    job = run_solo(engine, ask(engine, "Ada?"), Decoding(schema=PERSON, stop=['", "age']))
     assert job.why == "stop"
     assert job.text.startswith('{"name": "')
     assert "age" not in job.text
@@ -447,7 +449,7 @@ def test_an_answer_that_outgrows_the_limits_fails_alone(engine: LlamaEngine) -> 
     assert [(each.ctx, each.why) for each in halted] == [(1, "failed"), (2, "stop")]
     assert halted[0].error
     assert halted[0].error["code"] == "llm.bad_grammar"
-    assert other.result == alone(engine, other.prompt, other.decoding).result
+    assert other.result == run_solo(engine, other.prompt, other.decoding).result
     for ctx in (1, 2):
         batcher.drop(ctx)
 
@@ -465,7 +467,7 @@ JOBS = [
 
 @pytest.fixture(scope="module")
 def solo(engine: LlamaEngine) -> list[Job]:
-    return [alone(engine, ask(engine, text), decoding) for text, decoding in JOBS]
+    return [run_solo(engine, ask(engine, text), decoding) for text, decoding in JOBS]
 
 
 def again(solo: list[Job]) -> list[Job]:

@@ -30,7 +30,9 @@ SHELL_LEVELS = (
     "__init__",
 )  # fmt: skip
 HOMES = {
-    "llama_cpp": {f"kernel/core/{name}.py" for name in ("llama", "gguf", "sampler", "encoder")},
+    "llama_cpp": {
+        f"kernel/core/{name}.py" for name in ("llama", "vocabulary", "gguf", "sampler", "encoder")
+    },
     "llguidance": {"kernel/core/grammar.py", "kernel/core/trial.py", "kernel/index/embedder.py"},
     "lmdb": {f"kernel/store/{name}.py" for name in ("store", "probe", "file_space", "transaction")}
     | {"bench/memory.py"},

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from cores import PLENTY, Job, Watched, alone, at_random, finish, report, take_turns, text
+from cores import PLENTY, Job, Watched, at_random, finish, report, run_solo, take_turns, text
 from deterministic import DeterministicEngine
 
 from aios.kernel.core.disk import Codec, Disk
@@ -82,10 +82,10 @@ def with_history(ctx: int, history: list[Segment], decoding: Decoding = SOME) ->
 
 def undisturbed(engine: Engine, job: Job) -> list[bytes]:
     """The digests of the same history, all computed anew."""
-    return alone_with(engine, job.run().history, job.decoding).digests
+    return solo_with(engine, job.run().history, job.decoding).digests
 
 
-def alone_with(engine: Engine, history: list[Segment], decoding: Decoding) -> Job:
+def solo_with(engine: Engine, history: list[Segment], decoding: Decoding) -> Job:
     batcher = Watched(engine, engine.slots, 0)
     job = with_history(10**6, history, decoding)
     finish(batcher, job)
@@ -101,7 +101,7 @@ def test_contexts_swapped_to_disk_and_back_are_the_same(
     engine: Engine, cores: Cores, codec: Codec
 ) -> None:
     lengths = [(253, SOME), (CHUNK, OTHER), (5, SOME), (130, OTHER), (70, SOME), (100, OTHER)]
-    expected = [alone(engine, text(engine, n, i), d) for i, (n, d) in enumerate(lengths)]
+    expected = [run_solo(engine, text(engine, n, i), d) for i, (n, d) in enumerate(lengths)]
     jobs = [Job(ctx, job.prompt, job.decoding) for ctx, job in enumerate(expected)]
     batcher = cores.boot(ram=0, codec=codec)
     take_turns(batcher, jobs)
@@ -173,7 +173,7 @@ def test_snapshots_of_another_model_are_not_looked_at(written: Written, cores: C
 def test_a_full_disk_is_no_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     engine = DeterministicEngine(slots=3, window=WINDOW, row_bytes=2_048)
     cores = Cores(engine, tmp_path)
-    expected = [alone(engine, text(engine, 100, i), SOME) for i in range(5)]
+    expected = [run_solo(engine, text(engine, 100, i), SOME) for i in range(5)]
     jobs = [Job(ctx, job.prompt, SOME) for ctx, job in enumerate(expected)]
     batcher = cores.boot(ram=182 * engine.row_bytes)
     with no_large_files():
@@ -241,7 +241,7 @@ def test_a_beginning_that_all_have_is_computed_once(engine: Engine, cores: Cores
     """Even if they start at the same moment, on fewer slots than there are contexts."""
     system = text(engine, 200)
     prompts = [[*system, *text(engine, 20, start)] for start in range(7)]
-    expected = [alone(engine, each, SOME) for each in prompts]
+    expected = [run_solo(engine, each, SOME) for each in prompts]
     jobs = [Job(ctx, each, SOME) for ctx, each in enumerate(prompts)]
     batcher = cores.boot()
     at_once = {job.ctx: job for job in jobs}
@@ -262,7 +262,7 @@ def test_a_fork_computes_only_what_is_its_own(engine: Engine, cores: Cores) -> N
     finish(cores.boot(), parent)
     middle[1][1].extend(parent.tokens[:20])
     told: list[Segment] = [*middle, (PREFILLED, text(engine, 30, 50))]
-    expected = [alone_with(engine, middle, OTHER), alone_with(engine, told, SOME)]
+    expected = [solo_with(engine, middle, OTHER), solo_with(engine, told, SOME)]
     batcher = cores.boot()
     parent = Job(1, parent.prompt, parent.decoding)
     finish(batcher, parent)
@@ -277,10 +277,10 @@ def test_a_fork_computes_only_what_is_its_own(engine: Engine, cores: Cores) -> N
 def test_rolled_back_it_goes_on_from_there(engine: Engine, cores: Cores) -> None:
     """To its middle, and back to its end, after it had to leave its slot."""
     long = Decoding(max_tokens=30, ignore_eos=True, digest=True)
-    whole = alone(engine, text(engine, 100), long)
+    whole = run_solo(engine, text(engine, 100), long)
     middle: list[Segment] = [(PREFILLED, whole.prompt), (DECODED, whole.tokens[:20])]
     end: list[Segment] = [(PREFILLED, whole.prompt), (DECODED, whole.tokens[:29])]
-    expected = [alone_with(engine, history, OTHER) for history in (middle, end)]
+    expected = [solo_with(engine, history, OTHER) for history in (middle, end)]
     batcher = cores.boot()
     finish(batcher, Job(1, whole.prompt, long))
     finish(batcher, *(Job(ctx, text(engine, 9, ctx), SOME) for ctx in (2, 3, 4)))
@@ -298,7 +298,7 @@ def test_rolled_back_it_goes_on_from_there(engine: Engine, cores: Cores) -> None
 def test_a_model_whose_state_has_another_form_is_replayed(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = [alone(engine, text(engine, 70, i), SOME) for i in range(5)]
+    expected = [run_solo(engine, text(engine, 70, i), SOME) for i in range(5)]
     monkeypatch.setattr(engine, "row_bytes", 0)
     jobs = [Job(ctx, job.prompt, SOME) for ctx, job in enumerate(expected)]
     batcher = Watched(engine, engine.slots, PLENTY)

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aios.kernel.config import embedded_model
-from aios.kernel.core.chat import Controls, Said
+from aios.kernel.core.chat import ControlTokens, PromptPart
 from aios.kernel.core.llama import LlamaEngine
 from aios.kernel.core.protocol import Decode, Encode, decode_encoded, encode
-from aios.kernel.core.template import Renders
+from aios.kernel.core.template import TemplateRenderer
 from aios.kernel.core.text import TextStream, answer, parts_behind
 from aios.syscalls.errors import BY_CODE, BadInput
 
@@ -210,13 +210,13 @@ def test_text_survives_tokens(engine: LlamaEngine, text: str) -> None:
 
 def test_an_error_is_an_answer_too() -> None:
     class NoTemplate:
-        controls = Controls([])
+        controls = ControlTokens([])
 
         @property
-        def template(self) -> Renders:
+        def template(self) -> TemplateRenderer:
             raise BadInput("this model carries no chat template")
 
-        def tokenize_parts(self, parts: Sequence[Said], *, start: bool) -> list[int]:
+        def tokenize_parts(self, parts: Sequence[PromptPart], *, start: bool) -> list[int]:
             return []
 
         def piece(self, token: int) -> bytes:

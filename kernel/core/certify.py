@@ -1,10 +1,9 @@
-"""The self-test at model load: up to which batch size is decoding exact, and what does that cost.
+"""The self-test at model load: up to which batch size decoding is exact, and what that costs.
 
-A format, a backend or a build may change its arithmetic with the number of rows. So each core
-measures on its own model: slots with contexts of unequal length, one token decoded alone and in
-batches of every size, the logits compared bit for bit. Before, one context that is longer than any
-window of the model's layers is moved from slot to slot as contexts are; where that changes a bit,
-none is moved.
+A format, a backend or a build may change its arithmetic with the number of rows. So each core tests
+its own model: slots with sequences of unequal length, one token decoded solo and in batches of
+every size, the logits compared bit for bit. First, a sequence longer than any sliding window of the
+model's layers is moved from slot to slot; if that changes a bit, no sequence is ever moved.
 """
 
 from __future__ import annotations
@@ -13,56 +12,58 @@ import time
 from hashlib import blake2b
 
 from .engine import CHUNK, Engine
-from .state import BlockSlice
+from .state_layout import BlockSlice
 
 
 def certify(engine: Engine) -> tuple[int, float | None]:
-    """The largest N so that batches of 1 to N sequences are exact (0: not even one alone), and
-    the time of a full batch cut into batches of N over the same batch uncut, if N is smaller.
+    """Test an engine, and adapt it: if one row is computed otherwise than two, every solo sequence
+    is padded from now on; if a moved sequence goes on otherwise, `row_bytes` becomes 0.
 
-    Where one row is computed otherwise than two, no lone sequence is left without company; where a
-    sequence that is moved goes on otherwise, the engine's `row_bytes` are 0 from then on.
+    Returns:
+        The largest N such that batches of 1 to N sequences are exact (0: not even a solo one); and
+        if N is less than the slots, the time of a full batch cut into batches of N, over the time
+        of the same batch uncut.
     """
-    lengths = [_fill(engine, 0, _long(engine))]
+    lengths = [_fill(engine, 0, _test_length(engine))]
     try:
-        exactly = not engine.row_bytes or _moves_exactly(engine, lengths[0])
-    except ValueError:  # its states are of another form than the first one was
-        exactly = False
-    if not exactly:
+        exact = not engine.row_bytes or _moves_exactly(engine, lengths[0])
+    except ValueError:  # a state has another layout than the first one had
+        exact = False
+    if not exact:
         engine.row_bytes = 0
         _empty(engine)
         _fill(engine, 0, lengths[0])
     lengths += [_fill(engine, slot, 3 + (slot * 37) % 40) for slot in range(1, engine.slots)]
     found = _certify(engine, lengths)
     if found[0] == 1 < engine.slots:
-        alone, engine.alone = engine.alone, 0
-        with_company = _certify(engine, lengths)
-        if with_company[0] > 1:
-            found = with_company
+        before, engine.pad_solo_from = engine.pad_solo_from, 0
+        padded = _certify(engine, lengths)
+        if padded[0] > 1:
+            found = padded
         else:
-            engine.alone = alone
+            engine.pad_solo_from = before
     _empty(engine)
     return found
 
 
 def _certify(engine: Engine, lengths: list[int]) -> tuple[int, float | None]:
-    alone = [_digests(engine, lengths, [slot])[0] for slot in range(engine.slots)]
+    solo = [_digests(engine, lengths, [slot])[0] for slot in range(engine.slots)]
     certified = 0
     for size in range(1, engine.slots + 1):
-        if _digests(engine, lengths, list(range(size))) != alone[:size]:
+        if _digests(engine, lengths, list(range(size))) != solo[:size]:
             return certified, _cost(engine, lengths, certified) if certified else None
         certified = size
     return certified, None
 
 
-def _long(engine: Engine) -> int:
-    """The tokens of a context that crosses the length where attention splits, and is two chunks
-    beyond the window of a layer that has one."""
-    return max(engine.alone, engine.sliding + 2 * CHUNK if engine.sliding else 0) + 5
+def _test_length(engine: Engine) -> int:
+    """Return a length in tokens past the one at which attention splits its work between threads,
+    and two chunks past the longest sliding window."""
+    return max(engine.pad_solo_from, engine.sliding + 2 * CHUNK if engine.sliding else 0) + 5
 
 
 def _fill(engine: Engine, slot: int, length: int) -> int:
-    """Have a slot hold `length` tokens, or as many as there is room for with two more."""
+    """Fill a slot with `length` tokens, or fewer so that two more fit, and return how many."""
     length = max(1, min(length, engine.window - 2))
     engine.clear(slot)
     _prefill(engine, slot, 0, length)
@@ -70,7 +71,7 @@ def _fill(engine: Engine, slot: int, length: int) -> int:
 
 
 def _prefill(engine: Engine, slot: int, start: int, end: int) -> list[bytes]:
-    """Enter the tokens from `start` to `end` of a text; the digest of each chunk's logits."""
+    """Enter the tokens `start` to `end` of a text; return the digest of each chunk's logits."""
     digests = []
     for pos in range(start, end, CHUNK):
         places = range(pos, min(pos + CHUNK, end))
@@ -80,9 +81,8 @@ def _prefill(engine: Engine, slot: int, start: int, end: int) -> list[bytes]:
 
 
 def _moves_exactly(engine: Engine, length: int) -> bool:
-    """Whether the context in slot 0 goes on with the same bits when it changes its slot: by its
-    rows or as a whole, in the midst of its prefill or of its answer, for an empty slot or in
-    exchange."""
+    """Return whether the sequence in slot 0 goes on with the same bits when it changes its slot: by
+    its rows or as a whole, amid its prefill or its answer, for an empty slot or in exchange."""
     middle = max(length // CHUNK - 1, 0) * CHUNK
     engine.clear(0, middle)
     expected = _prefill(engine, 0, middle, length)
@@ -103,7 +103,7 @@ def _moves_exactly(engine: Engine, length: int) -> bool:
 
 
 def _move_by_rows(engine: Engine, length: int) -> None:
-    """From slot 0 to 1, in pages that are cut one after the other."""
+    """Move slot 0's rows to slot 1, in pages cut one after the other."""
     pages = [(first, CHUNK) for first in range(0, length, CHUNK)]
     last = engine.cut(0, pages[-1:])
     rows = engine.cut(0, pages[:-1]) + last
@@ -117,7 +117,7 @@ def _empty(engine: Engine) -> None:
 
 
 def _decode(engine: Engine, slot: int, pos: int) -> bytes:
-    """The digest of the logits behind one more token."""
+    """Decode one more token, and return the digest of its logits."""
     engine.decode([(slot, 1, pos)])
     return _digest(engine, engine.index[0])
 

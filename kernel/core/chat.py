@@ -19,10 +19,10 @@ from typing import Any
 
 from aios.syscalls.errors import BadInput
 
-from .template import AS_TEXT, Asked, Message, Renders
+from .template import NO_TEMPLATE_HINT, Message, RenderRequest, TemplateRenderer
 
 Turns = Sequence[tuple[str, str | None]]
-Said = str | list[int]  # of what enters a context
+PromptPart = str | list[int]  # of what enters a context
 LENGTH = 8  # hexadecimal digits of a mark's number
 CUT = "f" * LENGTH  # the number of those within a content
 NEXT = 0xEEEEEEEE  # the number of a turn that may come
@@ -43,7 +43,7 @@ def common(texts: Sequence[str]) -> str:
     return "".join(letter for letter, _ in same)
 
 
-class Controls:
+class ControlTokens:
     """How control tokens are written."""
 
     def __init__(self, texts: Iterable[str]) -> None:
@@ -70,7 +70,7 @@ class Controls:
 class Marks:
     """The marks of one question; 64 drawn bits are in each of them."""
 
-    def __init__(self, controls: Controls) -> None:
+    def __init__(self, controls: ControlTokens) -> None:
         self.controls = controls
         self.word = secrets.token_hex(8)
         self.any = re.compile(f"{self.word}([0-9a-f]{{{LENGTH}}})")
@@ -101,10 +101,10 @@ class Marks:
     def turns_in(self, text: str) -> list[int]:
         return [int(found, 16) for found in self.any.findall(text) if found != CUT]
 
-    def cut(self, text: str, tokens: Mapping[int, list[int]]) -> list[Said]:
+    def cut(self, text: str, tokens: Mapping[int, list[int]]) -> list[PromptPart]:
         """`text` without marks, in parts between which a control token would have been; marks of
         some turns stand for their tokens."""
-        parts: list[Said] = []
+        parts: list[PromptPart] = []
         at = 0
         for found in self.any.finditer(text):
             own = tokens.get(int(found[1], 16))
@@ -117,7 +117,7 @@ class Marks:
         parts = self.any.split(text)[::2]
         whole = "".join(parts)
         if self.word[:8] in whole:
-            raise BadInput("the model's chat template cuts texts apart", AS_TEXT)
+            raise BadInput("the model's chat template cuts texts apart", NO_TEMPLATE_HINT)
         cuts, at = set(), 0
         spans = self.controls.find(whole)
         for part in parts[:-1]:
@@ -154,7 +154,7 @@ class Chat:
     others enter as their own `tokens`."""
 
     def __init__(
-        self, template: Renders, controls: Controls, turns: Turns,
+        self, template: TemplateRenderer, controls: ControlTokens, turns: Turns,
         tokens: Mapping[int, list[int]] | None = None,
     ) -> None:  # fmt: skip
         self.tokens = tokens or {}
@@ -171,7 +171,7 @@ class Chat:
             return ""
         return self.marks.of(turn) if turn in self.tokens else self.marks.content(turn, content)
 
-    def behind(self, old: int, *, reply: bool) -> list[Said]:
+    def behind(self, old: int, *, reply: bool) -> list[PromptPart]:
         """The text that goes behind the first `old` turns, which are in the context, in parts to be
         tokenized one by one; `reply` opens an answer. What the template puts elsewhere as long as
         no other turn has come, a system message in front of the last question, comes with that.
@@ -222,12 +222,12 @@ class Chat:
         count = len(self.turns) if count is None else count
         talk, role = self._talk(count), self.turns[count - 1][0]
         others = {role, "assistant" if role == "user" else "user"} - {"tools"}
-        asked: list[Asked] = [(talk, False), (talk, True)]
+        asked: list[RenderRequest] = [(talk, False), (talk, True)]
         for other in sorted(others):
             asked.append(([*talk, {"role": other, "content": self.marks.of(NEXT)}], False))
         return self._texts(asked)
 
-    def _texts(self, asked: Sequence[Asked]) -> list[str]:
+    def _texts(self, asked: Sequence[RenderRequest]) -> list[str]:
         """Of those that the template takes: of the first two, one at least."""
         found = self.template.render(asked, self.tools)
         if isinstance(found[0], BadInput) and isinstance(found[len(found[:2]) - 1], BadInput):

@@ -20,7 +20,7 @@ import numpy as np
 from aios.syscalls.errors import BadInput
 
 from ..lib.encryption import Damaged, Seal
-from .state import Bytes
+from .state_layout import Bytes
 
 HEADER = struct.Struct("<16s16sIIQI")  # fingerprint, BlockName, bytes, checksum
 PART_SUFFIX = ".part"  # of a file that is being written

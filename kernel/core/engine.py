@@ -1,7 +1,7 @@
-"""What a core needs of a model: slots that read tokens, and the logits behind what was read.
+"""The interface of an engine: slots that read tokens, and the logits behind what was read.
 
-`LlamaEngine` computes them with llama.cpp. Everything above it (the batcher, the snapshots, the
-self-test) is typed against `Engine`, so that another engine can take its place.
+`LlamaEngine` implements it with llama.cpp. Everything above it (the batcher, the prefix cache, the
+self-test) is typed against `Engine`, so another engine can take its place.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .state import BlockSlice, Bytes
+from .state_layout import BlockSlice, Bytes
 
 if TYPE_CHECKING:
     from .grammar import Grammars
@@ -29,80 +29,80 @@ class Engine(Protocol):
     """
 
     slots: int
-    streams: int  # slots, and those beside them that have room for company alone
+    streams: int  # slots, and streams beside them that have room for padding alone
     window: int  # tokens
     n_vocab: int
-    row_bytes: int  # of a token's keys and values, which is a row; 0: rows cannot be moved
-    alone: int  # tokens from which on a sequence without a neighbour gets company in its batch
-    index: list[int]  # where the logits of each row of the last `decode` are
+    row_bytes: int  # of a row, which is a token's keys and values; 0: rows cannot be moved
+    pad_solo_from: int  # tokens from which on a sequence without a neighbour in its batch is padded
+    index: list[int]  # where the logits of each sequence of the last `decode` are
 
     @property
     def sliding(self) -> int:
-        """Tokens that layers with a window look back at; 0 if there are none."""
+        """The tokens that sliding-window layers look back at; 0: there are no such layers."""
 
     @property
     def grammars(self) -> Grammars:
-        """Compiles what answers are held to, for this vocabulary."""
+        """The compiler of grammars for this vocabulary."""
 
     def piece(self, token: int) -> bytes:
-        """The bytes of one token; control tokens have none.
+        """Return the bytes of one token; control tokens have none.
 
         Raises:
             BadInput: there is no such token.
         """
 
     def is_end(self, token: int) -> bool:
-        """Whether `token` ends an answer."""
+        """Return whether `token` ends an answer."""
 
     def fingerprint(self, batch: int) -> bytes:
-        """16 bytes that name all that decides the bits of a row, where decode batches have up to
-        `batch` sequences. Rows of another fingerprint are of no use."""
+        """Return 16 bytes that name all that decides the bits of a row, where decode batches have
+        up to `batch` sequences. Rows with another fingerprint must not be used."""
 
     # --- computing --------------------------------------------------------------------------------
 
     def prefill(self, slot: int, tokens: tuple[int, ...], pos: int) -> None:
-        """Enter one chunk of 1 to CHUNK tokens behind the `pos` that the slot holds. The logits
-        behind its last token are then at index len(tokens) - 1.
+        """Enter one chunk of 1 to CHUNK tokens behind the `pos` tokens that the slot holds. Its
+        last token's logits are then at index len(tokens) - 1.
 
         Raises:
             Internal: there is no room for them, or the slot holds tokens and does not end at `pos`.
         """
 
-    def decode(self, rows: list[tuple[int, int, int]]) -> None:
-        """Enter one token each for (slot, token, pos) rows, one a slot, in any order. The logits
-        behind that of row i are then at `self.index[i]`.
+    def decode(self, batch: list[tuple[int, int, int]]) -> None:
+        """Enter one token each for (slot, token, pos), in any order, each slot at most once. The
+        logits of batch[i] are then at `self.index[i]`.
 
         Raises:
             Internal: there is no room for one, or its slot holds tokens and does not end at `pos`.
         """
 
     def logits(self, index: int) -> NDArray[np.float32]:
-        """A view, shape (n_vocab,), valid until the next prefill or decode."""
+        """Return a view, shape (n_vocab,), valid until the next prefill or decode."""
 
-    # --- what slots hold: `copy` and what follows it are called only where `row_bytes` is not 0 ---
+    # --- rows of slots: `copy` and what follows it are called only where `row_bytes` is not 0 -----
 
     def length(self, slot: int) -> int:
-        """How many tokens a slot holds."""
+        """Return how many tokens a slot holds."""
 
     def clear(self, slot: int, since: int = 0) -> None:
-        """Drop what a slot holds from position `since` on."""
+        """Drop a slot's rows from position `since` on."""
 
     def copy(self, source: int, target: int) -> None:
-        """Have a slot hold what another one does, which is not empty, and nothing else."""
+        """Replace a slot's rows by those of `source`, which is not empty."""
 
     def swap(self, one: int, other: int) -> None:
-        """Exchange what two slots hold, one of which may be empty."""
+        """Exchange the rows of two slots, one of which may be empty."""
 
     def cut(self, slot: int, spans: list[tuple[int, int]]) -> list[Bytes]:
-        """Copies of the rows (first, count) that a slot holds, count * `row_bytes` bytes each.
+        """Copy the rows (first, count) out of a slot, count * `row_bytes` bytes each.
 
         Raises:
             ValueError: the slot does not hold all of them.
         """
 
     def paste(self, slot: int, parts: list[BlockSlice]) -> None:
-        """Have a slot hold the rows of `parts`, one behind the other, and nothing else. The first
-        begin at position 0, and each follow those before in the sequence they were cut from.
+        """Replace a slot's rows by those of `parts`, one behind the other. The first begin at
+        position 0, and each follow those before in the sequence they were cut from.
 
         Raises:
             ValueError: the size of a part's data is not that of its block's rows.

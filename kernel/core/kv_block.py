@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from .disk import BlockName
 from .history import Op, length
 from .protocol import DECODED
-from .state import Bytes
+from .state_layout import Bytes
 
 # The cost of having a token's rows again, in milliseconds as measured on 2 cores: decoded,
 # prefilled, read from disk. Only the ratios matter.

@@ -14,7 +14,7 @@ from .disk import Disk
 from .engine import CHUNK
 from .history import Op
 from .kv_block import KVBlock
-from .state import BlockSlice, Bytes
+from .state_layout import BlockSlice, Bytes
 from .tiered_cache import TieredCache
 
 Cut = Callable[[list[tuple[int, int]]], list[Bytes]]  # copy rows (first, tokens) out of a slot

@@ -8,17 +8,17 @@ from typing import Protocol
 
 from aios.syscalls.errors import AiosError, BadInput
 
-from .chat import Chat, Controls, Said
+from .chat import Chat, ControlTokens, PromptPart
 from .protocol import Decode, Encode, Encoded
-from .template import Renders
+from .template import TemplateRenderer
 
 
 class Vocabulary(Protocol):
     @property
-    def template(self) -> Renders: ...
+    def template(self) -> TemplateRenderer: ...
     @property
-    def controls(self) -> Controls: ...
-    def tokenize_parts(self, parts: Sequence[Said], *, start: bool) -> list[int]: ...
+    def controls(self) -> ControlTokens: ...
+    def tokenize_parts(self, parts: Sequence[PromptPart], *, start: bool) -> list[int]: ...
     def piece(self, token: int) -> bytes: ...
 
 
@@ -60,7 +60,7 @@ def _overlap(text: str, stop: str) -> int:
     return 0
 
 
-def parts_behind(vocab: Vocabulary, question: Encode) -> list[Said]:
+def parts_behind(vocab: Vocabulary, question: Encode) -> list[PromptPart]:
     """What the chat template puts behind the turns that are already in the context."""
     old = len(question.turns)
     if old and any(role == "tools" for role, _ in question.messages):
@@ -76,7 +76,7 @@ def answer(vocab: Vocabulary, question: Encode | Decode) -> Encoded:
             data = b"".join(vocab.piece(token) for token in question.tokens)
             return Encoded(question.req, text=data.decode(errors="replace"))
         text = question.text
-        parts: list[Said] = [text] if text is not None else parts_behind(vocab, question)
+        parts: list[PromptPart] = [text] if text is not None else parts_behind(vocab, question)
         return Encoded(question.req, vocab.tokenize_parts(parts, start=question.start))
     except AiosError as error:
         return Encoded(question.req, error=error.to_wire())

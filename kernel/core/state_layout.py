@@ -1,17 +1,17 @@
-"""The form of llama.cpp's state of one sequence: rows are cut out of it, and put together again.
+"""The layout of llama.cpp's state of a sequence: rows are cut out of it, and joined again.
 
     u32 magic, i32 sequence
-    per cache, of which a model has one for layers that look at all, one for those with a window:
+    per cache (a model has one for full-attention layers, one for sliding-window layers):
         u32 streams
-        per stream: u32 cells; behind that of the sequence's own stream, the only one with cells:
+        per stream: u32 cells; after the count of the sequence's stream, the only one with cells:
             per cell: i32 position, u32 1, i32 sequence
             u32 0 (values are not transposed), u32 layers
             per plane, the keys of each layer, then the values: i32 type, u64 bytes of a row, rows
 
-A row is what one token has in one plane. llama.cpp leaves out of a state the rows that have left a
-layer's window, though the cache has them; a *whole* state has the rows of all tokens, in every
-cache, and is taken in as well. A model whose state is of another form (a recurrent state) has no
-rows that could be cut.
+A row is one token's part of a plane. llama.cpp leaves out of a state the rows that have left a
+layer's sliding window, though the cache has them; a *whole* state has the rows of all tokens in
+every cache, and is accepted as well. A model whose state has another layout (a recurrent state) has
+no rows that could be cut.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
-HEAD, CELL, PLANE = 8, 12, 12  # bytes of magic and sequence; of a cell; of a plane before its rows
+HEAD_BYTES, CELL_BYTES, PLANE_BYTES = 8, 12, 12  # a plane: before its rows
 
 
-class Band(NamedTuple):
+class PlaneGroup(NamedTuple):
     """Neighbouring planes with rows of one size."""
 
     planes: int
-    row: int
-    heads: Bytes  # (planes, PLANE)
+    row: int  # bytes
+    heads: Bytes  # (planes, PLANE_BYTES)
 
 
 class BlockSlice(NamedTuple):
@@ -44,45 +44,47 @@ class BlockSlice(NamedTuple):
     tokens: int
 
 
-class CacheForm:
-    """The form of one cache's part of a state."""
+class CacheLayout:
+    """The layout of one cache within a state."""
 
     def __init__(self, streams: int, layers: int, planes: list[bytes]) -> None:
         self.streams, self.layers = streams, layers
-        self.bands = []
+        self.groups = []
         for row, heads in groupby(planes, key=lambda head: int(struct.unpack("<iQ", head)[1])):
-            joined = np.frombuffer(b"".join(heads), np.uint8).reshape(-1, PLANE)
-            self.bands.append(Band(len(joined), row, joined))
-        self.row_bytes = sum(band.planes * band.row for band in self.bands)
+            joined = np.frombuffer(b"".join(heads), np.uint8).reshape(-1, PLANE_BYTES)
+            self.groups.append(PlaneGroup(len(joined), row, joined))
+        self.row_bytes = sum(group.planes * group.row for group in self.groups)
 
     @classmethod
-    def read(cls, data: bytes, at: int, slot: int, values: int) -> tuple[CacheForm, int]:
-        """The form of the cache that begins at `at`, and where it ends; some models have no planes
-        of `values`.
+    def read(cls, data: bytes, at: int, slot: int, values: int) -> tuple[CacheLayout, int]:
+        """Read the layout of the cache that begins at `at`; some models have no planes of `values`.
+
+        Returns:
+            The layout, and where the cache ends.
 
         Raises:
-            ValueError: it has no such form.
+            ValueError: the cache has another layout.
         """
         (streams,) = struct.unpack_from("<I", data, at)
         before = min(slot, streams - 1)
         (cells,) = struct.unpack_from("<I", data, at + 4 + 4 * before)
-        start = at + 8 + 4 * before + CELL * cells
+        start = at + 8 + 4 * before + CELL_BYTES * cells
         _, layers = struct.unpack_from("<II", data, start)
         start += 8
         planes = []
         for _ in range(min(layers, len(data)) * (1 + values)):
             (row,) = struct.unpack_from("<Q", data, start + 4)
-            planes.append(data[start : start + PLANE])
-            start += PLANE + cells * row
-        form = cls(streams, layers, planes)
-        end = at + form.size(cells)
-        head = form.head(slot, 0, cells)
+            planes.append(data[start : start + PLANE_BYTES])
+            start += PLANE_BYTES + cells * row
+        layout = cls(streams, layers, planes)
+        end = at + layout.size(cells)
+        head = layout.head(slot, 0, cells)
         if end > len(data) or any(data[start:end]) or data[at : at + len(head)] != head:
-            raise ValueError("the state has another form")
-        return form, end
+            raise ValueError("the state has another layout")
+        return layout, end
 
     def head(self, slot: int, first: int, cells: int) -> bytes:
-        """What is before the planes, where the cells are those of the tokens from `first` on."""
+        """Return the bytes before the planes, with `cells` cells from token `first` on."""
         before = min(slot, self.streams - 1)
         meta = np.empty((cells, 3), np.int32)
         meta[:, 0], meta[:, 1], meta[:, 2] = np.arange(first, first + cells), 1, slot
@@ -90,12 +92,12 @@ class CacheForm:
         return start + meta.tobytes() + struct.pack("<II", 0, self.layers)
 
     def size(self, cells: int) -> int:
-        """Bytes of a sequence that has `cells` cells here, at least one."""
-        planes = sum(band.planes * (PLANE + cells * band.row) for band in self.bands)
-        return 4 + 4 * self.streams + CELL * cells + 8 + planes
+        """Return the bytes of this cache for a sequence with `cells` cells, at least one."""
+        planes = sum(group.planes * (PLANE_BYTES + cells * group.row) for group in self.groups)
+        return 4 + 4 * self.streams + CELL_BYTES * cells + 8 + planes
 
     def cells(self, state: Bytes, at: int, slot: int) -> int:
-        """How many the sequence has in the cache that begins at `at`."""
+        """Return how many cells the sequence has in the cache that begins at `at`."""
         place = at + 4 + 4 * min(slot, self.streams - 1)
         return int(state[place : place + 4].view(np.uint32)[0]) if place + 4 <= state.size else 0
 
@@ -110,16 +112,21 @@ class CacheForm:
         *,
         into: bool,
     ) -> None:
-        """Between the rows `first` and on of a state's cells, whose planes begin `at`, and a part,
-        whose rows of this cache begin at `mine`."""
-        for planes, row, heads in self.bands:
-            width = PLANE + cells * row
-            band = state[at : at + planes * width].reshape(planes, width)
+        """Copy rows from a state to a part's block, or with `into` from there to the state.
+
+        Args:
+            at: where this cache's planes begin in the state, which has `cells` cells.
+            first: the cell of the part's first token.
+            mine: where this cache's rows begin in the part's data.
+        """
+        for planes, row, heads in self.groups:
+            width = PLANE_BYTES + cells * row
+            group = state[at : at + planes * width].reshape(planes, width)
             rows = part.data[mine : mine + planes * part.block_tokens * row].reshape(planes, -1)
-            inside = band[:, PLANE + first * row : PLANE + (first + part.tokens) * row]
+            inside = group[:, PLANE_BYTES + first * row : PLANE_BYTES + (first + part.tokens) * row]
             outside = rows[:, part.skip * row : (part.skip + part.tokens) * row]
             if into:
-                band[:, :PLANE] = heads
+                group[:, :PLANE_BYTES] = heads
                 inside[:] = outside
             else:
                 outside[:] = inside
@@ -127,43 +134,46 @@ class CacheForm:
             mine += planes * part.block_tokens * row
 
 
-class StateForm:
-    """The form of a sequence's state: that of each of its caches."""
+class StateLayout:
+    """The layout of a sequence's state: the layout of each of its caches."""
 
-    def __init__(self, magic: int, caches: list[CacheForm]) -> None:
+    def __init__(self, magic: int, caches: list[CacheLayout]) -> None:
         self.magic, self.caches = magic, caches
         self.row_bytes = sum(cache.row_bytes for cache in caches)
 
     @classmethod
-    def of(cls, state: Bytes, slot: int) -> StateForm:
-        """The form of the whole state that `slot`, alone in its stream, has.
+    def of(cls, state: Bytes, slot: int) -> StateLayout:
+        """Read the layout out of the whole state of `slot`, which is alone in its stream.
 
         Raises:
-            ValueError: it has no such form.
+            ValueError: the state has another layout.
         """
         data = state.tobytes()
         try:
             (magic,) = struct.unpack_from("<I", data)
-            return cls(magic, _caches(data, HEAD, slot))
+            return cls(magic, _read_caches(data, HEAD_BYTES, slot))
         except struct.error as error:
             raise ValueError("the state is cut short") from error
 
     def size(self, cells: int) -> int:
-        """Bytes of the whole state of a sequence that holds `cells` tokens, at least one."""
-        return HEAD + sum(cache.size(cells) for cache in self.caches)
+        """Return the bytes of the whole state of a sequence of `cells` tokens, at least one."""
+        return HEAD_BYTES + sum(cache.size(cells) for cache in self.caches)
 
     def start(self, state: Bytes, slot: int, cells: int) -> int:
-        """The first token from which on a state has the rows of all `cells` tokens; 0: it is whole.
+        """Return the first token whose rows a state of `cells` tokens has in every cache, as of all
+        that follow; 0: the state is whole.
 
         Raises:
             ValueError: the state's tokens are not in the order of their positions.
         """
         return max(first for _, _, first, _ in self._places(state, slot, cells))
 
-    def _places(self, state: Bytes, slot: int, cells: int) -> list[tuple[CacheForm, int, int, int]]:
-        """Each cache, where its planes begin in a state, its first token, and how many it has."""
-        at, found = HEAD, []
-        whole = struct.pack("<Ii", self.magic, slot) == state[:HEAD].tobytes()
+    def _places(
+        self, state: Bytes, slot: int, cells: int
+    ) -> list[tuple[CacheLayout, int, int, int]]:
+        """Return each cache with where its planes begin in a state, its first token, its cells."""
+        at, found = HEAD_BYTES, []
+        whole = struct.pack("<Ii", self.magic, slot) == state[:HEAD_BYTES].tobytes()
         for cache in self.caches:
             here = cache.cells(state, at, slot)
             head = cache.head(slot, cells - here, here)
@@ -175,11 +185,11 @@ class StateForm:
         return found
 
     def cut(self, state: Bytes, slot: int, cells: int, spans: list[tuple[int, int]]) -> list[Bytes]:
-        """Copies of the rows (first, count) of a state that has them.
+        """Copy the rows (first, count) out of a state, count * `row_bytes` bytes each.
 
         Raises:
-            ValueError: the state's tokens are not in the order of their positions, or it has not
-                all of these.
+            ValueError: the state's tokens are not in the order of their positions, or it lacks some
+                of these.
         """
         places = self._places(state, slot, cells)
         start = max(first for _, _, first, _ in places)
@@ -195,18 +205,21 @@ class StateForm:
         return found
 
     def join(self, buffer: Bytes, slot: int, parts: list[BlockSlice]) -> Bytes:
-        """The whole state of the parts' rows, one part behind the other, as a view of `buffer`.
+        """Make the whole state with the parts' rows, one part behind the other.
+
+        Returns:
+            A view of `buffer`.
 
         Raises:
-            ValueError: a part has other bytes than the rows of the tokens it is said to hold.
+            ValueError: the size of a part's data is not that of its block's rows.
         """
         for data, held, skip, tokens in parts:
             if data.size != held * self.row_bytes or skip + tokens > held:
                 raise ValueError(f"{data.size} bytes are not the rows of {held} tokens")
         cells = sum(part.tokens for part in parts)
         state = buffer[: self.size(cells)]
-        state[:HEAD] = np.frombuffer(struct.pack("<Ii", self.magic, slot), np.uint8)
-        at, before = HEAD, 0
+        state[:HEAD_BYTES] = np.frombuffer(struct.pack("<Ii", self.magic, slot), np.uint8)
+        at, before = HEAD_BYTES, 0
         for cache in self.caches:
             head, end = cache.head(slot, 0, cells), at + cache.size(cells)
             state[at : at + len(head)] = np.frombuffer(head, np.uint8)
@@ -220,18 +233,19 @@ class StateForm:
         return state
 
 
-def _caches(data: bytes, at: int, slot: int) -> list[CacheForm]:
-    """The forms of the caches from `at` on; whether the planes have values shows in what follows.
+def _read_caches(data: bytes, at: int, slot: int) -> list[CacheLayout]:
+    """Read the layouts of the caches from `at` on. If a cache has no planes of values, the rest
+    cannot be read as if it had.
 
     Raises:
-        ValueError: they have no such form.
+        ValueError: the caches have another layout.
     """
     if at == len(data):
         return []
     for values in (1, 0):
         try:
-            form, end = CacheForm.read(data, at, slot, values)
-            return [form, *_caches(data, end, slot)]
+            layout, end = CacheLayout.read(data, at, slot, values)
+            return [layout, *_read_caches(data, end, slot)]
         except (ValueError, struct.error):
             continue
-    raise ValueError("the state has another form")
+    raise ValueError("the state has another layout")

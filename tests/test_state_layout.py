@@ -1,4 +1,4 @@
-"""Rows cut out of a state and joined again, on states made by hand in llama.cpp's form."""
+"""Rows cut out of a state and joined again, on states made by hand in llama.cpp's layout."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from aios.kernel.core.state import BlockSlice, StateForm
+from aios.kernel.core.state_layout import BlockSlice, StateLayout
 
 Bytes = NDArray[np.uint8]
 
@@ -54,14 +54,14 @@ def test_what_is_cut_and_joined_is_the_same_bytes(
 ) -> None:
     cells = sum(lengths)
     state = state_of(cells, rows, slot, streams=4)
-    form = StateForm.of(state, slot)
-    assert form.row_bytes == sum(rows)
-    assert form.size(cells) == state.size
+    layout = StateLayout.of(state, slot)
+    assert layout.row_bytes == sum(rows)
+    assert layout.size(cells) == state.size
     spans = [(sum(lengths[:at]), length) for at, length in enumerate(lengths)]
-    cut = form.cut(state, slot, cells, spans)
+    cut = layout.cut(state, slot, cells, spans)
     parts = [BlockSlice(data, n, 0, n) for data, n in zip(cut, lengths, strict=True)]
     buffer = np.full(state.size + 7, 0xEE, np.uint8)  # as a buffer that was used before
-    assert form.join(buffer, slot, parts).tobytes() == state.tobytes()
+    assert layout.join(buffer, slot, parts).tobytes() == state.tobytes()
 
 
 @given(SIZES, SIZES, st.integers(0, 3), st.integers(1, 9), st.integers(1, 9))
@@ -74,18 +74,18 @@ def test_a_cache_with_a_window_has_rows_of_the_last_tokens(
     def state(count: int, kept: int) -> Bytes:
         return state_of(count, rows, slot, 4, window=(planes, kept))
 
-    form = StateForm.of(state(cells, cells), slot)
-    assert form.row_bytes == sum(rows) + sum(planes)
-    assert form.start(state(cells, last), slot, cells) == cells - last
+    layout = StateLayout.of(state(cells, cells), slot)
+    assert layout.row_bytes == sum(rows) + sum(planes)
+    assert layout.start(state(cells, last), slot, cells) == cells - last
     parts = []
     for first in range(0, cells, last):
         end = min(first + last, cells)
-        (cut,) = form.cut(state(end, last), slot, end, [(first, end - first)])
+        (cut,) = layout.cut(state(end, last), slot, end, [(first, end - first)])
         parts.append(BlockSlice(cut, end - first, 0, end - first))
-    buffer = np.full(form.size(cells) + 7, 0xEE, np.uint8)
-    joined = form.join(buffer, slot, parts)
+    buffer = np.full(layout.size(cells) + 7, 0xEE, np.uint8)
+    joined = layout.join(buffer, slot, parts)
     assert joined.tobytes() == state(cells, cells).tobytes()
-    assert form.start(joined, slot, cells) == 0
+    assert layout.start(joined, slot, cells) == 0
 
 
 @given(SIZES, st.integers(1, 12), st.data())
@@ -93,14 +93,14 @@ def test_part_of_a_block_goes_into_another_slot(
     rows: list[int], cells: int, data: st.DataObject
 ) -> None:
     state = state_of(cells, rows, slot=0)
-    form = StateForm.of(state, 0)
+    layout = StateLayout.of(state, 0)
     keep = data.draw(st.integers(1, cells))
-    (whole,) = form.cut(state, 0, cells, [(0, cells)])
+    (whole,) = layout.cut(state, 0, cells, [(0, cells)])
     middle = data.draw(st.integers(0, keep))
     parts = [BlockSlice(whole, cells, 0, middle), BlockSlice(whole, cells, middle, keep - middle)]
-    joined = form.join(np.empty(state.size, np.uint8), 1, [p for p in parts if p.tokens])
-    again = form.cut(joined, 1, keep, [(0, keep)])[0]
-    assert again.tobytes() == form.cut(state, 0, cells, [(0, keep)])[0].tobytes()
+    joined = layout.join(np.empty(state.size, np.uint8), 1, [p for p in parts if p.tokens])
+    again = layout.cut(joined, 1, keep, [(0, keep)])[0]
+    assert again.tobytes() == layout.cut(state, 0, cells, [(0, keep)])[0].tobytes()
 
 
 @pytest.mark.parametrize(
@@ -116,12 +116,12 @@ def test_part_of_a_block_goes_into_another_slot(
     ],
     ids=["transposed", "short", "longer", "slid", "no planes", "nothing", "not whole"],
 )
-def test_another_form_is_refused(state: Bytes) -> None:
-    with pytest.raises(ValueError, match=r"form|short"):
-        StateForm.of(state, 0)
+def test_another_layout_is_refused(state: Bytes) -> None:
+    with pytest.raises(ValueError, match=r"layout|short"):
+        StateLayout.of(state, 0)
 
 
 def test_rows_in_another_order_are_not_cut() -> None:
-    form = StateForm.of(state_of(5, [8, 8]), 0)
+    layout = StateLayout.of(state_of(5, [8, 8]), 0)
     with pytest.raises(ValueError, match="order"):
-        form.cut(state_of(5, [8, 8], positions=range(4, -1, -1)), 0, 5, [(0, 5)])
+        layout.cut(state_of(5, [8, 8], positions=range(4, -1, -1)), 0, 5, [(0, 5)])
