@@ -199,6 +199,6 @@ def both(index: Index, query: str, mode: Mode) -> tuple[float, float]:
                 (match, BEST),
             ).fetchall()
         if mode != "words":
-            np.argpartition(index.rows.vectors @ vector, -BEST)[-BEST:]
+            np.argpartition(index.arrays.vectors @ vector, -BEST)[-BEST:]
 
     return milliseconds(lambda: index.search(ask(query, mode, BEST))), milliseconds(directly)

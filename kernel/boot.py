@@ -27,8 +27,8 @@ from .events import EventLog
 from .gateway.client import GATEWAY_KEY, Remotes
 from .handlers import handlers
 from .hello import Greeter
-from .index.change_feed import Changes
-from .index.client import INDEX_KEY, IndexLink
+from .index.change_feed import ChangeFeed
+from .index.client import INDEX_KEY, IndexClient
 from .init.protocol import Census, Gone, Paused, Refused, Started, StartFailed, ToKernel, WindUp
 from .journal import Journal
 from .ledger.ledger import Ledger
@@ -113,8 +113,8 @@ class Kernel:
         self.owners = self._owners(system)
         self.memory = Memory(self.owners)
         self.interactions = InteractionLog(self.owners, config.log_bytes)
-        changes = Changes(self.store, self.blobs)
-        self.index = IndexLink(
+        changes = ChangeFeed(self.store, self.blobs)
+        self.index = IndexClient(
             config, self.loop, changes, self.events, self.storage.tell_read
         )  # fmt: skip
 
@@ -138,7 +138,7 @@ class Kernel:
         self.remotes = self._or_close(
             lambda: Remotes(config, loop, self.table, self.events, self.audit.log.sync)
         )
-        self.services: dict[int, CoreLink | IndexLink | Remotes] = {
+        self.services: dict[int, CoreLink | IndexClient | Remotes] = {
             CORE_KEY: self.core, INDEX_KEY: self.index, GATEWAY_KEY: self.remotes,
         }  # fmt: skip
         self.logs = Logs(config.path / "log", self.table, loop.after)

@@ -13,22 +13,22 @@ from numpy.typing import NDArray
 from texts import CAR, FOX, ODD, SEA, model
 
 from aios.kernel.config import Prefixes, embedded_model
-from aios.kernel.index.embedder import Embedder, Gguf, open_embedder
+from aios.kernel.index.embedder import Embedder, GgufEmbedder, open_embedder
 from aios.syscalls.errors import ModelError
 
 TEXTS = [FOX, CAR, SEA]
 
 
 @cache
-def chat_model() -> Gguf:
+def chat_model() -> GgufEmbedder:
     """A poor model of meaning, but a real one, and of a kind that keeps what it has read."""
-    return Gguf(embedded_model(), Prefixes())
+    return GgufEmbedder(embedded_model(), Prefixes())
 
 
 @pytest.fixture
-def bert(tmp_path: Path) -> Gguf:
+def bert(tmp_path: Path) -> GgufEmbedder:
     write_bert(tmp_path / "bert.gguf", TEXTS)
-    return Gguf(tmp_path / "bert.gguf", Prefixes())
+    return GgufEmbedder(tmp_path / "bert.gguf", Prefixes())
 
 
 @pytest.fixture(params=["wordllama", "bert", "chat model"])
@@ -68,35 +68,37 @@ def test_pooled_as_the_file_says(tmp_path: Path, pooling: PoolingType | None) ->
     weights = write_bert(tmp_path / "bert.gguf", ["ibis heron"], pooling)
     rows = normal(weights["token_embd.weight"][[2, 5, 4, 3]] + weights["position_embd.weight"][:4])
     ways = {PoolingType.MEAN: rows.mean(0), PoolingType.CLS: rows[0], PoolingType.LAST: rows[3]}
-    found = Gguf(tmp_path / "bert.gguf", Prefixes()).passage("ibis heron")
+    found = GgufEmbedder(tmp_path / "bert.gguf", Prefixes()).passage("ibis heron")
     like = {way: found @ pooled / np.linalg.norm(pooled) for way, pooled in ways.items()}
     assert max(like, key=lambda way: like[way]) == (pooling or PoolingType.MEAN)
     assert max(like.values()) > 0.9
 
 
-def test_what_the_window_has_no_room_for_is_left_out(bert: Gguf) -> None:
+def test_what_the_window_has_no_room_for_is_left_out(bert: GgufEmbedder) -> None:
     room = ["fox"] * (WINDOW - 2)
     full = bert.passage(" ".join(room))
     assert bert.passage(" ".join([*room, "dog", "dog"])).tobytes() == full.tobytes()
     assert bert.passage(" ".join([*room[1:], "dog"])).tobytes() != full.tobytes()
 
 
-def test_prefixes_of_queries_and_passages(tmp_path: Path, bert: Gguf) -> None:
-    both = Gguf(tmp_path / "bert.gguf", Prefixes(query="the fox ", passage="our dog "))
+def test_prefixes_of_queries_and_passages(tmp_path: Path, bert: GgufEmbedder) -> None:
+    both = GgufEmbedder(tmp_path / "bert.gguf", Prefixes(query="the fox ", passage="our dog "))
     assert both.query(CAR).tobytes() == bert.query("the fox " + CAR).tobytes()
     assert both.passage(CAR).tobytes() == bert.passage("our dog " + CAR).tobytes()
     assert not both.passage(" ").any()
 
 
-def test_its_name_is_that_of_the_weights_and_of_the_prefix(tmp_path: Path, bert: Gguf) -> None:
+def test_its_name_is_that_of_the_weights_and_of_the_prefix(
+    tmp_path: Path, bert: GgufEmbedder
+) -> None:
     path = tmp_path / "bert.gguf"
-    assert Gguf(path, Prefixes(query="q")).name == bert.name
-    assert Gguf(path, Prefixes(passage="p")).name != bert.name
+    assert GgufEmbedder(path, Prefixes(query="q")).name == bert.name
+    assert GgufEmbedder(path, Prefixes(passage="p")).name != bert.name
     write_bert(path, TEXTS, seed=2)
-    assert Gguf(path, Prefixes()).name != bert.name
+    assert GgufEmbedder(path, Prefixes()).name != bert.name
 
 
-def test_files_that_are_none(tmp_path: Path, bert: Gguf) -> None:
+def test_files_that_are_none(tmp_path: Path, bert: GgufEmbedder) -> None:
     path = tmp_path / "other.gguf"
     with pytest.raises(ModelError, match="No such file") as missing:
         open_embedder(str(path), Prefixes())

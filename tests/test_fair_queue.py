@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from aios.kernel.core.protocol import Encoded, Question
 from aios.kernel.index import protocol
-from aios.kernel.index.client import SEARCHES, IndexLink
+from aios.kernel.index.client import MAX_SEARCHES, IndexClient
 from aios.kernel.lib.fair_queue import FairQueue
 from aios.kernel.lib.task import Task
 from aios.kernel.llm.prompt import DEATHS, TEXTS, Prompts
@@ -112,7 +112,7 @@ def test_a_core_that_is_given_up_answers_all() -> None:
 
 def test_searches_take_turns_and_who_cancels_them_waits_all_the_same() -> None:
     line = Mock()
-    link = IndexLink(Mock(), Mock(index=line), Mock(id=b"", newest=lambda: 0), Mock(), Mock())
+    link = IndexClient(Mock(), Mock(index=line), Mock(id=b"", newest=lambda: 0), Mock(), Mock())
     link.state = "ready"
     asker, tasks = Asker(), []
     for name in [*["/evil"] * 64, "/good"]:
@@ -120,17 +120,17 @@ def test_searches_take_turns_and_who_cancels_them_waits_all_the_same() -> None:
         tasks.append(asker.run(name, link.search(call, Search(query=name), [])))
     for task in tasks[:10]:
         task.stop()
-    assert len(link.queue.trees) == len(link.asked) == 55
+    assert len(link.queue.trees) == len(link.pending) == 55
 
     def sent() -> list[protocol.Command]:
         return [protocol.decode_command(each.args[0]) for each in line.send.call_args_list]
 
     before = sent()
-    assert len(before) == SEARCHES
+    assert len(before) == MAX_SEARCHES
     for search in before:
         assert isinstance(search, protocol.Search)
         line.on_data(protocol.encode(protocol.Found(search.req, [])))
-    assert [getattr(each, "query", "") for each in sent()[SEARCHES:]] == ["/evil", "/good"]
+    assert [getattr(each, "query", "") for each in sent()[MAX_SEARCHES:]] == ["/evil", "/good"]
 
 
 def test_what_was_cancelled_before_its_turn_is_not_kept() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from texts import CAR, FOX, ODD, SEA, ask, model, paths, put, remove, same, sound
 
 from aios.kernel.index import passages
-from aios.kernel.index.database import ASIDE, NAME, Damaged
+from aios.kernel.index.database import FILE_NAME, SET_ASIDE_NAME, IndexDamaged
 from aios.kernel.index.index import Index
 from aios.syscalls.sto import Mode
 
@@ -117,11 +117,11 @@ def test_the_last_change_of_a_batch_counts(index: Index) -> None:
 def test_what_is_removed_makes_room(index: Index) -> None:
     text = "One sentence about something. " * 1000
     index.apply([put(10, "long", text)])
-    end = index.rows.end
+    end = index.arrays.end
     for seq in range(11, 15):
         index.apply([remove(seq, "long")])
         index.apply([put(seq, "long", text)])
-    assert index.rows.end == end
+    assert index.arrays.end == end
 
 
 def test_texts_of_any_content(index: Index) -> None:
@@ -141,7 +141,7 @@ def test_passages_cover_a_text(piece: str, times: int, between: str) -> None:
     spans = passages.cut(text)
     seen = set()
     for start, end in spans:
-        assert 0 < end - start <= passages.SIZE
+        assert 0 < end - start <= passages.PASSAGE_CHARS
         assert text[start:end].strip() == text[start:end]
         seen |= {*range(start, end)}
     assert all(char.isspace() for at, char in enumerate(text) if at not in seen)
@@ -154,8 +154,8 @@ def test_passages_end_with_sentences_and_repeat_short_ones() -> None:
     for (_, end), (start, _) in pairwise(spans):
         assert text[end - 1] == "."
         assert text[start:].startswith("This is")
-        assert 0 < end - start <= passages.OVERLAP
-    assert passages.cut("x" * (passages.TEXT + 9))[-1][1] == passages.TEXT
+        assert 0 < end - start <= passages.OVERLAP_CHARS
+    assert passages.cut("x" * (passages.MAX_TEXT_CHARS + 9))[-1][1] == passages.MAX_TEXT_CHARS
 
 
 # --- who may find it -----------------------------------------------------------------------------
@@ -285,12 +285,12 @@ def test_a_file_of_no_use_is_set_aside(
     index = opened(tmp_path)
     index.apply([put(1, "a", FOX), put(2, "b", CAR * 500)])
     index.close()
-    harm(tmp_path / NAME)
+    harm(tmp_path / FILE_NAME)
     index = opened(tmp_path)
     assert why in index.began_again
     assert why in capsys.readouterr().err
     assert (index.position, index.documents, index.passages) == (0, 0, 0)
-    assert (tmp_path / ASIDE).exists()
+    assert (tmp_path / SET_ASIDE_NAME).exists()
     index.apply([put(1, "a", FOX)])
     assert paths(index, "fox") == ["a"]
     index.close()
@@ -300,7 +300,7 @@ def test_damage_that_is_found_late(tmp_path: Path) -> None:
     index = opened(tmp_path)
     index.apply([put(1, "a", FOX)])
     index.db.execute("UPDATE words_data SET block = x'00ff00ff' WHERE id > 10")
-    with pytest.raises(Damaged):
+    with pytest.raises(IndexDamaged):
         index.search(ask("fox"))
     index.begin_again("test")
     assert (index.position, index.search(ask("fox"))) == (0, [])

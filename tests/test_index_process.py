@@ -16,7 +16,7 @@ from conftest import eventually
 from indexes import PATIENCE, Kernel, with_index
 from texts import CAR, FOX, ask, put
 
-from aios.kernel.index.database import ASIDE, NAME
+from aios.kernel.index.database import FILE_NAME, SET_ASIDE_NAME
 from aios.kernel.index.protocol import (
     Failed,
     Found,
@@ -146,7 +146,7 @@ def test_a_damaged_file_is_made_again(kernel: Kernel) -> None:
     assert (position.seq, position.documents) == (0, 0)
     assert "not a database" in position.began_again
     assert "not a database" in (kernel.home / "index.log").read_text()
-    assert (kernel.home / "index" / ASIDE).exists()
+    assert (kernel.home / "index" / SET_ASIDE_NAME).exists()
     kernel.put(1)
     kernel.until(1)
     assert kernel.paths("word1") == {"p1"}
@@ -158,11 +158,11 @@ def test_damage_while_it_runs_is_found_out(kernel: Kernel) -> None:
     kernel.put(*range(1, 3001), text=" ".join(f"other{n}" for n in range(200)))
     kernel.until(3000)
     kernel.kill()
-    with contextlib.closing(sqlite3.connect(kernel.home / "index" / NAME)) as db:
+    with contextlib.closing(sqlite3.connect(kernel.home / "index" / FILE_NAME)) as db:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     kernel.start()
     assert kernel.reset().seq == 3000
-    path = kernel.home / "index" / NAME
+    path = kernel.home / "index" / FILE_NAME
     with path.open("r+b") as file:  # more than it has in its cache
         file.seek(4096)
         file.write(b"\xa5" * (path.stat().st_size - 4096))
@@ -191,7 +191,7 @@ def test_a_full_disk_is_told_and_got_over(kernel: Kernel) -> None:
     kernel.put(1)
     kernel.until(1)
     assert kernel.process
-    size = (kernel.home / "index" / f"{NAME}-wal").stat().st_size
+    size = (kernel.home / "index" / f"{FILE_NAME}-wal").stat().st_size
     resource.prlimit(kernel.process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
     kernel.put(*range(2, 502), text="and more " * 100)
     position = kernel.hear(Position)
@@ -228,7 +228,7 @@ def test_two_on_one_file_do_not_take_it_for_damaged(kernel: Kernel) -> None:
         kernel.start()
         assert "locked" in kernel.hear(Failed).error["message"]
         assert kernel.process and kernel.process.wait(PATIENCE / 1000) == 1
-        assert not (kernel.home / "index" / ASIDE).exists()
+        assert not (kernel.home / "index" / SET_ASIDE_NAME).exists()
     finally:
         first.kill()
         first.wait()

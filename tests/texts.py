@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from aios.kernel.index.embedder import WordLlama
+from aios.kernel.index.embedder import WordLlamaEmbedder
 from aios.kernel.index.index import Index
 from aios.kernel.index.protocol import Put, Remove, Search
 from aios.syscalls.sto import Hit, Mode
 
-model = cache(WordLlama)  # loaded once
+model = cache(WordLlamaEmbedder)  # loaded once
 
 FOX = "The quick brown fox jumps over the lazy dog."
 CAR = "Our automobile needs a new engine; the garage will repair it."
@@ -53,10 +53,10 @@ def sound(index: Index) -> None:
     assert index.db.execute("SELECT position FROM state").fetchone() == (index.position,)
     index.db.execute("INSERT INTO words(words, rank) VALUES ('integrity-check', 1)")
     ids = [id for (id,) in index.db.execute("SELECT id FROM passages ORDER BY id")]
-    assert sorted([*ids, *index.rows.free]) == [*range(index.rows.end)]
+    assert sorted([*ids, *index.arrays.free]) == [*range(index.arrays.end)]
     assert index.passages == len(ids)
     vectors = index.db.execute("SELECT vector FROM passages ORDER BY id").fetchall()
-    in_memory = index.rows.vectors[ids].astype("float16")
+    in_memory = index.arrays.vectors[ids].astype("float16")
     assert [vector for (vector,) in vectors] == [row.tobytes() for row in in_memory]
 
 

@@ -2,10 +2,11 @@
 
     python -m aios.kernel.index CONFIG    (an IndexConfig as JSON)
 
-It outlives its kernel like an LLM core: the socket connects to the next one and announces itself
-(ZMQ_PROBE_ROUTER). Searches go before changes, of which a batch is one transaction; they are also
-answered between two passages that the model reads. When the file is damaged, the process goes on
-with an empty one and a new connection. Without a model it searches by words, and changes wait.
+The process outlives its kernel like an LLM core: the socket connects to the next kernel and
+announces itself (ZMQ_PROBE_ROUTER). Changes are applied in batches, each one transaction; searches
+go before them, and are answered even between two passages that the model reads. When the file is
+damaged, the process goes on with an empty one and a new connection. While its model cannot be
+loaded it searches by words, and changes wait.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from aios.kernel.config import Prefixes
 from aios.kernel.lib.log_stream import become_log
 from aios.syscalls.errors import IndexFailed, ModelError
 
-from .database import Damaged
-from .embedder import Embedder, Mended, Missing, open_embedder
+from .database import IndexDamaged
+from .embedder import Embedder, EmbedderLoaded, MissingEmbedder, open_embedder
 from .index import Index
 from .protocol import (
     Change,
@@ -40,15 +41,15 @@ from .protocol import (
     encode,
 )
 
-BATCH = 1 << 18  # characters of text in a transaction; a search waits for one at most
-CHANGES = 256  # likewise
-BURST = 10_000  # messages that are taken, for the searches among them, before the next batch
-RETRY = 1000  # milliseconds until a batch is tried again that could not be written
+BATCH_CHARS = 1 << 18  # of text in a transaction; a search waits for one at most
+BATCH_CHANGES = 256  # in a transaction
+BURST_MESSAGES = 10_000  # received, for the searches among them, before the next batch
+RETRY_MS = 1000  # until a batch that could not be written is tried again
 
 
 class IndexConfig(msgspec.Struct, frozen=True):
     home: str
-    folder: str  # empty: nothing is to be on disk
+    folder: str  # empty: keep nothing on disk
     embedder: str = ""
     embedder_prefixes: Prefixes = Prefixes()
 
@@ -57,28 +58,28 @@ class IndexConfig(msgspec.Struct, frozen=True):
         return Path(self.folder) if self.folder else None
 
 
-class Overtaken(Exception):
-    """By a Reset: what is being indexed is not wanted any more."""
+class Superseded(Exception):
+    """A Reset has come: the batch being indexed is no longer wanted."""
 
 
-class Service:
-    """What is to be indexed, and what is sent of it."""
+class IndexServer:
+    """Serves one kernel: applies its changes in batches, and answers its searches."""
 
     def __init__(self, link: zmq.Socket[bytes], index: Index) -> None:
         self.link, self.index = link, index
         self.epoch = 0
         self.pending: deque[Change] = deque()
-        self.held: deque[Command] = deque()  # what came while a batch was worked on
-        self.trouble = index.embedder.trouble if isinstance(index.embedder, Missing) else ""
+        self.deferred: deque[Command] = deque()  # received while a batch was applied
+        self.trouble = index.embedder.trouble if isinstance(index.embedder, MissingEmbedder) else ""
 
     def serve(self) -> None:
-        """Until the file turns out to be damaged, or a model that was missing is there."""
+        """Serve until IndexDamaged, or until a missing model is there: EmbedderLoaded."""
         while True:
-            while self.held:
-                self.take(self.held.popleft())
-            wait = (RETRY if self.trouble else 0) if self.pending else None
+            while self.deferred:
+                self.take(self.deferred.popleft())
+            wait = (RETRY_MS if self.trouble else 0) if self.pending else None
             if self.link.poll(wait):
-                for _ in range(BURST):
+                for _ in range(BURST_MESSAGES):
                     self.take(decode_command(self.link.recv()))
                     if not self.link.poll(0):
                         break
@@ -97,7 +98,7 @@ class Service:
             case Put() | Remove() as change if change.epoch == self.epoch:
                 self.pending.append(change)
             case _:
-                pass  # it was sent before a Reset that overtook it
+                pass  # sent before a Reset that overtook it
 
     def found(self, search: Search) -> Found:
         try:
@@ -112,7 +113,7 @@ class Service:
         batch, before = self.batch(), self.trouble
         try:
             self.index.apply(batch, self.between)
-        except Overtaken:
+        except Superseded:
             return
         except (sqlite3.OperationalError, ModelError) as error:
             self.trouble = error.message if isinstance(error, ModelError) else str(error)
@@ -126,22 +127,22 @@ class Service:
             self.report()
 
     def between(self) -> None:
-        """Answer a search that has come; a Reset ends the batch, the rest is for later."""
+        """Answer a search that has come; defer other commands. A Reset aborts the batch."""
         while self.link.poll(0):
             command = decode_command(self.link.recv())
             if isinstance(command, Search):
                 self.take(command)
                 return
-            self.held.append(command)
+            self.deferred.append(command)
             if isinstance(command, Reset):
-                raise Overtaken
+                raise Superseded
 
     def batch(self) -> list[Change]:
         chosen: list[Change] = []
-        room = BATCH
+        left = BATCH_CHARS
         for change in self.pending:
-            room -= len(change.text) if isinstance(change, Put) else 0
-            if chosen and (room < 0 or len(chosen) == CHANGES):
+            left -= len(change.text) if isinstance(change, Put) else 0
+            if chosen and (left < 0 or len(chosen) == BATCH_CHANGES):
                 break
             chosen.append(change)
         return chosen
@@ -163,7 +164,7 @@ def main() -> int:
     config = msgspec.json.decode(sys.argv[1], type=IndexConfig)
     context: zmq.Context[Any] = zmq.Context()
     try:
-        index = Index(config.path, open_or_miss(config))
+        index = Index(config.path, open_embedder_or_retry(config))
     except (OSError, sqlite3.Error) as error:
         why = IndexFailed(f"the index cannot be opened: {error}")
         connect(context, config).send(encode(Failed(why.to_wire())))
@@ -172,23 +173,23 @@ def main() -> int:
     while True:
         link = connect(context, config)
         try:
-            Service(link, index).serve()
-        except Damaged as damaged:
+            IndexServer(link, index).serve()
+        except IndexDamaged as damaged:
             index.begin_again(str(damaged))
-        except Mended as mended:
+        except EmbedderLoaded as loaded:
             index.close()
-            index = Index(config.path, mended.embedder)
-        link.close(linger=0)  # with all that the kernel sent before it knew
+            index = Index(config.path, loaded.embedder)
+        link.close(linger=0)  # and with it all that the kernel sent before it knew
 
 
-def open_or_miss(config: IndexConfig) -> Embedder:
+def open_embedder_or_retry(config: IndexConfig) -> Embedder:
     def opened() -> Embedder:
         return open_embedder(config.embedder, config.embedder_prefixes)
 
     try:
         return opened()
     except ModelError as error:
-        return Missing(opened, error)
+        return MissingEmbedder(opened, error)
 
 
 def connect(context: zmq.Context[Any], config: IndexConfig) -> zmq.Socket[bytes]:

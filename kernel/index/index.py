@@ -1,4 +1,4 @@
-"""The index: documents in, as passages with their words and vectors; the best passages out."""
+"""The index: passages of documents with their words and vectors, and searches for the best."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from numpy.typing import NDArray
 from aios.syscalls.sto import Hit, Standing
 
 from . import ranking
-from .database import NAME, Damaged, checksum, connect, is_damage, remove, set_aside
-from .embedder import Embedder, WordsAlone
+from .database import FILE_NAME, IndexDamaged, checksum, connect, is_damage, remove, set_aside
+from .embedder import Embedder, WordsOnly
+from .passage_arrays import PassageArrays
 from .passages import cut
 from .protocol import Change, Put, Search
 from .ranking import Ids, Scores
-from .rows import Rows
 
-QUERY = 10_000  # characters of a query that are read
-TERMS = 32  # words of a query that are looked up
-SCOPES_KEPT = 16  # of recent searches: which passages they may look at
+MAX_QUERY_CHARS = 10_000  # the rest is not read
+MAX_QUERY_TERMS = 32  # the rest is not looked up
+CACHED_SCOPES = 16  # of recent searches, with the passages they may look at
 WORD = re.compile(r"\w+")
 
-EVERYTHING = (
+ALL_PASSAGES = (
     "SELECT passages.id, text, vector, checksum, owner, path, version, time, start, end, length"
     " FROM passages JOIN documents ON documents.id = document ORDER BY passages.id"
 )
-Place = tuple[str, str, int, int, int, str]
-HIT = (
+HitFields = tuple[str, str, int, int, int, str]
+HIT_BY_ID = (
     "SELECT owner, path, version, start, end, text FROM passages"
     " JOIN documents ON documents.id = document WHERE passages.id = ?"
 )
@@ -45,13 +45,14 @@ STOP_WORDS = (
 
 
 class Index:
-    """What is indexed is durable when `apply` returns, along with how far it goes: `position`.
+    """An index in a folder. When `apply` returns, its changes are durable along with `position`,
+    the number of the last of them.
 
-    Any method raises Damaged when the file turns out to be; then there is only `begin_again`.
+    Any method raises IndexDamaged if the file is; after that, call nothing but `begin_again`.
     """
 
     def __init__(self, folder: Path | None, embedder: Embedder) -> None:
-        """Without a folder all of it is in RAM: then the next one has to be told all again.
+        """Open the index. Without a folder it is in RAM, and the next one begins empty.
 
         Raises:
             OSError, sqlite3.OperationalError: the folder or the file cannot be opened or made.
@@ -59,12 +60,12 @@ class Index:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.embedder = folder, embedder
-        self.began_again = ""  # why what was there could not be used
+        self.began_again = ""  # why the file that was there could not be used
         try:
             self._open()
-        except Damaged as damaged:
+        except IndexDamaged as damaged:
             self._set_aside(str(damaged))
-        self.stop = set(self._terms_of(STOP_WORDS))
+        self.stop_words = set(self._terms_of(STOP_WORDS))
 
     def begin_again(self, why: str) -> None:
         """Set the file aside, and start with an empty one."""
@@ -78,10 +79,10 @@ class Index:
         self._open()
 
     def _open(self) -> None:
-        file = ":memory:" if self.folder is None else self.folder / NAME
+        file = ":memory:" if self.folder is None else self.folder / FILE_NAME
         self.db = connect(file, self.embedder.name)
         try:
-            with _damage_named():
+            with _damage_raised():
                 self._load()
         except BaseException:
             self.db.close()
@@ -90,15 +91,15 @@ class Index:
     def _load(self) -> None:
         self.store, self.position = self.db.execute("SELECT store, position FROM state").fetchone()
         (self.documents,) = self.db.execute("SELECT count(*) FROM documents").fetchone()
-        self.rows = Rows(self.embedder.dim)
-        self.readable: dict[object, Ids] = {}
-        found = self.db.execute(EVERYTHING)
+        self.arrays = PassageArrays(self.embedder.dim)
+        self.readable_cache: dict[object, Ids] = {}
+        found = self.db.execute(ALL_PASSAGES)
         while some := found.fetchmany(4096):
             for _, text, vector, expected, *place in some:
                 if checksum(tuple(place), text, vector) != expected:
-                    raise Damaged("a passage is not as it was written")
+                    raise IndexDamaged("a passage is not as it was written")
             vectors = np.frombuffer(b"".join(row[2] for row in some), np.float16)
-            self.rows.put(
+            self.arrays.put(
                 [row[0] for row in some],
                 vectors.reshape(len(some), -1)[:, : self.embedder.dim].astype(np.float32),
                 [row[-1] for row in some],
@@ -106,7 +107,7 @@ class Index:
 
     @property
     def passages(self) -> int:
-        return self.rows.end - len(self.rows.free)
+        return self.arrays.end - len(self.arrays.free)
 
     def close(self) -> None:
         self.db.close()
@@ -114,7 +115,7 @@ class Index:
     # --- in --------------------------------------------------------------------------------------
 
     def reset(self, store: str, drop: bool) -> None:
-        """Keep what is indexed if it came from this store and `drop` does not say otherwise."""
+        """Empty the index, unless it is about this store and `drop` is false."""
         if store == self.store and not drop:
             return
         if self.store not in ("", store):
@@ -127,13 +128,13 @@ class Index:
         self.store = store
 
     def apply(self, changes: Sequence[Change], between: Callable[[], None] = lambda: None) -> None:
-        """All of them, or none; `changes` are in the order of their `seq`, the last is the
-        position then. `between` is called before each passage that the model reads, which may
-        take long; it may search, and what it raises ends the work.
+        """Apply all of `changes`, or none. They are in the order of their `seq`, and the last one's
+        becomes the position. `between` is called before the model reads a passage, which may take
+        long; it may search, and an exception of it aborts the work.
 
         Raises:
-            sqlite3.OperationalError: it cannot be written now; nothing has changed.
-            ModelError: there is no model; likewise.
+            sqlite3.OperationalError: the file cannot be written now; nothing has changed.
+            ModelError: there is no model; nothing has changed.
         """
         newest = {(change.owner, change.path): change for change in changes}
         puts = [change for change in newest.values() if isinstance(change, Put)]
@@ -141,7 +142,7 @@ class Index:
         texts = [put.text[start:end] for put, (start, end) in spans]
         vectors = self._vectors(texts, between)
         lengths = [len(WORD.findall(text)) for text in texts]
-        ids = self.rows.unused(len(spans))
+        ids = self.arrays.unused(len(spans))
         with self._transaction():
             gone = [id for change in newest.values() for id in self._remove(change)]
             document = {(put.owner, put.path): self._insert(put) for put in puts}
@@ -162,9 +163,9 @@ class Index:
             self.db.execute("UPDATE state SET position = ?", (changes[-1].seq,))
             (documents,) = self.db.execute("SELECT count(*) FROM documents").fetchone()
         self.position, self.documents = changes[-1].seq, documents
-        self.readable.clear()
-        self.rows.put(ids, vectors.astype(np.float32), lengths)
-        self.rows.remove(gone)
+        self.readable_cache.clear()
+        self.arrays.put(ids, vectors.astype(np.float32), lengths)
+        self.arrays.remove(gone)
 
     def _vectors(self, texts: list[str], between: Callable[[], None]) -> NDArray[np.float16]:
         vectors = np.empty((len(texts), self.embedder.dim), np.float16)
@@ -183,7 +184,7 @@ class Index:
         return document
 
     def _remove(self, change: Change) -> list[int]:
-        """Its passages' ids."""
+        """Remove a document, if it is there, and return the ids of its passages."""
         document = self.db.execute(
             "SELECT id FROM documents WHERE owner = ? AND path = ?", (change.owner, change.path)
         ).fetchone()
@@ -200,7 +201,7 @@ class Index:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with _damage_named():
+        with _damage_raised():
             self.db.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -213,26 +214,26 @@ class Index:
     # --- out -------------------------------------------------------------------------------------
 
     def search(self, search: Search) -> list[Hit]:
-        """The best passages that the search may look at, best first.
+        """Return the best passages that the search may look at, best first.
 
         Raises:
             sqlite3.OperationalError: the file cannot be read now.
-            ModelError: there is no model, and it was not asked by words alone.
+            ModelError: there is no model, and the search is not by words only.
         """
-        query = search.query[:QUERY]
-        with _damage_named():
+        query = search.query[:MAX_QUERY_CHARS]
+        with _damage_raised():
             ids = self._readable(search)
             if not len(ids):
                 return []
             words = meaning = np.zeros(len(ids))
             if search.mode != "meaning":
                 scores = words = self._by_words(query, ids)
-            without = search.mode == "fused" and isinstance(self.embedder, WordsAlone)
+            without = search.mode == "fused" and isinstance(self.embedder, WordsOnly)
             if search.mode != "words" and not without:
                 scores = meaning = self._by_meaning(query, ids)
             if search.mode == "fused":
                 scores = ranking.fuse(words, meaning)
-            chosen = self._chosen(ids, scores, search.count)
+            chosen = self._best_passages(ids, scores, search.count)
         return [
             Hit(
                 owner=owner,
@@ -249,51 +250,51 @@ class Index:
         ]
 
     def _by_words(self, query: str, ids: Ids) -> Scores:
-        return ranking.bm25(map(self._postings, self.terms(query)), ids, self.rows.lengths)
+        return ranking.bm25(map(self._postings, self.terms(query)), ids, self.arrays.lengths)
 
     def _by_meaning(self, query: str, ids: Ids) -> Scores:
-        return ranking.cosine(self.rows.vectors, self.embedder.query(query), ids)
+        return ranking.cosine(self.arrays.vectors, self.embedder.query(query), ids)
 
     def terms(self, query: str) -> list[str]:
-        """What is looked up for it: stop words only if there is nothing else."""
+        """Return the terms to look up for a query: stop words only if it has nothing else."""
         terms = self._terms_of(query)
-        return ([term for term in terms if term not in self.stop] or terms)[:TERMS]
+        return ([term for term in terms if term not in self.stop_words] or terms)[:MAX_QUERY_TERMS]
 
     def _terms_of(self, text: str) -> list[str]:
-        """As the index has them, each once, in the text's order."""
+        """Return a text's terms as the index has them, each once, in the text's order."""
         self.db.execute("DELETE FROM asked")
         self.db.execute("INSERT INTO asked VALUES (?)", (text,))
         rows = self.db.execute("SELECT term FROM asked_terms ORDER BY offset").fetchall()
         return [*dict.fromkeys(term for (term,) in rows)]
 
     def _postings(self, term: str) -> tuple[Ids, Ids]:
-        """The passages that have it, and how often."""
+        """Return the passages that have a term, and how often each has it."""
         rows = self.db.execute(
             "SELECT doc, count(*) FROM postings WHERE term = ? GROUP BY doc", (term,)
         ).fetchall()
         found = np.array(rows, np.int64).reshape(-1, 2)
         return found[:, 0], found[:, 1]
 
-    def _chosen(self, ids: Ids, scores: Scores, count: int) -> list[tuple[int, Place]]:
-        """Where the best are, and what is known of them. Equals are in the order of owner and path:
-        their ids depend on what else is indexed."""
+    def _best_passages(self, ids: Ids, scores: Scores, count: int) -> list[tuple[int, HitFields]]:
+        """Return the best passages as (index into `ids`, fields), best first. Ties are in the order
+        of owner and path, since ids depend on the other documents in the index."""
         found = [
-            (int(at), self.db.execute(HIT, (int(ids[at]),)).fetchone())
+            (int(at), self.db.execute(HIT_BY_ID, (int(ids[at]),)).fetchone())
             for at in ranking.top(scores, count)
         ]
         found.sort(key=lambda one: (-scores[one[0]], one[1]))
         return found[:count]
 
     def _readable(self, search: Search) -> Ids:
-        """The passages that it may look at; remembered until something changes."""
+        """Return the passages that a search may look at; cached until the index changes."""
         scopes, tags = frozenset(search.scopes), frozenset(search.tags)
         key = (scopes, search.since, search.until, tags)
-        if key not in self.readable:
-            if len(self.readable) == SCOPES_KEPT:
-                del self.readable[next(iter(self.readable))]
+        if key not in self.readable_cache:
+            if len(self.readable_cache) == CACHED_SCOPES:
+                del self.readable_cache[next(iter(self.readable_cache))]
             covered = [self._covered(scope, search, tags) for scope in scopes]
-            self.readable[key] = np.unique(np.concatenate([np.empty(0, np.int64), *covered]))
-        return self.readable[key]
+            self.readable_cache[key] = np.unique(np.concatenate([np.empty(0, np.int64), *covered]))
+        return self.readable_cache[key]
 
     def _covered(self, scope: tuple[str, str], search: Search, tags: frozenset[str]) -> Ids:
         values: list[Any]
@@ -326,10 +327,10 @@ def _standing(scores: Scores, at: int) -> Standing | None:
 
 
 @contextmanager
-def _damage_named() -> Iterator[None]:
+def _damage_raised() -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
         if is_damage(error):
-            raise Damaged(str(error)) from error
+            raise IndexDamaged(str(error)) from error
         raise
