@@ -19,6 +19,7 @@ from models import tiny_model
 from readme import ROOT, enter, follow, typed
 
 from aios.kernel.config import Config
+from aios.shell.commands.bench import NAMES
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -142,3 +143,11 @@ def test_the_files_that_docstrings_name_are_beside_them() -> None:
             said = ast.get_docstring(ast.parse(file.read_text())) or ""
             found = re.findall(r"\b(\w+\.(?:py|md))\b", said)
             assert set(found) <= names, (file, set(found) - names)
+
+
+def test_each_figure_has_its_day_and_a_command_that_there_is() -> None:
+    text = (ROOT / "bench" / "RESULTS.md").read_text()
+    assert set(re.findall(r"`aios bench (\w+)", text)) <= set(NAMES)
+    for table in text.split("| what | figure | day |\n|---|---|---|\n")[1:]:
+        for row in table.partition("\n\n")[0].splitlines():
+            assert re.fullmatch(r"\| .+ \| .+ \| 20\d\d-\d\d-\d\d \|", row), row

@@ -13,7 +13,7 @@ from conftest import left_of, tiny
 from aios.kernel.config import NEEDED, WITH_MEANING, WITH_MODEL, Config
 
 ROOT = Path(__file__).parent.parent
-TEXTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")] + [
+TEXTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "bench").glob("*.md")] + [
     path
     for part in ("syscalls", "kernel", "agents", "shell", "bench", "examples")
     for path in (ROOT / part).rglob("*.py")
