@@ -21,25 +21,28 @@ from aios.kernel.rules import Passed
 from aios.syscalls.base import Message
 from aios.syscalls.connection import Welcome
 from aios.syscalls.errors import AiosError
-from aios.syscalls.table import Row
+from aios.syscalls.table import Syscall
 from aios.syscalls.wire import Receipt
 
 NOTHING: Receipt = (0, b"")
 
 
 class NoAudit:
-    def check_room(self, row: Row, process: Process | None) -> None:
+    def check_room(self, row: Syscall, process: Process | None) -> None:
         pass
 
     def called(
-        self, process: Process, call_id: int, row: Row, args: Message, raw: msgspec.Raw, rule: str
-    ) -> Receipt:
+        self, process: Process, call_id: int, row: Syscall, args: Message, raw: msgspec.Raw,
+        rule: str,
+    ) -> Receipt:  # fmt: skip
         return NOTHING
 
-    def changed(self, process: Process, call_id: int, row: Row, intent: int, text: str) -> int:
+    def changed(self, process: Process, call_id: int, row: Syscall, intent: int, text: str) -> int:
         return 0
 
-    def ended(self, process: Process, call_id: int, row: Row, intent: int, code: str) -> Receipt:
+    def ended(
+        self, process: Process, call_id: int, row: Syscall, intent: int, code: str
+    ) -> Receipt:
         return NOTHING
 
     def refused(
@@ -50,7 +53,7 @@ class NoAudit:
 
 
 class NoGate:
-    def check(self, process: Process, row: Row, args: Any) -> Passed:
+    def check(self, process: Process, row: Syscall, args: Any) -> Passed:
         return Passed("")
 
 

@@ -14,7 +14,7 @@ import msgspec
 
 from aios.syscalls import VERSION, acc, sto, tool, wire
 from aios.syscalls.base import Done, Empty
-from aios.syscalls.connection import Cancel, Cancelled
+from aios.syscalls.connection import Cancel, CancelReply
 from aios.syscalls.errors import BadInput
 from aios.syscalls.kernel import CheckReport, Events, Policy, SetPolicy, Stats, Status
 from aios.syscalls.llm import (
@@ -138,12 +138,12 @@ def _target(k: Kernel, call: Call, pid: int | None) -> Process:
     return call.process if pid is None else k.table.get(pid)
 
 
-def call_cancel(k: Kernel, call: Call, args: Cancel) -> Cancelled:
+def call_cancel(k: Kernel, call: Call, args: Cancel) -> CancelReply:
     other = call.session.calls.get(args.call)
     if other is None or other is call:
-        return Cancelled(found=False)
+        return CancelReply(found=False)
     other.cancel()
-    return Cancelled(found=True)
+    return CancelReply(found=True)
 
 
 def proc_exit(k: Kernel, call: Call, args: Exit) -> Done:
@@ -329,8 +329,8 @@ def tool_done(k: Kernel, call: Call, args: tool.JobDone) -> Done:
     return Done()
 
 
-def acc_groups(k: Kernel, call: Call, args: Empty) -> acc.Policy:
-    return acc.Policy(groups=k.accounts.groups)
+def acc_groups(k: Kernel, call: Call, args: Empty) -> acc.Groups:
+    return acc.Groups(groups=k.accounts.groups)
 
 
 def acc_set(k: Kernel, call: Call, args: acc.SetGroup) -> Done:

@@ -43,7 +43,7 @@ class Content:
         self.pieces = aios.sto_stream(info.path, info.version, owner=info.owner)
         self.rest = b""
 
-    def read(self, size: int = s.CHUNK, /) -> bytes:
+    def read(self, size: int = s.CHUNK_BYTES, /) -> bytes:
         while len(self.rest) < size and (piece := next(self.pieces, None)) is not None:
             self.rest += piece
         data, self.rest = self.rest[:size], self.rest[size:]
@@ -82,5 +82,5 @@ def members(tar: tarfile.TarFile, file: IO[bytes]) -> Iterator[tuple[dict[str, A
             given = content if file.seekable() else cast(IO[bytes], Piped(content))
             yield fields(member), given
     assert tar.fileobj is not None
-    while tar.fileobj.read(s.CHUNK):  # up to the checksum, which gzip has at its end
+    while tar.fileobj.read(s.CHUNK_BYTES):  # up to the checksum, which gzip has at its end
         pass

@@ -19,7 +19,7 @@ import psutil
 
 from aios.agents import Aios, connect
 from aios.syscalls.errors import AiosError, BadInput, DiskFull, KernelGone, TimedOut, from_wire
-from aios.syscalls.home import CERTIFICATES, INIT
+from aios.syscalls.home import CERTIFICATE_VARIABLES, INIT
 from aios.syscalls.kernel import Status
 
 POLL_S = 0.05  # between two looks at a system that is starting
@@ -30,7 +30,7 @@ OPEN = frozenset({  # the variables of the environment that agents have as well,
     "PATH", "LANG", "LANGUAGE", "TZ", "TZDIR", "USER", "LOGNAME", "SHELL", "TERM", "COLORTERM",
     "NO_COLOR", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "LC_ALL", "LC_COLLATE", "LC_CTYPE",
     "LC_MESSAGES", "LC_MONETARY", "LC_NUMERIC", "LC_TIME", "OMP_NUM_THREADS", "OMP_WAIT_POLICY",
-    "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", *CERTIFICATES,
+    "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", *CERTIFICATE_VARIABLES,
     *("PYTHON" + name for name in (
         "ASYNCIODEBUG", "CASEOK", "DEBUG", "DEVMODE", "DONTWRITEBYTECODE", "FAULTHANDLER",
         "HASHSEED", "HOME", "INTMAXSTRDIGITS", "IOENCODING", "MALLOC", "NODEBUGRANGES",
@@ -190,7 +190,7 @@ def open_environment() -> dict[str, str]:
     keys and tokens, is for the kernel and its services: they are told by a file."""
     names = OPEN.union(FOR_INIT)
     found = {name: value for name, value in os.environ.items() if name in names}
-    for name in ("AIOS_KEY_FILE", *CERTIFICATES):  # init runs in another folder
+    for name in ("AIOS_KEY_FILE", *CERTIFICATE_VARIABLES):  # init runs in another folder
         if path := found.get(name):
             found[name] = str(Path(path).absolute())
     return found

@@ -10,7 +10,7 @@ from .base import Message, Name, Pid, Reply
 from .rules import Argument, Effect, Group, Member, Pattern, Right
 
 
-class Policy(Reply):
+class Groups(Reply):
     groups: dict[str, Group]
 
 
@@ -38,7 +38,7 @@ class Granted(Reply):
 
 
 class Revoke(Message):
-    """Take back a grant: one's own, or one that hangs on one's own."""
+    """Take back a grant of one's own, or one that was made by right of it."""
 
     id: Annotated[int, Meta(ge=1, lt=2**53)]
 
@@ -55,7 +55,7 @@ class GrantRow(Reply):
 
 
 class Check(Message):
-    """Whether a process may do something, and by which rule. An agent asks of itself only."""
+    """Ask if a process may do something, and by which rule. An agent asks about itself only."""
 
     right: Right
     object: Annotated[str, Meta(max_length=8192)] = ""
@@ -91,7 +91,7 @@ class Question(Reply):
 class Answer(Message):
     """once: this call; agent: this process from now on; always: its principal, in the policy.
 
-    What denies when the answer comes, wins.
+    A rule that denies at the time of the answer wins over it.
     """
 
     id: Annotated[int, Meta(ge=1, lt=2**53)]
@@ -110,7 +110,7 @@ class KeyAllow(Message):
 
 
 class KeyRemove(Message):
-    """End what is connected with it; nothing more is heard of who has it."""
+    """Remove a key, and end the connections that were made with it."""
 
     name: Name
 

@@ -1,4 +1,4 @@
-"""What all messages of the ABI stand on: the base classes, and types that several groups share.
+"""The base classes of all messages of the ABI, and the types that several groups share.
 
 Units: times in seconds, memory in bytes, everything about the model in tokens.
 """

@@ -11,7 +11,7 @@ from .proc import Kind
 
 
 class Return(Message):
-    """Who comes back, after the kernel has died and another has taken its place."""
+    """A caller that comes back after the kernel has died and another has taken its place."""
 
     pid: Pid
     secret: bytes  # of the welcome
@@ -40,5 +40,5 @@ class Cancel(Message):
     call: Annotated[int, Meta(ge=1)]
 
 
-class Cancelled(Reply):
+class CancelReply(Reply):
     found: bool  # False: the call had ended already

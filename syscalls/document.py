@@ -13,7 +13,7 @@ from msgspec import NODEFAULT
 from msgspec import inspect as mi
 
 from . import errors, wire
-from .table import ROWS, Row
+from .table import SYSCALLS, Syscall
 
 HEAD = """# The ABI of AIOS
 
@@ -41,20 +41,20 @@ replies ignore fields that they do not know.
 
 
 def document() -> str:
-    """The text of docs/abi.md."""
+    """Return the text of docs/abi.md."""
     frames = inspect.getdoc(wire) or ""
     return "\n".join([HEAD, frames, VERSIONS, *_calls(), *_records(), *_errors()]) + "\n"
 
 
 def _calls() -> Iterator[str]:
     yield from _table("call", "right", "what it does")
-    for row in ROWS:
+    for row in SYSCALLS:
         yield f"| [`{row.name}`](#{row.name.replace('.', '')}) | `{row.right}` | {row.doc} |"
-    for row in ROWS:
+    for row in SYSCALLS:
         yield from _call(row)
 
 
-def _call(row: Row) -> Iterator[str]:
+def _call(row: Syscall) -> Iterator[str]:
     yield from ("", f"### `{row.name}`", "", row.doc, "")
     if row.args.__doc__ and row.args.__doc__ != row.args.__base__.__doc__:
         yield from (inspect.cleandoc(row.args.__doc__), "")
@@ -66,20 +66,21 @@ def _call(row: Row) -> Iterator[str]:
         yield "No fields."
     if row.piece is not None:
         yield f"\nPieces: {_type(mi.type_info(row.piece))}."
-    if row.effect:
-        yield "\nHas an effect: done once, whatever happens to the kernel."
+    if row.exactly_once:
+        yield "\nDone exactly once, whatever happens to the kernel."
     yield f"\nReply: {_type(mi.type_info(row.reply))}."
 
 
 def _records() -> Iterator[str]:
-    """Every struct that a call's fields or replies name."""
+    """Yield every struct that a call's fields or replies name."""
     seen: dict[str, mi.StructType] = {}
-    for row in ROWS:
+    for row in SYSCALLS:
         args = mi.type_info(row.args)
         assert isinstance(args, mi.StructType)
         types = [field.type for field in args.fields] + [mi.type_info(row.reply)]
         for each in [*types, *([mi.type_info(row.piece)] if row.piece else [])]:
-            seen |= {struct.cls.__name__: struct for struct in _structs(each)}
+            for struct in _structs(each):
+                assert seen.setdefault(struct.cls.__name__, struct).cls is struct.cls
     yield "\n## Records"
     for name, struct in sorted(seen.items()):
         yield from ("", f"### {name}", "")
@@ -125,7 +126,7 @@ def _fields(struct: mi.StructType) -> Iterator[str]:
 
 
 def _comments(cls: type) -> dict[str, str]:
-    """The comment behind each field, as the source has it."""
+    """Return the comment behind each field in the source of `cls`."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if base.__module__.startswith(__package__):
@@ -144,7 +145,7 @@ def _default(field: mi.Field) -> str:
 
 
 def _type(type_: mi.Type) -> str:
-    """A msgpack type with its limits, in words."""
+    """Describe a msgpack type and its limits."""
     match type_:
         case mi.IntType() | mi.FloatType():
             words = " ".join([_plain(type_), *_bounds(type_)])

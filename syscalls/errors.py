@@ -69,7 +69,7 @@ class Cancelled(AiosError):
 
 
 class TimedOut(AiosError):
-    """What was waited for did not come in the time given."""
+    """Nothing came within the time that the caller gave."""
 
     code = "call.timed_out"
 
@@ -109,7 +109,7 @@ class LimitReached(AiosError):
 
 
 class NoProgram(AiosError):
-    """What was to be spawned cannot be started."""
+    """The program to spawn does not exist, or cannot be started."""
 
     code = "process.no_program"
 
@@ -134,7 +134,7 @@ class ContextBusy(AiosError):
 
 
 class ContextForeign(AiosError):
-    """What is in the context was computed with another model than the one that is loaded."""
+    """The context was computed with another model than the one that is loaded."""
 
     code = "context.foreign"
 
@@ -146,8 +146,8 @@ class BadInput(AiosError):
 
 
 class BadGrammar(AiosError):
-    """No answer can be held to this schema or grammar: it is malformed, says what is not supported,
-    or takes more than its share of work."""
+    """No answer can be held to this schema or grammar: it is malformed, uses what is not supported,
+    or takes too much work."""
 
     code = "llm.bad_grammar"
     default_hint = "docs/agents.md says what a schema or a grammar may hold"
@@ -174,14 +174,14 @@ class NoRoom(AiosError):
 
 
 class DiskFull(AiosError):
-    """The kernel's journal cannot grow: what has an effect is refused until there is room."""
+    """The kernel's journal cannot grow: calls that change something are refused until it can."""
 
     code = "disk.full"
     default_hint = "make room on the disk of the AIOS home"
 
 
 class StoreFull(AiosError):
-    """The store has reached the size that the settings allow it."""
+    """The store has reached the size that the settings allow."""
 
     code = "store.full"
     default_hint = "delete something, or raise store_bytes in config.toml"
@@ -202,7 +202,7 @@ class AuditDamaged(AiosError):
 
 
 class Conflict(AiosError):
-    """What was to be replaced is no longer what the caller has seen."""
+    """The value to be replaced has changed since the caller saw it."""
 
     code = "store.conflict"
     default_hint = "read it again, then decide"
@@ -250,13 +250,13 @@ class ToolArguments(AiosError):
 
 
 class ToolFailed(AiosError):
-    """The tool said no, or raised; the text is its own."""
+    """The tool refused, or raised an error; the message is its own."""
 
     code = "tool.failed"
 
 
 class ToolCrashed(AiosError):
-    """The process that ran the tool has died of it."""
+    """The process that ran the tool has died."""
 
     code = "tool.crashed"
 
@@ -268,7 +268,7 @@ class ToolTimeout(AiosError):
 
 
 class ToolUnknown(AiosError):
-    """A tool that changes something was interrupted: what it was to do may have been done."""
+    """A tool that changes something was interrupted: it may have made the change."""
 
     code = "tool.unknown"
     default_hint = "look whether it has happened before you try again"
@@ -305,7 +305,7 @@ BY_CODE: dict[str, type[AiosError]] = _tree(AiosError)
 
 
 def from_wire(body: object) -> AiosError:
-    """The typed error of a final error reply; unknown codes keep their text as `AiosError`."""
+    """Make the typed error of a FAILED reply; an unknown code becomes a plain AiosError."""
     if not isinstance(body, dict):
         return Malformed(f"an error reply without a body: {body!r}")
     cls = BY_CODE.get(str(body.get("code")), AiosError)

@@ -10,7 +10,7 @@ from .base import Message, Name, Reply
 
 
 class Fitted(Reply):
-    """A file in a format that this machine is quick with stands in for the model asked for."""
+    """The file that stands in for the model asked for, in a format that is quicker here."""
 
     original: str  # path of that model
     format: str
@@ -69,7 +69,7 @@ class Status(Reply):
 
 
 class Summary(Reply):
-    """Of one quantity over all finished generations of this boot."""
+    """The distribution of one quantity over all finished generations of this boot."""
 
     count: int
     mean: float

@@ -9,15 +9,16 @@ from msgspec import UNSET, Meta, UnsetType
 from .base import CtxId, Message, Name, Pid, Reply
 
 Token = Annotated[int, Meta(ge=0, le=2**31 - 1)]
-GRAMMAR = 49152  # characters of one
+MAX_GRAMMAR_CHARS = 49152
+Grammar = Annotated[str, Meta(min_length=1, max_length=MAX_GRAMMAR_CHARS)]
 Finish = Literal["stop", "length", "context_full", "cancelled"]
 Role = Literal["system", "developer", "user", "assistant", "tool", "tools"]
 
 
 class ChatMessage(Message):
-    """With the role "tools" it has, in front of all but a system message, a JSON list of functions
-    ({"type": "function", "function": {"name", "description", "parameters"}}) for the model's chat
-    template; `bad_input` where that knows no tools."""
+    """One message of a chat. With the role "tools", which only a system message may precede, its
+    content is a JSON list of functions ({"type": "function", "function": {"name", "description",
+    "parameters"}}) for the model's chat template; `bad_input` if the template knows no tools."""
 
     role: Role
     content: str
@@ -28,8 +29,8 @@ class PastMessage(Reply):
     content: str
 
 
-# What happens when the window has no room: the call fails; the oldest turns go; they go, and the
-# model sums them up; they go, and come back when a message is about them. What comes first, stays.
+# A full window: the call fails; the oldest turns go; they go, and the model sums them up; they go,
+# and come back when a message is about them. The first message stays.
 OnFull = Literal["error", "slide", "summarize", "recall"]
 Messages = Annotated[list[ChatMessage], Meta(min_length=1)]
 TokenIds = Annotated[list[Token], Meta(min_length=1)]
@@ -54,7 +55,7 @@ class Opened(Reply):
 
 
 class Fork(Message):
-    """A copy that goes on by itself; what both have in common is computed once."""
+    """Copy a context. Tokens that both have in common are computed once."""
 
     ctx: CtxId
     name: Name | None = None
@@ -91,10 +92,10 @@ class ContextInfo(Reply):
 
 
 class Append(Message):
-    """What enters a context is exactly one of chat messages, raw text, token ids.
+    """Append exactly one of chat messages, raw text, token ids.
 
-    What reads like a control token is one in raw text alone: for that, and for token ids, the right
-    `llm.raw` is asked for, which rules about `llm` cover.
+    Control tokens are recognized in raw text only. Raw text and token ids take the right `llm.raw`,
+    which rules about `llm` cover.
     """
 
     ctx: CtxId
@@ -104,7 +105,7 @@ class Append(Message):
 
 
 class Moved(Reply):
-    """What left a full window for this call, and what came back."""
+    """The turns that left a full window for this call, and those that came back."""
 
     tokens: int  # in the context before, less those that are in it now
     dropped: list[PastMessage]  # the oldest
@@ -134,7 +135,7 @@ class Sampling(Message):
 
 
 class Decoding(Sampling):
-    """Sampling, and when to stop, and what to report of each token."""
+    """Sampling, and when to stop, and the details to report of each token."""
 
     max_tokens: Annotated[int, Meta(ge=1, le=2**20)] = 256
     stop: Annotated[
@@ -144,13 +145,13 @@ class Decoding(Sampling):
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None  # alternatives listed per token
     digest: bool = False  # chain a hash of each step's raw logits
     schema: dict[str, Any] | None = None  # JSON Schema that the answer fits
-    grammar: Annotated[str, Meta(min_length=1, max_length=GRAMMAR)] | None = None  # or this GBNF
+    grammar: Grammar | None = None  # or this GBNF
 
 
 class Generate(Decoding):
     """Generate in context `ctx`, or in one that lives for this call only.
 
-    What `messages`, `text` or `tokens` hold is appended first, as by llm.append.
+    Append `messages`, `text` or `tokens` first, as llm.append does.
     """
 
     ctx: CtxId | None = None

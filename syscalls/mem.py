@@ -9,10 +9,10 @@ from msgspec import UNSET, Meta, UnsetType
 from .base import Message, Name, Pid, Reply
 from .llm import PastMessage, Usage
 
-MAX_KEY = 400  # bytes of UTF-8
+MAX_KEY_BYTES = 400  # in UTF-8
 MAX_SPACES = 64  # of one agent
 
-Key = Annotated[str, Meta(min_length=1, max_length=MAX_KEY)]
+Key = Annotated[str, Meta(min_length=1, max_length=MAX_KEY_BYTES)]
 Principal = Annotated[str, Meta(max_length=4096)]
 Place = tuple[int, int]  # of an entry in a log
 
@@ -24,7 +24,7 @@ class Whose(Message):
     principal: Principal | None = None  # names of an agent and those above it: "/writer/helper"
 
 
-class Put(Whose, kw_only=True):
+class PutItems(Whose, kw_only=True):
     """Set items, all or none."""
 
     items: Annotated[dict[Key, Any], Meta(min_length=1, max_length=1024)]
@@ -32,7 +32,7 @@ class Put(Whose, kw_only=True):
     ack: Literal["durable", "accepted"] = "durable"  # accepted: before it is on disk
 
 
-class Get(Whose, kw_only=True):
+class GetItems(Whose, kw_only=True):
     keys: Annotated[list[Key], Meta(min_length=1, max_length=1024)]
     space: Name = "main"
 
@@ -42,8 +42,8 @@ class Items(Reply):
     rest: list[str]  # keys that the reply has no room for: ask again
 
 
-class Delete(Whose, kw_only=True):
-    """Remove keys; those that are not there are no error."""
+class DeleteItems(Whose, kw_only=True):
+    """Remove keys; it is no error if some are not there."""
 
     keys: Annotated[list[Key], Meta(min_length=1, max_length=1024)]
     space: Name = "main"
@@ -54,10 +54,10 @@ class Deleted(Reply):
 
 
 class Scan(Whose, kw_only=True):
-    """Items in the order of their keys' bytes, a page at a time."""
+    """Read items in the order of their keys' bytes, a page at a time."""
 
     space: Name = "main"
-    prefix: Annotated[str, Meta(max_length=MAX_KEY)] = ""
+    prefix: Annotated[str, Meta(max_length=MAX_KEY_BYTES)] = ""
     after: Key | None = None  # go on behind this key
     back: bool = False  # from the last key down
     limit: Annotated[int, Meta(ge=1, le=1024)] = 256
@@ -74,7 +74,7 @@ class Clear(Whose, kw_only=True):
 
 
 class Spaces(Whose, kw_only=True):
-    """What an agent's memory holds; without pid and principal, a person reads of everybody."""
+    """List the spaces of an agent's memory; a person who names none lists those of all agents."""
 
 
 class Space(Reply):
@@ -101,13 +101,13 @@ class Memory(Reply):
 
 
 class Keep(Whose, kw_only=True):
-    """Whether the memory outlives its agent. Who comes back under its name then has it."""
+    """Keep the memory when its agent ends, for the next agent of its name; or do not keep it."""
 
     keep: bool = True
 
 
 class Interactions(Whose, kw_only=True):
-    """The interaction log, which the kernel itself writes."""
+    """Read the interaction log, which the kernel itself writes."""
 
     after: Place | None = None  # go on behind this one
     back: bool = False  # the newest first

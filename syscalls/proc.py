@@ -16,9 +16,9 @@ ProcessState = Literal["starting", "running", "stopped", "ending", "zombie"]
 
 
 class Limits(Message):
-    """What one agent may use; None is no limit. Going past one ends in the error `limit`.
+    """The limits of one agent; None is no limit. A call that would pass one ends with `limit`.
 
-    Tokens, memory's bytes and children are a budget that all below it draw from as well.
+    Tokens, mem_bytes and children are budgets that all agents below it draw from as well.
     """
 
     tokens: Annotated[int, Meta(ge=0)] | None = None  # prefilled plus decoded, all calls
@@ -34,13 +34,13 @@ AbsolutePath = Annotated[str, Meta(pattern=r"^/[^\0]*\Z", max_length=4096)]
 
 
 class Reach(Message, kw_only=True):
-    """What an agent's process reaches outside of itself, through the walls around it."""
+    """The files and ports that the sandbox lets an agent's process use."""
 
     read: Annotated[list[AbsolutePath], Meta(max_length=256)] = []  # files and folders
     write: Annotated[list[AbsolutePath], Meta(max_length=256)] = []
     ports: Annotated[list[Annotated[int, Meta(ge=1, le=65535)]], Meta(max_length=256)] = []  # TCP
     processes: bool = False  # whether it may start any itself
-    all_walls: bool = False  # it does not start where this Linux has not all of them
+    all_walls: bool = False  # refuse to start if this Linux lacks some part of the sandbox
 
 
 class Spawn(Message):

@@ -1,4 +1,4 @@
-"""Rules: what a manifest and a group are made of.
+"""Rules, of which manifests and groups are made.
 
 A *right* is what the table says that a call needs, "sto.read"; an *object* is what the call is
 about, as text: OWNER:PATH of storage ("/writer:notes/a", ":a" of a person's, "/writer:notes" of
@@ -14,8 +14,8 @@ from msgspec import Meta, Struct, field
 
 Effect = Literal["allow", "ask", "deny"]
 Right = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^(\*|[a-z]+(\.[a-z]+)*)\Z")]
-OBJECTS, PATTERN_CHARACTERS = 64, 512  # patterns for the objects of a rule; letters of a pattern
-Pattern = Annotated[str, Meta(min_length=1, max_length=PATTERN_CHARACTERS)]
+MAX_PATTERNS, MAX_PATTERN_CHARS = 64, 512  # for the objects of a rule; in one pattern
+Pattern = Annotated[str, Meta(min_length=1, max_length=MAX_PATTERN_CHARS)]
 Member = Annotated[str, Meta(min_length=2, max_length=256, pattern="^/")]
 
 
@@ -26,8 +26,8 @@ class Bounds(Struct, forbid_unknown_fields=True):
     max: float | None = None
 
 
-# Of one argument: what one of the patterns fits, or a number in bounds. To allow, each item of a
-# list has to fit, and a map never does; to ask or deny it is enough that some item or value fits.
+# The condition on one argument: a pattern that fits it, or bounds of a number. To allow, each item
+# of a list has to fit, and a map never does; to ask or deny one item or value that fits is enough.
 Argument = Pattern | Annotated[list[Pattern], Meta(min_length=1, max_length=64)] | Bounds
 
 
@@ -41,7 +41,7 @@ class Rule(Struct, forbid_unknown_fields=True):
     """
 
     right: Right  # "sto" covers "sto.read" and "sto.write"; "*" covers all
-    on: Annotated[list[Pattern], Meta(min_length=1, max_length=OBJECTS)] = field(
+    on: Annotated[list[Pattern], Meta(min_length=1, max_length=MAX_PATTERNS)] = field(
         default_factory=lambda: ["**"]
     )
     args: Annotated[dict[str, Argument], Meta(max_length=64)] = field(default_factory=dict)
@@ -53,8 +53,8 @@ Rules = Annotated[list[Rule | Annotated[str, Meta(max_length=600)]], Meta(max_le
 
 
 class Manifest(Struct, forbid_unknown_fields=True):
-    """What an agent may do: what is not allowed, is denied; of rules that fit, deny wins over ask,
-    and ask over allow."""
+    """The rules of an agent. A call that no rule allows is denied; deny wins over ask, and ask over
+    allow."""
 
     allow: Rules = []
     ask: Rules = []

@@ -12,11 +12,11 @@ from msgspec import Meta, field
 
 from .base import Message, Reply, Seconds
 
-MAX_PATH = 200  # bytes of UTF-8
-CHUNK = 256 * 1024  # bytes of content that one sto.get can ask for
+MAX_PATH_BYTES = 200  # in UTF-8
+CHUNK_BYTES = 256 * 1024  # of content that one sto.get can ask for
 
-Path = Annotated[str, Meta(min_length=1, max_length=MAX_PATH)]
-Prefix = Annotated[str, Meta(max_length=MAX_PATH)]  # a path and all below it; empty: everything
+Path = Annotated[str, Meta(min_length=1, max_length=MAX_PATH_BYTES)]
+Prefix = Annotated[str, Meta(max_length=MAX_PATH_BYTES)]  # a path and all below it; "": all
 Owner = Annotated[str, Meta(max_length=4096)]
 Tag = Annotated[str, Meta(min_length=1, max_length=64)]
 Folder = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
@@ -38,7 +38,7 @@ class Change(Message):
 
 
 class Put(Message):
-    """Exactly one of `data` and `upload`; the fields are those of a change."""
+    """Write a version; exactly one of `data` and `upload`. The fields are those of a change."""
 
     path: Path
     data: bytes | None = None
@@ -50,14 +50,14 @@ class Put(Message):
 
 
 class Batch(Message):
-    """All of the changes, or none."""
+    """Make all of the changes, or none."""
 
     changes: Annotated[list[Change], Meta(min_length=1, max_length=256)]
     owner: Owner | None = None
 
 
 class Delete(Message):
-    """A version that says so; the others stay."""
+    """Delete an object by a new version that says so; the earlier versions stay."""
 
     path: Path
     if_version: Number | None = None
@@ -65,7 +65,7 @@ class Delete(Message):
 
 
 class Restore(Message):
-    """A new version with the content of an earlier one."""
+    """Make a new version with the content of an earlier one."""
 
     path: Path
     version: Annotated[int, Meta(ge=1)]
@@ -81,7 +81,7 @@ class Purge(Message):
 
 
 class Upload(Message):
-    """A piece of a large content, which a sto.put or sto.batch then names.
+    """Send a piece of a large content, which a sto.put or sto.batch then names.
 
     The reply comes when the piece may be followed by others; when a put is sent, all replies must
     be there. An upload ends with its process, and with the kernel: then it is begun again.
@@ -102,7 +102,7 @@ class Get(Message):
     path: Path
     version: Annotated[int, Meta(ge=1)] | None = None  # none: the newest
     offset: Number = 0
-    count: Annotated[int, Meta(ge=0, le=CHUNK)] = CHUNK  # bytes, at most
+    count: Annotated[int, Meta(ge=0, le=CHUNK_BYTES)] = CHUNK_BYTES  # at most
     owner: Owner | None = None
 
 
@@ -125,7 +125,7 @@ class Content(Reply):
 
 
 class List(Message):
-    """Objects whose path begins with `prefix` as a string, in the order of their paths."""
+    """List objects whose path begins with `prefix` as a string, in the order of their paths."""
 
     prefix: Prefix = ""
     after: Prefix = ""  # go on behind this path
@@ -140,7 +140,7 @@ class Listed(Reply):
 
 
 class History(Message):
-    """Versions of an object, the newest first."""
+    """List the versions of an object, the newest first."""
 
     path: Path
     before: Number | None = None  # go on below this version
@@ -160,7 +160,7 @@ class Share(Message):
     owner: Owner | None = None
 
 
-class Grant(Reply):
+class SharedPrefix(Reply):
     owner: str
     prefix: str
     to: str
@@ -168,13 +168,13 @@ class Grant(Reply):
 
 
 class Shares(Message):
-    """What an owner has shared, and what others have shared with it."""
+    """List the prefixes that an owner has shared, and those that others have shared with it."""
 
     owner: Owner | None = None
 
 
 class Owners(Message):
-    """In an order of their own: an owner that comes while pages are read may be left out."""
+    """List owners, in no particular order: one that is new while pages are read may be left out."""
 
     after: Owner | None = None  # go on behind this owner
     limit: Annotated[int, Meta(ge=1, le=500)] = 200
@@ -192,7 +192,7 @@ class Holdings(Reply):
 
 
 class Watch(Message):
-    """One piece for each change from now on, until cancelled."""
+    """Follow changes: one piece for each from now on, until cancelled."""
 
     prefix: Prefix = ""
     owner: Owner | None = None
@@ -247,7 +247,7 @@ Tags = Annotated[list[Annotated[str, Meta(min_length=1, max_length=64)]], Meta(m
 
 
 class Search(Message):
-    """Over the newest versions of all texts that the caller may read."""
+    """Search the newest versions of all texts that the caller may read."""
 
     query: Annotated[str, Meta(min_length=1, max_length=4096)]
     count: Annotated[int, Meta(ge=1, le=50)] = 5  # hits at most
@@ -261,7 +261,7 @@ class Search(Message):
 
 
 class Standing(Reply):
-    """What one ranking says of a passage."""
+    """The place of a passage in one ranking."""
 
     score: float  # BM25, or cosine
     rank: int  # from 1, among all that was looked at

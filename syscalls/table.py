@@ -1,165 +1,187 @@
-"""The one table that is the ABI: every system call, its message, the right it needs, its reply.
+"""The ABI: every system call, its message, the right it needs, its reply, and how it is served.
 
-Handlers (kernel), stubs (agents) and docs/abi.md are checked against this table by tests.
+Tests check the handlers (kernel), the SDK's methods (agents) and docs/abi.md against this table.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 from . import acc, connection, kernel, llm, mem, msg, proc, sto, tool
 from .base import Done, Empty, Message, Reply
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True)
+class Syscall:
+    """One system call: all that the kernel and its callers need to know of it."""
+
     name: str
     args: type[Message]
-    right: str  # what the access manager asks for
-    reply: Any  # the type of the final reply's body
+    right: str  # that the access manager asks for
+    reply: Any  # type of the final reply's body
     doc: str
-    piece: type[Reply] | None = None  # the type of the replies before it
-
-    @property
-    def effect(self) -> bool:
-        """Whether it is done once, should the kernel die, and its reply kept until it was heard.
-        What has none is done again."""
-        return self.name in EFFECTS
-
-    @property
-    def changes(self) -> bool:
-        """Whether something is another afterwards: an intent is recorded before, the outcome after.
-        What changes nothing is recorded once."""
-        return self.name not in READS
-
-    @property
-    def outward(self) -> bool:
-        """Whether it reaches beyond the kernel: what it asks for happens when its intent would
-        survive a power cut."""
-        return self.name in OUTWARD
-
-    @property
-    def frees(self) -> bool:
-        """Whether it is served on a full disk: it ends something, or makes room."""
-        return self.name in FREES
+    piece: type[Reply] | None = None  # type of the replies before the final one
+    mutates: bool = field(kw_only=True)  # the audit log has its intent before, its outcome after
+    exactly_once: bool = False  # even if the kernel dies: its reply is kept until it was heard
+    external: bool = False  # it acts outside the kernel, so its intent is made durable first
+    allowed_when_full: bool = False  # it is served on a full disk: it ends something, or makes room
 
 
-ROWS: tuple[Row, ...] = (
-    Row("hello", connection.Hello, "none", connection.Welcome, "Open the connection."),
-    Row(
-        "call.cancel",
-        connection.Cancel,
-        "none",
-        connection.Cancelled,
-        "End another call of this connection.",
-    ),
-    Row("proc.spawn", proc.Spawn, "proc.spawn", proc.Spawned, "Start an agent as a child process."),
-    Row("proc.exit", proc.Exit, "none", Done, "Report code and result; the process then ends."),
-    Row("proc.wait", proc.Wait, "proc.wait", proc.Exited, "Wait for a child's end."),
-    Row("proc.kill", proc.Kill, "proc.control", Done, "Send a signal."),
-    Row("proc.nice", proc.SetNice, "proc.control", proc.NiceReply, "Set its share of the model."),
-    Row("proc.limits", proc.SetLimits, "proc.control", proc.Limits, "Read or set limits."),
-    Row("proc.ps", proc.Ps, "proc.list", list[proc.ProcessInfo], "List processes."),
-    Row("proc.whoami", Empty, "none", proc.ProcessInfo, "The caller's own row."),
-    Row("proc.log", proc.Log, "proc.log", proc.LogPart, "Read what an agent printed."),
-    Row("llm.open", llm.Open, "llm", llm.Opened, "Open a context."),
-    Row("llm.append", llm.Append, "llm", llm.Appended, "Append to a context."),
-    Row(
-        "llm.generate",
-        llm.Generate,
-        "llm",
-        llm.Result,
-        "Generate, in a context or at once.",
-        llm.Piece,
-    ),
-    Row("llm.tokenize", llm.Tokenize, "llm", llm.Tokens, "Text or messages to token ids."),
-    Row("llm.detokenize", llm.Detokenize, "llm", llm.Text, "Token ids to text."),
-    Row("llm.fork", llm.Fork, "llm", llm.Opened, "Copy a context."),
-    Row("llm.checkpoint", llm.Checkpoint, "llm", llm.Used, "Remember a context's state."),
-    Row("llm.rollback", llm.Rollback, "llm", llm.Used, "Go back to a checkpoint."),
-    Row("llm.contexts", Empty, "llm", list[llm.ContextInfo], "List contexts, those asleep too."),
-    Row("llm.close", llm.Close, "llm", Done, "Close a context and free what it holds."),
-    Row("msg.send", msg.Send, "msg.send", Done, "Put a message into a process's mailbox."),
-    Row("msg.recv", msg.Recv, "msg.recv", msg.Mail, "Take the oldest message, or wait for one."),
-    Row("mem.put", mem.Put, "mem.write", Done, "Set items of the agent's memory."),
-    Row("mem.get", mem.Get, "mem.read", mem.Items, "Read items by their keys."),
-    Row("mem.delete", mem.Delete, "mem.write", mem.Deleted, "Remove items."),
-    Row("mem.scan", mem.Scan, "mem.read", mem.Scanned, "Read items in the order of their keys."),
-    Row("mem.clear", mem.Clear, "mem.write", Done, "Remove all items of a space, or of all."),
-    Row("mem.spaces", mem.Spaces, "mem.read", list[mem.Memory], "What it holds, and where."),
-    Row("mem.keep", mem.Keep, "mem.keep", Done, "Have the memory outlive the agent, or not."),
-    Row("mem.log", mem.Interactions, "mem.log", mem.LogPage, "Read the interaction log."),
-    Row("sto.put", sto.Put, "sto.write", sto.Version, "Write a version of an object."),
-    Row("sto.batch", sto.Batch, "sto.write", list[sto.Version], "Put and delete, all or none."),
-    Row("sto.upload", sto.Upload, "sto.upload", sto.Uploaded, "Send a piece of a large content."),
-    Row("sto.get", sto.Get, "sto.read", sto.Content, "Read a version, or a part of it."),
-    Row("sto.list", sto.List, "sto.read", sto.Listed, "List objects."),
-    Row("sto.history", sto.History, "sto.read", list[sto.Version], "List an object's versions."),
-    Row("sto.delete", sto.Delete, "sto.write", sto.Version, "Delete an object; its history stays."),
-    Row("sto.rollback", sto.Restore, "sto.write", sto.Version, "Write an earlier version again."),
-    Row("sto.purge", sto.Purge, "sto.own", sto.Version, "Drop an object with its history."),
-    Row("sto.share", sto.Share, "sto.own", Done, "Let others read or write objects."),
-    Row("sto.shares", sto.Shares, "sto.own", list[sto.Grant], "List what is shared."),
-    Row("sto.owners", sto.Owners, "sto.read", sto.Holdings, "Who holds how much."),
-    Row("sto.watch", sto.Watch, "sto.read", Done, "Follow changes.", sto.Version),
-    Row("sto.verify", sto.Verify, "sto.admin", sto.Verified, "Check everything.", sto.Progress),
-    Row("sto.compact", sto.Compact, "sto.admin", sto.Compacted, "Make room.", sto.Progress),
-    Row("sto.backup", sto.Backup, "sto.admin", sto.BackedUp, "Copy all of it while it is used."),
-    Row("sto.search", sto.Search, "sto.read", sto.Hits, "Find passages of what is stored."),
-    Row("sto.index", sto.Index, "sto.read", sto.IndexReport, "How far the index is."),
-    Row("sto.reindex", sto.Reindex, "sto.admin", Done, "Make the index anew."),
-    Row("tool.list", Empty, "tool.list", tool.Tools, "List the tools that the caller may call."),
-    Row("tool.call", tool.CallTool, "tool.call", tool.ToolResult, "Call.", tool.ToolProgress),
-    Row("tool.offer", tool.Offer, "none", Done, "Of a worker: say which tools it serves."),
-    Row("tool.serve", tool.Serve, "none", Done, "Of a worker: take jobs.", tool.Job),
-    Row("tool.progress", tool.JobProgress, "none", Done, "Of a worker: how far a job is."),
-    Row("tool.done", tool.JobDone, "none", Done, "Of a worker: how a job ended."),
-    Row("acc.groups", Empty, "acc.groups", acc.Policy, "Read all groups."),
-    Row("acc.set", acc.SetGroup, "acc.groups", Done, "Make, change or remove a group."),
-    Row("acc.grant", acc.Grant, "acc.grant", acc.Granted, "Hand on a right."),
-    Row("acc.revoke", acc.Revoke, "acc.grant", Done, "Take a grant back."),
-    Row("acc.grants", Empty, "acc.read", list[acc.GrantRow], "List grants."),
-    Row("acc.check", acc.Check, "acc.read", acc.Verdict, "What the gate would say, and why."),
-    Row("acc.ask", acc.Questions, "acc.answer", Done, "Follow what is asked.", acc.Question),
-    Row("acc.answer", acc.Answer, "acc.answer", Done, "Answer what is asked."),
-    Row("key.allow", acc.KeyAllow, "acc.keys", Done, "Let a key's owner connect by tcp."),
-    Row("key.remove", acc.KeyRemove, "acc.keys", Done, "Take a key out of the list."),
-    Row("key.list", Empty, "acc.keys", acc.Keys, "The keys, and where the kernel listens."),
-    Row("kernel.status", Empty, "kernel.read", kernel.Status, "What runs: model, slots, policy."),
-    Row("kernel.stats", Empty, "kernel.read", kernel.Stats, "Counters and timings since boot."),
-    Row("kernel.events", kernel.Events, "kernel.read", Done, "Follow what happens.", kernel.Event),
-    Row(
-        "kernel.policy",
-        kernel.SetPolicy,
-        "kernel.control",
-        kernel.Policy,
-        "Read or set the policy.",
-    ),
-    Row(
-        "kernel.check", Empty, "kernel.control", kernel.CheckReport, "Test the kernel's invariants."
-    ),
-    Row("kernel.stop", Empty, "kernel.control", Done, "End every agent, then the system."),
+SYSCALLS: tuple[Syscall, ...] = (
+    Syscall("hello", connection.Hello, "none", connection.Welcome,
+            "Open the connection.", mutates=False, allowed_when_full=True),
+    Syscall("call.cancel", connection.Cancel, "none", connection.CancelReply,
+            "End another call of this connection.", mutates=True, allowed_when_full=True),
+    Syscall("proc.spawn", proc.Spawn, "proc.spawn", proc.Spawned,
+            "Start an agent as a child process.", mutates=True, exactly_once=True, external=True),
+    Syscall("proc.exit", proc.Exit, "none", Done,
+            "Report code and result; the process then ends.", mutates=True, exactly_once=True,
+            allowed_when_full=True),
+    Syscall("proc.wait", proc.Wait, "proc.wait", proc.Exited,
+            "Wait for a child's end.", mutates=True, exactly_once=True, allowed_when_full=True),
+    Syscall("proc.kill", proc.Kill, "proc.control", Done,
+            "Send a signal.", mutates=True, external=True, allowed_when_full=True),
+    Syscall("proc.nice", proc.SetNice, "proc.control", proc.NiceReply,
+            "Set its share of the model.", mutates=True, exactly_once=True),
+    Syscall("proc.limits", proc.SetLimits, "proc.control", proc.Limits,
+            "Read or set limits.", mutates=True, exactly_once=True),
+    Syscall("proc.ps", proc.Ps, "proc.list", list[proc.ProcessInfo],
+            "List processes.", mutates=False),
+    Syscall("proc.whoami", Empty, "none", proc.ProcessInfo,
+            "Read the caller's own entry of the process table.", mutates=False),
+    Syscall("proc.log", proc.Log, "proc.log", proc.LogPart,
+            "Read what an agent printed.", mutates=False),
+    Syscall("llm.open", llm.Open, "llm", llm.Opened,
+            "Open a context.", mutates=True, exactly_once=True),
+    Syscall("llm.append", llm.Append, "llm", llm.Appended,
+            "Append to a context.", mutates=True, exactly_once=True),
+    Syscall("llm.generate", llm.Generate, "llm", llm.Result,
+            "Generate, in a context or at once.", piece=llm.Piece, mutates=True,
+            exactly_once=True),
+    Syscall("llm.tokenize", llm.Tokenize, "llm", llm.Tokens,
+            "Turn text or messages into token ids.", mutates=False),
+    Syscall("llm.detokenize", llm.Detokenize, "llm", llm.Text,
+            "Turn token ids into text.", mutates=False),
+    Syscall("llm.fork", llm.Fork, "llm", llm.Opened,
+            "Copy a context.", mutates=True, exactly_once=True),
+    Syscall("llm.checkpoint", llm.Checkpoint, "llm", llm.Used,
+            "Remember a context's state.", mutates=True, exactly_once=True),
+    Syscall("llm.rollback", llm.Rollback, "llm", llm.Used,
+            "Go back to a checkpoint.", mutates=True, exactly_once=True),
+    Syscall("llm.contexts", Empty, "llm", list[llm.ContextInfo],
+            "List contexts, those asleep too.", mutates=False),
+    Syscall("llm.close", llm.Close, "llm", Done,
+            "Close a context and free what it holds.", mutates=True, exactly_once=True,
+            allowed_when_full=True),
+    Syscall("msg.send", msg.Send, "msg.send", Done,
+            "Put a message into a process's mailbox.", mutates=True, exactly_once=True),
+    Syscall("msg.recv", msg.Recv, "msg.recv", msg.Mail,
+            "Take the oldest message, or wait for one.", mutates=True, exactly_once=True,
+            allowed_when_full=True),
+    Syscall("mem.put", mem.PutItems, "mem.write", Done,
+            "Set items of the agent's memory.", mutates=True),
+    Syscall("mem.get", mem.GetItems, "mem.read", mem.Items,
+            "Read items by their keys.", mutates=False),
+    Syscall("mem.delete", mem.DeleteItems, "mem.write", mem.Deleted,
+            "Remove items.", mutates=True, allowed_when_full=True),
+    Syscall("mem.scan", mem.Scan, "mem.read", mem.Scanned,
+            "Read items in the order of their keys.", mutates=False),
+    Syscall("mem.clear", mem.Clear, "mem.write", Done,
+            "Remove all items of a space, or of all.", mutates=True, allowed_when_full=True),
+    Syscall("mem.spaces", mem.Spaces, "mem.read", list[mem.Memory],
+            "List the spaces of the agent's memory.", mutates=False),
+    Syscall("mem.keep", mem.Keep, "mem.keep", Done,
+            "Have the memory outlive the agent, or not.", mutates=True),
+    Syscall("mem.log", mem.Interactions, "mem.log", mem.LogPage,
+            "Read the interaction log.", mutates=False),
+    Syscall("sto.put", sto.Put, "sto.write", sto.Version,
+            "Write a version of an object.", mutates=True),
+    Syscall("sto.batch", sto.Batch, "sto.write", list[sto.Version],
+            "Put and delete, all or none.", mutates=True),
+    Syscall("sto.upload", sto.Upload, "sto.upload", sto.Uploaded,
+            "Send a piece of a large content.", mutates=True),
+    Syscall("sto.get", sto.Get, "sto.read", sto.Content,
+            "Read a version, or a part of it.", mutates=False),
+    Syscall("sto.list", sto.List, "sto.read", sto.Listed,
+            "List objects.", mutates=False),
+    Syscall("sto.history", sto.History, "sto.read", list[sto.Version],
+            "List an object's versions.", mutates=False),
+    Syscall("sto.delete", sto.Delete, "sto.write", sto.Version,
+            "Delete an object; its history stays.", mutates=True, allowed_when_full=True),
+    Syscall("sto.rollback", sto.Restore, "sto.write", sto.Version,
+            "Write an earlier version again.", mutates=True),
+    Syscall("sto.purge", sto.Purge, "sto.own", sto.Version,
+            "Drop an object with its history.", mutates=True, allowed_when_full=True),
+    Syscall("sto.share", sto.Share, "sto.own", Done,
+            "Let others read or write objects.", mutates=True),
+    Syscall("sto.shares", sto.Shares, "sto.own", list[sto.SharedPrefix],
+            "List what is shared.", mutates=False),
+    Syscall("sto.owners", sto.Owners, "sto.read", sto.Holdings,
+            "List owners, and how much each holds.", mutates=False),
+    Syscall("sto.watch", sto.Watch, "sto.read", Done,
+            "Follow changes.", piece=sto.Version, mutates=False),
+    Syscall("sto.verify", sto.Verify, "sto.admin", sto.Verified,
+            "Check everything.", piece=sto.Progress, mutates=False),
+    Syscall("sto.compact", sto.Compact, "sto.admin", sto.Compacted,
+            "Drop content that nothing refers to.", piece=sto.Progress, mutates=True,
+            allowed_when_full=True),
+    Syscall("sto.backup", sto.Backup, "sto.admin", sto.BackedUp,
+            "Copy all of it while it is used.", mutates=True),
+    Syscall("sto.search", sto.Search, "sto.read", sto.Hits,
+            "Find passages of what is stored.", mutates=False),
+    Syscall("sto.index", sto.Index, "sto.read", sto.IndexReport,
+            "Read the state of the index.", mutates=False),
+    Syscall("sto.reindex", sto.Reindex, "sto.admin", Done,
+            "Make the index anew.", mutates=True),
+    Syscall("tool.list", Empty, "tool.list", tool.Tools,
+            "List the tools that the caller may call.", mutates=False),
+    Syscall("tool.call", tool.CallTool, "tool.call", tool.ToolResult,
+            "Call a tool.", piece=tool.ToolProgress, mutates=True, exactly_once=True),
+    Syscall("tool.offer", tool.Offer, "none", Done,
+            "Offer tools, as a worker.", mutates=False),
+    Syscall("tool.serve", tool.Serve, "none", Done,
+            "Take jobs, as a worker.", piece=tool.Job, mutates=False),
+    Syscall("tool.progress", tool.JobProgress, "none", Done,
+            "Report the progress of a job, as a worker.", mutates=False),
+    Syscall("tool.done", tool.JobDone, "none", Done,
+            "Report the end of a job, as a worker.", mutates=True, allowed_when_full=True),
+    Syscall("acc.groups", Empty, "acc.groups", acc.Groups,
+            "Read all groups.", mutates=False),
+    Syscall("acc.set", acc.SetGroup, "acc.groups", Done,
+            "Make, change or remove a group.", mutates=True),
+    Syscall("acc.grant", acc.Grant, "acc.grant", acc.Granted,
+            "Hand on a right.", mutates=True, exactly_once=True),
+    Syscall("acc.revoke", acc.Revoke, "acc.grant", Done,
+            "Take a grant back.", mutates=True, allowed_when_full=True),
+    Syscall("acc.grants", Empty, "acc.read", list[acc.GrantRow],
+            "List grants.", mutates=False),
+    Syscall("acc.check", acc.Check, "acc.read", acc.Verdict,
+            "Ask what the rules say of a call, and why.", mutates=False),
+    Syscall("acc.ask", acc.Questions, "acc.answer", Done,
+            "Follow the questions to a person.", piece=acc.Question, mutates=False),
+    Syscall("acc.answer", acc.Answer, "acc.answer", Done,
+            "Answer a question.", mutates=True),
+    Syscall("key.allow", acc.KeyAllow, "acc.keys", Done,
+            "Let a key's owner connect by tcp.", mutates=True),
+    Syscall("key.remove", acc.KeyRemove, "acc.keys", Done,
+            "Take a key out of the list.", mutates=True, allowed_when_full=True),
+    Syscall("key.list", Empty, "acc.keys", acc.Keys,
+            "List the keys, and the address where the kernel listens.", mutates=False),
+    Syscall("kernel.status", Empty, "kernel.read", kernel.Status,
+            "Read the state of the system: model, slots, policy.", mutates=False),
+    Syscall("kernel.stats", Empty, "kernel.read", kernel.Stats,
+            "Read counters and timings since boot.", mutates=False),
+    Syscall("kernel.events", kernel.Events, "kernel.read", Done,
+            "Follow events.", piece=kernel.Event, mutates=False),
+    Syscall("kernel.policy", kernel.SetPolicy, "kernel.control", kernel.Policy,
+            "Read or set the policy.", mutates=True),
+    Syscall("kernel.check", Empty, "kernel.control", kernel.CheckReport,
+            "Test the kernel's invariants.", mutates=False),
+    Syscall("kernel.stop", Empty, "kernel.control", Done,
+            "End every agent, then the system.", mutates=True, external=True,
+            allowed_when_full=True),
 )  # fmt: skip
 
-EFFECTS = frozenset(
-    {"proc.spawn", "proc.exit", "proc.wait", "proc.nice", "proc.limits", "llm.open", "llm.append",
-     "llm.generate", "llm.fork", "llm.checkpoint", "llm.rollback", "llm.close", "msg.send",
-     "msg.recv", "tool.call", "acc.grant"}
-)  # fmt: skip
-
-READS = frozenset(
-    {"hello", "proc.ps", "proc.whoami", "proc.log", "llm.tokenize", "llm.detokenize",
-     "llm.contexts", "mem.get", "mem.scan", "mem.spaces", "mem.log", "sto.get", "sto.list",
-     "sto.history", "sto.shares", "sto.owners", "sto.watch", "sto.verify", "sto.search",
-     "sto.index", "tool.list", "tool.offer", "tool.serve", "tool.progress", "acc.groups",
-     "acc.grants", "acc.check", "acc.ask", "key.list", "kernel.status", "kernel.stats",
-     "kernel.events", "kernel.check"}
-)  # fmt: skip
-OUTWARD = frozenset({"proc.spawn", "proc.kill", "kernel.stop"})
-FREES = frozenset(
-    {"hello", "call.cancel", "proc.exit", "proc.wait", "proc.kill", "llm.close", "msg.recv",
-     "mem.delete", "mem.clear", "sto.delete", "sto.purge", "sto.compact", "tool.done", "acc.revoke",
-     "key.remove", "kernel.stop"}
-)  # fmt: skip
-
-TABLE: dict[str, Row] = {row.name: row for row in ROWS}
-RIGHTS = frozenset(row.right for row in ROWS) - {"none"} | {"llm.raw"}  # the last of some arguments
+TABLE: dict[str, Syscall] = {syscall.name: syscall for syscall in SYSCALLS}
+RIGHTS = frozenset(syscall.right for syscall in SYSCALLS) - {"none"} | {"llm.raw"}

@@ -57,7 +57,7 @@ class ToolProgress(Reply):
 
 
 class ToolResult(Reply):
-    """What a tool returned. What is too long for a reply is in the caller's storage."""
+    """The value that a tool returned. One too long for a reply is in the caller's storage."""
 
     value: Any
     owner: str = ""  # where all of it is stored, where `value` is how it begins
@@ -66,20 +66,20 @@ class ToolResult(Reply):
 
 
 class Offer(Message):
-    """Of a worker: what it serves, besides what it has offered before."""
+    """Offer tools, as a worker, besides those that it has offered before."""
 
     tools: Annotated[list[Spec], Meta(max_length=512)]
     anew: bool = False  # what it has offered before it does not serve any more
 
 
 class Serve(Message):
-    """Of a worker: take jobs, one piece each."""
+    """Take jobs, as a worker: one piece each."""
 
     at_once: Annotated[int, Meta(ge=1, le=1024)] = 1
 
 
 class Job(Reply):
-    """Something to do; with `cancelled`, to be done no more."""
+    """A call for a worker to run; with `cancelled`, one to stop."""
 
     id: int
     tool: str = ""
@@ -107,8 +107,8 @@ class JobDone(Message):
 
 
 class McpServer(Message, kw_only=True):
-    """An MCP server, as its worker is told of it: a program to start, or an address; or what is
-    wrong with its entry in the file."""
+    """An MCP server, as its worker is told of it: a program to start, an address, or the error in
+    its entry in the settings."""
 
     name: BoxName
     wrong: str = ""

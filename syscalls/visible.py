@@ -1,10 +1,10 @@
-"""Which characters of a text can be seen. Pure."""
+"""Visible and invisible characters. Pure."""
 
 from __future__ import annotations
 
 import re
 
-# What str.isprintable() takes for visible, and no terminal shows: Unicode's other code points that
+# str.isprintable() takes these for visible, and no terminal shows them: Unicode's code points that
 # are ignorable by default (fillers, joiners, variation selectors), and the empty Braille pattern.
 INVISIBLE = (
     "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"

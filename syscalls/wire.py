@@ -31,7 +31,7 @@ DONE, FAILED, PIECE = 0, 1, 2
 def pack_call(
     call_id: int, name: str, args: dict[str, Any], heard: int = 0, receipt: bool = False
 ) -> bytes:
-    """The bytes of one system call.
+    """Pack one system call.
 
     Raises:
         TooBig: the call would pass MAX_CALL_BYTES.

@@ -274,7 +274,7 @@ def test_what_was_signed_while_the_system_ran_cannot_be_taken_away(boot: Boot) -
     ("args", "said"),
     [
         (sto.Put(path="a\n owner=/other", owner="/own"), r'owner=/own path="a\n owner=/other"'),
-        (mem.Get(keys=["a", "b,c", 'd"']), r'space=main keys=a,"b,c","d\""'),
+        (mem.GetItems(keys=["a", "b,c", 'd"']), r'space=main keys=a,"b,c","d\""'),
         (
             acc.Grant(to="/x to=/eve", right="mem", on=["a] [allow *"]),
             '[mem on "a] [allow *"] [seconds=None]',
@@ -303,7 +303,7 @@ def test_a_long_path_that_was_refused_pushes_out_nothing(tmp_path: Path) -> None
     [
         (Spawn("/bin/evil", contexts=list(range(100, 164)), name="nice"), "program=/bin/evil"),
         (sto.Delete(path="ledger", owner=f"/{'a' * 4000}"), "path=ledger"),
-        (mem.Get(keys=["k" * 400] * 100, principal="/other"), "principal=/other"),
+        (mem.GetItems(keys=["k" * 400] * 100, principal="/other"), "principal=/other"),
     ],
 )
 def test_no_field_pushes_out_another(args: Message, said: str) -> None:

@@ -15,9 +15,9 @@ from conftest import run_system
 from aios.agents import Aios
 from aios.shell.launch import System
 from aios.syscalls.errors import ContextBusy, Denied, NotFound, TimedOut, UploadGone
-from aios.syscalls.table import ROWS, Row
+from aios.syscalls.table import SYSCALLS, Syscall
 
-OURS = [row for row in ROWS if row.name.startswith(("mem.", "sto.", "llm.", "msg."))]
+OURS = [row for row in SYSCALLS if row.name.startswith(("mem.", "sto.", "llm.", "msg."))]
 NAMING = {
     "pid",
     "principal",
@@ -187,7 +187,7 @@ def named(args: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("row", OURS, ids=lambda row: row.name)
-def test_each_call_is_attacked_by_each_way_to_name_another(row: Row) -> None:
+def test_each_call_is_attacked_by_each_way_to_name_another(row: Syscall) -> None:
     assert row.name in ATTACKS, f"{row.name} is in the table, and not in this matrix"
     attacks = ATTACKS[row.name](Someone(1, "/other", 1, 1))
     can_name = NAMING & set(row.args.__struct_fields__)

@@ -22,7 +22,7 @@ from aios.syscalls.errors import (
     NotFound,
     StoreDamaged,
 )
-from aios.syscalls.mem import MAX_KEY, Memory
+from aios.syscalls.mem import MAX_KEY_BYTES, Memory
 
 Program = Callable[[str], str]
 PLAIN = {"n": None, "b": b"\x00\xff", "i": -(2**63), "f": 0.5, "l": [1, {"a": [True]}], "s": "é\0"}
@@ -109,8 +109,8 @@ def test_accounting_is_exact(aios: Aios) -> None:
 @pytest.mark.parametrize(
     ("items", "error"),
     [
-        ({"k" * (MAX_KEY + 1): 1}, Malformed),
-        ({"é" * (MAX_KEY // 2 + 1): 1}, BadInput),
+        ({"k" * (MAX_KEY_BYTES + 1): 1}, Malformed),
+        ({"é" * (MAX_KEY_BYTES // 2 + 1): 1}, BadInput),
         ({"": 1}, Malformed),
         ({}, Malformed),
         ({"a": float("nan")}, Malformed),
@@ -121,8 +121,8 @@ def test_keys_and_values_that_cannot_be(
 ) -> None:
     with pytest.raises(error):
         aios.mem_put(items)
-    aios.mem_put({"k" * MAX_KEY: 1})
-    assert aios.mem_get(["k" * MAX_KEY]) == {"k" * MAX_KEY: 1}
+    aios.mem_put({"k" * MAX_KEY_BYTES: 1})
+    assert aios.mem_get(["k" * MAX_KEY_BYTES]) == {"k" * MAX_KEY_BYTES: 1}
 
 
 def test_past_its_limit_nothing_changes_and_what_shrinks_goes(aios: Aios, program: Program) -> None:

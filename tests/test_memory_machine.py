@@ -114,7 +114,7 @@ class Machine(RuleBasedStateMachine):
         limit = process.limits.mem_bytes
         assert limit is not None
         fits = grows <= 0 or self.size(process.pid) <= limit
-        args = mem.Put(items=items, space=space, ack="accepted" if early else "durable")
+        args = mem.PutItems(items=items, space=space, ack="accepted" if early else "durable")
         reply = self.ask("put", process, args)
         if not fits:
             self.model[process.pid] = before
@@ -124,7 +124,7 @@ class Machine(RuleBasedStateMachine):
     def get(self, place: int, space: str, wanted: list[str]) -> None:
         process = self.begin(place)
         known = self.model[process.pid]
-        reply = self.ask("get", process, mem.Get(keys=wanted, space=space))
+        reply = self.ask("get", process, mem.GetItems(keys=wanted, space=space))
         assert reply["items"] == {k: known[space, k] for k in wanted if (space, k) in known}
 
     @rule(place=places, space=spaces, wanted=st.lists(keys, min_size=1))
@@ -132,7 +132,9 @@ class Machine(RuleBasedStateMachine):
         process = self.begin(place)
         known = self.model[process.pid]
         count = sum(known.pop((space, key), known) is not known for key in wanted)
-        assert self.ask("delete", process, mem.Delete(keys=wanted, space=space))["count"] == count
+        assert (
+            self.ask("delete", process, mem.DeleteItems(keys=wanted, space=space))["count"] == count
+        )
 
     @rule(place=places, space=st.none() | spaces)
     def clear(self, place: int, space: str | None) -> None:
@@ -178,7 +180,7 @@ class Machine(RuleBasedStateMachine):
         self.settle()
         unknown = [pid for pid in self.model if not self.is_stored(pid)]
         answers: list[Any] = []
-        put = self.memory.put(Call(process), mem.Put(items=items))  # type: ignore[arg-type]
+        put = self.memory.put(Call(process), mem.PutItems(items=items))  # type: ignore[arg-type]
         assert isinstance(put, Wait)
         hear(put, answers.append)
         self.count += 1
@@ -220,7 +222,7 @@ class Machine(RuleBasedStateMachine):
         """The same by way of what is in RAM."""
         found: Items = {}
         for space in ("main", "two"):
-            reply = self.ask("get", process, mem.Get(keys=KEYS, space=space))
+            reply = self.ask("get", process, mem.GetItems(keys=KEYS, space=space))
             found |= {(space, key): value for key, value in reply["items"].items()}
         return found
 

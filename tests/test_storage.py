@@ -124,8 +124,8 @@ def test_large_contents_are_streamed(storage: Aios) -> None:
     storage.sto_put("big", io.BytesIO(BIG[::-1]))  # what is being read stays what it was
     assert b"".join([first, *stream]) == BIG
     assert storage.sto_get("big") == BIG[::-1]
-    middle = storage.sto_read("big", 1, offset=sto.CHUNK - 10, count=20)
-    assert middle.data == BIG[sto.CHUNK - 10 : sto.CHUNK + 10]
+    middle = storage.sto_read("big", 1, offset=sto.CHUNK_BYTES - 10, count=20)
+    assert middle.data == BIG[sto.CHUNK_BYTES - 10 : sto.CHUNK_BYTES + 10]
     assert storage.sto_read("big", 1, offset=len(BIG) + 5).data == b""
     assert storage.sto_read("big", 1, count=0).data == b""
 

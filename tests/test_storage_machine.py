@@ -36,8 +36,8 @@ LIMIT = 10.0  # seconds
 PERSON = ""
 OWNERS = [PERSON, "/a", "/a/b", "/c"]
 PATHS = ["x", "x/y", "x2", "é"]
-CONTENTS = [b"", b"1", b"2" * 5000, bytes(sto.CHUNK) + b"3", bytes(2 * sto.CHUNK)]
-QUOTA = 3 * sto.CHUNK
+CONTENTS = [b"", b"1", b"2" * 5000, bytes(sto.CHUNK_BYTES) + b"3", bytes(2 * sto.CHUNK_BYTES)]
+QUOTA = 3 * sto.CHUNK_BYTES
 
 owners = st.sampled_from(OWNERS)
 paths = st.sampled_from(PATHS)

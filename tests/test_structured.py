@@ -15,7 +15,7 @@ from helpers import STORY, first_piece
 from aios.agents import Aios, connect
 from aios.shell.launch import System
 from aios.syscalls.errors import AiosError, BadGrammar, BadInput, Malformed, NotJson
-from aios.syscalls.llm import GRAMMAR
+from aios.syscalls.llm import MAX_GRAMMAR_CHARS
 
 PERSON: dict[str, Any] = {
     "type": "object",
@@ -83,7 +83,7 @@ for _ in range(40):
         ({"schema": {"type": "integer", "multipleOf": 999_983}}, BadGrammar, "takes too much"),
         ({"grammar": "root ::= word"}, BadGrammar, "no rule 'word'"),
         ({"grammar": "root ::= root"}, BadGrammar, "no answer can begin"),
-        ({"grammar": 'root ::= "' + "a" * GRAMMAR}, Malformed, "grammar"),
+        ({"grammar": 'root ::= "' + "a" * MAX_GRAMMAR_CHARS}, Malformed, "grammar"),
         ({"grammar": ""}, Malformed, "grammar"),
         ({"schema": True}, Malformed, "schema"),
         ({"schema": DEEP}, Malformed, "nested deeper"),

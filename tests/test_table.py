@@ -19,7 +19,7 @@ from aios.kernel.process import ProcessTable
 from aios.syscalls import errors, sto, wire
 from aios.syscalls.document import document
 from aios.syscalls.proc import Limits
-from aios.syscalls.table import ROWS, TABLE, Row
+from aios.syscalls.table import SYSCALLS, TABLE, Syscall
 
 ROOT = Path(__file__).parent.parent
 STUB_IN_CLIENT = "hello"  # part of connecting: agents/sdk/connection.py
@@ -49,11 +49,11 @@ def stubs() -> list[str]:
 
 
 def test_each_name_is_in_the_table_once() -> None:
-    assert len(TABLE) == len(ROWS)
+    assert len(TABLE) == len(SYSCALLS)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_a_row_is_complete(row: Row) -> None:
+@pytest.mark.parametrize("row", SYSCALLS, ids=lambda row: row.name)
+def test_a_row_is_complete(row: Syscall) -> None:
     assert row.doc.endswith(".")
     assert row.right
     msgspec.msgpack.Decoder(row.args)
@@ -78,8 +78,8 @@ def test_each_call_has_one_stub() -> None:
     assert '"hello"' in (ROOT / "agents/sdk/connection.py").read_text()
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_a_stub_sends_only_fields_of_the_message(row: Row) -> None:
+@pytest.mark.parametrize("row", SYSCALLS, ids=lambda row: row.name)
+def test_a_stub_sends_only_fields_of_the_message(row: Syscall) -> None:
     """Keyword arguments of each `_call(type, name, ...)` and `start(name, ...)` of the SDK."""
     sources = {inspect.getsourcefile(cls) or "" for cls in sdk.Aios.__mro__[:-1]}
     nodes = [node for path in sources for node in ast.walk(ast.parse(Path(path).read_text()))]
@@ -104,7 +104,7 @@ def test_the_document_is_what_the_table_says() -> None:
 def test_the_document_has_every_call_field_and_error() -> None:
     text = document()
     assert "| chain a hash of each step's raw logits |" in text  # a field's own comment
-    for row in ROWS:
+    for row in SYSCALLS:
         section = text.split(f"### `{row.name}`\n")[1].split("\n### ")[0]
         assert row.doc in section
         for field in row.args.__struct_fields__:
@@ -134,13 +134,13 @@ ELSEWHERE = {
 }
 NAMED = [
     (row, name)
-    for row in ROWS if row.right != "none"
+    for row in SYSCALLS if row.right != "none"
     for name in row.args.__struct_fields__ if name in NAMES
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("row", "name"), NAMED, ids=lambda each: getattr(each, "name", each))
-def test_the_gate_is_asked_about_all_that_a_call_names(row: Row, name: str) -> None:
+def test_the_gate_is_asked_about_all_that_a_call_names(row: Syscall, name: str) -> None:
     """A rule, and a person's answer, is about what the gate is asked about."""
     if (row.name, name) in ELSEWHERE:
         return

@@ -18,7 +18,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.message import SessionMessage
 from mcp_types import JSONRPCNotification, JSONRPCRequest, JSONRPCResponse
 
-from aios.syscalls.home import CERTIFICATES
+from aios.syscalls.home import CERTIFICATE_VARIABLES
 from aios.syscalls.tool import McpServer
 
 from .messages import (
@@ -37,7 +37,8 @@ GRACE_S = 2.0  # to end in, after each of: no more stdin, TERM, KILL
 PIECE = 65_536  # bytes that are read of stderr at once
 ASKS = 64  # that a server may make while it does not read the answers
 NAMES_BY_TCP = {"RES_OPTIONS": "use-vc"}  # UDP is behind the walls
-INHERITED = ("TMPDIR", "GIT_CONFIG_NOSYSTEM", *CERTIFICATES)  # besides what the package passes on
+# Variables that a server inherits besides those that the package passes on.
+INHERITED = ("TMPDIR", "GIT_CONFIG_NOSYSTEM", *CERTIFICATE_VARIABLES)
 SILENCE = httpx2.Timeout(ANSWER_TIMEOUT_S, read=None)  # of HTTP; a call may take long
 
 Over = Callable[[str], None]  # told why a server is of no more use

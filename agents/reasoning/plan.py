@@ -14,7 +14,7 @@ from typing import Any
 from msgspec import Struct
 
 from aios.syscalls.errors import BadInput, TooBig
-from aios.syscalls.llm import GRAMMAR
+from aios.syscalls.llm import MAX_GRAMMAR_CHARS
 from aios.syscalls.tool import Spec
 
 from .schemas import narrowed
@@ -106,10 +106,10 @@ def grammar(most: int, tools: Specs, agents: Specs) -> str:
         rest = f' (", " step{number}{rest})?' if number > 1 else f" step1{rest}"
     begin = json.dumps('{"steps": [')
     text = "\n".join([f'root ::= {begin}{rest} "]}}"', *rules])
-    if len(text) > GRAMMAR:
+    if len(text) > MAX_GRAMMAR_CHARS:
         what = f"plans of {most} steps with {len(tools)} tools take"
         raise TooBig(
-            f"{what} a grammar of {len(text)} characters, {GRAMMAR} fit",
+            f"{what} a grammar of {len(text)} characters, {MAX_GRAMMAR_CHARS} fit",
             "offer fewer tools, or fewer steps",
         )
     return text

@@ -32,7 +32,7 @@ from aios.syscalls.errors import (
     ToolTimeout,
     ToolUnknown,
 )
-from aios.syscalls.llm import GRAMMAR
+from aios.syscalls.llm import MAX_GRAMMAR_CHARS
 from aios.syscalls.tool import Spec
 
 from .schemas import narrowed
@@ -197,10 +197,10 @@ class ToolTalk:
             schema = json.dumps(self.schemas[spec.name])
             rules.append(f'call{number} ::= {_quoted(begin)} %json {schema} "}}"')
         grammar = "\n".join(rules)
-        if len(grammar) > GRAMMAR:
+        if len(grammar) > MAX_GRAMMAR_CHARS:
             tools = f"the schemas of {len(self.specs)} tools"
             raise TooBig(
-                f"{tools} make a grammar of {len(grammar)} characters, {GRAMMAR} fit",
+                f"{tools} make a grammar of {len(grammar)} characters, {MAX_GRAMMAR_CHARS} fit",
                 "offer the model fewer of them",
             )
         return grammar

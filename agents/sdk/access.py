@@ -60,7 +60,7 @@ class AccessCalls(Calls):
         return self._call(acc.Keys, "key.list")
 
     def groups(self) -> dict[str, Group]:
-        return self._call(acc.Policy, "acc.groups").groups
+        return self._call(acc.Groups, "acc.groups").groups
 
     def set_group(self, name: str, group: Group | Mapping[str, Any] | None) -> None:
         """Make a group anew, or with None remove it."""

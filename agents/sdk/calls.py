@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from aios.syscalls.connection import Cancelled, Welcome
+from aios.syscalls.connection import CancelReply, Welcome
 from aios.syscalls.errors import KernelGone
 
 from .connection import Connection, Pending
@@ -35,7 +35,7 @@ class Calls:
 
     def cancel(self, call: int) -> bool:
         """End a call of this connection; False: there is none of that number."""
-        return self._call(Cancelled, "call.cancel", call=call).found
+        return self._call(CancelReply, "call.cancel", call=call).found
 
     def _follow(self, piece: type[R], name: str, /, **args: Any) -> Iterator[R]:
         """The pieces of a call that has no end of its own; cancelled when nobody asks for more."""

@@ -33,7 +33,7 @@ from aios.syscalls.errors import (
     from_wire,
 )
 from aios.syscalls.home import default_home, endpoint, init_runs
-from aios.syscalls.table import EFFECTS
+from aios.syscalls.table import TABLE
 
 HELLO_TIMEOUT_S = 30.0  # that a kernel has to answer the first call
 POLL_S, LONGEST_POLL_S = 0.01, 0.25  # between two looks for the next kernel
@@ -49,11 +49,13 @@ NO_KEY = "there, `aios key list` shows the keys that are allowed, and the kernel
 class Pending:
     """A system call on its way: iterate its pieces, then `wait` for its final reply."""
 
-    def __init__(self, connection: Connection, call_id: int, data: bytes, *, effect: bool) -> None:
+    def __init__(
+        self, connection: Connection, call_id: int, data: bytes, *, exactly_once: bool
+    ) -> None:
         self.connection = connection
         self.id = call_id
         self.data = data
-        self.effect = effect
+        self.exactly_once = exactly_once
         self.pieces: deque[Any] = deque()
         self.had = 0  # pieces, of those that the kernel that is there now has sent
         self.skip = 0  # of those that it will send again
@@ -76,7 +78,7 @@ class Pending:
 
     def again(self) -> None:
         """It is sent to another kernel: of a call with an effect, that sends all pieces again."""
-        self.skip = max(self.skip, self.had) if self.effect else 0
+        self.skip = max(self.skip, self.had) if self.exactly_once else 0
         self.had = 0
 
     def __iter__(self) -> Iterator[Any]:
@@ -163,7 +165,8 @@ class Connection:
         self.last += 1
         heard = next(iter(self.pending), self.last) - 1
         data = wire.pack_call(self.last, name, args, heard, self.receipts)
-        call = Pending(self, self.last, data, effect=name in EFFECTS)
+        exactly_once = name in TABLE and TABLE[name].exactly_once
+        call = Pending(self, self.last, data, exactly_once=exactly_once)
         self.pending[self.last] = call
         self._send(call)
         return call

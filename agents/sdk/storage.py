@@ -119,7 +119,7 @@ class StorageCalls(Calls):
                 return
 
     def sto_read(
-        self, path: str, version: int | None = None, *, offset: int = 0, count: int = s.CHUNK,
+        self, path: str, version: int | None = None, *, offset: int = 0, count: int = s.CHUNK_BYTES,
         owner: str | None = None,
     ) -> s.Content:  # fmt: skip
         """A part of the content, and what is known of the version."""
@@ -210,9 +210,9 @@ class StorageCalls(Calls):
         an agent ("/reader"), those below one ("/team/*"), or a group (`aios group set`)."""
         self._call(Done, "sto.share", prefix=prefix, to=to, mode=mode, owner=owner)
 
-    def sto_shares(self, owner: str | None = None) -> list[s.Grant]:
+    def sto_shares(self, owner: str | None = None) -> list[s.SharedPrefix]:
         """What an owner has shared, and what others have shared with it."""
-        return self._call(list[s.Grant], "sto.shares", owner=owner)
+        return self._call(list[s.SharedPrefix], "sto.shares", owner=owner)
 
     def sto_owners(self) -> Iterator[s.Holding]:
         """Who holds how much: for a person of everybody, for an agent of itself."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 from aios.syscalls import acc, mem, sto, tool
@@ -28,7 +29,7 @@ from aios.syscalls.llm import (
 from aios.syscalls.msg import Recv, Send
 from aios.syscalls.proc import Kill, Log, Ps, SetLimits, SetNice, Spawn
 from aios.syscalls.rules import Group, Rule
-from aios.syscalls.table import Row
+from aios.syscalls.table import Syscall
 
 from ..lib.patterns import Effort, TooLong
 from ..process import Process, ProcessTable
@@ -72,12 +73,12 @@ class Gate:
 
     # --- the check ------------------------------------------------------------------------------
 
-    def check(self, process: Process, row: Row, args: Message) -> Passed:
+    def check(self, process: Process, row: Syscall, args: Message) -> Passed:
         """Raises Denied, or NotFound of a process that is meant."""
         if process.kind == "client" or row.right == "none":
             return Passed("a person may" if process.kind == "client" else "everybody may")
         if isinstance(args, RAW) and args.messages is None and (args.text or args.tokens):
-            row = row._replace(right="llm.raw")  # what may hold control tokens
+            row = replace(row, right="llm.raw")  # what may hold control tokens
         layers, plain = self._layers(process, row.right)
         if plain is not None and _is_of_its_own(args):
             return plain
@@ -140,7 +141,7 @@ class Gate:
         process = self.table.rows.get(grant.pid)
         return self.subject(process) if process is not None and process.alive else None
 
-    def requests(self, process: Process, row: Row, args: Message) -> list[Request]:
+    def requests(self, process: Process, row: Syscall, args: Message) -> list[Request]:
         """What a call asks for: one right, on one or more objects."""
         make = partial(Request, row.right)
         match args:

@@ -17,7 +17,7 @@ import msgspec
 from aios.syscalls import acc
 from aios.syscalls.base import Done, Message
 from aios.syscalls.errors import BadInput, Denied, NotFound
-from aios.syscalls.rules import OBJECTS, PATTERN_CHARACTERS, Rule
+from aios.syscalls.rules import MAX_PATTERN_CHARS, MAX_PATTERNS, Rule
 
 from ..entry.followers import Followers
 from ..entry.trap import Call
@@ -121,10 +121,10 @@ class Questions:
         if args.answer != "once":
             to = question.principal if args.answer == "always" else f"#{question.pid}"
             on = _patterns(held.on)
-            if len(on) > OBJECTS or max(map(len, on)) > PATTERN_CHARACTERS:
+            if len(on) > MAX_PATTERNS or max(map(len, on)) > MAX_PATTERN_CHARS:
                 raise BadInput(
-                    f"it is about more than the {OBJECTS} objects, or names longer than the "
-                    f"{PATTERN_CHARACTERS} letters, that a grant can have",
+                    f"it is about more than the {MAX_PATTERNS} objects, or names longer than the "
+                    f"{MAX_PATTERN_CHARS} letters, that a grant can have",
                     "answer `once`, or set a rule: `aios group`",
                 )
             rule = Rule(question.right, on)

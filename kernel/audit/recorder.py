@@ -19,7 +19,7 @@ import msgspec
 from aios.syscalls.base import Message
 from aios.syscalls.errors import AiosError, Denied, DiskFull
 from aios.syscalls.kernel import AuditInfo
-from aios.syscalls.table import Row
+from aios.syscalls.table import Syscall
 from aios.syscalls.wire import Receipt
 
 from ..lib.patterns import SEVERAL, quoted
@@ -52,14 +52,14 @@ class Audit:
 
     # --- calls ------------------------------------------------------------------------------------
 
-    def check_room(self, row: Row, process: Process | None) -> None:
+    def check_room(self, row: Syscall, process: Process | None) -> None:
         """Raises DiskFull where this call could not be recorded, or is one that has to wait. The
         last of the room is for what ends something, and the last of that for persons."""
         is_agent = process is not None and process.kind != "client"
-        if row.frees:
+        if row.allowed_when_full:
             needed = RESERVE // 8 if is_agent else 1
         else:
-            needed = RESERVE if row.changes else RESERVE // 2
+            needed = RESERVE if row.mutates else RESERVE // 2
         if not self.log.has_room(needed):
             raise DiskFull(f"the audit log cannot grow: {self.log.full}")
         if self.unrecorded:
@@ -67,10 +67,11 @@ class Audit:
             self.note("audit.unrecorded", detail=f"{count} refused calls")
 
     def called(
-        self, process: Process, call_id: int, row: Row, args: Message, raw: msgspec.Raw, rule: str
-    ) -> Receipt:
+        self, process: Process, call_id: int, row: Syscall, args: Message, raw: msgspec.Raw,
+        rule: str,
+    ) -> Receipt:  # fmt: skip
         """Before it is served: the intent of what changes something, of the rest all there is."""
-        kind = "intent" if row.changes else "read"
+        kind = "intent" if row.mutates else "read"
         append = self.gathered.add if _is_free(process, row) else self.log.append
         receipt = append(
             (process.pid, short(process.principal), kind, call_id, row.name, about(args),
@@ -79,11 +80,11 @@ class Audit:
         last, text = receipt[0], details(args)
         if text:
             last = self.changed(process, call_id, row, last, text)
-        if row.outward:
+        if row.external:
             self.due = last + 1
         return receipt
 
-    def changed(self, process: Process, call_id: int, row: Row, intent: int, text: str) -> int:
+    def changed(self, process: Process, call_id: int, row: Syscall, intent: int, text: str) -> int:
         """What a call changes of who may do what, in words; where the last of its records is."""
         last = intent
         for part in parts(text, bound=process.kind != "client"):
@@ -93,7 +94,9 @@ class Audit:
             )  # fmt: skip
         return last
 
-    def ended(self, process: Process, call_id: int, row: Row, intent: int, code: str) -> Receipt:
+    def ended(
+        self, process: Process, call_id: int, row: Syscall, intent: int, code: str
+    ) -> Receipt:
         """The outcome of what changes something, before its final reply leaves."""
         append = self.gathered.add if _is_free(process, row) else self.log.append
         return append(
@@ -150,7 +153,7 @@ class Audit:
         return self.log.synced >= self.due
 
 
-def _is_free(process: Process, row: Row) -> bool:
+def _is_free(process: Process, row: Syscall) -> bool:
     """Whether an agent that may do nothing makes such records without end."""
     return row.right == "none" and process.kind != "client" and not process.tool
 

@@ -15,7 +15,7 @@ from msgspec.structs import asdict
 from aios.syscalls import wire
 from aios.syscalls.base import Message
 from aios.syscalls.errors import Malformed, TooBig
-from aios.syscalls.table import TABLE, Row
+from aios.syscalls.table import TABLE, Syscall
 
 MAX_DEPTH = 32  # of what agents pass on to each other
 PLAIN = {str, int, bool, float, bytes, type(None), list, dict}
@@ -60,7 +60,7 @@ def open_envelope(data: bytes) -> Envelope:
     return call
 
 
-def arguments(row: Row, raw: msgspec.Raw) -> Message:
+def arguments(row: Syscall, raw: msgspec.Raw) -> Message:
     size = len(memoryview(raw))
     if size > wire.MAX_CALL_BYTES:
         raise TooBig(f"{row.name}: {size} bytes, a system call holds {wire.MAX_CALL_BYTES}")
@@ -84,7 +84,7 @@ def _is_flat(value: Any) -> bool:
     )
 
 
-def _check_plain(row: Row, value: Any) -> None:
+def _check_plain(row: Syscall, value: Any) -> None:
     """Whatever agents pass on must be something that any msgpack library can take apart.
 
     A level of nesting at a time, so that what is in it is looked at by C.

@@ -34,7 +34,7 @@ from aios.syscalls.errors import (
     ProcessGone,
     UnknownCall,
 )
-from aios.syscalls.table import TABLE, Row
+from aios.syscalls.table import TABLE, Syscall
 from aios.syscalls.wire import Receipt
 
 from ..lib.task import Task, Wait
@@ -78,7 +78,7 @@ class Call:
     session: Session
     process: Process
     id: int
-    row: Row
+    row: Syscall
     task: Task | None = None  # what serves it, where that waits
     pieces: list[Any] = field(default_factory=list)  # sent so far, of a call that has an effect
     detached: bool = False  # its caller has to send it again to hear of it
@@ -99,7 +99,7 @@ class Call:
         for a caller that comes back."""
         if self.ended:
             return
-        if self.row.effect and keep:
+        if self.row.exactly_once and keep:
             self.pieces.append(body)
         if not self.detached:
             self.trap.reply(self.session, self.id, wire.PIECE, body, durable=durable)
@@ -126,11 +126,11 @@ class Call:
         self.session.calls.pop(self.id, None)
         if self.bytes:
             self.trap.waiting.add(self.process.principal, -self.bytes)
-        if self.row.changes:
+        if self.row.mutates:
             code = "ok" if kind == wire.DONE else body["code"]
             self.receipt = self.trap.audit.ended(self.process, self.id, self.row, self.intent, code)
         receipt = self.receipt if self.receipted else None
-        if self.row.effect:
+        if self.row.exactly_once:
             self.trap.replies.keep(self.process.pid, self.id, kind, body, self.pieces, receipt)
         if not self.detached:
             self.trap.reply(
@@ -152,7 +152,7 @@ Handler = Callable[[Call, Any], Any]
 
 
 class Gate(Protocol):
-    def check(self, process: Process, row: Row, args: Any) -> Passed:
+    def check(self, process: Process, row: Syscall, args: Any) -> Passed:
         """By which rule the call is allowed, and what a person has to be asked first, if anything.
         Raises Denied."""
 
@@ -172,17 +172,20 @@ class Ledger(Protocol):
 class Recorder(Protocol):
     """What the trap asks of the audit log."""
 
-    def check_room(self, row: Row, process: Process | None) -> None:
+    def check_room(self, row: Syscall, process: Process | None) -> None:
         """Raises DiskFull where the call could not be recorded."""
 
     def called(
-        self, process: Process, call_id: int, row: Row, args: Message, raw: msgspec.Raw, rule: str
-    ) -> Receipt: ...
+        self, process: Process, call_id: int, row: Syscall, args: Message, raw: msgspec.Raw,
+        rule: str,
+    ) -> Receipt: ...  # fmt: skip
 
-    def changed(self, process: Process, call_id: int, row: Row, intent: int, text: str) -> int: ...
+    def changed(
+        self, process: Process, call_id: int, row: Syscall, intent: int, text: str
+    ) -> int: ...
 
     def ended(
-        self, process: Process, call_id: int, row: Row, intent: int, code: str
+        self, process: Process, call_id: int, row: Syscall, intent: int, code: str
     ) -> Receipt: ...
 
     def refused(
@@ -279,12 +282,12 @@ class Trap:
         if process.calls == 1:
             self.settle(process)
         passed = self.gate.check(process, row, args)
-        if row.effect and not row.frees:
+        if row.exactly_once and not row.allowed_when_full:
             self.ledger.check_room()
         if name not in UNLIMITED:
             self._check_waiting(session, process)
         call = Call(
-            self, session, process, asked.id, row, durable=row.outward, receipted=asked.receipt
+            self, session, process, asked.id, row, durable=row.external, receipted=asked.receipt
         )
         call.receipt = self.audit.called(process, asked.id, row, args, asked.args, passed.rule)
         call.intent, _ = call.receipt
@@ -335,7 +338,7 @@ class Trap:
         del args
         return await body if type(body) in WAITING else body
 
-    def _hello(self, session: Session, asked: Envelope, row: Row, args: Message) -> None:
+    def _hello(self, session: Session, asked: Envelope, row: Syscall, args: Message) -> None:
         body = self.hello(session, args)
         process = session.process or self.sessions[session.route].process
         assert process is not None
@@ -412,7 +415,7 @@ class Trap:
         known.closed = True
         for call in list(known.calls.values()):
             call.detached = True
-            if not call.row.effect:  # it will be sent again, and is another call then
+            if not call.row.exactly_once:  # it will be sent again, and is another call then
                 call.fail(Cancelled("its caller came back"))
         known.route, known.closed = session.route, False
         self.sessions[known.route] = known

@@ -43,15 +43,15 @@ class Memory:
 
     # --- writing ----------------------------------------------------------------------------------
 
-    def put(self, call: Call, args: mem.Put) -> Done | Wait[Done]:
+    def put(self, call: Call, args: mem.PutItems) -> Done | Wait[Done]:
         """Put items; they wait as bytes, where a coroutine would hold them as objects.
 
         Raises:
             LimitReached: it goes past the agent's mem_bytes; then nothing has changed.
         """
         for key in args.items:
-            if len(key.encode()) > mem.MAX_KEY:
-                raise BadInput(f"a key of over {mem.MAX_KEY} bytes", "shorten it")
+            if len(key.encode()) > mem.MAX_KEY_BYTES:
+                raise BadInput(f"a key of over {mem.MAX_KEY_BYTES} bytes", "shorten it")
         owner = self.owners.find(call, args, make=True)
         data = {key: _encode(value) for key, value in args.items.items()}
         early = args.ack == "accepted" and owner.accepted < ACCEPTED
@@ -59,7 +59,7 @@ class Memory:
         self.puts.add(put)
         return Done() if early and not put.end.is_over else put.end  # there may be no store
 
-    async def delete(self, call: Call, args: mem.Delete) -> mem.Deleted:
+    async def delete(self, call: Call, args: mem.DeleteItems) -> mem.Deleted:
         owner = self.owners.find(call, args)
         names = [(args.space, key) for key in dict.fromkeys(args.keys)]
 
@@ -141,7 +141,7 @@ class Memory:
         read: T = self.store.read(do) if settled else await self.store.write(do)
         return read
 
-    async def get(self, call: Call, args: mem.Get) -> mem.Items:
+    async def get(self, call: Call, args: mem.GetItems) -> mem.Items:
         """Raises StoreDamaged where a value is not the one that was put."""
         owner = self.owners.find(call, args)
         settled = owner.is_settled((args.space, key) for key in args.keys)

@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from aios.syscalls.errors import Denied, LimitReached
-from aios.syscalls.home import CERTIFICATES
+from aios.syscalls.home import CERTIFICATE_VARIABLES
 from aios.syscalls.proc import Reach
 
 from ..lib.linux import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, drop_capabilities, prctl, real
@@ -138,7 +138,7 @@ def python() -> tuple[str, ...]:
 
 def certificates() -> list[str]:
     """Where the person says that those are whom programs trust."""
-    named = (os.environ.get(name, "") for name in CERTIFICATES)
+    named = (os.environ.get(name, "") for name in CERTIFICATE_VARIABLES)
     return [path for path in named if path.startswith("/")]
 
 

@@ -94,7 +94,7 @@ changed_of = msgspec.msgpack.Decoder(tuple[str, str]).decode
 
 def pieces(chunks: bytes, size: int) -> Iterator[tuple[bytes, int]]:
     for at in range(0, len(chunks), KEY):
-        yield chunks[at : at + KEY], min(sto.CHUNK, size - at // KEY * sto.CHUNK)
+        yield chunks[at : at + KEY], min(sto.CHUNK_BYTES, size - at // KEY * sto.CHUNK_BYTES)
 
 
 def short(name: str) -> bytes:
@@ -114,8 +114,8 @@ def version_key(owner: str, path: str, version: int | None = None) -> bytes:
 
 def check_path(path: str) -> None:
     """Raises BadInput for what is no path."""
-    if len(path.encode()) > sto.MAX_PATH:
-        raise BadInput(f"a path of more than {sto.MAX_PATH} bytes", "choose a shorter one")
+    if len(path.encode()) > sto.MAX_PATH_BYTES:
+        raise BadInput(f"a path of more than {sto.MAX_PATH_BYTES} bytes", "choose a shorter one")
     if any(segment in ("", ".", "..") for segment in path.split("/")):
         raise BadInput(f"no path: {path!r}", 'names with "/" between them, none empty, "." or ".."')
     if any(char < " " or "\x7f" <= char <= "\x9f" for char in path):

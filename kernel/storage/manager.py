@@ -217,7 +217,7 @@ class Storage:
         owner = self._owner(call, args.owner)
         row = self._find(call, owner, args)
         end = min(row.size, args.offset + args.count)
-        first, last = args.offset // sto.CHUNK, -(-end // sto.CHUNK)
+        first, last = args.offset // sto.CHUNK_BYTES, -(-end // sto.CHUNK_BYTES)
         if end <= args.offset:
             last = first
         wanted = [row.chunks[i * KEY : i * KEY + KEY] for i in range(first, last)]
@@ -230,7 +230,7 @@ class Storage:
             self._find(call, owner, args)  # or it was purged meanwhile
             raise
         call.process.taint(labels_of(row, owner, call.process))
-        start = args.offset - first * sto.CHUNK
+        start = args.offset - first * sto.CHUNK_BYTES
         data = b"".join(chunks)[start : start + max(0, end - args.offset)]
         return sto.Content(data=data, info=row.told(owner, args.path))
 
@@ -325,15 +325,15 @@ class Storage:
         await self.write({}, do, call, size)
         return Done()
 
-    def list_shares(self, call: Call, args: sto.Shares) -> list[sto.Grant]:
+    def list_shares(self, call: Call, args: sto.Shares) -> list[sto.SharedPrefix]:
         owner = self._owner(call, args.owner)
 
-        def look(txn: Txn) -> list[sto.Grant]:
+        def look(txn: Txn) -> list[sto.SharedPrefix]:
             self.shares.check(txn, call.process, owner, "", "own")
             given = self.shares.of(txn, owner)
             return given + [each for each in self.shares.to(txn, owner) if each.owner != owner]
 
-        grants: list[sto.Grant] = self.store.read(look)
+        grants: list[sto.SharedPrefix] = self.store.read(look)
         return grants
 
     def owners(self, call: Call, args: sto.Owners) -> sto.Holdings:

@@ -19,7 +19,7 @@ GRANTS = 256  # of one owner
 TO = 200  # bytes of whom a grant is to
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(sto.Grant).decode
+_decode = msgspec.msgpack.Decoder(sto.SharedPrefix).decode
 
 
 def covers(prefix: str, path: str) -> bool:
@@ -86,10 +86,10 @@ class Shares:
             )
         return found
 
-    def of(self, txn: Txn, owner: str) -> list[sto.Grant]:
+    def of(self, txn: Txn, owner: str) -> list[sto.SharedPrefix]:
         return [_decode(data) for _, data in txn.scan(TABLE, key(b"g", owner))]
 
-    def to(self, txn: Txn, principal: str) -> list[sto.Grant]:
+    def to(self, txn: Txn, principal: str) -> list[sto.SharedPrefix]:
         """What others have shared with an agent."""
         return [
             _decode(data)
@@ -117,7 +117,7 @@ class Shares:
             return
         if txn.get(TABLE, place) is None and len(self.of(txn, owner)) >= GRANTS:
             raise LimitReached(f"{owner!r} has {GRANTS} grants", "share a prefix, or with a group")
-        grant = sto.Grant(owner=owner, prefix=share.prefix, to=share.to, mode=share.mode)
+        grant = sto.SharedPrefix(owner=owner, prefix=share.prefix, to=share.to, mode=share.mode)
         for each in (place, mirror):
             txn.put(TABLE, each, _encode(grant))
 

@@ -72,13 +72,13 @@ class Uploads:
         upload.size += len(args.data)
         upload.rest += args.data
         reply = sto.Uploaded(upload=upload.id, size=upload.size)
-        if len(upload.rest) >= sto.CHUNK:
+        if len(upload.rest) >= sto.CHUNK_BYTES:
             await self._hold(call, upload)
         return reply
 
     async def _hold(self, call: Call, upload: Upload) -> None:
-        data = bytes(upload.rest[: sto.CHUNK])
-        del upload.rest[: sto.CHUNK]
+        data = bytes(upload.rest[: sto.CHUNK_BYTES])
+        del upload.rest[: sto.CHUNK_BYTES]
         held = Held(upload.owner, self.storage.key(upload.owner, data), len(data))
         index, upload.chunks = upload.chunks, upload.chunks + 1
 

@@ -25,8 +25,8 @@ from ..who import pid_of
 FORMAT = {"aios": "memory", "version": 1}
 BATCH = 16 << 10  # bytes of items, about, that one call of an import takes
 
-SPACE = field(mem_calls.Put, "space", "a name: letters, digits and . _ + -")
-KEY = field(mem_calls.Get, "keys")
+SPACE = field(mem_calls.PutItems, "space", "a name: letters, digits and . _ + -")
+KEY = field(mem_calls.GetItems, "keys")
 who_argument = click.argument(
     "who", metavar="PID|NAME|/NAME", type=WHO, shell_complete=live_processes
 )
