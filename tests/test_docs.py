@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,31 @@ def test_the_settings_shown_are_the_defaults() -> None:
     limits = {name: value for name, value in default.pop("limits").items() if value is not None}
     assert shown.pop("limits") == limits
     assert shown == {name: value for name, value in default.items() if name != "home"}
+
+
+def defined(part: str) -> Iterator[str]:
+    """What the classes of a part have, as `Class.name`."""
+    for file in (ROOT / part).rglob("*.py"):
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.ClassDef):
+                yield from (f"{node.name}.{name}" for name in members(node))
+
+
+def members(node: ast.ClassDef) -> Iterator[str]:
+    for each in ast.walk(node):
+        if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield each.name
+        elif isinstance(each, ast.Attribute) and ast.unparse(each.value) == "self":
+            yield each.attr
+        elif isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name):
+            yield each.target.id
+
+
+def test_the_methods_that_pages_name_are_there() -> None:
+    known = {name for part in ("agents", "kernel", "syscalls") for name in defined(part)}
+    for page in [ROOT / "ARCHITECTURE.md", *(ROOT / "docs" / "internals").glob("*.md")]:
+        named = set(re.findall(r"`([A-Z]\w+\.\w+)`", page.read_text()))
+        assert named <= known, (page, named - known)
 
 
 def test_the_files_that_docstrings_name_are_beside_them() -> None:
