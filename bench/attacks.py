@@ -39,8 +39,8 @@ import psutil
 from aios.agents import Aios, connect
 from aios.agents.sdk.connection import Pending
 from aios.kernel.audit.read import Filter, entries, last
-from aios.kernel.audit.segment import HASH, LENGTH
-from aios.kernel.lib.patterns import STARS, matches
+from aios.kernel.audit.segment import HASH_BYTES, LENGTH
+from aios.kernel.lib.patterns import MAX_WILDCARDS, matches
 from aios.syscalls.errors import TimedOut
 
 from .common import Progress, system, text, threads
@@ -103,7 +103,7 @@ def bounds(floods: tuple[str, ...]) -> dict[str, float]:
 
 
 def pattern_figures() -> tuple[Figures, Figures]:
-    pattern = "*a" * (STARS - 1) + "*b"
+    pattern = "*a" * (MAX_WILDCARDS - 1) + "*b"
     each = [letter_ns(pattern, "a" * size) for size in SIZES]
     return {"pattern_growth": max(each) / each[0], "pattern_ns": max(each)}, {"pattern_ns": each[0]}
 
@@ -257,7 +257,7 @@ def audit_figures(progress: Progress, seconds: float) -> Figures:
         sent = flood(aios, "refused", seconds, NOTHING, lambda: None)
         own = aios.welcome.pid
         rows = [
-            (record.wall < half, LENGTH.size + len(body) + HASH)
+            (record.wall < half, LENGTH.size + len(body) + HASH_BYTES)
             for record, body, _ in entries(home / "audit")
             if record.pid != own
         ]

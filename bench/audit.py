@@ -26,10 +26,10 @@ import msgspec
 
 from aios.agents import Aios, connect
 from aios.kernel.audit.checkpoint import Signer
-from aios.kernel.audit.log import Log
+from aios.kernel.audit.log import AuditLog
 from aios.kernel.audit.verify import verify
 from aios.kernel.config import Config
-from aios.kernel.init.protocol import Census, encode
+from aios.kernel.init.protocol import Takeover, encode
 from aios.kernel.lib.files import make_ahead
 
 from .common import Progress
@@ -73,7 +73,7 @@ def run(progress: Progress, records: int = RECORDS, calls: int = CALLS) -> dict[
 
 def ours_appended(home: Path, records: int) -> tuple[float, float]:
     """Seconds, and bytes of a record."""
-    log = Log(home / "audit", Signer(home / "key"), lambda run: run(), boot=b"boot" * 2)
+    log = AuditLog(home / "audit", Signer(home / "key"), lambda run: run(), boot=b"boot" * 2)
     args = sha256(b"").digest()
     begin = time.perf_counter()
     for number in range(records):
@@ -157,7 +157,7 @@ def kernel(gate: str) -> Iterator[Aios]:
         for name in ("agents", "log", "run"):
             (Path(folder) / name).mkdir()
         config = msgspec.json.encode(Config(home=folder)).decode()
-        ours.send(encode(Census("bench", {}, [], [], more=False)))
+        ours.send(encode(Takeover("bench", {}, [], [], more=False)))
         process = subprocess.Popen(
             [sys.executable, "-m", "aios.bench.ungated", config, str(theirs.fileno()), gate],
             pass_fds=[theirs.fileno()],

@@ -14,7 +14,7 @@ from typing import Any
 
 from aios.agents import Agent, AiosError
 from aios.bench.raw import call, dial, hello
-from aios.kernel.entry.zmtp import COMMAND, LONG, MORE, framed
+from aios.kernel.entry.zmtp import COMMAND, LONG, MORE, encode_frame
 from aios.syscalls.table import TABLE
 
 BIG = "x" * 60_000
@@ -55,7 +55,9 @@ def unknown(number: int, _pid: int) -> bytes:
 
 def broken_calls(number: int, pid: int) -> bytes:
     whole = big_arguments(number, pid)[9:]
-    return framed(NOISE.randbytes(number % 300) if number % 2 else whole[: number % len(whole)])
+    return encode_frame(
+        NOISE.randbytes(number % 300) if number % 2 else whole[: number % len(whole)]
+    )
 
 
 def cancels(number: int, _pid: int) -> bytes:
@@ -78,9 +80,9 @@ def events(number: int, _pid: int) -> bytes:
 
 def broken_frame(number: int) -> bytes:
     return (
-        framed(b"\x04PING\0\0" + bytes(16), COMMAND) * 3000,
-        framed(b"\x04PING\0\0" + bytes(240), COMMAND),
-        framed(b"", MORE) * 30_000,
+        encode_frame(b"\x04PING\0\0" + bytes(16), COMMAND) * 3000,
+        encode_frame(b"\x04PING\0\0" + bytes(240), COMMAND),
+        encode_frame(b"", MORE) * 30_000,
         bytes((LONG,)) + (60_000).to_bytes(8, "big") + bytes(59_999),
         bytes((LONG,)) + (1 << 40).to_bytes(8, "big"),
         NOISE.randbytes(4096),

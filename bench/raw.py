@@ -6,11 +6,11 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from aios.kernel.entry.zmtp import COMMAND, GREETING, Conversation, framed
+from aios.kernel.entry.zmtp import COMMAND, GREETING, ZmtpConnection, encode_frame
 from aios.syscalls.home import endpoint
 from aios.syscalls.wire import ABI_VERSION, DONE, pack_call, unpack_reply
 
-BEGIN = GREETING + framed(b"\x05READY\x0bSocket-Type\0\0\0\x06DEALER", COMMAND)
+BEGIN = GREETING + encode_frame(b"\x05READY\x0bSocket-Type\0\0\0\x06DEALER", COMMAND)
 PATIENCE_S = 30.0  # that the kernel may take nothing, or answer nothing
 LONGEST = 1 << 20  # bytes of a reply
 
@@ -29,7 +29,7 @@ def dial(home: Path) -> socket.socket:
 
 
 def call(number: int, call: str, heard: int = 0, /, **args: Any) -> bytes:
-    return framed(pack_call(number, call, args, heard))
+    return encode_frame(pack_call(number, call, args, heard))
 
 
 def hello(**who: Any) -> bytes:
@@ -38,11 +38,11 @@ def hello(**who: Any) -> bytes:
 
 def is_welcome(end: socket.socket) -> bool:
     """Say hello: whether the kernel takes it, instead of refusing it or closing the connection."""
-    talk, replies = Conversation(LONGEST), list[bytes | None]()
+    protocol, replies = ZmtpConnection(LONGEST), list[bytes | None]()
     try:
         end.sendall(hello())
         while not replies and (data := end.recv(1 << 16)):
-            replies = talk.take(data)
+            replies = protocol.receive(data)
     except ConnectionError:
         return False
     return any(reply is not None and unpack_reply(reply)[1] == DONE for reply in replies)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from aios.kernel.core.disk import BlockName, Disk
-from aios.kernel.lib.encryption import Ring, Seal
+from aios.kernel.lib.encryption import AeadCodec, KeyRing
 
 from .common import Progress, system
 from .memory import together
@@ -66,7 +66,7 @@ def snapshots(pages: int) -> tuple[dict[str, float], dict[str, float]]:
     with tempfile.TemporaryDirectory(prefix="aios-") as folder:
         disks = [
             Disk(Path(folder) / str(at), bytes(16), pages * PAGE * 2, seal=seal)
-            for at, seal in enumerate((Seal(Ring.new()), None))
+            for at, seal in enumerate((AeadCodec(KeyRing.new()), None))
         ]
         for what, both in seconds.items():
             for name in names:

@@ -17,7 +17,7 @@ from .boot import Kernel
 from .config import Config
 from .init.child import TOKEN_FD
 from .init.protocol import FATAL
-from .lib.encryption import inherited
+from .lib.encryption import inherited_codec
 from .lib.log_stream import become_log
 
 
@@ -32,7 +32,7 @@ def main() -> int:
     config = msgspec.json.decode(sys.argv[1], type=Config)
     try:
         mcp = os.pread(TOKEN_FD + 1, os.fstat(TOKEN_FD + 1).st_size, 0)
-        seal = inherited(TOKEN_FD + 2) if config.encrypt else None
+        seal = inherited_codec(TOKEN_FD + 2) if config.encrypt else None
         kernel = Kernel(config, TOKEN_FD, seal, mcp)
     except AiosError as error:
         print(json.dumps(error.to_wire()), file=sys.stderr)  # as init does: the starter reads it

@@ -17,22 +17,31 @@ from .access.accounts import Accounts, steady
 from .access.gate import Gate
 from .access.questions import Questions
 from .audit.checkpoint import Signer
-from .audit.gathered import WINDOW_S
-from .audit.log import Log
-from .audit.recorder import Audit, in_a_line
+from .audit.coalesce import WINDOW_S
+from .audit.log import AuditLog
+from .audit.recorder import AuditRecorder, in_a_line
 from .config import Config
 from .core.protocol import Command, Drop, encode
 from .entry.trap import Trap
 from .events import EventLog
-from .gateway.client import GATEWAY_KEY, Remotes
+from .gateway.client import GATEWAY_KEY, GatewayClient
 from .handlers import handlers
 from .hello import Greeter
 from .index.change_feed import ChangeFeed
 from .index.client import INDEX_KEY, IndexClient
-from .init.protocol import Census, Gone, Paused, Refused, Started, StartFailed, ToKernel, WindUp
+from .init.protocol import (
+    Gone,
+    Paused,
+    SandboxRefusal,
+    Started,
+    StartFailed,
+    Takeover,
+    ToKernel,
+    WindUp,
+)
 from .journal import Journal
 from .ledger.ledger import Ledger
-from .lib.encryption import Checked, Seal
+from .lib.encryption import AeadCodec, ChecksumCodec
 from .lib.patterns import quoted
 from .lib.task import Wait
 from .llm.contexts import ContextManager
@@ -74,24 +83,24 @@ class Kernel:
     """
 
     def __init__(
-        self, config: Config, init_fd: int, seal: Seal | None = None, mcp: bytes = b""
+        self, config: Config, init_fd: int, seal: AeadCodec | None = None, mcp: bytes = b""
     ) -> None:
         self.config, self.seal = config, seal
         self.boot = secrets.token_hex(8)
         self.os_pid = os.getpid()
         self.began = time.monotonic()
         self.loop = Loop(config.path, init_fd)
-        census = self.loop.first_word()
-        self.walls = census.walls
-        self.ledger = self._ledger(patient=bool(census.children))
-        self.store = self._store(census)
+        takeover = self.loop.receive_takeover()
+        self.walls = takeover.mechanisms
+        self.ledger = self._ledger(patient=bool(takeover.children))
+        self.store = self._store(takeover)
         self.events = EventLog(self._note)
         self.table = ProcessTable(config.agents, config.clients, config.dead)
-        self._make_stores(config, census.system)
+        self._make_stores(config, takeover.system)
         self._make_llm(config)
         self._make_processes(config, mcp)
         self._connect()
-        self._recover(census)
+        self._recover(takeover)
 
     def _make_stores(self, config: Config, system: str) -> None:
         """What is kept, and who may do what with it."""
@@ -135,11 +144,11 @@ class Kernel:
     def _make_processes(self, config: Config, mcp: bytes) -> None:
         """Who calls, and what becomes of a call."""
         loop, ledger = self.loop, self.ledger
-        self.remotes = self._or_close(
-            lambda: Remotes(config, loop, self.table, self.events, self.audit.log.sync)
+        self.gateway = self._or_close(
+            lambda: GatewayClient(config, loop, self.table, self.events, self.audit.log.sync)
         )
-        self.services: dict[int, CoreLink | IndexClient | Remotes] = {
-            CORE_KEY: self.core, INDEX_KEY: self.index, GATEWAY_KEY: self.remotes,
+        self.services: dict[int, CoreLink | IndexClient | GatewayClient] = {
+            CORE_KEY: self.core, INDEX_KEY: self.index, GATEWAY_KEY: self.gateway,
         }  # fmt: skip
         self.logs = Logs(config.path / "log", self.table, loop.after)
         self.mailroom = Mailroom(loop.after, self.table.is_alive, ledger.note_mail)
@@ -148,7 +157,7 @@ class Kernel:
             config, self.table, self.contexts, self.generations, self.mailroom,
             self.waiters, self.events, self.logs, ledger.send_init, loop.after,
         )  # fmt: skip
-        self.greeter = Greeter(config, self.boot, self.lifecycle, self.remotes, loop.calls.is_here)
+        self.greeter = Greeter(config, self.boot, self.lifecycle, self.gateway, loop.calls.is_here)
         servers = self._or_close(lambda: mcp_boxes(config.mcp, mcp))
         self.tools = Tools(
             boxes_of(servers | config.tools), config.tool_workers, self.lifecycle, self.gate,
@@ -167,8 +176,8 @@ class Kernel:
         self.generations.on_end = self.interactions.generated
         self.mailroom.on_sent = self.interactions.sent
         self.mailroom.on_received = self.interactions.received
-        self.lifecycle.trap = self.remotes.trap = self.trap
-        self.remotes.on_lost, self.trap.on_parted = self.lifecycle.lost, loop.calls.estrange
+        self.lifecycle.trap = self.gateway.trap = self.trap
+        self.gateway.on_lost, self.trap.on_parted = self.lifecycle.lost, loop.calls.make_stranger
         self.lifecycle.ended += [
             self.storage.uploads.ended, self.memory.ended, self.tools.ended, self.gate.ended,
             self.accounts.ended,
@@ -184,37 +193,37 @@ class Kernel:
         loop.on_lost, loop.on_closed = self._lost, self._closed
         loop.calls.on_refused, loop.on_init = self.lifecycle.cut_off, self._from_init
 
-    def _recover(self, census: Census) -> None:
+    def _recover(self, takeover: Takeover) -> None:
         """Take up what another kernel of this system left."""
-        self.ledger.recover(census.system)
-        self.lifecycle.recover(census)
+        self.ledger.recover(takeover.system)
+        self.lifecycle.recover(takeover)
         self.tools.recover([process for process in self.table.live() if process.tool])
         self.owners.recover()
         for pid in [pid for pid in self.store.callers if not self.table.is_alive(pid)]:
             self.store.forget(pid)
-        self.core.recover(census)
-        self.index.recover(census)
-        self.remotes.recover(census)
+        self.core.recover(takeover)
+        self.index.recover(takeover)
+        self.gateway.recover(takeover)
 
-        self.audit.note("kernel.begin", detail=f"version {VERSION}, system {census.system}")
-        walls = ", ".join(f"{name}: {how or 'none'}" for name, how in census.walls.items())
+        self.audit.note("kernel.begin", detail=f"version {VERSION}, system {takeover.system}")
+        walls = ", ".join(f"{name}: {how or 'none'}" for name, how in takeover.mechanisms.items())
         self.audit.note("kernel.walls", detail=walls)
 
     def _ledger(self, *, patient: bool) -> Ledger:
         """Of the audit log and the journal, in that order: what the one has, the other may."""
-        self.audit = Audit(self._opened(self._log, patient=patient))
+        self.audit = AuditRecorder(self._opened(self._log, patient=patient))
         journal = self._opened(self._journal, patient=patient)
         return Ledger(journal, self.audit, self.loop.send_now, self.loop.tell_init)
 
-    def _log(self) -> Log:
-        return Log(
+    def _log(self) -> AuditLog:
+        return AuditLog(
             self.config.path / "audit", Signer(self.config.path / "keys" / "audit"),
             self.loop.post, boot=bytes.fromhex(self.boot), keep=self.config.audit_bytes,
         )  # fmt: skip
 
     def _journal(self) -> Journal:
         return Journal(
-            self.config.path / "journal", self.loop.post, seal=self.seal,
+            self.config.path / "journal", self.loop.post, codec=self.seal,
             before_sync=self.audit.log.sync,
         )  # fmt: skip
 
@@ -230,15 +239,15 @@ class Kernel:
                 print(f"waiting: {error}", file=sys.stderr, flush=True)
                 time.sleep(1)
 
-    def _store(self, census: Census) -> Store | NoStore:
+    def _store(self, takeover: Takeover) -> Store | NoStore:
         """Without it all goes on but memory and storage, whose calls say why."""
         folder = self.config.path / "store"
         try:
-            if census.crashed:
+            if takeover.crashed:
                 try_store(folder)
             return Store(
-                folder, self.loop.post, limit=self.config.store_bytes, system=census.system,
-                barrier=self.audit.log.sync, keeper=self.seal or Checked(),
+                folder, self.loop.post, limit=self.config.store_bytes, system=takeover.system,
+                barrier=self.audit.log.sync, keeper=self.seal or ChecksumCodec(),
             )  # fmt: skip
         except (StoreDamaged, DiskFull) as error:
             print(f"no store: {error}", file=sys.stderr, flush=True)
@@ -266,7 +275,7 @@ class Kernel:
         self.loop.every(SWEEP, self.lifecycle.sweep)
         self.loop.every(SWEEP, self.accounts.expire)
         self.loop.every(CHECKPOINT, self.audit.log.checkpoint)
-        self.loop.every(WINDOW_S, self.audit.tell)
+        self.loop.every(WINDOW_S, self.audit.flush_counts)
         self.loop.run()
         self.ledger.journal.close()
         self.memory.puts.flush()
@@ -277,7 +286,7 @@ class Kernel:
         self.loop.run_posted()  # what it was to commit
         self.store.close()
         self.loop.run_posted()  # replies that waited for the disk
-        self.audit.tell()
+        self.audit.flush_counts()
         self.audit.note("kernel.end")
         self.audit.log.close()
         self.loop.close()
@@ -304,7 +313,7 @@ class Kernel:
                 served.gone(frame)
             case Paused():
                 self.lifecycle.paused(frame)
-            case Refused():
+            case SandboxRefusal():
                 self.lifecycle.refused(frame)
             case WindUp():
                 self.wind_up()
@@ -313,7 +322,7 @@ class Kernel:
         process = self.table.rows.get(pid)
         principal = process.principal if process else ""
         said = in_a_line([f"{name}={quoted(str(value))}" for name, value in detail.items()])
-        note = self.audit.kept_out if what == "process.refused" else self.audit.note
+        note = self.audit.note_denied if what == "process.refused" else self.audit.note
         note(what, pid, principal, said)
 
     def wind_up(self) -> Wait[None]:

@@ -23,7 +23,7 @@ from aios.syscalls.home import endpoint
 from aios.syscalls.proc import Limits
 from aios.syscalls.tool import BoxName
 
-from .sandbox.walls import Walls
+from .sandbox.sandbox import SandboxPolicy
 from .tools.toolbox import Box
 
 # The embedded models are packages of which the files alone are used: .ci/model.txt has the same.
@@ -71,7 +71,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     grace: Annotated[float, Meta(ge=0)] = 2.0  # seconds between TERM and KILL
     hello: Annotated[float, Meta(ge=0)] = 10.0  # seconds a spawned agent has to say hello
     limits: Limits = field(default_factory=Limits)  # of an agent, unless its parent says otherwise
-    walls: Walls = field(default_factory=Walls)  # around each agent's process
+    walls: SandboxPolicy = field(default_factory=SandboxPolicy)  # around each agent's process
 
     tools: dict[BoxName, Box] = {}  # toolboxes, besides those that ship: docs/tools.md
     mcp: str = ""  # a file with an mcpServers block: docs/mcp.md

@@ -360,17 +360,17 @@ def acc_ask(k: Kernel, call: Call, args: acc.Questions) -> Any:
 
 
 def key_allow(k: Kernel, call: Call, args: acc.KeyAllow) -> Done:
-    k.remotes.allow(args)
+    k.gateway.allow(args)
     return Done()
 
 
 def key_remove(k: Kernel, call: Call, args: acc.KeyRemove) -> Done:
-    k.remotes.remove(args.name)
+    k.gateway.remove(args.name)
     return Done()
 
 
 def key_list(k: Kernel, call: Call, args: Empty) -> acc.Keys:
-    return k.remotes.listed()
+    return k.gateway.list_keys()
 
 
 def kernel_status(k: Kernel, call: Call, args: Empty) -> Status:

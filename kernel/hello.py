@@ -18,7 +18,7 @@ from aios.syscalls.rules import Manifest
 
 from .config import Config
 from .entry.trap import Session
-from .gateway.client import Remotes
+from .gateway.client import GatewayClient
 from .process import Process
 from .processes.lifecycle import Lifecycle
 
@@ -30,10 +30,10 @@ class Greeter:
     made a connection still runs."""
 
     def __init__(
-        self, config: Config, boot: str, lifecycle: Lifecycle, remotes: Remotes,
+        self, config: Config, boot: str, lifecycle: Lifecycle, gateway: GatewayClient,
         is_here: Callable[[bytes], bool],
     ) -> None:  # fmt: skip
-        self.config, self.boot, self.lifecycle, self.remotes = config, boot, lifecycle, remotes
+        self.config, self.boot, self.lifecycle, self.gateway = config, boot, lifecycle, gateway
         self.table, self.events, self.is_here = lifecycle.table, lifecycle.events, is_here
         self.init_pid = os.getppid()
 
@@ -107,7 +107,7 @@ class Greeter:
 
     def _remote(self, session: Session, name: str | None) -> Process:
         """A person elsewhere, or an agent: that may do what the groups say that it was put into."""
-        allowed, now = self.remotes.of(session.key), time.monotonic()
+        allowed, now = self.gateway.allowed_key(session.key), time.monotonic()
         if allowed.person:
             limits = Limits(contexts=None, queue=1024)
             process = self.table.add("client", name or allowed.name, 0, 0, limits, now)

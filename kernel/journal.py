@@ -1,17 +1,18 @@
-"""The journal: what the kernel must not forget, written before anyone sees what follows from it.
+"""The journal: rows that the kernel must not forget, written before anyone sees what follows from
+them.
 
-Rows of items by key. `put` makes a row anew, `add` appends an item to it, `delete` drops it; what
-was said between two commits is one write, which counts as a whole or not at all. The kernel's
-death loses nothing that was committed; the machine's loses nothing that was synced.
+A row is a list of items with a key. `put` makes a row anew, `add` appends an item to it, `delete`
+drops it. All changes between two commits are one write, which counts as a whole or not at all. The
+kernel's death loses nothing that was committed; the machine's loses nothing that was synced.
 
-A folder holds a base, all rows at one time, and the logs written since. Logs are made ahead, full
-of zeros, so a commit cannot run out of disk and a sync has no metadata to write. Once the full logs
-hold as many bytes as the base, the journal's own thread folds them into the next base: so all that
-is written is at most three times what was committed, however much there is.
+A folder holds a base, which is all rows at one time, and the logs written since. Logs are made
+ahead, full of zeros, so a commit cannot run out of disk and a sync has no metadata to write. Once
+the full logs hold as many bytes as the base, the journal's own thread folds them into the next
+base: so all that is written is at most three times what was committed.
 
-Another log is made from where a quarter of this one is used. Meanwhile little is taken in
-(`is_waiting`), so that most of the rest is left where it turns out that the disk is full: a third
-of it is for what ends something, what is in between for what runs already.
+The next log is made once a quarter of this one is used. Meanwhile few new calls are accepted
+(`is_waiting`), so most of the rest is left if the disk turns out to be full. The last third of it
+is for changes that end something, the middle third for what runs already.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ import msgspec
 
 from aios.syscalls.errors import DiskFull, StoreDamaged
 
-from .lib.encryption import Damaged, Seal
+from .lib.encryption import AeadCodec, Damaged
 from .lib.files import make_ahead, sync_folder
 
 LOG_BYTES = 8 << 20
-MARK = 128  # bytes, at least as many as the frame that begins a log
+MARK_BYTES = 128  # at least the size of the frame that begins a log
 FRAME = struct.Struct("<II")  # length, CRC-32 of what follows
 PUT, ADD, DELETE, BEHIND = 0, 1, 2, 3  # BEHIND: how long the log before this one is
 Change = tuple[int, str, bytes]
@@ -44,30 +45,31 @@ _changes = msgspec.msgpack.Decoder(list[Change]).decode
 
 
 class Journal:
-    """Opens the journal in `folder`; `rows` holds what it found there. `post` runs a function in
-    the kernel's loop, called from the journal's thread. `before_sync` runs in that thread: what is
-    durable before the rows are.
+    """Opens the journal in `folder`; `rows` holds the rows that it found there.
+
+    `post` runs a function in the kernel's loop, called from the journal's thread. `before_sync`
+    runs in that thread, and makes durable what has to be before the rows are.
 
     Raises:
         DiskFull: there is no room for a log.
-        StoreDamaged: it is sealed, and not with this seal, or a sealed frame was moved.
+        StoreDamaged: it was encrypted with another key, or an encrypted frame was moved.
     """
 
     def __init__(
         self, folder: Path, post: Callable[[Callable[[], None]], None], log_bytes: int = LOG_BYTES,
-        seal: Seal | None = None, before_sync: Callable[[], None] = lambda: None,
+        codec: AeadCodec | None = None, before_sync: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
-        self.folder, self.post, self.log_bytes, self.seal = folder, post, log_bytes, seal
+        self.folder, self.post, self.log_bytes, self.codec = folder, post, log_bytes, codec
         self.before_sync = before_sync
         self.changes: list[Change] = []
-        self.next: int | None = None  # the descriptor of the log that follows, made ahead
-        self.asked = False
+        self.next: int | None = None  # descriptor of the next log, made ahead
+        self.is_making_next = False
         self.full = ""  # why no log could be made when that was tried last
         folder.mkdir(mode=0o700, exist_ok=True)
-        self.rows, self.number = read(folder, seal=seal)
+        self.rows, self.number = read(folder, codec=codec)
         try:
             before_sync()
-            self.base_bytes = _write_base(folder, self.number + 1, self.rows, seal)
+            self.base_bytes = _write_base(folder, self.number + 1, self.rows, codec)
             self.number += 2
             self.log = make_ahead(folder / f"log-{self.number}", log_bytes)
         except OSError as error:
@@ -92,45 +94,44 @@ class Journal:
         self.changes.append((DELETE, key, b""))
 
     def check_room(self) -> None:
-        """Raises DiskFull where nothing new may begin."""
+        """Refuse to begin something new on a full disk. Raises DiskFull."""
         self._check_room(self.reserve)
 
     def check_running(self) -> None:
-        """Raises DiskFull where nothing may go on but what ends something."""
+        """Refuse all but what ends something on a full disk. Raises DiskFull."""
         self._check_room(self.reserve // 3)
 
     @property
     def is_waiting(self) -> bool:
-        """Whether a log is being made that will soon be needed."""
-        return self.asked and not self.full and self.size - self.at < self.reserve
+        """Tell whether a log that will soon be needed is being made."""
+        return self.is_making_next and not self.full and self.size - self.at < self.reserve
 
     def _check_room(self, reserve: int) -> None:
-        """Raises DiskFull where no log can be made, and less than `reserve` bytes are left."""
+        """Raise DiskFull if no log can be made and less than `reserve` bytes are left."""
         if self.full and self.next is None and self.size - self.at < reserve:
-            self._make_ahead()
+            self._request_next()
             raise DiskFull(
                 f"the disk of the AIOS home is full: {self.full}",
                 "make room there; what ends something is served meanwhile",
             )
 
     def commit(self) -> bool:
-        """Write what was changed. False: there is no room for it yet, since a log is being made or
-        none can be; call again."""
+        """Write the changes. Return False if there is no room yet for lack of a log; call again."""
         if self.changes:
-            data = self._framed(self.changes)
+            data = self._encode_frame(self.changes)
             if self.at + len(data) > self.size:
-                if not self._turn_over(len(data) + MARK):
+                if not self._next_log(len(data) + MARK_BYTES):
                     return False
-                data = self._framed(self.changes)  # a seal holds for one place
+                data = self._encode_frame(self.changes)  # it is encrypted for its place
             os.pwrite(self.log, data, self.at)
             self.at += len(data)
             self.changes = []
             if self.next is None and self.size - self.at < self.reserve:
-                self._make_ahead()
+                self._request_next()
         return True
 
-    def _framed(self, changes: list[Change]) -> bytes:
-        return _frame(changes, self.seal, f"log-{self.number}", self.at)
+    def _encode_frame(self, changes: list[Change]) -> bytes:
+        return _frame(changes, self.codec, f"log-{self.number}", self.at)
 
     def sync(self, then: Callable[[], None]) -> None:
         """Run `then` in the loop once all that is committed now would survive a power cut."""
@@ -144,7 +145,7 @@ class Journal:
         self.jobs.put(job)
 
     def close(self) -> None:
-        """Wait for the thread to finish what it was asked for."""
+        """Wait for the thread to finish its jobs, and close the files."""
         done = threading.Event()
         self.jobs.put(done.set)
         done.wait()
@@ -154,9 +155,9 @@ class Journal:
 
     # --- logs -----------------------------------------------------------------------------------
 
-    def _make_ahead(self) -> None:
-        if not self.asked:
-            self.asked = True
+    def _request_next(self) -> None:
+        if not self.is_making_next:
+            self.is_making_next = True
             number = self.number + 1
             self.jobs.put(lambda: self._make_next(number))
 
@@ -164,19 +165,19 @@ class Journal:
         made, full = None, ""
         try:
             made = make_ahead(self.folder / f"log-{number}", self.log_bytes)
-        except OSError as error:  # asked for again by who finds too little room
+        except OSError as error:  # tried again when there is too little room
             full = os.strerror(error.errno or 0)
 
         def tell() -> None:
-            self.next, self.asked, self.full = made, False, full
+            self.next, self.is_making_next, self.full = made, False, full
 
         self.post(tell)
 
-    def _turn_over(self, needed: int) -> bool:
-        """Go on in the next log."""
+    def _next_log(self, needed: int) -> bool:
+        """Go on in the next log. Return False if there is none yet."""
         if self.next is None or needed > self.log_bytes:
-            if self.asked:
-                return False  # it is being made
+            if self.is_making_next:
+                return False  # the next log is being made
             try:
                 room = max(self.log_bytes, needed)
                 made = make_ahead(self.folder / f"log-{self.number + 1}", room)
@@ -192,7 +193,7 @@ class Journal:
         self.log, self.next = self.next, None
         self.number += 1
         self.at = 0
-        mark = self._framed([(BEHIND, "", str(end).encode())])
+        mark = self._encode_frame([(BEHIND, "", str(end).encode())])
         os.pwrite(self.log, mark, 0)
         self.at = len(mark)
 
@@ -203,10 +204,10 @@ class Journal:
             self.unfolded += end
             if self.unfolded < self.base_bytes:
                 return
-            rows, _ = read(self.folder, last, self.seal)
+            rows, _ = read(self.folder, last, self.codec)
             try:
-                self.base_bytes = _write_base(self.folder, last, rows, self.seal)
-            except OSError as error:  # the logs stay, and are folded with the next
+                self.base_bytes = _write_base(self.folder, last, rows, self.codec)
+            except OSError as error:  # the logs stay, and are folded later
                 print(f"journal: not folded: {error.strerror}", file=sys.stderr, flush=True)
             else:
                 self.unfolded = 0
@@ -219,7 +220,7 @@ class Journal:
         while True:
             try:
                 self.jobs.get()()
-            except OSError as error:  # a sync failed: what is on the disk is not known any more
+            except OSError as error:  # a failed sync: the disk's state is unknown
                 self.post(lambda error=error: _stop(error))  # type: ignore[misc]
 
 
@@ -230,22 +231,25 @@ def _stop(error: OSError) -> None:
 # --- files -------------------------------------------------------------------------------------
 
 
-def read(folder: Path, last: int | None = None, seal: Seal | None = None) -> tuple[Rows, int]:
-    """All rows, of the newest base and the logs behind it, up to `last`; the last number used."""
+def read(folder: Path, last: int | None = None, codec: AeadCodec | None = None) -> tuple[Rows, int]:
+    """Read all rows from the newest base and the logs behind it, up to number `last`.
+
+    Returns them and the last number used.
+    """
     bases = sorted(int(path.name[5:]) for path in folder.glob("base-*") if path.name[5:].isdigit())
     logs = sorted(int(path.name[4:]) for path in folder.glob("log-*") if path.name[4:].isdigit())
     rows: Rows = {}
     last_used = max([0, *bases, *logs])
     base = max((n for n in bases if last is None or n <= last), default=0)
     files = [folder / f"base-{base}"] if base else []
-    # A base of number n holds log n as well.
+    # A base holds the rows of the log of its own number.
     files += [folder / f"log-{n}" for n in logs if n > base and (last is None or n <= last)]
     end = None  # of the log before
     for path in files:
         before, end = end, 0
-        for body, stop in _whole(path.read_bytes()):
+        for body, stop in _whole_frames(path.read_bytes()):
             end = stop
-            for change, key, item in _changes(_opened(path, stop - len(body), body, seal)):
+            for change, key, item in _changes(_decode(path, stop - len(body), body, codec)):
                 if change == PUT:
                     rows[key] = [item]
                 elif change == ADD:
@@ -253,14 +257,17 @@ def read(folder: Path, last: int | None = None, seal: Seal | None = None) -> tup
                 elif change == DELETE:
                     rows.pop(key, None)
                 elif before is not None and int(item) != before:
-                    return rows, last_used  # a power cut tore the log before: this hangs on it
+                    return (
+                        rows,
+                        last_used,
+                    )  # a power cut tore the previous log: this one depends on it
         end = None if path.name.startswith("base") else end
     return rows, last_used
 
 
-def _opened(path: Path, at: int, body: bytes, seal: Seal | None) -> bytes:
+def _decode(path: Path, at: int, body: bytes, codec: AeadCodec | None) -> bytes:
     try:
-        return body if seal is None else seal.open(path.name, b"%d" % (at - FRAME.size), body)
+        return body if codec is None else codec.decode(path.name, b"%d" % (at - FRAME.size), body)
     except Damaged as error:
         raise StoreDamaged(
             f"the journal's {path} is damaged at byte {at}: {error}",
@@ -268,17 +275,18 @@ def _opened(path: Path, at: int, body: bytes, seal: Seal | None) -> bytes:
         ) from None
 
 
-def _frame(changes: list[Change], seal: Seal | None, name: str, at: int) -> bytes:
-    """What is written at byte `at` of the file of that name."""
+def _frame(changes: list[Change], codec: AeadCodec | None, name: str, at: int) -> bytes:
+    """Encode changes as the frame at byte `at` of the file `name`."""
     body = _encode(changes)
-    if seal is not None:
-        body = seal.close(name, b"%d" % at, body)
+    if codec is not None:
+        body = codec.encode(name, b"%d" % at, body)
     return FRAME.pack(len(body), zlib.crc32(body)) + body
 
 
-def _whole(data: bytes) -> Iterator[tuple[bytes, int]]:
-    """Every frame and where it ends, up to the first that is not whole: zeros, or what was being
-    written."""
+def _whole_frames(data: bytes) -> Iterator[tuple[bytes, int]]:
+    """Yield each frame and its end, up to the first that is not whole: zeros, or an unfinished
+    write.
+    """
     at = 0
     while at + FRAME.size <= len(data):
         length, crc = FRAME.unpack_from(data, at)
@@ -290,13 +298,13 @@ def _whole(data: bytes) -> Iterator[tuple[bytes, int]]:
         yield body, at
 
 
-def _write_base(folder: Path, number: int, rows: Rows, seal: Seal | None) -> int:
-    """How many bytes it has."""
+def _write_base(folder: Path, number: int, rows: Rows, codec: AeadCodec | None) -> int:
+    """Write a base, and return its size in bytes."""
     temp = folder / "base-new"
     with temp.open("wb") as file:
         for key, (first, *rest) in rows.items():
             changes = [(PUT, key, first), *((ADD, key, item) for item in rest)]
-            file.write(_frame(changes, seal, f"base-{number}", file.tell()))
+            file.write(_frame(changes, codec, f"base-{number}", file.tell()))
         file.flush()
         os.fsync(file.fileno())
         size = file.tell()
@@ -306,7 +314,7 @@ def _write_base(folder: Path, number: int, rows: Rows, seal: Seal | None) -> int
 
 
 def _remove_before(folder: Path, number: int) -> None:
-    """What the base of this number holds."""
+    """Remove the files whose rows are in the base of this number."""
     for path in folder.iterdir():
         kind, _, n = path.name.partition("-")
         if n.isdigit() and (int(n) < number or (kind == "log" and int(n) == number)):

@@ -1,8 +1,7 @@
-"""The kernel's loop: its connections, its link to init, and its timers. Nothing here blocks. While
-the journal waits for room, nobody but init is listened to.
+"""The kernel's loop: its connections, its link to init, and its timers. Nothing here blocks.
 
-What goes out to callers and to init waits for the end of the turn, when the journal has taken note
-of what it follows from.
+Data for callers and init is sent at the end of a turn, once the journal has committed what it
+follows from. While the journal waits for room, only init is read.
 """
 
 from __future__ import annotations
@@ -17,90 +16,59 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from .entry.connections import Listener, Lost
-from .init.protocol import FRAME_BYTES, Census, ToInit, ToKernel, decode_to_kernel
+from .entry.channel import Channel
+from .entry.listener import Listener, PeerLost
+from .init.protocol import MAX_FRAME_BYTES, Takeover, ToInit, ToKernel, decode_to_kernel
 from .init.protocol import encode as encode_to_init
 from .lib.poll import READ, WRITE, Poll
 
-MAX_FRAME = 1 << 20  # a longer one costs the connection; over 64 KiB the trap answers TooBig
-UNBOUNDED = 1 << 40
-CROWDED = 1024  # timers that are kept before the cancelled ones are thrown out
-RETRY = 0.1  # seconds until a commit is tried again, when the disk is full
-REMOTE = bytes(9)  # begins the routes of callers from elsewhere: a listener's have 8 bytes
-BURST = 64  # frames taken from init before the others get a turn
-TURN_BYTES = 4 << 20  # of replies: whoever else says something waits for the next turn
+MAX_CALL_FRAME_BYTES = 1 << 20  # a longer one is disconnected; over 64 KiB is TooBig
+MAX_TIMERS = 1024  # before cancelled ones are removed
+COMMIT_RETRY_S = 0.1  # when the disk is full
+REMOTE = bytes(9)  # prefix of the routes of remote callers; other routes have 8 bytes
+FRAMES_PER_TURN = 64  # from init
+MAX_TURN_BYTES = 4 << 20  # of replies in one turn; then no call is read
 
 
 class Timer:
+    """A function to run at a time, unless cancelled."""
+
     def __init__(self, at: float, run: Callable[[], None]) -> None:
         self.at, self.run = at, run
         self.cancelled = False
 
     def cancel(self) -> None:
         self.cancelled = True
-        self.run = lambda: None  # what that holds may be large, and its time far
-
-
-class Line:
-    """The kernel's end of a connection to a process that it has had started: a core, the index.
-    Nobody else may speak on it. What arrives goes to `on_data`; `on_here` hears that the process
-    has connected, to this kernel or to this one as well, and listens."""
-
-    on_data: Callable[[bytes], None]
-    on_here: Callable[[], None]
-
-    def __init__(self, path: Path, poll: Poll) -> None:
-        self.listener = Listener(path, poll, UNBOUNDED, bounded=False)
-        self.listener.on_message = self._receive
-        self.listener.is_known = lambda route: route == self.route
-        self.listener.may_connect = lambda os_pid: os_pid == self.os_pid
-        self.listener.on_closed = lambda _route: None  # init tells of its end
-        self.listener.on_refused = lambda _os_pid, why: print(f"{path.name}: {why}", flush=True)
-        self.os_pid = 0
-        self.route: bytes | None = None
-
-    def send(self, data: bytes) -> None:
-        # A process that is gone is noticed by init; all that was sent to it is sent again then.
-        if self.route is not None:
-            with contextlib.suppress(Lost):
-                self.listener.say(self.route, data)
-
-    def _receive(self, route: bytes, _os_pid: int, data: bytes | None) -> None:
-        if data:
-            self.on_data(data)
-        elif data is not None:  # ZMQ_PROBE_ROUTER: it has just connected
-            self.route = route
-            self.on_here()
-
-    def gone(self) -> None:
-        self.os_pid, self.route = 0, None
+        self.run = lambda: None  # what it holds may be large
 
 
 class Loop:
-    """What arrives is handed to the `on_...` callbacks, which the boot sets."""
+    """Reads all sockets, and hands what arrives to the `on_...` callbacks, which the boot sets."""
 
     on_call: Callable[[bytes, int, list[bytes]], None]  # route, OS pid of the sender, frames
     on_lost: Callable[[bytes, str], None]  # route, why
     on_closed: Callable[[bytes], None]  # route
     on_init: Callable[[ToKernel], None]
-    say_remote: Callable[[bytes, bytes], None]  # to a caller from elsewhere
-    on_turn: Callable[[], bool]  # all of a turn is done; True: it is committed
-    is_waiting: Callable[[], bool]  # whether it is better to take in nothing now
+    say_remote: Callable[[bytes, bytes], None]  # to a remote caller
+    on_turn: Callable[[], bool]  # end of a turn; True: it is committed
+    is_waiting: Callable[[], bool]  # True: read no calls now
 
     def __init__(self, home: Path, init_fd: int) -> None:
         self.poll, self.peers = Poll(), Poll()
         self.poll.watch(self.peers.fd, self._from_peers)
-        self.calls = Listener(home / "run" / "kernel.sock", self.peers, MAX_FRAME, bounded=True)
+        self.calls = Listener(
+            home / "run" / "kernel.sock", self.peers, MAX_CALL_FRAME_BYTES, bounded=True
+        )
         self.calls.on_message = self._from_caller
         self.calls.may_connect = lambda _os_pid: True
-        self.calls.is_busy = lambda: not self.listening or self.bytes_to_callers > TURN_BYTES
+        self.calls.is_busy = lambda: not self.listening or self.bytes_to_callers > MAX_TURN_BYTES
         self.calls.on_closed = lambda route: self.after(0, lambda: self.on_closed(route))
-        self.work = Line(home / "core.sock", self.peers)
-        self.text = Line(home / "text.sock", self.peers)
-        self.index = Line(home / "index.sock", self.peers)
-        self.gate = Line(home / "gate.sock", self.peers)
-        lines = (self.work, self.text, self.index, self.gate)
-        self.listeners = [self.calls, *(line.listener for line in lines)]
+        self.work = Channel(home / "core.sock", self.peers)
+        self.text = Channel(home / "text.sock", self.peers)
+        self.index = Channel(home / "index.sock", self.peers)
+        self.gate = Channel(home / "gate.sock", self.peers)
+        channels = (self.work, self.text, self.index, self.gate)
+        self.listeners = [self.calls, *(channel.listener for channel in channels)]
         self.init = socket.socket(fileno=init_fd)
         self.init.setblocking(False)
         self.poll.watch(init_fd, self._from_init)
@@ -112,19 +80,19 @@ class Loop:
         self.poll.watch(self.wake, self._woken)
         self.lost: dict[bytes, str] = {}
         self.timers: list[tuple[float, int, Timer]] = []
-        self.crowded = CROWDED
+        self.crowded = MAX_TIMERS
         self.count = itertools.count()
         self.running = self.listening = True
 
     # --- out ------------------------------------------------------------------------------------
 
     def send(self, route: bytes, data: bytes) -> None:
-        """To a caller, at the end of this turn."""
+        """Send to a caller at the end of this turn."""
         self.to_callers.append((route, data))
         self.bytes_to_callers += len(data)
 
     def post(self, run: Callable[[], None]) -> None:
-        """Run it in the loop; may be called from another thread."""
+        """Run a function in the loop. Thread-safe."""
         self.posted.append(run)
         os.eventfd_write(self.wake, 1)
 
@@ -134,12 +102,12 @@ class Loop:
 
     def _end_turn(self) -> None:
         committed = self.on_turn()
-        listening = committed and not self.is_waiting()  # or what came in would pile up
+        listening = committed and not self.is_waiting()  # otherwise calls would pile up
         if listening != self.listening:
             self.listening = listening
             self.poll.change(self.peers.fd, READ if listening else 0)
         if not committed:
-            self.after(RETRY, lambda: None)  # nothing is shown until the journal has it
+            self.after(COMMIT_RETRY_S, lambda: None)  # nothing is sent until the commit
             return
         self._flush_init()
         ready, self.to_callers, self.bytes_to_callers = self.to_callers, [], 0
@@ -149,21 +117,21 @@ class Loop:
             listener.flush()
 
     def send_now(self, route: bytes, data: bytes) -> None:
-        """One that is gone or does not read is lost, which on_lost hears later."""
+        """Send at once. A peer that is gone or does not read is reported to `on_lost` later."""
         if route.startswith(REMOTE):
             self.say_remote(route.removeprefix(REMOTE), data)
             return
         try:
-            self.calls.say(route, data)
-        except Lost as error:
+            self.calls.send(route, data)
+        except PeerLost as error:
             self.lost[route] = str(error)
 
     def send_init(self, frame: ToInit) -> None:
-        """At the end of this turn."""
+        """Send a frame to init at the end of this turn."""
         self.to_init.append(encode_to_init(frame))
 
     def tell_init(self, frame: ToInit) -> None:
-        """Now, if init listens."""
+        """Send a frame to init now, if it reads."""
         self.send_init(frame)
         self._flush_init()
 
@@ -176,10 +144,10 @@ class Loop:
     # --- timers ---------------------------------------------------------------------------------
 
     def after(self, seconds: float, run: Callable[[], None]) -> Timer:
-        if len(self.timers) >= self.crowded:  # cancelled ones, maybe far from their time
+        if len(self.timers) >= self.crowded:  # many may be cancelled, with far times
             self.timers = [entry for entry in self.timers if not entry[2].cancelled]
             heapq.heapify(self.timers)
-            self.crowded = max(CROWDED, 2 * len(self.timers))
+            self.crowded = max(MAX_TIMERS, 2 * len(self.timers))
         timer = Timer(time.monotonic() + seconds, run)
         heapq.heappush(self.timers, (timer.at, next(self.count), timer))
         return timer
@@ -207,7 +175,7 @@ class Loop:
             wait = max(0.0, self.timers[0][0] - time.monotonic()) if self.timers else 1.0
             more = self.calls.waiting and not self.calls.is_busy()
             self.poll.wait(0.0 if self.lost or more else wait)
-            self.calls.go_on()
+            self.calls.resume()
             self._run_timers()
             while self.lost:
                 self.on_lost(*self.lost.popitem())
@@ -218,34 +186,34 @@ class Loop:
         self.run_posted()
 
     def _from_peers(self, _events: int) -> None:
-        self._from_init(READ)  # what init knew of a caller comes before what that says
+        self._from_init(READ)  # news from init about a caller come before its calls
         self.peers.wait(0.0)
 
     def _from_caller(self, route: bytes, os_pid: int, data: bytes | None) -> None:
         self.on_call(route, os_pid, [b"", b""] if data is None else [data])
 
     def _from_init(self, _events: int) -> None:
-        for _ in range(BURST):
+        for _ in range(FRAMES_PER_TURN):
             try:
-                data = self.init.recv(FRAME_BYTES)
+                data = self.init.recv(MAX_FRAME_BYTES)
             except BlockingIOError:
                 return
-            if not data:  # init is gone: Linux is about to kill us all
+            if not data:  # init is gone: Linux kills all its children
                 self.running = False
                 return
             self.on_init(decode_to_kernel(data))
 
-    def first_word(self) -> Census:
-        """What init says to a kernel before anything else, in as many parts as it takes."""
+    def receive_takeover(self) -> Takeover:
+        """Wait for init's first frame, in as many parts as it takes."""
         self.init.setblocking(True)
-        whole = Census("", {}, [], [], more=True)
+        whole = Takeover("", {}, [], [], more=True)
         while whole.more:
-            part = decode_to_kernel(self.init.recv(FRAME_BYTES))
-            assert isinstance(part, Census)
+            part = decode_to_kernel(self.init.recv(MAX_FRAME_BYTES))
+            assert isinstance(part, Takeover)
             whole.children |= part.children
-            whole = Census(
+            whole = Takeover(
                 part.system, whole.children, whole.paused + part.paused, whole.gone + part.gone,
-                part.more, part.crashed, whole.walls | part.walls,
+                part.more, part.crashed, whole.mechanisms | part.mechanisms,
             )  # fmt: skip
         self.init.setblocking(False)
         return whole

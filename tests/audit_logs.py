@@ -7,10 +7,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from aios.kernel.audit.checkpoint import Signer
-from aios.kernel.audit.log import Log
+from aios.kernel.audit.log import AuditLog
 from aios.kernel.audit.merkle import Peaks
-from aios.kernel.audit.segment import HASH, LENGTH, SEGMENT, State, begin, follow, path_of
-from aios.kernel.audit.verify import Stop, examine, verify
+from aios.kernel.audit.segment import (
+    HASH_BYTES,
+    LENGTH,
+    SEGMENT_RECORDS,
+    SegmentState,
+    begin,
+    follow,
+    path_of,
+)
+from aios.kernel.audit.verify import Anchor, examine, verify
 from aios.syscalls.wire import Receipt
 
 COUNT = 1000  # records of the log that is tampered with
@@ -22,7 +30,7 @@ class Open:
     def __init__(self, home: Path, keep: int = 1 << 30) -> None:
         self.posted: list[Callable[[], None]] = []
         signer = Signer(home / "keys" / "audit")
-        self.log = Log(home / "audit", signer, self.posted.append, boot=b"the boot", keep=keep)
+        self.log = AuditLog(home / "audit", signer, self.posted.append, boot=b"the boot", keep=keep)
 
     def add(self, count: int) -> list[Receipt]:
         """Records that are written: enough for the kernel's death."""
@@ -62,7 +70,7 @@ def records(home: Path) -> Iterator[tuple[int, int]]:
     data = path_of(home / "audit", 0).read_bytes()
     at = begin(data, 0).at
     while length := LENGTH.unpack_from(data, at)[0]:
-        end = at + LENGTH.size + length + HASH
+        end = at + LENGTH.size + length + HASH_BYTES
         yield at, end
         at = end
 
@@ -76,20 +84,20 @@ class Victim:
         self.edges = list(records(home))
         end = self.edges[-1][1]
         self.data = path_of(home / "audit", 0).read_bytes()[: end + 64]
-        self.before: list[State] = []  # before each record
+        self.before: list[SegmentState] = []  # before each record
         state = begin(self.data, 0)
         for sequence in range(COUNT):
             self.before.append(state)
-            state = State(state.at, state.chain, Peaks(sequence, state.peaks.roots), 0)
+            state = SegmentState(state.at, state.chain, Peaks(sequence, state.peaks.roots), 0)
             follow(self.data, state, sequence + 1)
         assert (state.sequence, state.at) == (COUNT, end)
-        self.stops = [Stop(COUNT, root=state.peaks.root())]
+        self.anchors = [Anchor(COUNT, root=state.peaks.root())]
         assert not self.shows(self.data, 0)
 
     def shows(self, data: bytes | bytearray, record: int) -> bool:
         known = self.before[min(record, COUNT - 1)]
-        state = State(known.at, known.chain, Peaks(known.sequence, known.peaks.roots), 0)
-        return bool(examine(data, state, SEGMENT, self.stops))
+        state = SegmentState(known.at, known.chain, Peaks(known.sequence, known.peaks.roots), 0)
+        return bool(examine(data, state, SEGMENT_RECORDS, self.anchors))
 
     def hidden(self, record: int, others: Callable[[], Iterable[int]]) -> list[tuple[int, int]]:
         """Changes of one byte of a record that do not show; of the last one also behind it.

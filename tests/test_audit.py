@@ -1,4 +1,4 @@
-"""Whatever is done to an audit log shows."""
+"""Every change to an audit log shows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from audit_logs import COUNT, Open, Victim, records, whats_wrong, write
 
 from aios.kernel.audit.checkpoint import public_key
-from aios.kernel.audit.segment import SEGMENT, begin, path_of
+from aios.kernel.audit.segment import SEGMENT_RECORDS, begin, path_of
 from aios.kernel.audit.verify import verify
 from aios.syscalls.errors import AuditDamaged, BadInput
 
@@ -27,15 +27,15 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Victim:
 
 
 def test_a_change_of_any_byte_shows(victim: Victim) -> None:
-    """Each byte of all records, and of the zeros behind, to another value."""
+    """Change each byte of all records, and of the zeros behind."""
     rng = random.Random(1)
     for sequence in range(COUNT):
         assert victim.hidden(sequence, lambda: [rng.randrange(1, 256)]) == []
 
 
 def test_a_change_of_any_byte_of_a_header_shows(home: Path) -> None:
-    write(home, SEGMENT + 3)
-    for first in (0, SEGMENT):
+    write(home, SEGMENT_RECORDS + 3)
+    for first in (0, SEGMENT_RECORDS):
         data = bytearray(path_of(home / "audit", first).read_bytes()[:1000])
         for at in range(begin(bytes(data), first).at):
             true = data[at]
@@ -69,7 +69,7 @@ def test_a_record_that_is_put_in_twice_shows(victim: Victim) -> None:
 
 
 def test_a_log_that_is_cut_anywhere_shows(victim: Victim) -> None:
-    """At the edges of records and within, as a shorter file and as zeros."""
+    """Cut at the edges of records and within, as a shorter file and as zeros."""
     data = victim.data
     for sequence, (at, end) in enumerate(victim.edges):
         for cut in (*range(at, end, 7), end - 1):
@@ -79,7 +79,7 @@ def test_a_log_that_is_cut_anywhere_shows(victim: Victim) -> None:
 
 
 def test_a_log_that_is_written_anew_shows(home: Path) -> None:
-    """Chain values and all: then it does not have the root that was signed."""
+    """Even with all chain values, it lacks the root that was signed."""
     receipts = write(home, 100)
     checkpoints = (home / "audit" / "checkpoints").read_bytes()
     shutil.rmtree(home / "audit")
@@ -105,7 +105,9 @@ def test_a_checkpoint_that_is_changed_shows(home: Path) -> None:
 
 
 def test_whoever_signs_anew_is_not_whom_a_person_trusts(home: Path) -> None:
-    """Without the key that was noted elsewhere, a log that was made anew with another verifies."""
+    """A log that was made anew with another key verifies, unless the old key was noted
+    elsewhere.
+    """
     write(home, 5)
     trusted = public_key((home / "audit" / "key").read_text())
     shutil.rmtree(home)
@@ -117,23 +119,26 @@ def test_whoever_signs_anew_is_not_whom_a_person_trusts(home: Path) -> None:
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_a_segment_that_is_gone_shows(home: Path, number: int) -> None:
-    write(home, 2 * SEGMENT + 10)
-    path_of(home / "audit", number * SEGMENT).unlink()
-    first, last = number * SEGMENT, min((number + 1) * SEGMENT, 2 * SEGMENT + 10) - 1
+    write(home, 2 * SEGMENT_RECORDS + 10)
+    path_of(home / "audit", number * SEGMENT_RECORDS).unlink()
+    first, last = (
+        number * SEGMENT_RECORDS,
+        min((number + 1) * SEGMENT_RECORDS, 2 * SEGMENT_RECORDS + 10) - 1,
+    )
     found = whats_wrong(home)
     assert found[0].startswith(f"{first}: records {first} to {last} are missing")
 
 
 def test_a_segment_of_another_log_shows(home: Path) -> None:
-    """Also where nothing was signed: it does not follow from the one before it."""
+    """It does not follow from the segment before it, even where nothing was signed."""
     for number in (0, 1):
         (home / str(number)).mkdir()
-        write(home / str(number), SEGMENT + 5)
+        write(home / str(number), SEGMENT_RECORDS + 5)
         (home / str(number) / "audit" / "checkpoints").unlink()
         (home / str(number) / "keys" / "audit-newest").unlink()
         assert not whats_wrong(home / str(number))
-    shutil.copy(path_of(home / "1" / "audit", SEGMENT), home / "0" / "audit")
-    said = f"{SEGMENT}: the segment does not follow from the one before"
+    shutil.copy(path_of(home / "1" / "audit", SEGMENT_RECORDS), home / "0" / "audit")
+    said = f"{SEGMENT_RECORDS}: the segment does not follow from the one before"
     assert whats_wrong(home / "0") == [said]
 
 
@@ -156,32 +161,36 @@ def test_receipts_show_what_was_cut_off_behind_the_last_checkpoint(home: Path) -
 
 
 def test_every_receipt_is_verified(home: Path) -> None:
-    receipts = write(home, SEGMENT + 100)
+    receipts = write(home, SEGMENT_RECORDS + 100)
     report = verify(home / "audit", receipts=receipts)
-    assert (report.problems, report.receipts) == ([], SEGMENT + 100)
-    assert (report.records, report.signed, report.segments) == (SEGMENT + 100, SEGMENT + 100, 2)
-    for number in (0, 99, SEGMENT - 1, SEGMENT, SEGMENT + 99):
+    assert (report.problems, report.receipts) == ([], SEGMENT_RECORDS + 100)
+    assert (report.records, report.signed, report.segments) == (
+        SEGMENT_RECORDS + 100,
+        SEGMENT_RECORDS + 100,
+        2,
+    )
+    for number in (0, 99, SEGMENT_RECORDS - 1, SEGMENT_RECORDS, SEGMENT_RECORDS + 99):
         sequence, head = receipts[number]
         lie = (sequence, head[::-1])
         assert whats_wrong(home, [lie]) == [f"{number}: the receipt says otherwise"]
 
 
 def test_many_segments_are_verified_by_several_processes(home: Path) -> None:
-    receipts = write(home, 9 * SEGMENT + 1)
+    receipts = write(home, 9 * SEGMENT_RECORDS + 1)
     steps: list[tuple[int, int]] = []
     report = verify(
         home / "audit",
-        receipts=receipts[:: SEGMENT // 3],
+        receipts=receipts[:: SEGMENT_RECORDS // 3],
         progress=lambda *step: steps.append(step),
     )
-    assert (report.problems, report.records) == ([], 9 * SEGMENT + 1)
+    assert (report.problems, report.records) == ([], 9 * SEGMENT_RECORDS + 1)
     assert steps == [(done, 10) for done in range(1, 11)]
-    path = path_of(home / "audit", 4 * SEGMENT)
+    path = path_of(home / "audit", 4 * SEGMENT_RECORDS)
     data = bytearray(path.read_bytes())
     data[1000] ^= 1
     path.write_bytes(data)
     [wrong] = verify(home / "audit").problems
-    assert 4 * SEGMENT < (wrong.sequence or 0) < 4 * SEGMENT + 10
+    assert 4 * SEGMENT_RECORDS < (wrong.sequence or 0) < 4 * SEGMENT_RECORDS + 10
 
 
 def test_there_has_to_be_a_log(home: Path) -> None:

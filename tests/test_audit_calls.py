@@ -1,4 +1,4 @@
-"""What of system calls is in the audit log, on a real system."""
+"""The records of system calls, on a real system."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SECRET = "the-password-is-hunter2"
 
 
 def read(home: Path) -> Iterator[Record]:
-    """All records, as they are now."""
+    """Read all records as they are now."""
     for first, path in segments(home / "audit"):
         data = path.read_bytes()
         at = begin(data, first).at if data[0] else 0
@@ -291,7 +291,7 @@ def test_what_an_agent_chooses_is_not_read_as_more(args: Message, said: str) -> 
 def test_a_long_path_that_was_refused_pushes_out_nothing(tmp_path: Path) -> None:
     turns = Turns(tmp_path)
     told = {"call": "openat", "object": f"/{'a' * 4000}", "needs": "write"}
-    with patch.object(turns.kernel.audit.gathered, "add") as add:
+    with patch.object(turns.kernel.audit.coalescer, "add") as add:
         turns.kernel.events.publish("process", "refused", 1, **told)
     turns.close()
     said = add.call_args.args[0][5]

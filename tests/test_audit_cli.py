@@ -18,10 +18,10 @@ from conftest import Boot
 
 from aios.agents import connect
 from aios.kernel.audit.checkpoint import Signer
-from aios.kernel.audit.log import Log
-from aios.kernel.audit.prove import Tree, check, prove, prove_growth
+from aios.kernel.audit.log import AuditLog
+from aios.kernel.audit.prove import LogTree, check, prove, prove_growth
 from aios.kernel.audit.read import Filter, entries
-from aios.kernel.audit.segment import SEGMENT, path_of
+from aios.kernel.audit.segment import SEGMENT_RECORDS, path_of
 from aios.kernel.audit.verify import known_keys
 from aios.shell.commands import audit
 from aios.shell.launch import System
@@ -30,14 +30,16 @@ from aios.syscalls.errors import AiosError, AuditDamaged, BadInput, NotFound
 
 @pytest.fixture(scope="module")
 def home(homes: Path) -> Iterator[Path]:
-    """Of a log without a system, of two full segments and some records."""
+    """A log without a system, of two full segments and some records."""
     home = homes / "audited"
     home.mkdir()
-    yield write(home, 2 * SEGMENT + 100)
+    yield write(home, 2 * SEGMENT_RECORDS + 100)
 
 
 def write(home: Path, count: int) -> Path:
-    log = Log(home / "audit", Signer(home / "keys" / "audit"), lambda run: run(), boot=b"b" * 8)
+    log = AuditLog(
+        home / "audit", Signer(home / "keys" / "audit"), lambda run: run(), boot=b"b" * 8
+    )
     for n in range(count):
         agent, kind = ("/ann", "intent") if n % 2 else ("/bob/helper", "denied")
         log.append((n % 10, agent, kind, n, "sto.put", f"path=p{n}", b"", "the rule", "", 0))
@@ -99,15 +101,15 @@ def count(home: Path, **wanted: Any) -> int:
 
 
 def test_search_finds_by_who_what_and_when(home: Path) -> None:
-    assert count(home, agent="/ann") == SEGMENT + 50
-    assert count(home, agent="/bob", decision="denied") == SEGMENT + 50
+    assert count(home, agent="/ann") == SEGMENT_RECORDS + 50
+    assert count(home, agent="/bob", decision="denied") == SEGMENT_RECORDS + 50
     assert count(home, agent="/bob", decision="allowed") == count(home, agent="/an") == 0
     assert count(home, agent="7", object="p17") == 112
     assert count(home, call="sto.*", object="path=p16385") == 1
     assert count(home, call="sto") == 0
     now = time.time()
     assert count(home, since=now) == count(home, until=now - 3600) == 0
-    assert count(home, since=now - 3600, until=now) == 2 * SEGMENT + 100
+    assert count(home, since=now - 3600, until=now) == 2 * SEGMENT_RECORDS + 100
 
 
 def test_search_takes_times_as_people_say_them(home: Path) -> None:
@@ -115,7 +117,7 @@ def test_search_takes_times_as_people_say_them(home: Path) -> None:
     wanted = "--object", "p16385", "--agent", "/ann", "--decision", "allowed", "--call", "s*"
     for since in ("2000-01-01", "3d", "90m"):
         [one] = records(home, "search", "--since", since, "--until", later, *wanted)
-        assert one["sequence"] == SEGMENT + 1
+        assert one["sequence"] == SEGMENT_RECORDS + 1
     nothing = run(home, "audit", "search", "--since", later)
     assert (nothing.returncode, nothing.stderr) == (0, "no records match\n")
     done = run(home, "audit", "search", "--since", "yesterday")
@@ -125,7 +127,7 @@ def test_search_takes_times_as_people_say_them(home: Path) -> None:
 
 def test_the_last_records_may_be_of_several_segments(home: Path) -> None:
     numbers = [record["sequence"] for record in records(home, "tail", "-n", "300")]
-    assert numbers == list(range(2 * SEGMENT - 200, 2 * SEGMENT + 100))
+    assert numbers == list(range(2 * SEGMENT_RECORDS - 200, 2 * SEGMENT_RECORDS + 100))
 
 
 def test_records_are_exported(home: Path, tmp_path: Path) -> None:
@@ -168,20 +170,20 @@ def test_what_is_not_there_is_said(home: Path, tmp_path: Path) -> None:
 
 def test_verify_says_where_it_was_changed(home: Path, tmp_path: Path) -> None:
     shutil.copytree(home / "audit", tmp_path / "audit")
-    path = path_of(tmp_path / "audit", SEGMENT)
+    path = path_of(tmp_path / "audit", SEGMENT_RECORDS)
     data = bytearray(path.read_bytes())
     data[5000] ^= 1
     path.write_bytes(data)
     done = run(home, "audit", "verify", "--log", str(tmp_path / "audit"), "--json")
     assert done.returncode == 1
     [problem] = json.loads(done.stdout)["problems"]
-    assert SEGMENT < problem["sequence"] < SEGMENT + 100
+    assert SEGMENT_RECORDS < problem["sequence"] < SEGMENT_RECORDS + 100
     done = run(home, "audit", "verify", "--log", str(tmp_path / "audit"))
     assert f"PROBLEM   record {problem['sequence']}: the record was changed" in done.stdout
 
 
 def test_receipts_may_be_many_and_are_to_be_text(home: Path, tmp_path: Path) -> None:
-    """An argument of a process holds 128 KiB, 1,800 of them."""
+    """An argument of a process holds 128 KiB, which is 1,800 receipts."""
     path = tmp_path / "receipts.json"
     path.write_text(json.dumps([[1, "ab" * 32]] * 2000))
     done = run(home, "audit", "verify", "--receipts", str(path), "--json")
@@ -208,14 +210,18 @@ def test_the_commands_of_the_document_run(home: Path, tmp_path: Path) -> None:
 
 def test_a_proof_is_verified_without_the_log(home: Path, tmp_path: Path) -> None:
     proof = tmp_path / "proof"
-    proof.write_text(run(home, "audit", "prove", str(SEGMENT + 5)).stdout)
+    proof.write_text(run(home, "audit", "prove", str(SEGMENT_RECORDS + 5)).stdout)
     key = (home / "audit" / "key").read_text().strip()
     elsewhere = ["--log", str(tmp_path / "none"), "--key", key]
     done = run(home, "audit", "verify", "--proof", str(proof), *elsewhere)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith(f"record {SEGMENT + 5} is in the log of {2 * SEGMENT + 100}")
-    assert f"path=p{SEGMENT + 5}" in done.stdout
-    proof.write_text(proof.read_text().replace(f"index {SEGMENT + 5}", f"index {SEGMENT + 6}"))
+    assert done.stdout.startswith(
+        f"record {SEGMENT_RECORDS + 5} is in the log of {2 * SEGMENT_RECORDS + 100}"
+    )
+    assert f"path=p{SEGMENT_RECORDS + 5}" in done.stdout
+    proof.write_text(
+        proof.read_text().replace(f"index {SEGMENT_RECORDS + 5}", f"index {SEGMENT_RECORDS + 6}")
+    )
     done = run(home, "audit", "verify", "--proof", str(proof), *elsewhere)
     assert (done.returncode, done.stdout) == (1, "")
     assert "does not lead to its checkpoint" in done.stderr
@@ -225,28 +231,41 @@ def test_growth_is_proved_from_an_earlier_checkpoint(home: Path, tmp_path: Path)
     notes = (home / "audit" / "checkpoints").read_text().split("\n\naios/")
     first = tmp_path / "checkpoint"
     first.write_text(notes[0] + "\n")
-    assert int(notes[0].splitlines()[1]) == SEGMENT
+    assert int(notes[0].splitlines()[1]) == SEGMENT_RECORDS
     growth = tmp_path / "growth"
-    growth.write_text(run(home, "audit", "prove", "--growth", str(SEGMENT)).stdout)
+    growth.write_text(run(home, "audit", "prove", "--growth", str(SEGMENT_RECORDS)).stdout)
     key = (home / "audit" / "key").read_text().strip()
     given = ["--proof", str(growth), "--key", key, "--checkpoint", str(first)]
     done = run(home, "audit", "verify", *given)
-    assert f"the log of {2 * SEGMENT + 100} records begins with the one of {SEGMENT}" in done.stdout
+    assert (
+        f"the log of {2 * SEGMENT_RECORDS + 100} records begins with the one of {SEGMENT_RECORDS}"
+        in done.stdout
+    )
     assert answer(home, "audit", "verify", "--checkpoint", str(first))["problems"] == []
     assert run(home, "audit", "verify", *given[:-2]).returncode == 78
 
 
 def test_every_proof_holds(home: Path) -> None:
-    """At all edges of segments and subtrees; and those of the tree of all leaves are the same."""
+    """Prove at all edges of segments and subtrees, and compare with the proofs of the whole
+    tree.
+    """
     folder = home / "audit"
     keys = known_keys(folder)
-    size = 2 * SEGMENT + 100
-    for sequence in (0, 1, SEGMENT - 1, SEGMENT, 2 * SEGMENT - 1, 2 * SEGMENT, size - 1):
+    size = 2 * SEGMENT_RECORDS + 100
+    for sequence in (
+        0,
+        1,
+        SEGMENT_RECORDS - 1,
+        SEGMENT_RECORDS,
+        2 * SEGMENT_RECORDS - 1,
+        2 * SEGMENT_RECORDS,
+        size - 1,
+    ):
         assert check(prove(folder, sequence), keys, None)["record"]["sequence"] == sequence
-    tree = Tree(folder)
-    by_headers = tree.root(0, SEGMENT), tree.root(0, 2 * SEGMENT)
+    tree = LogTree(folder)
+    by_headers = tree.root(0, SEGMENT_RECORDS), tree.root(0, 2 * SEGMENT_RECORDS)
     tree.known.clear()
-    assert (tree.root(0, SEGMENT), tree.root(0, 2 * SEGMENT)) == by_headers
+    assert (tree.root(0, SEGMENT_RECORDS), tree.root(0, 2 * SEGMENT_RECORDS)) == by_headers
     with pytest.raises(NotFound):
         prove(folder, size)
     with pytest.raises(NotFound):
@@ -260,7 +279,7 @@ def test_every_proof_holds(home: Path) -> None:
         (lambda text: text.replace("index ", "index x"), BadInput),
         (lambda text: text.replace("\nextra ", "\nextra AAAA"), AuditDamaged),
         (lambda text: text[: text.index("\n\n")] + "\n\nnonsense", AuditDamaged),
-        (lambda text: text.replace(f"\n{2 * SEGMENT + 100}\n", "\n77\n"), AuditDamaged),
+        (lambda text: text.replace(f"\n{2 * SEGMENT_RECORDS + 100}\n", "\n77\n"), AuditDamaged),
     ],
 )
 def test_a_proof_that_was_changed_proves_nothing(
@@ -272,14 +291,17 @@ def test_a_proof_that_was_changed_proves_nothing(
 
 
 def test_a_record_that_is_gone_is_proved_no_more(tmp_path: Path) -> None:
-    write(tmp_path, 3 * SEGMENT + 5)
+    write(tmp_path, 3 * SEGMENT_RECORDS + 5)
     folder = tmp_path / "audit"
     path_of(folder, 0).unlink()
-    path_of(folder, SEGMENT).unlink()
+    path_of(folder, SEGMENT_RECORDS).unlink()
     keys = known_keys(folder)
-    for sequence in (2 * SEGMENT, 3 * SEGMENT + 1):  # what is older is known from the headers
-        assert check(prove(folder, sequence), keys, None)["signed"] == 3 * SEGMENT + 5
+    for sequence in (
+        2 * SEGMENT_RECORDS,
+        3 * SEGMENT_RECORDS + 1,
+    ):  # what is older is known from the headers
+        assert check(prove(folder, sequence), keys, None)["signed"] == 3 * SEGMENT_RECORDS + 5
     with pytest.raises(NotFound):
-        prove(folder, SEGMENT)
+        prove(folder, SEGMENT_RECORDS)
     with pytest.raises(NotFound, match="not kept any more"):
         prove_growth(folder, 100)

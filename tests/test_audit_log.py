@@ -1,4 +1,4 @@
-"""A kernel finds its audit log as another left it; full disks; what is durable before what."""
+"""A kernel resumes its audit log in every state; full disks; what is durable before what."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ import pytest
 from audit_logs import Open, records, whats_wrong, write
 from conftest import eventually
 
-from aios.kernel.audit.checkpoint import notes
-from aios.kernel.audit.log import AHEAD, RESERVE
+from aios.kernel.audit.checkpoint import split_notes
+from aios.kernel.audit.log import AHEAD_BYTES, RESERVE_RECORDS
 from aios.kernel.audit.read import entries
-from aios.kernel.audit.recorder import Audit
+from aios.kernel.audit.recorder import AuditRecorder
 from aios.kernel.audit.segment import (
     LENGTH,
-    SEGMENT,
+    SEGMENT_RECORDS,
     begin,
     decode,
     path_of,
     segments,
 )
 from aios.kernel.audit.verify import verify
-from aios.kernel.init.protocol import Heard, SignalChild
+from aios.kernel.init.protocol import ExitAcknowledged, SignalChild
 from aios.kernel.journal import Journal
 from aios.kernel.ledger.ledger import Ledger
 from aios.kernel.lib.task import background
@@ -59,27 +59,27 @@ def test_a_log_goes_on(home: Path) -> None:
 
 
 def test_the_thread_that_makes_room_keeps_out_of_the_way(home: Path) -> None:
-    """At a pace at which segments follow each other quicker than files are made for them."""
+    """Segments follow each other quicker than files are made for them."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
         for number in range(3):
             (home / str(number)).mkdir()
-            write(home / str(number), 4 * SEGMENT + 1)
+            write(home / str(number), 4 * SEGMENT_RECORDS + 1)
             assert not whats_wrong(home / str(number))
     finally:
         sys.setswitchinterval(before)
 
 
-@pytest.mark.parametrize("count", [SEGMENT - 1, SEGMENT, SEGMENT + 1])
+@pytest.mark.parametrize("count", [SEGMENT_RECORDS - 1, SEGMENT_RECORDS, SEGMENT_RECORDS + 1])
 def test_a_log_goes_on_at_the_end_of_a_segment(home: Path, count: int) -> None:
     receipts = write(home, count) + write(home, 0) + write(home, 2)
     assert verify(home / "audit", receipts=receipts).problems == []
-    assert [first for first, _ in segments(home / "audit")][:2] == [0, SEGMENT]
+    assert [first for first, _ in segments(home / "audit")][:2] == [0, SEGMENT_RECORDS]
 
 
 def test_what_is_not_whole_at_the_end_is_cut_off(home: Path) -> None:
-    """At every byte of the last record that nobody has signed, as a power cut leaves it."""
+    """Cut at every byte of the last unsigned record, as a power cut does."""
     write(home, 5)
     opened = Open(home)
     receipts = opened.add(3)
@@ -111,14 +111,14 @@ def test_a_long_tail_that_is_not_whole_leaves_nothing(home: Path) -> None:
 
 
 def test_a_header_that_is_not_whole_is_begun_again(home: Path) -> None:
-    write(home, SEGMENT)
+    write(home, SEGMENT_RECORDS)
     opened = Open(home)
     opened.settle()
-    path = path_of(home / "audit", SEGMENT)
+    path = path_of(home / "audit", SEGMENT_RECORDS)
     opened.close()
     path.write_bytes(b"\x50\0\0\0half of a header")
     again = Open(home)
-    assert (again.log.torn, again.log.trouble, again.log.size) == (20, "", SEGMENT)
+    assert (again.log.torn, again.log.trouble, again.log.size) == (20, "", SEGMENT_RECORDS)
     receipts = again.add(3)
     again.close()
     assert verify(home / "audit", receipts=receipts).problems == []
@@ -151,12 +151,12 @@ def test_records_that_were_signed_and_are_lost_are_told_for_good(home: Path) -> 
 
 
 def cut_back(home: Path, count: int) -> None:
-    """To the first of the checkpoints, at so many records, as who has not the key can do it."""
+    """Cut the log back to its first checkpoint, as one without the key can do it."""
     path, checkpoints = path_of(home / "audit", 0), home / "audit" / "checkpoints"
     _, end = list(records(home))[count - 1]
     data = path.read_bytes()
     path.write_bytes(data[:end].ljust(len(data), b"\0"))
-    checkpoints.write_bytes(notes(checkpoints.read_bytes())[0][0] + b"\n")
+    checkpoints.write_bytes(split_notes(checkpoints.read_bytes())[0][0] + b"\n")
 
 
 def test_a_log_that_is_cut_back_with_its_checkpoints_is_noticed(home: Path) -> None:
@@ -219,7 +219,7 @@ def test_a_kernel_that_died_between_the_two_places_of_a_checkpoint_is_no_trouble
     opened = Open(home)
     assert opened.log.trouble == ""
     opened.close()
-    assert len(notes(checkpoints.read_bytes())[0]) == 2
+    assert len(split_notes(checkpoints.read_bytes())[0]) == 2
     assert whats_wrong(home, receipts) == []
 
 
@@ -227,12 +227,12 @@ def test_old_segments_go(home: Path) -> None:
     receipts = []
     for _ in range(4):
         opened = Open(home, keep=5 << 20)
-        receipts += opened.add(SEGMENT)
+        receipts += opened.add(SEGMENT_RECORDS)
         opened.close()
     first = segments(home / "audit")[0][0]
-    assert 0 < first < 3 * SEGMENT
+    assert 0 < first < 3 * SEGMENT_RECORDS
     report = verify(home / "audit", receipts=receipts)
-    assert (report.problems, report.first, report.records) == ([], first, 4 * SEGMENT + 2)
+    assert (report.problems, report.first, report.records) == ([], first, 4 * SEGMENT_RECORDS + 2)
     assert 0 < report.receipts < len(receipts)
     last = segments(home / "audit")[-1]
     data = last[1].read_bytes()
@@ -249,7 +249,7 @@ def test_old_segments_go(home: Path) -> None:
 
 @pytest.fixture
 def no_room() -> Iterator[Callable[[int], None]]:
-    """No file of this process may grow beyond so many bytes (0: any number)."""
+    """Limit the size of this process's files to so many bytes; 0 removes the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def limit(size: int) -> None:
@@ -262,14 +262,14 @@ def no_room() -> Iterator[Callable[[int], None]]:
 def test_on_a_full_disk_nothing_is_lost(home: Path, no_room: Callable[[int], None]) -> None:
     opened = Open(home)
     receipts = opened.add(10)
-    no_room(AHEAD - 1)
-    while opened.log.has_room(RESERVE):  # what has an effect
+    no_room(AHEAD_BYTES - 1)
+    while opened.log.has_room(RESERVE_RECORDS):  # what has an effect
         receipts += opened.add(100)
     assert opened.log.full == "File too large"
-    assert opened.log.has_room(RESERVE // 2)  # what only reads
+    assert opened.log.has_room(RESERVE_RECORDS // 2)  # what only reads
     while opened.log.has_room(1):  # what makes room
         receipts += opened.add(1)
-    assert opened.log.size == SEGMENT
+    assert opened.log.size == SEGMENT_RECORDS
     receipts += opened.add(3)  # outcomes of what runs
     assert not opened.log.flush()
     assert verify(home / "audit", receipts=receipts[:-3]).problems == []
@@ -284,12 +284,12 @@ def test_on_a_full_disk_calls_that_make_room_are_served_last(
     home: Path, no_room: Callable[[int], None]
 ) -> None:
     opened = Open(home)
-    audit = Audit(opened.log)
+    audit = AuditRecorder(opened.log)
     clock = itertools.count(0.0, 1e6)
-    audit.gathered.now = lambda: next(clock)  # each refusal has its record
+    audit.coalescer.now = lambda: next(clock)  # each refusal has its record
     table = ProcessTable(9, 9, 9)
     me, agent = (table.add(kind, "x", 0, 0, Limits(), 0.0) for kind in ("client", "agent"))
-    no_room(AHEAD - 1)
+    no_room(AHEAD_BYTES - 1)
     ends = []
     for name, process in (
         ("mem.put", me), ("mem.get", me), ("refused", agent), ("mem.delete", agent),
@@ -306,11 +306,11 @@ def test_on_a_full_disk_calls_that_make_room_are_served_last(
                     audit.called(process, 1, row, Kill(pid=1), raw, "")
         ends.append(opened.log.size)
     assert ends == sorted(set(ends))
-    assert ends[-1] == SEGMENT
+    assert ends[-1] == SEGMENT_RECORDS
     for _ in range(6):
         assert audit.refused(process, "os_pid=1", 1, "mem.get", b"", DiskFull("full")) is None
     no_room(0)
-    eventually(lambda: opened.log.has_room(RESERVE))
+    eventually(lambda: opened.log.has_room(RESERVE_RECORDS))
     audit.check_room(TABLE["mem.get"], None)
     opened.close()
     found = [record for record, _, _ in entries(home / "audit") if record.kind == "note"]
@@ -333,7 +333,7 @@ def test_a_key_that_is_no_key_is_said(home: Path) -> None:
 
 
 def test_a_log_that_has_no_room_is_not_begun(home: Path, no_room: Callable[[int], None]) -> None:
-    no_room(AHEAD - 1)
+    no_room(AHEAD_BYTES - 1)
     with pytest.raises(DiskFull, match="no audit log in"):
         Open(home)
 
@@ -384,9 +384,9 @@ def test_a_commit_of_the_store_comes_after_the_intents(home: Path) -> None:
 
 
 def test_what_leaves_the_kernel_waits_for_its_intent(home: Path) -> None:
-    """And nothing that came later overtakes it."""
+    """Nothing that came later overtakes it."""
     opened = Open(home)
-    audit = Audit(opened.log)
+    audit = AuditRecorder(opened.log)
     posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
     journal = Journal(home / "journal", posted.put, before_sync=opened.log.sync)
     told: list[object] = []
@@ -400,7 +400,7 @@ def test_what_leaves_the_kernel_waits_for_its_intent(home: Path) -> None:
     ledger.contexts = ContextManager(lambda _: None)
     ledger.scheduler = Scheduler("rr", 8)
     process = ProcessTable(9, 9, 9).add("client", "me", 0, 0, Limits(), 0.0)
-    kill, ended = SignalChild(11, 9), Heard(12)
+    kill, ended = SignalChild(11, 9), ExitAcknowledged(12)
 
     ledger.send_init(ended)
     assert ledger.end_turn()

@@ -1,4 +1,4 @@
-"""The first words with a running system."""
+"""The first exchange with a running system."""
 
 from __future__ import annotations
 

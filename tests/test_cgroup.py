@@ -1,4 +1,4 @@
-"""Where groups of processes can be; what they do is in test_walls."""
+"""Find the places where cgroups can be made. test_sandbox.py tests what they do."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aios.kernel.sandbox.cgroup import Groups, enter, places
+from aios.kernel.sandbox.cgroup import AgentCgroups, enter, pids_mounts
 
 V2 = "30 1 0:26 / {} rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
 V1 = "31 1 0:27 / {} rw - cgroup cgroup rw,pids\n32 1 0:28 / /other rw - cgroup cgroup rw,memory\n"
@@ -15,12 +15,12 @@ V1 = "31 1 0:27 / {} rw - cgroup cgroup rw,pids\n32 1 0:28 / /other rw - cgroup 
 def test_both_versions_are_found_where_they_are_mounted(tmp_path: Path) -> None:
     mounts = tmp_path / "mounts"
     mounts.write_text(V2.format("/cgroup2") + V1.format("/cgroup1"))
-    assert [str(path) for path in places(str(mounts))] == ["/cgroup2", "/cgroup1"]
+    assert [str(path) for path in pids_mounts(str(mounts))] == ["/cgroup2", "/cgroup1"]
 
 
 def test_where_groups_have_no_limit_there_are_none(tmp_path: Path) -> None:
     with pytest.raises(OSError):
-        Groups(tmp_path / "not there", "/home", "1")
+        AgentCgroups(tmp_path / "not there", "/home", "1")
 
 
 def test_a_process_enters_its_group(tmp_path: Path) -> None:

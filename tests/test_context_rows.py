@@ -1,5 +1,4 @@
-"""Rows of contexts: what was written one change after the other is what the context is, and costs
-what has changed."""
+"""Rows of contexts, rebuilt from their changes, equal the context, and cost what has changed."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ WINDOW = 10**6
 
 
 class Kept:
-    """A context's row in a journal without files, and how much was written of it."""
+    """A context's row in a journal without files, and how many bytes were written of it."""
 
     def __init__(self) -> None:
         self.items: list[bytes] = []
@@ -29,7 +28,7 @@ class Kept:
         self.rows = ContextRows(self, self.live)  # type: ignore[arg-type]
 
     def live(self, _ctx: int) -> ContextRow | None:
-        """The lists are those that go on to change, as a context's are."""
+        """Return the row with the lists that go on to change, as a context's do."""
         if self.row is None:
             return None
         fields = {name: getattr(self.row, name) for name in ContextRow.__struct_fields__}
@@ -47,7 +46,7 @@ class Kept:
         self.items = []
 
     def end_turn(self, *, changed: bool = True) -> int:
-        """How many bytes it wrote."""
+        """Write the row, and return how many bytes that took."""
         before = self.bytes
         self.rows.end_turn([7] if changed else [])
         return self.bytes - before
@@ -153,7 +152,7 @@ TestRows = RowsMachine.TestCase
 
 
 def a_long_one(kept: Kept) -> ContextRow:
-    """A context that is full, whose owner asked to recall, with checkpoints."""
+    """Make a full context with checkpoints, whose owner asked to recall."""
     row = kept.row
     assert row is not None
     row.append(list(range(2000)), WINDOW)

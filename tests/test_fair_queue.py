@@ -1,4 +1,4 @@
-"""Questions to the core: whoever asks a lot waits for itself."""
+"""Questions to the core: an agent with many questions delays only itself."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from aios.syscalls.sto import Search
 
 
 class Asker:
-    """Asks by calls of agents, and is the core: what it was asked is in `core`."""
+    """Agents that ask, and the core, which was asked what `core` holds."""
 
     def __init__(self) -> None:
         self.core: list[Question] = []

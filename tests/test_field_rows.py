@@ -1,4 +1,4 @@
-"""Rows of fields: what was written one change after the other is what the row is."""
+"""Rows of fields, rebuilt from their changes, equal the row."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ rows = st.fixed_dictionaries({"a": values, "b": values, "c": st.lists(values, ma
 
 
 class Items:
-    """A journal of one row, and how much was written to it."""
+    """A journal of one row, and how many bytes were written to it."""
 
     def __init__(self) -> None:
         self.items: list[bytes] = []

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from aios.kernel.journal import Journal, Rows, _write_base, read
-from aios.kernel.lib.encryption import Ring, Seal
+from aios.kernel.lib.encryption import AeadCodec, KeyRing
 from aios.kernel.lib.files import make_ahead
 from aios.syscalls.errors import DiskFull
 
@@ -31,11 +31,13 @@ items = st.binary(max_size=600)
 
 
 class Kept:
-    """A journal, with a loop for what its thread posts."""
+    """A journal, and a loop for the functions that its thread posts."""
 
-    def __init__(self, folder: Path, log_bytes: int = SMALL, seal: Seal | None = None) -> None:
+    def __init__(
+        self, folder: Path, log_bytes: int = SMALL, codec: AeadCodec | None = None
+    ) -> None:
         self.posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self.journal = Journal(folder, self.posted.put, log_bytes, seal)
+        self.journal = Journal(folder, self.posted.put, log_bytes, codec)
 
     def commit(self) -> None:
         while not self.journal.commit() or self.journal.is_waiting:
@@ -48,12 +50,12 @@ class Kept:
 
 
 class JournalMachine(RuleBasedStateMachine):
-    seal: Seal | None = None
+    codec: AeadCodec | None = None
 
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp()) / "journal"
-        self.kept = Kept(self.folder, seal=self.seal)
+        self.kept = Kept(self.folder, codec=self.codec)
         self.rows: Rows = {}  # with what is not committed
         self.committed: list[Rows] = [{}]  # since it was opened
 
@@ -84,14 +86,14 @@ class JournalMachine(RuleBasedStateMachine):
 
     @rule()
     def die(self) -> None:
-        """What was not committed is lost, nothing else."""
+        """Lose the uncommitted changes, and nothing else."""
         self.kept.journal.close()
         self.reopen(self.committed[-1])
 
     @precondition(lambda self: len(self.committed) > 1)
     @rule(data=st.data())
     def tear(self, data: st.DataObject) -> None:
-        """The newest log is cut at any byte: a whole commit is there, or nothing of it."""
+        """Cut the newest log at any byte: each commit is there as a whole or not at all."""
         journal = self.kept.journal
         log = self.folder / f"log-{journal.number}"
         end = journal.at
@@ -99,14 +101,14 @@ class JournalMachine(RuleBasedStateMachine):
         cut = data.draw(st.integers(0, end))
         with log.open("r+b") as file:
             file.truncate(cut)
-        found, _ = read(self.folder, seal=self.seal)
+        found, _ = read(self.folder, codec=self.codec)
         assert found in self.committed
         if cut == end:
             assert found == self.committed[-1]
         self.reopen(found)
 
     def reopen(self, expected: Rows) -> None:
-        self.kept = Kept(self.folder, seal=self.seal)
+        self.kept = Kept(self.folder, codec=self.codec)
         assert self.kept.journal.rows == expected
         self.rows = dict(expected)
         self.committed = [dict(expected)]
@@ -121,7 +123,7 @@ TestJournal = JournalMachine.TestCase
 
 
 class SealedJournalMachine(JournalMachine):
-    seal = Seal(Ring.new())
+    codec = AeadCodec(KeyRing.new())
 
 
 SealedJournalMachine.TestCase.settings = fewer(10)
@@ -214,7 +216,7 @@ def test_a_burst_waits_for_the_log_that_is_being_made(
 def test_what_is_written_is_in_proportion_to_what_was_committed(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However much there is: the rows that stay are not written again for each full log."""
+    """Rows that stay are not written again for each full log."""
     written: list[int] = []
 
     def counted(*args: Any) -> int:
@@ -251,7 +253,7 @@ import resource, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_journal import Kept, SMALL
-from aios.kernel.lib.encryption import Ring, Seal
+from aios.kernel.lib.encryption import KeyRing, AeadCodec
 from aios.syscalls.errors import DiskFull
 
 kept = Kept(Path(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""The kernel killed under its agents: they wait, come back, and go on as if nothing had been."""
+"""Kill the kernel under its agents: they wait, come back, and go on as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_kernel_and_core_killed_together(boot: Boot) -> None:
 
 
 def test_a_generation_that_ended_meanwhile_is_heard_of(boot: Boot, program: Program) -> None:
-    """The agent is stopped until its answer is there, and the kernel that had it is not."""
+    """The agent is stopped until its answer is there and the kernel that had it is gone."""
     system = boot(slots=2)
     path = program(
         "aios.send('test', 'up')\n"
@@ -114,7 +114,7 @@ def test_messages_are_kept_and_handed_out_once(boot: Boot) -> None:
 
 
 def test_a_call_that_is_sent_again_has_its_effect_once(boot: Boot, program: Program) -> None:
-    """By hand: the same bytes to the next kernel, as if the reply had been lost."""
+    """Send the same bytes to the next kernel, as if the reply had been lost."""
     system = boot()
     path = program("aios.recv()")
     calls: list[tuple[str, dict[str, Any]]] = [
@@ -219,7 +219,7 @@ def test_who_comes_back_must_know_the_secret(boot: Boot) -> None:
 
 
 def test_what_never_was_a_process_is_no_trouble_afterwards(boot: Boot, program: Program) -> None:
-    """Mail to an agent that fails to start, and a spawn whose caller is gone by the time."""
+    """Mail to an agent that fails to start, and a spawn whose caller is gone."""
     system = boot()
     init = psutil.Process(system.process.pid)
     with connect(system.home) as aios:

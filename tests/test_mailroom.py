@@ -15,8 +15,8 @@ from aios.kernel.access.accounts import Accounts
 from aios.kernel.access.gate import Gate
 from aios.kernel.access.questions import Questions
 from aios.kernel.audit.checkpoint import Signer
-from aios.kernel.audit.log import Log
-from aios.kernel.audit.recorder import Audit
+from aios.kernel.audit.log import AuditLog
+from aios.kernel.audit.recorder import AuditRecorder
 from aios.kernel.entry.trap import Call, Session, Trap
 from aios.kernel.journal import Journal
 from aios.kernel.ledger.ledger import Ledger
@@ -51,7 +51,9 @@ class Office:
     def __post_init__(self) -> None:
         self.table = ProcessTable(9, 9, 9)
         signer = Signer(self.folder / "key")
-        audit = Audit(Log(self.folder / "audit", signer, lambda run: run(), boot=b"boot"))
+        audit = AuditRecorder(
+            AuditLog(self.folder / "audit", signer, lambda run: run(), boot=b"boot")
+        )
         journal = Journal(self.folder / "journal", lambda run: run())
         self.ledger = Ledger(journal, audit, self.sent, lambda _frame: None)
         accounts = Accounts(self.folder / "policy.json", self.table, self.ledger.note_grant)

@@ -25,7 +25,7 @@ from conftest import eventually, run_system
 
 from aios.agents import Aios, connect
 from aios.agents.reasoning.tool_dialogue import chosen
-from aios.kernel.init.outputs import HOLE, LOG_BYTES, PIECE
+from aios.kernel.init.outputs import HOLE_BYTES, MAX_LOG_BYTES, READ_BYTES
 from aios.kernel.tools.mcp_config import servers
 from aios.syscalls.errors import (
     AiosError,
@@ -331,7 +331,7 @@ def test_one_that_writes_without_end_to_its_log(aios: Aios, home: Path) -> None:
     pid = worker(aios, "complains")
     log = home / "log" / f"agent-{pid}.log"
     eventually(lambda: b"this is the last" in aios.log(pid, offset=-100).data)
-    assert log.stat().st_blocks * 512 <= LOG_BYTES + HOLE + PIECE
+    assert log.stat().st_blocks * 512 <= MAX_LOG_BYTES + HOLE_BYTES + READ_BYTES
 
 
 def test_one_that_changes_its_tools(aios: Aios) -> None:

@@ -22,7 +22,7 @@ sizes = st.integers(1, len(LEAVES))
 
 
 def naive(leaves: list[bytes]) -> bytes:
-    """MTH of RFC 6962, 2.1, word by word."""
+    """Compute MTH of RFC 6962, 2.1, word by word."""
     if not leaves:
         return EMPTY
     if len(leaves) == 1:
@@ -38,7 +38,7 @@ def root(first: int, end: int) -> bytes:
 
 
 def test_the_hashes_are_those_of_rfc_6962() -> None:
-    """Known answers of the test vectors of certificate-transparency."""
+    """Compare with the test vectors of certificate-transparency."""
     empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     assert EMPTY.hex() == empty
     leaf = "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d"

@@ -1,4 +1,4 @@
-"""What agents print: all of it, in order, up to their ends; and of a flood the last."""
+"""All that agents print is logged, in order, up to their ends; of a flood the last part."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from aios.kernel.init.outputs import HOLE, LOG_BYTES, PIECE, Outputs
+from aios.kernel.init.outputs import HOLE_BYTES, MAX_LOG_BYTES, READ_BYTES, Outputs
 
 LINE = b"%015d\n"
-LINES = PIECE // 16  # in as much as a pipe holds
+LINES = READ_BYTES // 16  # in as much as a pipe holds
 
 
 class Init:
-    """init's loop, as far as it reads what is printed, and one agent."""
+    """init's loop, as far as it reads output, and one agent."""
 
     def __init__(self, folder: Path) -> None:
         self.log = folder / "agent-1.log"
@@ -44,7 +44,7 @@ def init(tmp_path: Path) -> Iterator[Init]:
 
 
 def flood(init: Init, pipes: int) -> None:
-    """Print as often what fills the pipe."""
+    """Print as much as fills the pipe, several times."""
     for number in range(pipes):
         lines = range(number * LINES, (number + 1) * LINES)
         os.write(init.writer, b"".join(LINE % line for line in lines))
@@ -64,14 +64,14 @@ def test_what_was_printed_before_the_end_is_in_the_log(init: Init) -> None:
 
 
 def test_of_a_flood_the_last_is_kept_where_it_was(init: Init) -> None:
-    pipes = 3 * LOG_BYTES // PIECE
+    pipes = 3 * MAX_LOG_BYTES // READ_BYTES
     flood(init, pipes)
     found = init.log.stat()
-    assert found.st_size == pipes * PIECE
-    assert found.st_blocks * 512 <= LOG_BYTES + HOLE + PIECE
+    assert found.st_size == pipes * READ_BYTES
+    assert found.st_blocks * 512 <= MAX_LOG_BYTES + HOLE_BYTES + READ_BYTES
     with init.log.open("rb") as log:
-        log.seek(-LOG_BYTES, os.SEEK_END)
-        first = (found.st_size - LOG_BYTES) // 16
+        log.seek(-MAX_LOG_BYTES, os.SEEK_END)
+        first = (found.st_size - MAX_LOG_BYTES) // 16
         for line in range(first, pipes * LINES):
             assert log.read(16) == LINE % line
 
@@ -83,9 +83,9 @@ def test_where_no_holes_can_be_made_it_begins_again(
         raise OSError(errno.EOPNOTSUPP, "no holes here")
 
     monkeypatch.setattr("aios.kernel.init.outputs.punch_hole", refused)
-    pipes = 3 * LOG_BYTES // PIECE
+    pipes = 3 * MAX_LOG_BYTES // READ_BYTES
     flood(init, pipes)
-    assert init.log.stat().st_size <= LOG_BYTES + HOLE + PIECE
+    assert init.log.stat().st_size <= MAX_LOG_BYTES + HOLE_BYTES + READ_BYTES
     assert init.log.read_bytes().endswith(LINE % (pipes * LINES - 1))
 
 

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 
 from aios.kernel.access.accounts import GRANTS, Accounts, steady
 from aios.kernel.access.gate import plainly
-from aios.kernel.lib.patterns import EFFORT, STARS, Effort, TooLong, exactly, matches, parsed
+from aios.kernel.lib.patterns import (
+    MAX_STEPS,
+    MAX_WILDCARDS,
+    Effort,
+    TooLong,
+    exactly,
+    matches,
+    parsed,
+)
 from aios.kernel.process import ProcessTable
 from aios.kernel.rules import Grant, Judge, Request, Subject, check_rules, covers, rules_of
 from aios.syscalls.errors import BadInput, LimitReached
@@ -83,7 +91,7 @@ def test_the_steps_of_a_pattern_grow_with_the_text_and_no_more(pattern: str, par
         return 10**9 - effort.left
 
     assert steps(65536) <= 17 * steps(4096)
-    assert steps(65536) <= 65536 * (STARS + 1)
+    assert steps(65536) <= 65536 * (MAX_WILDCARDS + 1)
 
 
 def test_one_call_takes_so_many_steps_and_no_more() -> None:
@@ -97,7 +105,7 @@ def test_one_call_takes_so_many_steps_and_no_more() -> None:
         )
     grants = {
         n: Grant(n, "/x", 0, "/a", Rule("tool", ["*b*c*d"] * 64, {}), None)
-        for n in range(2, EFFORT // 64)
+        for n in range(2, MAX_STEPS // 64)
     }
     subject, request = Subject("/a", [[]], 1), Request("tool", "pay")
     judge = Judge(grants, lambda _: Subject(""))
@@ -123,9 +131,12 @@ def test_a_chain_of_grants_has_an_end() -> None:
 @pytest.mark.parametrize(
     ("manifest", "said"),
     [
-        (Manifest(allow=["sto " + "*a" * (STARS + 1)]), "wildcards"),
-        (Manifest(allow=["sto " + "{self}" * (STARS + 1)]), "wildcards"),
-        (Manifest(deny=[Rule("tool", args={"to": ["x", "**a" * (STARS + 1)]})]), "wildcards"),
+        (Manifest(allow=["sto " + "*a" * (MAX_WILDCARDS + 1)]), "wildcards"),
+        (Manifest(allow=["sto " + "{self}" * (MAX_WILDCARDS + 1)]), "wildcards"),
+        (
+            Manifest(deny=[Rule("tool", args={"to": ["x", "**a" * (MAX_WILDCARDS + 1)]})]),
+            "wildcards",
+        ),
         (Manifest(allow=["sto x"] * 200, deny=["sto y"] * 200), "400 rules"),
         (Manifest(allow=[Rule("sto", ["x"] * 64)] * 20), "1280 patterns"),
     ],
@@ -133,7 +144,7 @@ def test_a_chain_of_grants_has_an_end() -> None:
 def test_what_would_take_too_long_is_refused(manifest: Manifest, said: str) -> None:
     with pytest.raises(BadInput, match=said):
         check_rules([manifest])
-    check_rules([Manifest(allow=[f"sto {'*a' * STARS}"] * 256)])
+    check_rules([Manifest(allow=[f"sto {'*a' * MAX_WILDCARDS}"] * 256)])
 
 
 HIDDEN = [

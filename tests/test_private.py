@@ -1,4 +1,4 @@
-"""What a home keeps is for its user alone, whatever its folder and the umask were."""
+"""The files in a home are for its user alone, whatever the umask was."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def open_umask() -> Iterator[None]:
 
 
 def open_to_others(home: Path) -> list[str]:
-    """What others of the machine reach in a home, the folder itself apart."""
+    """List what other users can reach in a home, except the folder itself."""
     found = []
     for folder, folders, files in os.walk(home):
         shut = [name for name in folders if not (Path(folder) / name).stat().st_mode & 0o077]

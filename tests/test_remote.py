@@ -1,4 +1,4 @@
-"""Callers by tcp: with a key that is allowed, as a person or an agent; nobody else."""
+"""Callers by TCP: only with an allowed key, as a person or an agent."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FAILED |= zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_DISCONNECTED
 
 
 class Server:
-    """A system that listens, with a person here."""
+    """A system that listens, and a person on its machine."""
 
     def __init__(self, system: System, folder: Path, aios: Aios) -> None:
         self.system, self.folder, self.aios = system, folder, aios
@@ -42,7 +42,7 @@ class Server:
         eventually(lambda: aios.keys().address)
 
     def key(self, name: str | None = None, *, person: bool = False) -> Path:
-        """A new key, allowed under a name."""
+        """Make a key and allow it under a name."""
         path = self.folder / f"{next(self.numbers)}.key"
         public = new_key(path)
         if name is not None:
@@ -73,7 +73,7 @@ def listening(homes: Path, programs: Path) -> Iterator[System]:
 
 @pytest.fixture
 def server(listening: System, tmp_path: Path) -> Iterator[Server]:
-    """Without keys and groups of earlier tests."""
+    """The shared system, without keys and groups of earlier tests."""
     with connect(listening.home, "here") as aios:
         yield Server(listening, tmp_path, aios)
         for each in aios.keys().keys:
@@ -162,7 +162,7 @@ def test_keys_and_who_came_by_them_are_recorded(server: Server) -> None:
 
 
 def monitored(options: dict[zmq.SocketOption, bytes], address: str) -> int:
-    """The first of FAILED that a bare socket with these options meets, while it says hello."""
+    """Return the first event of FAILED on a bare socket with these options that says hello."""
     context: zmq.Context[Any] = zmq.Context()
     bare: zmq.Socket[bytes] = context.socket(zmq.DEALER)
     try:
@@ -242,7 +242,7 @@ def test_one_that_goes_without_a_word_is_noticed(server: Server) -> None:
 
 @pytest.fixture
 def fixed(boot: Boot, tmp_path: Path) -> Iterator[Server]:
-    """At a port that stays the same."""
+    """A system with a fixed port."""
     with zmq.Context() as context, context.socket(zmq.ROUTER) as probe:
         port = probe.bind_to_random_port("tcp://127.0.0.1")
     system = boot(listen=f"tcp://127.0.0.1:{port}", slots=1, ctx=256)

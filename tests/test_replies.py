@@ -12,7 +12,7 @@ from raw import Raw
 
 from aios.agents import Aios
 from aios.kernel.entry import replies
-from aios.kernel.entry.replies import MOST, MOST_BYTES, Replies
+from aios.kernel.entry.replies import MAX_BYTES, MAX_REPLIES, Replies
 from aios.shell.launch import System
 from aios.syscalls.wire import DONE
 
@@ -39,8 +39,8 @@ class Journal:
 
 @given(steps)
 def test_what_is_kept_is_bounded_and_as_it_is_journaled(found: list[tuple[str, int, int]]) -> None:
-    bounds = replies.MOST, replies.MOST_BYTES, replies.ALL_BYTES
-    replies.MOST, replies.MOST_BYTES, replies.ALL_BYTES = 5, 150, 300
+    bounds = replies.MAX_REPLIES, replies.MAX_BYTES, replies.MAX_ALL_BYTES
+    replies.MAX_REPLIES, replies.MAX_BYTES, replies.MAX_ALL_BYTES = 5, 150, 300
     try:
         journal = Journal()
         kept, last = Replies(journal.note), 0
@@ -62,20 +62,20 @@ def test_what_is_kept_is_bounded_and_as_it_is_journaled(found: list[tuple[str, i
             rows = {(pid, call_id) for pid, each in kept.callers.items() for call_id in each.rows}
             assert rows == journal.rows.keys()
     finally:
-        replies.MOST, replies.MOST_BYTES, replies.ALL_BYTES = bounds
+        replies.MAX_REPLIES, replies.MAX_BYTES, replies.MAX_ALL_BYTES = bounds
 
 
 def test_of_one_caller_the_oldest_go_and_nobody_elses() -> None:
     kept = Replies(Journal().note)
     kept.keep(2, 1, DONE, "of another", [], None)
-    for call_id in range(1, MOST + 10):
+    for call_id in range(1, MAX_REPLIES + 10):
         kept.keep(1, call_id, DONE, None, [], None)
-    assert len(kept.callers[1].rows) == MOST
+    assert len(kept.callers[1].rows) == MAX_REPLIES
     assert kept.get(1, 9) is None
     assert kept.get(1, 10) is not None
-    for call_id in range(MOST + 10, MOST + 300):
+    for call_id in range(MAX_REPLIES + 10, MAX_REPLIES + 300):
         kept.keep(1, call_id, DONE, bytes(1 << 16), [], None)
-    assert kept.callers[1].bytes <= MOST_BYTES
+    assert kept.callers[1].bytes <= MAX_BYTES
     assert kept.get(2, 1) is not None
 
 

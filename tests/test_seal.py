@@ -1,5 +1,4 @@
-"""Encryption at rest: what is changed or moved is found out, and nothing said in a system is found
-in its home."""
+"""Encryption at rest: changed or moved values are detected, and no content is found in a home."""
 
 from __future__ import annotations
 
@@ -23,15 +22,22 @@ from aios.kernel.config import Config
 from aios.kernel.core.disk import HEADER as FILE_HEADER
 from aios.kernel.core.disk import BadBlock, BlockName, Disk
 from aios.kernel.init import keyring
-from aios.kernel.init.keyring import Request, Wrapped, rotate, unlock, unwrap, wrap
+from aios.kernel.init.keyring import KeyRequest, WrappedRing, rotate, unlock, unwrap, wrap
 from aios.kernel.journal import FRAME, Journal, read
-from aios.kernel.lib.encryption import HEADER, Checked, Damaged, Keeper, Ring, Seal
+from aios.kernel.lib.encryption import (
+    HEADER,
+    AeadCodec,
+    ChecksumCodec,
+    Damaged,
+    KeyRing,
+    ValueCodec,
+)
 from aios.kernel.storage.blobs import Folder, Sealed, sealed
 from aios.shell.launch import System
 from aios.syscalls.errors import BadInput, KeyMissing, KeyWrong, StoreDamaged
 
-RING = Ring.new()
-KEEPERS: list[Keeper] = [Checked(), Seal(RING)]
+RING = KeyRing.new()
+KEEPERS: list[ValueCodec] = [ChecksumCodec(), AeadCodec(RING)]
 
 tables, keys = st.sampled_from(["memory", "log"]), st.binary(max_size=20)
 
@@ -42,42 +48,42 @@ tables, keys = st.sampled_from(["memory", "log"]), st.binary(max_size=20)
 @pytest.mark.parametrize("keeper", KEEPERS)
 @given(table=tables, key=keys, data=st.binary(max_size=300), change=st.integers(1, 255))
 def test_every_changed_byte_is_found(
-    keeper: Keeper, table: str, key: bytes, data: bytes, change: int
+    keeper: ValueCodec, table: str, key: bytes, data: bytes, change: int
 ) -> None:
-    kept = keeper.close(table, key, data)
+    kept = keeper.encode(table, key, data)
     assert len(kept) == len(data) + keeper.overhead
-    assert keeper.open(table, key, kept) == data
+    assert keeper.decode(table, key, kept) == data
     for at in range(len(kept)):
         changed = bytearray(kept)
         changed[at] ^= change
         with pytest.raises(Damaged):
-            keeper.open(table, key, bytes(changed))
+            keeper.decode(table, key, bytes(changed))
         with pytest.raises(Damaged):
-            keeper.open(table, key, kept[:at])
+            keeper.decode(table, key, kept[:at])
 
 
 @given(places=st.lists(st.tuples(tables, keys), min_size=2, max_size=2, unique=True))
 def test_what_was_moved_is_refused(places: list[tuple[str, bytes]]) -> None:
-    seal = Seal(RING)
-    kept = seal.close(*places[0], b"mine")
+    seal = AeadCodec(RING)
+    kept = seal.encode(*places[0], b"mine")
     with pytest.raises(Damaged, match="not what was sealed there"):
-        seal.open(*places[1], kept)
+        seal.decode(*places[1], kept)
 
 
 @given(data=st.binary(min_size=8, max_size=100))
 def test_a_sealed_value_says_nothing_twice(data: bytes) -> None:
-    seal = Seal(RING)
-    first, second = seal.close("memory", b"k", data), seal.close("memory", b"k", data)
+    seal = AeadCodec(RING)
+    first, second = seal.encode("memory", b"k", data), seal.encode("memory", b"k", data)
     assert first[HEADER.size :] != second[HEADER.size :]
     assert data not in first[HEADER.size :]
 
 
 def test_no_nonce_comes_twice_in_threads_or_processes() -> None:
-    seals = [Seal(RING), Seal(RING)]
+    seals = [AeadCodec(RING), AeadCodec(RING)]
     heads: list[bytes] = []
 
-    def close(seal: Seal) -> None:
-        heads.extend(seal.close("memory", b"k", b"")[: HEADER.size] for _ in range(2000))
+    def close(seal: AeadCodec) -> None:
+        heads.extend(seal.encode("memory", b"k", b"")[: HEADER.size] for _ in range(2000))
 
     threads = [threading.Thread(target=close, args=(seal,)) for seal in seals * 3]
     for thread in threads:
@@ -88,50 +94,50 @@ def test_no_nonce_comes_twice_in_threads_or_processes() -> None:
 
 
 def test_a_rotated_ring_opens_what_is_older_and_no_other_does() -> None:
-    old = Seal(RING)
-    new = Seal(RING.rotated())
-    assert new.open("t", b"k", old.close("t", b"k", b"data")) == b"data"
-    assert new.close("t", b"k", b"")[:4] != old.close("t", b"k", b"")[:4]
+    old = AeadCodec(RING)
+    new = AeadCodec(RING.rotated())
+    assert new.decode("t", b"k", old.encode("t", b"k", b"data")) == b"data"
+    assert new.encode("t", b"k", b"")[:4] != old.encode("t", b"k", b"")[:4]
     with pytest.raises(Damaged, match="which the ring has not"):
-        old.open("t", b"k", new.close("t", b"k", b"data"))
+        old.decode("t", b"k", new.encode("t", b"k", b"data"))
 
 
 # --- files ----------------------------------------------------------------------------------------
 
 
 def test_a_frame_of_the_journal_holds_where_it_was_written(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "j", lambda run: run(), seal=Seal(RING))
+    journal = Journal(tmp_path / "j", lambda run: run(), codec=AeadCodec(RING))
     ends = []
     for item in (b"one", b"two"):
         journal.put("row", item)
         assert journal.commit()
         ends.append(journal.at)
     journal.close()
-    assert read(tmp_path / "j", seal=Seal(RING))[0] == {"row": [b"two"]}
+    assert read(tmp_path / "j", codec=AeadCodec(RING))[0] == {"row": [b"two"]}
     with pytest.raises(StoreDamaged, match="which the ring has not"):
-        read(tmp_path / "j", seal=Seal(Ring.new()))
+        read(tmp_path / "j", codec=AeadCodec(KeyRing.new()))
     log = tmp_path / "j" / f"log-{journal.number}"
     data = log.read_bytes()
     first, second = data[: ends[0]], data[ends[0] : ends[1]]
     assert b"one" not in data
     log.write_bytes(second + first + data[ends[1] :])
     with pytest.raises(StoreDamaged, match="damaged at byte 8"):
-        read(tmp_path / "j", seal=Seal(RING))
+        read(tmp_path / "j", codec=AeadCodec(RING))
     log.write_bytes(first + second[: FRAME.size + 5] + bytes(100))  # torn, as a power cut does
-    assert read(tmp_path / "j", seal=Seal(RING))[0] == {"row": [b"one"]}
+    assert read(tmp_path / "j", codec=AeadCodec(RING))[0] == {"row": [b"one"]}
 
 
 def test_a_kv_block_is_sealed_under_a_name_that_tells_nothing(tmp_path: Path) -> None:
     name, other = BlockName(b"k" * 16, 64, 3), BlockName(b"o" * 16, 64, 3)
     rows = np.arange(90, dtype=np.uint8)
-    disk = Disk(tmp_path, b"m" * 16, 1 << 20, seal=Seal(RING))
+    disk = Disk(tmp_path, b"m" * 16, 1 << 20, seal=AeadCodec(RING))
     disk.write(name, rows)
     disk.write(other, rows)
     one, two = sorted(disk.folder.iterdir())
     assert b"k" * 16 not in one.read_bytes() + two.read_bytes()
     assert rows.tobytes()[:16] not in one.read_bytes()
     assert (b"k" * 16).hex() not in one.name + two.name
-    again = Disk(tmp_path, b"m" * 16, 1 << 20, seal=Seal(RING))
+    again = Disk(tmp_path, b"m" * 16, 1 << 20, seal=AeadCodec(RING))
     assert sorted(found for found, _ in again.found) == [name, other]
     assert (again.read(name, 90) == rows).all()
     heads = [path.read_bytes()[: FILE_HEADER.size] for path in (one, two)]
@@ -140,11 +146,11 @@ def test_a_kv_block_is_sealed_under_a_name_that_tells_nothing(tmp_path: Path) ->
     one.write_bytes(heads[0][:-4] + crc[1] + bodies[1])  # whole, and another's
     with pytest.raises(BadBlock, match="not what was sealed there"):
         [again.read(each, 90) for each in (name, other)]
-    assert Disk(tmp_path, b"m" * 16, 1 << 20, seal=Seal(RING.rotated())).found == []
+    assert Disk(tmp_path, b"m" * 16, 1 << 20, seal=AeadCodec(RING.rotated())).found == []
 
 
 def test_chunks_elsewhere_are_sealed_by_name(tmp_path: Path) -> None:
-    place = Sealed(Folder(tmp_path / "blobs"), Seal(RING))
+    place = Sealed(Folder(tmp_path / "blobs"), AeadCodec(RING))
     place.put("aa01", b"content of one")
     place.put("aa02", b"content of two")
     assert place.get("aa01") == b"content of one"
@@ -164,7 +170,7 @@ def test_chunks_elsewhere_are_sealed_by_name(tmp_path: Path) -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wrap with little work; each wrapping says how much it took."""
-    monkeypatch.setattr(keyring, "N", 2)
+    monkeypatch.setattr(keyring, "SCRYPT_N", 2)
 
 
 @pytest.mark.usefixtures("quick")
@@ -190,7 +196,7 @@ def test_a_changed_ring_is_never_another(tmp_path: Path) -> None:
         except StoreDamaged:
             found += 1
         else:
-            assert isinstance(wrapped, Wrapped)  # bits that base64 does not use
+            assert isinstance(wrapped, WrappedRing)  # bits that base64 does not use
             assert unwrap(wrapped, b"secret") == RING
     assert found > len(whole) - 5
 
@@ -205,19 +211,19 @@ def test_what_a_home_is_opened_with(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "key").write_bytes(os.urandom(32))
     (tmp_path / "empty").touch()
     with pytest.raises(KeyMissing, match="there is no key"):
-        unlock(config(tmp_path), Request())
+        unlock(config(tmp_path), KeyRequest())
     for name in ("empty", "none"):
         with pytest.raises(KeyMissing, match=name):
-            unlock(config(tmp_path, key_file=str(tmp_path / name)), Request())
+            unlock(config(tmp_path, key_file=str(tmp_path / name)), KeyRequest())
     assert not keyring.path_of(tmp_path).exists()
-    ring = unlock(config(tmp_path, key_file=str(tmp_path / "key")), Request())
+    ring = unlock(config(tmp_path, key_file=str(tmp_path / "key")), KeyRequest())
     monkeypatch.setenv("AIOS_KEY_FILE", str(tmp_path / "key"))
-    assert unlock(config(tmp_path), Request()) == ring
+    assert unlock(config(tmp_path), KeyRequest()) == ring
     monkeypatch.delenv("AIOS_KEY_FILE")
     with pytest.raises(KeyWrong):
-        unlock(config(tmp_path), Request("a passphrase"))
+        unlock(config(tmp_path), KeyRequest("a passphrase"))
     with pytest.raises(BadInput, match="is encrypted"):
-        unlock(config(tmp_path, encrypt=False), Request())
+        unlock(config(tmp_path, encrypt=False), KeyRequest())
 
 
 @pytest.mark.usefixtures("quick")
@@ -225,7 +231,7 @@ def test_a_home_in_clear_and_one_whose_ring_is_lost_are_refused(tmp_path: Path) 
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "data.mdb").touch()
     with pytest.raises(BadInput, match="holds data") as refused:
-        unlock(config(tmp_path), Request("a passphrase"))
+        unlock(config(tmp_path), KeyRequest("a passphrase"))
     assert "restore" in refused.value.hint
     assert not keyring.path_of(tmp_path).exists()
 
@@ -233,19 +239,19 @@ def test_a_home_in_clear_and_one_whose_ring_is_lost_are_refused(tmp_path: Path) 
 @pytest.mark.usefixtures("quick")
 def test_rotation_keeps_all_keys_and_takes_another_secret(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="not encrypted"):
-        rotate(config(tmp_path), Request("one"))
-    first = unlock(config(tmp_path), Request("one"))
+        rotate(config(tmp_path), KeyRequest("one"))
+    first = unlock(config(tmp_path), KeyRequest("one"))
     with pytest.raises(KeyWrong):
-        rotate(config(tmp_path), Request("other"))
-    second = rotate(config(tmp_path), Request("one", new_passphrase="two"))
+        rotate(config(tmp_path), KeyRequest("other"))
+    second = rotate(config(tmp_path), KeyRequest("one", new_passphrase="two"))
     assert first.keys.items() <= second.keys.items()
     assert second.current not in first.keys
-    assert unlock(config(tmp_path), Request("two")) == second
+    assert unlock(config(tmp_path), KeyRequest("two")) == second
     with pytest.raises(KeyWrong):
-        unlock(config(tmp_path), Request("one"))
+        unlock(config(tmp_path), KeyRequest("one"))
     (tmp_path / "key").write_bytes(b"a file")
-    rotate(config(tmp_path), Request("two", new_key_file=str(tmp_path / "key")))
-    assert len(unlock(config(tmp_path, key_file=str(tmp_path / "key")), Request()).keys) == 3
+    rotate(config(tmp_path), KeyRequest("two", new_key_file=str(tmp_path / "key")))
+    assert len(unlock(config(tmp_path, key_file=str(tmp_path / "key")), KeyRequest()).keys) == 3
 
 
 # --- a system -------------------------------------------------------------------------------------
@@ -255,7 +261,7 @@ AGENT = "aios.mem_put({'k': 'value-xylophone'})\naios.recv()\naios.recv()"
 
 
 def talk(aios: Aios, program: str) -> list[int]:
-    """Say each of SAID once, and leave it lying about; the tokens of an answer."""
+    """Use each text of SAID once, and leave it in the system. Return the tokens of an answer."""
     aios.mem_put({"key": SAID["value"]})
     aios.sto_put("notes/plan", SAID["content"])
     agent = aios.spawn(program, SAID["message"])
@@ -269,7 +275,7 @@ def talk(aios: Aios, program: str) -> list[int]:
 
 
 def found(home: Path, answer: list[int]) -> set[str]:
-    """What of it stands anywhere below a home."""
+    """Return the texts that are found anywhere below a home."""
     data = b"\0".join(path.read_bytes() for path in home.rglob("*") if path.is_file())
     needles = {what: text.encode() for what, text in SAID.items()}
     needles["tokens"] = b"".join(map(msgpack.packb, answer[4:9]))
@@ -297,7 +303,7 @@ def test_what_is_said_is_in_the_files_of_a_home_in_clear_only(
     system.end()
     assert found(system.home, answer) | found(tmp_path / "blobs", answer) <= expected
     key = {"key_file": str(tmp_path / "key")}
-    seal = Seal(unlock(config(system.home, **key), Request())) if encrypt else None
+    seal = AeadCodec(unlock(config(system.home, **key), KeyRequest())) if encrypt else None
     place = sealed(Folder(copy / "blobs"), seal)
     assert SAID["content"].encode() in [place.get(name) for name in place.names()]
 
@@ -329,7 +335,7 @@ def test_a_system_starts_with_its_key_alone_and_reads_what_an_older_key_wrote(
             again(home, passphrase=wrong)
     (home / "config.toml").write_text("encrypt = true\n")
     (tmp_path / "key").write_bytes(os.urandom(32))
-    request = Request("correct horse", new_key_file=str(tmp_path / "key"))
+    request = KeyRequest("correct horse", new_key_file=str(tmp_path / "key"))
     rotate(config(home), request)
     monkeypatch.setenv("AIOS_KEY_FILE", str(tmp_path / "key"))
     rotated = run_aios(home, "key", "rotate", "--json")

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from waits import hear
 
-from aios.kernel.lib.encryption import Checked, Keeper, Ring, Seal
+from aios.kernel.lib.encryption import AeadCodec, ChecksumCodec, KeyRing, ValueCodec
 from aios.kernel.store import store as module
 from aios.kernel.store.file_space import ROOM
 from aios.kernel.store.probe import try_store
@@ -411,15 +411,18 @@ def test_a_backup_while_running_is_a_store(opened: Opened, tmp_path: Path) -> No
 # --- crashes --------------------------------------------------------------------------------------
 
 RING = bytes(range(32)).hex()
-KEEPERS: list[Keeper] = [Checked(), Seal(Ring({b"ring": bytes.fromhex(RING)}, b"ring"))]
+KEEPERS: list[ValueCodec] = [
+    ChecksumCodec(),
+    AeadCodec(KeyRing({b"ring": bytes.fromhex(RING)}, b"ring")),
+]
 WRITER = """
 import os, sys
 from pathlib import Path
 from aios.kernel.lib.task import Task
 from aios.kernel.store.store import Store
-from aios.kernel.lib.encryption import Checked, Ring, Seal
-keeper = Seal(Ring({b"ring": bytes.fromhex(sys.argv[3])}, b"ring")) if sys.argv[3:] else Checked()
-store = Store(Path(sys.argv[1]), lambda run: run(), keeper=keeper)
+from aios.kernel.lib.encryption import ChecksumCodec, KeyRing, AeadCodec
+codec = AeadCodec(KeyRing({b"ring": bytes.fromhex(sys.argv[3])}, b"ring")) if sys.argv[3:] else None
+store = Store(Path(sys.argv[1]), lambda run: run(), keeper=codec or ChecksumCodec())
 def put(number):
     def do(txn):
         for half in (b"a", b"b"):
@@ -437,12 +440,12 @@ while True:
 
 
 @pytest.mark.parametrize("keeper", KEEPERS)
-def test_kill_loses_nothing_that_was_acknowledged(tmp_path: Path, keeper: Keeper) -> None:
+def test_kill_loses_nothing_that_was_acknowledged(tmp_path: Path, keeper: ValueCodec) -> None:
     acknowledged: list[int] = []
     for round_ in range(4):
         first = 1000 * round_
         command = [sys.executable, "-c", WRITER, str(tmp_path), str(first), RING]
-        command = command[: 5 + isinstance(keeper, Seal)]
+        command = command[: 5 + isinstance(keeper, AeadCodec)]
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
         ) as writer:
@@ -469,7 +472,7 @@ class Machine(RuleBasedStateMachine):
     """Against a dict; the store is closed and opened, and its file as it is at any moment, with
     what no reply has come for yet, opened as after a power cut."""
 
-    keeper: Keeper = Checked()
+    keeper: ValueCodec = ChecksumCodec()
 
     def __init__(self) -> None:
         super().__init__()
@@ -538,7 +541,7 @@ TestMachine = Machine.TestCase
 
 
 class SealedMachine(Machine):
-    keeper: Keeper = KEEPERS[1]
+    keeper: ValueCodec = KEEPERS[1]
 
 
 SealedMachine.TestCase.settings = fewer(10)

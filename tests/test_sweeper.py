@@ -1,4 +1,4 @@
-"""Folders of ended agents are removed, however deep, and whatever is in them."""
+"""Folders of ended agents are removed, at any depth and with any content."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEEP = 3000
 
 
 def dig(top: Path, levels: int) -> None:
-    """Folders in folders, each with a file."""
+    """Make nested folders, each with a file."""
     top.mkdir()
     at = os.open(top, os.O_RDONLY)
     for _ in range(levels):
@@ -103,7 +103,7 @@ def test_it_ends_in_between_and_the_next_goes_on(
 def test_folders_and_logs_go_with_the_rows_of_agents(
     homes: Path, program: Callable[[str], str]
 ) -> None:
-    """An ended agent's stay while it is listed; the next system has none of an earlier one's."""
+    """They stay while an ended agent is listed; the next system has none of an earlier one's."""
     home = homes / "swept"
     path = program("print('said')\nopen('left', 'w').write('x' * 1000)\nreturn os.getcwd()")
     above = program("return aios.wait(aios.spawn(task)).pid")
@@ -121,12 +121,12 @@ def test_folders_and_logs_go_with_the_rows_of_agents(
 
 
 def left(home: Path, pids: list[int]) -> None:
-    """Wait until these agents alone have a folder and a log."""
+    """Wait until only these agents have a folder and a log."""
     eventually(lambda: names(home) == [pids, pids])
 
 
 def names(home: Path) -> list[list[int]]:
-    """Of agents that have a folder, and of those that have a log."""
+    """Return the agents that have a folder, and those that have a log."""
     folders = [int(path.name) for path in (home / "agents").iterdir()]
     logs = [int(path.stem.removeprefix("agent-")) for path in (home / "log").glob("agent-*.log")]
     return [sorted(folders), sorted(logs)]

@@ -16,9 +16,9 @@ from worst import worst_of
 from aios.kernel.access import questions
 from aios.kernel.access.accounts import GRANTS
 from aios.kernel.entry.envelope import MAX_DEPTH, arguments
-from aios.kernel.entry.followers import OF_ONE, OF_TREE
+from aios.kernel.entry.followers import MAX_OF_PROCESS, MAX_OF_TREE
 from aios.kernel.lib.linux import real
-from aios.kernel.sandbox.walls import Walls, reaches
+from aios.kernel.sandbox.sandbox import SandboxPolicy, can_read
 from aios.kernel.storage import uploads as upload
 from aios.shell.escape import as_json_text
 from aios.syscalls.errors import Malformed
@@ -131,13 +131,13 @@ def test_what_many_follow_costs_no_more_than_there_are_pieces(
     caller.done("sto.share", prefix="b", to=f"{owner}/*", mode="read")
     sent = 0
     for one in (caller, *helpers):
-        for _ in range(OF_ONE + 1):
+        for _ in range(MAX_OF_PROCESS + 1):
             one.send("sto.watch", {"prefix": "b", "owner": owner})
             one.send("kernel.events", {"kinds": ["policy"]})
             sent += 1
     turns.turn()
     mine = [call for call, (other, _) in turns.kernel.storage.watchers if other == owner]
-    assert OF_ONE < len(mine) <= OF_TREE < sent
+    assert MAX_OF_PROCESS < len(mine) <= MAX_OF_TREE < sent
     batch = [{"path": f"b/{number}", "data": b""} for number in range(256)]
     assert all_steps(caller, "sto.batch", changes=batch) < 3 * TIMES * plain
     with counted(LIMIT) as steps:
@@ -262,8 +262,8 @@ def test_a_program_behind_many_links_is_looked_for_as_linux_does(tmp_path: Path)
     for number in range(200):
         (tmp_path / f"{number:x}").symlink_to(way)
     path = f"{tmp_path}/" + "/".join(f"{number:x}" for number in range(200))
-    walls = Walls(read=[f"{path}/of"], write=[str(tmp_path)])
-    assert reaches(walls, tmp_path, 1, str(tmp_path))
+    walls = SandboxPolicy(read=[f"{path}/of"], write=[str(tmp_path)])
+    assert can_read(walls, tmp_path, 1, str(tmp_path))
     with counted(20_000):
         assert real(path) == ""
         assert real(f"{tmp_path}/1/2/3") == str(tmp_path)
@@ -271,7 +271,7 @@ def test_a_program_behind_many_links_is_looked_for_as_linux_does(tmp_path: Path)
         assert real(f"{tmp_path}/none/none") == ""
         assert real(f"{tmp_path}/none/..") == ""
         assert real("\0") == ""
-        assert not reaches(walls, tmp_path, 1, "/none/of/those")
+        assert not can_read(walls, tmp_path, 1, "/none/of/those")
 
 
 def checked(value: Any) -> str:

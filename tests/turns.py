@@ -22,7 +22,7 @@ import msgspec
 from aios.kernel.boot import Kernel
 from aios.kernel.config import load
 from aios.kernel.entry.trap import Session
-from aios.kernel.init.protocol import Census, encode
+from aios.kernel.init.protocol import Takeover, encode
 from aios.kernel.process import Process
 from aios.syscalls.proc import Limits
 from aios.syscalls.rules import Manifest
@@ -43,7 +43,7 @@ class Turns:
         for folder in (home / "log", home / "run", home / "agents"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.init, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.init.send(encode(Census("a system", {}, [], [], False)))
+        self.init.send(encode(Takeover("a system", {}, [], [], False)))
         self.kernel = Kernel(load(home, settings), theirs.detach())
         self.loop = self.kernel.loop
         self.replies: dict[bytes, list[tuple[int, int, Any]]] = {}

@@ -1,2 +1,4 @@
-"""The audit log: what every system call asked for, who, what was decided, and what came of it, in
-segments of chained records below a signed Merkle tree. docs/audit.md has the format."""
+"""The audit log: who called what, what was decided, and the outcome. docs/audit.md has the format.
+
+Records are chained in segments, below a signed Merkle tree.
+"""

@@ -1,5 +1,7 @@
-"""Checkpoints: the root of the tree at a size, signed. In the text form of C2SP's tlog-checkpoint
-and signed-note, so the tools of other transparency logs read them.
+"""Checkpoints: the signed root of the tree at a size.
+
+They have the text form of C2SP's tlog-checkpoint and signed-note, so the tools of other
+transparency logs can read them.
 
     aios/1f0c...                      origin: the log's name
     4711                              size of the tree
@@ -7,10 +9,9 @@ and signed-note, so the tools of other transparency logs read them.
 
     — aios/1f0c... 3q2+7w...          name of the key, base64 of its id and the Ed25519 signature
 
-A public key is the text NAME+ID+KEY, as signed-note has it.
-
-The newest is kept beside the private key as well: whoever cuts the log and the file of checkpoints
-back to an older one, without the key, does not have it.
+A public key is the text NAME+ID+KEY, as signed-note has it. The newest checkpoint is kept beside
+the private key too: it is missing after someone without the key cuts back the log and the file of
+checkpoints.
 """
 
 from __future__ import annotations
@@ -32,13 +33,15 @@ from aios.syscalls.errors import AuditDamaged, BadInput, DiskFull
 
 from ..lib.files import sync_folder
 
-ED25519 = b"\1"  # signed-note's number of the algorithm
+ED25519 = b"\1"  # the algorithm's number in signed-note
 DASH = "— "
-NEWEST = "-newest"  # behind the name of the private key
+NEWEST_SUFFIX = "-newest"  # suffix of the private key's name
 
 
 @dataclass(frozen=True)
 class PublicKey:
+    """A named Ed25519 key."""
+
     name: str
     key: bytes  # 32 bytes
 
@@ -58,7 +61,7 @@ class PublicKey:
 
 
 def public_key(text: str) -> PublicKey:
-    """Raises BadInput where it is none, or names another id than its own."""
+    """Parse a public key. Raises BadInput if it is none, or has another id than its own."""
     try:
         name, _, key = text.strip().split("+", 2)
         found = PublicKey(name, base64.b64decode(key, validate=True)[1:])
@@ -70,7 +73,7 @@ def public_key(text: str) -> PublicKey:
 
 
 class Signer:
-    """With the key in the file, which is made, readable by its user alone, if there is none.
+    """Sign with the key in a file; the file is made if there is none.
 
     Raises:
         DiskFull: it cannot be made.
@@ -100,8 +103,8 @@ class Signer:
 
 
 def newest_of(key: Path) -> Path:
-    """Where the newest checkpoint that was signed by that private key is kept as well."""
-    return key.with_name(key.name + NEWEST)
+    """Return where the newest checkpoint of a private key is kept."""
+    return key.with_name(key.name + NEWEST_SUFFIX)
 
 
 def _write_new(path: Path, data: bytes) -> None:
@@ -117,14 +120,16 @@ def _write_new(path: Path, data: bytes) -> None:
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """The size and root of a tree, with the signed note."""
+
     origin: str
     size: int
     root: bytes
-    note: bytes  # as it was signed, with its signatures
+    note: bytes  # the signed text, with its signatures
 
 
-def opened(note: bytes, keys: Sequence[PublicKey]) -> Checkpoint:
-    """Raises AuditDamaged where none of `keys` has signed it."""
+def open_note(note: bytes, keys: Sequence[PublicKey]) -> Checkpoint:
+    """Verify a note. Raises AuditDamaged if none of `keys` has signed it."""
     try:
         text, _, rest = note.decode().partition("\n\n")
         origin, size, root, *_ = text.split("\n")
@@ -143,8 +148,8 @@ def opened(note: bytes, keys: Sequence[PublicKey]) -> Checkpoint:
     raise AuditDamaged(f"the checkpoint at {found.size} is signed by none of the log's keys")
 
 
-def notes(data: bytes) -> tuple[list[bytes], int]:
-    """The notes that a file of them holds, and where the last that is whole ends."""
+def split_notes(data: bytes) -> tuple[list[bytes], int]:
+    """Split a file into its notes, and return where the last whole one ends."""
     found, at = [], 0
     while (middle := data.find(b"\n\n", at)) >= 0 and (end := data.find(b"\n\n", middle + 2)) >= 0:
         found.append(data[at : end + 1])
@@ -157,21 +162,23 @@ def _base64(data: bytes) -> str:
 
 
 class Checkpoints:
-    """The file of them, and beside it the public key. `size` and `root` are those of the newest,
-    `trouble` is what is wrong with it."""
+    """The file of checkpoints, with the public key beside it.
+
+    `size` and `root` are those of the newest; `trouble` says what is wrong with it.
+    """
 
     def __init__(self, folder: Path, signer: Signer) -> None:
         self.signer, self.size, self.root, self.trouble = signer, 0, b"", ""
         _note_key(folder / "key", signer.public)
         self.path = folder / "checkpoints"
         self.file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        found, self.at = notes(self.path.read_bytes())
-        os.ftruncate(self.file, self.at)  # a power cut
+        found, self.at = split_notes(self.path.read_bytes())
+        os.ftruncate(self.file, self.at)  # the rest of a power cut
         try:
-            newest = opened(found[-1], [signer.public]) if found else None
+            newest = open_note(found[-1], [signer.public]) if found else None
             self._take(newest)
             if signer.newest.exists():
-                self._take_kept(opened(signer.newest.read_bytes(), [signer.public]))
+                self._take_kept(open_note(signer.newest.read_bytes(), [signer.public]))
             elif found:
                 self.trouble = f"the newest checkpoint is not in {signer.newest} any more"
         except AuditDamaged as error:
@@ -182,15 +189,17 @@ class Checkpoints:
             self.size, self.root = newest.size, newest.root
 
     def _take_kept(self, newest: Checkpoint) -> None:
-        """It was written before the one in the file was, or that has been cut back: `verify` has to
-        hear of it."""
+        """Append the kept checkpoint if the file has only older ones.
+
+        Either the file was cut back, which `verify` has to notice, or it was not written yet.
+        """
         if newest.size > self.size:
             if not self._append(newest.note):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._take(newest)
 
     def add(self, size: int, root: bytes) -> bool:
-        """False: there is no room for it."""
+        """Sign and append a checkpoint. Return False if there is no room."""
         note = self.signer.sign(size, root)
         try:
             _write_new(self.signer.newest, note)
@@ -202,7 +211,7 @@ class Checkpoints:
         return True
 
     def _append(self, note: bytes) -> bool:
-        """False: there is no room for it."""
+        """Append a note to the file. Return False if there is no room."""
         note += b"\n"
         try:
             if os.pwrite(self.file, note, self.at) < len(note):
@@ -215,8 +224,10 @@ class Checkpoints:
         return True
 
     def drop(self, kept: int) -> None:
-        """Those of trees that ended before record `kept`, which nobody can verify any more."""
-        found, _ = notes(self.path.read_bytes())
+        """Remove the checkpoints of trees that ended before record `kept`: nobody can verify them
+        any more.
+        """
+        found, _ = split_notes(self.path.read_bytes())
         stay = b"".join(note + b"\n" for note in found if int(note.split(b"\n")[1]) > kept)
         _write_new(self.path, stay)
         os.close(self.file)
@@ -227,7 +238,7 @@ class Checkpoints:
 
 
 def _only_full(error: OSError) -> bool:
-    """False, and said: there is no room. Raises what is wrong otherwise."""
+    """Report a full disk and return False; raise any other error."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         raise error
     print(f"audit: no room for a checkpoint: {error.strerror}", file=sys.stderr, flush=True)
@@ -235,7 +246,7 @@ def _only_full(error: OSError) -> bool:
 
 
 def _note_key(path: Path, key: PublicKey) -> None:
-    """All that have signed in this folder are there, a line each."""
+    """Add a key to the file that lists all keys that have signed here, a line each."""
     lines = path.read_text().splitlines() if path.exists() else []
     if str(key) not in lines:
         _write_new(path, "".join(f"{line}\n" for line in [*lines, str(key)]).encode())

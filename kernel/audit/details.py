@@ -1,6 +1,7 @@
-"""What a call changes of who may do what, in words: rules, limits, what a process reaches. Pure.
+"""Describe in words what a call changes of rights: rules, limits, sandbox grants. Pure.
 
-Programs' arguments and tasks are not in it: these may hold secrets, and have their hash alone.
+The arguments and tasks of programs are left out: they may hold secrets, and only their hash is
+recorded.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from aios.syscalls.rules import Manifest, Rule
 from ..lib.patterns import quoted
 from ..rules import STRICTEST, in_words
 
-PART = 600  # bytes of one record's words
-PARTS = 2  # records of one call of an agent, which may call without end; of a person's as many
+PART_BYTES = 600  # of the text of one record
+MAX_PARTS = 2  # of one call of an agent; a person's are not limited
 
 
 def details(args: Message) -> str:
-    """Return what is changed, each part in brackets; empty for a call that changes nothing so."""
+    """Describe the change, each part in brackets; "" for a call that changes no rights."""
     match args:
         case acc.SetGroup():
             found = ["removed"] if args.group is None else [*_rules(args.group)]
@@ -40,17 +41,17 @@ def details(args: Message) -> str:
 
 
 def parts(text: str, *, bound: bool) -> Iterator[str]:
-    """The records that a text takes; of more than it may take, the beginning."""
+    """Split a text into records; a bound text is cut to MAX_PARTS."""
     data = text.encode(errors="backslashreplace")
-    most = PARTS * PART if bound else len(data)
-    for at in range(0, min(len(data), most), PART):
-        yield data[at : at + PART].decode(errors="backslashreplace")
+    most = MAX_PARTS * PART_BYTES if bound else len(data)
+    for at in range(0, min(len(data), most), PART_BYTES):
+        yield data[at : at + PART_BYTES].decode(errors="backslashreplace")
     if len(data) > most:
         yield f"... and {len(data) - most} bytes more"
 
 
 def _rules(manifest: Manifest) -> Iterator[str]:
-    """Its members, where it is a group, and each of its rules."""
+    """Yield a group's members, and each rule."""
     members = getattr(manifest, "members", None)
     if members is not None:
         yield f"members {' '.join(map(quoted, members))}"

@@ -1,9 +1,8 @@
-"""The log as the kernel writes it.
+"""Write the audit log.
 
-Records that were appended are written by `flush`, all at once, before anything that follows from
-them leaves the kernel: that is enough for the kernel's death. `sync` makes them outlast the
-machine's. Room is made ahead, full of zeros, by the log's own thread, which also signs checkpoints
-and removes what is older than is to be kept.
+`flush` writes all appended records before anything that follows from them leaves the kernel: then
+they survive the kernel's death. After `sync` they survive a power cut. The log's own thread makes
+room ahead, full of zeros, signs checkpoints, and removes expired segments.
 """
 
 from __future__ import annotations
@@ -26,22 +25,22 @@ from aios.syscalls.wire import Receipt
 from ..lib.files import make_ahead, sync_folder, write_zeros
 from . import segment
 from .checkpoint import Checkpoints, Signer
-from .gathered import Fields
+from .coalesce import Fields
 from .resume import resume
-from .segment import encode, end_of, framed
+from .segment import encode, encode_frame, end_of
 
-AHEAD = 4 << 20  # bytes of zeros that a segment begins with: more than most need
-LONGEST = 1024  # bytes of a frame, at most
-RESERVE = 1024  # records that there is room for when nothing that has an effect may begin
-AGAIN = 1.0  # seconds until room is looked for again on a full disk
+AHEAD_BYTES = 4 << 20  # of zeros in a new segment, more than most need
+MAX_FRAME_BYTES = 1024
+RESERVE_RECORDS = 1024  # without this much room no changing call may begin
+RETRY_S = 1.0  # until room is tried again on a full disk
 
 
-class Log:
-    """Opens the log in `folder`, or begins one; `trouble` says what is wrong with it, and `torn`
-    how many bytes behind the last whole record were cut off.
+class AuditLog:
+    """Opens the log in `folder`, or begins one.
 
-    `boot` is the kernel's id, `keep` how many bytes of full segments stay. `post` runs a function
-    in the kernel's loop, from another thread.
+    `trouble` says what is wrong with it, and `torn` how many bytes behind the last whole record
+    were cut off. `boot` is the kernel's id, `keep` how many bytes of full segments stay. `post`
+    runs a function in the kernel's loop, from another thread.
 
     Raises:
         DiskFull: there is no room for it.
@@ -52,12 +51,12 @@ class Log:
         boot: bytes, keep: int = 1 << 30,
     ) -> None:  # fmt: skip
         self.folder, self.post, self.boot, self.keep = folder, post, boot, keep
-        # Frames; with that of a header, the segment that it begins.
+        # Frames, each with the segment that it begins if it is a header.
         self.unwritten: deque[tuple[int | None, bytes]] = deque()
-        self.ahead: dict[int, int] = {}  # files of segments to come, by their first record
-        self.spare = 0  # records that there is room for
-        self.full, self.looked = "", 0.0  # why no room could be made, and when
-        self.asked = False
+        self.ahead: dict[int, int] = {}  # files of future segments, by their first record
+        self.spare = 0  # records that there is room for, at least
+        self.full, self.failed_at = "", 0.0  # why and when no room could be made
+        self.is_making_room = False
         self.write_lock, self.files_lock, self.room_lock, self.sync_lock = (
             threading.Lock() for _ in range(4)
         )
@@ -74,7 +73,7 @@ class Log:
         self.written, self.synced = self.size, 0
         self.signed = self.checkpoints.size
         self.jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        if not self.has_room(RESERVE):
+        if not self.has_room(RESERVE_RECORDS):
             self._close_files()
             raise DiskFull(f"no audit log in {folder}: {self.full}")
         self.thread = threading.Thread(target=self._work, name="audit", daemon=True)
@@ -82,13 +81,15 @@ class Log:
 
     @property
     def size(self) -> int:
-        """Records, ever; the sequence of the next."""
+        """The number of records ever; the sequence of the next."""
         return self.peaks.size
 
     # --- appending --------------------------------------------------------------------------------
 
     def append(self, fields: Fields) -> Receipt:
-        """A record. Nothing that follows from it may be shown before `flush` has written it."""
+        """Append a record. Nothing that follows from it may be shown before `flush` has written
+        it.
+        """
         peaks = self.peaks
         if peaks.size == self.end:
             self._begin()
@@ -96,22 +97,22 @@ class Log:
         body = encode((sequence, self.boot, time.time_ns(), time.monotonic_ns(), *fields))
         leaf = sha256(b"\0" + body).digest()
         chain = sha256(self.chain + leaf).digest()
-        self.unwritten.append((None, framed(body, chain)))
+        self.unwritten.append((None, encode_frame(body, chain)))
         self.chain = chain
         peaks.push(leaf)
         self.spare -= 1
         if sequence + 1 == self.end:
             self.checkpoint()
-        elif self.spare < 2 * RESERVE:
-            self._ask()
+        elif self.spare < 2 * RESERVE_RECORDS:
+            self._request_room()
         return sequence, chain
 
     def flush(self) -> bool:
-        """Write what was appended; from any thread. False: there is no room for it now."""
+        """Write all appended records. Return False if there is no room now. Thread-safe."""
         with self.write_lock:
             while self.unwritten:
                 first, _ = self.unwritten[0]
-                if first is not None and not self._turn_over(first):
+                if first is not None and not self._next_file(first):
                     return False
                 frames: list[bytes] = []
                 size = self.room - self.at
@@ -128,38 +129,38 @@ class Log:
         return True
 
     def _begin(self) -> None:
-        """A new segment."""
+        """Begin a segment."""
         first = self.size
         self.flush()
-        gone = self._retain()
+        expired = self._expire()
         frame, self.chain = segment.header(self.peaks, self.kept)
         self.end = end_of(first)
         self.sizes[first] = 0
         self.unwritten.append((first, frame))
-        if gone:
-            what = f"{gone[0]}-{self.kept - 1}"
+        if expired:
+            what = f"{expired[0]}-{self.kept - 1}"
             self.append((0, "", "note", 0, "audit.retention", what, b"", "", "", 0))
-            self.jobs.put(partial(self._remove, gone, self.kept))
+            self.jobs.put(partial(self._remove, expired, self.kept))
 
     # --- room -------------------------------------------------------------------------------------
 
     def has_room(self, records: int) -> bool:
-        """Whether that many can be written; if not, `full` says why."""
-        if self.spare >= records or self._left() >= records:
+        """Tell whether that many records can be written; if not, `full` says why."""
+        if self.spare >= records or self._count_room() >= records:
             return True
-        if self.flush() and self._left() >= records:
+        if self.flush() and self._count_room() >= records:
             return True
-        return self._prepare() and self._left() >= records
+        return self._prepare() and self._count_room() >= records
 
-    def _left(self) -> int:
-        """Records that there is room for, at least."""
+    def _count_room(self) -> int:
+        """Count the records that there is room for, at least."""
         following = self.end - self.size
-        here = (self.room - self.at) // LONGEST - (self.size - self.written)
-        more = AHEAD // LONGEST if self.end in self.ahead else 0
+        here = (self.room - self.at) // MAX_FRAME_BYTES - (self.size - self.written)
+        more = AHEAD_BYTES // MAX_FRAME_BYTES if self.end in self.ahead else 0
         self.spare = here if here < following else following + more
         return self.spare
 
-    def _turn_over(self, first: int) -> bool:
+    def _next_file(self, first: int) -> bool:
         """Go on in the file of segment `first`."""
         if first not in self.ahead and not self._prepare(first):
             return False
@@ -167,37 +168,41 @@ class Log:
             if self.files:
                 os.ftruncate(self.files[-1], self.at)
             self.files.append(self.ahead.pop(first))
-            self.at, self.room = 0, AHEAD
+            self.at, self.room = 0, AHEAD_BYTES
         return True
 
-    def _ask(self) -> None:
-        if self._left() < 2 * RESERVE and not self.asked:
-            self.asked = True
+    def _request_room(self) -> None:
+        if self._count_room() < 2 * RESERVE_RECORDS and not self.is_making_room:
+            self.is_making_room = True
             self.jobs.put(self._prepare_ahead)
 
     def _prepare_ahead(self) -> None:
         self._prepare()
-        self.asked = False
+        self.is_making_room = False
 
     def _prepare(self, first: int | None = None) -> bool:
-        """Make room; with `first`, for that segment, which is to be begun. False: there is none,
-        or there was none a moment ago. From any thread."""
-        if self.full and time.monotonic() < self.looked + AGAIN:
+        """Make room in this segment and the next one. Return False if there is none. Thread-safe.
+
+        `first` is a segment that is about to begin. After a failure nothing is tried for RETRY_S.
+        """
+        if self.full and time.monotonic() < self.failed_at + RETRY_S:
             return False
         with self.room_lock:
-            end = self.end  # once: the loop may be beginning a segment
+            end = self.end  # read once: the loop may begin a segment
             left = end - self.size
-            wanted = self.at + min(AHEAD, max(RESERVE, left) * LONGEST)
+            wanted = self.at + min(AHEAD_BYTES, max(RESERVE_RECORDS, left) * MAX_FRAME_BYTES)
             try:
                 if self.files and self.room < wanted:
                     write_zeros(self.files[-1], self.room, wanted)
                     self.room = wanted
                 following = end if first is None else first
-                if following not in self.ahead and (first is not None or left < 4 * RESERVE):
+                if following not in self.ahead and (
+                    first is not None or left < 4 * RESERVE_RECORDS
+                ):
                     path = segment.path_of(self.folder, following)
-                    self.ahead[following] = make_ahead(path, AHEAD)
+                    self.ahead[following] = make_ahead(path, AHEAD_BYTES)
             except OSError as error:
-                self.full, self.looked = str(error.strerror), time.monotonic()
+                self.full, self.failed_at = str(error.strerror), time.monotonic()
                 return False
             self.full = ""
             return True
@@ -205,11 +210,11 @@ class Log:
     # --- what lasts -------------------------------------------------------------------------------
 
     def sync(self) -> None:
-        """When it returns, all that was appended before would survive a power cut, but for what
-        there was no room for; of that nothing was shown. From any thread.
+        """Make durable what was appended before, but for records without room: nothing shown
+        follows from those. Thread-safe.
 
         Raises:
-            OSError: it would not, and the kernel stops.
+            OSError: it is not durable, and the kernel stops.
         """
         with self.sync_lock:
             try:
@@ -221,7 +226,7 @@ class Log:
                     files = list(self.files)
                 for file in files:
                     os.fdatasync(file)
-            except OSError as error:  # what is on the disk is not known any more
+            except OSError as error:  # the disk's state is unknown
                 self.post(partial(_stop, error))
                 raise
             with self.files_lock:
@@ -231,7 +236,7 @@ class Log:
             self.synced = upto
 
     def checkpoint(self) -> None:
-        """Have what was written signed."""
+        """Have all records so far signed."""
         if self.size > self.signed:
             self.signed = self.size
             self.jobs.put(partial(self._sign, self.size, self.peaks.root()))
@@ -239,27 +244,27 @@ class Log:
     def _sign(self, size: int, root: bytes) -> None:
         self.sync()
         if self.written < size or not self.checkpoints.add(size, root):
-            self.signed = self.checkpoints.size  # the disk is full: tried again by and by
+            self.signed = self.checkpoints.size  # the disk is full: retry later
 
     # --- retention --------------------------------------------------------------------------------
 
-    def _retain(self) -> list[int]:
-        """The segments that are to go, when another begins; `kept` is the first that stays."""
+    def _expire(self) -> list[int]:
+        """Return the segments that expire when another begins; `kept` is the first that stays."""
         if self.files:
             self.sizes[max(self.sizes)] = self.at
-        gone, held = [], sum(self.sizes.values())
+        expired, held = [], sum(self.sizes.values())
         for first in sorted(self.sizes):
             if held <= self.keep:
                 break
             held -= self.sizes.pop(first)
-            gone.append(first)
-        if gone:
+            expired.append(first)
+        if expired:
             self.kept = min(self.sizes, default=self.size)
-        return gone
+        return expired
 
-    def _remove(self, gone: list[int], kept: int) -> None:
+    def _remove(self, expired: list[int], kept: int) -> None:
         self.sync()
-        for first in gone:
+        for first in expired:
             segment.path_of(self.folder, first).unlink(missing_ok=True)
         sync_folder(self.folder)
         self.checkpoints.drop(kept)
@@ -274,11 +279,11 @@ class Log:
                 self.post(partial(_stop, error))
 
     def close(self) -> None:
-        """Have all of it signed, and stop."""
+        """Sign all records, and stop the thread."""
         self.checkpoint()
         self.jobs.put(None)
         self.thread.join()
-        with contextlib.suppress(OSError):  # then the kernel is stopping for that already
+        with contextlib.suppress(OSError):  # the kernel stops for that already
             self.sync()
         self._close_files()
 

@@ -1,7 +1,7 @@
 """The Merkle tree of RFC 6962 and RFC 9162, with SHA-256. Pure.
 
-Ranges are of leaves, from the first to before the last. Proofs are asked for over a function that
-knows the root of any range that the tree is split into, so nobody has to hold all leaves.
+A range of leaves is half-open. Proofs are made with a function that knows the root of any range
+that the tree is split into, so nobody has to hold all leaves.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 
-EMPTY = sha256(b"").digest()  # the root of no leaves
+EMPTY = sha256(b"").digest()  # the root of an empty tree
 
-Root = Callable[[int, int], bytes]  # of the leaves from the first to before the second
+Root = Callable[[int, int], bytes]  # the root of a range of leaves
 
 
 def leaf_hash(data: bytes) -> bytes:
@@ -23,8 +23,10 @@ def node_hash(left: bytes, right: bytes) -> bytes:
 
 
 class Peaks:
-    """The roots of the perfect trees that a tree of `size` leaves consists of, the largest first:
-    all it takes to go on with it (a compact range)."""
+    """The roots of the perfect trees that a tree of `size` leaves consists of, the largest first.
+
+    They are all it takes to append (a compact range).
+    """
 
     def __init__(self, size: int = 0, roots: Sequence[bytes] = ()) -> None:
         if size.bit_count() != len(roots):
@@ -53,7 +55,7 @@ class Peaks:
 
 
 def blank(size: int) -> Peaks:
-    """Of leaves that nobody knows: all zeros."""
+    """Return the peaks of lost leaves: all zeros."""
     roots, root = [], bytes(32)
     for level in range(size.bit_length()):
         if size >> level & 1:
@@ -63,7 +65,9 @@ def blank(size: int) -> Peaks:
 
 
 def split(count: int) -> int:
-    """How many of `count` > 1 leaves are in the left one of the two trees below their root."""
+    """Return how many of `count` > 1 leaves are in the left one of the two trees below their
+    root.
+    """
     return 1 << (count - 1).bit_length() - 1
 
 
@@ -71,7 +75,7 @@ def split(count: int) -> int:
 
 
 def inclusion(index: int, size: int, root: Root) -> list[bytes]:
-    """That leaf `index` is in the tree of `size` leaves (RFC 9162, 2.1.3.1)."""
+    """Prove that leaf `index` is in the tree of `size` leaves (RFC 9162, 2.1.3.1)."""
     return _path(index, 0, size, root)
 
 
@@ -85,7 +89,7 @@ def _path(index: int, first: int, end: int, root: Root) -> list[bytes]:
 
 
 def consistency(old: int, new: int, root: Root) -> list[bytes]:
-    """That the tree of `new` leaves begins with those of the tree of `old` (2.1.4.1)."""
+    """Prove that the tree of `new` leaves begins with the tree of `old` (2.1.4.1)."""
     return _common(old, 0, new, root, whole=True) if 0 < old < new else []
 
 
@@ -99,7 +103,7 @@ def _common(old: int, first: int, end: int, root: Root, *, whole: bool) -> list[
 
 
 def is_included(leaf: bytes, index: int, size: int, proof: Sequence[bytes], root: bytes) -> bool:
-    """Whether the proof leads from the hash of leaf `index` to the root (2.1.3.2)."""
+    """Verify that a proof leads from the hash of leaf `index` to the root (2.1.3.2)."""
     if not 0 <= index < size:
         return False
     at, last, found = index, size - 1, leaf
@@ -119,7 +123,7 @@ def is_included(leaf: bytes, index: int, size: int, proof: Sequence[bytes], root
 def is_consistent(
     old: int, new: int, proof: Sequence[bytes], old_root: bytes, new_root: bytes
 ) -> bool:
-    """Whether the proof leads to both roots (2.1.4.2)."""
+    """Verify that a proof leads to both roots (2.1.4.2)."""
     if not 0 < old < new:
         return not proof and old_root == (new_root if old == new else EMPTY if old == 0 else None)
     path = [old_root, *proof] if old.bit_count() == 1 else list(proof)

@@ -1,8 +1,8 @@
-"""Proofs out of the segments, and whether a proof holds: with nothing but a public key.
+"""Make proofs out of the segments, and check proofs with nothing but a public key.
 
-That a record is in the log: the text of C2SP's tlog-proof, whose line `extra` is the record's body.
-That a log has grown out of an earlier one: as C2SP's tlog-witness asks for it, the earlier size and
-the hashes. Both end with the checkpoint that they lead to.
+A proof that a record is in the log is the text of C2SP's tlog-proof, whose line `extra` is the
+record's body. A proof of growth has the earlier size and the hashes, as C2SP's tlog-witness wants
+them. Both end with the checkpoint that they lead to.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from aios.syscalls.errors import AuditDamaged, BadInput, NotFound
 
-from .checkpoint import Checkpoint, PublicKey, notes, opened
+from .checkpoint import Checkpoint, PublicKey, open_note, split_notes
 from .merkle import (
     Peaks,
     consistency,
@@ -25,17 +25,19 @@ from .merkle import (
     node_hash,
     split,
 )
-from .read import HEAD, entries, one, plain
+from .read import MAX_HEADER_BYTES, entries, one, plain
 from .segment import begin, decode, is_blank, segments
 from .verify import known_keys
 
 PROOF = "c2sp.org/tlog-proof@v1"
-OTHER = "give what `aios audit prove` printed"
+PROOF_HINT = "give what `aios audit prove` printed"
 
 
-class Tree:
-    """The roots of all ranges of records that the kept segments know: from their headers, or from
-    the records themselves, of which few segments have to be read."""
+class LogTree:
+    """The roots of ranges of records, from the segments' headers or else from the records.
+
+    Few segments have to be read.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -43,7 +45,7 @@ class Tree:
         self.starts: list[int] = []
         for first, path in segments(folder):
             with path.open("rb") as file:
-                head = file.read(HEAD)
+                head = file.read(MAX_HEADER_BYTES)
             if is_blank(head):
                 continue
             self.starts.append(first)
@@ -54,7 +56,7 @@ class Tree:
                 end += size
 
     def root(self, first: int, end: int) -> bytes:
-        """Raises NotFound where its records are not kept any more."""
+        """Return the root of a range. Raises NotFound if its records are not kept any more."""
         known = self.known.get((first, end))
         if known is None and any(first < start < end for start in self.starts):
             middle = first + split(end - first)
@@ -77,16 +79,21 @@ class Tree:
 
 
 def newest(folder: Path) -> Checkpoint:
-    """Raises NotFound where nothing has been signed, AuditDamaged where that does not hold."""
+    """Return the newest checkpoint.
+
+    Raises:
+        NotFound: nothing has been signed.
+        AuditDamaged: the signature does not hold.
+    """
     keys, path = known_keys(folder), folder / "checkpoints"
-    found, _ = notes(path.read_bytes() if path.exists() else b"")
+    found, _ = split_notes(path.read_bytes() if path.exists() else b"")
     if not found:
         raise NotFound(f"no checkpoint in {folder}", "a running system signs every few seconds")
-    return opened(found[-1], keys)
+    return open_note(found[-1], keys)
 
 
 def prove(folder: Path, sequence: int) -> str:
-    """That record `sequence` is below the newest checkpoint.
+    """Prove that record `sequence` is below the newest checkpoint.
 
     Raises:
         NotFound: there is no such record, or it is not signed yet.
@@ -95,7 +102,7 @@ def prove(folder: Path, sequence: int) -> str:
     checkpoint, (_, body, _) = newest(folder), one(folder, sequence)
     if sequence >= checkpoint.size:
         raise NotFound(f"record {sequence} is not signed yet", "it is in a few seconds")
-    path = inclusion(sequence, checkpoint.size, Tree(folder).root)
+    path = inclusion(sequence, checkpoint.size, LogTree(folder).root)
     if not is_included(leaf_hash(body), sequence, checkpoint.size, path, checkpoint.root):
         raise AuditDamaged("the log does not lead to its newest checkpoint")
     lines = [PROOF, f"extra {_base64(body)}", f"index {sequence}", *map(_base64, path)]
@@ -103,7 +110,7 @@ def prove(folder: Path, sequence: int) -> str:
 
 
 def prove_growth(folder: Path, size: int) -> str:
-    """That the newest checkpoint's tree begins with the first `size` records.
+    """Prove that the newest checkpoint's tree begins with the first `size` records.
 
     Raises:
         NotFound: the log has not that many records, or not any more.
@@ -111,12 +118,12 @@ def prove_growth(folder: Path, size: int) -> str:
     checkpoint = newest(folder)
     if not 0 < size <= checkpoint.size:
         raise NotFound(f"{checkpoint.size} records are signed, not {size}")
-    path = consistency(size, checkpoint.size, Tree(folder).root)
+    path = consistency(size, checkpoint.size, LogTree(folder).root)
     return "\n".join([f"old {size}", *map(_base64, path)]) + "\n\n" + checkpoint.note.decode()
 
 
 def check(text: str, keys: Sequence[PublicKey], before: str | None) -> dict[str, Any]:
-    """What a proof proves; `before`: the checkpoint that growth is from.
+    """Check a proof and return what it proves. `before` is the checkpoint that growth starts from.
 
     Raises:
         BadInput: it is no proof.
@@ -130,15 +137,15 @@ def check(text: str, keys: Sequence[PublicKey], before: str | None) -> dict[str,
         index = int(lines["index"] if "index" in lines else lines["old"])
         body = base64.b64decode(lines.get("extra", ""), validate=True)
     except (ValueError, KeyError) as error:
-        raise BadInput("this is no proof", OTHER) from error
-    checkpoint = opened(note.encode(), keys)
+        raise BadInput("this is no proof", PROOF_HINT) from error
+    checkpoint = open_note(note.encode(), keys)
     if "index" in lines:
         if not is_included(leaf_hash(body), index, checkpoint.size, path, checkpoint.root):
             raise AuditDamaged("the proof does not lead to its checkpoint")
         return {"record": plain(decode(body)), "signed": checkpoint.size}
     if before is None:
         raise BadInput("growth is proved from an earlier checkpoint", "give --checkpoint FILE")
-    old = opened(before.encode(), keys)
+    old = open_note(before.encode(), keys)
     if old.size != index or not is_consistent(
         index, checkpoint.size, path, old.root, checkpoint.root
     ):

@@ -1,4 +1,4 @@
-"""Records out of the segments: all, those that match, the last ones, and those to come."""
+"""Read records out of the segments: all, matching ones, the last, or those to come."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ import msgspec
 from aios.syscalls.errors import AuditDamaged, NotFound
 
 from .merkle import leaf_hash
-from .segment import HASH, LENGTH, Record, begin, decode, is_blank, segments
+from .segment import HASH_BYTES, LENGTH, Record, begin, decode, is_blank, segments
 
-POLL = 0.1  # seconds between two looks for what is new
-TRIES = 5  # at what is not whole
-HEAD, CHUNK = 4096, 1 << 20  # bytes: more than a header has; what is read at once
+POLL_S = 0.1  # between two reads for new records
+MAX_TRIES = 5  # to read a record that is not whole
+MAX_HEADER_BYTES, READ_BYTES = 4096, 1 << 20
 Entry = tuple[Record, bytes, bytes]  # a record, its body and its chain value
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
-    """What a record has to be; None: anything."""
+    """Conditions on a record; None allows anything."""
 
-    agent: str | None = None  # a principal, and those below it; or a pid
-    call: str | None = None  # with * for any part
-    object: str | None = None  # a part of it
+    agent: str | None = None  # a principal with all below it, or a pid
+    call: str | None = None  # `*` stands for any text
+    object: str | None = None  # any part of it
     decision: str | None = None  # allowed, denied
     since: float | None = None  # Unix time
     until: float | None = None
@@ -44,7 +44,7 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _decision(record: Record) -> str:
-    """What the kernel decided, or Linux: walls.md."""
+    """Return how the kernel or Linux (docs/walls.md) decided."""
     if record.kind in ("intent", "read"):
         return "allowed"
     return "denied" if record.kind == "denied" or record.call == "process.refused" else ""
@@ -57,13 +57,13 @@ def _is_of(record: Record, agent: str) -> bool:
 
 
 def plain(record: Record) -> dict[str, Any]:
-    """By names; hashes in hex."""
+    """Return a record's fields by name, with hashes in hex."""
     found = msgspec.structs.asdict(record)
     return found | {"boot": record.boot.hex(), "args": record.args.hex()}
 
 
 def entries(folder: Path, first: int = 0) -> Iterator[Entry]:
-    """From record `first` on.
+    """Iterate over the records from `first` on.
 
     Raises:
         AuditDamaged: a record does not follow from the one before; those before it came.
@@ -78,11 +78,11 @@ def entries(folder: Path, first: int = 0) -> Iterator[Entry]:
 
 
 def _of_file(path: Path, start: int) -> Iterator[Entry]:
-    """What is not whole at its end may be being written just now: it is looked at again."""
+    """Iterate over a segment's records, retrying at the end, where one may be being written."""
     at = 0
-    for _ in range(TRIES):
+    for _ in range(MAX_TRIES):
         data = path.read_bytes()
-        if is_blank(data):  # made ahead
+        if is_blank(data):  # it was made ahead
             return
         before, at = at, at or begin(data, start).at
         for entry, end in _of_segment(data, at):
@@ -90,25 +90,24 @@ def _of_file(path: Path, start: int) -> Iterator[Entry]:
             at = end
         if is_blank(data[at:]):
             return
-        time.sleep(POLL if before == at else 0)
+        time.sleep(POLL_S if before == at else 0)
     raise AuditDamaged(f"a record in {path.name} was changed, or is not whole")
 
 
 def _of_segment(data: bytes, at: int) -> Iterator[tuple[Entry, int]]:
-    """The records from `at` on, behind a chain value, that follow from each other; and where each
-    ends."""
+    """Iterate over the linked records from `at` on, with the end of each."""
     while at + LENGTH.size <= len(data):
         (length,) = LENGTH.unpack_from(data, at)
-        end = at + LENGTH.size + length + HASH
-        body, chain = data[at + LENGTH.size : end - HASH], data[end - HASH : end]
-        if not length or chain != sha256(data[at - HASH : at] + leaf_hash(body)).digest():
+        end = at + LENGTH.size + length + HASH_BYTES
+        body, chain = data[at + LENGTH.size : end - HASH_BYTES], data[end - HASH_BYTES : end]
+        if not length or chain != sha256(data[at - HASH_BYTES : at] + leaf_hash(body)).digest():
             return
         yield (decode(body), body, chain), end
         at = end
 
 
 def last(folder: Path, count: int, wanted: Filter) -> list[Record]:
-    """The last `count` that match, rising."""
+    """Return the last `count` records that match, rising."""
     found: list[Record] = []
     for start, path in reversed(segments(folder)):
         here = [record for record, _, _ in _of_file(path, start)]
@@ -119,7 +118,7 @@ def last(folder: Path, count: int, wanted: Filter) -> list[Record]:
 
 
 def one(folder: Path, sequence: int) -> Entry:
-    """Raises NotFound where there is no such record, or it is not kept any more."""
+    """Return a record. Raises NotFound if there is no such record, or it is not kept any more."""
     for entry in entries(folder, sequence):
         if entry[0].sequence == sequence:
             return entry
@@ -128,21 +127,21 @@ def one(folder: Path, sequence: int) -> Entry:
 
 
 def follow(folder: Path, sequence: int) -> Iterator[Record]:
-    """From this record on, without end."""
+    """Iterate over the records from `sequence` on, without end."""
     start, at = -1, 0
     while True:
         here, path = max(each for each in segments(folder) if each[0] <= sequence)
         with path.open("rb") as file:
-            head = file.read(HEAD)
+            head = file.read(MAX_HEADER_BYTES)
             if here != start and not is_blank(head):
                 start, at = here, begin(head, here).at
-            file.seek(max(0, at - HASH))
-            data = file.read(CHUNK) if here == start else b""
-        end = HASH
-        for (record, _, _), end in _of_segment(data, HASH):  # noqa: B007 (`end` is used below)
+            file.seek(max(0, at - HASH_BYTES))
+            data = file.read(READ_BYTES) if here == start else b""
+        end = HASH_BYTES
+        for (record, _, _), end in _of_segment(data, HASH_BYTES):  # noqa: B007 (`end` is used below)
             if record.sequence >= sequence:
                 sequence = record.sequence + 1
                 yield record
-        at += end - HASH
-        if end == HASH:
-            time.sleep(POLL)
+        at += end - HASH_BYTES
+        if end == HASH_BYTES:
+            time.sleep(POLL_S)

@@ -27,7 +27,7 @@ from aios.kernel.lib.log_stream import become_log
 from aios.syscalls.errors import AiosError, ModelError
 from aios.syscalls.kernel import ModelInfo
 
-from ..lib.encryption import inherited
+from ..lib.encryption import inherited_codec
 from .batcher import Batcher
 from .certify import certify
 from .disk import Codec, Disk
@@ -122,7 +122,7 @@ def _batcher(config: CoreConfig, engine: LlamaEngine, certified: int) -> Batcher
     disk = None
     if config.disk_bytes and engine.row_bytes:
         fingerprint = engine.fingerprint(certified)
-        seal = inherited(RING_FD) if config.encrypt else None
+        seal = inherited_codec(RING_FD) if config.encrypt else None
         disk = Disk(Path(config.disk), fingerprint, config.disk_bytes, config.disk_codec, seal)
     return Batcher(engine, certified, config.snapshot_bytes, disk, config.idle_ttl)
 

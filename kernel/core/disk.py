@@ -19,7 +19,7 @@ import numpy as np
 
 from aios.syscalls.errors import BadInput
 
-from ..lib.encryption import Damaged, Seal
+from ..lib.encryption import AeadCodec, Damaged
 from .state_layout import Bytes
 
 HEADER = struct.Struct("<16s16sIIQI")  # fingerprint, BlockName, bytes, checksum
@@ -104,7 +104,7 @@ class Disk:
 
     def __init__(
         self, root: Path, fingerprint: bytes, budget: int, codec: Codec = "plain",
-        seal: Seal | None = None,
+        seal: AeadCodec | None = None,
     ) -> None:  # fmt: skip
         self.codec, self.budget, self.seal = CODECS[codec](), budget, seal
         made_by = fingerprint + codec.encode() + (seal.id if seal else b"")
@@ -129,7 +129,7 @@ class Disk:
             if name is None:
                 path.unlink()
             else:
-                key = self.seal.show(name.key) if self.seal else name.key
+                key = self.seal.decrypt_name(name.key) if self.seal else name.key
                 yield name._replace(key=key), path.stat().st_size
 
     def write(self, name: BlockName, rows: Bytes) -> int:
@@ -137,7 +137,7 @@ class Disk:
         then."""
         data, name = self.codec.pack(rows), self._name_on_disk(name)
         if self.seal is not None:
-            data = self.seal.close("extent", str(name).encode(), data)
+            data = self.seal.encode("extent", str(name).encode(), data)
         path = self.folder / str(name)
         part = path.with_name(path.name + PART_SUFFIX)
         try:
@@ -164,7 +164,7 @@ class Disk:
             raise BadBlock(f"{name} is damaged")
         if self.seal is not None:
             try:
-                opened = self.seal.open("extent", str(name).encode(), data)
+                opened = self.seal.decode("extent", str(name).encode(), data)
             except Damaged as error:
                 raise BadBlock(f"{name}: {error}") from None
             data = np.frombuffer(opened, np.uint8)
@@ -176,7 +176,7 @@ class Disk:
     def _name_on_disk(self, name: BlockName) -> BlockName:
         """Return the name to use in the folder. With encryption it hides the key, which would tell
         whether a guess at the prompt is right."""
-        return name if self.seal is None else name._replace(key=self.seal.hide(name.key))
+        return name if self.seal is None else name._replace(key=self.seal.encrypt_name(name.key))
 
     def _header(self, name: BlockName, data: Any) -> bytes:
         """Return the header, which ends in a CRC-32 of the data. That finds every change within 32

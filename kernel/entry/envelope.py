@@ -1,4 +1,4 @@
-"""What a system call looks like on the wire: taken apart, and its arguments by the table."""
+"""Decode system calls: the envelope, and the arguments by the table."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from aios.syscalls.base import Message
 from aios.syscalls.errors import Malformed, TooBig
 from aios.syscalls.table import TABLE, Syscall
 
-MAX_DEPTH = 32  # of what agents pass on to each other
+MAX_DEPTH = 32  # of values that agents pass on to each other
 PLAIN = {str, int, bool, float, bytes, type(None), list, dict}
 SIMPLE = PLAIN - {float, list, dict}  # a float may be nan
-KEYS = {str, int}  # JSON, as which people are shown what agents pass on, knows no others
+KEYS = {str, int}  # values are shown to people as JSON, which has no others
 
 
 class Envelope(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -76,7 +76,7 @@ def arguments(row: Syscall, raw: msgspec.Raw) -> Message:
 
 
 def _is_flat(value: Any) -> bool:
-    """Whether it is plain at a glance, as most of what agents pass on is."""
+    """Tell whether a value is plain at a glance, as most values that agents pass on are."""
     return type(value) in SIMPLE or (
         type(value) is dict
         and SIMPLE.issuperset(map(type, value.values()))
@@ -85,9 +85,9 @@ def _is_flat(value: Any) -> bool:
 
 
 def _check_plain(row: Syscall, value: Any) -> None:
-    """Whatever agents pass on must be something that any msgpack library can take apart.
+    """Refuse values that not every msgpack library can decode.
 
-    A level of nesting at a time, so that what is in it is looked at by C.
+    It goes level by level, so that the items of a level are checked by C code.
     """
     level = [value]
     for depth in range(MAX_DEPTH + 1):

@@ -1,7 +1,6 @@
-"""Calls that follow what happens, with what each of them is about.
+"""Calls that follow events, each with the subject that it follows.
 
-Whatever happens is looked at for each of them, so there are bounds: of one process OF_ONE, of a
-tree of agents OF_TREE.
+Every event is compared with all of them, so they are limited by process and by tree of agents.
 """
 
 from __future__ import annotations
@@ -16,12 +15,14 @@ from ..lib.task import Wait
 from ..lib.trees import check_tree, in_tree
 from .trap import Call
 
-OF_ONE, OF_TREE = 16, 64
+MAX_OF_PROCESS, MAX_OF_TREE = 16, 64
 
 T = TypeVar("T")
 
 
 class Followers(Generic[T]):
+    """The calls that follow one kind of event."""
+
     def __init__(self) -> None:
         self.entries: dict[int, tuple[Call, T]] = {}
 
@@ -37,10 +38,12 @@ class Followers(Generic[T]):
         if process.kind != "client":
             others = [other.process for other, _ in self.entries.values()]
             hint = "cancel some of these calls"
-            if sum(other is process for other in others) >= OF_ONE:
-                raise LimitReached(f"process {process.pid} follows {OF_ONE} already: no more", hint)
+            if sum(other is process for other in others) >= MAX_OF_PROCESS:
+                raise LimitReached(
+                    f"process {process.pid} follows {MAX_OF_PROCESS} already: no more", hint
+                )
             following = in_tree(process.principal, (other.principal for other in others))
-            check_tree(process.principal, following, OF_TREE, "calls that follow", hint)
+            check_tree(process.principal, following, MAX_OF_TREE, "calls that follow", hint)
         key = id(call)
         self.entries[key] = (call, about)
         try:

@@ -1,8 +1,8 @@
-"""Replies that are kept until their callers have heard them: of calls that had an effect, which are
-not done again when they are sent again.
+"""Keep replies until their callers have acknowledged them.
 
-What callers that never say what they heard can have kept is bounded, by number and bytes, for one
-and for all of them. Then the oldest goes; in all, that of whoever has most.
+They are replies to calls that are done exactly once: when such a call is sent again, it gets the
+kept reply. The replies of callers that never acknowledge are limited by number and bytes, for one
+caller and for all. Beyond that the oldest goes; over all callers, one of who has most.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import msgspec
 
 from aios.syscalls.wire import Receipt
 
-MOST, MOST_BYTES = 1024, 2 << 20  # of one caller; one that says what it heard has far less
-ALL_BYTES = 16 << 20
+MAX_REPLIES, MAX_BYTES = 1024, 2 << 20  # of one caller; those that acknowledge have far less
+MAX_ALL_BYTES = 16 << 20
 
 _encode = msgspec.msgpack.Encoder().encode
 
 
-class Kept(msgspec.Struct, array_like=True):
+class KeptReply(msgspec.Struct, array_like=True):
     """The replies to one call."""
 
     kind: int
@@ -30,23 +30,23 @@ class Kept(msgspec.Struct, array_like=True):
     receipt: Receipt | None = None
 
 
-_kept = msgspec.msgpack.Decoder(Kept).decode
+_kept = msgspec.msgpack.Decoder(KeptReply).decode
 
 
 @dataclass
-class Unheard:
-    """What one caller has not said it heard, the oldest first; with the bytes of each."""
+class Unacknowledged:
+    """The unacknowledged replies of one caller, the oldest first, with their sizes."""
 
-    rows: dict[int, tuple[Kept, int]] = field(default_factory=dict)
+    rows: dict[int, tuple[KeptReply, int]] = field(default_factory=dict)
     bytes: int = 0
 
 
 class Replies:
-    """`note` journals one, by pid and call id; with None, it has gone."""
+    """The kept replies of all callers. `note` journals a reply; with None it deletes it."""
 
     def __init__(self, note: Callable[[int, int, bytes | None], None]) -> None:
         self.note = note
-        self.callers: dict[int, Unheard] = {}
+        self.callers: dict[int, Unacknowledged] = {}
         self.bytes = 0
 
     def keep(
@@ -56,40 +56,40 @@ class Replies:
         data = _encode((kind, body, pieces, receipt))
         self.note(pid, call_id, data)
         self.take(pid, call_id, data)
-        unheard = self.callers[pid]
-        while len(unheard.rows) > MOST or unheard.bytes > MOST_BYTES:
+        unacknowledged = self.callers[pid]
+        while len(unacknowledged.rows) > MAX_REPLIES or unacknowledged.bytes > MAX_BYTES:
             self._forget_oldest(pid)
-        while self.bytes > ALL_BYTES:
+        while self.bytes > MAX_ALL_BYTES:
             self._forget_oldest(max(self.callers, key=lambda other: self.callers[other].bytes))
 
     def take(self, pid: int, call_id: int, data: bytes) -> None:
-        """As the journal has it."""
-        unheard = self.callers.setdefault(pid, Unheard())
-        unheard.rows[call_id] = (_kept(data), len(data))
-        unheard.bytes += len(data)
+        """Add a reply as the journal has it."""
+        unacknowledged = self.callers.setdefault(pid, Unacknowledged())
+        unacknowledged.rows[call_id] = (_kept(data), len(data))
+        unacknowledged.bytes += len(data)
         self.bytes += len(data)
 
-    def get(self, pid: int, call_id: int) -> Kept | None:
-        unheard = self.callers.get(pid)
-        found = unheard.rows.get(call_id) if unheard is not None else None
+    def get(self, pid: int, call_id: int) -> KeptReply | None:
+        unacknowledged = self.callers.get(pid)
+        found = unacknowledged.rows.get(call_id) if unacknowledged is not None else None
         return found[0] if found is not None else None
 
     def heard(self, pid: int, upto: int) -> None:
-        """The caller has had the replies to all calls up to that id."""
-        while (unheard := self.callers.get(pid)) and next(iter(unheard.rows)) <= upto:
+        """Forget the replies to all calls up to an id, which the caller has acknowledged."""
+        while (unacknowledged := self.callers.get(pid)) and next(iter(unacknowledged.rows)) <= upto:
             self._forget_oldest(pid)
 
     def ended(self, pid: int) -> None:
-        """Nobody will ask for what that caller has not heard."""
+        """Forget the replies of a caller that has ended."""
         while pid in self.callers:
             self._forget_oldest(pid)
 
     def _forget_oldest(self, pid: int) -> None:
-        unheard = self.callers[pid]
-        call_id = next(iter(unheard.rows))
-        _, size = unheard.rows.pop(call_id)
-        unheard.bytes -= size
+        unacknowledged = self.callers[pid]
+        call_id = next(iter(unacknowledged.rows))
+        _, size = unacknowledged.rows.pop(call_id)
+        unacknowledged.bytes -= size
         self.bytes -= size
-        if not unheard.rows:
+        if not unacknowledged.rows:
             del self.callers[pid]
         self.note(pid, call_id, None)

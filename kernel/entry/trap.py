@@ -42,7 +42,7 @@ from ..lib.trees import Trees, check_tree, root
 from ..process import Process, ProcessTable
 from ..rules import Passed
 from .envelope import Envelope, arguments, open_envelope
-from .replies import Kept, Replies
+from .replies import KeptReply, Replies
 
 WAITING_BYTES = 48 << 20  # of calls of one tree of agents that wait
 # That one takes besides the bytes of its arguments, and each item of lists in them, about.
@@ -372,7 +372,7 @@ class Trap:
 
     # --- coming back ----------------------------------------------------------------------------
 
-    def _say_again(self, session: Session, call_id: int, kept: Kept) -> None:
+    def _say_again(self, session: Session, call_id: int, kept: KeptReply) -> None:
         for piece in kept.pieces:
             self.reply(session, call_id, wire.PIECE, piece)
         self.reply(session, call_id, kept.kind, kept.body, durable=True, receipt=kept.receipt)

@@ -1,10 +1,10 @@
-"""The gateway: whoever calls from elsewhere comes in here, by CURVE, with a key that is allowed.
+"""The gateway: accepts callers from elsewhere, by CURVE, whose keys are allowed.
 
     python -m aios.kernel.gateway CONFIG    (a GatewayConfig as JSON)
 
-It is a process of its own: what the network reaches, libzmq's handshake and its queues, is none of
-the kernel. The kernel says which keys there are, and checks each message's again. It ends with the
-connection to its kernel; then its callers notice, and come back to the next one's.
+It is a process of its own, so the network reaches libzmq's handshake and queues, but nothing of the
+kernel. The kernel says which keys are allowed, and checks the key of each message again. The
+gateway ends when it loses its kernel; its callers notice, and connect to the next one's.
 """
 
 from __future__ import annotations
@@ -22,36 +22,49 @@ from zmq.utils import z85
 from aios.syscalls.errors import BadInput, StoreDamaged
 
 from ..lib.log_stream import become_log
-from .protocol import Allow, Bound, Came, Left, Refused, Say, decode_command, encode
+from .protocol import (
+    Allow,
+    ListenFailed,
+    Listening,
+    MessageReceived,
+    PeerClosed,
+    SendReply,
+    decode_command,
+    encode,
+)
 
-LONGEST = 1 << 18  # bytes of a frame; over 64 KiB the trap answers TooBig
-UNREAD = 4096  # replies that a caller may leave unread
-PING = 2.0  # seconds between two looks at who is still there
-BEAT, DEAF = 5_000, 15_000  # ms between heartbeats, and without any until a caller counts as gone
-BURST = 64  # messages taken before the others get a turn
+MAX_FRAME_BYTES = 1 << 18  # over 64 KiB the kernel answers TooBig
+MAX_UNREAD_REPLIES = 4096  # of one caller
+PING_S = 2.0  # between two checks of which callers are still there
+HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 5_000, 15_000
+MESSAGES_PER_TURN = 64  # handled before other sockets get a turn
 
 
 class GatewayConfig(msgspec.Struct, frozen=True):
+    """The home and the address to listen on."""
+
     home: str
     address: str
 
 
-class Pair(msgspec.Struct):
-    """A key pair, in Z85."""
+class KeyPair(msgspec.Struct):
+    """A CURVE key pair, in Z85."""
 
     public: str
     secret: str
 
 
 class Gateway:
-    def __init__(self, config: GatewayConfig, pair: Pair) -> None:
+    """The sockets to the callers, to the kernel, and to libzmq's authentication."""
+
+    def __init__(self, config: GatewayConfig, pair: KeyPair) -> None:
         self.config, self.pair = config, pair
         self.context: zmq.Context[Any] = zmq.Context()
-        self.listens = False  # it begins with the first list of keys
+        self.listens = False  # from the first list of keys on
         self.allowed: set[str] = set()
-        self.routes: dict[bytes, str] = {}  # of callers who have said something, with their keys
+        self.routes: dict[bytes, str] = {}  # of callers that have sent a message, with their keys
         self.zap: zmq.Socket[bytes] = self.context.socket(zmq.REP)
-        self.zap.bind("inproc://zeromq.zap.01")  # where libzmq asks who may connect
+        self.zap.bind("inproc://zeromq.zap.01")  # libzmq asks here who may connect
         self.callers = self._for_callers()
         self.kernel: zmq.Socket[bytes] = self.context.socket(zmq.DEALER)
         self.kernel.setsockopt(zmq.PROBE_ROUTER, 1)
@@ -65,19 +78,19 @@ class Gateway:
         bound.setsockopt(zmq.CURVE_SECRETKEY, self.pair.secret.encode())
         bound.setsockopt(zmq.ZAP_DOMAIN, b"aios")
         bound.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        bound.setsockopt(zmq.MAXMSGSIZE, LONGEST)
-        bound.setsockopt(zmq.SNDHWM, UNREAD)
-        bound.setsockopt(zmq.HEARTBEAT_IVL, BEAT)
-        bound.setsockopt(zmq.HEARTBEAT_TIMEOUT, DEAF)
+        bound.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+        bound.setsockopt(zmq.SNDHWM, MAX_UNREAD_REPLIES)
+        bound.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        bound.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
         bound.setsockopt(zmq.LINGER, 0)
         return bound
 
     def serve(self) -> None:
-        """Until the kernel is gone, or the address cannot be had."""
+        """Serve until the kernel is gone, or the address cannot be had."""
         poller = zmq.Poller()
         for each in (self.zap, self.kernel, self.callers, self.lost):
             poller.register(each, zmq.POLLIN)
-        ping = time.monotonic() + PING
+        ping = time.monotonic() + PING_S
         while True:
             wait = max(0.0, ping - time.monotonic())
             ready = dict(poller.poll(int(wait * 1000) + 1))
@@ -88,21 +101,21 @@ class Gateway:
             if self.zap in ready:
                 self.authenticate()
             if self.callers in ready:
-                self.take()
+                self.receive()
             if time.monotonic() >= ping:
-                ping = time.monotonic() + PING
+                ping = time.monotonic() + PING_S
                 for route in list(self.routes):
-                    self.say(route, b"")
+                    self.send_reply(route, b"")
 
     def command(self) -> bool:
-        """False: it is to end."""
+        """Handle one frame of the kernel. Return False if the gateway has to end."""
         match decode_command(self.kernel.recv()):
             case Allow() as allow:
                 self.allowed = set(allow.keys)
                 self.routes = {r: key for r, key in self.routes.items() if key in self.allowed}
                 return self.listens or self.bind()
-            case Say() as say:
-                self.say(say.route, say.data)
+            case SendReply() as reply:
+                self.send_reply(reply.route, reply.data)
         return True
 
     def bind(self) -> bool:
@@ -110,15 +123,17 @@ class Gateway:
             self.callers.bind(self.config.address)
         except zmq.ZMQError as error:
             why = BadInput(f"cannot listen at {self.config.address}: {error}", "see `listen`")
-            self.tell(Refused(why.to_wire()))
+            self.report(ListenFailed(why.to_wire()))
             return False
         address = self.callers.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
-        self.tell(Bound(address, self.pair.public))
+        self.report(Listening(address, self.pair.public))
         self.listens = True
         return True
 
     def authenticate(self) -> None:
-        """Answer libzmq, as RFC 27 has it; the user id stamps all messages of the connection."""
+        """Answer libzmq's request (RFC 27). The user id in the answer marks all messages of a
+        connection.
+        """
         version, number, _domain, _address, _route, mechanism, *shown = self.zap.recv_multipart()
         key = z85.encode(shown[0]).decode() if mechanism == b"CURVE" else ""
         known = key in self.allowed
@@ -126,19 +141,21 @@ class Gateway:
         user = key.encode() if known else b""
         self.zap.send_multipart([version, number, *status, user, b""])
 
-    def take(self) -> None:
-        for _ in range(BURST):
+    def receive(self) -> None:
+        for _ in range(MESSAGES_PER_TURN):
             try:
                 route, *frames = self.callers.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
             key = str(frames[0].get("User-Id")) if frames else ""
-            if key in self.allowed:  # or it was, until a moment ago
+            if key in self.allowed:  # the key may have been removed since it connected
                 self.routes[route.bytes] = key
-                self.tell(Came(route.bytes, key, [frame.bytes for frame in frames]))
+                self.report(MessageReceived(route.bytes, key, [frame.bytes for frame in frames]))
 
-    def say(self, route: bytes, data: bytes) -> None:
-        """An empty one only shows whether its caller is there, who drops it."""
+    def send_reply(self, route: bytes, data: bytes) -> None:
+        """Send to a caller. Empty data is dropped by callers, and shows whether they are still
+        there.
+        """
         try:
             self.callers.send_multipart([route, data], zmq.NOBLOCK)
         except zmq.ZMQError as error:
@@ -146,25 +163,27 @@ class Gateway:
                 raise
             gone = error.errno == zmq.EHOSTUNREACH
             self.routes.pop(route, None)
-            self.tell(Left(route, "closed its connection" if gone else "does not read its replies"))
+            self.report(
+                PeerClosed(route, "closed its connection" if gone else "does not read its replies")
+            )
 
-    def tell(self, report: Any) -> None:
-        self.kernel.send(encode(report))
+    def report(self, frame: Any) -> None:
+        self.kernel.send(encode(frame))
 
 
-def own_pair(path: Path) -> Pair:
-    """The kernel's, made where there is none.
+def load_key_pair(path: Path) -> KeyPair:
+    """Load the server's key pair, or make one.
 
     Raises:
-        StoreDamaged: the file holds none.
+        StoreDamaged: the file holds no key pair.
     """
     if not path.exists():
         public, secret = zmq.curve_keypair()
         path.parent.mkdir(mode=0o700, exist_ok=True)
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(msgspec.json.encode(Pair(public.decode(), secret.decode())))
+            file.write(msgspec.json.encode(KeyPair(public.decode(), secret.decode())))
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Pair)
+        return msgspec.json.decode(path.read_bytes(), type=KeyPair)
     except msgspec.DecodeError as error:
         raise StoreDamaged(f"{path} holds no key: {error}", "restore it, or remove it") from error
 
@@ -172,9 +191,9 @@ def own_pair(path: Path) -> Pair:
 def main() -> int:
     become_log()
     config = msgspec.json.decode(sys.argv[1], type=GatewayConfig)
-    gateway = Gateway(config, own_pair(Path(config.home) / "keys" / "kernel.key"))
+    gateway = Gateway(config, load_key_pair(Path(config.home) / "keys" / "kernel.key"))
     gateway.serve()
-    gateway.context.destroy(linger=1000)  # ms for the kernel to hear why
+    gateway.context.destroy(linger=1000)  # ms for the kernel to get the reason
     return 0
 
 

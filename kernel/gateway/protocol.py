@@ -1,4 +1,4 @@
-"""What the kernel and the gateway say to each other, over a connection of theirs alone."""
+"""The frames between the kernel and the gateway."""
 
 from __future__ import annotations
 
@@ -6,49 +6,57 @@ import msgspec
 from msgspec import Struct
 
 
-class Frame(Struct, tag_field="t"):
+class GatewayFrame(Struct, tag_field="t"):
+    """Base of the frames between kernel and gateway."""
+
     pass
 
 
-class Allow(Frame):
-    """Public keys, in Z85; whoever has another is not heard any more."""
+class Allow(GatewayFrame):
+    """The public keys, in Z85, that may connect. Callers with other keys are ignored from now
+    on.
+    """
 
     keys: list[str]
 
 
-class Say(Frame):
+class SendReply(GatewayFrame, tag="Say"):
+    """Send a reply to a caller."""
+
     route: bytes
     data: bytes
 
 
-class Bound(Frame):
-    """It listens."""
+class Listening(GatewayFrame, tag="Bound"):
+    """The gateway listens."""
 
     address: str
-    public: str  # the kernel's key
+    public: str  # the server's CURVE key
 
 
-class Refused(Frame):
-    """It cannot listen, and ends."""
+class ListenFailed(GatewayFrame, tag="Refused"):
+    """The gateway cannot listen, and ends."""
 
     error: dict[str, str]
 
 
-class Came(Frame):
-    """A message, from the owner of this key."""
+class MessageReceived(GatewayFrame, tag="Came"):
+    """A caller with this key sent a message."""
 
     route: bytes
     key: str
     frames: list[bytes]
 
 
-class Left(Frame):
+class PeerClosed(GatewayFrame, tag="Left"):
+    """A caller is gone."""
+
     route: bytes
     why: str
 
 
-ToGateway = Allow | Say
-FromGateway = Bound | Refused | Came | Left
+ToGateway = Allow | SendReply
+FromGateway = Listening | ListenFailed | MessageReceived | PeerClosed
 
 encode = msgspec.msgpack.Encoder().encode
 decode_command = msgspec.msgpack.Decoder(ToGateway).decode

@@ -22,7 +22,7 @@ from aios.syscalls.sto import Hit, Hits, IndexReport, IndexState
 from ..config import Config
 from ..entry.trap import Call
 from ..events import EventLog
-from ..init.protocol import Census, Gone, Heard, Started, StartFailed, StartService
+from ..init.protocol import ExitAcknowledged, Gone, Started, StartFailed, StartService, Takeover
 from ..lib.fair_queue import FairQueue
 from ..lib.task import Wait, background
 from ..lib.trees import root
@@ -264,12 +264,12 @@ class IndexClient:
         argv = [sys.executable, "-m", "aios.kernel.index", msgspec.json.encode(settings).decode()]
         self.to_init(StartService(INDEX_KEY, argv, str(home / "log" / "index.log")))
 
-    def recover(self, census: Census) -> None:
+    def recover(self, takeover: Takeover) -> None:
         """Take over the index of the kernel before, or start one if there is anything to index."""
-        running = [os_pid for os_pid, key in census.children.items() if key == INDEX_KEY]
-        for frame in census.gone:
+        running = [os_pid for os_pid, key in takeover.children.items() if key == INDEX_KEY]
+        for frame in takeover.gone:
             if frame.key == INDEX_KEY:
-                self.to_init(Heard(frame.os_pid))
+                self.to_init(ExitAcknowledged(frame.os_pid))
         if running:
             self.line.os_pid = running[0]
             self.state = "starting"
@@ -284,7 +284,7 @@ class IndexClient:
         self._died(frame.error["message"])
 
     def gone(self, frame: Gone) -> None:
-        self.to_init(Heard(frame.os_pid))
+        self.to_init(ExitAcknowledged(frame.os_pid))
         self.line.gone()
         self.restarts += 1
         self._died(f"signal {frame.signal}" if frame.signal else f"exit code {frame.code}")

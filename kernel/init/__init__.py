@@ -1,1 +1,1 @@
-"""init: the parent of all processes."""
+"""The parent of all processes of a system."""

@@ -1,10 +1,10 @@
-"""init: the parent of all. Starts, reaps and restarts; holds no other state than who is alive, and
-which ends no kernel has taken note of.
+"""init, the parent of all processes of a system: it starts, reaps and restarts them.
 
     python -m aios.kernel.init HOME SETTINGS
 
-Agents are forked from here, out of an interpreter that has the SDK loaded already, so init never
-has a thread or a ZeroMQ socket. When init dies, every child gets SIGKILL from Linux.
+Its only state is which children live, and which ends no kernel has acknowledged. Agents are forked
+out of this interpreter, which has the SDK loaded already, so init never has a thread or a ZeroMQ
+socket. When init dies, every child gets SIGKILL from Linux.
 """
 
 from __future__ import annotations
@@ -20,11 +20,8 @@ import resource
 import secrets
 import selectors
 import signal
-import socket
-import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -38,85 +35,85 @@ from ..config import Config, load, try_embedder
 from ..lib.linux import PR_SET_CHILD_SUBREAPER, prctl
 from ..lib.log_stream import become_log
 from ..tools.mcp_config import open_block
-from .child import CAUGHT, TOKEN_FD, become_child, exec_argv, exec_service
-from .home import lock_home
+from .child import CAUGHT_SIGNALS, TOKEN_FD, become_child, exec_argv, exec_service, signal_group
+from .home import lock_home, open_ring
+from .kernel_link import KernelLink
 from .outputs import Outputs
 from .protocol import (
     FATAL,
-    FRAME_BYTES,
-    PART,
-    Census,
+    TAKEOVER_CHILDREN,
+    ExitAcknowledged,
     Gone,
-    Heard,
     Paused,
     SignalChild,
     StartAgent,
     Started,
     StartFailed,
     StartService,
+    Takeover,
     ToKernel,
     WindUp,
-    decode_to_init,
-    encode,
 )
-from .sandbox_host import Warden
+from .sandbox_host import SandboxHost
 
-RUNNER = "aios.agents.runtime.runner"  # by name: the kernel knows the SDK only as a program to run
-OF_AGENT, SPARE = 4, 64  # descriptors that init holds for an agent; that it has besides
-BACKOFF, LONGEST_BACKOFF, HEALTHY = 0.05, 5.0, 10.0  # seconds
-CRASHES = 3  # of a kernel by itself, one soon after the other, until its journal is set aside
+RUNNER = "aios.agents.runtime.runner"  # by name: the kernel may not import the SDK
+AGENT_FDS, SPARE_FDS = 4, 64  # descriptors of init for each agent, and for all else
+BACKOFF_S, MAX_BACKOFF_S, HEALTHY_S = 0.05, 5.0, 10.0
+MAX_CRASHES = 3  # in a row, until the journal is set aside
 
 
 class Init:
+    """The event loop of init, and the children of one system."""
+
     def __init__(self, config: Config, ring: int, mcp: int, umask: int) -> None:
         self.config, self.ring, self.mcp = config, ring, mcp
         self.kernel = 0
         self.kernel_started = 0.0
-        self.crashed = ""  # the signal that ended the last one, if nobody killed it
-        self.backoff = BACKOFF
+        self.crashed = ""  # the signal that ended the last kernel, unless killed
+        self.backoff = BACKOFF_S
         self.crashes = 0  # in a row
         self.system = secrets.token_hex(8)
-        self.children: dict[int, int] = {}  # agents and cores by OS pid: the kernel's key
+        self.children: dict[int, int] = {}  # OS pid: the kernel's key, of agents and services
         self.paused: set[int] = set()
-        self.ended: dict[int, Gone] = {}  # no kernel has taken note of them yet
-        self.link: socket.socket | None = None
-        self.out: deque[bytes] = deque()  # for the kernel to read
+        self.ended: dict[int, Gone] = {}  # until a kernel acknowledges it
+        self.link: KernelLink | None = None
         self.ending = False
         self.environment = int(os.environ.pop("AIOS_ENVIRONMENT"))
         os.set_inheritable(self.environment, False)
-        os.environ["AIOS_HOME"] = config.home  # how a child finds the kernel
+        os.environ["AIOS_HOME"] = config.home  # children find the kernel by this
         self.runner = importlib.import_module(RUNNER)
         self.selector = selectors.DefaultSelector()
         self.wake, wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
-        for number in CAUGHT:
+        for number in CAUGHT_SIGNALS:
             signal.signal(number, lambda *_: None)
         prctl(PR_SET_CHILD_SUBREAPER, 1)
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # a listener for each agent
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # each agent has a listener here
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         self.outputs = Outputs(self.selector)
-        self.warden = Warden(config.path, self.system, self.selector, self.tell, umask)
+        self.sandbox_host = SandboxHost(config.path, self.system, self.selector, self.tell, umask)
 
     # --- the loop -------------------------------------------------------------------------------
 
     def run(self) -> int:
-        """Until the kernel ends by itself; its exit code."""
-        gc.freeze()  # a fork then shares these pages with its parent
+        """Run until the kernel ends by itself, and return its exit code."""
+        gc.freeze()  # forks then share these pages
         self.selector.register(self.wake, selectors.EVENT_READ)
         for name in ("kernel", "core", "index", "gateway"):  # of an earlier system
             Path(self.log(name)).unlink(missing_ok=True)
         self.start_kernel()
         while True:
             for key, events in self.selector.select():
-                if key.data is not None:  # the warden's, or what an agent prints
+                if key.data is not None:  # a callback of the sandbox host or of the outputs
                     key.data()
                 elif key.fileobj == self.wake:
                     signals = os.read(self.wake, 4096)
                     if {signal.SIGTERM, signal.SIGINT, signal.SIGHUP} & set(signals):
                         self.wind_up()
                 else:
+                    assert self.link is not None
                     if events & selectors.EVENT_WRITE:
-                        self.flush()
+                        self.link.flush()
                     if events & selectors.EVENT_READ:
                         self.from_kernel()
             code = self.reap()
@@ -124,60 +121,40 @@ class Init:
                 return code
 
     def from_kernel(self) -> bool:
-        """Do one thing that the kernel asks for. False: there is none, or it is dying."""
+        """Serve one request of the kernel. Return False if there is none."""
         assert self.link is not None
-        try:
-            data = self.link.recv(FRAME_BYTES)
-        except BlockingIOError:
-            return False
-        except ConnectionResetError:
-            data = b""
-        if not data:
-            with contextlib.suppress(KeyError):
-                self.selector.unregister(self.link)
-            return False
-        frame = decode_to_init(data)
+        frame = self.link.receive()
         match frame:
+            case None:
+                return False
             case StartAgent():
                 self.start(frame.key, lambda: self.start_agent(frame))
             case StartService():
                 self.start(frame.key, lambda: self.start_service(frame))
             case SignalChild() if frame.os_pid in self.children:
                 signal_group(frame.os_pid, frame.signal)
-            case Heard():
+            case ExitAcknowledged():
                 self.ended.pop(frame.os_pid, None)
         return True
 
     def tell(self, frame: ToKernel) -> None:
-        """When the kernel reads it; if that is gone, the next one gets a census."""
+        """Queue a frame for the kernel. If it is gone, the next one gets a takeover instead."""
         if self.link is not None:
-            self.out.append(encode(frame))
-            self.flush()
+            self.link.send(frame)
 
-    def flush(self) -> None:
-        assert self.link is not None
-        with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
-            while self.out:
-                self.link.send(self.out[0])
-                self.out.popleft()
-        with contextlib.suppress(KeyError):  # it is dying, and not watched any more
-            write = selectors.EVENT_WRITE if self.out else 0
-            self.selector.modify(self.link, selectors.EVENT_READ | write)
-
-    def tell_census(self) -> None:
+    def tell_takeover(self) -> None:
         children, gone = list(self.children.items()), list(self.ended.values())
-        parts = max(1, math.ceil(max(len(children), len(gone)) / PART))
+        walls = self.sandbox_host.mechanisms
+        parts = max(1, math.ceil(max(len(children), len(gone)) / TAKEOVER_CHILDREN))
         for part in range(parts):
-            cut = slice(part * PART, (part + 1) * PART)
+            cut = slice(part * TAKEOVER_CHILDREN, (part + 1) * TAKEOVER_CHILDREN)
             some = dict(children[cut])
             paused = [os_pid for os_pid in some if os_pid in self.paused]
             more = part + 1 < parts
-            self.tell(
-                Census(self.system, some, paused, gone[cut], more, self.crashed, self.warden.walls)
-            )
+            self.tell(Takeover(self.system, some, paused, gone[cut], more, self.crashed, walls))
 
     def wind_up(self) -> None:
-        if self.ending:  # told twice: no more patience
+        if self.ending:  # the second request: do not wait for the kernel
             signal_group(self.kernel, signal.SIGKILL)
         self.ending = True
         self.tell(WindUp())
@@ -185,19 +162,16 @@ class Init:
     # --- children -------------------------------------------------------------------------------
 
     def start_kernel(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        link = KernelLink(self.selector)
         settings = msgspec.json.encode(self.config).decode()
         argv = [sys.executable, "-m", "aios.kernel", settings]
-        keep = (theirs.fileno(), self.mcp, *self.rings(), self.environment)
+        keep = (link.theirs.fileno(), self.mcp, *self.rings(), self.environment)
         main = exec_service(argv, TOKEN_FD + len(keep) - 1)
         self.kernel = self.fork_service(main, self.log("kernel"), keep)
-        theirs.close()
-        ours.setblocking(False)
-        self.link = ours
-        self.out.clear()
+        link.theirs.close()
+        self.link = link
         self.kernel_started = time.monotonic()
-        self.selector.register(ours, selectors.EVENT_READ)
-        self.tell_census()
+        self.tell_takeover()
 
     def start(self, key: int, fork: Callable[[], int]) -> None:
         try:
@@ -205,34 +179,37 @@ class Init:
         except AiosError as error:
             self.tell(StartFailed(key, error.to_wire()))
             return
-        except OSError as error:  # no such file after all, no more descriptors, no more processes
+        except OSError as error:  # a lost file, or a limit on descriptors, processes
             self.tell(StartFailed(key, NoProgram(f"it cannot be started: {error}").to_wire()))
             return
         self.children[os_pid] = key
         self.tell(Started(key, os_pid))
 
     def start_agent(self, frame: StartAgent) -> int:
-        if OF_AGENT * len(self.children) + SPARE > resource.getrlimit(resource.RLIMIT_NOFILE)[0]:
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))  # before init itself has none
+        if (
+            AGENT_FDS * len(self.children) + SPARE_FDS
+            > resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        ):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))  # keep the last ones for init
         program: str = self.runner.resolve(frame.program)
-        self.warden.check(frame)
+        self.sandbox_host.check(frame)
         reader, writer = os.pipe()
         os.write(writer, frame.token)
         os.close(writer)
         is_agent = program.endswith(".py")
         main = (
-            partial(self.runner.main, self.warden.beside(frame))
+            partial(self.runner.main, self.sandbox_host.import_folder(frame))
             if is_agent else exec_argv([program, *frame.args])
         )  # fmt: skip
-        with os.fdopen(reader, "rb"), self.warden.line(frame) as line:
-            wall_in = self.warden.walls_of(frame, TOKEN_FD + 1)
+        with os.fdopen(reader, "rb"), self.sandbox_host.open_channel(frame) as channel:
+            enter_sandbox = self.sandbox_host.prepare(frame, TOKEN_FD + 1)
             try:
                 with os.fdopen(self.outputs.open(frame.key, frame.log), "wb") as output:
-                    keep = (reader, line.fileno())
-                    return self.fork(main, output.fileno(), keep=keep, wall_in=wall_in)
+                    keep = (reader, channel.fileno())
+                    return self.fork(main, output.fileno(), keep=keep, enter_sandbox=enter_sandbox)
             except OSError:
                 self.outputs.ended(frame.key)
-                self.warden.ended(frame.key)
+                self.sandbox_host.release(frame.key)
                 raise
 
     def start_service(self, frame: StartService) -> int:
@@ -241,7 +218,7 @@ class Init:
         return self.fork_service(main, frame.log, keep)
 
     def fork_service(self, main: Callable[[], object], log: str, keep: Sequence[int]) -> int:
-        """A part of the system, which writes its log itself."""
+        """Fork a part of the system, which writes its log itself."""
         with open(log, "ab", opener=_private) as output:
             return self.fork(main, output.fileno(), keep=keep)
 
@@ -250,22 +227,24 @@ class Init:
 
     def fork(
         self, main: Callable[[], object], output: int, *, keep: Sequence[int] = (),
-        wall_in: Callable[[], None] = lambda: None,
+        enter_sandbox: Callable[[], None] = lambda: None,
     ) -> int:  # fmt: skip
         sys.stdout.flush()
         sys.stderr.flush()
-        # Until it has handlers of its own, what is sent to the child would wake init up.
-        signal.pthread_sigmask(signal.SIG_BLOCK, CAUGHT)
+        # Until the child has handlers of its own, its signals would wake init.
+        signal.pthread_sigmask(signal.SIG_BLOCK, CAUGHT_SIGNALS)
         try:
             os_pid = os.fork()
             if os_pid == 0:
-                become_child(main, output, keep, wall_in)
+                become_child(main, output, keep, enter_sandbox)
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, CAUGHT)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, CAUGHT_SIGNALS)
         return os_pid
 
     def reap(self) -> int | None:
-        """Take note of each child that ended or paused; the exit code once the kernel is done."""
+        """Handle all children that ended or paused. Return the exit code once the kernel is
+        done.
+        """
         while True:
             try:
                 os_pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
@@ -285,33 +264,35 @@ class Init:
                     return code
             elif os_pid in self.children:
                 key = self.children.pop(os_pid)
-                signal_group(os_pid, signal.SIGKILL)  # what it left behind in its group
+                signal_group(os_pid, signal.SIGKILL)  # processes that it left in its group
                 self.outputs.ended(key)
                 name = signal.Signals(number).name.removeprefix("SIG") if number else ""
                 self.ended[os_pid] = Gone(key, os_pid, code, name)
-                self.warden.ended(key)
+                self.sandbox_host.release(key)
                 self.tell(self.ended[os_pid])
             self.kill_strays()
 
     def kill_strays(self) -> None:
-        """Whoever was orphaned to init and is none of ours outlived the agent that started it; so
-        may have what it started itself, and that comes up when it is reaped."""
+        """Kill the orphans of agents that have ended.
+
+        An orphan's own children are adopted by init when it is reaped, and killed then.
+        """
         listed = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
-        ours = {*self.children, self.kernel, self.warden.guard}
+        ours = {*self.children, self.kernel, self.sandbox_host.guard}
         for os_pid in {int(word) for word in listed.split()} - ours:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(os_pid, signal.SIGKILL)
 
     def kernel_gone(self, code: int, number: int) -> bool:
-        """End with it if it ended by itself; else start another, which takes over from it."""
+        """End with a kernel that ended by itself, or start another, which takes over."""
         assert self.link is not None
-        while self.from_kernel():  # what it still asked for
+        while self.from_kernel():  # its last requests
             pass
         self.link.close()
         self.link = None
         if self.ending or code in (0, FATAL):
             self.kill_all()
-            if number:  # killed: it has left its sockets behind
+            if number:  # a killed kernel leaves its sockets behind
                 for name in (
                     "run/kernel.sock", "core.sock", "text.sock", "index.sock", "gate.sock",
                 ):  # fmt: skip
@@ -331,21 +312,24 @@ class Init:
         return False
 
     def _back_off(self, number: int) -> None:
-        """Whoever kills a kernel is not waited for; one that fails over and over may fail of what
-        is in its journal, and is started without it."""
-        soon = time.monotonic() - self.kernel_started < HEALTHY
+        """Set how long to wait for the next kernel.
+
+        A kernel that was killed is restarted at once. One that fails over and over may fail because
+        of its journal, and is started without that.
+        """
+        soon = time.monotonic() - self.kernel_started < HEALTHY_S
         if number == signal.SIGKILL or not soon:
-            self.backoff, self.crashes = BACKOFF, 0
+            self.backoff, self.crashes = BACKOFF_S, 0
             return
-        self.backoff = min(self.backoff * 2, LONGEST_BACKOFF)
+        self.backoff = min(self.backoff * 2, MAX_BACKOFF_S)
         self.crashes += 1
-        if self.crashes == CRASHES:
+        if self.crashes == MAX_CRASHES:
             journal = self.config.path / "journal"
             aside = self.config.path / f"journal-{time.time():.0f}"
             journal.rename(aside)
             print(f"init: set its journal aside, as {aside}", file=sys.stderr, flush=True)
             self.kill_all()
-            self.warden.post_guard()
+            self.sandbox_host.start_guard()
             self.ended.clear()
             self.crashes = 0
 
@@ -353,7 +337,7 @@ class Init:
         for os_pid in self.children:
             signal_group(os_pid, signal.SIGKILL)
         self.children.clear()
-        self.warden.dismiss()
+        self.sandbox_host.release_guard()
         with contextlib.suppress(ChildProcessError):
             while True:
                 self.kill_strays()
@@ -368,40 +352,17 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def signal_group(os_pid: int, number: int) -> None:
-    """A child is the leader of its group; until it has made it, and after it is gone, try both."""
-    for send in (os.killpg, os.kill):
-        with contextlib.suppress(ProcessLookupError):
-            send(os_pid, number)
-            return
-
-
-def open_ring(config: Config) -> int | None:
-    """A descriptor of the data keys, for the kernel and the core. init does not read them, since
-    agents are forked out of it. -1: the home is in clear; None: keyring.py has said what is wrong.
-    """
-    key_file = os.environ.pop("AIOS_KEY_FILE", None)
-    if not config.encrypt and not (config.path / "keys" / "data.json").exists():
-        return -1
-    ring = os.memfd_create("aios-keys")
-    settings = msgspec.json.encode(config).decode()
-    argv = [sys.executable, "-m", "aios.kernel.init.keyring", "open", settings]
-    theirs = os.environ | ({} if key_file is None else {"AIOS_KEY_FILE": key_file})
-    opened = subprocess.run(argv, stdout=ring, env=theirs, check=False).returncode == 0
-    return ring if opened else None
-
-
 def main() -> int:
-    """Runs a system in the home argv[1], with the settings of argv[2] (JSON) above config.toml.
+    """Run a system in the home argv[1], with the settings of argv[2] (JSON) above config.toml.
 
-    What keeps it from starting goes to stderr as the JSON of an AiosError.
+    An error that keeps it from starting goes to stderr as the JSON of an AiosError.
     """
     become_log()
-    umask = os.umask(0o077)  # agents have that of the person
+    umask = os.umask(0o077)  # agents get the person's umask
     try:
         home = Path(sys.argv[1])
-        endpoint(home)  # refuses one whose path is too long
-        _lock = lock_home(home)  # before a setting is believed that is in there
+        endpoint(home)  # refuses a path that is too long
+        _lock = lock_home(home)  # before its settings are trusted
         config = load(home, json.loads(sys.argv[2]))
         if config.embedder:
             try_embedder(config.embedder)

@@ -1,37 +1,49 @@
-"""The folder of a system: nobody else's, and one system's at a time."""
+"""The folder of a system, private to its user and locked by one system at a time."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from aios.syscalls.errors import BadInput, HomeBusy
 
-OWN = (  # of what is in a home
+from ..config import Config
+
+PRIVATE_NAMES = (
     "agents", "audit", "index*", "journal*", "keys", "kv", "log", "run", "store*", "init.l*",
     "policy.json", "config.toml", "shell_history",
 )  # fmt: skip
 
 
 def make_private(home: Path) -> None:
-    """Nobody else reads what is in there, nor puts anything in its place, whatever the folder and
-    the umask were when it was made. The folder itself may have more in it.
+    """Take away the rights of other users in a home, whatever the umask was when it was made.
+
+    The folder itself may hold other files; they keep their rights.
 
     Raises:
-        BadInput: it is another user's, or has what another user has put there.
+        BadInput: the home or what is in it is another user's.
     """
-    shut(home.resolve(), 0o022)
-    for name in OWN:
+    revoke(home.resolve(), 0o022)
+    for name in PRIVATE_NAMES:
         for path in home.glob(name):
-            shut(path, 0o077)
+            revoke(path, 0o077)
 
 
-def shut(path: Path, taken: int) -> None:
-    """Take rights of others. Raises BadInput where it belongs to neither this user nor root:
-    settings say what runs as this user, and whoever owns a folder may put others there."""
+def revoke(path: Path, taken: int) -> None:
+    """Remove the mode bits `taken` from a path.
+
+    Settings say what runs as this user, and the owner of a folder can replace them.
+
+    Raises:
+        BadInput: the path belongs to neither this user nor root.
+    """
     found = path.lstat()
     if found.st_uid not in (os.getuid(), 0):
         raise BadInput(
@@ -44,7 +56,7 @@ def shut(path: Path, taken: int) -> None:
 
 
 def lock_home(home: Path) -> Any:
-    """One system a home: held until init ends.
+    """Lock a home until init ends.
 
     Raises:
         BadInput: the home is another user's, or has what another user has put there.
@@ -67,3 +79,20 @@ def lock_home(home: Path) -> Any:
     lock.write(str(os.getpid()))
     lock.flush()
     return lock
+
+
+def open_ring(config: Config) -> int | None:
+    """Have the data keys written to a memfd, and return that. It is for the kernel and the core.
+
+    init does not read the keys, since agents are forked out of it. Returns -1 where the home is not
+    encrypted, and None where keyring.py has reported an error.
+    """
+    key_file = os.environ.pop("AIOS_KEY_FILE", None)
+    if not config.encrypt and not (config.path / "keys" / "data.json").exists():
+        return -1
+    ring = os.memfd_create("aios-keys")
+    settings = msgspec.json.encode(config).decode()
+    argv = [sys.executable, "-m", "aios.kernel.init.keyring", "open", settings]
+    theirs = os.environ | ({} if key_file is None else {"AIOS_KEY_FILE": key_file})
+    opened = subprocess.run(argv, stdout=ring, env=theirs, check=False).returncode == 0
+    return ring if opened else None

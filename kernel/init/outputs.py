@@ -1,8 +1,7 @@
-"""init's side of what agents print: out of the pipe that is an agent's stdout and stderr, into its
-log. No agent holds its log, so none can change what is in it, nor have its reader wait.
+"""Copy what agents print, from the pipe that is an agent's stdout and stderr into its log.
 
-A log grows to LOG_BYTES; from then on what is oldest is given back to the disk. It stays where it
-was in the file, as a hole, so every byte keeps its offset.
+No agent holds its log open, so none can change the log or block its reader. A log keeps its last
+MAX_LOG_BYTES: older bytes are given back to the disk as a hole, so all others keep their offsets.
 """
 
 from __future__ import annotations
@@ -15,25 +14,29 @@ from pathlib import Path
 
 from ..lib.linux import punch_hole
 
-LOG_BYTES = 8 << 20  # of a log at most: of what was printed the last
-PIECE = 1 << 16  # bytes taken from one agent before the others get a turn
-PIPE = 1 << 20  # bytes that a pipe may hold at most: /proc/sys/fs/pipe-max-size
-HOLE = 1 << 18  # bytes that are given back at once
+MAX_LOG_BYTES = 8 << 20  # the last bytes that were printed
+READ_BYTES = 1 << 16  # read from one agent before others get a turn
+MAX_PIPE_BYTES = 1 << 20  # /proc/sys/fs/pipe-max-size
+HOLE_BYTES = 1 << 18  # freed at once
 
 
 class Output:
+    """The pipe and the log of one agent."""
+
     def __init__(self, path: Path, reader: int) -> None:
         self.path, self.reader = path, reader
-        self.size = self.dropped = 0  # bytes of the log, and of its beginning that are gone
+        self.size = self.dropped = 0  # bytes of the log, and bytes freed at its beginning
 
     def take(self) -> bool:
-        """Append one piece of what was printed. False: there is nothing now."""
+        """Append one piece of what was printed to the log. Return False if there is nothing to
+        read.
+        """
         try:
-            data = os.read(self.reader, PIECE)
+            data = os.read(self.reader, READ_BYTES)
         except BlockingIOError:
             return False
         if data:
-            with contextlib.suppress(OSError):  # its disk is full: this is lost
+            with contextlib.suppress(OSError):  # the disk is full: this output is lost
                 self._append(data)
         return bool(data)
 
@@ -42,29 +45,29 @@ class Output:
         log = os.open(self.path, flags, 0o600)
         try:
             self.size += os.write(log, data)
-            if self.size - self.dropped > LOG_BYTES + HOLE:
+            if self.size - self.dropped > MAX_LOG_BYTES + HOLE_BYTES:
                 self._drop(log)
         finally:
             os.close(log)
 
     def _drop(self, log: int) -> None:
         try:
-            punch_hole(log, self.size - LOG_BYTES)
-            self.dropped = self.size - LOG_BYTES
-        except OSError:  # its file system knows no holes
+            punch_hole(log, self.size - MAX_LOG_BYTES)
+            self.dropped = self.size - MAX_LOG_BYTES
+        except OSError:  # the file system has no holes
             os.ftruncate(log, 0)
             self.size = 0
 
 
 class Outputs:
-    """Of all agents, by the kernel's key, in init's selector."""
+    """The outputs of all agents by the kernel's key, in init's selector."""
 
     def __init__(self, selector: selectors.BaseSelector) -> None:
         self.selector = selector
         self.outputs: dict[int, Output] = {}
 
     def open(self, key: int, path: str) -> int:
-        """Make an agent's log anew; the descriptor that the agent prints into, to be closed here.
+        """Create an agent's log, and return the descriptor it prints to. The caller closes that.
 
         Raises:
             OSError: no descriptor is left, or the log cannot be made.
@@ -79,19 +82,21 @@ class Outputs:
 
     def _ready(self, key: int, output: Output) -> None:
         if not output.take():
-            self._close(key)  # nobody can print any more
+            self._close(key)  # all writers are gone
 
     def ended(self, key: int) -> None:
-        """The agent is gone: its log gets what is still in the pipe. What it started itself may
-        live on for a moment, and prints in vain."""
+        """Append the rest of the pipe to the log of an agent that has ended.
+
+        Its own children may live on for a moment; what they print is lost.
+        """
         if key in self.outputs:
-            for _ in range(PIPE // PIECE + 1):
+            for _ in range(MAX_PIPE_BYTES // READ_BYTES + 1):
                 if not self.outputs[key].take():
                     break
             self._close(key)
 
     def close(self) -> None:
-        """All agents are gone."""
+        """Close the outputs of all agents. They have ended."""
         for key in list(self.outputs):
             self.ended(key)
 

@@ -1,77 +1,81 @@
-"""What init and the kernel say to each other: msgpack over an inherited SEQPACKET socket."""
+"""The frames between init and the kernel: msgpack over an inherited SEQPACKET socket."""
 
 from __future__ import annotations
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
-from ..sandbox.walls import Walls
+from ..sandbox.sandbox import SandboxPolicy
 
 FATAL = 78  # the exit code where starting it again would not help (EX_CONFIG)
 
 
-class Frame(Struct, tag_field="t"):
-    """Base of all that travels between init and kernel."""
+class InitFrame(Struct, tag_field="t"):
+    """Base of the frames between init and kernel."""
 
 
-class StartAgent(Frame):
-    """Fork a child that runs `program` with an SDK, or exec it when it has a slash and no .py."""
+class StartAgent(InitFrame):
+    """Fork an agent that runs `program` with an SDK, or exec it when it has a slash and no .py."""
 
     key: int
     program: str
     args: list[str]
     token: bytes
-    cwd: str  # "": its own folder
+    cwd: str  # "": the agent's own folder
     log: str
-    walls: Walls
+    policy: SandboxPolicy = field(name="walls")
 
 
-class StartService(Frame):
-    """Of the kernel's own: a core, the index. Their keys are below 1."""
+class StartService(InitFrame):
+    """Start a part of the system: a core, the index, the gateway. Their keys are below 1."""
 
     key: int
     argv: list[str]
     log: str
-    ring: bool = False  # it is to have the data keys, at the descriptor TOKEN_FD
+    ring: bool = False  # pass the data keys, at the descriptor TOKEN_FD
 
 
-class SignalChild(Frame):
-    """To the child's whole process group."""
+class SignalChild(InitFrame):
+    """Send a signal to the child's whole process group."""
 
     os_pid: int
     signal: int
 
 
-class Heard(Frame):
-    """The kernel knows that a child has ended, and will not forget it."""
+class ExitAcknowledged(InitFrame, tag="Heard"):
+    """The kernel has recorded the end of a child: init can forget it."""
 
     os_pid: int
 
 
-class Census(Frame):
-    """The first word to a kernel: what there is to take over from the one before it, in parts."""
+class Takeover(InitFrame, tag="Census"):
+    """The first frame to a kernel: all that it takes over from the previous one, in parts."""
 
-    system: str  # another for each init
+    system: str  # random, a new one for each init
     children: dict[int, int]  # OS pid: key
     paused: list[int]  # OS pids
-    gone: list[Gone]  # not heard of yet
+    gone: list[Gone]  # ends that no kernel has acknowledged
     more: bool  # another part follows
-    crashed: str = ""  # the signal that ended the kernel before, where nobody killed it
-    walls: dict[str, str] = {}  # what there is on this Linux, by what it keeps in
+    crashed: str = ""  # the signal that ended the previous kernel, unless somebody killed it
+    mechanisms: dict[str, str] = field(default_factory=dict, name="walls")  # see sandbox.detect
 
 
-class Started(Frame):
+class Started(InitFrame):
+    """A child runs."""
+
     key: int
     os_pid: int
 
 
-class StartFailed(Frame):
+class StartFailed(InitFrame):
+    """A child could not be started."""
+
     key: int
     error: dict[str, str]
 
 
-class Gone(Frame):
-    """A child has ended: its exit code, or 128 + the signal that ended it."""
+class Gone(InitFrame):
+    """A child ended, with its exit code or 128 + the signal."""
 
     key: int
     os_pid: int
@@ -79,30 +83,33 @@ class Gone(Frame):
     signal: str  # "" or a name like "KILL"
 
 
-class Paused(Frame):
+class Paused(InitFrame):
+    """A child was stopped or resumed by a signal."""
+
     os_pid: int
-    paused: bool  # False: it goes on
+    paused: bool  # False: it was resumed
 
 
-class Refused(Frame):
-    """An agent's process made a system call of Linux that is not for it, or named by it what it
-    does not reach; told once of each."""
+class SandboxRefusal(InitFrame, tag="Refused"):
+    """An agent made a system call of Linux that it was not granted. Each refusal is reported
+    once.
+    """
 
     key: int
     call: str
-    object: str  # a path or address, or the arguments that the call was refused for
-    needs: str = ""  # what of a Reach would let it through
+    object: str  # a path or address, or the arguments that were refused
+    needs: str = ""  # the field of Reach that would grant it
 
 
-class WindUp(Frame):
-    """init was told to end: the kernel shall end its agents, then itself."""
+class WindUp(InitFrame):
+    """init was asked to end: the kernel shall end its agents, then itself."""
 
 
-PART = 1000  # children in one part of a census
-ToInit = StartAgent | StartService | SignalChild | Heard
-ToKernel = Census | Started | StartFailed | Gone | Paused | Refused | WindUp
+TAKEOVER_CHILDREN = 1000  # in one part of a takeover
+ToInit = StartAgent | StartService | SignalChild | ExitAcknowledged
+ToKernel = Takeover | Started | StartFailed | Gone | Paused | SandboxRefusal | WindUp
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_init = msgspec.msgpack.Decoder(ToInit).decode
 decode_to_kernel = msgspec.msgpack.Decoder(ToKernel).decode
-FRAME_BYTES = 128 * 1024
+MAX_FRAME_BYTES = 128 * 1024

@@ -1,1 +1,1 @@
-"""What of the kernel is journaled, and how it comes back."""
+"""The rows of the kernel's state in the journal, and their recovery."""

@@ -1,9 +1,9 @@
-"""The rows of contexts in the journal: each is written whole once, then what changes in it.
+"""The rows of contexts in the journal. A row is written whole once, then its changes are added.
 
-A change says of a list how much of it stays and what follows; of a new checkpoint, in what it
-differs from what the context holds. So an append or a checkpoint costs what it adds. Once the
-changes are longer than the row, that is written whole again: all that is written for a context is
-at most twice what changed, and what is read again at most twice what it holds.
+A change to a list says how many items stay and what follows them. A new checkpoint is written as
+its difference from the context. So an append or a checkpoint costs what it adds. Once the changes
+are longer than the row, the row is written whole again: all that is written for a context is at
+most twice what changed, and what is read again at most twice what it holds.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ from ..journal import Journal
 from ..llm.contexts import Past, Turn
 from ..llm.work import Work
 
-SLACK = 4096  # bytes of changes that are added before a short row is written whole again
-NEAR = 64  # tokens and characters of a change for which no nearer checkpoint is looked for
-LISTS = ("history", "turns", "dropped")
-PLAIN = [name for name in Past.__struct_fields__ if name not in LISTS]
-OWN = ("owner", "principal", "name", "own", "labels")
+SLACK_BYTES = 4096  # of changes, before a short row is written whole again
+NEAR_TOKENS = 64  # for a smaller change no checkpoint is compared
+LIST_FIELDS = ("history", "turns", "dropped")
+PAST_FIELDS = [name for name in Past.__struct_fields__ if name not in LIST_FIELDS]
+ROW_FIELDS = ("owner", "principal", "name", "own", "labels")
 
 
 class ContextRow(Past, kw_only=True):
+    """A context as it is written, with its checkpoints and its generation."""
+
     owner: int  # 0: asleep
     principal: str = ""
     name: str | None
@@ -41,37 +43,37 @@ TYPES = {field.name: field.type for field in msgspec.structs.fields(ContextRow)}
 
 
 class Tail(Struct, array_like=True):
-    """A list, as another one: how many items of that stay, and what follows them."""
+    """A list, compared with another: how many items stay, and the items that follow them."""
 
     stay: int
     turns: list[Turn]
 
 
 class Difference(Struct, omit_defaults=True):
-    """What makes another past of one."""
+    """The difference between two pasts."""
 
-    fields: dict[str, Any] = {}  # those that are others
-    stay: int = 0  # segments of the history
-    cut: int = 0  # tokens that stay of the next segment, to which the first of `history` is added
+    fields: dict[str, Any] = {}  # the fields that differ
+    stay: int = 0  # segments of the history that stay
+    cut: int = 0  # tokens that stay of the next segment; history[0] follows them
     history: list[Segment] = []
     turns: Tail | None = None
     dropped: Tail | None = None
 
     @property
     def weight(self) -> int:
-        """Tokens and characters that it brings."""
+        """The number of tokens and characters in it."""
         tails = [tail for tail in (self.turns, self.dropped) if tail is not None]
         texts = [turn.text + turn.note for tail in tails for turn in tail.turns]
         return sum(len(tokens) for _, tokens in self.history) + sum(map(len, texts))
 
 
 class Change(Struct, tag_field="t", omit_defaults=True):
-    """What makes another row of one."""
+    """The difference between two rows of one context."""
 
     past: Difference
-    since: str | None = None  # the checkpoint that `past` is the difference to; None: the row
+    since: str | None = None  # the checkpoint that `past` differs from; None: the row
     fields: dict[str, Any] = {}
-    checkpoints: dict[str, Difference] = {}  # those that are new, to what the row is now
+    checkpoints: dict[str, Difference] = {}  # new ones, as differences from the row
     work: Work | UnsetType | None = UNSET
 
 
@@ -80,10 +82,10 @@ _row = msgspec.msgpack.Decoder(ContextRow).decode
 _note = msgspec.msgpack.Decoder(Out | Halted | Change).decode
 
 
-def in_common(old: Sequence[Any], new: Sequence[Any]) -> int:
-    """How many items two lists begin with alike."""
+def common_prefix(old: Sequence[Any], new: Sequence[Any]) -> int:
+    """Count the items with which both lists begin."""
     low, high = 0, min(len(old), len(new))
-    middle = high  # most often one is the other's beginning
+    middle = high  # most often one list begins with the other
     while low < high:
         if old[low:middle] == new[low:middle]:
             low = middle
@@ -94,14 +96,15 @@ def in_common(old: Sequence[Any], new: Sequence[Any]) -> int:
 
 
 def difference(old: Past, new: Past) -> Difference:
-    stay = in_common(old.history, new.history)
+    """Return the difference that turns `old` into `new`."""
+    stay = common_prefix(old.history, new.history)
     cut, history = 0, new.history[stay:]
     if history and stay < len(old.history) and old.history[stay][0] == history[0][0]:
         how, tokens = history[0]
-        cut = in_common(old.history[stay][1], tokens)
+        cut = common_prefix(old.history[stay][1], tokens)
         history = [(how, tokens[cut:]), *history[1:]]
     turns, dropped = _tail(old.turns, new.turns), _tail(old.dropped, new.dropped)
-    return Difference(_others(PLAIN, old, new), stay, cut, history, turns, dropped)
+    return Difference(_others(PAST_FIELDS, old, new), stay, cut, history, turns, dropped)
 
 
 def _others(names: Iterable[str], old: Past, new: Past) -> dict[str, Any]:
@@ -110,12 +113,12 @@ def _others(names: Iterable[str], old: Past, new: Past) -> dict[str, Any]:
 
 
 def _tail(old: list[Turn], new: list[Turn]) -> Tail | None:
-    stay = in_common(old, new)
+    stay = common_prefix(old, new)
     return None if stay == len(old) == len(new) else Tail(stay, new[stay:])
 
 
-def become(past: Past, change: Difference) -> None:
-    """Make another past of this one; it shares no list with anyone."""
+def apply_difference(past: Past, change: Difference) -> None:
+    """Turn a past into another. It has to share no list with anyone."""
     for name, value in change.fields.items():
         setattr(past, name, msgspec.convert(value, TYPES[name]))
     added = [(how, list(tokens)) for how, tokens in change.history]
@@ -131,8 +134,9 @@ def become(past: Past, change: Difference) -> None:
 
 
 def row_change(old: ContextRow, new: ContextRow) -> Change:
+    """Return the change that turns the row `old` into `new`."""
     past, since = difference(old, new), None
-    if past.weight > NEAR:  # maybe it was rolled back
+    if past.weight > NEAR_TOKENS:  # it may have been rolled back
         for name, checkpoint in old.checkpoints.items():
             other = difference(checkpoint, new)
             if other.weight < past.weight:
@@ -140,7 +144,7 @@ def row_change(old: ContextRow, new: ContextRow) -> Change:
     return Change(
         past=past,
         since=since,
-        fields=_others(OWN, old, new),
+        fields=_others(ROW_FIELDS, old, new),
         checkpoints={
             name: difference(new, checkpoint)
             for name, checkpoint in new.checkpoints.items()
@@ -150,26 +154,27 @@ def row_change(old: ContextRow, new: ContextRow) -> Change:
     )
 
 
-def change_row(row: ContextRow, change: Change) -> None:
+def apply_change(row: ContextRow, change: Change) -> None:
+    """Turn a row into another."""
     if change.since is not None:
         row.become(row.checkpoints[change.since])
-    become(row, change.past)
+    apply_difference(row, change.past)
     for name, value in change.fields.items():
         setattr(row, name, msgspec.convert(value, TYPES[name]))
     for name, other in change.checkpoints.items():
         row.checkpoints[name] = row.past()
-        become(row.checkpoints[name], other)
+        apply_difference(row.checkpoints[name], other)
     if change.work is not UNSET:
         row.work = change.work
 
 
 def read_row(items: Iterable[bytes]) -> ContextRow:
-    """What a row's items come to, one after the other."""
+    """Rebuild a row from its items."""
     first, *notes = items
     row = _row(first)
     for note in map(_note, notes):
         if isinstance(note, Change):
-            change_row(row, note)
+            apply_change(row, note)
             continue
         if isinstance(note, Out) and note.token is not None:
             row.draw(note.token)
@@ -182,26 +187,30 @@ def read_row(items: Iterable[bytes]) -> ContextRow:
 
 
 @dataclass
-class Written:
-    row: ContextRow  # as it is in the journal, but for its work
-    whole: int  # bytes of it
-    added: int = 0  # bytes of what follows it
+class WrittenContext:
+    """A row as the journal has it."""
+
+    row: ContextRow  # as in the journal, except `work`
+    whole: int  # bytes of the whole row
+    added: int = 0  # bytes of the changes added to it
 
 
 class ContextRows:
-    """`row_of` gives what a context is now; None: it is gone."""
+    """Write rows when contexts change. `row_of` returns a context's present row, or None if it is
+    gone.
+    """
 
     def __init__(self, journal: Journal, row_of: Callable[[int], ContextRow | None]) -> None:
         self.journal, self.row_of = journal, row_of
-        self.written: dict[int, Written] = {}
-        self.notes: dict[int, list[Out | Halted]] = {}  # of this turn
+        self.written: dict[int, WrittenContext] = {}
+        self.notes: dict[int, list[Out | Halted]] = {}  # in this turn
 
     def note(self, ctx: int, what: Out | Halted) -> None:
-        """What the core reported of a context that is generating."""
+        """Add a report of the core about a generating context."""
         self.notes.setdefault(ctx, []).append(what)
 
     def end_turn(self, changed: Iterable[int]) -> None:
-        """Have the journal take down what has changed, and else what was noted."""
+        """Write the rows of changed contexts, and the notes of the others."""
         for ctx in changed:
             self.notes.pop(ctx, None)  # the row has it
             row = self.row_of(ctx)
@@ -223,14 +232,16 @@ class ContextRows:
             return
         change = row_change(known.row, row)
         if self._add(ctx, change):
-            change_row(known.row, change)
-            known.row.checkpoints = dict(row.checkpoints)  # the same, to be known again
+            apply_change(known.row, change)
+            known.row.checkpoints = dict(row.checkpoints)  # the same objects, compared by identity
 
     def _add(self, ctx: int, what: Out | Halted | Change) -> bool:
-        """False: the row was written whole instead, with all that has happened."""
+        """Add to a row; return False if the row was written whole instead, with all that has
+        happened.
+        """
         known, data = self.written[ctx], _encode(what)
         known.added += len(data)
-        if known.added > known.whole + SLACK:
+        if known.added > known.whole + SLACK_BYTES:
             row = self.row_of(ctx)
             assert row is not None
             self._write_whole(ctx, row)
@@ -243,6 +254,6 @@ class ContextRows:
     def _write_whole(self, ctx: int, row: ContextRow) -> None:
         data = _encode(row)
         self.journal.put(f"context/{ctx}", data)
-        row.become(row.past())  # lists of its own
+        row.become(row.past())  # copies of its lists
         row.checkpoints = dict(row.checkpoints)
-        self.written[ctx] = Written(row, len(data))
+        self.written[ctx] = WrittenContext(row, len(data))

@@ -1,5 +1,7 @@
-"""Rows of the journal that are made of named fields: each is written whole once, then the fields
-that are others. So a row that holds something long costs little where something short changes."""
+"""Rows of the journal with named fields. A row is written whole once, then the fields that change.
+
+So a short change to a row with long fields costs little.
+"""
 
 from __future__ import annotations
 
@@ -11,26 +13,30 @@ import msgspec
 
 from ..journal import Journal
 
-SLACK = 4096  # bytes of changes that are added before a short row is written whole again
+SLACK_BYTES = 4096  # of changes, before a short row is written whole again
 
 _encode = msgspec.msgpack.Encoder().encode
 _fields = msgspec.msgpack.Decoder(dict[str, msgspec.Raw]).decode
 
 
 @dataclass
-class Written:
-    fields: dict[str, bytes]  # as they are in the journal
-    whole: int  # bytes of the row
-    added: int = 0  # bytes of what follows it
+class WrittenFields:
+    """A row as the journal has it."""
+
+    fields: dict[str, bytes]  # as in the journal
+    whole: int  # bytes of the whole row
+    added: int = 0  # bytes of the changes added to it
 
 
 class FieldRows:
+    """Write rows of named fields when they change."""
+
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
-        self.written: dict[str, Written] = {}
+        self.written: dict[str, WrittenFields] = {}
 
     def put(self, key: str, values: dict[str, Any] | None) -> None:
-        """Write a row; with None drop it, or nothing where there is none."""
+        """Write a row, or what changed in it; with None delete it, if there is one."""
         if values is None:
             self.written.pop(key, None)
             self.journal.delete(key)
@@ -43,17 +49,17 @@ class FieldRows:
                 return
             data = _raw(others)
             known.added += len(data)
-            if known.added <= known.whole + SLACK:
+            if known.added <= known.whole + SLACK_BYTES:
                 self.journal.add(key, data)
                 known.fields = fields
                 return
         data = _raw(fields)
         self.journal.put(key, data)
-        self.written[key] = Written(fields, len(data))
+        self.written[key] = WrittenFields(fields, len(data))
 
 
 def read_fields(items: Iterable[bytes]) -> bytes:
-    """The row that items come to, one after the other, as if it had been written whole."""
+    """Merge the items of a row into the row, as if it had been written whole."""
     fields: dict[str, msgspec.Raw] = {}
     for item in items:
         fields |= _fields(item)

@@ -1,19 +1,19 @@
-"""The ledger: what of the kernel's state is journaled, as which rows, and back again.
+"""The ledger: writes the kernel's state to the journal as rows, and recovers it from them.
 
     system             the system that the processes belong to: the journal outlives it
     next               the last pid and the last context that were given out
-    model              what the core said of it, for the time until it says so again
-    policy             the scheduler's, and its quantum
-    process/PID        its row of the table, then what has changed; tokens/PID, what it has used
+    model              the model and its sizes as the core reported them, until it does again
+    policy             the scheduler's policy and quantum
+    process/PID        a row of the process table, then what has changed; tokens/PID, its usage
     birth/PID          a process that has not said hello
-    mail/PID/N         a message in its mailbox
-    reply/PID/ID       the final reply to a call that had an effect, until it was heard
+    mail/PID/N         a message in a mailbox
+    reply/PID/ID       the final reply to a call that is done exactly once, until it is acknowledged
     grant/ID           a right that an agent has handed on
-    job/ID             a call of a tool that has an effect, while it runs
-    context/ID         a context, and the work on it; then what has changed (context_rows.py)
+    job/ID             a running call of a tool that is done exactly once
+    context/ID         a context and its generation, then what has changed (context_rows.py)
 
-Objects that have changed in a turn of the loop are written at its end, in one commit; only then
-does anything leave the kernel.
+Objects that changed in a turn of the loop are written at its end, in one commit. Only then does
+anything leave the kernel.
 """
 
 from __future__ import annotations
@@ -41,16 +41,18 @@ from ..tools.jobs import JobRow
 from .context_rows import ContextRow, ContextRows, read_row
 from .field_rows import FieldRows, read_fields
 
-PASSING = {  # fields of a Process that are in no row, or in one of their own
+NOT_JOURNALED = { # fields of a Process in no row, or in another one
     "mailbox", "contexts", "children", "cpu", "memory", "calls", "changed", "spent", "drawn",
     "below", "line",
 }  # fmt: skip
-FIELDS = [field.name for field in fields(Process) if field.name not in PASSING]
+FIELDS = [field.name for field in fields(Process) if field.name not in NOT_JOURNALED]
 
 _encode = msgspec.msgpack.Encoder().encode
 
 
-class BirthRow(msgspec.Struct):
+class PendingSpawnRow(msgspec.Struct):
+    """A spawned process that has not said hello."""
+
     token: bytes
     spawn: Spawn
     caller: int
@@ -59,34 +61,40 @@ class BirthRow(msgspec.Struct):
     greeted: bool
 
 
-class Audit(Protocol):
-    """What the ledger asks of the audit log."""
+class AuditBarrier(Protocol):
+    """The part of the audit log that the ledger needs."""
 
     @property
     def is_safe(self) -> bool:
-        """Whether the intents of all that goes to init would survive a power cut."""
+        """Tell whether the intents of all that goes to init would survive a power cut."""
 
     def flush(self) -> bool:
-        """False: not all is recorded, and there is no room for it now."""
+        """Write all records; return False if there is no room now."""
 
 
 class Ledger:
-    """`send` sends to a caller at once, `tell_init` to init."""
+    """Commits state at the end of a turn, then releases what follows from it.
+
+    `send` sends to a caller at once, `tell_init` to init.
+    """
 
     def __init__(
-        self, journal: Journal, audit: Audit, send: Callable[[bytes, bytes], None],
+        self, journal: Journal, audit: AuditBarrier, send: Callable[[bytes, bytes], None],
         tell_init: Callable[[ToInit], None],
     ) -> None:  # fmt: skip
         self.journal, self.audit = journal, audit
-        self.rows, self.fields = ContextRows(journal, self._context_row), FieldRows(journal)
+        self.context_rows, self.field_rows = (
+            ContextRows(journal, self._context_row),
+            FieldRows(journal),
+        )
         self.send, self.tell_init = send, tell_init
         self.synced: list[tuple[bytes, bytes]] = []
         self.to_init: list[ToInit] = []
-        self.waiting = 0  # for the disk: what came with them goes first
+        self.waiting = 0  # syncs under way: later frames have to wait for them
         self.numbers = (0, 0)
         self.model = ("", 0, 0)
         self.policy = ("", 0)
-        self.table: ProcessTable  # these are set by the boot: they write here
+        self.table: ProcessTable  # these are set by the boot, since they write here
         self.contexts: ContextManager
         self.generations: Generations
         self.scheduler: Scheduler
@@ -97,7 +105,7 @@ class Ledger:
     # --- what the parts write -------------------------------------------------------------------
 
     def check_room(self) -> None:
-        """Raises DiskFull where nothing new may begin."""
+        """Refuse to begin something new on a full disk. Raises DiskFull."""
         self.journal.check_room()
 
     def keep_reply(self, pid: int, call_id: int, data: bytes | None) -> None:
@@ -107,7 +115,7 @@ class Ledger:
         self._set(f"mail/{pid}/{number}", mail)
 
     def note_work(self, ctx: int, what: Out | Halted) -> None:
-        self.rows.note(ctx, what)
+        self.context_rows.note(ctx, what)
 
     def note_grant(self, number: int, row: bytes | None) -> None:
         self._set(f"grant/{number}", row)
@@ -116,11 +124,13 @@ class Ledger:
         self._set(f"job/{number}", row)
 
     def send_synced(self, route: bytes, data: bytes) -> None:
-        """Once what it follows from would survive a power cut."""
+        """Send a reply once the state that it follows from would survive a power cut."""
         self.synced.append((route, data))
 
     def send_init(self, frame: ToInit) -> None:
-        """At the end of this turn, or when the intent of the call that it follows from would."""
+        """Send a frame to init at the end of the turn, or once the intent of its call is
+        durable.
+        """
         self.to_init.append(frame)
 
     def _set(self, key: str, item: bytes | None) -> None:
@@ -132,14 +142,14 @@ class Ledger:
     # --- the end of a turn ----------------------------------------------------------------------
 
     def end_turn(self) -> bool:
-        """Commit what has changed. False: there is no room for it now."""
+        """Commit all changes. Return False if there is no room now."""
         if not self.audit.flush():
             return False
         for pid in self.table.changed | self.table.spent:
             self._put_process(pid)
         self.table.changed.clear()
         self.table.spent.clear()
-        self.rows.end_turn(self.contexts.changed)
+        self.context_rows.end_turn(self.contexts.changed)
         self.contexts.changed.clear()
         numbers = (self.table.last, self.contexts.last)
         if numbers != self.numbers:
@@ -156,12 +166,12 @@ class Ledger:
         if not self.journal.commit():
             return False
         if self.to_init or self.synced:
-            self._let_out(self.to_init, self.synced)
+            self._release(self.to_init, self.synced)
             self.to_init, self.synced = [], []
         return True
 
-    def _let_out(self, frames: list[ToInit], replies: list[tuple[bytes, bytes]]) -> None:
-        """Now or after a sync, but never before what came earlier."""
+    def _release(self, frames: list[ToInit], replies: list[tuple[bytes, bytes]]) -> None:
+        """Send now or after a sync, but never before what was released earlier."""
 
         def out() -> None:
             for frame in frames:
@@ -183,8 +193,10 @@ class Ledger:
         process = self.table.rows.get(pid)
         if pid in self.table.changed:
             birth = self.lifecycle.births.get(pid)
-            self.fields.put(f"process/{pid}", None if process is None else _process_row(process))
-            self.fields.put(f"birth/{pid}", None if birth is None else _birth_row(birth))
+            self.field_rows.put(
+                f"process/{pid}", None if process is None else _process_row(process)
+            )
+            self.field_rows.put(f"birth/{pid}", None if birth is None else _birth_row(birth))
         self._set(
             f"tokens/{pid}", None if process is None else _encode((process.tokens, process.drawn))
         )
@@ -211,7 +223,7 @@ class Ledger:
     # --- after the kernel's death ---------------------------------------------------------------
 
     def recover(self, system: str) -> None:
-        """Take up all that was journaled; of another system's only the contexts with a name."""
+        """Restore all rows; of another system's only the contexts with a name."""
         rows = self.journal.rows
         self.journal.rows = {}
         numbers = rows.pop("next", None)
@@ -275,7 +287,7 @@ class Ledger:
             call.fail(ToolUnknown(f"the kernel died while {row.tool} ran"))
 
     def _take_birth(self, ids: list[int], items: list[bytes]) -> None:
-        row = msgspec.msgpack.decode(read_fields(items), type=BirthRow)
+        row = msgspec.msgpack.decode(read_fields(items), type=PendingSpawnRow)
         process = self.table.rows[ids[0]]
         trap = self.lifecycle.trap
         known = row.caller in trap.by_pid
@@ -314,5 +326,5 @@ def _process_row(process: Process) -> dict[str, Any]:
 def _birth_row(birth: Birth) -> dict[str, Any]:
     call = birth.call
     who = (0, 0) if call is None or call.ended else (call.process.pid, call.id)
-    row = BirthRow(birth.token, birth.spawn, *who, birth.signals, birth.greeted)
+    row = PendingSpawnRow(birth.token, birth.spawn, *who, birth.signals, birth.greeted)
     return msgspec.structs.asdict(row)

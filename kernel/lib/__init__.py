@@ -1,1 +1,1 @@
-"""What any part of AIOS may stand on: files, Linux, encryption, patterns. Knows no process."""
+"""The base of all parts of the kernel: files, Linux, encryption, patterns. Knows no process."""

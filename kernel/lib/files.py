@@ -1,4 +1,4 @@
-"""Steps with files that must last."""
+"""File operations that survive a power cut."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ ZEROS = bytes(1 << 20)
 
 
 def write_zeros(fd: int, start: int, end: int) -> None:
-    """From byte `start` to before `end`: what is written there later has no metadata to sync, and
-    cannot run out of disk.
+    """Write zeros from byte `start` to before `end`.
+
+    Data that is written there later has no metadata to sync, and cannot run out of disk.
 
     Raises:
         OSError: there is no room; some may be written.
@@ -25,7 +26,7 @@ def write_zeros(fd: int, start: int, end: int) -> None:
 
 
 def make_ahead(path: Path, size: int) -> int:
-    """A new file of zeros, on disk: its descriptor.
+    """Create a file of zeros on the disk, and return its descriptor.
 
     Raises:
         OSError: there is no room; there is no file then.
@@ -43,10 +44,10 @@ def make_ahead(path: Path, size: int) -> int:
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Have a file hold `data`, for this user alone: on disk, all of it, or as it was before.
+    """Replace the contents of a file, for this user alone. After a crash it is either old or new.
 
     Raises:
-        OSError: it is as it was before.
+        OSError: the file is as it was before.
     """
     temp = path.with_suffix(".new")
     try:
@@ -66,6 +67,7 @@ def _private(path: str, flags: int) -> int:
 
 
 def sync_folder(folder: Path) -> None:
+    """Make the entries of a folder durable."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)

@@ -1,4 +1,4 @@
-"""The system calls of Linux that Python has no function for."""
+"""System calls of Linux that Python has no function for."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ CAPSET = 91 if ON_ARM else 126
 SO_PEERPIDFD = 77  # from Linux 6.5 on
 PEER_CREDENTIALS = (socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
 PEER_PIDFD = (socket.SOL_SOCKET, SO_PEERPIDFD, 4)
-CAPABILITIES, CAPABILITIES_V3 = 64, 0x20080522
+MAX_CAPABILITIES, CAPABILITY_VERSION_3 = 64, 0x20080522
 PUNCH_HOLE, KEEP_SIZE = 2, 1  # of fallocate
 
 libc = ctypes.CDLL(None, use_errno=True)
 
 
 def checked(result: int) -> int:
-    """What a call of libc returned. Raises OSError where it failed."""
+    """Return the result of a libc call. Raises OSError if it failed."""
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
@@ -33,35 +33,35 @@ def checked(result: int) -> int:
 
 
 def syscall(number: int, *args: int | bytes | None) -> int:
-    """Raises OSError."""
+    """Make a system call by its number. Raises OSError."""
     wide = [ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args]
     return checked(libc.syscall(ctypes.c_long(number), *wide))
 
 
 def prctl(option: int, value: int) -> None:
-    """Raises OSError."""
+    """Set an option of this process. Raises OSError."""
     zero = ctypes.c_ulong(0)
     checked(libc.prctl(option, ctypes.c_ulong(value), zero, zero, zero))
 
 
 def punch_hole(fd: int, end: int) -> None:
-    """Give back to the disk what is in a file before byte `end`. Raises OSError."""
+    """Free the disk space of a file before byte `end`. Raises OSError."""
     how = ctypes.c_int(PUNCH_HOLE | KEEP_SIZE)
     checked(libc.fallocate(fd, how, ctypes.c_long(0), ctypes.c_long(end)))
 
 
 def drop_capabilities() -> None:
-    """All of them, for good: no program that is executed has any again."""
-    for capability in range(CAPABILITIES):
-        with contextlib.suppress(OSError):  # there are fewer, or it has no right to any
+    """Drop all capabilities for good: no program that is executed later gets any."""
+    for capability in range(MAX_CAPABILITIES):
+        with contextlib.suppress(OSError):  # Linux has fewer, or the process may not drop any
             prctl(PR_CAPBSET_DROP, capability)
-    header = CAPABILITIES_V3.to_bytes(4, "little") + bytes(4)
+    header = CAPABILITY_VERSION_3.to_bytes(4, "little") + bytes(4)
     syscall(CAPSET, header, bytes(24))
 
 
 def peer_of(connected: socket.socket) -> tuple[int, int]:
-    """The process at the other end: its pid, and a descriptor of it, which can be read once it has
-    ended, whoever has that pid then.
+    """Return the process at the other end: its pid, and a descriptor that is readable once it has
+    ended.
 
     Raises:
         ProcessLookupError: it has ended.
@@ -71,7 +71,7 @@ def peer_of(connected: socket.socket) -> tuple[int, int]:
     try:
         return os_pid, int.from_bytes(connected.getsockopt(*PEER_PIDFD), "little")
     except OSError as error:
-        if error.errno == errno.EINVAL:  # what Linux says before 6.16
+        if error.errno == errno.EINVAL:  # as Linux before 6.16 reports it
             raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from error
         if error.errno != errno.ENOPROTOOPT:
             raise
@@ -79,10 +79,10 @@ def peer_of(connected: socket.socket) -> tuple[int, int]:
 
 
 def real(path: str) -> str:
-    """Where Linux finds it, by no more links than it follows itself; of what is not there, that of
-    its folder with its name; "" where there is neither.
+    """Resolve a path as Linux does, following no more links than Linux.
 
-    Python's `realpath` follows each link of a path, and whoever may make links makes that long.
+    If the path does not exist, its folder is resolved and the name kept; "" if that does not exist
+    either. Python's `realpath` follows every link, and a path of many links would take long.
     """
     folder, name = os.path.split(path)
     for found, rest in ((path, ""), (folder, name)):

@@ -1,5 +1,7 @@
-"""Standard error as a log. Where its disk is full what is said is lost, and nothing else: a part of
-the system must not end because it has no room to say something."""
+"""Use stderr as a log that never fails.
+
+On a full disk messages are lost: a process must not end because it has no room to log.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import os
 import sys
 
 
-class Log(io.TextIOBase):
+class LogStream(io.TextIOBase):
     def write(self, text: str, /) -> int:
         with contextlib.suppress(OSError):
             os.write(2, text.encode(errors="backslashreplace"))
@@ -18,4 +20,4 @@ class Log(io.TextIOBase):
 
 def become_log() -> None:
     """For the rest of this process; `sys.__stderr__` stays what it was."""
-    sys.stderr = Log()
+    sys.stderr = LogStream()

@@ -1,9 +1,9 @@
-"""Patterns of rules: parsed, and matched in a time that grows with the text alone. Pure.
+"""Patterns of rules: parsed, and matched in linear time. Pure.
 
-A pattern is literals with wildcards between them. Two `**` never have to be tried together: what
-stands between them is taken where it ends first, and the last part where it begins last. The same
-holds of `*`: whichever place a literal is taken at, the next "/" or ":" is the same one. So nothing
-is ever tried again, and where a part fails, the search goes on behind the next "/" or ":".
+A pattern is literals with wildcards between them. Matching never backtracks. Literals between two
+`**` are taken at their first match, and the last part at the end of the text. A literal after a `*`
+is taken at its first match too: wherever that is, the next "/" or ":" is the same. Where a part
+fails, the search goes on behind the next "/" or ":".
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from aios.syscalls.errors import BadInput, Denied
 from aios.syscalls.visible import is_visible
 
 SELF = "{self}"
-STARS = 16  # wildcards of one pattern, and SELF
-PARSED = 1024  # patterns that are kept; one may have 4 KB in the place of each SELF
-EFFORT = 200_000  # steps that the rules of one call may take, about a fifth of a second
-LETTERS = 64  # that are looked at in one step
+MAX_WILDCARDS = 16  # of one pattern, with SELF
+CACHED_PATTERNS = 1024  # each may have 4 KB in the place of SELF
+MAX_STEPS = 200_000  # for the rules of one call, about a fifth of a second
+LETTERS_PER_STEP = 64
 
 TOKEN = re.compile(r"\\.|/\*\*\Z|\*\*|\*|\{self\}|[^*{\\/]+|[/{\\]", re.DOTALL)
 WILD = re.compile(r"[*{\\]")
 BARRIER = re.compile("[/:]")
 SEVERAL = re.compile(r'[\s",;\[\]]')
 
-Group = tuple[str, ...]  # literals with a `*` between each two
+Group = tuple[str, ...]  # literals with a `*` between them
 
 
 class TooLong(Denied):
@@ -34,14 +34,14 @@ class TooLong(Denied):
 
 
 class Effort:
-    """The steps that are left to look at rules in, for one call."""
+    """The steps that are left for one call to match rules."""
 
-    def __init__(self, steps: int = EFFORT) -> None:
+    def __init__(self, steps: int = MAX_STEPS) -> None:
         self.left = steps
 
     def spend(self, steps: int = 1, letters: int = 0) -> None:
-        """Raises TooLong where there are no more."""
-        self.left -= steps + letters // LETTERS
+        """Count steps. Raises TooLong when none are left."""
+        self.left -= steps + letters // LETTERS_PER_STEP
         if self.left < 0:
             raise TooLong(
                 "there are too many rules and arguments to look at for one call",
@@ -51,7 +51,7 @@ class Effort:
 
 
 def matches(pattern: str, text: str, me: str = "", effort: Effort | None = None) -> bool:
-    """Whether all of `text` is what the pattern says; `{self}` in it is `me`."""
+    """Tell whether the pattern matches all of `text`; `{self}` in it is `me`."""
     effort = effort or Effort()
     effort.spend()
     if pattern == "**":
@@ -61,8 +61,10 @@ def matches(pattern: str, text: str, me: str = "", effort: Effort | None = None)
 
 
 def check_visible(what: str, text: str) -> None:
-    """Raises BadInput for a name or a pattern that holds more than it shows, as by control
-    characters, or by what turns the direction of a text: people decide by what they read."""
+    """Refuse a name or pattern with invisible characters, as control or direction characters.
+
+    People decide by what they read. Raises BadInput.
+    """
     if not is_visible(text):
         raise BadInput(
             f"{what} has characters that do not show: {ascii(text)[:200]}",
@@ -71,35 +73,34 @@ def check_visible(what: str, text: str) -> None:
 
 
 def quoted(text: str) -> str:
-    """Return a text that somebody else chose as it stands among other words: in quotes where it
-    could be read as several, or as the end of what it is in."""
+    """Quote a text that somebody else chose, if it could be read as several words."""
     return text if not SEVERAL.search(text) else json.dumps(text, ensure_ascii=False)
 
 
 def check_pattern(pattern: str) -> None:
-    """Raises BadInput for one with too many wildcards, or with what does not show."""
+    """Refuse a pattern with too many wildcards or invisible characters. Raises BadInput."""
     check_visible("a pattern", pattern)
     stars = sum(token in ("*", "**", "/**", SELF) for token in TOKEN.findall(pattern))
-    if stars > STARS:
+    if stars > MAX_WILDCARDS:
         raise BadInput(
-            f"a pattern has {stars} wildcards, and {STARS} at most: {pattern[:64]!r}",
+            f"a pattern has {stars} wildcards, and {MAX_WILDCARDS} at most: {pattern[:64]!r}",
             "write several patterns",
         )
 
 
 def literal(pattern: str, me: str) -> str:
-    """What each text begins with that the pattern fits."""
+    """Return the text that everything begins with that the pattern matches."""
     return WILD.split(pattern.replace(SELF, me), maxsplit=1)[0]
 
 
 def exactly(text: str) -> str:
-    """A pattern that fits this text alone; where it is empty, anything."""
+    """Return a pattern that matches this text alone, or anything if the text is empty."""
     return re.sub(r"([\\*{])", r"\\\1", text) or "**"
 
 
-@lru_cache(PARSED)
+@lru_cache(CACHED_PATTERNS)
 def parsed(pattern: str, me: str) -> list[list[Group]]:
-    """One of these fits: each has groups with a `**` between each two."""
+    """Parse a pattern into alternatives, each a list of groups with a `**` between each two."""
     groups = [[""]]
     for token in TOKEN.findall(pattern):
         if token == "**":
@@ -132,7 +133,7 @@ def _fits(groups: list[Group], text: str, effort: Effort) -> bool:
 
 
 def _is_all(group: Group, text: str, effort: Effort) -> bool:
-    """Whether all of the text is the group."""
+    """Tell whether a group matches all of the text."""
     *begin, last = group
     if not begin:
         return text == last
@@ -141,14 +142,14 @@ def _is_all(group: Group, text: str, effort: Effort) -> bool:
 
 
 def _end(group: Group, text: str, effort: Effort) -> int:
-    """Where the group ends that the text begins with, at the earliest; -1: it does not."""
+    """Return the earliest end of a group at the beginning of the text, or -1."""
     if not text.startswith(group[0]):
         return -1
     return _follow(group, text, len(group[0]), effort)
 
 
 def _find(group: Group, text: str, at: int, effort: Effort) -> int:
-    """Where the first such group ends that begins at `at` or behind; -1: there is none."""
+    """Return the end of the first match of a group at `at` or behind, or -1."""
     while True:
         start = text.find(group[0], at)
         effort.spend(letters=(len(text) if start < 0 else start) - at)
@@ -161,7 +162,7 @@ def _find(group: Group, text: str, at: int, effort: Effort) -> int:
 
 
 def _follow(group: Group, text: str, at: int, effort: Effort) -> int:
-    """Where the rest of a group ends whose first literal ends at `at`; -1: it is not there."""
+    """Return the end of a group whose first literal ends at `at`, or -1."""
     for part in group[1:]:
         at_most = _barrier(text, at, effort)
         start = text.find(part, at, at_most + len(part))
@@ -172,7 +173,7 @@ def _follow(group: Group, text: str, at: int, effort: Effort) -> int:
 
 
 def _barrier(text: str, at: int, effort: Effort) -> int:
-    """Where the next "/" or ":" is, which no `*` goes over; else the end of the text."""
+    """Return the position of the next "/" or ":", which no `*` passes, or the end of the text."""
     found = BARRIER.search(text, at)
     end = len(text) if found is None else found.start()
     effort.spend(letters=end - at)

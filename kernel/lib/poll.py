@@ -1,4 +1,4 @@
-"""Descriptors that the kernel's loop waits for, and what runs when one is ready."""
+"""Descriptors that the kernel's loop watches, and what to run when one is ready."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import select
 from collections.abc import Callable
 
 READ, WRITE = select.EPOLLIN, select.EPOLLOUT
-BATCH = 64  # descriptors that are looked at before all else gets a turn
+MAX_EVENTS = 64  # handled before the rest of a turn
 
 
 class Poll:
+    """An epoll instance with a callback a descriptor."""
+
     def __init__(self) -> None:
         self.epoll = select.epoll()
-        self.fd = self.epoll.fileno()  # ready when one of its descriptors is
+        self.fd = self.epoll.fileno()  # readable when one of the descriptors is ready
         self.run: dict[int, Callable[[int], None]] = {}
-        self.events: dict[int, int] = {}  # that Linux waits for now
+        self.events: dict[int, int] = {}  # by descriptor, as epoll has them
 
     def watch(self, fd: int, run: Callable[[int], None], events: int = READ) -> None:
-        """`run` gets READ, WRITE, both, or neither where the other end is gone."""
+        """Watch a descriptor. `run` gets READ, WRITE, both, or neither if the other end is gone."""
         self.run[fd], self.events[fd] = run, events
         self.epoll.register(fd, events)
 
@@ -27,14 +29,14 @@ class Poll:
             self.epoll.modify(fd, events)
 
     def forget(self, fd: int) -> None:
-        """Before it is closed."""
+        """Stop watching a descriptor that is about to be closed."""
         del self.run[fd], self.events[fd]
         self.epoll.unregister(fd)
 
     def wait(self, seconds: float) -> None:
-        """For the first that is ready, at most so long; run what each is watched for."""
-        for fd, events in self.epoll.poll(seconds, BATCH):
-            if fd in self.run:  # none before it has closed it
+        """Wait at most `seconds` for the first ready descriptors, and run their callbacks."""
+        for fd, events in self.epoll.poll(seconds, MAX_EVENTS):
+            if fd in self.run:  # unless an earlier callback closed it
                 self.run[fd](events)
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
-"""What ended agents leave on the disk is removed: their folders and logs, in a thread of its own.
+"""Remove what ended agents leave on the disk, in a thread of its own.
 
-A folder may be deeper than a path is long, and hold whatever its agent liked. What is in the way is
-moved up and emptied there, so it takes two descriptors, however deep it is. What is left when the
-kernel ends the next one removes.
+A folder may be deeper than a path can be long, and hold whatever its agent liked. Subfolders are
+moved up to the top and emptied there, so this takes two descriptors at any depth. The next kernel
+removes what is left when one ends.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLO
 
 
 class Sweeper:
+    """A thread that removes paths in the background."""
+
     def __init__(self) -> None:
         self.paths: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
         self.running = True
@@ -27,11 +29,11 @@ class Sweeper:
         self.thread.start()
 
     def remove(self, path: Path) -> None:
-        """A folder with all that is in it, or a file; by and by."""
+        """Queue a file, or a folder with all that is in it, to be removed."""
         self.paths.put(path)
 
     def close(self) -> None:
-        """What is not removed yet stays."""
+        """Stop the thread; paths in the queue stay."""
         self.running = False
         self.paths.put(None)
         self.thread.join()
@@ -43,8 +45,9 @@ class Sweeper:
 
 
 def remove(path: Path, may_go_on: Callable[[], bool] = lambda: True) -> None:
-    """A folder with all that is in it, or a file, or what is not there. Blocks; ends early where
-    it may not go on.
+    """Remove a file, or a folder with all that is in it, if it exists.
+
+    Blocks. Stops early when `may_go_on` returns False.
 
     Raises:
         OSError: something cannot be removed.
@@ -69,8 +72,7 @@ def remove(path: Path, may_go_on: Callable[[], bool] = lambda: True) -> None:
 
 
 def _emptied(folder: int, top: int, may_go_on: Callable[[], bool]) -> Iterator[str]:
-    """Unlink the files of `folder`; the names of the folders in it, of which another is now `top`'s
-    where it is not that itself."""
+    """Unlink the files of `folder`, and yield the names of its subfolders, moved into `top`."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if not may_go_on():
@@ -78,7 +80,9 @@ def _emptied(folder: int, top: int, may_go_on: Callable[[], bool]) -> Iterator[s
             if not entry.is_dir(follow_symlinks=False):
                 os.unlink(entry.name, dir_fd=folder)
                 continue
-            os.chmod(entry.name, 0o700, dir_fd=folder)  # or it could be neither read nor moved
+            os.chmod(
+                entry.name, 0o700, dir_fd=folder
+            )  # otherwise it could be neither read nor moved
             name = entry.name
             if folder != top:
                 name = f".removed-{secrets.token_hex(8)}"
@@ -87,7 +91,7 @@ def _emptied(folder: int, top: int, may_go_on: Callable[[], bool]) -> Iterator[s
 
 
 def _flatten(top: int, name: str, may_go_on: Callable[[], bool]) -> None:
-    """Remove a folder of `top`; those in it are `top`'s afterwards."""
+    """Remove a folder of `top`, after moving its subfolders into `top`."""
     folder = os.open(name, FOLDER, dir_fd=top)
     try:
         for _ in _emptied(folder, top, may_go_on):

@@ -1,6 +1,6 @@
-"""Bounds that a tree of agents shares: what a principal and all below it hold together. Pure.
+"""Limits that a tree of agents shares: a principal, and all principals below it. Pure.
 
-Principals tell the tree, not processes: what is kept outlives those who kept it.
+A tree is made of principals and not of processes, since its data outlives the processes.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def in_tree(principal: str, others: Iterable[str]) -> int:
 
 
 def check_tree(principal: str, held: int, most: int, what: str, hint: str) -> None:
-    """Raises LimitReached where the tree of a principal holds as much as it may."""
+    """Refuse to add to a tree that holds as much as it may. Raises LimitReached."""
     if held >= most:
         tree = f"{root(principal)} and all below it"
         raise LimitReached(f"{tree} have {held} {what}: {most} is the limit", hint)
 
 
 class Trees:
-    """What is held, by principal: `held` by it alone, `below` by all strictly below it."""
+    """Amounts by principal: `held` by it alone, `below` by all strictly below it."""
 
     def __init__(self) -> None:
         self.held: Counter[str] = Counter()
@@ -55,7 +55,7 @@ class Trees:
 
 
 def _add(counter: Counter[str], name: str, amount: int) -> None:
-    """Names that hold nothing are not kept: agents choose them, without end."""
+    """Add to a count; drop names at zero, since agents choose names without end."""
     counter[name] += amount
     if not counter[name]:
         del counter[name]

@@ -25,7 +25,7 @@ from ..core.protocol import (
     encode,
 )
 from ..events import EventLog
-from ..init.protocol import Census, Gone, Heard, Started, StartFailed, StartService
+from ..init.protocol import ExitAcknowledged, Gone, Started, StartFailed, StartService, Takeover
 from ..loop import Loop
 from .generations import Generations
 
@@ -88,12 +88,12 @@ class CoreLink:
         log = str(config.path / "log" / "core.log")
         self.to_init(StartService(CORE_KEY, argv, log, ring=config.encrypt))
 
-    def recover(self, census: Census) -> None:
+    def recover(self, takeover: Takeover) -> None:
         """Take over the core of the kernel before, or start one."""
-        running = [os_pid for os_pid, key in census.children.items() if key == CORE_KEY]
-        for frame in census.gone:
+        running = [os_pid for os_pid, key in takeover.children.items() if key == CORE_KEY]
+        for frame in takeover.gone:
             if frame.key == CORE_KEY:
-                self.to_init(Heard(frame.os_pid))
+                self.to_init(ExitAcknowledged(frame.os_pid))
         if running:
             self._set_pid(running[0])
         else:
@@ -148,7 +148,7 @@ class CoreLink:
         self.counters = counters
 
     def gone(self, frame: Gone) -> None:
-        self.to_init(Heard(frame.os_pid))
+        self.to_init(ExitAcknowledged(frame.os_pid))
         self.work.gone()
         self.text.gone()
         if self.is_final:

@@ -12,7 +12,7 @@ from aios.syscalls.errors import AiosError, LimitReached
 from aios.syscalls.proc import LogPart
 
 from ..entry.trap import Call
-from ..init.outputs import LOG_BYTES
+from ..init.outputs import MAX_LOG_BYTES
 from ..lib.task import Wait, within
 from ..process import ProcessTable
 
@@ -83,7 +83,7 @@ class Logs:
             open(self.path(pid), "rb", opener=_safe) as log,
         ):
             size = log.seek(0, os.SEEK_END)
-            first = max(0, size - LOG_BYTES)  # before that there may be nothing any more
+            first = max(0, size - MAX_LOG_BYTES)  # before that there may be nothing any more
             offset = log.seek(max(first, size + offset if offset < 0 else min(size, offset)))
             data = log.read(LOG_PART)
             end = offset + len(data)

@@ -7,7 +7,7 @@ from aios.syscalls.proc import Limits, Reach, Spawn
 
 from ..config import Config
 from ..process import Process
-from ..sandbox.walls import joined, reaches, shown
+from ..sandbox.sandbox import can_read, merge_grants, program_paths
 
 MORE = "a person lets it through to more: docs/walls.md"
 
@@ -38,12 +38,12 @@ def reach_of(config: Config, parent: Process | None, args: Spawn) -> Reach:
     """
     if parent is None:
         given = args.reach or Reach()
-        own = shown(args.program, config.path) if args.program.startswith("/") else []
-        return joined(given, Reach(read=own)) if own else given
-    around = joined(config.walls, parent.reach)
+        own = program_paths(args.program, config.path) if args.program.startswith("/") else []
+        return merge_grants(given, Reach(read=own)) if own else given
+    around = merge_grants(config.walls, parent.reach)
     for path in (args.program, args.cwd or ""):  # init finds every file of this user
-        if "/" in path and not reaches(around, config.path, parent.pid, path):
-            raise NoProgram(f"there is no {path} that the agent reaches", MORE)
+        if "/" in path and not can_read(around, config.path, parent.pid, path):
+            raise NoProgram(f"there is no {path} that the agent can_read", MORE)
     if args.reach is None:
         return parent.reach
     for name in Reach.__struct_fields__:

@@ -25,15 +25,15 @@ from ..config import Config
 from ..entry.trap import Call, Session, Trap
 from ..events import EventLog
 from ..init.protocol import (
-    Census,
+    ExitAcknowledged,
     Gone,
-    Heard,
     Paused,
-    Refused,
+    SandboxRefusal,
     SignalChild,
     StartAgent,
     Started,
     StartFailed,
+    Takeover,
     ToInit,
 )
 from ..lib.patterns import check_visible
@@ -43,7 +43,7 @@ from ..llm.contexts import ContextManager
 from ..llm.generations import Generations
 from ..process import Process, ProcessTable, named_by
 from ..rules import check_rights, check_rules
-from ..sandbox.walls import Room, joined
+from ..sandbox.sandbox import AgentDirectory, merge_grants
 from ..tools.toolbox import Box
 from .agent_logs import Logs
 from .inherited import limits_of, reach_of, tightened
@@ -133,7 +133,7 @@ class Lifecycle:
             check_rules([args.manifest])
             check_rights([args.manifest])
         reach = reach_of(self.config, above, args)
-        joined(self.config.walls, reach)  # it is refused before anything is there
+        merge_grants(self.config.walls, reach)  # it is refused before anything is there
         parent = 0 if above is None else above.pid
         process = self.table.add("agent", name, parent, nice, limits, time.monotonic())
         process.manifest, process.labels = args.manifest, set(call.process.labels)
@@ -157,12 +157,12 @@ class Lifecycle:
         if self.on_empty is not None:
             raise Denied("the system is stopping: nothing new is started")
         args = box.spawn(name, self.config.path)
-        reach = joined(caller.reach if caller is not None else Reach(), args.reach or Reach())
+        reach = merge_grants(caller.reach if caller is not None else Reach(), args.reach or Reach())
         above = caller if caller is not None and caller.kind != "client" else None
         limits = self.config.limits if above is None else above.limits
         nice = 0 if caller is None else caller.nice
         parent = 0 if above is None else above.pid
-        joined(self.config.walls, reach)
+        merge_grants(self.config.walls, reach)
         now = time.monotonic()
         process = self.table.add("agent", name, parent, nice, limits, now, tool=name)
         process.manifest, process.reach = args.manifest, reach
@@ -178,7 +178,7 @@ class Lifecycle:
     def _start(self, birth: Birth) -> None:
         pid, spawn = birth.process.pid, birth.spawn
         cwd, log = spawn.cwd or "", str(self.logs.path(pid))
-        around = joined(self.config.walls, birth.process.reach)
+        around = merge_grants(self.config.walls, birth.process.reach)
         self.to_init(StartAgent(pid, spawn.program, spawn.args, birth.token, cwd, log, around))
 
     def started(self, frame: Started) -> None:
@@ -228,9 +228,9 @@ class Lifecycle:
         if process is not None and process.alive:
             reason = f"signal {frame.signal}" if frame.signal else "exit"
             self._end(process, frame.code, reason)
-        self.to_init(Heard(frame.os_pid))
+        self.to_init(ExitAcknowledged(frame.os_pid))
 
-    def refused(self, frame: Refused) -> None:
+    def refused(self, frame: SandboxRefusal) -> None:
         """A wall stopped it."""
         more = {"needs": frame.needs} if frame.needs else {}
         told = {"call": frame.call, "object": frame.object, **more}
@@ -249,24 +249,24 @@ class Lifecycle:
 
     # --- after the kernel's death ---------------------------------------------------------------
 
-    def recover(self, census: Census) -> None:
+    def recover(self, takeover: Takeover) -> None:
         """What became of the processes meanwhile, as init knows it."""
-        keys = {key: os_pid for os_pid, key in census.children.items()}
-        ended = {frame.key for frame in census.gone}
+        keys = {key: os_pid for os_pid, key in takeover.children.items()}
+        ended = {frame.key for frame in takeover.gone}
         for process in self.agents_alive():
             birth = self.births.get(process.pid)
             if process.pid in keys and not process.os_pid and birth is not None:
                 self.born(birth, keys[process.pid])
             elif process.pid not in keys and process.pid not in ended and birth is not None:
                 self._start(birth)  # init never heard of it
-            paused = keys.get(process.pid) in census.paused
+            paused = keys.get(process.pid) in takeover.paused
             if process.alive and paused != (process.state == "stopped"):
                 self.paused(Paused(process.os_pid, paused))
             if process.state == "ending":
                 self._end_soon(process)
             elif birth is not None and not birth.greeted:
                 self.after(self.config.hello, partial(self._check_hello, process.pid))
-        for frame in census.gone:
+        for frame in takeover.gone:
             birth = self.births.get(frame.key)
             if birth is not None and not birth.process.os_pid:
                 self.born(birth, frame.os_pid)  # whoever spawned it hears of that first
@@ -335,7 +335,7 @@ class Lifecycle:
 
     def _clear(self, process: Process) -> None:
         """There may be a worker a call: what they leave would fill the disk."""
-        self.sweeper.remove(Room(self.config.path, process.pid).own)
+        self.sweeper.remove(AgentDirectory(self.config.path, process.pid).own)
 
     def _forgotten(self, process: Process) -> None:
         """It is listed no more, and so nobody asks for what it has left."""

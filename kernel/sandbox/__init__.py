@@ -1,1 +1,1 @@
-"""What Linux keeps an agent from."""
+"""Confine an agent's process by means of Linux."""

@@ -1,5 +1,6 @@
-"""Groups of processes that Linux counts (cgroups, the controller `pids`): an agent with all that it
-starts is one, so a fork bomb ends at a number, and what is left of an agent can be found.
+"""Count and kill an agent with all that it starts, by a cgroup of its own (controller `pids`).
+
+A fork bomb ends at the group's limit, and processes that an agent leaves behind can be found.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ import time
 from hashlib import sha256
 from pathlib import Path
 
-TRIES, WAIT = 200, 0.01  # seconds: those that are killed need a moment
+REMOVE_TRIES, REMOVE_WAIT_S = 200, 0.01  # killed processes take a moment to go
 
 
-def places(mounts: str = "/proc/self/mountinfo") -> list[Path]:
-    """Folders in which groups with a limit on processes may be, of either version of cgroups."""
+def pids_mounts(mounts: str = "/proc/self/mountinfo") -> list[Path]:
+    """List the mounted hierarchies, of either version of cgroups, that can limit processes."""
     found = []
     for line in Path(mounts).read_text().splitlines():
         before, _, after = line.partition(" - ")
@@ -25,9 +26,11 @@ def places(mounts: str = "/proc/self/mountinfo") -> list[Path]:
     return found
 
 
-class Groups:
-    """One group for each agent of the `system` in `home`, in the folder `place`. What an earlier
-    system in that home has left is killed and removed.
+class AgentCgroups:
+    """The cgroups of the agents of one system, one each, below the folder `place`.
+
+    `system` identifies the system that runs in `home`. Groups that an earlier system of that home
+    left behind are killed and removed.
 
     Raises:
         OSError: no group with a limit can be made there.
@@ -38,13 +41,13 @@ class Groups:
         of_home = f"aios-{sha256(home.encode()).hexdigest()[:16]}-"
         self.prefix = f"{of_home}{system}-"
         self.emptied: set[Path] = set()
-        self.end_all(of_home)
-        self.make(0, 1).rmdir()
+        self.kill_all(of_home)
+        self.create(0, 1).rmdir()
         is_v2 = (place / "cgroup.controllers").exists()
         self.name = f"cgroup v{2 if is_v2 else 1}"
 
-    def make(self, key: int, tasks: int) -> Path:
-        """A group for at most `tasks` processes and threads. Raises OSError."""
+    def create(self, key: int, tasks: int) -> Path:
+        """Make a group for at most `tasks` processes and threads. Raises OSError."""
         path = self.place / f"{self.prefix}{key}"
         path.mkdir(exist_ok=True)
         try:
@@ -54,52 +57,52 @@ class Groups:
             raise
         return path
 
-    def exceeded(self, key: int) -> bool:
-        """Whether the group was at its limit when one more was to be started."""
+    def hit_limit(self, key: int) -> bool:
+        """Tell whether Linux refused a new process because the group was at its limit."""
         events = self.place / f"{self.prefix}{key}" / "pids.events"
         return events.exists() and events.read_text() != "max 0\n"
 
-    def end(self, key: int) -> None:
-        """Kill whoever is in the group; it is removed as soon as they are gone."""
+    def kill(self, key: int) -> None:
+        """Kill all processes in the group, and remove it as soon as they are gone."""
         path = self.place / f"{self.prefix}{key}"
         if path.exists():
             self._empty(path)
         self.remove()
 
-    def end_all(self, prefix: str = "") -> None:
-        """Of this system, or of all whose groups begin so."""
+    def kill_all(self, prefix: str = "") -> None:
+        """Kill and remove all groups of this system, or all whose names begin with `prefix`."""
         for path in self.place.glob((prefix or self.prefix) + "*"):
             with contextlib.suppress(FileNotFoundError):  # another system's guard was quicker
                 self._empty(path)
-        for _ in range(TRIES):
+        for _ in range(REMOVE_TRIES):
             self.remove()
             if not self.emptied:
                 return
-            time.sleep(WAIT)
+            time.sleep(REMOVE_WAIT_S)
 
     def _empty(self, path: Path) -> None:
-        (path / "pids.max").write_text("0")  # nobody comes in any more
+        (path / "pids.max").write_text("0")  # no process can enter any more
         for word in (path / "cgroup.procs").read_text().split():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(word), signal.SIGKILL)
         self.emptied.add(path)
 
     def remove(self) -> None:
-        """Those that have become empty."""
+        """Remove the killed groups that are empty by now."""
         for path in list(self.emptied):
-            with contextlib.suppress(OSError):  # busy for a moment yet
+            with contextlib.suppress(OSError):  # a killed process is still in it
                 path.rmdir()
                 self.emptied.discard(path)
 
 
 def enter(group: Path) -> None:
-    """This process is counted in it from here on."""
+    """Move this process into `group`: it is counted there from now on."""
     (group / "cgroup.procs").write_text("0")
 
 
-def open_groups(home: str, system: str) -> Groups | None:
-    """None where this Linux, or who may do what in it, has no such groups."""
-    for place in places():
+def open_cgroups(home: str, system: str) -> AgentCgroups | None:
+    """Open the cgroups of a system, or return None where Linux or its rights allow none."""
+    for place in pids_mounts():
         with contextlib.suppress(OSError):
-            return Groups(place, home, system)
+            return AgentCgroups(place, home, system)
     return None

@@ -30,7 +30,7 @@ from aios.syscalls.errors import (
     StoreDamaged,
 )
 
-from ..lib.encryption import Damaged, Seal
+from ..lib.encryption import AeadCodec, Damaged
 from ..lib.files import sync_folder
 from ..lib.task import Wait, background
 from ..store.store import NoStore, Store
@@ -372,29 +372,29 @@ class Bucket:
 class Sealed:
     """A place that gets nothing in clear, but the names."""
 
-    def __init__(self, place: Place, seal: Seal) -> None:
+    def __init__(self, place: Place, seal: AeadCodec) -> None:
         self.place, self.seal = place, seal
         self.delete, self.names = place.delete, place.names
 
     def put(self, name: str, data: bytes) -> None:
-        self.place.put(name, self.seal.close("chunk", name.encode(), data))
+        self.place.put(name, self.seal.encode("chunk", name.encode(), data))
 
     def get(self, name: str) -> bytes | None:
         """Raises StoreDamaged as well."""
         data = self.place.get(name)
         try:
-            return None if data is None else self.seal.open("chunk", name.encode(), data)
+            return None if data is None else self.seal.decode("chunk", name.encode(), data)
         except Damaged as error:
             raise StoreDamaged(f"the chunk {name} of a content is damaged: {error}") from None
 
 
-def sealed(place: Place, seal: Seal | None) -> Place:
+def sealed(place: Place, seal: AeadCodec | None) -> Place:
     return place if seal is None else Sealed(place, seal)
 
 
 def open_blobs(
     url: str, options: Mapping[str, str], store: Store | NoStore,
-    post: Callable[[Callable[[], None]], None], seal: Seal | None = None,
+    post: Callable[[Callable[[], None]], None], seal: AeadCodec | None = None,
 ) -> Blobs:  # fmt: skip
     """By the setting `blobs`: "lmdb", file:///a/folder, or s3://bucket/prefix.
 

@@ -24,7 +24,7 @@ from aios.syscalls.errors import (
 )
 
 from ..entry.trap import Call
-from ..lib.encryption import Seal
+from ..lib.encryption import AeadCodec
 from ..lib.task import Task, Wait
 from ..store.store import NoStore, Store
 from ..store.transaction import Txn
@@ -80,7 +80,7 @@ class Errand:
 class Upkeep:
     def __init__(
         self, storage: Storage, store: Store | NoStore,
-        post: Callable[[Callable[[], None]], None], seal: Seal | None = None,
+        post: Callable[[Callable[[], None]], None], seal: AeadCodec | None = None,
     ) -> None:  # fmt: skip
         self.storage, self.store, self.post, self.seal = storage, store, post, seal
         self.errand: Errand | None = None

@@ -37,7 +37,7 @@ from aios.syscalls.errors import (
     StoreFull,
 )
 
-from ..lib.encryption import Checked, Keeper
+from ..lib.encryption import ChecksumCodec, ValueCodec
 from ..lib.task import Wait, background
 from .file_space import GROUP, Room
 from .transaction import Txn
@@ -78,7 +78,7 @@ class Store:
     def __init__(
         self, folder: Path, post: Callable[[Callable[[], None]], None], *, limit: int = 8 << 30,
         system: str = "", barrier: Callable[[], None] = lambda: None,
-        keeper: Keeper = Checked(),  # noqa: B008 (it has no state)
+        keeper: ValueCodec = ChecksumCodec(),  # noqa: B008 (it has no state)
     ) -> None:  # fmt: skip
         self.folder, self.post, self.limit, self.barrier = folder, post, limit, barrier
         self.keeper = keeper

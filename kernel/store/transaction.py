@@ -10,7 +10,7 @@ import lmdb
 
 from aios.syscalls.errors import AiosError, StoreDamaged, StoreFull
 
-from ..lib.encryption import Damaged, Keeper
+from ..lib.encryption import Damaged, ValueCodec
 
 MAX_KEY = 511  # bytes, LMDB's
 
@@ -19,7 +19,11 @@ class Txn:
     """One transaction over the tables; keys and values are bytes."""
 
     def __init__(
-        self, env: lmdb.Environment, txn: lmdb.Transaction, tables: dict[str, Any], keeper: Keeper
+        self,
+        env: lmdb.Environment,
+        txn: lmdb.Transaction,
+        tables: dict[str, Any],
+        keeper: ValueCodec,
     ) -> None:
         self.env, self.txn, self.tables, self.keeper = env, txn, tables, keeper
 
@@ -38,7 +42,7 @@ class Txn:
         """Raises StoreDamaged where the value is not the one that was put."""
         data = self.txn.get(key, db=self.tables[table])
         try:
-            return None if data is None else self.keeper.open(table, key, data)
+            return None if data is None else self.keeper.decode(table, key, data)
         except Damaged as error:
             raise StoreDamaged(
                 f"the store's {table} holds a damaged value at {key[:64]!r}: {error}"
@@ -50,7 +54,7 @@ class Txn:
         return None if data is None else len(data) - self.keeper.overhead
 
     def put(self, table: str, key: bytes, value: bytes) -> None:
-        self.txn.put(key, self.keeper.close(table, key, value), db=self.tables[table])
+        self.txn.put(key, self.keeper.encode(table, key, value), db=self.tables[table])
 
     def delete(self, table: str, key: bytes) -> bool:
         return bool(self.txn.delete(key, db=self.tables[table]))

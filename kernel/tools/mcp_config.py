@@ -1,7 +1,7 @@
 """MCP servers, out of the block of JSON that people have for the programs that use such.
 
 `{"mcpServers": {NAME: {...}}}`, as Claude Desktop, Cursor and others have it, or `{"servers": ...}`
-of VS Code. A server may have an `aios` of its own: what it reaches, and its limits.
+of VS Code. A server may have an `aios` of its own: what it can_read, and its limits.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Entry(Struct, kw_only=True):
 
 
 class Found(Struct, frozen=True):
-    """A server: what its worker is told, and what the worker, and with it the server, reaches."""
+    """A server: what its worker is told, and what the worker, and with it the server, can_read."""
 
     server: McpServer
     reach: Reach

@@ -15,7 +15,7 @@ from aios.syscalls.proc import Reach, Spawn
 from aios.syscalls.rules import Manifest, Rule, Rules
 
 from ..rules import check_rules
-from ..sandbox.walls import beside, shown
+from ..sandbox.sandbox import import_folder, program_paths
 
 # By name: the kernel knows the SDK only as programs to run.
 WORKER, MCP_WORKER = "aios.agents.runtime.worker", "aios.agents.mcp.worker"
@@ -52,11 +52,11 @@ class Box(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         """What starts a worker in the system of `home`. A program of the user's is read with what
         is beside it."""
         own = "/" in self.program
-        read = [*self.reach.read, *(shown(self.program, home) if own else ())]
+        read = [*self.reach.read, *(program_paths(self.program, home) if own else ())]
         reach = structs.replace(self.reach, read=read)
         task = {
             "box": name, "program": self.program, "task": self.task,
-            "beside": beside(self.program, home) if own else "",
+            "beside": import_folder(self.program, home) if own else "",
         }  # fmt: skip
         results = Rule("sto.write", ["{self}:tools/results/**"])  # what is too long for a reply
         allow: Rules = [*self.allow, results, "sto.upload", *(["sto.own"] if self.shared else [])]

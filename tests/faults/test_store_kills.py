@@ -23,8 +23,8 @@ from conftest import Boot, eventually, run_system
 
 from aios.agents import connect
 from aios.kernel.config import Config
-from aios.kernel.init.keyring import Request, unlock
-from aios.kernel.lib.encryption import Checked, Keeper, Seal
+from aios.kernel.init.keyring import KeyRequest, unlock
+from aios.kernel.lib.encryption import AeadCodec, ChecksumCodec, ValueCodec
 from aios.kernel.memory.owners import Row
 from aios.kernel.store.store import Store
 from aios.kernel.store.transaction import Txn
@@ -193,13 +193,13 @@ def sealed(folder: Path) -> dict[str, Any]:
     return {"encrypt": True, "key_file": str(path)}
 
 
-def keeper_of(home: Path, settings: dict[str, Any]) -> Keeper:
+def keeper_of(home: Path, settings: dict[str, Any]) -> ValueCodec:
     if not settings:
-        return Checked()
-    return Seal(unlock(Config(home=str(home), **settings), Request()))
+        return ChecksumCodec()
+    return AeadCodec(unlock(Config(home=str(home), **settings), KeyRequest()))
 
 
-def content(folder: Path, keeper: Keeper) -> Found:
+def content(folder: Path, keeper: ValueCodec) -> Found:
     """What a kernel that starts there would find."""
     store = Store(folder, lambda run: run(), keeper=keeper)
     try:

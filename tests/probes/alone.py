@@ -18,31 +18,32 @@ from probes.sockets import SOCKETS
 from probes.system import LINUX
 
 from aios.kernel.lib.linux import PR_SET_NO_NEW_PRIVS, drop_capabilities, prctl
-from aios.kernel.sandbox import landlock, seccomp, walls
-from aios.kernel.sandbox import mount_namespace as view
+from aios.kernel.sandbox import landlock, mount_namespace, sandbox, seccomp
 
 WALLS = ("none", "Landlock", "view", "seccomp", "capabilities")
-READ = [*walls.SYSTEM, *walls.python(), "/proc"]
+READ = [*sandbox.SYSTEM, *sandbox.python_paths(), "/proc"]
 NEEDS_KERNEL = "signal everybody"
 
 
 def filter_calls() -> None:
     rules = seccomp.rules(network=False, processes=False, modes=False, signals=False)
-    rules += seccomp.to_others(os.getpid())
+    rules += seccomp.signal_rules(os.getpid())
     seccomp.install(seccomp.assemble(rules, notify=False), listen=False)
 
 
 def main() -> None:
     wall, own, targets = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-    put_up: dict[str, Callable[[], None]] = {
+    mechanisms: dict[str, Callable[[], None]] = {
         "Landlock": lambda: landlock.restrict(READ, [own], []),
-        "view": lambda: view.enter(view.real(READ), view.real([own])),
+        "view": lambda: mount_namespace.enter(
+            mount_namespace.real(READ), mount_namespace.real([own])
+        ),
         "seccomp": filter_calls,
         "capabilities": drop_capabilities,
         "none": lambda: None,
     }
     prctl(PR_SET_NO_NEW_PRIVS, 1)  # without it there are no others
-    put_up[wall]()
+    mechanisms[wall]()
     refused = []
     for name, probe in (FILES | OTHERS | SOCKETS | LINUX).items():
         os.chdir(own)

@@ -1,4 +1,4 @@
-"""What the probes have in common."""
+"""The common base of all probes."""
 
 from __future__ import annotations
 

@@ -59,8 +59,10 @@ def descriptor_bomb(_: Targets) -> int:
 
 
 def descriptors_under_way(t: Targets) -> int:
-    """Those that were sent to itself and never received count for all processes of its user. Who
-    talks to it meanwhile finds out what that does to others."""
+    """Send descriptors to itself and never receive them: they count for all processes of its user.
+
+    Others that talk to it meanwhile find out how that affects them.
+    """
     ends = socket.socketpair()
     sent = 0
     with contextlib.suppress(OSError):

@@ -1,5 +1,5 @@
-"""An agent that runs what it is sent by bash, each in a folder of its own, until it is sent
-nothing. What is said there goes back."""
+"""An agent that runs each command it is sent by bash, in a folder of its own, and sends the output
+back, until it is sent nothing."""
 
 from __future__ import annotations
 

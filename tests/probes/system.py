@@ -62,7 +62,7 @@ def named_queue(_: Targets) -> bool:
 
 
 def lease(_: Targets) -> bool:
-    """Of a file that it reads: whoever opens that waits."""
+    """Lease a file that it reads: others who open that have to wait."""
     with open(__file__) as file:
         return fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK) == 0
 

@@ -1,4 +1,4 @@
-"""What somebody who may do nothing can make the audit log hold."""
+"""Limits on what callers without rights can make the audit log hold."""
 
 from __future__ import annotations
 
@@ -10,18 +10,25 @@ from conftest import Boot
 from test_audit_calls import read
 
 from aios.agents import connect
-from aios.kernel.audit.gathered import EACH_S, MORE, SHARE, WINDOW_S, Fields, Gathered
+from aios.kernel.audit.coalesce import (
+    BURST_RECORDS,
+    OVERFLOW,
+    REFILL_S,
+    WINDOW_S,
+    Coalescer,
+    Fields,
+)
 from aios.kernel.audit.verify import verify
 from aios.syscalls.wire import Receipt
 
 
 class Log:
-    """A log, its time, and who gathers what comes to it."""
+    """A log, its clock, and a coalescer for its records."""
 
     def __init__(self) -> None:
         self.records: list[Fields] = []
         self.time = 0.0
-        self.gathered = Gathered(self.append, lambda: self.time)
+        self.coalescer = Coalescer(self.append, lambda: self.time)
 
     def append(self, fields: Fields) -> Receipt:
         self.records.append(fields)
@@ -29,7 +36,7 @@ class Log:
 
     def refuse(self, principal: str = "/evil", call: str = "kernel.stop", pid: int = 7) -> Receipt:
         about = "os_pid=100"
-        return self.gathered.add(
+        return self.coalescer.add(
             (pid, principal, "denied", 1, call, about, b"", "rule", "denied", 0)
         )
 
@@ -37,7 +44,7 @@ class Log:
         while seconds > 0:
             self.time += WINDOW_S
             seconds -= WINDOW_S
-            self.gathered.tell()
+            self.coalescer.flush()
 
 
 @pytest.fixture
@@ -59,32 +66,34 @@ def test_equal_ones_are_one_record_and_one_with_a_count(log: Log) -> None:
 def test_those_that_differ_have_a_share(log: Log) -> None:
     for number in range(30_000):
         log.refuse(call=f"no.{number}")
-    assert len(log.records) == SHARE + 1
+    assert len(log.records) == BURST_RECORDS + 1
     log.wait(WINDOW_S)
-    assert log.records[-1][4:6] == (MORE, log.records[-1][5])
-    assert log.records[-1][5].startswith(f"{30_000 - SHARE - 1} more, as record {SHARE}")
+    assert log.records[-1][4:6] == (OVERFLOW, log.records[-1][5])
+    assert log.records[-1][5].startswith(
+        f"{30_000 - BURST_RECORDS - 1} more, as record {BURST_RECORDS}"
+    )
 
 
 def test_what_it_starts_has_no_share_of_its_own_and_nobody_elses_is_less(log: Log) -> None:
     for pid in range(1000):
         log.refuse(f"/evil/child{pid}/x", f"no.{pid}", pid)
     before = len(log.records)
-    assert before == SHARE + 1
-    for number in range(SHARE):
+    assert before == BURST_RECORDS + 1
+    for number in range(BURST_RECORDS):
         log.refuse("/good", f"no.{number}", 5000)
         assert log.records[-1][:2] == (5000, "/good")
-    assert len(log.records) == before + SHARE
+    assert len(log.records) == before + BURST_RECORDS
 
 
 def test_a_day_of_it_is_a_bounded_number(log: Log) -> None:
     day = 3600.0
     for _ in range(int(day / WINDOW_S)):
-        for number in range(SHARE):
+        for number in range(BURST_RECORDS):
             log.refuse(call=f"no.{number}")
         log.wait(WINDOW_S)
-    assert len(log.records) < 2 * SHARE + 3 * day / EACH_S
-    log.wait(SHARE * EACH_S + WINDOW_S)
-    assert (log.gathered.same, log.gathered.shares) == ({}, {})
+    assert len(log.records) < 2 * BURST_RECORDS + 3 * day / REFILL_S
+    log.wait(BURST_RECORDS * REFILL_S + WINDOW_S)
+    assert (log.coalescer.same, log.coalescer.shares) == ({}, {})
 
 
 FLOOD = """
@@ -112,7 +121,7 @@ def test_an_agent_that_may_do_nothing_cannot_fill_the_log(boot: Boot, program: o
         assert aios.wait(pid).code == 0
     system.end()
     records = [record for record in read(system.home) if record.principal == "/evil"]
-    assert len(records) < 3 * SHARE
+    assert len(records) < 3 * BURST_RECORDS
     more = re.compile(r"(\d+) more, as record (\d+)")
     counted: Counter[str] = Counter()
     for record in records:
@@ -121,7 +130,9 @@ def test_an_agent_that_may_do_nothing_cannot_fill_the_log(boot: Boot, program: o
             counted[record.call] += int(found[1])
         else:
             counted[record.call] += 1
-    assert min(counted[name] for name in ("kernel.stats", "proc.whoami", "call.cancel", MORE)) > 1
+    assert (
+        min(counted[name] for name in ("kernel.stats", "proc.whoami", "call.cancel", OVERFLOW)) > 1
+    )
     # Cancelling has an intent and an outcome. More is what Linux has refused it, and its own start.
     assert 5 * CALLS < counted.total() < 5 * CALLS + 50
     assert verify(system.home / "audit").problems == []

@@ -1,4 +1,6 @@
-"""What init makes of the arguments of Linux's calls: where a path leads, and always an answer."""
+"""init reads the arguments of Linux's calls: it finds where a path leads, and always has an
+answer.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aios.kernel.lib.linux import libc
-from aios.kernel.sandbox.notifications import MOST, Listener
-from aios.kernel.sandbox.path_observer import STEPS, WATCHED, Witness, resolved
+from aios.kernel.sandbox.path_observer import MAX_PATH_STEPS, WATCHED_CALLS, PathObserver, resolved
+from aios.kernel.sandbox.seccomp_notify import MAX_REPORTS, SeccompListener
 
 MEMORY = os.open("/proc/self/mem", os.O_RDONLY)
 ROOT = os.open("/", os.O_PATH)
@@ -69,7 +71,7 @@ def test_a_path_leads_where_linux_takes_it(
 def test_a_path_of_many_steps_leads_nowhere(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("./" * 100 + "loop")
     assert resolved(ROOT, os.getpid(), f"{tmp_path}/loop", follows=True) == "/"
-    most = "/a" * (STEPS - 2)
+    most = "/a" * (MAX_PATH_STEPS - 2)
     assert resolved(ROOT, os.getpid(), most, follows=True) == most
     assert resolved(ROOT, os.getpid(), most + "/a", follows=True) == "/"
 
@@ -81,22 +83,22 @@ ARGS = st.one_of(
 )  # fmt: skip
 
 
-def witness() -> Witness:
-    """Of this process."""
-    found = Witness(["/usr"], ["/tmp"], [80])
-    found.begin(os.getpid(), MEMORY, ROOT)
+def observer() -> PathObserver:
+    """Make an observer of this process."""
+    found = PathObserver(["/usr"], ["/tmp"], [80])
+    found.attach(os.getpid(), MEMORY, ROOT)
     return found
 
 
 @given(
-    st.sampled_from(WATCHED), st.lists(ARGS, min_size=6, max_size=6),
+    st.sampled_from(WATCHED_CALLS), st.lists(ARGS, min_size=6, max_size=6),
     st.one_of(st.binary(max_size=300), PATHS.map(str.encode), st.just(b"/x" * 4096)),
 )  # fmt: skip
 def test_whatever_the_arguments_are_there_is_an_answer(
     call: str, args: list[int], held: bytes
 ) -> None:
     HELD.raw = held[: len(HELD)].ljust(len(HELD), b"\0")
-    for said, _ in witness().out_of_reach(call, os.getpid(), args):
+    for said, _ in observer().not_granted(call, os.getpid(), args):
         assert said.encode()
 
 
@@ -111,27 +113,29 @@ def test_whatever_the_arguments_are_there_is_an_answer(
 def test_what_is_out_of_reach_is_told_by_its_real_name(path: bytes, said: list[str]) -> None:
     HELD.raw = path.ljust(len(HELD), b"\0")
     args = [2**64 - 100, ctypes.addressof(HELD), os.O_RDONLY, 0, 0, 0]
-    found = [real for real, _ in witness().out_of_reach("openat", os.getpid(), args)]
+    found = [real for real, _ in observer().not_granted("openat", os.getpid(), args)]
     assert found == said
 
 
 def test_what_was_told_of_an_agent_takes_little_memory() -> None:
     lengths = []
-    listener = Listener(-1, witness(), WATCHED, lambda *said: lengths.append(len(said[1])))
+    listener = SeccompListener(
+        -1, observer(), WATCHED_CALLS, lambda *said: lengths.append(len(said[1]))
+    )
     tracemalloc.start()
     try:
-        for number in range(2 * MOST):
+        for number in range(2 * MAX_REPORTS):
             for _ in range(2):
-                listener._tell("openat", f"/{number}/" + "x" * 4000, "read")
+                listener._report("openat", f"/{number}/" + "x" * 4000, "read")
         held = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
-    assert len(lengths) == MOST
+    assert len(lengths) == MAX_REPORTS
     assert held < 1 << 18
 
 
 def test_whatever_bytes_a_process_is_named_by_it_is_looked_at() -> None:
-    """Whoever looks is init: what it does not get over, nobody does."""
+    """init looks at it: an exception there would end the whole system."""
     named, name = os.pipe()
     child = os.fork()
     if child == 0:
@@ -141,7 +145,7 @@ def test_whatever_bytes_a_process_is_named_by_it_is_looked_at() -> None:
     os.close(name)
     try:
         assert os.read(named, 1) == b""
-        assert witness().is_kin(child)
+        assert observer().is_descendant(child)
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

@@ -1,4 +1,4 @@
-"""Who is at the other end of a connection, and what it can make the kernel hold and do."""
+"""The identity of a peer, and limits on the memory and work that it can cause."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from raw import Raw
 
 from aios.agents import Aios
 from aios.kernel import hello
-from aios.kernel.entry.connections import (
-    HELD_BYTES,
-    OF_PEER,
-    SPARE,
-    STRANGER_BYTES,
-    TURN,
-    UNREAD_BYTES,
+from aios.kernel.entry.listener import (
+    MAX_HELD_BYTES,
+    MAX_STRANGER_BYTES,
+    MAX_UNREAD_BYTES,
+    MESSAGES_PER_TURN,
+    PEER_FDS,
+    SPARE_FDS,
     Listener,
 )
-from aios.kernel.entry.zmtp import COMMAND, GREETING, LONG, MORE, framed
+from aios.kernel.entry.zmtp import COMMAND, GREETING, LONG, MORE, encode_frame
 from aios.kernel.lib.poll import Poll
 from aios.kernel.loop import Loop
 from aios.shell.launch import System
@@ -35,11 +35,11 @@ from aios.syscalls.wire import ABI_VERSION
 
 LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
 LONGEST = 1 << 20
-BEGIN = GREETING + framed(b"\x05READY\x0bSocket-Type\0\0\0\x06DEALER", COMMAND)
+BEGIN = GREETING + encode_frame(b"\x05READY\x0bSocket-Type\0\0\0\x06DEALER", COMMAND)
 
 
 class Heard:
-    """A listener, and what came of it."""
+    """A listener, and a record of its events."""
 
     def __init__(self, path: Path) -> None:
         self.poll, self.path = Poll(), path
@@ -61,11 +61,11 @@ class Heard:
 
     def turn(self) -> None:
         self.poll.wait(0.0)
-        self.listener.go_on()
+        self.listener.resume()
         self.listener.flush()
 
     def settle(self) -> None:
-        """Until nothing comes any more."""
+        """Run until no event comes any more."""
         quiet = 0
         while quiet < 3:
             before = len(self.messages), len(self.closed), self.listener.held_bytes
@@ -90,26 +90,26 @@ def connected(heard: Heard, *, known: bool = False) -> socket.socket:
     heard.settle()
     if known:
         heard.known.add(next(reversed(heard.listener.peers)))
-        end.send(framed(b"hello"))
+        end.send(encode_frame(b"hello"))
         heard.settle()
         heard.messages.clear()
     return end
 
 
 def by_another(path: Path) -> tuple[socket.socket, int]:
-    """A connection that a process has made which is gone, and the pid that it had."""
+    """Return a connection whose process is gone, and the pid that it had."""
     end = socket.socket(socket.AF_UNIX)
     os_pid = os.fork()
     if os_pid == 0:
         end.connect(str(path))
-        end.send(BEGIN + framed(b"before"))
+        end.send(BEGIN + encode_frame(b"before"))
         os._exit(0)
     os.waitpid(os_pid, 0)
     return end, os_pid
 
 
 def with_pid(os_pid: int) -> subprocess.Popen[str]:
-    """A process that has this pid, which another had."""
+    """Start a process with this pid, which another process had."""
     for _ in range(100_000):
         if os.access(LAST_PID, os.W_OK):
             LAST_PID.write_text(str(os_pid - 1))
@@ -124,12 +124,12 @@ def with_pid(os_pid: int) -> subprocess.Popen[str]:
 
 
 def test_a_connection_goes_with_the_process_that_made_it(heard: Heard) -> None:
-    """Though its parent holds it, and another process has the pid by then."""
+    """Its parent still holds the connection, and another process has the pid by then."""
     end, _ = by_another(heard.path)
     heard.settle()
     assert heard.listener.peers == {}
     with pytest.raises(OSError, match="pipe"):
-        end.send(framed(b"after"))
+        end.send(encode_frame(b"after"))
     assert b"after" not in {data for _, _, data in heard.messages}
     end.close()
 
@@ -141,7 +141,7 @@ def test_what_a_process_said_last_is_heard(heard: Heard) -> None:
     if os_pid == 0:
         end.connect(str(heard.path))
         os.read(told, 1)
-        end.send(BEGIN + framed(b"one") + framed(b"two"))
+        end.send(BEGIN + encode_frame(b"one") + encode_frame(b"two"))
         os._exit(0)
     while not heard.listener.peers:
         heard.turn()
@@ -212,7 +212,9 @@ def test_after_its_exit_nobody_says_hello_on_a_connection(system: System) -> Non
 
 
 def test_who_is_above_a_process_is_looked_at_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that ends in between leaves its children to another; then its pid is a third's."""
+    """A process that ends in between leaves its children to another; then its pid is a third
+    one's.
+    """
     mine = [process.pid for process in psutil.Process().parents()]
     found = hello.ancestors(os.getpid(), unknown=-1)
     assert [os_pid for os_pid in found if os_pid] == mine
@@ -223,18 +225,18 @@ def test_who_is_above_a_process_is_looked_at_twice(monkeypatch: pytest.MonkeyPat
 
 # --- what it makes the kernel hold ----------------------------------------------------------------
 
-PING = framed(b"\x04PING\0\0" + bytes(16), COMMAND)
+PING = encode_frame(b"\x04PING\0\0" + bytes(16), COMMAND)
 PIECES = {
     "pings": PING,
-    "commands": framed(b"\x05OTHER" + bytes(200), COMMAND),
-    "subscriptions": framed(b"\x01topic"),
-    "cancelled subscriptions": framed(b"\x09SUBSCRIBE" + bytes(100), COMMAND),
-    "empty messages": framed(b""),
-    "messages": framed(bytes(200)),
-    "long messages": framed(bytes(STRANGER_BYTES)),
-    "parts": framed(b"", MORE),
-    "whole messages of parts": framed(b"", MORE) + framed(b""),
-    "a long ping": framed(b"\x04PING\0\0" + bytes(240), COMMAND),
+    "commands": encode_frame(b"\x05OTHER" + bytes(200), COMMAND),
+    "subscriptions": encode_frame(b"\x01topic"),
+    "cancelled subscriptions": encode_frame(b"\x09SUBSCRIBE" + bytes(100), COMMAND),
+    "empty messages": encode_frame(b""),
+    "messages": encode_frame(bytes(200)),
+    "long messages": encode_frame(bytes(MAX_STRANGER_BYTES)),
+    "parts": encode_frame(b"", MORE),
+    "whole messages of parts": encode_frame(b"", MORE) + encode_frame(b""),
+    "a long ping": encode_frame(b"\x04PING\0\0" + bytes(240), COMMAND),
     "oversize": bytes([LONG]) + (LONGEST + 1).to_bytes(8, "big") + bytes(1000),
     "oversize command": bytes([LONG | COMMAND]) + (LONGEST + 1).to_bytes(8, "big") + bytes(1000),
     "half a message": bytes([LONG]) + LONGEST.to_bytes(8, "big") + bytes(1000),
@@ -244,12 +246,12 @@ PIECES = {
 @pytest.mark.parametrize("known", [False, True], ids=["stranger", "known"])
 @pytest.mark.parametrize("what", PIECES)
 def test_no_kind_of_frame_makes_it_hold_more(heard: Heard, what: str, *, known: bool) -> None:
-    """Nothing that is answered is read."""
+    """The peer reads no reply."""
     end = connected(heard, known=known)
-    heard.answer = lambda route: heard.listener.peers[route].talk.answer.extend(bytes(300))
+    heard.answer = lambda route: heard.listener.peers[route].protocol.output.extend(bytes(300))
     piece = PIECES[what]
     data = piece * max(1, (1 << 16) // len(piece))
-    most = (UNREAD_BYTES if known else 2 * STRANGER_BYTES) + 3 * LONGEST
+    most = (MAX_UNREAD_BYTES if known else 2 * MAX_STRANGER_BYTES) + 3 * LONGEST
     for _ in range(400):
         try:
             end.send(data)
@@ -271,14 +273,14 @@ def test_many_together_hold_no_more_than_there_is_room_for(heard: Heard) -> None
         for route in list(heard.listener.peers):
             if not heard.listener.peers[route].given_up:
                 heard.listener._queue(heard.listener.peers[route], bytes(1 << 16))
-        assert heard.listener.held_bytes <= HELD_BYTES, round_
+        assert heard.listener.held_bytes <= MAX_HELD_BYTES, round_
     assert "does not read what is answered" in heard.refused
     for end in ends:
         end.close()
 
 
 def test_strangers_with_half_a_message_each_are_bounded(heard: Heard) -> None:
-    half = bytes([LONG]) + (STRANGER_BYTES).to_bytes(8, "big") + bytes(STRANGER_BYTES - 1)
+    half = bytes([LONG]) + (MAX_STRANGER_BYTES).to_bytes(8, "big") + bytes(MAX_STRANGER_BYTES - 1)
     ends = []
     for _ in range(200):
         end = connected(heard)
@@ -286,7 +288,7 @@ def test_strangers_with_half_a_message_each_are_bounded(heard: Heard) -> None:
         heard.settle()
         ends.append(end)
     assert len(heard.listener.peers) <= 129
-    assert heard.listener.held_bytes <= 130 * 2 * STRANGER_BYTES
+    assert heard.listener.held_bytes <= 130 * 2 * MAX_STRANGER_BYTES
     for end in ends:
         end.close()
 
@@ -294,7 +296,7 @@ def test_strangers_with_half_a_message_each_are_bounded(heard: Heard) -> None:
 def test_strangers_leave_the_kernel_descriptors(
     heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limit = OF_PEER * 10 + SPARE
+    limit = PEER_FDS * 10 + SPARE_FDS
     monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
     ends = [connected(heard, known=number < 4) for number in range(30)]
     assert len(heard.listener.peers) == 10
@@ -307,10 +309,13 @@ def test_strangers_leave_the_kernel_descriptors(
 def test_one_turn_takes_so_many_messages_of_each(heard: Heard) -> None:
     ends = [connected(heard, known=True) for _ in range(3)]
     for end in ends:
-        end.send(framed(b"x") * 1000)
+        end.send(encode_frame(b"x") * 1000)
     heard.turn()
     taken = [route for route, _, _ in heard.messages]
-    assert {taken.count(route) for route in set(taken)} <= {TURN, 2 * TURN}
+    assert {taken.count(route) for route in set(taken)} <= {
+        MESSAGES_PER_TURN,
+        2 * MESSAGES_PER_TURN,
+    }
     assert len(set(taken)) == 3
     while heard.listener.waiting:
         heard.turn()
@@ -323,7 +328,7 @@ def test_who_has_said_much_is_heard_again_when_replies_are_out(heard: Heard) -> 
     end = connected(heard, known=True)
     busy = True
     heard.listener.is_busy = lambda: busy
-    end.send(framed(b"x") * 100)
+    end.send(encode_frame(b"x") * 100)
     heard.turn()
     heard.turn()
     assert heard.messages == []
@@ -335,19 +340,19 @@ def test_who_has_said_much_is_heard_again_when_replies_are_out(heard: Heard) -> 
 
 
 def test_replies_that_are_not_read_do_not_fill_the_kernel(aios: Aios, system: System) -> None:
-    """Calls of a few bytes with long replies, sent at once and never read."""
+    """Send short calls with long replies at once, and never read."""
     kernel = psutil.Process(aios.status().os_pid)
     aios.mem_put({"big": "x" * 60_000})
     before = kernel.memory_info().rss
     end = socket.socket(socket.AF_UNIX)
     end.connect(f"{system.home}/run/kernel.sock")
     end.settimeout(0.2)
-    end.sendall(BEGIN + framed(msgpack.packb([1, "hello", {"version": ABI_VERSION}])))
+    end.sendall(BEGIN + encode_frame(msgpack.packb([1, "hello", {"version": ABI_VERSION}])))
     most = 0
     for number in itertools.count(2):
         try:
             call = [number, "mem.get", {"keys": ["big"], "pid": aios.pid}]
-            end.sendall(framed(msgpack.packb(call)))
+            end.sendall(encode_frame(msgpack.packb(call)))
         except TimeoutError:
             break
         except OSError:
@@ -363,7 +368,7 @@ def test_replies_that_are_not_read_do_not_fill_the_kernel(aios: Aios, system: Sy
 
 
 def test_while_the_journal_waits_for_room_nobody_is_listened_to(homes: Path) -> None:
-    """Not even to what was read before that."""
+    """Messages that were read before are not handled either."""
     home = homes / "waiting"
     (home / "run").mkdir(parents=True)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -382,9 +387,9 @@ def test_while_the_journal_waits_for_room_nobody_is_listened_to(homes: Path) -> 
     loop.on_turn, loop.is_waiting = on_turn, lambda: bool(heard)
     with ours, loop.init, socket.socket(socket.AF_UNIX) as end:
         end.connect(str(home / "run" / "kernel.sock"))
-        end.send(BEGIN + framed(b"x") * 3 * TURN)
+        end.send(BEGIN + encode_frame(b"x") * 3 * MESSAGES_PER_TURN)
         loop.run()
     first = next(filter(None, before))
-    assert first == len(heard) < 3 * TURN
+    assert first == len(heard) < 3 * MESSAGES_PER_TURN
     loop.close()
     os.close(loop.wake)

@@ -1,7 +1,7 @@
-"""Agents that try to get out of their process, by every way in the tables of tests/probes.
+"""Agents that try to leave their sandbox, by every way in the tables of tests/probes.
 
-What a wall stops is tried in a system without walls as well: there it works, so that it is the
-wall that stops it.
+Each attempt that the sandbox stops is tried in a system without one as well. There it succeeds, so
+the sandbox is what stops it.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from aios.agents import Aios, connect
 from aios.agents.sdk.connection import Pending
 from aios.kernel.audit.read import Filter, entries
 from aios.kernel.sandbox import seccomp
-from aios.kernel.sandbox.cgroup import places
-from aios.kernel.sandbox.notifications import Refusals, hand_over
-from aios.kernel.sandbox.path_observer import Witness
-from aios.kernel.sandbox.walls import Walls, calls_filter, check, drop_privileges
+from aios.kernel.sandbox.cgroup import pids_mounts
+from aios.kernel.sandbox.path_observer import PathObserver
+from aios.kernel.sandbox.sandbox import SandboxPolicy, check, drop_privileges, seccomp_filter
+from aios.kernel.sandbox.seccomp_notify import SeccompNotifications, send_listener
 from aios.shell.launch import System
 from aios.syscalls.errors import Denied
 
@@ -52,14 +52,14 @@ ATTACKER, SIBLING = str(PROBES / "attacks.py"), str(PROBES / "sibling.py")
 TESTS = str(Path(__file__).parent)
 ON_X86 = platform.machine() == "x86_64"
 IS_ROOT = os.getuid() == 0
-# What other users than root may not do without walls either, or only to files of their own.
+# Only root may do these without a sandbox, or other users only to files of their own.
 NEEDS_ROOT = set() if IS_ROOT else {
     "read by a device made", "/etc/shadow", "Python's library", "the SDK", "its program",
     "the system's settings", "read after chroot", "raw", "packet", "open_tree", "acct",
     "capabilities", "swapon", "mount", "fanotify", "unshare mounts", "pivot_root", "sethostname",
     "reboot", "fsopen", "mode of a device", "mode of stdin", "another owner", "another group",
 }  # fmt: skip
-# What init cannot look at where it is not root: folders that an agent is in.
+# Folders that an agent is in: init cannot look at them unless it is root.
 UNTOLD = set() if IS_ROOT else {
     "read after fchdir", "read by a symlink", "read through /proc/self/root",
 }  # fmt: skip
@@ -69,7 +69,7 @@ SECRET_VARIABLES = (  # that begin as others do which agents have
     "PYTHON_TOKEN", "OMP_TOKEN", "SSL_CERT_PASSWORD",
 )  # fmt: skip
 BOUNDS = {"tasks": 48, "files": 64, "file_bytes": 1 << 20, "memory": 1 << 30}
-# What each wall stops by itself, and none of the others needs to be there for.
+# Attempts that each mechanism stops by itself, without any of the others.
 ALONE: dict[str, set[str]] = {
     "none": set(),
     "Landlock": {
@@ -105,7 +105,7 @@ ALONE: dict[str, set[str]] = {
 
 @dataclass
 class Place:
-    """A running system, what there is to reach in it, and an agent that others go on talking to."""
+    """A running system, things to reach in it, and an agent that others go on talking to."""
 
     aios: Aios
     targets: dict[str, Any]
@@ -113,7 +113,9 @@ class Place:
     numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def attack(self, table: str, only: str | None = None, **targets: Any) -> dict[str, str]:
-        """What an agent got, of a name of its own: those of one name have a share of the log."""
+        """Run all attempts in an agent with a name of its own, as agents of one name share a part
+        of the log.
+        """
         task = {"table": table, "only": only, "targets": self.targets | targets}
         pid = self.aios.spawn(ATTACKER, task, name=f"attack-{next(self.numbers)}")
         exited = self.talked(self.aios.start("proc.wait", pid=pid))
@@ -121,13 +123,13 @@ class Place:
         return dict(exited["result"])
 
     def attack_by_tool(self, table: str) -> dict[str, str]:
-        """The same, from inside a tool that a person has called."""
+        """Run all attempts in a tool that a person has called."""
         args = {"table": table, "targets": self.targets}
         result = self.talked(self.aios.start("tool.call", name="probes", args=args))
         return dict(result["value"])
 
     def talked(self, waiting: Pending) -> Any:
-        """How a call ends, while the sibling answers all the time."""
+        """Return how a call ends while the sibling answers all the time."""
         while not waiting.ended:
             begin = time.monotonic()
             self.aios.send(self.targets["pid"], begin)
@@ -138,7 +140,7 @@ class Place:
 
 @contextlib.contextmanager
 def listeners(folder: Path) -> Iterator[dict[str, Any]]:
-    """A person's sockets: a named one, an abstract one, and two ports."""
+    """Open a person's sockets: a named one, an abstract one, and two ports."""
     with contextlib.ExitStack() as open_:
         targets: dict[str, Any] = {
             "unix": str(folder / "sock"), "abstract": f"\0{folder}", "tcp": 0, "other": 0,
@@ -155,7 +157,9 @@ def listeners(folder: Path) -> Iterator[dict[str, Any]]:
 def place(
     home: Path, folder: Path, walls: dict[str, Any], *, grant: bool = False
 ) -> Iterator[Place]:
-    """A system with `walls`; with `grant` one of the ports and folders in there is let through."""
+    """Run a system with the setting `walls`; with `grant` agents reach one of the ports and
+    folders.
+    """
     for name in ("private", "lent", "given"):
         (folder / name).mkdir(parents=True)
     secret, loose = folder / "private" / "secret", folder / "loose"
@@ -205,7 +209,7 @@ def bare(homes: Path) -> Iterator[Place]:
 
 @pytest.fixture(scope="module")
 def granted(homes: Path) -> Iterator[Place]:
-    """Its agents may start processes, and reach a port and two folders."""
+    """A system whose agents may start processes, and reach a port and two folders."""
     walls = {"all_walls": True, "processes": True, **BOUNDS}
     yield from kept(homes / "granted", walls, grant=True)
 
@@ -256,7 +260,7 @@ LOOKS = {"a setuid program", "be dumpable", "the environment of the person's she
 
 
 def recorded(place: Place, attack: Callable[[], object]) -> list[str]:
-    """What the audit log has of what agents were refused during an attack."""
+    """Return the records of what agents were refused during an attack."""
     folder = Path(place.targets["home"]) / "audit"
     before = place.aios.status().audit.records
     attack()
@@ -311,7 +315,7 @@ def test_a_program_names_its_own_streams(granted: Place, tmp_path: Path) -> None
 
 
 def _without_its_own(said: str) -> str:
-    """Without its pids, and the way it took to a file from its own folder."""
+    """Remove an agent's pids, and its own folder in the path to a file."""
     return re.sub(r"(os_pid=|agents/)\d+", r"\1", said).partition(" by ")[0]
 
 
@@ -325,7 +329,7 @@ def test_what_is_tried_in_a_tool_is_recorded_as_of_an_agent(walled: Place, table
 
 
 def test_without_a_view_nobody_changes_modes_and_it_is_told(tmp_path: Path) -> None:
-    """Linux that forbids mounts: there seccomp alone keeps an agent from it."""
+    """Where Linux forbids mounts, seccomp alone keeps an agent from it."""
     path = tmp_path / "file"
     path.touch(mode=0o644)
 
@@ -346,24 +350,24 @@ def test_without_a_view_nobody_changes_modes_and_it_is_told(tmp_path: Path) -> N
 def behind_seccomp(
     run: Callable[[], int], write: list[str], *, processes: bool, signals: bool
 ) -> tuple[int, list[tuple[str, ...]]]:
-    """What a process ends with that has this wall alone, and what was told of it."""
+    """Return the exit code of a process that has seccomp alone, and what was reported of it."""
     told: list[tuple[str, ...]] = []
     with selectors.DefaultSelector() as selector:
-        refusals = Refusals(selector, seccomp.watched(modes=False))
-        line = refusals.expect(Witness([], write, []), lambda *said: told.append(said))
+        notifications = SeccompNotifications(selector, seccomp.observed_calls(modes=False))
+        channel = notifications.expect(PathObserver([], write, []), lambda *said: told.append(said))
         eyes = os.open("/proc/self/mem", os.O_RDONLY), os.open("/", os.O_PATH)
         os_pid = os.fork()
         if os_pid == 0:
             os.setsid()
             drop_privileges()
-            code = calls_filter(network=False, processes=processes, modes=False, signals=signals)
-            code += seccomp.assemble(seccomp.to_others(os.getpid()), notify=True)
-            hand_over(line.fileno(), seccomp.install(code, listen=True), *eyes)
+            code = seccomp_filter(network=False, processes=processes, modes=False, signals=signals)
+            code += seccomp.assemble(seccomp.signal_rules(os.getpid()), notify=True)
+            send_listener(channel.fileno(), seccomp.install(code, listen=True), *eyes)
             try:
                 os._exit(run())
             except BaseException:  # noqa: BLE001 (nothing of the test may run on in there)
                 os._exit(99)
-        line.close()
+        channel.close()
         for fd in eyes:
             os.close(fd)
         while selector.get_map():
@@ -373,7 +377,7 @@ def behind_seccomp(
 
 
 def test_signals_reach_what_an_agent_started_and_nobody_else_on_any_linux() -> None:
-    """Without Landlock, which knows of signals since 6.12."""
+    """Without Landlock, which controls signals from Linux 6.12 on."""
     other, by_descriptor = os.getpid(), os.pidfd_open(os.getpid())
     own, theirs = socket.socketpair()
     ways: dict[str, Callable[[int], object]] = {
@@ -503,7 +507,7 @@ def test_a_bomb_ends_at_a_number(granted: Place, bomb: str, most: int) -> None:
 
 @pytest.mark.parametrize("bomb", ["memory_bomb", "shared_memory_bomb"])
 def test_who_starts_no_process_has_the_memory_of_one(walled: Place, bomb: str) -> None:
-    most = Walls().memory
+    most = SandboxPolicy().memory
     came = int(walled.attack("bombs", bomb)[bomb].removeprefix("got "))
     assert most / 2 < came <= most
 
@@ -556,7 +560,7 @@ def test_what_an_agent_detached_ends_with_init(
         detached.wait(timeout=60)
     eventually(lambda: left_of(system.home) == [])
     of_home = f"aios-{sha256(str(system.home).encode()).hexdigest()[:16]}-*"
-    assert [group for place in places() for group in place.glob(of_home)] == []
+    assert [group for place in pids_mounts() for group in place.glob(of_home)] == []
     for path in system.home.rglob("*.sock"):  # nobody was left to do it
         path.unlink()
 
@@ -594,7 +598,7 @@ def test_of_what_it_does_not_reach_spawn_says_the_same(
     task = {"there": [*map(str, there)], "missing": [*map(str, missing)], "own": str(own)}
     exited = walled.aios.wait(walled.aios.spawn(str(own), task), timeout=30)
     assert exited.result == [
-        [["process.no_program", "there is no PATH that the agent reaches"]], 0
+        [["process.no_program", "there is no PATH that the agent can_read"]], 0
     ], exited  # fmt: skip
 
 
@@ -675,9 +679,9 @@ def test_what_is_granted_is_let_through_and_nothing_else(granted: Place) -> None
 
 def test_a_wall_that_is_missing_refuses_the_spawn_where_all_are_asked_for() -> None:
     have = dict.fromkeys(["files", "view"], "here") | {"tasks": ""}
-    check(Walls(), have)
+    check(SandboxPolicy(), have)
     with pytest.raises(Denied, match="no wall for tasks"):
-        check(Walls(all_walls=True), have)
+        check(SandboxPolicy(all_walls=True), have)
 
 
 def test_status_says_which_walls_there_are(walled: Place) -> None:

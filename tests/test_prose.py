@@ -1,0 +1,148 @@
+"""How the code reads: docstrings and comments, the length of functions and files, class names."""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_imports import ROOT, imports, sources
+
+# The packages and files whose prose is done. The list grows; nothing leaves it.
+DONE = (
+    "kernel/audit", "kernel/entry/channel.py", "kernel/entry/envelope.py",
+    "kernel/entry/followers.py", "kernel/entry/listener.py", "kernel/entry/replies.py",
+    "kernel/entry/zmtp.py", "kernel/gateway", "kernel/init", "kernel/journal.py", "kernel/ledger",
+    "kernel/lib", "kernel/loop.py", "kernel/sandbox", "tests/audit_logs.py", "tests/probes",
+    "tests/test_audit.py",
+    "tests/test_audit_calls.py", "tests/test_audit_cli.py", "tests/test_audit_log.py",
+    "tests/test_boot.py", "tests/test_cgroup.py", "tests/test_coalesce.py",
+    "tests/test_context_rows.py", "tests/test_fair_queue.py", "tests/test_field_rows.py",
+    "tests/test_journal.py", "tests/test_kernel_death.py", "tests/test_listener.py",
+    "tests/test_merkle.py", "tests/test_outputs.py", "tests/test_path_observer.py",
+    "tests/test_private.py", "tests/test_prose.py", "tests/test_remote.py", "tests/test_sandbox.py",
+    "tests/test_seal.py", "tests/test_start.py", "tests/test_sweeper.py", "tests/test_zmtp.py",
+)  # fmt: skip
+RIDDLE = re.compile(r"(?:^|[.!?]\s+)(?:What|Whether|Of|Those|Likewise)\b")
+MAX_FUNCTION_LINES, MAX_FILE_LINES = 50, 400
+# Files and functions over these limits, and names with two meanings. These lists only shrink.
+LONG_FUNCTIONS = {"kernel/core/grammar.py to_lark", "kernel/handlers.py handlers"}
+LONG_FILES = {
+    "kernel/entry/trap.py", "kernel/handlers.py", "kernel/llm/contexts.py",
+    "kernel/memory/owners.py", "kernel/processes/lifecycle.py", "kernel/rules.py",
+    "kernel/storage/blobs.py", "kernel/storage/manager.py", "kernel/tools/manager.py",
+}  # fmt: skip
+PROCESSES = (
+    "kernel.__main__", "kernel.audit.__main__", "kernel.core.__main__", "kernel.core.fit",
+    "kernel.core.renderer", "kernel.core.trial", "kernel.gateway.__main__",
+    "kernel.index.__main__", "kernel.init.__main__", "kernel.init.keyring",
+)  # fmt: skip
+SAME_NAMES = {
+    "Failed", "Found", "Frame", "Gate", "Held", "Job",  "Ledger", "Owner", "Put",
+    "Request", "Reset", "Row", "Task", "Vocabulary",
+}  # fmt: skip
+
+Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def nodes(path: Path) -> Iterator[ast.AST]:
+    return ast.walk(ast.parse(path.read_text()))
+
+
+def texts(path: Path) -> Iterator[str]:
+    """The docstrings and comments of a file."""
+    for node in nodes(path):
+        if isinstance(node, Documented) and (text := ast.get_docstring(node)):
+            yield text
+    for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.string.removeprefix("#").strip()
+
+
+@pytest.mark.parametrize("done", DONE)
+def test_no_sentence_is_a_riddle(done: str) -> None:
+    paths = sources(done) or [ROOT / done]
+    assert [
+        (name_of(path), text) for path in paths for text in texts(path) if RIDDLE.search(text)
+    ] == []
+
+
+def test_a_riddle_is_found_wherever_it_is() -> None:
+    for text in ("What it is.", "It is. Whether it was, is gone.", "Keep it.\nOf all, the last."):
+        assert RIDDLE.search(text)
+    for text in ("Tell whether it is.", "Officers come first.", "It is what it is."):
+        assert not RIDDLE.search(text)
+
+
+def test_functions_fit_a_screen() -> None:
+    long = {
+        f"{name_of(path)} {node.name}"
+        for path in sources("kernel")
+        for node in nodes(path)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (node.end_lineno or 0) - node.lineno >= MAX_FUNCTION_LINES
+    }
+    assert long - LONG_FUNCTIONS == set(), "shorten these"
+    assert LONG_FUNCTIONS - long == set(), "take these off the list"
+
+
+def test_files_are_short() -> None:
+    long = {
+        name_of(path)
+        for path in sources("kernel")
+        if len(path.read_text().splitlines()) > MAX_FILE_LINES
+    }
+    assert long - LONG_FILES == set(), "shorten these"
+    assert LONG_FILES - long == set(), "take these off the list"
+
+
+def modules() -> dict[str, Path]:
+    """The kernel's modules by their names without `aios.`."""
+    found = {}
+    for path in sources("kernel"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported(module: str) -> set[str]:
+    """The kernel's modules that the process of one imports, itself and later imports included."""
+    known, found, todo = modules(), set[str](), [module]
+    while todo:
+        name = todo.pop()
+        if name in known and name not in found:
+            found.add(name)
+            todo += [each.removeprefix("aios.") for each in imports(known[name])]
+    return found
+
+
+def test_a_class_name_has_one_meaning_in_a_process() -> None:
+    known, same = modules(), set()
+    for process in PROCESSES:
+        places: dict[str, set[str]] = defaultdict(set)
+        for module in imported(process):
+            for node in ast.parse(known[module].read_text()).body:
+                if isinstance(node, ast.ClassDef):
+                    places[node.name].add(module)
+        same |= {name for name, found in places.items() if len(found) > 1}
+    assert same - SAME_NAMES == set(), "rename one of each"
+    assert SAME_NAMES - same == set(), "take these off the list"
+
+
+def test_the_modules_of_a_process_are_found() -> None:
+    """The test above rests on this."""
+    assert imported("kernel.gateway.__main__") >= {
+        "kernel.gateway.protocol",
+        "kernel.lib.log_stream",
+    }
+    assert "kernel.processes.lifecycle" in imported("kernel.__main__")
+    assert "kernel.boot" not in imported("kernel.init.__main__")
