@@ -45,7 +45,7 @@ from aios.syscalls.proc import (
     Wait,
 )
 
-from .core.protocol import Encode
+from .core.protocol import TokenizeRequest
 from .entry.trap import Call, Handler
 from .llm.contexts import Context
 from .llm.scheduler import POLICIES
@@ -242,7 +242,9 @@ async def llm_tokenize(k: Kernel, call: Call, args: Tokenize) -> Tokens:
     messages: list[tuple[str, str]] = [
         (message.role, message.content) for message in args.messages or []
     ]
-    encoded = await k.prompts.question(call.process, lambda req: Encode(req, args.text, messages))
+    encoded = await k.prompts.question(
+        call.process, lambda req: TokenizeRequest(req, args.text, messages)
+    )
     return Tokens(tokens=encoded.tokens)
 
 

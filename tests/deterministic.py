@@ -34,7 +34,7 @@ SOLO, MOVED, TOO_MANY = -1, -2, -4
 
 
 class Row(NamedTuple):
-    """What a slot holds of a token. `seed` names all that was entered up to it, and how."""
+    """A token in a slot. `seed` names all that was entered up to it, and how."""
 
     seed: bytes
     data: bytes

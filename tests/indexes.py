@@ -30,7 +30,7 @@ Told = TypeVar("Told", Position, Found, Failed)
 
 
 class Kernel:
-    """As much of one as the index sees."""
+    """The kernel as the index sees it."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -49,7 +49,7 @@ class Kernel:
         self.socket.bind(f"ipc://{self.home}/index.sock")
 
     def start(self, **options: Any) -> None:
-        """And wait until it is connected."""
+        """Start an index, and wait until it is connected."""
         config = {"home": str(self.home), "folder": str(self.home / "index")}
         config["embedder"] = str(self.embedder)
         command = [sys.executable, "-m", "aios.kernel.index", msgspec.json.encode(config).decode()]
@@ -82,7 +82,7 @@ class Kernel:
             self.socket.send_multipart([self.route, encode(command)])
 
     def hear(self, kind: type[Told]) -> Told:
-        """The next of this kind; Positions are passed over when it is another's turn."""
+        """Return the next report of a kind; Positions before it are skipped."""
         while True:
             report = decode_report(self.receive()[1])
             if isinstance(report, kind):
@@ -97,7 +97,7 @@ class Kernel:
         return position
 
     def until(self, seq: int) -> Position:
-        """The Position that says so; they never go back."""
+        """Wait for the Position with this `seq`; they never go back."""
         last = -1
         while (position := self.hear(Position)).seq < seq:
             assert last < position.seq
@@ -116,7 +116,7 @@ class Kernel:
 
 @contextlib.contextmanager
 def with_index() -> Iterator[Kernel]:
-    """With one just started."""
+    """A kernel whose index was just started."""
     with tempfile.TemporaryDirectory(prefix="aios-") as home:
         kernel = Kernel(Path(home))
         with contextlib.closing(kernel):

@@ -63,7 +63,7 @@ def write_bert(
 
 
 def drawn(tokens: int, dice: np.random.Generator) -> dict[str, NDArray[np.float32]]:
-    """Of a layer that does little: so a vector is mostly the words of its text."""
+    """Draw weights of a layer that does little: a vector is mostly the words of its text."""
     weights = {
         "token_embd.weight": dice.standard_normal((tokens, WIDTH), np.float32),
         "position_embd.weight": 0.1 * dice.standard_normal((WINDOW, WIDTH), np.float32),
@@ -141,10 +141,10 @@ def tiny_model(
     path: Path, arch: str = "llama", *, layers: int = 0, trained: int = 8192, window: int = 0,
     head: int = HEAD, vocabulary: int = 0, seed: int = 1, matrices: str = "Q8_0",
 ) -> Path:  # fmt: skip
-    """Write a language model of `arch` to `path`, which is returned.
+    """Write a language model of `arch` to `path`, and return the path.
 
-    It was `trained` for so many tokens; a `window` is that of attention that slides, of the archs
-    that have it; `vocabulary` adds tokens that nothing is written with, up to so many in all.
+    The model says it was `trained` for so many tokens. `window` is that of sliding attention, for
+    the archs that have it. `vocabulary` adds tokens that no text has, up to so many in all.
     """
     layers = layers or {"gemma3": 6, "jamba": 4}.get(arch, 2)
     out = GGUFWriter(path, arch)
@@ -279,7 +279,7 @@ def _recurrent(arch: str) -> Shapes:
 
 
 def _weights(name: str, shape: tuple[int, ...], dice: np.random.Generator) -> NDArray[np.float32]:
-    """By lot, of a size that keeps what goes through them as large as it is."""
+    """Draw weights at random, scaled so that activations keep their size."""
     if name == "token_embd.weight":
         rows = dice.standard_normal(shape, np.float32)
         rows[:, 0] = 2.0  # the same in each: with it the output prefers some tokens to others
@@ -304,8 +304,8 @@ def _weights(name: str, shape: tuple[int, ...], dice: np.random.Generator) -> ND
 def _output(
     tokens: list[str], line_end: NDArray[np.float32], dice: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Text is likely, a byte that is no character is not; an end comes at times, but hardly as an
-    answer's first token, which follows the end of a line."""
+    """Make the output matrix: text is likely, a byte that is no character is not. An end comes at
+    times, but hardly as an answer's first token, which follows the end of a line."""
     weights = 0.3 * dice.standard_normal((len(tokens), EMBD), np.float32)
     plain = np.array([re.fullmatch("[ -~ĠĊ]+", token) is not None for token in tokens])
     weights[~plain] = 0
@@ -319,7 +319,7 @@ def _output(
 def _add_tensor(
     out: GGUFWriter, name: str, weights: NDArray[np.float32], kind: GGMLQuantizationType
 ) -> None:
-    """Matrices as that `kind`, all else as it is."""
+    """Add a tensor: a matrix as `kind`, any other as it is."""
     if (
         weights.ndim == 2
         and weights.shape[1] % 32 == 0

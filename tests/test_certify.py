@@ -209,7 +209,7 @@ def test_padding_for_solo_sequences_makes_no_batch_too_large() -> None:
 
 
 def test_with_padding_it_is_exact_on_all_slots(needs_padding: Certified) -> None:
-    """They begin one after the other, so that each is solo once, and in batches of all sizes."""
+    """Sequences begin one after the other: each is solo once, and in batches of all sizes."""
     engine, size, cost = needs_padding
     assert (size, cost) == (SLOTS, None)
     lengths = [3, CHUNK, CHUNK + 1, PAD_FROM_TOKENS - 2, 5, 40]

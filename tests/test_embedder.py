@@ -64,7 +64,7 @@ def normal(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     "pooling", [PoolingType.MEAN, PoolingType.CLS, PoolingType.LAST, None]
 )  # fmt: skip
 def test_pooled_as_the_file_says(tmp_path: Path, pooling: PoolingType | None) -> None:
-    """Its layer does so little that a row is about its token's. Where it says nothing: the mean."""
+    """The layer does so little that a row is about its token's. By default it is the mean."""
     weights = write_bert(tmp_path / "bert.gguf", ["ibis heron"], pooling)
     rows = normal(weights["token_embd.weight"][[2, 5, 4, 3]] + weights["position_embd.weight"][:4])
     ways = {PoolingType.MEAN: rows.mean(0), PoolingType.CLS: rows[0], PoolingType.LAST: rows[3]}

@@ -1,4 +1,4 @@
-"""What every engine does, held against that of llama.cpp and the deterministic one of the tests."""
+"""The interface of engines: llama.cpp's, and the deterministic one of the tests."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ numeric = pytest.mark.parametrize("engine", ["deterministic", "tiny", "embedded"
 
 
 def enter(engine: Engine, slot: int, length: int, start: int = 0) -> bytes:
-    """Have a slot read so many tokens; the logits behind the last."""
+    """Have a slot read `length` tokens, and return the logits behind the last."""
     engine.clear(slot)
     for pos in range(0, length, CHUNK):
         chunk = text(engine, min(CHUNK, length - pos), start + pos)
@@ -63,7 +63,7 @@ def enter(engine: Engine, slot: int, length: int, start: int = 0) -> bytes:
 
 
 def behind(engine: Engine, *rows: tuple[int, int]) -> list[bytes]:
-    """Decode (slot, token) rows; the logits behind each."""
+    """Decode (slot, token) pairs, and return the logits behind each."""
     engine.decode([(slot, token, engine.length(slot)) for slot, token in rows])
     return [engine.logits(index).tobytes() for index in engine.index]
 
@@ -85,7 +85,7 @@ def test_sizes(engine: Engine) -> None:
 
 
 def test_logits_depend_on_the_tokens_before_and_on_nothing_else(engine: Engine) -> None:
-    """Not on the slot, what is in others, what was in it before; nor on the others in a batch."""
+    """They do not depend on the slot, other slots, former contents, or the rest of the batch."""
     lengths = [70, 3, WINDOW - 10, CHUNK]
     first = [enter(engine, 0, length, 9 * at) for at, length in enumerate(lengths)]
     solo = []
@@ -136,7 +136,7 @@ def test_what_was_cleared_leaves_no_trace(engine: Engine) -> None:
 
 
 def test_a_full_slot_takes_no_more(engine: Engine) -> None:
-    """It may have more room than its window, for padding, but not without end."""
+    """A slot may have more room than the window, for padding, but not without end."""
     enter(engine, 0, WINDOW)
     enter(engine, 1, 10)
     with pytest.raises(Internal):

@@ -1,4 +1,4 @@
-"""What only the numbers of a real model show: that all of this is exact on it, bit for bit.
+"""Exactness on real models, bit for bit.
 
 Everything else about batching and snapshots is tested on the deterministic engine.
 """

@@ -11,7 +11,7 @@ from unittest.mock import Mock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aios.kernel.core.protocol import Encoded, Question
+from aios.kernel.core.protocol import Question, Tokenized
 from aios.kernel.index import protocol
 from aios.kernel.index.client import MAX_SEARCHES, IndexClient
 from aios.kernel.lib.fair_queue import FairQueue
@@ -47,7 +47,7 @@ class Asker:
         self.run(principal, self.prompts.detokenize(process(principal), [1]))
 
     def answer(self) -> None:
-        self.prompts.answered(Encoded(self.core.pop(0).req))
+        self.prompts.answered(Tokenized(self.core.pop(0).req))
 
 
 def process(principal: str) -> Any:

@@ -1,4 +1,4 @@
-"""What an answer is held to: compiled, kept to, and the same whatever interrupts it."""
+"""Grammars: compiled, enforced, and exact whatever interrupts the answer."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ BYTES = Grammars([*(bytes([byte]) for byte in range(256)), b""], [END], list)
 
 
 def takes(text: str, **asked: Any) -> bool:
-    """Whether `text` is an answer that may end there, for a model whose tokens are bytes."""
+    """Return whether `text` may be a whole answer, for a model whose tokens are bytes."""
     grammar = BYTES.start(Decoding(**asked), [])
     for byte in text.encode():
         if byte not in grammar.allowed():
@@ -206,7 +206,7 @@ def test_a_grammar_that_is_none(engine: LlamaEngine, gbnf: str, why: str) -> Non
 
 @pytest.mark.parametrize("form", [TAGS, BARE], ids=["tags", "bare"])
 def test_calls_can_be_chosen_from_a_large_vocabulary(form: Form) -> None:
-    """As many tokens as Qwen2.5 has: any text, or a call."""
+    """The vocabulary is as large as Qwen2.5's; an answer is any text, or a call."""
     dice = random.Random(1)
     parts = [pair.replace(" ", "").replace("\u0120", " ") for pair in merges()]
     parts = [part for part in parts if part.isascii()] + ["<"] * 8  # beginnings of calls, of tags
@@ -386,7 +386,7 @@ def test_what_is_generated_parses_and_validates(
 
 
 def test_it_ends_with_the_last_token_that_fits(engine: LlamaEngine) -> None:
-    """So an answer of exactly max_tokens is whole, and ignore_eos has nothing to go on to."""
+    """An answer of exactly max_tokens is whole, and ignore_eos has nothing to go on to."""
     whole = run_solo(engine, ask(engine, "Ada?"), Decoding(schema=PERSON, digest=True))
     assert whole.why == "stop"
     assert len(whole.digests) == len(whole.tokens)
@@ -437,7 +437,7 @@ def test_log_probabilities_are_of_the_model_s_own_logits(engine: LlamaEngine) ->
 
 
 def test_an_answer_that_outgrows_the_limits_fails_alone(engine: LlamaEngine) -> None:
-    """What each rule of this grammar may be is bounded, but nothing that begins can end."""
+    """Each step of this grammar is bounded, but no answer can come to an end."""
     batcher = Watched(engine, engine.slots, PLENTY)
     other = Job(2, ask(engine, "Ada?"), Decoding(schema=PERSON, digest=True))
     batcher.run(Job(1, ask(engine, "a"), Decoding(grammar='root ::= "a" root')).run())

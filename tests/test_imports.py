@@ -33,7 +33,11 @@ HOMES = {
     "llama_cpp": {
         f"kernel/core/{name}.py" for name in ("llama", "vocabulary", "gguf", "sampler", "encoder")
     },
-    "llguidance": {"kernel/core/grammar.py", "kernel/core/trial.py", "kernel/index/embedder.py"},
+    "llguidance": {
+        "kernel/core/grammar.py",
+        "kernel/core/grammar_probe.py",
+        "kernel/index/embedder.py",
+    },
     "lmdb": {f"kernel/store/{name}.py" for name in ("store", "probe", "file_space", "transaction")}
     | {"bench/memory.py"},
     "mcp": {

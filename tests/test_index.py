@@ -28,7 +28,7 @@ def opened(folder: Path) -> Index:
 
 @pytest.fixture
 def index(tmp_path: Path) -> Iterator[Index]:
-    """With three documents of ann's."""
+    """An index with three documents of ann's."""
     index = opened(tmp_path)
     index.apply([put(seq, path, text) for seq, (path, text) in enumerate(DOCUMENTS.items(), 1)])
     yield index

@@ -109,7 +109,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def die(self) -> None:
-        """What a killed process leaves: the files as they are, nothing closed."""
+        """End like a killed process: the files stay as they are, nothing is closed."""
         copy = Path(tempfile.mkdtemp(prefix="aios-"))
         shutil.copytree(self.folder, copy, dirs_exist_ok=True)
         self.index.close()

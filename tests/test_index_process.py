@@ -105,7 +105,7 @@ def test_a_search_does_not_wait_for_all_that_is_to_be_indexed(kernel: Kernel) ->
 
 
 def test_killed_in_the_middle_it_never_claims_what_it_has_not(kernel: Kernel, full: bool) -> None:
-    """What is there is every change up to its position, and not one that follows."""
+    """The index has every change up to its position, and none that follows."""
     dice, seq, told = random.Random(4), 0, 0
     for _ in range(100 if full else 8):
         position = kernel.reset().seq

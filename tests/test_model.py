@@ -28,9 +28,9 @@ from models import tiny_model
 from aios.agents import connect
 from aios.kernel.config import embedded_model
 from aios.kernel.core import compare, fit
-from aios.kernel.core.fitted import Conditions, Record, Version, choose, new_file
 from aios.kernel.core.gguf import requantize
 from aios.kernel.core.llama import LlamaEngine
+from aios.kernel.core.variants import Conditions, FitRecord, Variant, choose, new_file
 from aios.shell.commands.model import ask
 from aios.syscalls.errors import AiosError, ModelError, NoRoom
 
@@ -83,7 +83,7 @@ Q8 = "--formats", "q8_0", "--choose", "q8_0", "--yes"
 
 
 @pytest.fixture(scope="module")
-def versions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, LlamaEngine]]:
+def variants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, LlamaEngine]]:
     folder = tmp_path_factory.mktemp("versions")
     engines = {"original": LlamaEngine(embedded_model(), slots=2, window=512, threads=2)}
     for name in ("q8_0", "q4_0"):
@@ -97,7 +97,7 @@ def versions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Lla
 @pytest.fixture
 def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Less text and fewer rounds, for what is measured in this process."""
-    monkeypatch.setattr(compare, "TOKENS", 256)
+    monkeypatch.setattr(compare, "TEXT_TOKENS", 256)
     monkeypatch.setattr(compare, "ROUNDS", 1)
 
 
@@ -106,20 +106,20 @@ def silent(_what: str, _done: int, _total: int) -> None:
 
 
 @pytest.mark.usefixtures("briefly")
-def test_a_model_is_at_no_distance_from_itself(versions: dict[str, LlamaEngine]) -> None:
+def test_a_model_is_at_no_divergence_from_itself(variants: dict[str, LlamaEngine]) -> None:
     again = LlamaEngine(embedded_model(), slots=2, window=512, threads=2)
-    apart, perplexity = compare.distance([versions["original"], again], silent)
+    divergences, perplexity = compare.measure_divergence([variants["original"], again], silent)
     again.close()
-    assert apart == [compare.Distance()] * 2
-    assert apart[1].kl == apart[1].kl_max == 0.0
+    assert divergences == [compare.Divergence()] * 2
+    assert divergences[1].kl == divergences[1].kl_max == 0.0
     assert perplexity[0] == perplexity[1] > 1
 
 
 @pytest.mark.usefixtures("briefly")
 def test_the_limit_parts_what_keeps_the_model_from_what_spoils_it(
-    versions: dict[str, LlamaEngine],
+    variants: dict[str, LlamaEngine],
 ) -> None:
-    (_, near, far), perplexity = compare.distance(list(versions.values()), silent)
+    (_, near, far), perplexity = compare.measure_divergence(list(variants.values()), silent)
     assert 0 < near.kl < fit.KL_LIMIT < far.kl
     assert near.kl < near.kl_max < far.kl_max
     assert far.same_top < near.same_top < 1
@@ -127,36 +127,36 @@ def test_the_limit_parts_what_keeps_the_model_from_what_spoils_it(
 
 
 @pytest.mark.usefixtures("briefly")
-def test_the_race_leaves_the_slots_empty(versions: dict[str, LlamaEngine]) -> None:
-    speeds, gains = compare.race(list(versions.values()), [2, 2, 1], silent)
+def test_the_race_leaves_the_slots_empty(variants: dict[str, LlamaEngine]) -> None:
+    speeds, gains = compare.race(list(variants.values()), [2, 2, 1], silent)
     assert all(min(msgspec.structs.astuple(speed)) > 0 for speed in speeds)
     assert gains[0] == compare.Speed(1.0, 1.0, 1.0)
-    assert {engine.length(slot) for engine in versions.values() for slot in (0, 1)} == {0}
+    assert {engine.length(slot) for engine in variants.values() for slot in (0, 1)} == {0}
 
 
-def version(name: str, turns: float = 2.0, kl: float = 0.001, **changed: Any) -> Version:
+def variant(name: str, turns: float = 2.0, kl: float = 0.001, **changed: Any) -> Variant:
     speed = compare.Speed(1.0, 1.0, turns)
     figures = {"measured": HERE, "certified": 4, **changed}
-    return Version(
-        format=name, size=1, sha256="", speed=speed, gain=speed, apart=compare.Distance(kl),
+    return Variant(
+        format=name, size=1, sha256="", speed=speed, gain=speed, divergence=compare.Divergence(kl),
         perplexity=1.0, **figures,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("versions", "picked"),
+    ("variants", "picked"),
     [
         ([], ""),
-        ([version("a")], "a"),
-        ([version("a"), version("b", turns=3.0)], "b"),
-        ([version("a"), version("b", turns=3.0, kl=0.011)], "a"),
-        ([version("a", turns=1.05)], ""),
-        ([version("a", certified=3)], ""),
-        ([version("a", measured=Conditions("other", "engine", 2, 2))], ""),
+        ([variant("a")], "a"),
+        ([variant("a"), variant("b", turns=3.0)], "b"),
+        ([variant("a"), variant("b", turns=3.0, kl=0.011)], "a"),
+        ([variant("a", turns=1.05)], ""),
+        ([variant("a", certified=3)], ""),
+        ([variant("a", measured=Conditions("other", "engine", 2, 2))], ""),
     ],
 )
-def test_the_rule(versions: list[Version], picked: str) -> None:
-    record = Record("path", original=version("original", turns=1.0, kl=0.0), versions=versions)
+def test_the_rule(variants: list[Variant], picked: str) -> None:
+    record = FitRecord("path", original=variant("original", turns=1.0, kl=0.0), variants=variants)
     assert fit.pick(record, HERE) == picked
 
 
@@ -168,12 +168,12 @@ def test_what_memory_has_no_room_for_is_left_out(
     for free, fit_in in ((3800, names), (3700, names[1:]), (600, names[2:])):
         memory = SimpleNamespace(available=(free + 50) << 20)
         monkeypatch.setattr(psutil, "virtual_memory", lambda found=memory: found)
-        assert fit.that_fit(names, 50 << 20, params) == fit_in
+        assert fit.drop_too_large(names, 50 << 20, params) == fit_in
     said = capsys.readouterr().out
     assert said.count("leaving bf16 out: it needs 2048 MiB, 3700 are free") == 1
     memory.available = 500 << 20
     with pytest.raises(NoRoom, match="q4_0 needs 576 MiB beside the original, 450 MiB are free"):
-        fit.that_fit(names, 50 << 20, params)
+        fit.drop_too_large(names, 50 << 20, params)
 
 
 # --- kept --------------------------------------------------------------------------------------
@@ -276,7 +276,7 @@ def test_a_core_that_starts_again_never_loads_another_file(
 
 
 def started_in_terminal(home: Path) -> str:
-    """All that `aios start --detach` says in a terminal."""
+    """Return all that `aios start --detach` prints in a terminal."""
     starting = pexpect.spawn(
         AIOS[0], [*AIOS[1:], "start", "--detach"], env=environment(home), timeout=LIMIT,
         encoding="utf-8", dimensions=(40, 200),

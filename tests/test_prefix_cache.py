@@ -36,7 +36,7 @@ def cache(disk: Disk, clock: Clock) -> Iterator[PrefixCache]:
 
 
 def save(cache: PrefixCache, ctx: int, ops: list[Op]) -> int:
-    """Tokens that were cut."""
+    """Save a context, and return how many tokens were cut."""
     slot = Slot(ops)
     cache.save(ctx, ops, chain(ops), slot.cut)
     return slot.cuts
@@ -50,7 +50,7 @@ def load(cache: PrefixCache, ctx: int, ops: list[Op]) -> int:
 
 
 def offload(cache: PrefixCache, ops: list[Op]) -> int:
-    """Bytes that went to disk."""
+    """Offload a context, and return how many bytes went to disk."""
     before = cache.tiers.written
     cache.offload(chain(ops))
     cache.tiers.flush()
@@ -103,7 +103,7 @@ def test_what_came_before_is_part_of_what_it_is_found_by(cache: PrefixCache) -> 
 
 
 def test_blocks_that_overlap_on_disk_fit_together(disk: Disk, tmp_path: Path) -> None:
-    """As a core leaves them that was killed before it had removed the shorter one."""
+    """A core that was killed before it had removed the shorter one leaves both."""
     ops = history(("p", 70), ("d", 30))
     for end in (10, len(ops)):
         rows = rows_of(ops[:end])[ROW * CHUNK :]

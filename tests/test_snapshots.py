@@ -46,14 +46,14 @@ class Cores:
         return batcher
 
     def end(self) -> None:
-        """The core goes, and only its files stay."""
+        """End the core; only its files stay."""
         if self.batchers:
             assert self.batchers[-1].prefix_cache.check() == []
         for slot in range(self.engine.slots):
             self.engine.clear(slot)
 
     def on_disk(self, *jobs: Job, codec: Codec = "plain") -> list[Path]:
-        """Run these, and put their contexts to disk: the files."""
+        """Run jobs, write their contexts to disk, and return the files."""
         batcher = self.boot(idle_ttl=-1.0, codec=codec)
         finish(batcher, *jobs)
         batcher.step()  # notices that they are idle
@@ -238,7 +238,7 @@ def test_a_context_that_is_read_ahead_waits_for_no_disk(engine: Engine, cores: C
 
 
 def test_a_beginning_that_all_have_is_computed_once(engine: Engine, cores: Cores) -> None:
-    """Even if they start at the same moment, on fewer slots than there are contexts."""
+    """Contexts start at the same moment, on fewer slots than there are contexts."""
     system = text(engine, 200)
     prompts = [[*system, *text(engine, 20, start)] for start in range(7)]
     expected = [run_solo(engine, each, SOME) for each in prompts]
@@ -275,7 +275,7 @@ def test_a_fork_computes_only_what_is_its_own(engine: Engine, cores: Cores) -> N
 
 
 def test_rolled_back_it_goes_on_from_there(engine: Engine, cores: Cores) -> None:
-    """To its middle, and back to its end, after it had to leave its slot."""
+    """A context goes to its middle, and back to its end, after it had to leave its slot."""
     long = Decoding(max_tokens=30, ignore_eos=True, digest=True)
     whole = run_solo(engine, text(engine, 100), long)
     middle: list[Segment] = [(PREFILLED, whole.prompt), (DECODED, whole.tokens[:20])]

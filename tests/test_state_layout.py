@@ -68,7 +68,7 @@ def test_what_is_cut_and_joined_is_the_same_bytes(
 def test_a_cache_with_a_window_has_rows_of_the_last_tokens(
     rows: list[int], planes: list[int], slot: int, cells: int, last: int
 ) -> None:
-    """What is cut out of states of a sequence that grows, joined, is the state with all rows."""
+    """Rows cut out of states of a growing sequence, joined, are the state with all rows."""
     last = min(cells, last)
 
     def state(count: int, kept: int) -> Bytes:

@@ -79,7 +79,7 @@ def test_a_question_that_hangs_ends_the_core() -> None:
     code = """
 import threading, zmq
 from aios.kernel.core import __main__ as core
-from aios.kernel.core.protocol import Encode, encode
+from aios.kernel.core.protocol import TokenizeRequest, encode
 
 class Stuck:
     def tokenize_parts(self, parts, *, start):
@@ -89,8 +89,8 @@ core.HANG_S = 0.2
 text, asks = zmq.Context.instance().socket(zmq.PAIR), zmq.Context.instance().socket(zmq.PAIR)
 text.bind("inproc://text")
 asks.connect("inproc://text")
-core.start(core.serve_text, text, Stuck())
-asks.send(encode(Encode(1, text="x")))
+core.run_in_thread(core.serve_text, text, Stuck())
+asks.send(encode(TokenizeRequest(1, text="x")))
 threading.Event().wait()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from aios.kernel.config import embedded_model
 from aios.kernel.core.chat import ControlTokens, PromptPart
 from aios.kernel.core.llama import LlamaEngine
-from aios.kernel.core.protocol import Decode, Encode, decode_encoded, encode
+from aios.kernel.core.protocol import DetokenizeRequest, TokenizeRequest, decode_tokenized, encode
 from aios.kernel.core.template import TemplateRenderer
-from aios.kernel.core.text import TextStream, answer, parts_behind
+from aios.kernel.core.text import TextStream, answer, parts_after
 from aios.syscalls.errors import BY_CODE, BadInput
 
 # --- the stream ---------------------------------------------------------------------------------
@@ -33,13 +33,13 @@ def cut(draw: st.DrawFn, data: st.SearchStrategy[bytes]) -> list[bytes]:
 
 
 def read(pieces: list[bytes], count: int) -> str:
-    """The whole characters in the first pieces of a valid text."""
+    """Return the whole characters in the first pieces of a valid text."""
     return b"".join(pieces[:count]).decode(errors="ignore")
 
 
 def before_stop(pieces: list[bytes], stops: list[str]) -> tuple[str, int]:
-    """All text before the stop string that is complete first (of several that one piece completes,
-    the one that begins first), and the number of pieces until then; without one, all there is."""
+    """Return the text before the first complete stop string (of several that one piece completes,
+    the one that begins first) and the number of pieces until then; without a stop string, all."""
     for count in range(1, len(pieces) + 1):
         text = read(pieces, count)
         found = [text.index(stop) for stop in stops if stop in text]
@@ -49,7 +49,7 @@ def before_stop(pieces: list[bytes], stops: list[str]) -> tuple[str, int]:
 
 
 def shown(stream: TextStream, pieces: list[bytes]) -> list[str]:
-    """What a stream shows with each piece, and at its end."""
+    """Return the text that a stream shows with each piece, and at its end."""
     out = []
     for piece in pieces:
         out.append(stream.feed(piece))
@@ -127,8 +127,8 @@ ODD = [
 ]
 
 
-def render_behind(engine: LlamaEngine, question: Encode) -> str:
-    (text,) = parts_behind(engine, question)  # nothing in it reads like a control token
+def render_behind(engine: LlamaEngine, question: TokenizeRequest) -> str:
+    (text,) = parts_after(engine, question)  # nothing in it reads like a control token
     assert isinstance(text, str)
     return text
 
@@ -142,7 +142,7 @@ def render(engine: LlamaEngine, turns: list[tuple[str, str]], *, reply: bool) ->
 def test_turn_by_turn_is_the_same_as_all_at_once(engine: LlamaEngine, content: str) -> None:
     turns = [("system", content), ("user", "Hi"), ("assistant", "Yes"), ("user", content)]
     parts = [
-        render_behind(engine, Encode(1, messages=turns[at : at + 1], turns=[*turns[:at]]))
+        render_behind(engine, TokenizeRequest(1, messages=turns[at : at + 1], turns=[*turns[:at]]))
         for at in range(len(turns))
     ]
     assert "".join(parts) == render(engine, turns, reply=False)
@@ -155,8 +155,8 @@ def test_behind_a_generated_answer_comes_what_the_template_puts_there(
     engine: LlamaEngine, content: str
 ) -> None:
     """The answer is in the context as tokens, so what is rendered goes on right behind it."""
-    first = render_behind(engine, Encode(1, messages=[("user", content)], reply=True))
-    question = Encode(
+    first = render_behind(engine, TokenizeRequest(1, messages=[("user", content)], reply=True))
+    question = TokenizeRequest(
         2,
         messages=[("user", content)],
         turns=[("user", content), ("assistant", None)],
@@ -170,13 +170,13 @@ def test_behind_a_generated_answer_comes_what_the_template_puts_there(
 
 def test_behind_the_second_answer_comes_only_what_is_new(engine: LlamaEngine) -> None:
     dialog: list[tuple[str, str | None]] = [("user", "Hi"), ("assistant", None)] * 2
-    text = render_behind(engine, Encode(1, messages=[("user", "Bye")], turns=dialog))
+    text = render_behind(engine, TokenizeRequest(1, messages=[("user", "Bye")], turns=dialog))
     assert text.count("Bye") == 1
     assert "Hi" not in text
 
 
 def test_an_answer_is_opened_behind_what_was_only_appended(engine: LlamaEngine) -> None:
-    question = Encode(1, turns=[("user", "Hi")], reply=True)
+    question = TokenizeRequest(1, turns=[("user", "Hi")], reply=True)
     opened = render_behind(engine, question)
     assert opened
     assert render(engine, [("user", "Hi")], reply=False) + opened == render(
@@ -202,10 +202,10 @@ def test_a_template_that_refuses_is_the_callers_error(engine: LlamaEngine) -> No
     )
 )
 def test_text_survives_tokens(engine: LlamaEngine, text: str) -> None:
-    """All but a few bytes that this model's vocabulary lacks (control characters, rare planes);
-    and "<" may begin one of its control tokens, which have no text."""
-    encoded = answer(engine, Encode(1, text=text, start=False))
-    assert answer(engine, Decode(2, encoded.tokens)).text == text
+    """The vocabulary lacks a few bytes (control characters, rare planes), and "<" may begin one of
+    its control tokens, which have no text: such texts are not tried."""
+    encoded = answer(engine, TokenizeRequest(1, text=text, start=False))
+    assert answer(engine, DetokenizeRequest(2, encoded.tokens)).text == text
 
 
 def test_an_error_is_an_answer_too() -> None:
@@ -222,7 +222,7 @@ def test_an_error_is_an_answer_too() -> None:
         def piece(self, token: int) -> bytes:
             return b""
 
-    encoded = answer(NoTemplate(), Encode(7, messages=[("user", "Hi")]))
+    encoded = answer(NoTemplate(), TokenizeRequest(7, messages=[("user", "Hi")]))
     assert encoded.req == 7
     assert encoded.error is not None
     assert BY_CODE[encoded.error["code"]] is BadInput
@@ -235,14 +235,16 @@ dialogs = st.lists(
     max_size=3,
 )
 questions = st.one_of(
-    st.builds(Decode, st.just(1), st.lists(numbers, max_size=5)),
-    st.builds(Encode, st.just(1), text=st.text(), start=st.booleans()),
-    st.builds(Encode, st.just(1), messages=dialogs, reply=st.booleans()),
+    st.builds(DetokenizeRequest, st.just(1), st.lists(numbers, max_size=5)),
+    st.builds(TokenizeRequest, st.just(1), text=st.text(), start=st.booleans()),
+    st.builds(TokenizeRequest, st.just(1), messages=dialogs, reply=st.booleans()),
 )
 
 
 @given(questions)
-def test_every_question_has_an_answer(engine: LlamaEngine, question: Encode | Decode) -> None:
-    """What else comes of one would end the core, and with it what everybody generates."""
-    encoded = decode_encoded(encode(answer(engine, question)))
+def test_every_question_has_an_answer(
+    engine: LlamaEngine, question: TokenizeRequest | DetokenizeRequest
+) -> None:
+    """Any other exception would end the core, and with it all generations."""
+    encoded = decode_tokenized(encode(answer(engine, question)))
     assert encoded.error is None or BY_CODE[encoded.error["code"]] is BadInput

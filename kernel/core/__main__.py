@@ -2,11 +2,12 @@
 
     python -m aios.kernel.core CONFIG    (a CoreConfig as JSON)
 
-Work: commands in, a report after each step. Text: tokenizing runs in a thread of its own, since
-llama_decode lets go of the interpreter; so it waits for no step. So does compiling grammars.
+Work: commands in, a report after each step. Text: questions to the tokenizer, which a thread of its
+own answers. They wait for no step, since llama_decode releases the GIL. A third thread compiles
+grammars.
 
-A core outlives its kernel: the sockets connect to the next one, announce themselves to it
-(ZMQ_PROBE_ROUTER), and what was under way to the old one is dropped (ZMQ_IMMEDIATE).
+A core outlives its kernel: the sockets connect to the next one and announce themselves to it
+(ZMQ_PROBE_ROUTER); messages under way to the old one are dropped (ZMQ_IMMEDIATE).
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ from ..lib.encryption import inherited_codec
 from .batcher import Batcher
 from .certify import certify
 from .disk import Codec, Disk
-from .fitted import Choice, choose
 from .llama import Cache, LlamaEngine
 from .protocol import (
     Compile,
@@ -47,16 +47,19 @@ from .protocol import (
     encode,
 )
 from .text import answer
+from .variants import Choice, choose
 
 RING_FD = 3
-HANG_S = 60.0  # on one question of text: the core is given up then
+HANG_S = 60.0  # over one question: then the core ends, and another is started
 
 
 class CoreConfig(msgspec.Struct, frozen=True):
+    """The settings of a core, which the kernel passes as its argument."""
+
     home: str
     model: str
-    fitted: bool  # load the version of it that `aios model fit` has chosen
-    loaded: str  # path of the file that the core before this one had loaded; empty: none was
+    fitted: bool  # load the variant that `aios model fit` has chosen
+    loaded: str  # the file that the core before this one had loaded; empty: there was none
     slots: int
     window: int
     threads: int
@@ -75,7 +78,7 @@ def main() -> int:
     config = msgspec.json.decode(sys.argv[1], type=CoreConfig)
     context: zmq.Context[Any] = zmq.Context()
     try:
-        choice = choose_as_before(config)
+        choice = choose_loaded(config)
         engine = LlamaEngine(
             choice.path, slots=config.slots, window=config.window, threads=config.threads,
             cache=config.cache,
@@ -84,16 +87,18 @@ def main() -> int:
         certified, cost = certify(engine)
         batcher = _batcher(config, engine, certified if config.exact else 0)
     except AiosError as error:
-        _connect(context, config, "core").send(encode(Failed(error.to_wire())))
+        _open_socket(context, config, "core").send(encode(Failed(error.to_wire())))
         context.term()  # lingers until the kernel has it
         return 1
-    text = _connect(context, config, "text")
-    start(serve_text, text, engine)
-    serve(_connect(context, config, "core"), batcher, _model_info(engine, choice, certified, cost))
+    text = _open_socket(context, config, "text")
+    run_in_thread(serve_text, text, engine)
+    serve(
+        _open_socket(context, config, "core"), batcher, _model_info(engine, choice, certified, cost)
+    )
     return 0
 
 
-def _connect(context: zmq.Context[Any], config: CoreConfig, name: str) -> zmq.Socket[bytes]:
+def _open_socket(context: zmq.Context[Any], config: CoreConfig, name: str) -> zmq.Socket[bytes]:
     connected: zmq.Socket[bytes] = context.socket(zmq.DEALER)
     connected.setsockopt(zmq.PROBE_ROUTER, 1)
     connected.setsockopt(zmq.IMMEDIATE, 1)
@@ -102,8 +107,8 @@ def _connect(context: zmq.Context[Any], config: CoreConfig, name: str) -> zmq.So
     return connected
 
 
-def choose_as_before(config: CoreConfig) -> Choice:
-    """The file to load.
+def choose_loaded(config: CoreConfig) -> Choice:
+    """Choose the file to load.
 
     Raises:
         ModelError: it cannot be read, or the contexts of this system began with another file.
@@ -151,7 +156,7 @@ def _model_info(
 
 
 def serve(work: zmq.Socket[bytes], batcher: Batcher, model: ModelInfo) -> None:
-    """Take every command that is there, move every context on by a step, report."""
+    """Serve the kernel: take all commands that are there, make a step, report it, and so on."""
     while True:
         while batcher.running == {} or work.poll(0):
             if batcher.running == {} and not work.poll(_milliseconds(batcher.idle_timeout())):
@@ -178,8 +183,8 @@ def _milliseconds(seconds: float | None) -> int | None:
     return None if seconds is None else int(seconds * 1000) + 1
 
 
-def start(serve: Callable[..., None], *args: Any) -> None:
-    """Run `serve` in a thread; where that ends, the core does: another can answer again."""
+def run_in_thread(serve: Callable[..., None], *args: Any) -> None:
+    """Run `serve` in a thread. If it ends, so does the core: the next one can answer again."""
 
     def run() -> None:
         try:
@@ -192,11 +197,11 @@ def start(serve: Callable[..., None], *args: Any) -> None:
 
 
 def serve_text(text: zmq.Socket[bytes], engine: LlamaEngine) -> None:
-    """Answer questions. Compiling a grammar may take its time, and no other waits for that."""
+    """Answer questions; grammars are compiled in another thread, since that may take long."""
     grammars = text.context.socket(zmq.PAIR)
     grammars.set_hwm(0)
     grammars.bind("inproc://grammars")
-    start(serve_grammars, text.context, engine)
+    run_in_thread(serve_grammars, text.context, engine)
     while True:
         ready, _, _ = zmq.select([text, grammars], [], [])
         if grammars in ready:
@@ -213,6 +218,7 @@ def serve_text(text: zmq.Socket[bytes], engine: LlamaEngine) -> None:
 
 
 def serve_grammars(context: zmq.Context[Any], engine: LlamaEngine) -> None:
+    """Compile the grammars of questions."""
     questions = context.socket(zmq.PAIR)
     questions.set_hwm(0)
     questions.connect("inproc://grammars")

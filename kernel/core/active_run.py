@@ -12,7 +12,7 @@ from aios.syscalls.llm import Decoding, Logprob
 
 from .engine import Engine
 from .history import Op
-from .protocol import DECODED, Halted, Out, Run, Why
+from .protocol import DECODED, EndReason, Halted, Out, Run
 from .sampler import Sampler
 from .text import TextStream
 
@@ -48,7 +48,7 @@ class ActiveRun:
         self.pending: list[Op] = []
         self.digest = run.digest
         self.started_step = step
-        self.ended: Why | None = None
+        self.ended: EndReason | None = None
         self.error: AiosError | None = None
         self.text = TextStream(run.decoding.stop)
         answer = tokens[self.length - run.generated :]
@@ -85,7 +85,7 @@ class ActiveRun:
         self.ended = self._end_reason()
         return out
 
-    def _end_reason(self) -> Why | None:
+    def _end_reason(self) -> EndReason | None:
         if self.text.stopped or self.sampler.complete:
             return "stop"
         if self.generated >= self.decoding.max_tokens:

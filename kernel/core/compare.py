@@ -1,6 +1,6 @@
-"""Versions of a model beside each other: how quick each is, and how far from the original.
+"""Variants of a model beside each other: the speed of each, and its divergence from the original.
 
-They take turns, so what else the machine does meanwhile strikes both.
+They take turns, so other load on the machine slows all of them.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from numpy.typing import NDArray
 from .engine import CHUNK
 from .llama import LlamaEngine
 
-TOKENS, SPAN = 1024, 512  # of text that is compared; of a context
-ROUNDS, PREFILL, STEPS = 9, 2 * CHUNK, 10  # of timing; tokens prefilled; decode steps
-READ, WRITTEN = 256, 64  # tokens of a turn: an agent reads what tools say, and writes less
-START = 32  # tokens in each context that is decoded
+TEXT_TOKENS, SPAN_TOKENS = 1024, 512  # compared; entered into one context
+ROUNDS, PREFILL_TOKENS, DECODE_STEPS = 9, 2 * CHUNK, 10  # of timing
+# Of a turn: an agent reads the results of tools, and writes less.
+READ_TOKENS, WRITTEN_TOKENS = 256, 64
+START_TOKENS = 32  # in each context that is decoded
 
-Engines = list[LlamaEngine]  # the original first; all with as many slots, of SPAN tokens at least
-Tell = Callable[[str, int, int], None]  # what is done, steps done, steps in all
+Engines = list[LlamaEngine]  # the original first; all with as many slots, of SPAN_TOKENS at least
+Tell = Callable[[str, int, int], None]  # (activity, steps done, steps in all)
 
 
 class Speed(Struct, frozen=True):
-    """Tokens/s of one prefill, and of decoding on all slots at once; and what comes of both: turns
-    of READ tokens prefilled and WRITTEN decoded, so many a second on each slot."""
+    """The speed of a variant: tokens/s of one prefill, tokens/s of decoding on all slots at once,
+    and turns/s on each slot, of READ_TOKENS prefilled and WRITTEN_TOKENS decoded."""
 
     prefill: float
     decode: float
@@ -41,16 +42,16 @@ class Speed(Struct, frozen=True):
         )
 
 
-class Distance(Struct, frozen=True):
-    """From the original's distribution of the next token, over all tokens of the text."""
+class Divergence(Struct, frozen=True):
+    """A variant's distributions of the next token against the original's, over a text."""
 
     kl: float = 0.0  # mean Kullback-Leibler divergence, nats a token
     kl_max: float = 0.0
-    same_top: float = 1.0  # share of tokens after which both find the same one likeliest
+    same_top: float = 1.0  # share of tokens behind which both find the same one likeliest
 
 
 def text() -> str:
-    """English prose, 2,886 tokens of it for the embedded model."""
+    """Return English prose, 2,886 tokens of it for the embedded model."""
     return files("aios.examples").joinpath("alice.txt").read_text()
 
 
@@ -58,8 +59,8 @@ def text() -> str:
 
 
 def race(engines: Engines, certified: list[int], tell: Tell) -> tuple[list[Speed], list[Speed]]:
-    """Speed of each, and over the original's: medians over rounds. Decode batches are within what
-    is `certified` of each, as a core's are."""
+    """Return the speed of each engine, and its gain over the original's: medians over rounds. As in
+    a core, decode batches have at most the `certified` size of the engine."""
     tokens = engines[0].tokenize(text(), start=True)
     rounds: list[list[Speed]] = []
     for number in range(ROUNDS + 1):
@@ -70,15 +71,15 @@ def race(engines: Engines, certified: list[int], tell: Tell) -> tuple[list[Speed
         rounds.append([speed(*rates, slots) for rates in zip(prefill, decode, strict=True)])
     tell("timing", 1, 1)
     gains = [[each.over(speeds[0]) for each in speeds] for speeds in rounds]
-    return middle(rounds[1:]), middle(gains[1:])  # the first round warms up
+    return medians(rounds[1:]), medians(gains[1:])  # the first round warms up
 
 
 def speed(prefill: float, decode: float, slots: int) -> Speed:
-    return Speed(prefill, decode, 1 / (slots * (READ / prefill + WRITTEN / decode)))
+    return Speed(prefill, decode, 1 / (slots * (READ_TOKENS / prefill + WRITTEN_TOKENS / decode)))
 
 
-def middle(rounds: list[list[Speed]]) -> list[Speed]:
-    """Of each engine the median over rounds, of each figure."""
+def medians(rounds: list[list[Speed]]) -> list[Speed]:
+    """Return, for each engine, the median of each figure over rounds."""
     return [
         Speed(*(median(figures) for figures in zip(*map(astuple, of_one), strict=True)))
         for of_one in zip(*rounds, strict=True)
@@ -87,38 +88,38 @@ def middle(rounds: list[list[Speed]]) -> list[Speed]:
 
 def prefill_rate(engine: LlamaEngine, tokens: list[int]) -> float:
     began = time.perf_counter()
-    for pos in range(0, PREFILL, CHUNK):
+    for pos in range(0, PREFILL_TOKENS, CHUNK):
         engine.prefill(0, tuple(tokens[pos : pos + CHUNK]), pos)
     seconds = time.perf_counter() - began
     engine.clear(0)
-    return PREFILL / seconds
+    return PREFILL_TOKENS / seconds
 
 
 def decode_rate(engine: LlamaEngine, certified: int, tokens: list[int]) -> float:
     slots = range(engine.slots)
     for slot in slots:
-        engine.prefill(slot, tuple(tokens[slot : slot + START]), 0)
+        engine.prefill(slot, tuple(tokens[slot : slot + START_TOKENS]), 0)
     size = certified or engine.slots
     parts = [slots[at : at + size] for at in range(0, engine.slots, size)]
     began = time.perf_counter()
-    for step in range(STEPS):
+    for step in range(DECODE_STEPS):
         for part in parts:
-            engine.decode([(slot, tokens[step], START + step) for slot in part])
+            engine.decode([(slot, tokens[step], START_TOKENS + step) for slot in part])
     seconds = time.perf_counter() - began
     for slot in slots:
         engine.clear(slot)
-    return STEPS * engine.slots / seconds
+    return DECODE_STEPS * engine.slots / seconds
 
 
-# --- distance ----------------------------------------------------------------------------------
+# --- divergence --------------------------------------------------------------------------------
 
 
-def distance(engines: Engines, tell: Tell) -> tuple[list[Distance], list[float]]:
-    """How far each is from the original, and the perplexity of each."""
-    tokens = engines[0].tokenize(text(), start=True)[:TOKENS]
+def measure_divergence(engines: Engines, tell: Tell) -> tuple[list[Divergence], list[float]]:
+    """Return the divergence of each engine from the original, and its perplexity."""
+    tokens = engines[0].tokenize(text(), start=True)[:TEXT_TOKENS]
     kl, same, surprise = [], [], []  # arrays of (engines, tokens of a chunk)
-    for start in range(0, len(tokens), SPAN):
-        span = tokens[start : start + SPAN]
+    for start in range(0, len(tokens), SPAN_TOKENS):
+        span = tokens[start : start + SPAN_TOKENS]
         for pos in range(0, len(span), CHUNK):
             tell("comparing", start + pos, len(tokens))
             found = [log_probabilities(engine, span[pos : pos + CHUNK], pos) for engine in engines]
@@ -129,13 +130,14 @@ def distance(engines: Engines, tell: Tell) -> tuple[list[Distance], list[float]]
         for engine in engines:
             engine.clear(0)
     tell("comparing", 1, 1)
-    divergence, agreed, missed = (np.concatenate(all_, axis=1) for all_ in (kl, same, surprise))
-    apart = zip(divergence.mean(1), divergence.max(1), agreed.mean(1), strict=True)
-    return [Distance(*map(float, each)) for each in apart], np.exp(missed.mean(1)).tolist()
+    kl_each, agreed, missed = (np.concatenate(all_, axis=1) for all_ in (kl, same, surprise))
+    figures = zip(kl_each.mean(1), kl_each.max(1), agreed.mean(1), strict=True)
+    return [Divergence(*map(float, each)) for each in figures], np.exp(missed.mean(1)).tolist()
 
 
 def log_probabilities(engine: LlamaEngine, tokens: list[int], pos: int) -> NDArray[np.float64]:
-    """Enter a chunk; of the token that follows each, shape (len(tokens), vocab)."""
+    """Enter a chunk, and return the log probabilities of the token behind each of its tokens, shape
+    (len(tokens), n_vocab)."""
     engine.prefill(0, tuple(tokens), pos, every=True)
     logits = np.stack([engine.logits(row) for row in range(len(tokens))]).astype(np.float64)
     logits -= logits.max(1, keepdims=True)

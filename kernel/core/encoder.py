@@ -1,9 +1,9 @@
-"""An embedding model: texts in, vectors out. Used by the index, which is another process than the
-LLM core; it is here because llama_cpp is.
+"""An embedding model on llama.cpp: texts in, vectors out. The process of the index uses it, but all
+that imports llama_cpp is in this package.
 
-One text is one `llama_decode`, so its vector is a function of the text alone, to the last bit.
-Several in a batch come out up to 1e-4 apart, and no faster: a passage of 200 tokens keeps the
-processors busy, and attention within a batch is computed over all of it, then masked.
+Each text is one `llama_decode`, so its vector depends on the text alone, to the last bit. In a
+batch vectors differ by up to 1e-4, and come no faster: a passage of 200 tokens keeps the processors
+busy, and attention is computed over all of a batch, then masked.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from aios.syscalls.errors import Internal, ModelError
 
 from .gguf import load, log, tokenize
 
-WINDOW = 2048  # tokens of a text at most, where the model has room for more
+MAX_WINDOW_TOKENS = 2048
 
 
 class Encoder:
-    """Vectors of `dim` numbers, pooled as the model's metadata say, or their mean over a text's
-    tokens where they say nothing.
+    """Encodes texts as vectors of `dim` numbers, pooled as the model's metadata say; by default
+    they are the mean over the text's tokens.
 
     Raises:
-        ModelError: the file is missing, truncated, not a GGUF, or no model of texts' meaning.
+        ModelError: the file is missing, truncated, not a GGUF, or not an embedding model.
     """
 
     def __init__(self, path: Path, threads: int) -> None:
         self.model = load(path, "--embedder")
         self.vocab = ll.llama_model_get_vocab(self.model)
-        self.window = min(int(ll.llama_model_n_ctx_train(self.model)), WINDOW)
+        self.window = min(int(ll.llama_model_n_ctx_train(self.model)), MAX_WINDOW_TOKENS)
         self.dim = int(ll.llama_model_n_embd_out(self.model))
         self.ctx = self._context(ll.LLAMA_POOLING_TYPE_UNSPECIFIED, threads)
         if self._pooling() == ll.LLAMA_POOLING_TYPE_NONE:
@@ -41,7 +41,7 @@ class Encoder:
             self.ctx = self._context(ll.LLAMA_POOLING_TYPE_MEAN, threads)
         if self._pooling() == ll.LLAMA_POOLING_TYPE_RANK:
             raise ModelError(f"{path} is a reranker", "name an embedding model with --embedder")
-        self.memory = ll.llama_get_memory(self.ctx)  # None: such a model keeps nothing
+        self.memory = ll.llama_get_memory(self.ctx)  # None for a model without a KV cache
         self.batch = ll.llama_batch_init(self.window, 0, 1)
 
     def _context(self, pooling: int, threads: int) -> Any:
@@ -61,12 +61,12 @@ class Encoder:
         return int(ll.llama_pooling_type(self.ctx))
 
     def encode(self, text: str) -> NDArray[np.float32]:
-        """Of length 1, [dim]; 0 of a text without tokens. Of one that is longer than the window
-        its beginning counts."""
+        """Return a text's vector, shape (dim,) and length 1; 0 for a text without tokens. The text
+        beyond the window is ignored."""
         tokens = tokenize(self.vocab, text, start=True, special=False)
         if not tokens:
             return np.zeros(self.dim, np.float32)
-        if len(tokens) > self.window:  # most models want to see their last token, an end
+        if len(tokens) > self.window:  # most models expect the last one, an end token
             tokens = [*tokens[: self.window - 1], tokens[-1]]
         batch = self.batch
         for i, token in enumerate(tokens):

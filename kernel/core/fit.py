@@ -1,9 +1,9 @@
-"""Fitting a model to this machine: measure other formats of it beside the original.
+"""Fitting a model to this machine: its quantized variants are measured beside the original.
 
     python -m aios.kernel.core.fit < REQUEST    (a Request as JSON)
 
 On stdout one JSON object a line: any number of {"progress": ...}, then {"report": ...}, or
-{"error": ...}. Nothing but `choose` changes what a system loads.
+{"error": ...}. Only `choose` changes the file that a system loads.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from aios.kernel.config import Config, load
 from aios.syscalls.errors import AiosError, BadInput, ModelError, NoRoom
 
 from .certify import certify
-from .compare import SPAN, distance, race
-from .fitted import Conditions, Record, Shelf, Version, choose, lock, sha256
+from .compare import SPAN_TOKENS, measure_divergence, race
 from .gguf import BINDING, FORMATS, describe
 from .llama import LlamaEngine
+from .variants import Conditions, FitRecord, Variant, VariantStore, choose, lock, sha256
 
-# The same weights in F16, which rounds next to nothing off, are 0.003 from the embedded Q4_1: its
-# own kernels round that much. Q8_0 is at 0.006, Q6_K at 0.013, Q5_1 at 0.13, Q4_0 at 0.27.
+# From the embedded Q4_1, its own weights in F16 diverge by 0.003, since Q4_1's kernels round that
+# much; Q8_0 by 0.006, Q6_K by 0.013, Q5_1 by 0.13, Q4_0 by 0.27.
 KL_LIMIT = 0.01  # nats a token
-GAIN_LIMIT = 1.1  # what is quicker by less than this is not worth a second file
+GAIN_LIMIT = 1.1  # a smaller gain is not worth a second file
 
 
 class Request(Struct, frozen=True):
@@ -42,20 +42,20 @@ class Request(Struct, frozen=True):
 
 
 class Report(Struct, kw_only=True):
-    """What there is to say of a model. `picked` and `chosen` are formats, or empty."""
+    """A model and its variants. `picked` and `chosen` are formats, or empty."""
 
     model: str
     format: str
     size: int  # bytes
     sha256: str
-    folder: str  # where its versions are
+    folder: str  # of its variants
     loaded: str  # path of the file that `aios start` would load
-    refused: str  # why that is the original although `fitted` is set
-    picked: str  # by the rule, of what was measured here
+    refused: str  # why the original is loaded although `fitted` is set
+    picked: str  # by the rule, of the variants measured here
     chosen: str
     here: Conditions
-    original: Version | None
-    versions: list[Version]
+    original: Variant | None
+    variants: list[Variant] = msgspec.field(name="versions")
 
 
 def main() -> int:
@@ -81,65 +81,65 @@ def serve(request: Request) -> Report:
     if unknown:
         raise BadInput(f"no format {unknown[0]!r}", "one of " + ", ".join(FORMATS))
     config = load(Path(request.home), request.settings)
-    shelf = Shelf(config.model_path)
+    store = VariantStore(config.model_path)
     if request.action == "show":
-        return report(config, shelf)
+        return report(config, store)
     with lock(lambda: tell("waiting for another fit", 0, 1)):
         if request.action == "forget":
-            shelf.forget(request.formats)
+            store.forget(request.formats)
         elif request.action == "measure":
-            measure(shelf, request.formats, conditions(config))
+            measure(store, request.formats, conditions(config))
         else:
-            put_first(shelf, request.formats[0])
-    return report(config, shelf)
+            choose_variant(store, request.formats[0])
+    return report(config, store)
 
 
-def put_first(shelf: Shelf, name: str) -> None:
-    """Have `name` loaded where `fitted` is set.
+def choose_variant(store: VariantStore, name: str) -> None:
+    """Choose the variant that is loaded where `fitted` is set.
 
     Raises:
         BadInput: it was never measured.
-        ModelError: its file is not to be trusted.
+        ModelError: its file is not the one that was measured.
     """
-    record = shelf.load()
-    version = record.version(name)
-    if version is None:
-        names = ", ".join(version.format for version in record.versions)
+    record = store.load()
+    variant = record.variant(name)
+    if variant is None:
+        names = ", ".join(variant.format for variant in record.variants)
         raise BadInput(f"{name} was not measured beside the original", f"choose one of: {names}")
-    shelf.check(version)
+    store.check(variant)
     record.chosen = name
-    shelf.save(record)
+    store.save(record)
 
 
-def report(config: Config, shelf: Shelf) -> Report:
-    record, here = shelf.load(), conditions(config)
-    choice = choose(shelf.original, config.fitted)
+def report(config: Config, store: VariantStore) -> Report:
+    record, here = store.load(), conditions(config)
+    choice = choose(store.original, config.fitted)
     return Report(
-        model=str(shelf.original),
-        format=describe(shelf.original)[0],
-        size=shelf.original.stat().st_size,
-        sha256=shelf.sha256,
-        folder=str(shelf.folder),
+        model=str(store.original),
+        format=describe(store.original)[0],
+        size=store.original.stat().st_size,
+        sha256=store.sha256,
+        folder=str(store.folder),
         loaded=str(choice.path),
         refused=choice.refused,
         picked=pick(record, here),
         chosen=record.chosen,
         here=here,
         original=record.original,
-        versions=record.versions,
+        variants=record.variants,
     )
 
 
-def pick(record: Record, here: Conditions) -> str:
-    """The quickest format that loses nothing a user could notice; empty: the original."""
+def pick(record: FitRecord, here: Conditions) -> str:
+    """Return the quickest format without a loss that a user could notice; empty: the original."""
     fit = {
-        version.format: version.gain.turns
-        for version in record.versions
-        if version.measured == here
-        and version.gain.turns >= GAIN_LIMIT
-        and version.apart.kl <= KL_LIMIT
+        variant.format: variant.gain.turns
+        for variant in record.variants
+        if variant.measured == here
+        and variant.gain.turns >= GAIN_LIMIT
+        and variant.divergence.kl <= KL_LIMIT
         and record.original is not None
-        and version.certified >= record.original.certified
+        and variant.certified >= record.original.certified
     }
     return max(fit, key=fit.__getitem__, default="")
 
@@ -155,36 +155,36 @@ def conditions(config: Config) -> Conditions:
 # --- measuring -----------------------------------------------------------------------------------
 
 
-def measure(shelf: Shelf, formats: Sequence[str], here: Conditions) -> None:
-    """Add to the record what was not measured under the present conditions.
+def measure(store: VariantStore, formats: Sequence[str], here: Conditions) -> None:
+    """Make and measure the variants that were not measured under the conditions `here`.
 
     Raises:
-        ModelError: there is no room for the files.
+        ModelError: the disk has no room for the files.
         NoRoom: there is no memory for any of them beside the original.
     """
-    record = shelf.load()
-    own, params = describe(shelf.original)
+    record = store.load()
+    own, params = describe(store.original)
     own = own.lower()
-    whole = {version.format for version in record.versions if is_whole(shelf, version)}
-    known = {version.format for version in record.versions if version.measured == here} & whole
+    intact = {variant.format for variant in record.variants if is_intact(store, variant)}
+    known = {variant.format for variant in record.variants if variant.measured == here} & intact
     missing = [name for name in formats if name not in known | {own}]
     if not missing:
         return
-    missing = that_fit(missing, shelf.original.stat().st_size, params)
+    missing = drop_too_large(missing, store.original.stat().st_size, params)
     for name in missing:
         tell(f"requantizing to {name}", 0, 1)
-        if name not in whole:
-            shelf.make(name, here.threads)
+        if name not in intact:
+            store.make(name, here.threads)
         tell(f"requantizing to {name}", 1, 1)
-    record.original, *versions = compare(shelf, [own, *missing], here)
-    others = [version for version in record.versions if version.format not in missing]
-    record.versions = others + versions
-    shelf.save(record)
+    record.original, *variants = compare(store, [own, *missing], here)
+    others = [variant for variant in record.variants if variant.format not in missing]
+    record.variants = others + variants
+    store.save(record)
 
 
-def that_fit(names: list[str], original: int, params: int) -> list[str]:
-    """Those of `names` that memory has room for, all at once beside the `original`; to make a file
-    and then see that it is too large would take minutes.
+def drop_too_large(names: list[str], original: int, params: int) -> list[str]:
+    """Return the formats that memory has room for, all at once beside the `original`. To make a
+    file only to see that it is too large would take minutes.
 
     Raises:
         NoRoom: there is room for none.
@@ -204,28 +204,29 @@ def that_fit(names: list[str], original: int, params: int) -> list[str]:
     return list(sizes)
 
 
-def is_whole(shelf: Shelf, version: Version) -> bool:
+def is_intact(store: VariantStore, variant: Variant) -> bool:
     try:
-        shelf.check(version)
+        store.check(variant)
     except ModelError:
-        return False  # it is made again
+        return False
     return True
 
 
-def compare(shelf: Shelf, names: list[str], here: Conditions) -> list[Version]:
-    """Of the original, whose format is the first of `names`, and its other versions.
+def compare(store: VariantStore, names: list[str], here: Conditions) -> list[Variant]:
+    """Measure the original, whose format is the first of `names`, and its variants.
 
     Raises:
-        ModelError: its window is too short to be measured.
+        ModelError: the model's window is too short to be measured.
     """
-    paths = [shelf.original, *map(shelf.path, names[1:])]
+    paths = [store.original, *map(store.path, names[1:])]
     sizes = [path.stat().st_size for path in paths]
     engines = [
-        LlamaEngine(path, slots=here.slots, window=SPAN, threads=here.threads) for path in paths
+        LlamaEngine(path, slots=here.slots, window=SPAN_TOKENS, threads=here.threads)
+        for path in paths
     ]
-    if engines[0].window < SPAN:
+    if engines[0].window < SPAN_TOKENS:
         raise ModelError(
-            f"{paths[0]} holds {engines[0].window} tokens, and is measured with {SPAN}",
+            f"{paths[0]} holds {engines[0].window} tokens, and is measured with {SPAN_TOKENS}",
             "use it as it is",
         )
     exact = []
@@ -234,12 +235,12 @@ def compare(shelf: Shelf, names: list[str], here: Conditions) -> list[Version]:
         exact.append(certify(engine)[0])
     tell("testing that it is exact", 1, 1)
     speeds, gains = race(engines, exact, tell)
-    apart, perplexity = distance(engines, tell)
+    divergences, perplexity = measure_divergence(engines, tell)
     for engine in engines:
         engine.close()
     hashes = map(sha256, paths)
-    figures = zip(names, sizes, hashes, speeds, gains, exact, apart, perplexity, strict=True)
-    return [Version(here, *each) for each in figures]
+    figures = zip(names, sizes, hashes, speeds, gains, exact, divergences, perplexity, strict=True)
+    return [Variant(here, *each) for each in figures]
 
 
 if __name__ == "__main__":

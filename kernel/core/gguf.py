@@ -1,4 +1,4 @@
-"""GGUF files: loaded, described, written in another format."""
+"""GGUF files: load, describe, and quantize them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import llama_cpp as ll
 from aios.syscalls.errors import Internal, ModelError
 
 BINDING = f"llama-cpp-python {ll.__version__}"
-FORMATS = {  # llama.cpp's name; bits a weight
+FORMATS = {  # llama.cpp's file type; bits per weight
     "q8_0": (ll.LLAMA_FTYPE_MOSTLY_Q8_0, 8.5),
     "q4_0": (ll.LLAMA_FTYPE_MOSTLY_Q4_0, 4.5),
     "q4_1": (ll.LLAMA_FTYPE_MOSTLY_Q4_1, 5.0),
@@ -27,8 +27,8 @@ FORMATS = {  # llama.cpp's name; bits a weight
 }
 
 
-class Log:
-    """What llama.cpp complained about last, for the error that follows."""
+class ErrorLog:
+    """Keeps the last errors that llama.cpp logged, for the exception that follows."""
 
     def __init__(self) -> None:
         self.errors: list[str] = []
@@ -39,14 +39,14 @@ class Log:
             self.errors = [*self.errors[-4:], text.decode(errors="replace").strip()]
 
 
-# ggml prints a backtrace when it aborts, which hangs where two threads do: what aborts has to die.
+# ggml prints a backtrace when it aborts, and that hangs if two threads do: aborting must end us.
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")
-log = Log()
+log = ErrorLog()
 ll.llama_log_set(log.callback, ctypes.c_void_p(0))
 
 
 def load(path: Path, option: str = "--model") -> Any:
-    """llama.cpp's model of a file, which was named by the `option`.
+    """Load the model in a file; errors name the `option` by which the user chose it.
 
     Raises:
         ModelError: the file is missing, truncated or not a GGUF.
@@ -72,8 +72,8 @@ def load(path: Path, option: str = "--model") -> Any:
 
 
 def tokenize(vocab: Any, text: str, *, start: bool, special: bool) -> list[int]:
-    """Token ids of `text`. With `start`, between those that the model wants around a text; with
-    `special`, what reads like a control token is one."""
+    """Return the token ids of `text`. With `start` they include those that the model wants around a
+    text; with `special`, text that reads like a control token becomes one."""
     data = text.encode()
     room = len(data) + 8
     buffer = (ll.llama_token * room)()
@@ -84,11 +84,11 @@ def tokenize(vocab: Any, text: str, *, start: bool, special: bool) -> list[int]:
 
 
 def identity(path: Path) -> str:
-    """Names a model file by both its ends and its size: to hash all of a large one takes seconds
-    at each start.
+    """Return a hash of a model file's first and last MiB and its size, as its name: hashing all of
+    a large file would take seconds at each start.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -102,7 +102,7 @@ def requantize(source: Path, target: Path, name: str, threads: int) -> None:
     """Write the model `source` to `target`, its weights in the format `name`, one of FORMATS.
 
     Raises:
-        ModelError: `source` is no model, or `target` cannot be written.
+        ModelError: `source` is not a model, or `target` cannot be written.
     """
     params = ll.llama_model_quantize_default_params()
     params.ftype, params.allow_requantize, params.nthread = FORMATS[name][0], True, threads
@@ -112,7 +112,7 @@ def requantize(source: Path, target: Path, name: str, threads: int) -> None:
 
 
 def describe(path: Path) -> tuple[str, int]:
-    """The format of a model's weights, as llama.cpp names it, and how many there are.
+    """Return the format of a model's weights, as llama.cpp names it, and their number.
 
     Raises:
         ModelError: the file is missing, truncated or not a GGUF.

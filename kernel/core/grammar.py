@@ -1,8 +1,9 @@
-"""What an answer is held to, a JSON Schema or a GBNF grammar, as a choice of tokens at each draw.
+"""Grammars: an answer constrained by a JSON Schema or by GBNF, as a choice of tokens at each draw.
 
-The only file, with trial.py, that imports llguidance. It parses with bounded work a step whatever
-the grammar; llama.cpp's own parser takes ten times longer a token under some of 60 bytes, and ends
-the process on a token that does not fit. It holds, too, what the schema says or refuses it.
+llguidance does the work, and only this file and grammar_probe.py import it. Its work per step is
+bounded, whatever the grammar. llama.cpp's own parser takes ten times longer for each token than for
+the one before under some grammars of 60 bytes, and aborts the process on a token that does not fit.
+And llguidance either enforces all that a schema says, or refuses the schema.
 """
 
 from __future__ import annotations
@@ -20,21 +21,21 @@ from numpy.typing import NDArray
 from aios.syscalls.errors import AiosError, BadGrammar
 from aios.syscalls.llm import Decoding
 
-from . import trial
-from .protocol import Compile, Encoded
-from .trial import Vocabulary
+from . import grammar_probe
+from .grammar_probe import TokenPieces
+from .protocol import Compile, Tokenized
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
-KEPT = 64  # compiled grammars
-# One blank, as models are used to it: where the answer may choose, a small model can go on and on.
+CACHED_GRAMMARS = 64  # compiled ones, and as many that were probed
+# One blank, as models are used to; given a choice of blanks, a small model can go on and on.
 SPACING: JsonCompileOptions = {
     "whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "
 }  # fmt: skip
 
 CHAR = r'(?:\\x[\da-fA-F]{2}|\\u[\da-fA-F]{4}|\\U[\da-fA-F]{8}|\\[nrt"\\\[\]]|[^\\])'
-TOKEN = re.compile(
+GBNF_TOKEN = re.compile(
     rf"""(?P<blank>\s+|\#[^\n]*)
     | %json\s*(?P<schema>(?=\{{))
     | "(?P<text>(?:(?!"){CHAR})*)"
@@ -49,16 +50,16 @@ TOKEN = re.compile(
 
 
 def to_lark(gbnf: str) -> str:
-    """A GBNF grammar in the syntax of llguidance. `%json {...}` in it is a value of that schema,
-    `[...]++` or `.++` a run of characters as in regular expressions: the longest there is.
+    """Translate a GBNF grammar to llguidance's syntax. `%json {...}` in it is a value of that
+    schema; `[...]++` or `.++` is a run of characters as in regular expressions, the longest one.
 
-    Every other character becomes a lexeme of its own, since the lexer takes the longest it finds
-    and a GBNF grammar means any. A run is one lexeme, and its choice of tokens is known from the
-    token before; by single characters it takes 20 ms a token from a vocabulary of 152,000.
+    Every other character becomes a lexeme of its own, since the lexer takes the longest match and a
+    GBNF grammar means any match. A run is one lexeme, so the tokens that may follow are the same at
+    each step; by single characters they take 20 ms a token with a vocabulary of 152,000.
 
     Raises:
-        BadGrammar: it is not GBNF, or a schema in it not JSON; or it names a rule that it lacks, or
-            has twice.
+        BadGrammar: the text is not GBNF, a schema in it is not JSON, or a rule is missing or there
+            twice.
     """
     names = {"root": "start"}
     used, defined = {"root"}, set()
@@ -68,7 +69,7 @@ def to_lark(gbnf: str) -> str:
         return names.setdefault(name, f"r{len(names)}_{re.sub('[^a-z0-9]', '_', name.lower())}")
 
     while at < len(gbnf):
-        token = TOKEN.match(gbnf, at)
+        token = GBNF_TOKEN.match(gbnf, at)
         if token is None:
             line = gbnf.count("\n", 0, at) + 1
             raise BadGrammar(f"line {line} of the grammar: cannot read {gbnf[at : at + 20]!r}")
@@ -103,7 +104,7 @@ def to_lark(gbnf: str) -> str:
 
 
 def _schema(gbnf: str, at: int) -> tuple[str, int]:
-    """The schema that begins at `at`, for one answer's JSON as for any other's; where it ends."""
+    """Return the schema that begins at `at`, with the usual spacing, and where it ends."""
     try:
         schema, end = json.JSONDecoder().raw_decode(gbnf, at)
         return json.dumps({**schema, "x-guidance": SPACING}), end
@@ -112,7 +113,7 @@ def _schema(gbnf: str, at: int) -> tuple[str, int]:
 
 
 def _point(char: str) -> str:
-    """A character of GBNF, or its escape, as a regular expression's."""
+    """Translate a character of GBNF, or its escape, to a regular expression."""
     if char[0] != "\\":
         code = ord(char)
     elif char[1] in "xuU":
@@ -130,22 +131,22 @@ def _ranges(chars: str) -> str:
     return re.sub(rf"({CHAR})(?:-({CHAR}))?", one, chars, flags=re.S)
 
 
-def _source(asked: Decoding | Compile) -> str:
-    """What llguidance compiles for the schema or the grammar that is `asked` for.
+def _source(request: Decoding | Compile) -> str:
+    """Return llguidance's source for the schema or the grammar of a request.
 
     Raises:
-        BadGrammar: it is not JSON, or not GBNF.
+        BadGrammar: the schema is not JSON, or the grammar is not GBNF.
     """
-    if asked.grammar is not None:
-        return to_lark(asked.grammar)
+    if request.grammar is not None:
+        return to_lark(request.grammar)
     try:
-        return LLMatcher.grammar_from_json_schema(json.dumps(asked.schema), overrides=SPACING)
+        return LLMatcher.grammar_from_json_schema(json.dumps(request.schema), overrides=SPACING)
     except (TypeError, ValueError) as error:
         raise BadGrammar(f"the schema is not JSON: {error}") from error
 
 
 class Grammar:
-    """What one answer may go on with. Its state is rebuilt from the tokens of the answer."""
+    """The constraint on one answer. Its state is a function of the answer's tokens so far."""
 
     def __init__(
         self, matcher: LLMatcher, ends: NDArray[np.intp], ignore_end: bool, past: list[int]
@@ -157,15 +158,15 @@ class Grammar:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing can follow any more."""
+        """True once nothing can follow."""
         return self._matcher.is_stopped() and not self._matcher.is_error()
 
     def accept(self, token: int) -> None:
         self._matcher.consume_token(token)
 
     def allowed(self) -> NDArray[np.intp]:
-        """The ids of the tokens that may follow, rising; an end only where the answer is whole,
-        and with `ignore_end` only where it cannot go on.
+        """Return the ids of the tokens that may follow, rising. An end is among them only where the
+        answer may end; with `ignore_end`, only where it cannot go on.
 
         Raises:
             BadGrammar: the state has outgrown the limits of a step.
@@ -179,53 +180,53 @@ class Grammar:
 
 
 class Grammars:
-    """Compiles grammars for a vocabulary: `pieces` are the bytes of its tokens, `ends` the tokens
-    that end an answer. Where a grammar leaves no choice of text, `tokenize` chooses its tokens."""
+    """Compiles grammars for a vocabulary. `pieces` are the bytes of its tokens, `ends` the tokens
+    that end an answer. Where a grammar leaves only one text, `tokenize` chooses its tokens."""
 
     def __init__(
         self, pieces: list[bytes], ends: list[int], tokenize: Callable[[bytes], list[int]]
     ) -> None:
-        plain = LLTokenizer(TokenizerWrapper(Vocabulary(pieces, ends, list)), slices=[])
+        plain = LLTokenizer(TokenizerWrapper(TokenPieces(pieces, ends, list)), slices=[])
 
         def exact(text: bytes) -> list[int]:
-            """Some tokenizers add a blank in front, and all read control tokens out of text."""
+            """Tokenize `text` as it is: some tokenizers add a blank, all parse control tokens."""
             tokens = tokenize(text)
             written = b"".join(pieces[token] for token in tokens)
             return tokens if written == text else plain.greedy_tokenize(text.decode())
 
-        vocabulary = TokenizerWrapper(Vocabulary(pieces, ends, exact))
+        vocabulary = TokenizerWrapper(TokenPieces(pieces, ends, exact))
         self._tokenizer = LLTokenizer(vocabulary, eos_token=ends)
-        self._limits = trial.limits(len(pieces))
+        self._limits = grammar_probe.limits(len(pieces))
         self._ends = np.array(ends, np.intp)
-        self._compiled = lru_cache(KEPT)(self._compile)
-        self._tried = lru_cache(KEPT)(self._try)
+        self._compiled = lru_cache(CACHED_GRAMMARS)(self._compile)
+        self._probed = lru_cache(CACHED_GRAMMARS)(self._probe)
 
     def start(self, decoding: Decoding, past: list[int]) -> Grammar:
-        """The grammar of an answer that so far is `past`."""
+        """Return the constraint on an answer whose tokens so far are `past`."""
         matcher = self._compiled(_source(decoding)).deep_copy()
         return Grammar(matcher, self._ends, decoding.ignore_eos, past)
 
-    def answer(self, question: Compile) -> Encoded:
+    def answer(self, question: Compile) -> Tokenized:
         try:
-            self._tried(_source(question))
+            self._probed(_source(question))
         except AiosError as error:
-            return Encoded(question.req, error=error.to_wire())
-        return Encoded(question.req)
+            return Tokenized(question.req, error=error.to_wire())
+        return Tokenized(question.req)
 
-    def _try(self, source: str) -> None:
-        """Raises BadGrammar where no answer can be held to `source`."""
-        trial.run(source)
-        probe = self._compiled(source).deep_copy()
-        if probe.is_error():
-            raise BadGrammar(f"it cannot be compiled: {_reason(probe)}")
-        probe.compute_bitmask()
-        if probe.is_error():
-            raise BadGrammar(f"no answer can begin: {_reason(probe)}")
+    def _probe(self, source: str) -> None:
+        """Raise BadGrammar if no answer can satisfy `source`."""
+        grammar_probe.probe(source)
+        matcher = self._compiled(source).deep_copy()
+        if matcher.is_error():
+            raise BadGrammar(f"it cannot be compiled: {_reason(matcher)}")
+        matcher.compute_bitmask()
+        if matcher.is_error():
+            raise BadGrammar(f"no answer can begin: {_reason(matcher)}")
 
     def _compile(self, source: str) -> LLMatcher:
         return LLMatcher(self._tokenizer, source, log_level=0, limits=self._limits)
 
 
 def _reason(matcher: LLMatcher) -> str:
-    """The error, without the lines of source that llguidance adds."""
+    """Return the error without the lines of source that llguidance adds."""
     return " ".join(re.split(r"\n +\d+ \| |\n<", matcher.get_error())[0].split())

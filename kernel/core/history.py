@@ -1,8 +1,9 @@
 """A history cut into operations, each with a key that names all that was entered up to it.
 
 An operation is what enters the KV cache in one computation: a prefill chunk or one decoded token.
-The cut depends on the history alone, so computing an operation again gives the same bits. Its key
-is a hash chained over all operations from the start: contexts that begin alike have equal keys.
+The cut depends on the history alone, so an operation that is computed again gives the same bits.
+Its key is a hash chained over all operations from the start: contexts that begin alike have equal
+keys.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ def plan(history: list[Segment]) -> list[Op]:
 
 
 def link(parent: bytes, op: Op) -> bytes:
-    """The key of `op` behind the operation with the key `parent`; none is before the first."""
+    """Return the key of `op` behind the operation with the key `parent`; b"" before the first."""
     how, pos, tokens = op
     data = struct.pack(f"<cI{len(tokens)}i", how.encode(), pos, *tokens)
     return blake2b(parent + data, digest_size=16).digest()
 
 
 def chain(ops: list[Op], parent: bytes = b"") -> list[bytes]:
-    """The keys of operations that follow the one with the key `parent`."""
+    """Return the keys of operations that follow the one with the key `parent`."""
     return list(accumulate(ops, link, initial=parent))[1:]
 
 
@@ -52,5 +53,5 @@ def common_prefix_length(mine: list[Op], theirs: list[Op]) -> int:
 
 
 def length(ops: list[Op]) -> int:
-    """Tokens that are in a context with these operations."""
+    """Return the length in tokens of a context with these operations."""
     return ops[-1][1] + len(ops[-1][2]) if ops else 0

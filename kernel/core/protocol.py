@@ -1,7 +1,10 @@
-"""What the kernel and an LLM core say to each other: msgpack, one tagged struct a message.
+"""The protocol between the kernel and an LLM core: msgpack, one tagged struct per message.
 
 The kernel names a context by its id and always sends its whole history; the core finds out by
-itself how much of it the KV cache still holds. So a core has nothing that must not be lost.
+itself how much of it the KV cache still holds. So a core may lose everything at any moment.
+
+A message's tag is its class name, unless the class names another. Tags must not change, since a
+core and the next kernel may be of different versions.
 """
 
 from __future__ import annotations
@@ -16,18 +19,17 @@ from aios.syscalls.llm import Decoding, Logprob
 
 PREFILLED: Final = "p"
 DECODED: Final = "d"
-Segment = tuple[Literal["p", "d"], list[int]]  # how tokens entered is part of the context
-Why = Literal["stop", "length", "context_full", "preempted", "cancelled", "failed"]
+Segment = tuple[Literal["p", "d"], list[int]]  # how tokens entered is a part of the context
+EndReason = Literal["stop", "length", "context_full", "preempted", "cancelled", "failed"]
 
 
 class Frame(Struct, tag_field="t"):
-    """Base of all that travels between kernel and core."""
+    """Base of all messages between kernel and core."""
 
 
 class Run(Frame):
-    """Give `ctx` a slot and generate; `generated` of the history's last tokens are its answer.
-
-    What comes of it carries `run`.
+    """Give `ctx` a slot and generate. The last `generated` tokens of the history are its answer so
+    far. Reports carry the `run`.
     """
 
     ctx: int
@@ -46,29 +48,29 @@ class Halt(Frame):
 
 
 class Drop(Frame):
-    """Forget `ctx`: its slot and its snapshot."""
+    """Forget `ctx`: its slot and its KV blocks."""
 
     ctx: int
 
 
 class Reset(Frame):
-    """The first word of a kernel: stop all that runs, forget all contexts but these. Answered by
+    """The first message of a kernel: stop all runs, forget all contexts but these. Answered by
     Ready."""
 
     contexts: list[int]
 
 
 class Prefetch(Frame):
-    """`ctx` will run soon: read what is on disk of it."""
+    """Read the blocks of `ctx` from disk, since it will run soon."""
 
     ctx: int
 
 
-class Encode(Frame):
-    """Turn what is to enter a context into tokens; answered by Encoded.
+class TokenizeRequest(Frame, tag="Encode"):
+    """Tokenize text or chat messages for a context; answered by Tokenized.
 
-    With `messages`, `turns` are those already in the context: what the chat template adds behind
-    them is encoded. An assistant's turn that was generated has None for content.
+    With `messages`, `turns` are those already in the context: the text that the chat template adds
+    behind them is tokenized. An assistant's turn that was generated has None for content.
     """
 
     req: int
@@ -77,18 +79,18 @@ class Encode(Frame):
     turns: list[tuple[str, str | None]] = []
     reply: bool = False  # open the assistant's answer
     start: bool = True  # at the beginning of a context
-    tokens: dict[int, list[int]] = {}  # in the place of contents, by their place in turns, messages
+    tokens: dict[int, list[int]] = {}  # instead of contents, by index into turns and messages
 
 
-class Decode(Frame):
-    """Turn tokens into text; answered by Encoded."""
+class DetokenizeRequest(Frame, tag="Decode"):
+    """Turn tokens into text; answered by Tokenized."""
 
     req: int
     tokens: list[int]
 
 
 class Compile(Frame):
-    """See whether an answer can be held to this; answered by Encoded, of no tokens."""
+    """Check that an answer can satisfy a schema or a grammar; answered by Tokenized, empty."""
 
     req: int
     schema: dict[str, Any] | None
@@ -96,10 +98,12 @@ class Compile(Frame):
 
 
 Command = Run | Halt | Drop | Prefetch | Reset
-Question = Encode | Decode | Compile
+Question = TokenizeRequest | DetokenizeRequest | Compile
 
 
 class Ready(Frame):
+    """The core serves this kernel from now on."""
+
     model: ModelInfo
 
 
@@ -109,7 +113,9 @@ class Failed(Frame):
     error: dict[str, str]
 
 
-class Encoded(Frame):
+class Tokenized(Frame, tag="Encoded"):
+    """The answer to a question: tokens, text, or an AiosError on the wire."""
+
     req: int
     tokens: list[int] = []
     text: str = ""
@@ -117,10 +123,10 @@ class Encoded(Frame):
 
 
 class Out(Frame):
-    """One context's share of a step: `fed` tokens computed for the first time, one token drawn.
+    """One context's share of a step: `fed` tokens computed for the first time, and one drawn.
 
-    What was computed `again` does not count: a turn must not be used up before the context has
-    caught up, and has to be worth that.
+    Tokens computed `again` are not charged: else a context could use up its turns without getting
+    any further.
     """
 
     ctx: int
@@ -134,17 +140,18 @@ class Out(Frame):
 
 
 class Halted(Frame):
-    """A run ended; `text` is what was held back of it, to be shown if it does not go on."""
+    """A run has ended. `text` was held back until now; it is shown unless the run goes on."""
 
     ctx: int
     run: int
-    why: Why
+    why: EndReason
     text: str = ""
     error: dict[str, str] | None = None  # an AiosError on the wire
 
 
 class Counters(Frame):
-    """Since the core's start; bytes and extents as they are now. syscalls' Stats explains them."""
+    """Counts since the core's start; bytes, and KV blocks as `extents`, are as of now. Stats in
+    syscalls/kernel.py explains them."""
 
     steps: int = 0
     saves: int = 0
@@ -162,6 +169,8 @@ class Counters(Frame):
 
 
 class Step(Frame):
+    """The report of one step."""
+
     outs: list[Out]
     halted: list[Halted]
     counters: Counters
@@ -173,4 +182,4 @@ encode = msgspec.msgpack.Encoder().encode
 decode_command = msgspec.msgpack.Decoder(Command).decode
 decode_question = msgspec.msgpack.Decoder(Question).decode
 decode_report = msgspec.msgpack.Decoder(Report).decode
-decode_encoded = msgspec.msgpack.Decoder(Encoded).decode
+decode_tokenized = msgspec.msgpack.Decoder(Tokenized).decode

@@ -2,8 +2,8 @@
 
     python -m aios.kernel.core.renderer    (JSON lines: Template in template.py writes and reads)
 
-A template is a program that came with the model's file: it may loop, or build a text without end.
-What it may do is jinja's sandbox; how long and how much, the limits of this process.
+A template is a program that came with the model's file: it may loop, or build an endless text.
+jinja's sandbox bounds what it may do; the limits of this process bound its time and memory.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-SECONDS, MEMORY = 2.0, 1 << 29  # of processor time for one question; of address space
-MOST = 1 << 22  # characters of a rendered text
+CPU_S, MEMORY_BYTES = 2.0, 1 << 29  # processor time for one question; address space
+MAX_TEXT_CHARS = 1 << 22  # of a rendered text
 
 Message = dict[str, str]
 
 
-class Refused(Exception):
-    """There is no text, for this reason."""
+class RenderError(Exception):
+    """The template makes no text, for this reason."""
 
 
-class Generation(Extension):
+class GenerationTag(Extension):
     """The tag that marks what a model generates, for those who train one."""
 
     def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
@@ -39,7 +39,7 @@ class Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-Generation.tags = {"generation"}
+GenerationTag.tags = {"generation"}
 
 
 def to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
@@ -47,28 +47,28 @@ def to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
 
 
 def refuse(message: str) -> None:
-    raise Refused(f"refuses: {message}")
+    raise RenderError(f"refuses: {message}")
 
 
-def compiled(source: str) -> tuple[Template, set[str]]:
-    """The template, as transformers compile it, and the names that it takes from outside.
+def compile_template(source: str) -> tuple[Template, set[str]]:
+    """Compile a template as transformers does, and return it with the names that it uses.
 
     Raises:
-        Refused: it is none.
+        RenderError: the source is not a template.
     """
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
     )
     environment.filters["tojson"] = to_json
     try:
         names = find_undeclared_variables(environment.parse(source))
         return environment.from_string(source), names
     except Exception as error:
-        raise Refused(in_words(error)) from error
+        raise RenderError(describe(error)) from error
 
 
-def joined(messages: list[Message]) -> list[Message]:
-    """Consecutive messages of a role as one: some templates take no others."""
+def join_messages(messages: list[Message]) -> list[Message]:
+    """Join consecutive messages of a role, since some templates refuse them."""
     found: list[Message] = []
     for message in messages:
         if found and found[-1].get("role") == message.get("role") != "tool":
@@ -80,17 +80,17 @@ def joined(messages: list[Message]) -> list[Message]:
 
 
 def without_system(message: Message) -> Message:
-    """For templates that know no such role."""
+    """Make a user's message of a system's, for templates that know no such role."""
     return (
         {**message, "role": "user"} if message.get("role") in ("system", "developer") else message
     )
 
 
 def render(template: Template, messages: list[Message], **names: Any) -> str:
-    """The text that a template makes of messages.
+    """Render messages.
 
     Raises:
-        Refused: it makes none.
+        RenderError: the template refuses them, fails, or makes too long a text.
     """
     try:
         text = template.render(
@@ -100,53 +100,58 @@ def render(template: Template, messages: list[Message], **names: Any) -> str:
             **names,
         )
         text.encode()
-    except Refused:
+    except RenderError:
         raise
     except Exception as error:
-        raise Refused(f"failed: {in_words(error)}") from error
-    if len(text) > MOST:
-        raise Refused("makes too long a text")
+        raise RenderError(f"failed: {describe(error)}") from error
+    if len(text) > MAX_TEXT_CHARS:
+        raise RenderError("makes too long a text")
     return text
 
 
 def answer(template: Template, messages: list[Message], **names: Any) -> dict[str, str]:
-    """The text of messages, if need be as one message of a role at a time, or why there is none."""
+    """Render messages as they are, else joined by role, else without a system's role as well. If
+    all of that fails, return the first error."""
     why = ""
-    for talk in (messages, joined(messages), joined([without_system(each) for each in messages])):
+    for talk in (
+        messages,
+        join_messages(messages),
+        join_messages([without_system(each) for each in messages]),
+    ):
         try:
             return {"text": render(template, talk, **names)}
-        except Refused as error:
+        except RenderError as error:
             why = why or str(error)
     return {"error": why}
 
 
-def in_words(error: Exception) -> str:
+def describe(error: Exception) -> str:
     line = f"line {error.lineno}: " if isinstance(error, TemplateSyntaxError) else ""
     return line + (" ".join(str(error).split()) or type(error).__name__)
 
 
 def main() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)  # its signal ends the process
+    signal.setitimer(signal.ITIMER_PROF, CPU_S)  # its signal ends the process
     source, ends = json.loads(sys.stdin.readline())
     try:
-        template, names = compiled(source)
-    except Refused as error:
-        say({"error": str(error)})
+        template, names = compile_template(source)
+    except RenderError as error:
+        send({"error": str(error)})
         return
-    say({"names": sorted(names)})
+    send({"names": sorted(names)})
     for line in sys.stdin:
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)
-        tools, asked = json.loads(line)
-        say([
+        signal.setitimer(signal.ITIMER_PROF, CPU_S)
+        tools, requests = json.loads(line)
+        send([
             answer(template, messages, tools=tools, add_generation_prompt=reply, **ends)
-            for messages, reply in asked
+            for messages, reply in requests
         ])  # fmt: skip
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def say(value: Any) -> None:
+def send(value: Any) -> None:
     print(json.dumps(value), flush=True)
 
 

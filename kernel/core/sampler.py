@@ -1,4 +1,4 @@
-"""Drawing the next token: llama.cpp's samplers, and a generator that is seeded for each draw."""
+"""The draw of the next token: llama.cpp's samplers, with a generator seeded for each draw."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .grammar import Grammar
 CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 
-def _mix(seed: int, position: int) -> int:
-    """SplitMix64 over (seed, position), cut to the 32 bits that llama.cpp's seeds have."""
+def _mix_seed(seed: int, position: int) -> int:
+    """Hash (seed, position) with SplitMix64, cut to the 32 bits of llama.cpp's seeds."""
     mask = 2**64 - 1
     z = (seed * 0x9E3779B97F4A7C15 + position + 0x632BE59BD9B4E019) & mask
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
@@ -26,10 +26,10 @@ def _mix(seed: int, position: int) -> int:
 
 
 class Sampler:
-    """Draws tokens with llama.cpp's samplers; no state but what `past` tokens rebuild.
+    """Draws tokens with llama.cpp's samplers. Its state is rebuilt from the `past` tokens.
 
-    The generator is seeded anew for each draw from (seed, position), so a context that moves
-    between slots, cores and machines has no generator to carry along.
+    The generator is seeded from (seed, position) for each draw, so a context that moves between
+    slots, cores and machines has no generator to carry along.
     """
 
     def __init__(
@@ -61,15 +61,15 @@ class Sampler:
         ll.llama_sampler_chain_add(self.chain, sampler)
 
     def draw(self, index: int, position: int) -> int:
-        """The token that follows, from the logits at `index` of the last batch.
+        """Draw a token from the logits at `index` of the last batch.
 
         Raises:
-            BadGrammar: what the answer is held to has outgrown its limits.
+            BadGrammar: the state of the answer's grammar has outgrown its limits.
         """
         if self.params.temperature == 0:
             return self._draw(index)
         last = ll.llama_sampler_chain_n(self.chain)
-        self._add(ll.llama_sampler_init_dist(_mix(self.params.seed, position)))
+        self._add(ll.llama_sampler_init_dist(_mix_seed(self.params.seed, position)))
         try:
             return self._draw(index)
         finally:
@@ -95,7 +95,7 @@ class Sampler:
 
     @property
     def complete(self) -> bool:
-        """Whether the grammar, if there is one, lets nothing follow."""
+        """True if there is a grammar, and it lets nothing follow."""
         return self.grammar is not None and self.grammar.complete
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Text out of tokens, and tokens out of text and chat messages."""
+"""Detokenizing into text that may be shown, and tokenizing of text and chat messages."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Protocol
 from aios.syscalls.errors import AiosError, BadInput
 
 from .chat import Chat, ControlTokens, PromptPart
-from .protocol import Decode, Encode, Encoded
+from .protocol import DetokenizeRequest, Tokenized, TokenizeRequest
 from .template import TemplateRenderer
 
 
 class Vocabulary(Protocol):
+    """The part of a model that tokenizing needs; see LlamaVocabulary."""
+
     @property
     def template(self) -> TemplateRenderer: ...
     @property
@@ -23,9 +25,10 @@ class Vocabulary(Protocol):
 
 
 class TextStream:
-    """Bytes of tokens in, text that may be shown out: whole characters, nothing of a stop string.
+    """Turns the bytes of tokens into text that may be shown: whole characters, and no part of a
+    stop string.
 
-    A function of the tokens alone, so feeding it a history again rebuilds it.
+    Its state depends on the tokens alone, so feeding it a history again rebuilds it.
     """
 
     def __init__(self, stops: list[str]) -> None:
@@ -35,7 +38,7 @@ class TextStream:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, piece: bytes, *, last: bool = False) -> str:
-        """What can be shown now; sets `stopped` when a stop string is complete."""
+        """Return the text that can be shown now. Sets `stopped` once a stop string is complete."""
         self._held += self._utf8.decode(piece, last)
         found = [at for at in (self._held.find(stop) for stop in self.stops) if at >= 0]
         if found:
@@ -48,35 +51,36 @@ class TextStream:
         return shown
 
     def flush(self) -> str:
-        """What was held back, at the end of the generation."""
+        """Return the text held back so far; for the end of the generation."""
         return "" if self.stopped else self.feed(b"", last=True)
 
 
 def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of `text` that begins `stop`."""
+    """Return the length of the longest suffix of `text` that is a prefix of `stop`."""
     for size in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:size]):
             return size
     return 0
 
 
-def parts_behind(vocab: Vocabulary, question: Encode) -> list[PromptPart]:
-    """What the chat template puts behind the turns that are already in the context."""
+def parts_after(vocab: Vocabulary, question: TokenizeRequest) -> list[PromptPart]:
+    """Return what the chat template puts behind the turns that are already in the context."""
     old = len(question.turns)
     if old and any(role == "tools" for role, _ in question.messages):
         raise BadInput("tools come first in a context", "open another for them")
     turns = [*question.turns, *question.messages]
     chat = Chat(vocab.template, vocab.controls, turns, question.tokens)
-    return chat.behind(old, reply=question.reply)
+    return chat.parts_after(old, reply=question.reply)
 
 
-def answer(vocab: Vocabulary, question: Encode | Decode) -> Encoded:
+def answer(vocab: Vocabulary, question: TokenizeRequest | DetokenizeRequest) -> Tokenized:
+    """Tokenize or detokenize; an error is part of the answer."""
     try:
-        if isinstance(question, Decode):
+        if isinstance(question, DetokenizeRequest):
             data = b"".join(vocab.piece(token) for token in question.tokens)
-            return Encoded(question.req, text=data.decode(errors="replace"))
+            return Tokenized(question.req, text=data.decode(errors="replace"))
         text = question.text
-        parts: list[PromptPart] = [text] if text is not None else parts_behind(vocab, question)
-        return Encoded(question.req, vocab.tokenize_parts(parts, start=question.start))
+        parts: list[PromptPart] = [text] if text is not None else parts_after(vocab, question)
+        return Tokenized(question.req, vocab.tokenize_parts(parts, start=question.start))
     except AiosError as error:
-        return Encoded(question.req, error=error.to_wire())
+        return Tokenized(question.req, error=error.to_wire())

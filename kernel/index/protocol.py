@@ -1,11 +1,11 @@
-"""What the kernel and the index say to each other: msgpack, one tagged struct a message.
+"""The protocol between the kernel and the index: msgpack, one tagged struct per message.
 
 The kernel numbers the changes of its store with a rising `seq` and sends them in that order, when
-they are durable there. The index tells up to which it has them durably itself; when it starts, or
-when the kernel does, it goes on behind that.
+they are durable there. The index reports up to which `seq` it has them durably itself; when either
+side starts again, the changes behind that follow.
 
-An `epoch` is what lies between two Resets, of whichever kernel. What was under way when a Reset was
-sent carries the epoch before, and is ignored by both sides: so nothing is ever left out in between.
+An `epoch` is the time between two Resets, of whichever kernel. Messages that were under way when a
+Reset was sent carry the epoch before, and both sides ignore them: so no change is ever left out.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from aios.syscalls.sto import Hit, Mode
 
 
 class Frame(Struct, tag_field="t"):
-    """Base of all that travels between kernel and index."""
+    """Base of all messages between kernel and index."""
 
 
 class Reset(Frame):
-    """A kernel's first word, answered by Position; no change may be sent before that has come.
+    """A kernel's first message, answered by Position; no change may be sent before that has come.
 
-    Puts and Removes not yet indexed are dropped. All that is indexed is dropped too if `drop`, or
-    if it is another `store` that it came from.
+    Puts and Removes not yet indexed are dropped; with `drop`, or if the index is about another
+    `store`, all documents are.
     """
 
     epoch: int
@@ -33,7 +33,7 @@ class Reset(Frame):
 
 
 class Put(Frame):
-    """The newest version of a document; its text replaces what was indexed of (owner, path)."""
+    """The newest version of a document; its text replaces the one indexed for (owner, path)."""
 
     epoch: int
     seq: int
@@ -46,6 +46,8 @@ class Put(Frame):
 
 
 class Remove(Frame):
+    """A document that is gone, or has no text any more."""
+
     epoch: int
     seq: int
     owner: str
@@ -53,11 +55,11 @@ class Remove(Frame):
 
 
 class Search(Frame):
-    """Answered by Found, from what is indexed at that moment; the answer may overtake Positions.
+    """A query, answered by Found from the present state of the index; that may overtake Positions.
 
-    Only what `scopes` cover is ever looked at: a scope (owner, path) is that path and all below it
-    ("path/..."), and with an empty path all of the owner's. Hits, scores and ranks depend on
-    nothing else. Of what they cover `since` <= time < `until` is taken, with all of the `tags`.
+    Only documents that `scopes` cover are ever looked at: a scope (owner, path) covers that path
+    and all below it ("path/..."), and with an empty path all of the owner's. Hits, scores and ranks
+    depend on nothing else. A document must have `since` <= time < `until`, and all of the `tags`.
     """
 
     req: int
@@ -75,7 +77,7 @@ Command = Reset | Put | Remove | Search
 
 
 class Position(Frame):
-    """All changes up to `seq` are indexed and durable; 0: nothing is.
+    """The state of the index: changes up to `seq` are indexed and durable; 0: none are.
 
     Sent after a Reset and after each batch of changes, and when `trouble` comes or goes.
     """
@@ -84,11 +86,13 @@ class Position(Frame):
     seq: int
     documents: int
     passages: int
-    began_again: str = ""  # why the index that was there before this process could not be used
+    began_again: str = ""  # why the file that this process found could not be used
     trouble: str = ""  # why changes cannot be written now; it is tried again
 
 
 class Found(Frame):
+    """The answer to a Search."""
+
     req: int
     hits: list[Hit]
     error: dict[str, str] | None = None  # an AiosError on the wire

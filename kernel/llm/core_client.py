@@ -20,8 +20,8 @@ from ..core.protocol import (
     Report,
     Reset,
     Step,
-    decode_encoded,
     decode_report,
+    decode_tokenized,
     encode,
 )
 from ..events import EventLog
@@ -49,7 +49,7 @@ class CoreLink:
         self.work.on_here = self._here
         self.work.on_data = lambda data: self.report(decode_report(data))
         self.text.on_here = self._ask_again
-        self.text.on_data = lambda data: generations.prompts.answered(decode_encoded(data))
+        self.text.on_data = lambda data: generations.prompts.answered(decode_tokenized(data))
         self.state: Literal["loading", "ready", "failed"] = "loading"
         self.model: ModelInfo | None = None
         self.error: AiosError | None = None  # why there is none

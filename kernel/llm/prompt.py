@@ -10,7 +10,7 @@ from typing import NamedTuple
 from aios.syscalls.errors import AiosError, BadInput, CoreFailed, LimitReached, from_wire
 from aios.syscalls.llm import Decoding
 
-from ..core.protocol import Compile, Decode, Encode, Encoded, Question
+from ..core.protocol import Compile, DetokenizeRequest, Question, Tokenized, TokenizeRequest
 from ..lib.fair_queue import FairQueue
 from ..lib.task import Wait
 from ..lib.trees import root
@@ -25,7 +25,7 @@ DEATHS = 3  # of the core, after which a question or a generation is given up
 class Asked:
     question: Question
     queue: FairQueue
-    end: Wait[Encoded] = field(default_factory=Wait)
+    end: Wait[Tokenized] = field(default_factory=Wait)
     deaths: int = 0
 
 
@@ -54,7 +54,7 @@ class Prompts:
         self.last = time.monotonic_ns()  # a core may still answer what another kernel asked
         self.core_error: AiosError | None = None  # there is no core now: nobody waits for it
 
-    async def question(self, process: Process, make: Callable[[int], Question]) -> Encoded:
+    async def question(self, process: Process, make: Callable[[int], Question]) -> Tokenized:
         """Ask, in turn with the other trees of agents. Raises what is the answer's error."""
         self.check_core()
         self.last += 1
@@ -83,7 +83,7 @@ class Prompts:
         while (req := queue.begin()) is not None:
             self.ask(self.questions[req].question)
 
-    def answered(self, encoded: Encoded) -> None:
+    def answered(self, encoded: Tokenized) -> None:
         if encoded.req in self.questions:  # or it was asked twice, around the death of a core
             asked = self.questions.pop(encoded.req)
             asked.queue.end(encoded.req)
@@ -102,12 +102,12 @@ class Prompts:
             asked.deaths += 1
             if asked.deaths >= DEATHS:
                 error = CoreFailed(f"the LLM core died {asked.deaths} times under this call")
-                self.answered(Encoded(req, error=error.to_wire()))
+                self.answered(Tokenized(req, error=error.to_wire()))
 
     def give_up(self, error: AiosError) -> None:
         self.core_error = error
         for req in list(self.questions):
-            self.answered(Encoded(req, error=error.to_wire()))
+            self.answered(Tokenized(req, error=error.to_wire()))
 
     async def compile(self, process: Process, args: Decoding) -> None:
         """Return once the answer that `args` ask for is known to be possible."""
@@ -128,7 +128,8 @@ class Prompts:
         start = context.used == 0
         text = new.text if new.tokens is None else ""  # just to wait for the first core
         encoded = await self.question(
-            process, lambda req: Encode(req, text, messages, turns, new.reply, start, tokens)
+            process,
+            lambda req: TokenizeRequest(req, text, messages, turns, new.reply, start, tokens),
         )
         return new.tokens or encoded.tokens
 
@@ -146,7 +147,7 @@ class Prompts:
                 )
 
     async def detokenize(self, process: Process, tokens: list[int]) -> str:
-        return (await self.question(process, lambda req: Decode(req, tokens))).text
+        return (await self.question(process, lambda req: DetokenizeRequest(req, tokens))).text
 
     def check_core(self) -> None:
         if self.core_error is not None:

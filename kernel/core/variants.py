@@ -1,9 +1,9 @@
-"""Fitted models: GGUF files in a format that this machine is quick with, and their figures.
+"""Quantized variants of a model in the cache, and what was measured of each.
 
-    <XDG cache>/aios/models/<SHA-256 of the original>/fit.json    a Record
+    <XDG cache>/aios/models/<SHA-256 of the original>/fit.json    a FitRecord
                                                       q8_0.gguf   one file a format
 
-A file has no name until it is whole, so whoever dies while writing leaves nothing behind.
+A file gets its name when it is complete, so a process that dies while writing leaves none behind.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from msgspec import Struct, field
 from aios.syscalls.errors import ModelError, NotFound
 from aios.syscalls.kernel import Fitted
 
-from .compare import Distance, Speed
+from .compare import Divergence, Speed
 from .gguf import requantize
 
-REFIT = "`aios model fit` makes it anew"
+REFIT_HINT = "`aios model fit` makes it anew"
 
 
 class Conditions(Struct, frozen=True):
-    """What figures depend on. Those measured elsewhere are of no use here."""
+    """The conditions of a measurement; under other conditions its figures are of no use."""
 
     cpu: str
     engine: str
@@ -38,38 +38,38 @@ class Conditions(Struct, frozen=True):
     threads: int
 
 
-class Version(Struct, frozen=True):
-    """One file of a model, and its figures."""
+class Variant(Struct, frozen=True):
+    """One quantized file of a model, and its figures."""
 
     measured: Conditions
     format: str
     size: int  # bytes
     sha256: str
     speed: Speed
-    gain: Speed  # over the original's, each round by itself
+    gain: Speed  # over the original's speed, round by round
     certified: int  # largest batch that is exact
-    apart: Distance
+    divergence: Divergence = field(name="apart")
     perplexity: float
 
 
-class Record(Struct):
-    """What is known of one original; `versions` are those in the cache."""
+class FitRecord(Struct):
+    """The measurements of one original and of its variants in the cache."""
 
-    path: str  # where it was last
+    path: str  # of the original, when it was last seen
     chosen: str = ""  # format to load where `fitted` is set
-    original: Version | None = None
-    versions: list[Version] = field(default_factory=list)
+    original: Variant | None = None
+    variants: list[Variant] = field(name="versions", default_factory=list)
 
-    def version(self, name: str) -> Version | None:
-        return next((version for version in self.versions if version.format == name), None)
+    def variant(self, name: str) -> Variant | None:
+        return next((variant for variant in self.variants if variant.format == name), None)
 
 
-def cache() -> Path:
+def cache_folder() -> Path:
     return Path(platformdirs.user_cache_dir("aios")) / "models"
 
 
 def sha256(path: Path) -> str:
-    """Raises ModelError when it cannot be read."""
+    """Return the hash of a file. Raises ModelError if it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -79,8 +79,8 @@ def sha256(path: Path) -> str:
         ) from error
 
 
-class Shelf:
-    """The folder of one original in the cache. Reads it whole, for its hash.
+class VariantStore:
+    """The variants of one original, in its folder of the cache. Reads all of it, for its hash.
 
     Raises:
         ModelError: the original cannot be read.
@@ -89,70 +89,70 @@ class Shelf:
     def __init__(self, original: Path) -> None:
         self.original = original
         self.sha256 = sha256(original)
-        self.folder = cache() / self.sha256
+        self.folder = cache_folder() / self.sha256
 
     def path(self, name: str) -> Path:
         return self.folder / f"{name}.gguf"
 
-    def load(self) -> Record:
-        """What is known; an empty record when nothing is.
+    def load(self) -> FitRecord:
+        """Read the record; an empty one if nothing was measured.
 
         Raises:
             ModelError: the record is damaged.
         """
         path = self.folder / "fit.json"
         try:
-            return msgspec.json.decode(path.read_bytes(), type=Record)
+            return msgspec.json.decode(path.read_bytes(), type=FitRecord)
         except FileNotFoundError:
-            return Record(str(self.original))
+            return FitRecord(str(self.original))
         except (OSError, msgspec.DecodeError) as error:
             hint = f"remove it: `aios model forget`, or rm -r {self.folder}"
             raise ModelError(f"cannot read {path}: {error}", hint) from error
 
-    def save(self, record: Record) -> None:
+    def save(self, record: FitRecord) -> None:
         record.path = str(self.original)
         with new_file(self.folder / "fit.json") as target:
             target.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2))
 
     def make(self, name: str, threads: int) -> None:
-        """Put the original in the format `name` on the shelf.
+        """Write the variant of the original in the format `name`.
 
         Raises:
-            ModelError: it cannot be requantized, or there is no room.
+            ModelError: it cannot be requantized, or the disk is full.
         """
         with new_file(self.path(name)) as target:
             requantize(self.original, target, name, threads)
 
-    def check(self, version: Version) -> None:
-        """Raises ModelError unless the file is there, and is the one that was measured."""
-        path = self.path(version.format)
+    def check(self, variant: Variant) -> None:
+        """Raise ModelError unless the variant's file is the one that was measured."""
+        path = self.path(variant.format)
         try:
             size = path.stat().st_size
         except OSError as error:
-            raise ModelError(f"cannot read {path}: {error.strerror}", REFIT) from error
-        if size != version.size:
-            raise ModelError(f"{path} has {size} bytes instead of {version.size}", REFIT)
-        if sha256(path) != version.sha256:
-            raise ModelError(f"{path} is not the file that was measured: another hash", REFIT)
+            raise ModelError(f"cannot read {path}: {error.strerror}", REFIT_HINT) from error
+        if size != variant.size:
+            raise ModelError(f"{path} has {size} bytes instead of {variant.size}", REFIT_HINT)
+        if sha256(path) != variant.sha256:
+            raise ModelError(f"{path} is not the file that was measured: another hash", REFIT_HINT)
 
-    def chosen(self) -> Version:
-        """The version to load, after a check of its file.
+    def chosen(self) -> Variant:
+        """Return the variant to load, after a check of its file.
 
         Raises:
-            ModelError: none is chosen, or it is not to be trusted.
+            ModelError: none is chosen, or its file is not the one that was measured.
         """
         record = self.load()
-        version = record.version(record.chosen)
-        if version is None:
+        variant = record.variant(record.chosen)
+        if variant is None:
             raise ModelError(f"no format is chosen for {self.original}", "`aios model fit` does it")
-        self.check(version)
-        return version
+        self.check(variant)
+        return variant
 
     def forget(self, names: tuple[str, ...]) -> None:
-        """Remove these formats; without names all, and what is known of the original.
+        """Remove variants; without names all of them, and the record.
 
         Raises:
-            NotFound: there is no such format.
+            NotFound: there is no variant in such a format.
         """
         if not names:
             if self.folder.exists():
@@ -160,13 +160,13 @@ class Shelf:
             return
         record = self.load()
         for name in names:
-            version = record.version(name)
-            if version is None:
+            variant = record.variant(name)
+            if variant is None:
                 raise NotFound(f"there is no {name} of {self.original} in the cache")
-            record.versions.remove(version)
+            record.variants.remove(variant)
             if record.chosen == name:
                 record.chosen = ""
-        self.save(record)  # first: a file without figures is of no harm
+        self.save(record)  # first: a file that no record names does no harm
         for name in names:
             self.path(name).unlink(missing_ok=True)
 
@@ -177,60 +177,62 @@ class Choice(Struct, frozen=True):
     path: Path
     fitted: Fitted | None = None
     refused: str = ""  # why it is the original although `fitted` is set
-    measured: bool = False  # other formats than the original's were
+    measured: bool = False  # variants were measured
 
 
 def choose(original: Path, fitted: bool) -> Choice:
-    """The original, or with `fitted` the version of it that was chosen, if that one is whole.
+    """Return the original, or with `fitted` the chosen variant, if its file is the measured one.
 
     Raises:
         ModelError: with `fitted`: the original cannot be read.
     """
     if not fitted:
         return Choice(original, measured=was_measured(original))
-    shelf = Shelf(original)
+    store = VariantStore(original)
     try:
-        version = shelf.chosen()
+        variant = store.chosen()
     except ModelError as error:
         return Choice(original, refused=str(error), measured=was_measured(original))
-    name, apart = version.format, version.apart
-    told = Fitted(original=str(original), format=name, kl=apart.kl, same_top=apart.same_top)
-    return Choice(shelf.path(name), told, measured=True)
+    name, divergence = variant.format, variant.divergence
+    told = Fitted(
+        original=str(original), format=name, kl=divergence.kl, same_top=divergence.same_top
+    )
+    return Choice(store.path(name), told, measured=True)
 
 
 def was_measured(original: Path) -> bool:
-    """By its path, since to hash it takes a second a gigabyte."""
-    for path in cache().glob("*/fit.json"):
-        with contextlib.suppress(msgspec.DecodeError, OSError):  # damaged: as if it were not there
-            if msgspec.json.decode(path.read_bytes(), type=Record).path == str(original):
+    """Look for a record by the original's path, since hashing takes a second per gigabyte."""
+    for path in cache_folder().glob("*/fit.json"):
+        with contextlib.suppress(msgspec.DecodeError, OSError):  # a damaged one counts as missing
+            if msgspec.json.decode(path.read_bytes(), type=FitRecord).path == str(original):
                 return True
     return False
 
 
 @contextlib.contextmanager
-def lock(waits: Callable[[], None]) -> Iterator[None]:
-    """One process at a time works on the cache; the next `waits`, and finds what that has made.
+def lock(on_wait: Callable[[], None]) -> Iterator[None]:
+    """Lock the cache for one process at a time. `on_wait` is called if another has it locked.
 
     Raises:
-        ModelError: there can be no cache.
+        ModelError: the cache cannot be made.
     """
     try:
-        cache().mkdir(parents=True, exist_ok=True)
-        file = (cache() / "lock").open("a")
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        file = (cache_folder() / "lock").open("a")
     except OSError as error:
-        raise _no_room(cache(), error.strerror) from error
+        raise _write_error(cache_folder(), error.strerror) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            waits()
+            on_wait()
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """What to write to: a file without a name, which becomes `path` when the block ends well.
+    """Yield a path of a file without a name, which becomes `path` when the block ends well.
 
     Raises:
         ModelError: it cannot be written.
@@ -247,12 +249,12 @@ def new_file(path: Path) -> Iterator[Path]:
             os.fsync(file)
             _give_name(unnamed, path, folder)
     except OSError as error:
-        raise _no_room(path, error.strerror) from error
+        raise _write_error(path, error.strerror) from error
     except ModelError as error:
-        raise _no_room(path, error.message) from error
+        raise _write_error(path, error.message) from error
 
 
-def _no_room(path: Path, why: object) -> ModelError:
+def _write_error(path: Path, why: object) -> ModelError:
     there = next(folder for folder in path.parents if folder.exists())
     free = shutil.disk_usage(there).free >> 20
     return ModelError(
@@ -262,10 +264,10 @@ def _no_room(path: Path, why: object) -> ModelError:
 
 
 def _give_name(unnamed: Path, path: Path, folder: int) -> None:
-    """Put the file in the place of `path` at once and for good; `folder` is open on its parent."""
+    """Replace `path` by the file, atomically and durably; `folder` is open on its parent."""
     part = path.name + ".part"
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(part, dir_fd=folder)  # of one that died right here
+        os.unlink(part, dir_fd=folder)  # of a process that died right here
     os.link(unnamed, part, dst_dir_fd=folder)  # by a folder: else Python would link the symlink
     os.replace(part, path.name, src_dir_fd=folder, dst_dir_fd=folder)
     os.fsync(folder)

@@ -1,7 +1,7 @@
-"""The trial of a grammar: a process compiles it first, under limits that Linux enforces.
+"""The probe of a grammar: a process compiles it first, under limits that Linux enforces.
 
-llguidance bounds the work of a step, not that of compiling: a schema of 3 KB that intersects 40
-patterns is at it for hours, and another of 60 bytes takes 500 MB.
+llguidance bounds the work of a step, but not the work of compiling: a schema of 3 KB that
+intersects 40 patterns takes hours, and another of 60 bytes takes 500 MB.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from aios.syscalls.errors import BadGrammar
 
-SECONDS, MEMORY = 0.5, 1 << 30  # of processor time; of address space
+CPU_S, MEMORY_BYTES = 0.5, 1 << 30  # processor time; address space
 
 
 def limits(tokens: int) -> LLParserLimits:
-    """What compiling and a choice may take. To choose among twice the tokens takes twice the items;
-    with 152,000 the limit is reached after 40 ms."""
+    """Return the limits of compiling and of a step, for a vocabulary of so many tokens. Twice the
+    tokens take twice the items; with 152,000 the limit is reached after 40 ms."""
     return LLParserLimits(
         max_lexer_states=10_000,
         initial_lexer_fuel=200_000,
@@ -31,8 +31,8 @@ def limits(tokens: int) -> LLParserLimits:
     )
 
 
-class Vocabulary:
-    """The bytes of each token, as llguidance wants to have them."""
+class TokenPieces:
+    """The bytes of each token, in the form that llguidance takes a tokenizer."""
 
     def __init__(
         self, pieces: list[bytes], ends: list[int], tokenize: Callable[[bytes], list[int]]
@@ -46,27 +46,27 @@ class Vocabulary:
         return self.tokenize(text)
 
 
-def run(source: str) -> None:
+def probe(source: str) -> None:
     """Compile `source` in a process of its own.
 
     Raises:
-        BadGrammar: that did not end well, or not within the limits.
+        BadGrammar: compiling takes more than the limits.
     """
-    command = [sys.executable, "-P", "-m", "aios.kernel.core.trial"]
+    command = [sys.executable, "-P", "-m", "aios.kernel.core.grammar_probe"]
     done = subprocess.run(command, input=source.encode(), capture_output=True, check=False)
     if done.returncode:
-        limits = f"{SECONDS} s of processor time, {MEMORY >> 20} MiB"
+        limits = f"{CPU_S} s of processor time, {MEMORY_BYTES >> 20} MiB"
         raise BadGrammar(f"it takes too much to compile (the limits are {limits})")
 
 
 def main() -> None:
-    """Whether it is a good grammar is not asked here; the core has the words for that. What takes
-    long with a vocabulary of 256 bytes and an end takes long with any."""
+    """Compile the grammar on stdin. An invalid one ends well: the core says what is wrong with it.
+    A vocabulary of 256 bytes and an end will do, since the time hardly depends on it."""
     pieces = [*(bytes([byte]) for byte in range(256)), b""]
-    tokenizer = LLTokenizer(TokenizerWrapper(Vocabulary(pieces, [256], list)), slices=[])
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    tokenizer = LLTokenizer(TokenizerWrapper(TokenPieces(pieces, [256], list)), slices=[])
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)  # its signal ends the process
+    signal.setitimer(signal.ITIMER_PROF, CPU_S)  # its signal ends the process
     matcher = LLMatcher(tokenizer, sys.stdin.read(), log_level=0, limits=limits(len(pieces)))
     if not matcher.is_error():
         matcher.compute_bitmask()
