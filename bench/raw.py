@@ -42,7 +42,7 @@ def is_welcome(end: socket.socket) -> bool:
     try:
         end.sendall(hello())
         while not replies and (data := end.recv(1 << 16)):
-            replies = protocol.receive(data)
+            replies = list(protocol.receive(data))
     except ConnectionError:
         return False
     return any(reply is not None and unpack_reply(reply)[1] == DONE for reply in replies)

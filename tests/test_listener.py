@@ -22,12 +22,11 @@ from aios.kernel.entry.listener import (
     MAX_HELD_BYTES,
     MAX_STRANGER_BYTES,
     MAX_UNREAD_BYTES,
-    MESSAGES_PER_TURN,
     PEER_FDS,
     SPARE_FDS,
     Listener,
 )
-from aios.kernel.entry.zmtp import COMMAND, GREETING, LONG, MORE, encode_frame
+from aios.kernel.entry.zmtp import COMMAND, GREETING, LONG, MAX_FRAMES, MORE, encode_frame
 from aios.kernel.lib.poll import Poll
 from aios.kernel.loop import Loop
 from aios.shell.launch import System
@@ -313,8 +312,8 @@ def test_one_turn_takes_so_many_messages_of_each(heard: Heard) -> None:
     heard.turn()
     taken = [route for route, _, _ in heard.messages]
     assert {taken.count(route) for route in set(taken)} <= {
-        MESSAGES_PER_TURN,
-        2 * MESSAGES_PER_TURN,
+        MAX_FRAMES,
+        2 * MAX_FRAMES,
     }
     assert len(set(taken)) == 3
     while heard.listener.waiting:
@@ -387,9 +386,9 @@ def test_while_the_journal_waits_for_room_nobody_is_listened_to(homes: Path) -> 
     loop.on_turn, loop.is_waiting = on_turn, lambda: bool(heard)
     with ours, loop.init, socket.socket(socket.AF_UNIX) as end:
         end.connect(str(home / "run" / "kernel.sock"))
-        end.send(BEGIN + encode_frame(b"x") * 3 * MESSAGES_PER_TURN)
+        end.send(BEGIN + encode_frame(b"x") * 3 * MAX_FRAMES)
         loop.run()
     first = next(filter(None, before))
-    assert first == len(heard) < 3 * MESSAGES_PER_TURN
+    assert first == len(heard) < 3 * MAX_FRAMES
     loop.close()
     os.close(loop.wake)

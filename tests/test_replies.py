@@ -55,7 +55,7 @@ def test_what_is_kept_is_bounded_and_as_it_is_journaled(found: list[tuple[str, i
             else:
                 kept.ended(pid)
                 assert pid not in kept.callers
-            sizes = {pid: each.bytes for pid, each in kept.callers.items()}
+            sizes = {pid: each.held_bytes for pid, each in kept.callers.items()}
             assert max(sizes.values(), default=0) <= 150
             assert sum(sizes.values()) == kept.bytes <= 300
             assert all(0 < len(each.rows) <= 5 for each in kept.callers.values())
@@ -75,7 +75,7 @@ def test_of_one_caller_the_oldest_go_and_nobody_elses() -> None:
     assert kept.get(1, 10) is not None
     for call_id in range(MAX_REPLIES + 10, MAX_REPLIES + 300):
         kept.keep(1, call_id, DONE, bytes(1 << 16), [], None)
-    assert kept.callers[1].bytes <= MAX_BYTES
+    assert kept.callers[1].held_bytes <= MAX_BYTES
     assert kept.get(2, 1) is not None
 
 

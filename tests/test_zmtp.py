@@ -50,28 +50,28 @@ def test_it_answers_with_its_greeting_and_a_ready_and_each_ping_with_a_pong() ->
     protocol = ZmtpConnection(LONGEST)
     assert protocol.output == GREETING
     protocol.output.clear()
-    protocol.receive(HELLO)
+    list(protocol.receive(HELLO))
     assert b"READY" in protocol.output
     protocol.output.clear()
-    protocol.receive(encode_frame(b"\x04PING\x00\x0acontext", COMMAND))
+    list(protocol.receive(encode_frame(b"\x04PING\x00\x0acontext", COMMAND)))
     assert protocol.output == encode_frame(b"\x04PONGcontext", COMMAND)
 
 
 def test_a_ping_has_no_more_answered_than_the_protocol_says() -> None:
     protocol = ZmtpConnection(LONGEST)
-    protocol.receive(HELLO)
+    list(protocol.receive(HELLO))
     with pytest.raises(ZmtpError, match="PING"):
-        protocol.receive(encode_frame(b"\x04PING\0\0" + bytes(17), COMMAND))
+        list(protocol.receive(encode_frame(b"\x04PING\0\0" + bytes(17), COMMAND)))
 
 
 def test_of_a_message_that_never_ends_nothing_is_kept() -> None:
     protocol = ZmtpConnection(LONGEST)
-    protocol.receive(HELLO)
+    list(protocol.receive(HELLO))
     for _ in range(MAX_PARTS):
-        assert protocol.receive(encode_frame(bytes(LONGEST), MORE)) == []
+        assert list(protocol.receive(encode_frame(bytes(LONGEST), MORE))) == []
         assert len(protocol.buffer) == 0
     with pytest.raises(ZmtpError, match="without an end"):
-        protocol.receive(encode_frame(b"", MORE))
+        list(protocol.receive(encode_frame(b"", MORE)))
 
 
 CURVE = GREETING[:12] + b"CURVE".ljust(20, b"\0") + bytes(32)
@@ -86,4 +86,4 @@ TOO_LONG = bytes([LONG]) + (LONGEST + 1).to_bytes(8, "big")
 )  # fmt: skip
 def test_what_is_not_the_protocol_ends_the_conversation(data: bytes) -> None:
     with pytest.raises(ZmtpError):
-        ZmtpConnection(LONGEST).receive(data)
+        list(ZmtpConnection(LONGEST).receive(data))

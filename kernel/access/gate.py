@@ -56,6 +56,7 @@ ITS_OWN = (  # what calls can only be about the caller's own; with others it is 
     Checkpoint, Rollback, Close,
 )  # fmt: skip
 RAW = (Append, Generate)
+PERSON, EVERYBODY = Passed("a person may"), Passed("everybody may")
 
 Shared = Callable[[str, str, str | None, Mode], bool]  # principal, owner, path or anything
 
@@ -76,7 +77,7 @@ class Gate:
     def check(self, process: Process, row: Syscall, args: Message) -> Passed:
         """Raises Denied, or NotFound of a process that is meant."""
         if process.kind == "client" or row.right == "none":
-            return Passed("a person may" if process.kind == "client" else "everybody may")
+            return PERSON if process.kind == "client" else EVERYBODY
         if isinstance(args, RAW) and args.messages is None and (args.text or args.tokens):
             row = replace(row, right="llm.raw")  # what may hold control tokens
         layers, plain = self._layers(process, row.right)

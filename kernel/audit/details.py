@@ -6,7 +6,8 @@ recorded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import asdict
@@ -25,19 +26,8 @@ MAX_PARTS = 2  # of one call of an agent; a person's are not limited
 
 def details(args: Message) -> str:
     """Describe the change, each part in brackets; "" for a call that changes no rights."""
-    match args:
-        case acc.SetGroup():
-            found = ["removed"] if args.group is None else [*_rules(args.group)]
-        case acc.Grant():
-            found = [in_words(Rule(args.right, args.on, args.args)), f"seconds={args.seconds}"]
-        case Spawn():
-            found = [] if args.manifest is None else [*_rules(args.manifest)]
-            found += [_fields("limits", args.limits), _fields("reach", args.reach)]
-        case SetLimits():
-            found = [_fields("limits", args.limits)]
-        case _:
-            return ""
-    return " ".join(f"[{each}]" for each in found if each)
+    describe = _DESCRIBE.get(type(args))
+    return "" if describe is None else " ".join(f"[{each}]" for each in describe(args) if each)
 
 
 def parts(text: str, *, bound: bool) -> Iterator[str]:
@@ -74,3 +64,25 @@ def _fields(name: str, value: Struct | None) -> str:
 
 def _listed(value: object) -> str:
     return ",".join(quoted(str(each)) for each in (value if isinstance(value, list) else [value]))
+
+
+def _group(args: acc.SetGroup) -> list[str]:
+    return ["removed"] if args.group is None else [*_rules(args.group)]
+
+
+def _grant(args: acc.Grant) -> list[str]:
+    return [in_words(Rule(args.right, args.on, args.args)), f"seconds={args.seconds}"]
+
+
+def _spawn(args: Spawn) -> list[str]:
+    rules = [] if args.manifest is None else [*_rules(args.manifest)]
+    return [*rules, _fields("limits", args.limits), _fields("reach", args.reach)]
+
+
+def _limits(args: SetLimits) -> list[str]:
+    return [_fields("limits", args.limits)]
+
+
+_DESCRIBE: dict[type[Message], Callable[[Any], list[str]]] = {
+    acc.SetGroup: _group, acc.Grant: _grant, Spawn: _spawn, SetLimits: _limits,
+}  # fmt: skip

@@ -36,7 +36,6 @@ MAX_UNREAD_REPLIES, MAX_UNREAD_BYTES = 4096, 16 << 20
 MAX_STRANGER_BYTES = 1 << 16  # of a frame in and of replies out, for a stranger
 MAX_HELD_BYTES = 48 << 20  # in and out, of all peers
 READ_BYTES = 1 << 16  # read from one peer before others get a turn
-MESSAGES_PER_TURN = 64  # handled of one peer before others get a turn
 ACCEPT_BACKLOG = 4096
 LINGER_S = 0.5  # for peers to read the last replies
 SENDMSG_BUFFERS = 64
@@ -304,8 +303,12 @@ class Listener:
     def resume(self) -> None:
         """Handle the messages that the last turn left."""
         waiting, self.waiting = self.waiting, {}
-        for peer in waiting.values():
-            if peer.route in self.peers:
+        for route, peer in waiting.items():
+            if route not in self.peers:
+                continue
+            if self.is_busy():
+                self.waiting[route] = peer
+            else:
                 self._receive(peer, b"")
 
     def _ready(self, peer: Peer, events: int) -> None:
@@ -332,21 +335,18 @@ class Listener:
 
     def _receive(self, peer: Peer, data: bytes) -> None:
         """Handle received data, within the limits of one turn."""
+        protocol, route = peer.protocol, peer.route
         try:
-            for turn in itertools.count():
-                if self.bounded and (turn == MESSAGES_PER_TURN or self.is_busy()):
-                    peer.protocol.buffer += data
-                    peer.protocol.has_more = True
-                    break
-                for message in peer.protocol.receive(data, 1):
-                    self.on_message(peer.route, peer.os_pid, message)
+            while True:
+                for message in protocol.receive(data):
+                    self.on_message(route, peer.os_pid, message)
+                    if protocol.max_frame_bytes < self.max_frame_bytes and self.is_known(route):
+                        protocol.max_frame_bytes = self.max_frame_bytes
+                    if route not in self.peers or (self.bounded and self.is_busy()):
+                        break
                 data = b""
                 self._send_output(peer)
-                if peer.protocol.max_frame_bytes < self.max_frame_bytes and self.is_known(
-                    peer.route
-                ):
-                    peer.protocol.max_frame_bytes = self.max_frame_bytes
-                if not peer.protocol.has_more or peer.route not in self.peers:
+                if self.bounded or not protocol.has_more or route not in self.peers:
                     break
         except ZmtpError as why:
             self.on_refused(peer.os_pid, str(why))

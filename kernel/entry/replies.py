@@ -35,10 +35,10 @@ _kept = msgspec.msgpack.Decoder(KeptReply).decode
 
 @dataclass
 class Unacknowledged:
-    """The unacknowledged replies of one caller, the oldest first, with their sizes."""
+    """The unacknowledged replies of one caller, the oldest first."""
 
-    rows: dict[int, tuple[KeptReply, int]] = field(default_factory=dict)
-    bytes: int = 0
+    rows: dict[int, bytes] = field(default_factory=dict)  # each a KeptReply
+    held_bytes: int = 0
 
 
 class Replies:
@@ -57,22 +57,22 @@ class Replies:
         self.note(pid, call_id, data)
         self.take(pid, call_id, data)
         unacknowledged = self.callers[pid]
-        while len(unacknowledged.rows) > MAX_REPLIES or unacknowledged.bytes > MAX_BYTES:
+        while len(unacknowledged.rows) > MAX_REPLIES or unacknowledged.held_bytes > MAX_BYTES:
             self._forget_oldest(pid)
         while self.bytes > MAX_ALL_BYTES:
-            self._forget_oldest(max(self.callers, key=lambda other: self.callers[other].bytes))
+            self._forget_oldest(max(self.callers, key=lambda other: self.callers[other].held_bytes))
 
     def take(self, pid: int, call_id: int, data: bytes) -> None:
         """Add a reply as the journal has it."""
         unacknowledged = self.callers.setdefault(pid, Unacknowledged())
-        unacknowledged.rows[call_id] = (_kept(data), len(data))
-        unacknowledged.bytes += len(data)
+        unacknowledged.rows[call_id] = data
+        unacknowledged.held_bytes += len(data)
         self.bytes += len(data)
 
     def get(self, pid: int, call_id: int) -> KeptReply | None:
         unacknowledged = self.callers.get(pid)
         found = unacknowledged.rows.get(call_id) if unacknowledged is not None else None
-        return found[0] if found is not None else None
+        return None if found is None else _kept(found)
 
     def heard(self, pid: int, upto: int) -> None:
         """Forget the replies to all calls up to an id, which the caller has acknowledged."""
@@ -87,8 +87,8 @@ class Replies:
     def _forget_oldest(self, pid: int) -> None:
         unacknowledged = self.callers[pid]
         call_id = next(iter(unacknowledged.rows))
-        _, size = unacknowledged.rows.pop(call_id)
-        unacknowledged.bytes -= size
+        size = len(unacknowledged.rows.pop(call_id))
+        unacknowledged.held_bytes -= size
         self.bytes -= size
         if not unacknowledged.rows:
             del self.callers[pid]

@@ -7,12 +7,11 @@ call is then still on its way (detached), or has ended (its reply is kept), or h
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from types import CoroutineType
 from typing import Any, Protocol
@@ -69,7 +68,7 @@ class Session:
         return f"key={self.key}" if self.key else f"os_pid={self.os_pid}"
 
 
-@dataclass
+@dataclass(slots=True)
 class Call:
     """A system call on its way. However it ends, a coroutine that serves it is stopped, and so
     runs what it has behind `finally`."""
@@ -226,41 +225,41 @@ class Trap:
 
     def receive(self, route: bytes, os_pid: int, frames: list[bytes], key: str = "") -> None:
         session = self.sessions.get(route) or Session(route, os_pid, key=key)  # kept from hello on
-        call = Envelope(0, "", msgspec.Raw(b"".join(frames)))
-        if (session.os_pid, session.key) != (os_pid, key):  # another, under an id that is taken
-            other = Session(route, os_pid, key=key)
-            self._record(other, call, Denied("the connection is another's"))
-            return
-        with self._refusing(session, lambda: call):
+        call = None
+        try:
+            if (session.os_pid, session.key) != (os_pid, key):  # another, under an id that is taken
+                other = Session(route, os_pid, key=key)
+                self._record(other, _unopened(frames), Denied("the connection is another's"))
+                return
             if len(frames) != 1:
                 raise Malformed(f"a system call has 1 frame, not {len(frames)}")
             call = open_envelope(frames[0])
-            pid = session.process.pid if session.process is not None else 0
-            self.replies.heard(pid, call.heard)
-            kept = self.replies.get(pid, call.id)
-            if kept is not None:
-                self._say_again(session, call.id, kept)
-                return
-            known = session.calls.get(call.id)
-            if known is not None and known.detached:
-                known.receipted = call.receipt
-                known.attach()
-                return
-            if known is not None:
-                taken, call.id = call.id, 0  # an answer with that id would end the other call
-                raise OutOfOrder(f"call id {taken} is in use", "choose another")
-            self._dispatch(session, call)
-
-    @contextlib.contextmanager
-    def _refusing(self, session: Session, call: Callable[[], Envelope]) -> Iterator[None]:
-        """Whatever goes wrong with a call is its final reply."""
-        try:
-            yield
-        except AiosError as error:
-            self._refuse(session, call(), error)
-        except Exception:  # noqa: BLE001 (the one place where a defect of the kernel ends up)
+            if not self._came_before(session, call):
+                self._dispatch(session, call)
+        except AiosError as error:  # whatever goes wrong with a call is its final reply
+            self._refuse(session, call or _unopened(frames), error)
+        except Exception:  # noqa: BLE001 (a defect of the kernel: its caller is told)
             traceback.print_exc(file=sys.stderr)
-            self._refuse(session, call(), Internal("the kernel failed to serve this call"))
+            defect = Internal("the kernel failed to serve this call")
+            self._refuse(session, call or _unopened(frames), defect)
+
+    def _came_before(self, session: Session, call: Envelope) -> bool:
+        """Answer one that was sent again. Raises OutOfOrder for an id that is another's."""
+        pid = session.process.pid if session.process is not None else 0
+        self.replies.heard(pid, call.heard)
+        kept = self.replies.get(pid, call.id)
+        if kept is not None:
+            self._say_again(session, call.id, kept)
+            return True
+        known = session.calls.get(call.id)
+        if known is None:
+            return False
+        if not known.detached:
+            taken, call.id = call.id, 0  # an answer with that id would end the other call
+            raise OutOfOrder(f"call id {taken} is in use", "choose another")
+        known.receipted = call.receipt
+        known.attach()
+        return True
 
     def _dispatch(self, session: Session, asked: Envelope) -> None:
         name = asked.name
@@ -470,6 +469,10 @@ class Trap:
                 f"call {i} has ended and is kept" for i, c in session.calls.items() if c.ended
             ]
         return problems
+
+
+def _unopened(frames: list[bytes]) -> Envelope:
+    return Envelope(0, "", msgspec.Raw(b"".join(frames)))
 
 
 def _items(args: Message) -> int:

@@ -6,6 +6,8 @@ libzmq would not do: it keeps all parts of a message, however many arrive before
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 GREETING = b"\xff" + bytes(8) + b"\x7f" + b"\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 MORE, LONG, COMMAND = 1, 2, 4  # flags of a frame
 MAX_PARTS = 1024  # of a message, which may never end
@@ -34,16 +36,16 @@ class ZmtpConnection:
         self.greeted = self.has_more = False
         self.parts = 0  # of the message that is being received
 
-    def receive(self, data: bytes, most: int = 1 << 30) -> list[bytes | None]:
-        """Add received data and return the next whole messages; None for one in several parts.
+    def receive(self, data: bytes) -> Iterator[bytes | None]:
+        """Add received data and iterate over the next whole messages; None for one in several
+        parts. Those that the caller does not take are left for the next time.
 
         Raises:
             ZmtpError: the connection has to be closed.
         """
         self.buffer += data
-        found: list[bytes | None] = []
         if not self.greeted and not self._receive_greeting():
-            return found
+            return
         self.has_more = True
         for _ in range(MAX_FRAMES):
             frame = self._frame(self.at)
@@ -51,23 +53,17 @@ class ZmtpConnection:
                 self.has_more = False
                 del self.buffer[: self.at]
                 self.at = 0
-                break
-            self._handle_frame(frame, found)
-            if len(found) == most:
-                break
-        return found
-
-    def _handle_frame(self, frame: tuple[int, int, int], found: list[bytes | None]) -> None:
-        start, self.at, flags = frame
-        if flags & COMMAND:
-            self._handle_command(bytes(self.buffer[start : self.at]))
-            return
-        self.parts += 1
-        if self.parts > MAX_PARTS:
-            raise ZmtpError("a message without an end")
-        if not flags & MORE:
-            found.append(bytes(self.buffer[start : self.at]) if self.parts == 1 else None)
-            self.parts = 0
+                return
+            start, self.at, flags = frame
+            if flags & COMMAND:
+                self._handle_command(bytes(self.buffer[start : self.at]))
+                continue
+            self.parts += 1
+            if self.parts > MAX_PARTS:
+                raise ZmtpError("a message without an end")
+            if not flags & MORE:
+                parts, self.parts = self.parts, 0
+                yield bytes(self.buffer[start : self.at]) if parts == 1 else None
 
     def _frame(self, at: int) -> tuple[int, int, int] | None:
         """Return start and end of the body of the frame at `at`, and its flags; None if not yet
@@ -76,11 +72,12 @@ class ZmtpConnection:
         left = len(self.buffer) - at
         if left < 2:
             return None
-        flags = self.buffer[at]
-        head = 9 if flags & LONG else 2
-        if left < head:
-            return None
-        size = int.from_bytes(self.buffer[at + 1 : at + head], "big")
+        flags, head, size = self.buffer[at], 2, self.buffer[at + 1]
+        if flags & LONG:
+            head = 9
+            if left < head:
+                return None
+            size = int.from_bytes(self.buffer[at + 1 : at + head], "big")
         if flags > MORE | LONG | COMMAND or size > self.max_frame_bytes:
             raise ZmtpError(f"a frame of {size} bytes with flags {flags}")
         return (at + head, at + head + size, flags) if left >= head + size else None
