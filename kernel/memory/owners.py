@@ -199,7 +199,8 @@ class Owners:
             if owner.keep:
                 process.taint(owner.labels)
                 background(self._adopt(owner), _not_adopted)
-        owner.labels |= process.labels
+        if not owner.labels >= process.labels:
+            owner.labels |= process.labels
         owner.limit, owner.above = process.limits.mem_bytes, process.line[1:]
         return owner
 
@@ -267,11 +268,11 @@ class Owners:
             self.trees.add(owner.principal, grown)
             owner.size += grown
 
-    def check_limits(self, owner: Owner, row: Row, grown: int) -> None:
+    def check_limits(self, owner: Owner, grown: int) -> None:
         """Raises LimitReached where an owner may not grow by that: each agent's limit holds for it
         and for all below it together, kept memory included."""
         below = self.trees.below
-        held = [(owner.principal, row.bytes, owner.limit)]
+        held = [(owner.principal, owner.size, owner.limit)]
         for process in owner.above:
             its = self.by_pid.get(process.pid)
             held.append((process.principal, its.size if its else 0, process.limits.mem_bytes))

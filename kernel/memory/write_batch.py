@@ -113,7 +113,7 @@ class Puts:
             grown += len(value) + (len(key) if old is None else -old)
             items.append((head + key, value))
         if grown > 0:
-            self.owners.check_limits(put.owner, row, grown)
+            self.owners.check_limits(put.owner, grown)
         for full, value in items:
             txn.put("memory", full, value)
         row.spaces[put.space] = space
