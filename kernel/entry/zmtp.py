@@ -38,7 +38,7 @@ class ZmtpConnection:
 
     def receive(self, data: bytes) -> Iterator[bytes | None]:
         """Add received data and iterate over the next whole messages; None for one in several
-        parts. Those that the caller does not take are left for the next time.
+        parts. Messages that the caller does not take are left for the next time.
 
         Raises:
             ZmtpError: the connection has to be closed.
