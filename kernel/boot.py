@@ -1,5 +1,6 @@
-"""Builds the kernel, one line a part, ties the parts to the loop, and has the ledger take up what
-another kernel left."""
+"""Build the kernel from its parts, tie them to the loop, and recover the state of the last
+kernel.
+"""
 
 from __future__ import annotations
 
@@ -69,13 +70,13 @@ from .tools.manager import Tools
 from .tools.mcp_config import mcp_boxes
 from .tools.toolbox import boxes_of
 
-SWEEP = 0.1  # seconds between two looks at limits, figures and logs
-CHECKPOINT = 5.0  # seconds between two signatures below the audit log
+SWEEP_S = 0.1  # between checks of limits, figures and logs
+CHECKPOINT_S = 5.0  # between signatures of the audit log
 T = TypeVar("T")
 
 
 class Kernel:
-    """All parts of the kernel. `mcp`: what is in the file of MCP servers.
+    """All parts of the kernel. `mcp` is the contents of the file of MCP servers.
 
     Raises:
         HomeBusy: another kernel listens already.
@@ -103,7 +104,7 @@ class Kernel:
         self._recover(takeover)
 
     def _make_stores(self, config: Config, system: str) -> None:
-        """What is kept, and who may do what with it."""
+        """Build storage, memory and access control."""
         post, sync = self.loop.post, self.audit.log.sync
         self.blobs = self._or_close(
             lambda: open_blobs(config.blobs, config.blobs_options, self.store, post, self.seal)
@@ -142,7 +143,7 @@ class Kernel:
         self.core = CoreLink(config, self.loop, self.generations, self.events)
 
     def _make_processes(self, config: Config, mcp: bytes) -> None:
-        """Who calls, and what becomes of a call."""
+        """Build the parts that serve callers and their calls."""
         loop, ledger = self.loop, self.ledger
         self.gateway = self._or_close(
             lambda: GatewayClient(config, loop, self.table, self.events, self.audit.log.sync)
@@ -169,7 +170,7 @@ class Kernel:
         )  # fmt: skip
 
     def _connect(self) -> None:
-        """Tie the parts to each other and to the loop, where they know each other both ways."""
+        """Tie parts that know each other both ways to each other and to the loop."""
         ledger, loop = self.ledger, self.loop
         self.prompts.ask = self.core.ask
         self.storage.changed = lambda _owner, _path: self.index.changed()
@@ -194,7 +195,7 @@ class Kernel:
         loop.calls.on_refused, loop.on_init = self.lifecycle.cut_off, self._from_init
 
     def _recover(self, takeover: Takeover) -> None:
-        """Take up what another kernel of this system left."""
+        """Recover what the last kernel of this system left."""
         self.ledger.recover(takeover.system)
         self.lifecycle.recover(takeover)
         self.tools.recover([process for process in self.table.live() if process.tool])
@@ -210,7 +211,9 @@ class Kernel:
         self.audit.note("kernel.walls", detail=walls)
 
     def _ledger(self, *, patient: bool) -> Ledger:
-        """Of the audit log and the journal, in that order: what the one has, the other may."""
+        """Open the audit log before the journal: the journal may have nothing that the log
+        lacks.
+        """
         self.audit = AuditRecorder(self._opened(self._log, patient=patient))
         journal = self._opened(self._journal, patient=patient)
         return Ledger(journal, self.audit, self.loop.send_now, self.loop.tell_init)
@@ -228,7 +231,9 @@ class Kernel:
         )  # fmt: skip
 
     def _opened(self, make: Callable[[], T], *, patient: bool) -> T:
-        """Where agents wait for this kernel, a full disk is waited for as well."""
+        """Open a file; if `patient`, wait while the disk is full, as agents wait for this
+        kernel.
+        """
         while True:
             try:
                 return make()
@@ -240,7 +245,7 @@ class Kernel:
                 time.sleep(1)
 
     def _store(self, takeover: Takeover) -> Store | NoStore:
-        """Without it all goes on but memory and storage, whose calls say why."""
+        """Open the store. Without it only calls to memory and storage fail, and say why."""
         folder = self.config.path / "store"
         try:
             if takeover.crashed:
@@ -254,7 +259,7 @@ class Kernel:
             return NoStore(error)
 
     def _owners(self, system: str) -> Owners:
-        """Without them all goes on but memory."""
+        """Read the owners of memory. Without them only calls to memory fail."""
         try:
             return Owners(self.store, self.table, self.config, system)
         except StoreDamaged as error:
@@ -262,7 +267,11 @@ class Kernel:
             return Owners(NoStore(error), self.table, self.config, system)
 
     def _or_close(self, make: Callable[[], T]) -> T:
-        """A part that the settings, or what a person has written, may forbid: raises BadInput."""
+        """Make a part that a wrong setting or file may prevent; close the kernel then.
+
+        Raises:
+            BadInput: a setting or a file is wrong.
+        """
         try:
             return make()
         except BadInput:
@@ -272,9 +281,9 @@ class Kernel:
 
     def run(self) -> None:
         """Serve until the system is stopped."""
-        self.loop.every(SWEEP, self.lifecycle.sweep)
-        self.loop.every(SWEEP, self.accounts.expire)
-        self.loop.every(CHECKPOINT, self.audit.log.checkpoint)
+        self.loop.every(SWEEP_S, self.lifecycle.sweep)
+        self.loop.every(SWEEP_S, self.accounts.expire)
+        self.loop.every(CHECKPOINT_S, self.audit.log.checkpoint)
         self.loop.every(WINDOW_S, self.audit.flush_counts)
         self.loop.run()
         self.ledger.journal.close()
@@ -326,7 +335,7 @@ class Kernel:
         note(what, pid, principal, said)
 
     def wind_up(self) -> Wait[None]:
-        """End every agent; then answer whoever asked for it, and end."""
+        """End every agent, then answer those who asked for it, and end."""
         end = Wait[None]()
 
         def empty() -> None:
@@ -346,7 +355,7 @@ class Kernel:
         return end
 
     def check(self) -> list[str]:
-        """Every invariant that is broken now, in words; none when all is well."""
+        """Return every broken invariant in words."""
         live = list(self.table.live())
         return [
             *self.table.check(),

@@ -34,7 +34,7 @@ NEEDED = {"calculate": "sympy", "sql": "duckdb", "image": "PIL"}  # what a toolb
 
 
 class Prefixes(Struct, frozen=True, forbid_unknown_fields=True):
-    """What an embedding model wants to see before a text."""
+    """The texts that an embedding model expects before a query and before a passage."""
 
     query: str = ""
     passage: str = ""
@@ -96,7 +96,9 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     @property
     def missing(self) -> dict[str, str]:
-        """What a system goes without for want of a package, and what installs it."""
+        """Name what a system lacks because a package is missing, and the command that installs
+        it.
+        """
         found = {}
         if not self.embedder and not is_installed("wordllama"):
             found["search by meaning"] = WITH_MEANING
@@ -113,7 +115,7 @@ def is_installed(package: str) -> bool:
 
 
 def folder_of(package: str) -> Path:
-    """Where the files of a package are that is installed."""
+    """Return the folder of an installed package."""
     spec = importlib.util.find_spec(package)
     assert spec is not None and spec.submodule_search_locations
     return Path(spec.submodule_search_locations[0])
@@ -128,7 +130,7 @@ def embedded_model() -> Path:
 
 
 def load(home: Path, overrides: dict[str, Any]) -> Config:
-    """The settings for `home`.
+    """Load the settings of `home`.
 
     Raises:
         BadInput: config.toml is not TOML, or a setting is unknown, out of range or a secret.
@@ -151,7 +153,8 @@ def load(home: Path, overrides: dict[str, Any]) -> Config:
 
 
 def try_embedder(path: str) -> None:
-    """Have another process load it: the index does so later, and has nobody to tell.
+    """Load an embedding model in another process. The index loads it later, when no one can be
+    told.
 
     Raises:
         ModelError: it is missing, or no embedding model.

@@ -1,4 +1,4 @@
-"""Who speaks on a connection: what a hello makes of its peer, as Linux names that."""
+"""Turn a hello into a process: identify the peer by what Linux says about its connection."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ from .gateway.client import GatewayClient
 from .process import Process
 from .processes.lifecycle import Lifecycle
 
-LOOKS = 8  # at who is above a process, until two agree
+MAX_READINGS = 8  # of the processes above one, until two agree
 
 
 class Greeter:
-    """Makes a process of whoever says hello. `is_here` knows by its route whether the process that
-    made a connection still runs."""
+    """Makes a process of each peer that says hello.
+
+    `is_here` tells of a route whether the process that made the connection still runs.
+    """
 
     def __init__(
         self, config: Config, boot: str, lifecycle: Lifecycle, gateway: GatewayClient,
@@ -69,6 +71,11 @@ class Greeter:
         )
 
     def _redeem(self, session: Session, token: bytes) -> tuple[Process, Spawn]:
+        """Return the spawned process that the token belongs to.
+
+        Raises:
+            BadToken: the token is wrong or used up, or the peer is not the spawned process.
+        """
         for birth in self.lifecycle.births.values():
             process = birth.process
             if secrets.compare_digest(birth.token, token):
@@ -89,6 +96,11 @@ class Greeter:
         )
 
     def _client(self, session: Session, name: str | None) -> Process:
+        """Add a person's process.
+
+        Raises:
+            Denied: an agent started the peer.
+        """
         if not may_be_client(session.os_pid, self.init_pid):
             raise Denied(
                 "this process was started by an agent, and has no token of its own",
@@ -100,13 +112,16 @@ class Greeter:
         return self.table.add("client", name or "client", 0, 0, free, now, session.os_pid)
 
     def _check_here(self, session: Session) -> None:
-        """What was found out of its pid is so of whoever made the connection, if that still runs.
-        Raises Denied."""
+        """Make sure that all that was found out about the pid is true of the peer.
+
+        Raises:
+            Denied: the process that made the connection has ended.
+        """
         if not self.is_here(session.route):
             raise Denied("the process that made this connection has ended", "make another")
 
     def _remote(self, session: Session, name: str | None) -> Process:
-        """A person elsewhere, or an agent: that may do what the groups say that it was put into."""
+        """Add a remote person, or a remote agent, which may do only what its groups allow."""
         allowed, now = self.gateway.allowed_key(session.key), time.monotonic()
         if allowed.person:
             limits = Limits(contexts=None, queue=1024)
@@ -120,7 +135,9 @@ class Greeter:
 
 
 def is_child(os_pid: int, init_pid: int) -> bool:
-    """Whether init itself started this process: an agent's child may have the agent's token."""
+    """Tell whether init itself started this process: an agent's child may have the agent's
+    token.
+    """
     try:
         return psutil.Process(os_pid).ppid() == init_pid
     except psutil.NoSuchProcess:
@@ -128,9 +145,10 @@ def is_child(os_pid: int, init_pid: int) -> bool:
 
 
 def may_be_client(os_pid: int, init_pid: int) -> bool:
-    """Whether a connection without a token is a person's: its process does not descend from init.
+    """Tell whether a connection without a token is a person's: the process does not descend from
+    init.
 
-    An agent that says hello without its token would otherwise get a client's rights.
+    An agent that says hello without its token would otherwise get a person's rights.
     """
     try:
         owner = psutil.Process(os_pid).uids().real
@@ -140,13 +158,13 @@ def may_be_client(os_pid: int, init_pid: int) -> bool:
 
 
 def ancestors(os_pid: int, unknown: int) -> list[int]:
-    """The processes above one, as far as they are to be seen; `unknown` where they changed all the
-    while.
+    """List the pids above a process, or only `unknown` if they keep changing.
 
-    Read twice: what ends in between has its children go to another, and its pid may be a third's.
+    They are read until two readings agree: when one ends in between, its child gets another parent,
+    and its pid may get another process.
     """
     before: list[int] = []
-    for _ in range(LOOKS):
+    for _ in range(MAX_READINGS):
         found = _ancestors(os_pid)
         if found and found == before:
             return found
@@ -155,7 +173,7 @@ def ancestors(os_pid: int, unknown: int) -> list[int]:
 
 
 def _ancestors(os_pid: int) -> list[int]:
-    """Ends with 0, unless one of them is not to be seen, or has just ended."""
+    """List the pids above a process once. The list ends with 0, unless one cannot be read."""
     found = [os_pid]
     while found[-1]:
         try:

@@ -24,6 +24,8 @@ KEYS = {str, int}  # values are shown to people as JSON, which has no others
 
 
 class Envelope(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """A system call before its arguments are decoded."""
+
     id: int
     name: str
     args: msgspec.Raw

@@ -1,1 +1,1 @@
-"""Callers from elsewhere: a process of its own, and the kernel's side of it."""
+"""Remote callers: the gateway's process, and the kernel's side of it."""

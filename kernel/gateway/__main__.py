@@ -1,4 +1,4 @@
-"""The gateway: accepts callers from elsewhere, by CURVE, whose keys are allowed.
+"""The gateway: accepts remote callers whose keys are allowed, by CURVE.
 
     python -m aios.kernel.gateway CONFIG    (a GatewayConfig as JSON)
 

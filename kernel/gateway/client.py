@@ -1,5 +1,4 @@
-"""The kernel's side of the gateway: allowed keys, callers from elsewhere, and the gateway's
-process.
+"""The kernel's side of the gateway: allowed keys, remote callers, and the gateway's process.
 
 A key belongs to a person, who may do everything, or to an agent of its name, "/NAME", who may do
 what its groups allow. Each connection is a process of the table; Linux can say nothing about it.

@@ -144,14 +144,16 @@ class Init:
 
     def tell_takeover(self) -> None:
         children, gone = list(self.children.items()), list(self.ended.values())
-        walls = self.sandbox_host.mechanisms
+        mechanisms = self.sandbox_host.mechanisms
         parts = max(1, math.ceil(max(len(children), len(gone)) / TAKEOVER_CHILDREN))
         for part in range(parts):
             cut = slice(part * TAKEOVER_CHILDREN, (part + 1) * TAKEOVER_CHILDREN)
             some = dict(children[cut])
             paused = [os_pid for os_pid in some if os_pid in self.paused]
             more = part + 1 < parts
-            self.tell(Takeover(self.system, some, paused, gone[cut], more, self.crashed, walls))
+            self.tell(
+                Takeover(self.system, some, paused, gone[cut], more, self.crashed, mechanisms)
+            )
 
     def wind_up(self) -> None:
         if self.ending:  # the second request: do not wait for the kernel

@@ -12,6 +12,8 @@ import sys
 
 
 class LogStream(io.TextIOBase):
+    """A text stream to descriptor 2 that drops what cannot be written."""
+
     def write(self, text: str, /) -> int:
         with contextlib.suppress(OSError):
             os.write(2, text.encode(errors="backslashreplace"))
@@ -19,5 +21,5 @@ class LogStream(io.TextIOBase):
 
 
 def become_log() -> None:
-    """For the rest of this process; `sys.__stderr__` stays what it was."""
+    """Use a LogStream as stderr; `sys.__stderr__` stays as it was."""
     sys.stderr = LogStream()
