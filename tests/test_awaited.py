@@ -11,7 +11,7 @@ from conftest import Boot
 from helpers import kill_kernel
 
 from aios.agents import Aios, connect
-from aios.agents.sdk.async_calls import AwaitedCalls
+from aios.agents.sdk.async_calls import AsyncCalls
 from aios.syscalls.base import Done
 from aios.syscalls.errors import Cancelled, KernelGone, NotFound
 from aios.syscalls.llm import Text, Tokens
@@ -19,15 +19,15 @@ from aios.syscalls.msg import Mail
 from aios.syscalls.proc import ProcessInfo
 
 
-def use(aios: Aios, body: Callable[[AwaitedCalls], Awaitable[Any]]) -> Any:
+def use(aios: Aios, body: Callable[[AsyncCalls], Awaitable[Any]]) -> Any:
     async def run() -> Any:
         async with asyncio.timeout(60):
-            return await body(AwaitedCalls(aios))
+            return await body(AsyncCalls(aios))
 
     return asyncio.run(run())
 
 
-async def waiting_mail(calls: AwaitedCalls) -> asyncio.Task[Mail]:
+async def waiting_mail(calls: AsyncCalls) -> asyncio.Task[Mail]:
     """A task with a call that the kernel has, and that waits for mail."""
     mail = asyncio.create_task(calls.call(Mail, "msg.recv"))
     await asyncio.sleep(0)  # until it has been sent
@@ -36,7 +36,7 @@ async def waiting_mail(calls: AwaitedCalls) -> asyncio.Task[Mail]:
 
 
 def test_many_tasks_each_get_their_own(aios: Aios) -> None:
-    async def body(calls: AwaitedCalls) -> None:
+    async def body(calls: AsyncCalls) -> None:
         async def ask(number: int) -> None:
             for step in range(50):
                 text = f"{number} {step}"
@@ -50,7 +50,7 @@ def test_many_tasks_each_get_their_own(aios: Aios) -> None:
 
 
 def test_a_call_that_waits_holds_up_no_other(aios: Aios) -> None:
-    async def body(calls: AwaitedCalls) -> str:
+    async def body(calls: AsyncCalls) -> str:
         mail = await waiting_mail(calls)
         me = await calls.call(ProcessInfo, "proc.whoami")
         assert not mail.done()
@@ -62,7 +62,7 @@ def test_a_call_that_waits_holds_up_no_other(aios: Aios) -> None:
 
 
 def test_a_call_ends_with_its_task(aios: Aios) -> None:
-    async def body(calls: AwaitedCalls) -> None:
+    async def body(calls: AsyncCalls) -> None:
         mail = await waiting_mail(calls)
         mail.cancel()
         await asyncio.wait([mail])
@@ -77,7 +77,7 @@ def test_a_call_ends_with_its_task(aios: Aios) -> None:
 def test_the_kernel_s_death_and_the_system_s(boot: Boot) -> None:
     system = boot()
 
-    async def body(calls: AwaitedCalls) -> None:
+    async def body(calls: AsyncCalls) -> None:
         mail = await waiting_mail(calls)
         with connect(system.home) as other:
             kill_kernel(other)

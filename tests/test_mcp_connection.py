@@ -210,7 +210,7 @@ def test_a_server_that_changes_its_tools() -> None:
 
 
 def test_a_server_that_changes_its_tools_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mcp_connection, "APART_S", 3600.0)
+    monkeypatch.setattr(mcp_connection, "LIST_INTERVAL_S", 3600.0)
 
     async def body(connection: McpConnection) -> None:
         assert await connection.call("bad.go", {}, quiet) == "changed"
@@ -375,7 +375,9 @@ def test_what_servers_ask_is_refused(method: str, params: dict[str, Any], says: 
 
 def test_a_server_that_asks_and_does_not_listen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers that it does not read would pile up."""
-    monkeypatch.setattr(mcp_transport, "LONGEST", 1 << 16)  # of what is read ahead, the half
+    monkeypatch.setattr(
+        mcp_transport, "MAX_MESSAGE_BYTES", 1 << 16
+    )  # of what is read ahead, the half
     monkeypatch.setattr(mcp_transport, "GRACE_S", 0.1)
 
     async def body(connection: McpConnection) -> int:
@@ -384,7 +386,7 @@ def test_a_server_that_asks_and_does_not_listen(monkeypatch: pytest.MonkeyPatch)
                 await connection.call("bad.go", {}, quiet)
         return len(asyncio.all_tasks())
 
-    assert use(bad("asks on"), body) < 2 * mcp_transport.ASKS
+    assert use(bad("asks on"), body) < 2 * mcp_transport.MAX_UNREAD_REQUESTS
 
 
 def test_instructions_are_a_text_like_any_other() -> None:

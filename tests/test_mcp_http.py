@@ -18,7 +18,7 @@ from conftest import Boot, eventually
 
 from aios.agents import Aios, connect
 from aios.agents.mcp.connection import connected
-from aios.agents.mcp.transport import LONGEST
+from aios.agents.mcp.transport import MAX_MESSAGE_BYTES
 from aios.shell.launch import System
 from aios.syscalls.errors import AiosError, ToolCrashed, ToolFailed, ToolUnknown
 from aios.syscalls.tool import McpServer
@@ -131,7 +131,7 @@ class Rude(BaseHTTPRequestHandler):
             self.reply(404)
         elif how in ("flood", "compress"):
             kind = {"Content-Encoding": "gzip"} if how == "compress" else {}
-            self.reply(200, b"x" * (LONGEST + 1), kind)
+            self.reply(200, b"x" * (MAX_MESSAGE_BYTES + 1), kind)
         elif how == "end":
             self.reply(200, b": nothing\n\n", {"Content-Type": "text/event-stream"})
         else:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mcp_types import JSONRPCError, JSONRPCResponse
 
 from aios.agents.mcp.messages import (
-    TOOLS,
+    MAX_TOOLS,
     BadMessage,
     mend_result,
     mended_body,
@@ -86,8 +86,8 @@ def test_of_a_list_without_end_the_first_tools_are_looked_at() -> None:
     said: list[str] = []
     result = {"tools": [{"name": f"t{n}"} for n in range(5000)]}
     mend_result(result, False, said.append)
-    assert len(result["tools"]) == TOOLS + 1
-    assert said == [f"of 5000 tools on a page those behind {TOOLS} are left out"]
+    assert len(result["tools"]) == MAX_TOOLS + 1
+    assert said == [f"of 5000 tools on a page those behind {MAX_TOOLS} are left out"]
 
 
 def test_what_is_said_of_a_tool_that_is_none_is_short() -> None:

@@ -21,7 +21,7 @@ from helpers import kill_kernel
 from zmq.utils.monitor import recv_monitor_message
 
 from aios.agents import Aios, connect
-from aios.agents.sdk.connection import new_key
+from aios.agents.sdk.remote import new_key
 from aios.kernel.lib.patterns import quoted
 from aios.shell.launch import System
 from aios.syscalls.errors import BadInput, Denied, KernelGone, NoProgram, NotFound

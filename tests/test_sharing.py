@@ -109,7 +109,7 @@ return [call.result().finish for call in calls]
         own.result()
         ends = [event["pid"] for event in events.pieces if event["what"] == "length"]
         assert ends.index(aios.welcome.pid) <= 2  # behind the one that ran, and one in its turn
-        events.connection.let_go(events.id)
+        events.connection.cancel_later(events.id)
         assert aios.wait(pid).result == ["length"] * 40
 
 

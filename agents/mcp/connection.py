@@ -1,7 +1,6 @@
 """One MCP server: connected to, its tools listed and called.
 
-A connection is of one life of the server: when that ends, so does this, and whoever needs the
-server connects anew. What a server may do wrong ends in one error that says which server it was.
+A connection lasts as long as the server's process. Every error of a server names it.
 """
 
 from __future__ import annotations
@@ -31,28 +30,28 @@ from aios.syscalls import VERSION
 from aios.syscalls.errors import AiosError, ToolArguments, ToolCrashed, ToolFailed
 from aios.syscalls.tool import McpServer, Spec
 
-from .messages import SHOWN, TOOLS, mend_result, validator_of, why_none
+from .messages import MAX_TOOLS, SHOWN_CHARS, mend_result, tool_error, validator_of
 from .transport import ANSWER_TIMEOUT_S, say, transport
 
-AFTER_CANCEL_S = 10.0  # that a server has to answer after it was told to drop a call
-CALL = 86_400.0  # a call's own limit is the kernel's
-PAGES = 64  # of a server's list of tools, at most
-APART_S = 0.5  # between two looks at which tools it has
-BYTES = 1_000_000  # of all of them together; the kernel keeps 1 MiB
-MOST = f"of a server AIOS has {TOOLS} tools at most, of {BYTES} bytes together"
-DESCRIPTION = 8192  # characters of a description that are kept
-SPEC = 48 << 10  # bytes of a tool's schemas and description, at most: a call holds 64 KiB
-REFUSALS = (MCPError, NotMcp, OSError, RuntimeError)  # of a server that is not one, or not for us
-CLOSED = ("Connection closed", "SSE stream")  # how the package begins to say so
+AFTER_CANCEL_S = 10.0  # to answer in, once it was told to cancel a call
+CALL_TIMEOUT_S = 86_400.0  # never reached: the kernel limits a call
+MAX_PAGES = 64  # of a list of tools
+LIST_INTERVAL_S = 0.5  # between two listings of tools
+MAX_TOOLS_BYTES = 1_000_000  # of all of a server; the kernel keeps 1 MiB
+TOOLS_LIMIT = f"of a server AIOS has {MAX_TOOLS} tools at most, of {MAX_TOOLS_BYTES} bytes together"
+MAX_DESCRIPTION_CHARS = 8192
+MAX_SPEC_BYTES = 48 << 10  # of schemas and description: a call holds 64 KiB
+REFUSALS = (MCPError, NotMcp, OSError, RuntimeError)  # of no MCP server, or not for us
+CLOSED = ("Connection closed", "SSE stream")  # the package's messages begin so
 
 Progress = Callable[[float, float | None, str], None]
 
 
 class McpConnection:
-    """A server that has answered. `specs` are its tools."""
+    """A connection to a server; `specs` are its tools."""
 
     def __init__(self, server: McpServer, mode: Literal["auto", "legacy"] = "auto") -> None:
-        """`mode`: what it is asked first, which versions it has, or to initialize."""
+        """Prepare the client. `mode`: ask the server for its versions first, or to initialize."""
         self.server = server
         self.client = Client(
             transport(server, self.over, self._mend), read_timeout_seconds=ANSWER_TIMEOUT_S,
@@ -70,12 +69,12 @@ class McpConnection:
         self._probe: asyncio.Task[None] | None = None
 
     async def call(self, tool: str, args: dict[str, Any], on_progress: Progress) -> Any:
-        """What the tool returned: its structured content, or a text, or a list of texts, images and
-        so on. A task that is cancelled meanwhile tells the server to drop the call.
+        """Call a tool, and return its structured content, a text, or a list of texts, images and so
+        on. Cancelling the task cancels the call on the server.
 
         Raises:
-            ToolArguments: they do not fit the tool's schema; the server has not heard of them.
-            ToolFailed: the tool says so, or has answered with what the protocol does not know.
+            ToolArguments: they do not fit the tool's schema; nothing was sent.
+            ToolFailed: the tool says so, or its answer breaks the protocol.
             ToolCrashed: the server has ended meanwhile.
         """
         if tool not in self._known:
@@ -90,7 +89,7 @@ class McpConnection:
 
         self._running += 1
         try:
-            result = await self._over(self.client.call_tool(own, args, CALL, told))
+            result = await self._over(self.client.call_tool(own, args, CALL_TIMEOUT_S, told))
         except asyncio.CancelledError:
             self._doubt()
             raise
@@ -110,10 +109,10 @@ class McpConnection:
         return value
 
     async def changed(self) -> None:
-        """Wait until the server offers other tools; `specs` has them then.
+        """Wait until the server offers other tools, and update `specs`.
 
         Raises:
-            ToolCrashed: the server has ended, or lists what are no tools.
+            ToolCrashed: the server has ended, or its list is malformed.
         """
         await self._over(self._changed.wait())
         await self._over(asyncio.sleep(self._next_look - asyncio.get_running_loop().time()))
@@ -124,38 +123,41 @@ class McpConnection:
             raise self._failure(error, ToolCrashed) from error
 
     async def list(self) -> None:
-        """Have `specs` as the server lists its tools now: the first of them, where it lists more
-        than can be had."""
-        self._next_look = asyncio.get_running_loop().time() + APART_S
+        """Update `specs` from the server's list of tools. Of too many the first are taken."""
+        self._next_look = asyncio.get_running_loop().time() + LIST_INTERVAL_S
         found: list[types.Tool] = []
         cursors: list[str | None] = [None]
-        while len(cursors) <= PAGES and len(found) <= TOOLS:
+        while len(cursors) <= MAX_PAGES and len(found) <= MAX_TOOLS:
             page = await self.client.list_tools(cursor=cursors[-1], cache_mode="refresh")
             found += page.tools
             if not page.next_cursor:
                 break
             if page.next_cursor in cursors:
                 self._left_out(
-                    f"its list of tools goes in a circle at {page.next_cursor[:SHOWN]!r}"
+                    f"its list of tools goes in a circle at {page.next_cursor[:SHOWN_CHARS]!r}"
                 )
                 break
             cursors.append(page.next_cursor)
-        if len(cursors) > PAGES:
-            self._left_out(f"what it lists after {PAGES} pages is left out")
+        if len(cursors) > MAX_PAGES:
+            self._left_out(f"what it lists after {MAX_PAGES} pages is left out")
         self.specs, self._known = [], {}
-        room = BYTES
+        room = MAX_TOOLS_BYTES
         for tool in found:
             try:
                 spec = self._spec(tool)
                 room -= len(msgpack.encode(spec))
-                if len(self.specs) == TOOLS or room < 0:
-                    self._left_out(f"its tools from {tool.name[:SHOWN]!r} on are left out: {MOST}")
+                if len(self.specs) == MAX_TOOLS or room < 0:
+                    self._left_out(
+                        f"its tools from {tool.name[:SHOWN_CHARS]!r} on are left out: {TOOLS_LIMIT}"
+                    )
                     break
                 if spec.name not in self._known:
                     self._known[spec.name] = tool.name, validator_of(spec.schema)
                     self.specs.append(spec)
             except (ValidationError, SchemaError, ValueError) as error:
-                self._left_out(f"the tool {tool.name[:SHOWN]!r} is left out: {why_none(error)}")
+                self._left_out(
+                    f"the tool {tool.name[:SHOWN_CHARS]!r} is left out: {tool_error(error)}"
+                )
 
     def _mend(self, result: dict[str, Any]) -> None:
         is_list = isinstance(result.get("tools"), list)
@@ -166,10 +168,10 @@ class McpConnection:
         say(f"the MCP server {self.server.name}: {what}")
 
     def _spec(self, tool: types.Tool) -> Spec:
-        """The tool as AIOS has it. Raises ValidationError, ValueError."""
+        """Convert a tool to a Spec. Raises ValidationError, ValueError."""
         fields = {
             "name": f"{self.server.name}.{tool.name}",
-            "description": (tool.description or tool.title or "")[:DESCRIPTION],
+            "description": (tool.description or tool.title or "")[:MAX_DESCRIPTION_CHARS],
             "schema": tool.input_schema,
             "result": tool.output_schema,
             "effect": not (tool.annotations and tool.annotations.read_only_hint),
@@ -178,18 +180,18 @@ class McpConnection:
         }
         spec = convert(fields, Spec)
         check_plain([[to_builtins(spec)]], MAX_DEPTH)  # as deep as it is in a call
-        if len(msgpack.encode(spec)) > SPEC:
-            raise ValidationError(f"its schema has more than {SPEC} bytes")
+        if len(msgpack.encode(spec)) > MAX_SPEC_BYTES:
+            raise ValidationError(f"its schema has more than {MAX_SPEC_BYTES} bytes")
         return spec
 
     async def heard(self, message: Any) -> None:
-        """What a server says by itself."""
+        """Take a notification of the server."""
         if isinstance(message, types.ToolListChangedNotification):
             self._changed.set()
 
     async def follow(self, listens: asyncio.Event) -> None:
-        """The same with a server of the protocol of 2026, which has to be asked. `listens` is set
-        when no change is missed any more, or will be heard of."""
+        """Subscribe to changes of the tools, as the protocol of 2026 demands. `listens` is set once
+        no later change can be missed, or the server tells of none."""
         tools = self.client.server_capabilities.tools
         try:
             if self.client.protocol_version >= "2026" and tools and tools.list_changed:
@@ -204,19 +206,19 @@ class McpConnection:
             listens.set()
 
     def over(self, why: str) -> None:
-        """It is of no more use."""
+        """Mark the connection as ended."""
         if not self.end.done():
             self.end.set_exception(ToolCrashed(f"the MCP server {self.server.name} {why}"))
             self.end.exception()  # it may be that nobody asks
 
     def why(self) -> ToolCrashed:
-        """Why it is over."""
+        """Return the error that ended the connection."""
         error = self.end.exception()
         assert isinstance(error, ToolCrashed)
         return error
 
     async def _over(self, doing: Any) -> Any:
-        """The result of `doing`, unless the server is over before that."""
+        """Await `doing`. Raises ToolCrashed if the connection ends before it."""
         task = asyncio.ensure_future(doing)
         try:
             await asyncio.wait([task, self.end], return_when=asyncio.FIRST_COMPLETED)
@@ -227,8 +229,8 @@ class McpConnection:
             task.cancel()
 
     def _doubt(self) -> None:
-        """A call was cancelled. A server that goes on with it, and hears nothing, would keep all
-        who come later waiting; but what else it does now may take its time."""
+        """Check, after a call was cancelled, that the server still answers: one that goes on with
+        the call, and ignores all else, would block later ones. Other calls may take their time."""
         patience = (
             AFTER_CANCEL_S if self._running == 1 else max(AFTER_CANCEL_S, self.server.timeout)
         )
@@ -288,7 +290,7 @@ async def connected(server: McpServer) -> AsyncIterator[McpConnection]:
 
 
 def check(schema: Validator, args: dict[str, Any]) -> None:
-    """Raises ToolArguments."""
+    """Check arguments by a schema. Raises ToolArguments, or ToolFailed for an unusable schema."""
     try:
         error = best_match(schema.iter_errors(args))
     except Unresolvable as reason:
@@ -300,7 +302,7 @@ def check(schema: Validator, args: dict[str, Any]) -> None:
 
 
 def value_of(result: types.CallToolResult) -> Any:
-    """What a call returned. Raises ValueError."""
+    """Return the value of a call's result. Raises ValueError."""
     if result.structured_content is not None:
         return result.structured_content
     items = [item_of(block) for block in result.content]
@@ -308,7 +310,7 @@ def value_of(result: types.CallToolResult) -> Any:
 
 
 def item_of(block: types.ContentBlock) -> Any:
-    """A text, or a map: "type", then "mime" and "data" or what else there is."""
+    """Convert a block to a text, or a map: "type", then "mime" and "data" or its other fields."""
     match block:
         case types.TextContent():
             return block.text
@@ -338,20 +340,20 @@ def text_of(result: types.CallToolResult) -> str:
 
 
 def is_closed(error: MCPError) -> bool:
-    """Whether there is no server any more. Servers use the same code for whatever goes wrong."""
+    """Return true if the server has gone. Servers use the same code for all that goes wrong."""
     code, message = error.error.code, error.error.message
     return code == types.CONNECTION_CLOSED and message.startswith(CLOSED)
 
 
 def leaf(error: BaseException) -> BaseException:
-    """The first of what a group of exceptions is about."""
+    """Return the first exception within groups."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
 
 
 def why_not(server: McpServer, error: BaseException) -> str:
-    """Why there is no connection, or none any more."""
+    """Say why there is no connection, or none any more."""
     if isinstance(error, MCPError) and error.error.code == types.REQUEST_TIMEOUT:
         return f"does not answer within {ANSWER_TIMEOUT_S:g} s"
     if isinstance(error, OSError) and not server.url:

@@ -1,4 +1,4 @@
-"""What MCP servers write, as the protocol has it: many are not strict, and mean something plain.
+"""The messages of MCP servers, mended: many servers are not strict about the protocol.
 
 Pure: bytes and JSON in, messages out.
 """
@@ -22,21 +22,21 @@ from referencing import Registry
 ENVELOPE = {"jsonrpc", "id", "method", "params", "result", "error"}
 CUT_OFF = re.compile(r'\{.*"jsonrpc"', re.DOTALL)
 HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
-SHOWN = 200  # characters of what a server wrote that an error shows
-TOOLS = 512  # of one server, at most
-AMOUNT = 1e18  # the most that the kernel takes for how far a call is
+SHOWN_CHARS = 200  # of a server's text in an error
+MAX_TOOLS = 512  # of one server
+MAX_AMOUNT = 1e18  # of progress, that the kernel takes
 
 
 class BadMessage(Exception):
-    """A message that is cut off: it may be the answer that somebody waits for."""
+    """A message is cut off, which may be an answer that somebody waits for."""
 
 
 def messages_of(line: bytes) -> list[JSONRPCMessage]:
-    """The messages in a line, of which the protocol of March 2025 allows several; none in what was
-    meant for people, as many servers print.
+    """Parse the messages in a line: several are allowed by the protocol of March 2025, and a line
+    of a log, as many servers print, has none.
 
     Raises:
-        BadMessage: it begins as a message, and is not JSON.
+        BadMessage: the line begins as a message, and is not JSON.
     """
     try:
         return [jsonrpc_message_adapter.validate_json(line, by_name=False)]
@@ -46,14 +46,14 @@ def messages_of(line: bytes) -> list[JSONRPCMessage]:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
         if CUT_OFF.match(text):
-            raise BadMessage(text[:SHOWN]) from error
+            raise BadMessage(text[:SHOWN_CHARS]) from error
         return []
     each = found if isinstance(found, list) else [found]
     return [_mended(one) for one in each if _is_message(one)]
 
 
 def _is_message(found: Any) -> bool:
-    """Whether it is no line of a log, which may be JSON as well."""
+    """Tell a message from a line of a log, which may be JSON as well."""
     if not isinstance(found, dict) or not found.keys() & {"method", "result", "error"}:
         return False
     method = found.get("method", "")
@@ -96,7 +96,7 @@ def _error(given: Any) -> dict[str, Any]:
 
 
 def mended_body(body: bytes) -> bytes:
-    """The body of an answer by HTTP; as it is, where it is a message, or none at all."""
+    """Mend the body of an HTTP response; one that holds a valid message, or none, is unchanged."""
     try:
         jsonrpc_message_adapter.validate_json(body, by_name=False)
     except ValidationError:
@@ -107,14 +107,13 @@ def mended_body(body: bytes) -> bytes:
 
 
 def mended_event(line: bytes) -> bytes:
-    """A line of a stream of events, with the message that is its data."""
+    """Mend the message in a line of an event stream."""
     field, colon, value = line.partition(b":")
     return b"data: " + mended_body(value.strip()) if colon and field == b"data" else line
 
 
 def answers(request: bytes, body: bytes) -> tuple[bool, str]:
-    """Whether the body of a refusal by HTTP is the error that a request is answered with, and that
-    error's text, if it is any."""
+    """Return true if the body of an HTTP error answers the request, and the text of its error."""
     try:
         message, *_ = messages_of(body)
         asked = json.loads(request)
@@ -129,16 +128,18 @@ def answers(request: bytes, body: bytes) -> tuple[bool, str]:
 
 
 def mend_result(result: dict[str, Any], modern: bool, left_out: Callable[[str], None]) -> None:
-    """Leave of a list of tools, and of what a server says of itself, what is needed. `left_out` is
-    told of tools that cannot be used."""
+    """Reduce a list of tools, or a server's description of itself, to the parts that are used.
+    `left_out` is called for tools that cannot be used."""
     if "content" in result:  # of a call
         return
     if not isinstance(result.get("_meta", {}), dict):
         del result["_meta"]
     if isinstance(result.get("tools"), list):
-        if len(result["tools"]) > TOOLS + 1:  # of 50,000 to look at each takes half a minute
-            left_out(f"of {len(result['tools'])} tools on a page those behind {TOOLS} are left out")
-        result["tools"] = list(_tools(result["tools"][: TOOLS + 1], modern, left_out))
+        if len(result["tools"]) > MAX_TOOLS + 1:  # of 50,000 to look at each takes half a minute
+            left_out(
+                f"of {len(result['tools'])} tools on a page those behind {MAX_TOOLS} are left out"
+            )
+        result["tools"] = list(_tools(result["tools"][: MAX_TOOLS + 1], modern, left_out))
         if not isinstance(result.get("nextCursor"), str):
             result.pop("nextCursor", None)
     elif "protocolVersion" in result:
@@ -153,29 +154,29 @@ def _tools(tools: list[Any], modern: bool, left_out: Callable[[str], None]) -> I
     for given in tools:
         name = given.get("name") if isinstance(given, dict) else None
         if not isinstance(name, str):
-            left_out(f"a tool without a name is left out: {json.dumps(given)[:SHOWN]}")
+            left_out(f"a tool without a name is left out: {json.dumps(given)[:SHOWN_CHARS]}")
             continue
         try:
             yield _tool(name, given, modern)
         except (SchemaError, TypeError, ValueError, RecursionError) as error:
-            left_out(f"the tool {name[:SHOWN]!r} is left out: {why_none(error)}")
+            left_out(f"the tool {name[:SHOWN_CHARS]!r} is left out: {tool_error(error)}")
 
 
-def why_none(error: Exception) -> str:
-    """Why something is no tool, in a line. All that a SchemaError says takes long to write."""
+def tool_error(error: Exception) -> str:
+    """Say in one line why something is no tool. The full text of a SchemaError is slow to make."""
     words = error.message if isinstance(error, SchemaError) else str(error).strip()
-    return (words or type(error).__name__).splitlines()[0][:SHOWN]
+    return (words or type(error).__name__).splitlines()[0][:SHOWN_CHARS]
 
 
 def mend_progress(params: dict[str, Any]) -> None:
-    """Have numbers that can be told, of a notification of how far a call is."""
+    """Clamp the numbers of a progress notification to those that the kernel takes."""
     for name in ("progress", "total"):
         if isinstance(params.get(name), int | float):
-            params[name] = float(min(AMOUNT, max(-AMOUNT, params[name])))
+            params[name] = float(min(MAX_AMOUNT, max(-MAX_AMOUNT, params[name])))
 
 
 def _tool(name: str, given: dict[str, Any], modern: bool) -> dict[str, Any]:
-    """The tool, with a result of its schema where the protocol allows that. Raises SchemaError,
+    """Mend a tool. It keeps an output schema that the protocol allows. Raises SchemaError,
     ValueError."""
     about = (given.get("description"), given.get("title"))
     words = [text for text in about if isinstance(text, str) and text]
@@ -192,9 +193,9 @@ def _tool(name: str, given: dict[str, Any], modern: bool) -> dict[str, Any]:
 
 
 def _arguments(schema: Any) -> dict[str, Any]:
-    """The schema of arguments, which are an object, whether it says so or not."""
+    """Mend the schema of arguments, which are an object even if it does not say so."""
     if not isinstance(schema, dict | None):
-        raise ValueError(f"inputSchema is no schema: {json.dumps(schema)[:SHOWN]}")
+        raise ValueError(f"inputSchema is no schema: {json.dumps(schema)[:SHOWN_CHARS]}")
     schema = {key: value for key, value in (schema or {}).items() if value is not None}
     kind = schema.get("type", "object")
     if kind != "object" and not (isinstance(kind, list) and "object" in kind):
@@ -205,7 +206,7 @@ def _arguments(schema: Any) -> dict[str, Any]:
 
 
 def validator_of(schema: dict[str, Any]) -> Validator:
-    """Raises SchemaError."""
+    """Make a validator of a schema. Raises SchemaError."""
     kind = validator_for(schema, default=Draft202012Validator)
     kind.check_schema(schema)
     return kind(schema, registry=Registry())  # nothing is fetched

@@ -1,4 +1,4 @@
-"""How messages come from and go to an MCP server: by its stdin and stdout, or by HTTP."""
+"""The transport of messages from and to an MCP server: by its stdin and stdout, or by HTTP."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from aios.syscalls.home import CERTIFICATE_VARIABLES
 from aios.syscalls.tool import McpServer
 
 from .messages import (
-    SHOWN,
+    SHOWN_CHARS,
     BadMessage,
     answers,
     mend_progress,
@@ -31,17 +31,17 @@ from .messages import (
     messages_of,
 )
 
-ANSWER_TIMEOUT_S = 30.0  # that a server has to answer anything but a call
-LONGEST = 16 << 20  # bytes of a message
-GRACE_S = 2.0  # to end in, after each of: no more stdin, TERM, KILL
-PIECE = 65_536  # bytes that are read of stderr at once
-ASKS = 64  # that a server may make while it does not read the answers
-NAMES_BY_TCP = {"RES_OPTIONS": "use-vc"}  # UDP is behind the walls
+ANSWER_TIMEOUT_S = 30.0  # for all but a call
+MAX_MESSAGE_BYTES = 16 << 20
+GRACE_S = 2.0  # to end in, after each of: stdin closed, TERM, KILL
+READ_BYTES = 65_536  # of stderr at once
+MAX_UNREAD_REQUESTS = 64  # of a server that does not read the answers
+DNS_OVER_TCP = {"RES_OPTIONS": "use-vc"}  # the sandbox has no UDP
 # Variables that a server inherits besides those that the package passes on.
 INHERITED = ("TMPDIR", "GIT_CONFIG_NOSYSTEM", *CERTIFICATE_VARIABLES)
-SILENCE = httpx2.Timeout(ANSWER_TIMEOUT_S, read=None)  # of HTTP; a call may take long
+HTTP_TIMEOUT = httpx2.Timeout(ANSWER_TIMEOUT_S, read=None)  # a call may take long
 
-Over = Callable[[str], None]  # told why a server is of no more use
+Over = Callable[[str], None]  # called with the reason why the connection has ended
 Mend = Callable[[dict[str, Any]], None]  # changes a result in its place
 Sent = MemoryObjectSendStream[SessionMessage | Exception]
 Given = MemoryObjectReceiveStream[SessionMessage]
@@ -49,19 +49,19 @@ Given = MemoryObjectReceiveStream[SessionMessage]
 
 @asynccontextmanager
 async def transport(server: McpServer, over: Over, mend: Mend) -> AsyncIterator[Any]:
-    """Two streams, as the package mcp has them: from the server, its results changed by `mend`, and
-    to it.
+    """Open two streams, as the package mcp takes them: from the server, with results changed by
+    `mend`, and to it.
 
     Raises:
         OSError: the program cannot be started.
         httpx2.HTTPError: the address cannot be reached, or does not take the key.
     """
     async with program(server, over) if server.command else address(server) as (said, give):
-        yield Mended(said, mend), give
+        yield MendedStream(said, mend), give
 
 
-class Mended:
-    """The stream of what a server says, with its results changed by `mend`."""
+class MendedStream:
+    """The stream from a server, with results changed by `mend`."""
 
     def __init__(self, stream: Any, mend: Mend) -> None:
         self.stream, self.mend = stream, mend
@@ -70,7 +70,7 @@ class Mended:
     def last_context(self) -> Any:
         return getattr(self.stream, "last_context", None)
 
-    def __aiter__(self) -> Mended:
+    def __aiter__(self) -> MendedStream:
         return self
 
     async def __anext__(self) -> SessionMessage | Exception:
@@ -82,7 +82,7 @@ class Mended:
             mend_progress(message.params)
         return item
 
-    async def __aenter__(self) -> Mended:
+    async def __aenter__(self) -> MendedStream:
         await self.stream.__aenter__()
         return self
 
@@ -95,23 +95,25 @@ async def address(server: McpServer) -> AsyncIterator[Any]:
     headers = {**server.headers, "Accept-Encoding": "identity"}
     async with (
         httpx2.AsyncClient(
-            headers=headers, timeout=SILENCE, event_hooks={"response": [let_in]}
+            headers=headers, timeout=HTTP_TIMEOUT, event_hooks={"response": [check_response]}
         ) as http,
-        streamable_http_client(server.url, http_client=http, max_sse_event_size=LONGEST) as streams,
+        streamable_http_client(
+            server.url, http_client=http, max_sse_event_size=MAX_MESSAGE_BYTES
+        ) as streams,
     ):
         yield streams
 
 
-async def let_in(response: httpx2.Response) -> None:
-    """Raises HTTPError where the key does not fit, only a proxy answers, or the session is no more:
-    the package would go on. A message has the bound that a program's has. An error that is the
-    answer to what was asked is one, whatever the status says."""
+async def check_response(response: httpx2.Response) -> None:
+    """Check a response, and bound its messages as those of a program are. Raises HTTPError if the
+    key does not fit, only a proxy answers, or the session has ended: the package would go on. An
+    error that answers the request is passed on, whatever the status."""
     in_session = "mcp-session-id" in response.request.headers
     if response.headers.get("Content-Encoding", "identity") != "identity":
         raise httpx2.DecodingError("it compresses what it says, unasked")
     if response.headers.get("Content-Type", "").lower().startswith("application/json"):
         assert isinstance(response.stream, httpx2.AsyncByteStream)
-        response.stream = Whole(response.stream)
+        response.stream = JsonBody(response.stream)
         if response.status_code >= 400:
             is_answer, why = answers(response.request.content, await response.aread())
             if is_answer or (why and response.status_code == 400 and "session" not in why.lower()):
@@ -120,13 +122,13 @@ async def let_in(response: httpx2.Response) -> None:
         response.raise_for_status()
     elif response.headers.get("Content-Type", "").lower().startswith("text/event-stream"):
         assert isinstance(response.stream, httpx2.AsyncByteStream)
-        response.stream = Events(response.stream)
+        response.stream = EventStreamBody(response.stream)
     if response.status_code in ((400, 401, 403, 404) if in_session else (401, 403)):
         response.raise_for_status()
 
 
-class Whole(httpx2.AsyncByteStream):
-    """A message as a whole. Raises ReadError where it is too long."""
+class JsonBody(httpx2.AsyncByteStream):
+    """The body of one message. Raises ReadError if it is too long."""
 
     def __init__(self, stream: httpx2.AsyncByteStream) -> None:
         self.stream = stream
@@ -135,35 +137,35 @@ class Whole(httpx2.AsyncByteStream):
         body = bytearray()
         async for part in self.stream:
             body += part
-            if len(body) > LONGEST:
-                raise httpx2.ReadError(f"a message of more than {LONGEST} bytes")
+            if len(body) > MAX_MESSAGE_BYTES:
+                raise httpx2.ReadError(f"a message of more than {MAX_MESSAGE_BYTES} bytes")
         yield mended_body(bytes(body))
 
     async def aclose(self) -> None:
         await self.stream.aclose()
 
 
-class Events(Whole):
-    """Messages as events, each in a line."""
+class EventStreamBody(JsonBody):
+    """A body of messages as events, each in a line."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         rest = b""
         async for part in self.stream:
             *lines, rest = (rest + part).split(b"\n")
-            if len(rest) > LONGEST:
-                raise httpx2.ReadError(f"a message of more than {LONGEST} bytes")
+            if len(rest) > MAX_MESSAGE_BYTES:
+                raise httpx2.ReadError(f"a message of more than {MAX_MESSAGE_BYTES} bytes")
             yield b"".join(mended_event(line) + b"\n" for line in lines)
         yield rest
 
 
 @asynccontextmanager
 async def program(server: McpServer, over: Over) -> AsyncIterator[Any]:
-    """The package has this as well, with no bound on a message, and says nothing of an end."""
+    """Run a server as a program. The package's own does not bound messages, or report an end."""
     within_walls = {name: os.environ[name] for name in INHERITED if name in os.environ}
     process = await asyncio.create_subprocess_exec(
         server.command, *server.args, stdin=PIPE, stdout=PIPE, stderr=PIPE, cwd=server.cwd,
-        limit=LONGEST, start_new_session=True,
-        env=get_default_environment() | within_walls | NAMES_BY_TCP | server.env,
+        limit=MAX_MESSAGE_BYTES, start_new_session=True,
+        env=get_default_environment() | within_walls | DNS_OVER_TCP | server.env,
     )  # fmt: skip
     complaints = asyncio.create_task(pass_on(process))
     sent, receive = anyio.create_memory_object_stream[SessionMessage | Exception](0)
@@ -183,7 +185,7 @@ async def program(server: McpServer, over: Over) -> AsyncIterator[Any]:
 
 
 async def read(server: McpServer, process: Process, sent: Sent, over: Over) -> None:
-    """Ends with the server, or with what makes it of no more use."""
+    """Read messages until the server ends, or breaks the protocol."""
     assert process.stdin is not None and process.stdout is not None
     asks = 0
     async with sent:
@@ -194,18 +196,18 @@ async def read(server: McpServer, process: Process, sent: Sent, over: Over) -> N
                     for message in found:
                         await sent.send(SessionMessage(message))
                         asks += isinstance(message, JSONRPCRequest)
-                        if asks > ASKS:
+                        if asks > MAX_UNREAD_REQUESTS:
                             asks = 0
                             with suppress(ConnectionError):  # it has ended
                                 await process.stdin.drain()
-                    if not found and (shown := line[:SHOWN].decode(errors="replace").strip()):
+                    if not found and (shown := line[:SHOWN_CHARS].decode(errors="replace").strip()):
                         what = "writes to stdout, which is for its messages"
                         say(f"the MCP server {server.name} {what}: {shown}")
                 over("has ended")
             except BadMessage as error:
                 over(f"wrote a message that is not JSON-RPC: {error}")
             except ValueError:  # of asyncio
-                over(f"wrote a message of more than {LONGEST} bytes")
+                over(f"wrote a message of more than {MAX_MESSAGE_BYTES} bytes")
 
 
 async def write(process: Process, given: Given) -> None:
@@ -219,8 +221,7 @@ async def write(process: Process, given: Given) -> None:
 
 
 async def watch(process: Process, over: Over) -> None:
-    """Notice its end also where something that it has started holds its stdout, for whose end
-    `wait` waits as well."""
+    """Notice the end of a server whose child holds its stdout: `wait` would wait for that, too."""
     while process.returncode is None:
         await asyncio.sleep(GRACE_S)
     await asyncio.sleep(GRACE_S)  # its last words are read before that
@@ -228,7 +229,7 @@ async def watch(process: Process, over: Over) -> None:
 
 
 async def end(process: Process) -> None:
-    """As the protocol has it, with all that it has started. It may have to write before it ends."""
+    """End a server with its children as the protocol says; it may have to write before it ends."""
     assert process.stdin is not None and process.stdout is not None
     process.stdin.close()
     steps: tuple[int | None, ...] = (signal.SIGTERM, signal.SIGKILL, None)
@@ -238,7 +239,7 @@ async def end(process: Process) -> None:
     for number in steps:
         with suppress(TimeoutError):
             async with asyncio.timeout(GRACE_S):
-                while await process.stdout.read(LONGEST):
+                while await process.stdout.read(MAX_MESSAGE_BYTES):
                     pass
                 await process.wait()
                 return
@@ -247,15 +248,15 @@ async def end(process: Process) -> None:
 
 
 def signal_group(process: Process, number: int) -> None:
-    """Of a group that is gone the walls may say that it is another's."""
+    """Signal a process group. The sandbox may call one that is gone another's."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)
 
 
 async def pass_on(process: Process) -> None:
-    """What it writes to stderr, to the worker's log."""
+    """Copy a server's stderr to the worker's log."""
     assert process.stderr is not None
-    while data := await process.stderr.read(PIECE):
+    while data := await process.stderr.read(READ_BYTES):
         log(data)
 
 
@@ -264,6 +265,6 @@ def say(line: str) -> None:
 
 
 def log(data: bytes) -> None:
-    """To the worker's log, which keeps the last of what was written."""
+    """Write to the worker's log, which keeps its latest output."""
     with suppress(OSError):
         os.write(2, data)

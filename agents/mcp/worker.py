@@ -1,7 +1,7 @@
 """The worker of a toolbox that is an MCP server: the kernel's jobs become calls of the server.
 
-The server is a child of this process, within the same walls. Should either end, so does the other,
-and the kernel starts another worker when it is needed.
+The server is a child of this process, in the same sandbox. If either ends, so does the other, and
+the kernel starts another worker when it needs one.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Any
 from msgspec import convert
 
 from aios.agents.mcp.connection import McpConnection, connected, leaf
-from aios.agents.mcp.transport import NAMES_BY_TCP
+from aios.agents.mcp.transport import DNS_OVER_TCP
 from aios.agents.runtime.agent import Agent
 from aios.agents.runtime.worker import reply
 from aios.agents.sdk.aios import Aios
-from aios.agents.sdk.async_calls import AwaitedCalls
+from aios.agents.sdk.async_calls import AsyncCalls
 from aios.syscalls.errors import AiosError, KernelGone, ToolArguments, ToolCrashed
 from aios.syscalls.tool import Job, McpServer
 
-AT_ONCE = 16  # jobs, or as many as one tool may have
+MIN_AT_ONCE = 16  # jobs, or as many as one tool may have
 PROGRESS_INTERVAL_S = 0.1  # between two reports of progress of a job
 
 
@@ -29,7 +29,7 @@ class McpWorker(Agent):
     name = "mcp"
 
     def run(self, task: Any) -> None:
-        os.environ.update(NAMES_BY_TCP)
+        os.environ.update(DNS_OVER_TCP)
         server = convert(task["task"], McpServer)
         if server.wrong:
             raise SystemExit(server.wrong)
@@ -43,8 +43,8 @@ class McpWorker(Agent):
 
 
 async def serve(aios: Aios, server: McpServer) -> None:
-    """Raises ToolCrashed when the server has ended, and KernelGone."""
-    calls = AwaitedCalls(aios)
+    """Serve until the server ends. Raises ToolCrashed then, or KernelGone."""
+    calls = AsyncCalls(aios)
     async with connected(server) as connection, asyncio.TaskGroup() as group:
         worker = Jobs(calls, connection, group)
         worker.offer()
@@ -56,19 +56,19 @@ async def serve(aios: Aios, server: McpServer) -> None:
 
 class Jobs:
     def __init__(
-        self, calls: AwaitedCalls, connection: McpConnection, group: asyncio.TaskGroup
+        self, calls: AsyncCalls, connection: McpConnection, group: asyncio.TaskGroup
     ) -> None:
         self.calls, self.connection, self.group = calls, connection, group
         self.tasks: dict[int, asyncio.Task[None]] = {}
 
     def offer(self) -> None:
-        """In the place of what was offered before, if by another worker."""
+        """Offer the server's tools in place of those offered before, if by another worker."""
         specs = self.connection.specs
         self.calls.blocking(lambda: self.calls.aios.offer_tools(specs, anew=True))
 
     async def take(self) -> None:
-        """Do what comes, each in a task of its own."""
-        at_once = max(AT_ONCE, self.connection.server.limit)
+        """Take jobs, and do each in a task of its own."""
+        at_once = max(MIN_AT_ONCE, self.connection.server.limit)
         call = self.calls.start("tool.serve", at_once=at_once)
         async for body in self.calls.pieces(call):
             job = convert(body, Job)
@@ -91,12 +91,12 @@ class Jobs:
         self.say("tool.done", id=job.id, **end)
 
     def say(self, name: str, **args: Any) -> None:
-        """A call whose reply is of no interest: a job that is over already is NotFound."""
+        """Make a call and ignore its reply: a job that is over is NotFound."""
         self.calls.start(name, **args)
 
 
 class Reports:
-    """Tells the kernel of a job's progress, not more often than somebody can look."""
+    """Reports a job's progress to the kernel, at most every PROGRESS_INTERVAL_S."""
 
     def __init__(self, jobs: Jobs, job: int) -> None:
         self.jobs, self.job = jobs, job

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Literal
 
-from aios.agents.sdk.aios import Aios, Context
+from aios.agents.sdk.aios import Aios
+from aios.agents.sdk.contexts import Context
 from aios.agents.sdk.tools import ToolCall
 from aios.syscalls.errors import AiosError, ContextFull, LimitReached, NotFound, NotJson
 from aios.syscalls.llm import Result

@@ -1,4 +1,4 @@
-"""The base class of an agent: a name, and what it does with a task."""
+"""The base class of agents."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from aios.agents.sdk.aios import Aios
 class Agent(ABC):
     """Subclass it in a file, and `aios run FILE` runs it as a process of its own.
 
-    What `run` returns is the result that whoever waits for the agent gets; what it raises ends it
-    with exit code 1 and the traceback in its log.
+    The value that `run` returns is the result of the agent, for its parent. An exception ends it
+    with exit code 1, and the traceback is in its log.
     """
 
-    name: ClassVar[str] = ""  # what its process is listed as, unless its spawner says otherwise
+    name: ClassVar[str] = ""  # of its process, unless its spawner gives another
 
     def __init__(self, aios: Aios) -> None:
         self.aios = aios
 
     @abstractmethod
     def run(self, task: Any) -> Any:
-        """Do the task; msgpack types in and out. It may be `async def`."""
+        """Do the task. It and the result are of msgpack's types. `run` may be `async def`."""

@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Printed(io.TextIOBase):
-    """Texts and bytes go to `write` of whoever subclasses it."""
+    """A text stream that passes text and bytes to `write` of a subclass."""
 
     def __init__(self) -> None:
         self.buffer = Bytes(self)

@@ -1,6 +1,6 @@
-"""What runs in an agent's process: find its program, run it, report its end.
+"""The main program of an agent's process: find the agent's program, run it, report its end.
 
-init has this module loaded before it forks, so an agent starts without loading anything.
+init imports this module before it forks, so that an agent starts without importing anything.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ REGISTRY = "aios.examples"  # a bare name is a module in here
 
 
 def registered() -> dict[str, str]:
-    """The names that `resolve` knows without a path, and one line about each."""
+    """Return the names that `resolve` knows without a path, with one line about each."""
     spec = importlib.util.find_spec(REGISTRY)
     found = {}
     for folder in (spec.submodule_search_locations or []) if spec else []:
@@ -37,7 +37,7 @@ def registered() -> dict[str, str]:
 
 
 def resolve(program: str) -> str:
-    """The path of a program: a registered name, a .py file, or an executable.
+    """Find the path of a program: a registered name, a .py file, or an executable.
 
     Raises:
         NoProgram: there is no such thing, or it cannot be run.
@@ -62,15 +62,15 @@ def resolve(program: str) -> str:
 
 
 class Source(SourceFileLoader):
-    """Loads a program as `python FILE` does, without a look for bytecode beside it: an agent that
-    may read nothing there would be told of each time."""
+    """A loader that ignores bytecode, as `python FILE` does: the sandbox may forbid to look for it,
+    and would report each try."""
 
     def path_stats(self, path: Any) -> NoReturn:
         raise OSError("this source has no bytecode")
 
 
 def load(path: str, loader: SourceFileLoader | None = None) -> type[Agent]:
-    """The one Agent subclass that the file at `path` defines.
+    """Return the one Agent subclass that the file at `path` defines.
 
     Raises:
         NoProgram: it defines none, or several.
@@ -94,8 +94,8 @@ def load(path: str, loader: SourceFileLoader | None = None) -> type[Agent]:
 
 
 def main(beside: str = "") -> int:
-    """Run the program that the kernel names in its welcome, which imports the modules in the folder
-    `beside`; its exit code."""
+    """Run the program that the kernel names in its welcome, and return its exit code. It can import
+    modules from the folder `beside`."""
     if beside:
         sys.path.insert(0, beside)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
@@ -112,15 +112,15 @@ def main(beside: str = "") -> int:
 
 
 def _outcome(result: Any) -> Any:
-    """What `run` returns, also where it is `async def`. Raises TypeError of one that yields."""
+    """Return the result of `run`, awaiting it if need be. Raises TypeError if `run` yields."""
     if inspect.isgenerator(result) or inspect.isasyncgen(result):
         raise TypeError("`run` yields, and so has not begun: let it return its result")
     return asyncio.run(result) if inspect.iscoroutine(result) else result
 
 
 def own_part(error: BaseException, path: str) -> TracebackType | None:
-    """The traceback of `error` from the program's own first line on; all of it where the program
-    was called wrongly, and none where the program could not begin."""
+    """Cut the frames of the runner off the traceback of `error`: all of it is kept if the program
+    was called wrongly, and none if it could not begin."""
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename != path:
         trace = trace.tb_next

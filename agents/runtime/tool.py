@@ -1,4 +1,4 @@
-"""Tools: a function with type hints becomes one that models can call.
+"""The decorator that makes a tool, which models can call, of a function with type hints.
 
 from aios.agents.tools import tool
 
@@ -7,8 +7,7 @@ def dice(sides: int = 6) -> int:
     "Roll a die."
     return random.randint(1, sides)
 
-Its JSON Schema is made of the hints, by msgspec. Arguments are checked against them before the
-function runs, what it returns afterwards.
+msgspec makes the JSON Schema of the hints, and checks arguments and results against them.
 """
 
 from __future__ import annotations
@@ -37,27 +36,27 @@ from aios.agents.sdk.aios import Aios
 from aios.syscalls import tool as t
 from aios.syscalls.errors import NoProgram, ToolArguments, ToolFailed
 
-MAX_DEPTH = 32  # of what a tool returns; the kernel passes on no more
-SHOWN = 2000  # characters of a schema in an error
+MAX_DEPTH = 32  # of a result; the kernel refuses more
+MAX_SCHEMA_CHARS = 2000  # in an error
 FORMATS: dict[type, str] = {datetime: "date-time", time: "time"}
 NESTED = ("properties", "patternProperties", "$defs")  # keywords whose value names schemas
-VALUES = ("default", "enum", "const", "examples", "required")  # whose value is none
+VALUES = ("default", "enum", "const", "examples", "required")  # whose value is no schema
 
 
 class Running(Protocol):
-    """The call that a tool runs for: what its parameter with this type gets. Not in the schema."""
+    """The call that a tool serves. It is passed to the parameter of this type."""
 
     @property
     def aios(self) -> Aios:
-        """Acts in the caller's storage, as far as the toolbox may."""
+        """A connection that acts in the caller's storage, within the rights of the toolbox."""
 
     def progress(self, done: float, total: float | None = None, message: str = "") -> None:
-        """Tell the caller how far it is."""
+        """Report progress to the caller."""
 
 
 @dataclass(frozen=True)
 class Tool:
-    """A function, and what the kernel, its callers and models need to know of it."""
+    """A function, with the metadata that the kernel, its callers and models need."""
 
     name: str
     description: str
@@ -79,17 +78,17 @@ class Tool:
         )  # fmt: skip
 
     def run(self, args: dict[str, Any], job: Running) -> Any:
-        """Call it with the arguments of a job; what it returns, as msgpack has it.
+        """Call the function with the arguments of a job; return its result in msgpack's types.
 
         Raises:
             ToolArguments: they do not fit the schema; the function was not called.
-            ToolFailed: it returned what it does not declare, or what cannot be sent.
+            ToolFailed: its result is not of the declared type, or cannot be sent.
             Exception: the function's own.
         """
         try:
             given = msgspec.convert(args, self.takes, str_keys=True)
         except (msgspec.ValidationError, RecursionError) as error:
-            schema = json.dumps(self.schema)[:SHOWN]
+            schema = json.dumps(self.schema)[:MAX_SCHEMA_CHARS]
             raise ToolArguments(f"{self.name}: {error}", f"its arguments are {schema}") from error
         named = {name: getattr(given, name) for name in self.takes.__struct_fields__}
         if self.job is not None:
@@ -126,15 +125,15 @@ def tool(
 ) -> Tool | Callable[[Callable[..., Any]], Tool]:  # fmt: skip
     """Make a tool of a function: @tool, or @tool(effect=True, ...).
 
-    The docstring is its description. Every parameter has a type that msgspec knows; constraints and
-    descriptions come as `Annotated[int, msgspec.Meta(ge=1, description="...")]`.
+    The docstring is the tool's description. Every parameter needs a type that msgspec knows;
+    constraints and descriptions are given as `Annotated[int, msgspec.Meta(ge=1, description="")]`.
 
-    `name`: else the function's. `effect`: it changes something, so what is interrupted is never
-    done again. `exclusive`: of tools with the same word one runs at a time; `limit`: so many calls
-    of this one. `timeout`: seconds, unless its caller says less.
+    `name` is that of the function by default. `effect`: the tool changes something, so that an
+    interrupted call is never repeated. `exclusive`: only one of the tools with the same word runs
+    at a time. `limit`: calls of this tool at a time. `timeout`: seconds; its caller may give less.
 
     Raises:
-        TypeError: there can be no schema of it; the message says why.
+        TypeError: no schema can be made; the message says why.
     """
 
     def decorate(function: Callable[..., Any]) -> Tool:
@@ -162,10 +161,10 @@ def tool(
 
 
 def load_tools(path: str) -> list[Tool]:
-    """The tools that the file at `path` defines, in its order.
+    """Load the tools that the file at `path` defines, in its order.
 
     Raises:
-        NoProgram: it is no Python file, has no tools, two of one name, or lacks a package.
+        NoProgram: it is no Python file, has no tools, two of one name, or needs a missing package.
     """
     name = "aios_tools" + re.sub(r"\W", "_", path)  # hints are looked up in its module, also later
     spec = importlib.util.spec_from_file_location(name, path)
@@ -193,7 +192,7 @@ def load_tools(path: str) -> list[Tool]:
 def _signature(
     label: str, function: Callable[..., Any]
 ) -> tuple[type[msgspec.Struct], Any, str | None]:
-    """The arguments as a struct, the type of the result, the parameter that gets the Running."""
+    """Return the arguments as a struct, the type of the result, and the parameter for Running."""
     if (
         inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function)
         or inspect.isasyncgenfunction(function)
@@ -221,7 +220,7 @@ def _signature(
 
 
 def _defaulted(label: str, name: str, hint: Any, default: Any) -> tuple[Any, Any]:
-    """The type of a parameter that has a default, and what makes that. Raises TypeError."""
+    """Return the type and the default of a parameter. Raises TypeError."""
     if default is None:
         hint |= None
     hint = _dated(hint)
@@ -238,8 +237,7 @@ def _defaulted(label: str, name: str, hint: Any, default: Any) -> tuple[Any, Any
 
 
 def _dated(hint: Any) -> Any:
-    """The type with the formats of dates and times, which msgspec leaves out where there may be no
-    zone."""
+    """Add the formats of dates and times to a type: msgspec omits them unless there is a zone."""
     if isinstance(hint, type) and hint in FORMATS:
         return Annotated[hint, msgspec.Meta(extra_json_schema={"format": FORMATS[hint]})]
     origin, args = typing.get_origin(hint), typing.get_args(hint)
@@ -255,7 +253,7 @@ def _dated(hint: Any) -> Any:
 
 
 def _schema(label: str, kind: Any) -> dict[str, Any]:
-    """The schema of a type, as a whole: models and grammars follow no references."""
+    """Return the schema of a type without references, which models and grammars do not follow."""
     try:
         (schema,), named = msgspec.json.schema_components([kind])
         found: dict[str, Any] = _inlined(schema, named, ())
@@ -284,8 +282,7 @@ def _inlined(schema: Any, named: dict[str, Any], within: tuple[str, ...]) -> Any
 
 
 def _whole(value: Any) -> Any:
-    """The value, whose dataclasses have all their fields: one that nobody has set is in its class,
-    where msgspec does not look."""
+    """Turn dataclasses into maps of all their fields: msgspec skips defaults kept in the class."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in dataclasses.fields(value)]
         return {name: _whole(getattr(value, name)) for name in names if hasattr(value, name)}
@@ -297,7 +294,7 @@ def _whole(value: Any) -> Any:
 
 
 def check_plain(value: Any, depth: int) -> None:
-    """What any msgpack library can take apart, as the kernel asks for, and JSON can say."""
+    """Raise ValueError unless every msgpack library can decode the value, and JSON can hold it."""
     if depth < 0:
         raise ValueError(f"nested deeper than {MAX_DEPTH}")
     if isinstance(value, float) and not math.isfinite(value):

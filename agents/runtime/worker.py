@@ -1,4 +1,4 @@
-"""The program of a toolbox's worker: it says which tools it has, and does one job after another."""
+"""The program of a toolbox's worker: offer the tools, and do one job after another."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from aios.syscalls.errors import AiosError, NoProgram, NotFound, ToolArguments, 
 from aios.syscalls.tool import Job
 
 SHIPPED = "aios.agents.tools"
-LONGEST = 32 << 10  # bytes of a result in a reply; a longer one is stored
-BEGIN = 2000  # characters of one that is stored
-PRINTED = 1 << 20  # characters of one job that go to the log
-FILE = 64 << 20  # bytes of the longest file that a tool can write
+MAX_INLINE_BYTES = 32 << 10  # of a result in a reply; a longer one is stored
+PREVIEW_CHARS = 2000  # of a stored result
+MAX_PRINTED_CHARS = 1 << 20  # of one job in the log
+MAX_FILE_BYTES = 64 << 20  # that a tool can write
 
 
 class Worker(Agent):
     def run(self, task: dict[str, Any]) -> None:
-        """`task`: the toolbox's name as `box`, and the file of its tools as `program`, which
-        imports what is in the folder `beside`."""
+        """Serve a toolbox. `task` has its name as `box`, and as `program` the file of its tools,
+        which may import modules from the folder `beside`."""
         if task["beside"]:
             sys.path.insert(0, task["beside"])
         tools = {each.name: each for each in load_tools(file_of(task["program"]))}
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-        most = FILE if hard == resource.RLIM_INFINITY else min(FILE, hard)
+        most = MAX_FILE_BYTES if hard == resource.RLIM_INFINITY else min(MAX_FILE_BYTES, hard)
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
         self.aios.offer_tools([each.spec() for each in tools.values()])
         for piece in self.aios.serve_jobs():
@@ -41,10 +41,10 @@ class Worker(Agent):
                 self.aios.job_done(job.id, **self.outcome(tools[job.tool], job))
 
     def outcome(self, tool: Tool, job: Job) -> dict[str, Any]:
-        """Whatever a tool does, its caller hears of it."""
+        """Run a job, and return its end as arguments of `job_done`, whatever the tool does."""
         try:
             with (
-                contextlib.redirect_stdout(Passed(sys.stdout)) as printed,
+                contextlib.redirect_stdout(BoundedOutput(sys.stdout)) as printed,
                 contextlib.redirect_stderr(printed),
             ):
                 value = tool.run(job.args, Reporting(self.aios, job.id))
@@ -67,12 +67,12 @@ class Reporting:
             self.aios.job_progress(self.job_id, done, total, message)
 
 
-class Passed(Printed):
-    """Passes on what a tool prints, up to a bound."""
+class BoundedOutput(Printed):
+    """Passes on the output of a tool, up to a bound."""
 
     def __init__(self, target: Any) -> None:
         super().__init__()
-        self.target, self.left = target, PRINTED
+        self.target, self.left = target, MAX_PRINTED_CHARS
 
     def write(self, text: str) -> int:
         if self.left > 0:
@@ -84,12 +84,12 @@ class Passed(Printed):
 
 
 def sendable(text: str) -> str:
-    """What goes into a call: its beginning, without half a character."""
+    """Cut a text so that it fits into a call, and escape lone surrogates."""
     return text[:16_000].encode(errors="backslashreplace").decode()[:16_000]
 
 
 def file_of(program: str) -> str:
-    """Of a toolbox that ships, or a path. Raises NoProgram."""
+    """Find the file of a toolbox: one that ships, or a path. Raises NoProgram."""
     if "/" in program:
         return program
     spec = importlib.util.find_spec(f"{SHIPPED}.{program}")
@@ -99,13 +99,13 @@ def file_of(program: str) -> str:
 
 
 def reply(aios: Aios, job: Job, value: Any) -> dict[str, Any]:
-    """A result as it goes to the kernel; a long one is stored, and its caller may read it there.
-    Raises ToolFailed where it may not be."""
-    if len(msgspec.msgpack.encode(value)) <= LONGEST:
+    """Return a result as arguments of `job_done`; a long one is stored for its caller. Raises
+    ToolFailed if it cannot be stored."""
+    if len(msgspec.msgpack.encode(value)) <= MAX_INLINE_BYTES:
         return {"value": value}
     data = value if isinstance(value, bytes) else text_of(value).encode()
     path = f"tools/results/{job.id}"
-    begin = value[:BEGIN] if isinstance(value, bytes) else text_of(value)[:BEGIN]
+    begin = value[:PREVIEW_CHARS] if isinstance(value, bytes) else text_of(value)[:PREVIEW_CHARS]
     try:
         version = aios.sto_put(path, data)
         if job.caller and version.owner != job.caller:  # it belongs to a worker that serves all

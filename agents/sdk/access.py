@@ -19,7 +19,7 @@ class AccessCalls(Calls):
         self, to: str, right: str, on: str | Sequence[str] = "**", *,
         args: Mapping[str, Any] | None = None, seconds: float | None = None,
     ) -> int:  # fmt: skip
-        """Hand on a right, as long as the caller has it; the grant's number.
+        """Grant a right, for as long as the caller has it, and return the grant's number.
 
         Raises:
             LimitReached: too many of the caller's grants stand.
@@ -32,7 +32,7 @@ class AccessCalls(Calls):
         return reply.id
 
     def revoke(self, number: int) -> None:
-        """Raises NotFound for a grant that is not the caller's to take back."""
+        """Take back a grant. Raises NotFound if the caller may not."""
         self._call(Done, "acc.revoke", id=number)
 
     def grants(self) -> list[acc.GrantRow]:
@@ -42,18 +42,18 @@ class AccessCalls(Calls):
         self, right: str, object: str = "", *, args: Mapping[str, Any] | None = None,
         pid: int | None = None, principal: str | None = None,
     ) -> acc.Verdict:  # fmt: skip
-        """What the gate would say, and by which rule."""
+        """Ask the access manager for its verdict on a call, and the rule that decides."""
         return self._call(
             acc.Verdict, "acc.check", right=right, object=object, args=dict(args or {}), pid=pid,
             principal=principal,
         )  # fmt: skip
 
     def allow_key(self, name: str, public: str, *, person: bool = False) -> None:
-        """Let whoever has this CURVE key connect by tcp, as the agent "/NAME" or as a person."""
+        """Let the owner of this CURVE key connect by tcp, as the agent "/NAME" or as a person."""
         self._call(Done, "key.allow", name=name, public=public, person=person)
 
     def remove_key(self, name: str) -> None:
-        """What is connected with it ends at once. Raises NotFound."""
+        """Remove a key, and end its connections. Raises NotFound."""
         self._call(Done, "key.remove", name=name)
 
     def keys(self) -> acc.Keys:
@@ -63,13 +63,13 @@ class AccessCalls(Calls):
         return self._call(acc.Groups, "acc.groups").groups
 
     def set_group(self, name: str, group: Group | Mapping[str, Any] | None) -> None:
-        """Make a group anew, or with None remove it."""
+        """Replace a group, or remove it with None."""
         self._call(Done, "acc.set", name=name, group=msgspec.to_builtins(group))
 
     def questions(self) -> Iterator[acc.Question]:
-        """What is asked of a person, as it comes; those that wait first."""
+        """Follow the questions to a person, beginning with those that wait."""
         return self._follow(acc.Question, "acc.ask")
 
     def answer(self, number: int, answer: Literal["once", "agent", "always", "deny"]) -> None:
-        """Raises NotFound where nobody waits for that answer any more."""
+        """Answer a question. Raises NotFound if nobody waits for the answer any more."""
         self._call(Done, "acc.answer", id=number, answer=answer)

@@ -17,18 +17,18 @@ from .connection import Pending
 R = TypeVar("R")
 
 
-class AwaitedCalls:
-    """Takes the replies of `aios`. What that has itself blocks, and is used by way of `blocking`.
+class AsyncCalls:
+    """Awaits system calls on the connection of `aios`, in one event loop. Methods of `aios` itself
+    block: call them by `blocking`.
 
-    To be made in a running event loop, and of use until that ends. All that waits raises
-    KernelGone, should the system stop.
+    If the system stops, every call that waits raises KernelGone.
     """
 
     def __init__(self, aios: Aios) -> None:
         self.aios = aios
-        self.lost: AiosError | None = None  # what kept it from taking replies
-        self._came = asyncio.Event()  # one for each turn: all who wait look again
-        self._look = asyncio.Event()
+        self.lost: AiosError | None = None  # the error that ended the connection
+        self._arrived = asyncio.Event()  # one for each turn, which wakes all waiters
+        self._wakeup = asyncio.Event()
         self._task = asyncio.create_task(self._take())  # asyncio itself holds it weakly
 
     def start(self, name: str, /, **args: Any) -> Pending:
@@ -36,14 +36,14 @@ class AwaitedCalls:
         if self.lost:
             raise self.lost
         call = self.aios.start(name, **args)
-        self._look.set()
+        self._wakeup.set()
         return call
 
     async def pieces(self, call: Pending) -> AsyncIterator[Any]:
-        """The replies before the final one, which is in `call.body` at the end of them.
+        """Iterate over the replies before the final one, which is in `call.body` afterwards.
 
         Raises:
-            AiosError: what the call ended with.
+            AiosError: the call failed.
         """
         while True:
             while call.pieces:
@@ -52,12 +52,12 @@ class AwaitedCalls:
                 break
             if self.lost:
                 raise self.lost
-            await self._came.wait()
+            await self._arrived.wait()
         if call.error is not None:
             raise call.error
 
     async def call(self, reply: type[R], name: str, /, **args: Any) -> R:
-        """A call's final reply. The call is cancelled with the task that waits for it."""
+        """Make a call and return its final reply. Cancelling the task cancels the call."""
         call = self.start(name, **args)
         with self.cancelling(call):
             async for _ in self.pieces(call):
@@ -66,7 +66,7 @@ class AwaitedCalls:
 
     @contextlib.contextmanager
     def cancelling(self, call: Pending) -> Iterator[None]:
-        """End `call` where the body is cancelled."""
+        """Cancel `call` if the body is cancelled."""
         try:
             yield
         except asyncio.CancelledError:
@@ -75,11 +75,11 @@ class AwaitedCalls:
             raise
 
     def blocking(self, use: Callable[[], R]) -> R:
-        """What a use of `aios` returns; all other tasks stand still until then."""
+        """Call `use`, which uses `aios`, and return its result. All other tasks wait meanwhile."""
         try:
             return use()
         finally:
-            self._look.set()
+            self._wakeup.set()
 
     async def _take(self) -> None:
         connection = self.aios.connection
@@ -87,25 +87,25 @@ class AwaitedCalls:
             while True:
                 with contextlib.suppress(TimedOut):  # then there was nothing
                     connection.pump(0.0)
-                self._tell()
+                self._wake_all()
                 if not connection.lost:
                     await self._readable(connection.descriptors())
         except AiosError as error:
             self.lost = error
-            self._tell()
+            self._wake_all()
 
-    def _tell(self) -> None:
-        came, self._came = self._came, asyncio.Event()
+    def _wake_all(self) -> None:
+        came, self._arrived = self._arrived, asyncio.Event()
         came.set()
 
     async def _readable(self, descriptors: list[int]) -> None:
-        """Wait until something may have come, or a call was sent."""
+        """Wait until a reply may have come, or a call was sent."""
         loop = asyncio.get_running_loop()
         for descriptor in descriptors:
-            loop.add_reader(descriptor, self._look.set)
+            loop.add_reader(descriptor, self._wakeup.set)
         try:
-            await self._look.wait()
+            await self._wakeup.wait()
         finally:
             for descriptor in descriptors:
                 loop.remove_reader(descriptor)
-        self._look.clear()
+        self._wakeup.clear()

@@ -1,4 +1,4 @@
-"""What every group of system calls of the SDK stands on."""
+"""The base class of the SDK's groups of system calls."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ R = TypeVar("R")
 
 
 def several(texts: Sequence[str]) -> list[str]:
-    """Return them as a list. Raises TypeError for one text: Python takes it for its letters."""
+    """Return texts as a list. Raises TypeError for one text, which iterates over its letters."""
     if isinstance(texts, str):
         raise TypeError(f"give several, as in [{texts!r}]")
     return list(texts)
@@ -30,15 +30,15 @@ class Calls:
         self.pid = welcome.pid
 
     def start(self, name: str, /, **args: Any) -> Pending:
-        """Any system call by its name, without waiting for it."""
+        """Start any system call by its name, without waiting for it."""
         return self.connection.start(name, {k: v for k, v in args.items() if v is not None})
 
     def cancel(self, call: int) -> bool:
-        """End a call of this connection; False: there is none of that number."""
+        """Cancel a call of this connection; return false if there is none of that number."""
         return self._call(CancelReply, "call.cancel", call=call).found
 
     def _follow(self, piece: type[R], name: str, /, **args: Any) -> Iterator[R]:
-        """The pieces of a call that has no end of its own; cancelled when nobody asks for more."""
+        """Iterate over the pieces of a call that has no end of its own; then cancel it."""
         return self._pieces(piece, self.start(name, **args))
 
     def _pieces(self, piece: type[R], call: Pending) -> Iterator[R]:

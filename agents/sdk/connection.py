@@ -1,13 +1,12 @@
 """A connection to the kernel: system calls out, replies in. One thread at a time may use it.
 
-It outlives the kernel: when that dies and init starts another, the connection says who it was and
-sends again what it has no final reply to. Whoever waits notices nothing but the time.
+It outlives the kernel: when that dies and init starts another, the connection introduces itself as
+before, and sends again all calls that have had no final reply. Callers notice a delay only.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import socket
@@ -18,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import zmq
 
@@ -35,12 +34,14 @@ from aios.syscalls.errors import (
 from aios.syscalls.home import default_home, endpoint, init_runs
 from aios.syscalls.table import TABLE
 
-HELLO_TIMEOUT_S = 30.0  # that a kernel has to answer the first call
-POLL_S, LONGEST_POLL_S = 0.01, 0.25  # between two looks for the next kernel
+from .remote import RemoteKernel
+
+HELLO_TIMEOUT_S = 30.0
+POLL_S, MAX_POLL_S = 0.01, 0.25  # between two looks for the next kernel
 
 NEVER_MS = 2**30
-RECONNECT_S = 25.0  # that a kernel elsewhere may be away; it waits a little longer
-HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 5_000, 15_000  # of a kernel elsewhere
+RECONNECT_S = 25.0  # to a remote kernel, which keeps its callers a little longer
+HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 5_000, 15_000  # to a remote kernel
 REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH
 EVENT = struct.Struct("=H")  # zmq_socket_monitor(3); zmq.utils.monitor has asyncio loaded
 NO_KEY = "there, `aios key list` shows the keys that are allowed, and the kernel's own"
@@ -57,8 +58,8 @@ class Pending:
         self.data = data
         self.exactly_once = exactly_once
         self.pieces: deque[Any] = deque()
-        self.had = 0  # pieces, of those that the kernel that is there now has sent
-        self.skip = 0  # of those that it will send again
+        self.received = 0  # pieces, from the present kernel
+        self.skip = 0  # pieces that the next kernel repeats
         self.ended = False
         self.body: Any = None
         self.error: AiosError | None = None
@@ -66,8 +67,8 @@ class Pending:
 
     def take(self, kind: int, body: Any, receipt: wire.Receipt | None) -> None:
         if kind == wire.PIECE:
-            self.had += 1
-            if self.skip < self.had:
+            self.received += 1
+            if self.skip < self.received:
                 self.pieces.append(body)
             return
         self.ended, self.receipt = True, receipt
@@ -76,10 +77,10 @@ class Pending:
         else:
             self.body = body
 
-    def again(self) -> None:
-        """It is sent to another kernel: of a call with an effect, that sends all pieces again."""
-        self.skip = max(self.skip, self.had) if self.exactly_once else 0
-        self.had = 0
+    def resend(self) -> None:
+        """Prepare to send the call to another kernel, which may repeat the pieces it has sent."""
+        self.skip = max(self.skip, self.received) if self.exactly_once else 0
+        self.received = 0
 
     def __iter__(self) -> Iterator[Any]:
         while True:
@@ -90,10 +91,10 @@ class Pending:
             self.connection.pump(enough=lambda: self.pieces or self.ended)
 
     def wait(self, timeout: float | None = None) -> Any:
-        """The body of the final reply; pieces that were not iterated are kept.
+        """Wait for the final reply and return its body. Pieces that were not iterated are kept.
 
         Raises:
-            AiosError: what the call ended with.
+            AiosError: the call failed.
             TimedOut: no final reply within `timeout` seconds; the call goes on.
         """
         limit = None if timeout is None else time.monotonic() + timeout
@@ -104,35 +105,26 @@ class Pending:
         return self.body
 
 
-class Elsewhere(NamedTuple):
-    """A kernel that is reached by tcp, and the key pair to show; all keys in Z85."""
-
-    address: str
-    server: str  # the kernel's public key
-    public: str
-    secret: str
-
-
 class Connection:
-    """Says hello: as the agent that `token` was made for, or as a client listed as `name`; to the
-    kernel of `home`, or to one elsewhere, which says by the key who it is. With `receipts`, every
-    final reply comes with where the audit log has its call.
+    """A connection to the kernel of `home`, or to a remote one: of the agent that `token` was made
+    for, of a client listed as `name`, or of the owner of a key. With `receipts`, every final reply
+    says where the audit log has its call.
 
     Raises:
         KernelGone: no kernel answers.
-        Denied: one elsewhere does not know the key.
+        Denied: a remote kernel does not allow the key.
     """
 
     def __init__(
         self, home: Path, token: bytes | None, name: str | None,
-        elsewhere: Elsewhere | None = None, *, receipts: bool = False,
+        remote: RemoteKernel | None = None, *, receipts: bool = False,
     ) -> None:  # fmt: skip
-        self.home, self.elsewhere = home, elsewhere
+        self.home, self.remote = home, remote
         self.receipts = receipts
         self.receipt: wire.Receipt | None = None  # the last
-        self.endpoint = endpoint(home) if elsewhere is None else elsewhere.address
+        self.endpoint = endpoint(home) if remote is None else remote.address
         self.pending: dict[int, Pending] = {}
-        self.left: deque[int] = deque()  # calls to cancel: nobody can read their replies
+        self.abandoned: deque[int] = deque()  # calls to cancel: nobody can read their replies
         self.thread, self.within = threading.get_ident(), 0  # calls of `start` and `pump`
         self.lock = threading.RLock()  # held within them
         self.last = 0
@@ -151,17 +143,17 @@ class Connection:
         """
         self._enter()
         try:
-            self._cancel_left()
+            self._cancel_abandoned()
             return self._start(name, args)
         finally:
             self.within -= 1
             self.lock.release()
 
     def _start(self, name: str, args: dict[str, Any]) -> Pending:
-        self._must_be_usable()
-        self._look()
+        self._check_usable()
+        self._notice_loss()
         if self.lost:
-            self._come_back()
+            self._reconnect()
         self.last += 1
         heard = next(iter(self.pending), self.last) - 1
         data = wire.pack_call(self.last, name, args, heard, self.receipts)
@@ -174,8 +166,8 @@ class Connection:
     def pump(
         self, limit: float | None = None, enough: Callable[[], object] = lambda: False
     ) -> None:
-        """Take the replies that are there, waiting for the first, until `limit` (monotonic). None
-        is waited for where it is `enough`: another thread took what this one was to wait for.
+        """Take the replies that are there, waiting for the first until `limit` (monotonic). Return
+        at once if `enough` is true: another thread took the reply that this one waits for.
 
         Raises:
             KernelGone: the system has stopped, or this connection is closed, or another process's.
@@ -184,47 +176,47 @@ class Connection:
         """
         self._enter()
         try:
-            self._cancel_left()
-            self._must_be_usable()
+            self._cancel_abandoned()
+            self._check_usable()
             if enough():
                 return
             if self.lost:
-                self._come_back()
+                self._reconnect()
             if not self._poll(limit):
                 raise TimedOut("no reply in time")
             self._take_all()
-            self._look()
+            self._notice_loss()
         finally:
             self.within -= 1
             self.lock.release()
 
     def _enter(self) -> None:
-        """Raises BadInput where another thread is within a call: one would take the other's replies
-        and leave it waiting."""
+        """Enter a call. Raises BadInput if another thread is within one: it would take the replies
+        that this one waits for."""
         if not self.lock.acquire(blocking=False):
             hint = "wait for it, or start several calls in one thread: they run at once"
             raise BadInput("another thread is using this connection", hint)
         self.within += 1
 
-    def let_go(self, call_id: int) -> None:
-        """Cancel a call whose reply nobody can read any more: now, or with the next call where this
-        is another thread, or within one. For finalizers: raises nothing."""
-        self.left.append(call_id)
+    def cancel_later(self, call_id: int) -> None:
+        """Cancel a call whose reply nobody can read any more: now, or with the next call if this is
+        another thread, or within a call. It raises nothing, so finalizers can use it."""
+        self.abandoned.append(call_id)
         usable = not (self.closed or self.socket.closed or sys.is_finalizing())
         if usable and not self.within and self.thread == threading.get_ident():
             with contextlib.suppress(AiosError, zmq.ZMQError):
-                self._cancel_left()
+                self._cancel_abandoned()
 
-    def _cancel_left(self) -> None:
-        while self.left:
-            call_id = self.left.popleft()
+    def _cancel_abandoned(self) -> None:
+        while self.abandoned:
+            call_id = self.abandoned.popleft()
             if call_id in self.pending:
                 self._start("call.cancel", {"call": call_id})
 
     def _take_all(self) -> None:
         while self.socket.poll(0):
             data = self.socket.recv()
-            if not data:  # from elsewhere: it only looks whether somebody is here
+            if not data:  # a remote kernel looks if somebody is here
                 continue
             call_id, kind, body, receipt = wire.unpack_reply(data)
             call = self.pending.get(call_id)
@@ -236,24 +228,24 @@ class Connection:
                 del self.pending[call_id]
 
     def descriptors(self) -> list[int]:
-        """They can be read when something may have come, once for each change (zmq's edges): look
-        with `pump` before waiting, and after each call that was sent. A lost connection has new
-        ones when it is back."""
+        """Return descriptors that become readable when a reply may have come. zmq signals edges:
+        call `pump` before waiting for them, and after each call that was sent. They change when a
+        lost connection is back."""
         return [int(socket.getsockopt(zmq.FD)) for socket in (self.socket, self.monitor)]
 
     def close(self, linger: int | None = None) -> None:
         self.closed = True
         if self.owner == os.getpid():  # a fork would end what its parent goes on with
-            self._leave(linger)
+            self._disconnect(linger)
 
-    def _must_be_usable(self) -> None:
+    def _check_usable(self) -> None:
         if self.closed:
             raise KernelGone("this connection is closed", "open another with connect()")
         if self.owner != os.getpid():
             hint = "call connect() in the fork"
             raise KernelGone(f"this connection is that of process {self.owner}", hint)
 
-    def _leave(self, linger: int | None = None) -> None:
+    def _disconnect(self, linger: int | None = None) -> None:
         if self.socket.closed:
             return
         self.socket.disable_monitor()
@@ -262,8 +254,8 @@ class Connection:
 
     # --- the kernel's death ---------------------------------------------------------------------
 
-    def _look(self) -> None:
-        """Notice that the connection is lost, and take what had been sent before."""
+    def _notice_loss(self) -> None:
+        """Notice that the connection is lost, and take what received been sent before."""
         if self.socket.closed:  # it did not come back
             return
         while self.monitor.poll(0):
@@ -272,9 +264,9 @@ class Connection:
         if self.lost:
             self._take_all()
 
-    def _come_back(self) -> None:
-        """To the kernel that follows."""
-        self._leave(0)
+    def _reconnect(self) -> None:
+        """Connect to the next kernel, and send it all pending calls."""
+        self._disconnect(0)
         try:
             welcome = self._connect(
                 {"back": {"pid": self.welcome["pid"], "secret": self.welcome["secret"]}}
@@ -284,14 +276,14 @@ class Connection:
         self.welcome["boot"] = welcome["boot"]
         self.lost = False
         for call in self.pending.values():
-            call.again()
+            call.resend()
             self._send(call)
 
     def _send(self, call: Pending) -> None:
         self.socket.send(call.data)
 
     def _connect(self, who: dict[str, Any]) -> dict[str, Any]:
-        """Say hello to the kernel that is there, or to the next one; its welcome."""
+        """Say hello to the present kernel, or to the next one; return its welcome."""
         wait, limit = POLL_S, time.monotonic() + (RECONNECT_S if self.lost else 0.0)
         while True:
             if self._listens():
@@ -299,25 +291,25 @@ class Connection:
                 try:
                     welcome = self._hello(who)
                 except BaseException:
-                    self._leave()
+                    self._disconnect()
                     raise
                 if welcome is not None:
                     return welcome
-                self._leave(0)
-            if not self._follows(limit):
+                self._disconnect(0)
+            if not self._may_return(limit):
                 what = "the kernel went away from" if self.lost else "no kernel answers at"
                 raise KernelGone(f"{what} {self.endpoint}")
             time.sleep(wait)
-            wait = min(wait * 1.2, LONGEST_POLL_S)
+            wait = min(wait * 1.2, MAX_POLL_S)
 
-    def _follows(self, limit: float) -> bool:
-        """Whether another kernel may come, or this one again."""
-        if self.elsewhere is not None:
+    def _may_return(self, limit: float) -> bool:
+        """Return true if another kernel may start, or this one be reachable again."""
+        if self.remote is not None:
             return time.monotonic() < limit
         return self.is_agent or init_runs(self.home)  # an agent ends with init
 
     def _open(self) -> None:
-        """Raises BadInput for what is no address, or no key."""
+        """Open the socket. Raises BadInput if the address or a key is malformed."""
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 500)
         self.socket.setsockopt(zmq.RCVHWM, 0)
@@ -330,15 +322,15 @@ class Connection:
         self.poller.register(self.socket, zmq.POLLIN)
         self.poller.register(self.monitor, zmq.POLLIN)
         try:
-            if self.elsewhere is not None:
-                self.socket.setsockopt(zmq.CURVE_SERVERKEY, self.elsewhere.server.encode())
-                self.socket.setsockopt(zmq.CURVE_PUBLICKEY, self.elsewhere.public.encode())
-                self.socket.setsockopt(zmq.CURVE_SECRETKEY, self.elsewhere.secret.encode())
+            if self.remote is not None:
+                self.socket.setsockopt(zmq.CURVE_SERVERKEY, self.remote.server.encode())
+                self.socket.setsockopt(zmq.CURVE_PUBLICKEY, self.remote.public.encode())
+                self.socket.setsockopt(zmq.CURVE_SECRETKEY, self.remote.secret.encode())
                 self.socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
                 self.socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
             self.socket.connect(self.endpoint)
         except zmq.ZMQError as error:
-            self._leave(0)
+            self._disconnect(0)
             hint = "give tcp://HOST:PORT, and keys as `aios key list` and `aios key new` show them"
             why = f"cannot connect to {self.endpoint}: {error.strerror}"
             raise BadInput(why, hint) from error
@@ -348,7 +340,7 @@ class Connection:
         return dict(self.poller.poll(left))
 
     def _hello(self, who: dict[str, Any]) -> dict[str, Any] | None:
-        """The welcome; None: the kernel died of late."""
+        """Say hello and return the welcome, or None if the kernel has just died."""
         self.last += 1
         args = {"version": wire.ABI_VERSION, **who}
         self.socket.send(wire.pack_call(self.last, "hello", args))
@@ -368,7 +360,7 @@ class Connection:
         return welcome
 
     def _listens(self) -> bool:
-        if self.elsewhere is not None:
+        if self.remote is not None:
             return True
         with socket.socket(socket.AF_UNIX) as probe:
             try:
@@ -379,7 +371,7 @@ class Connection:
 
 
 def inherited_token() -> bytes | None:
-    """The one-time token that init left for this process, taken once."""
+    """Take the one-time token that init left for this process."""
     fd = os.environ.pop("AIOS_FD", None)
     if fd is None:
         return None
@@ -388,49 +380,7 @@ def inherited_token() -> bytes | None:
 
 
 def say_hello(
-    home: Path | None, name: str | None, elsewhere: Elsewhere | None, *, receipts: bool = False
+    home: Path | None, name: str | None, remote: RemoteKernel | None, *, receipts: bool = False
 ) -> Connection:
-    """A connection that the kernel knows: as the agent that init started, as a client, or as who
-    has the key."""
-    return Connection(home or default_home(), inherited_token(), name, elsewhere, receipts=receipts)
-
-
-def named_address() -> str | None:
-    """AIOS_ADDRESS; an agent's kernel is always the one whose init has started it."""
-    return None if "AIOS_FD" in os.environ else os.environ.get("AIOS_ADDRESS")
-
-
-def kernel_elsewhere(address: str, key: Path | None, server_key: str | None) -> Elsewhere:
-    """With the keys that are given, or else those of AIOS_KEY and AIOS_SERVER_KEY.
-
-    Raises:
-        BadInput: one is missing, or none.
-    """
-    path = key or os.environ.get("AIOS_KEY")
-    server = server_key or os.environ.get("AIOS_SERVER_KEY")
-    if not path or not server:
-        hint = "give both, or set AIOS_KEY and AIOS_SERVER_KEY"
-        raise BadInput(f"{address} takes your key and the kernel's", hint)
-    try:
-        pair = json.loads(Path(path).read_text())
-        return Elsewhere(address, server, str(pair["public"]), str(pair["secret"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"no key in {path}: {error}", "make one with `aios key new`") from error
-
-
-def new_key(path: Path) -> str:
-    """A key pair in a new file, which only this user may read; its public key.
-
-    Raises:
-        BadInput: the file cannot be made.
-    """
-    public, secret = (half.decode() for half in zmq.curve_keypair())
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            json.dump({"public": public, "secret": secret}, file)
-    except OSError as error:
-        raise BadInput(
-            f"cannot make {path}: {error.strerror}", "choose another name or folder"
-        ) from error
-    return public
+    """Connect as the agent that init started, as a client, or as the owner of a key."""
+    return Connection(home or default_home(), inherited_token(), name, remote, receipts=receipts)

@@ -1,19 +1,19 @@
-"""What an agent's file declares, read without running it."""
+"""The name that an agent's file declares, read without running it."""
 
 from __future__ import annotations
 
 import ast
 from pathlib import Path
 
-LARGEST = 1 << 20  # bytes of a file that is read
+MAX_FILE_BYTES = 1 << 20
 
 
 def declared_name(program: str) -> str | None:
-    """The `name` that the one agent in a .py file has; None where it has none, or the file cannot
-    be read here: then whoever starts it finds out."""
+    """Return the `name` of the one agent in a .py file, or None if it has none, or the file cannot
+    be read here: its spawner will find out."""
     path = Path(program)
     try:
-        if path.suffix != ".py" or not path.is_absolute() or path.stat().st_size > LARGEST:
+        if path.suffix != ".py" or not path.is_absolute() or path.stat().st_size > MAX_FILE_BYTES:
             return None
         body = ast.parse(path.read_bytes()).body
     except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):

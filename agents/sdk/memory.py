@@ -21,7 +21,7 @@ class MemoryCalls(Calls):
         ack: Literal["durable", "accepted"] = "durable", pid: int | None = None,
         principal: str | None = None,
     ) -> None:  # fmt: skip
-        """Set items, all or none. They are on disk then; with ack="accepted", soon.
+        """Set items, all or none. They are on disk on return, or soon with ack="accepted".
 
         Raises:
             LimitReached: the memory would pass mem_bytes.
@@ -34,7 +34,7 @@ class MemoryCalls(Calls):
         self, keys: Sequence[str], *, space: str = "main", pid: int | None = None,
         principal: str | None = None,
     ) -> dict[str, Any]:  # fmt: skip
-        """The values of those keys that are there."""
+        """Return the values of keys, except those that do not exist."""
         found: dict[str, Any] = {}
         rest = several(keys)
         while rest:
@@ -49,7 +49,7 @@ class MemoryCalls(Calls):
         self, keys: Sequence[str], *, space: str = "main", pid: int | None = None,
         principal: str | None = None,
     ) -> int:  # fmt: skip
-        """Remove keys; how many were there."""
+        """Remove keys; return how many existed."""
         return self._call(
             m.Deleted, "mem.delete", keys=several(keys), space=space, pid=pid, principal=principal
         ).count
@@ -58,17 +58,17 @@ class MemoryCalls(Calls):
         self, prefix: str = "", *, space: str = "main", after: str | None = None,
         back: bool = False, limit: int = 256, pid: int | None = None, principal: str | None = None,
     ) -> m.Scanned:  # fmt: skip
-        """One page of items; `after` of the page leads to the next."""
+        """Read one page of items; its `after` leads to the next."""
         return self._call(
             m.Scanned, "mem.scan", prefix=prefix, space=space, after=after, back=back, limit=limit,
             pid=pid, principal=principal,
         )  # fmt: skip
 
     def mem_items(self, prefix: str = "", **options: Any) -> Iterator[tuple[str, Any]]:
-        """All items, in the order of their keys; options as of `mem_scan`.
+        """Iterate over all items in the order of their keys; options are those of `mem_scan`.
 
         Raises:
-            StoreDamaged: at the end, where values are damaged.
+            StoreDamaged: at the end, if values are damaged.
         """
         damaged: list[str] = []
         while True:
@@ -84,17 +84,17 @@ class MemoryCalls(Calls):
     def mem_clear(
         self, space: str | None = None, *, pid: int | None = None, principal: str | None = None
     ) -> None:
-        """Remove all items of a space, or of all."""
+        """Remove all items of one space, or of all spaces."""
         self._call(Done, "mem.clear", space=space, pid=pid, principal=principal)
 
     def mem_spaces(self, *, pid: int | None = None, principal: str | None = None) -> list[m.Memory]:
-        """What the memory holds, and where. A person who names nobody reads of all."""
+        """List the spaces of the memory. A person who names none lists those of all agents."""
         return self._call(list[m.Memory], "mem.spaces", pid=pid, principal=principal)
 
     def mem_keep(
         self, keep: bool = True, *, pid: int | None = None, principal: str | None = None
     ) -> None:
-        """Have the memory outlive its agent; who comes back under that name has it again.
+        """Keep the memory when its agent ends, for the next agent of that name.
 
         Raises:
             Conflict: other memory is kept under that name.
@@ -105,7 +105,7 @@ class MemoryCalls(Calls):
         self, *, after: m.Place | None = None, back: bool = False, limit: int = 64,
         pid: int | None = None, principal: str | None = None,
     ) -> m.LogPage:  # fmt: skip
-        """One page of the interaction log; `after` of the page leads to the next."""
+        """Read one page of the interaction log; its `after` leads to the next."""
         return self._call(
             m.LogPage, "mem.log", after=after, back=back, limit=limit, pid=pid, principal=principal
         )

@@ -15,16 +15,16 @@ from aios.syscalls.sto import Hits, IndexReport, Mode
 from .calls import Calls, several
 from .connection import Pending
 
-PIECE = 56 * 1024  # bytes of a content that one call takes
-AHEAD = 8  # pieces on their way
+PIECE_BYTES = 56 * 1024  # of content in one call
+MAX_PIECES_IN_FLIGHT = 8
 
 
 class StorageCalls(Calls):
-    """The part of Aios that speaks of storage. Paths are of the caller's own objects, unless
-    `owner` names another agent: "/writer", or "/writer/helper" for one that a writer started.
+    """The calls about storage. Paths are those of the caller's own objects, unless `owner` names
+    another agent: "/writer", or "/writer/helper" for one that a writer started.
 
-    Raises, from all that read or write: Denied, NotFound, StoreDamaged, BackendDown; from what
-    writes: Conflict, LimitReached, StoreFull, DiskFull.
+    All calls may raise Denied, NotFound, StoreDamaged, BackendDown; those that write also Conflict,
+    LimitReached, StoreFull, DiskFull.
     """
 
     # --- writing ----------------------------------------------------------------------------------
@@ -33,8 +33,8 @@ class StorageCalls(Calls):
         self, path: str, data: bytes | str | IO[bytes], *, tags: Sequence[str] = (),
         media: str = "", if_version: int | None = None, owner: str | None = None,
     ) -> s.Version:  # fmt: skip
-        """A new version of an object, on disk when this returns. `if_version`: only if that is the
-        newest version, 0: only if there is no such object; else raises Conflict."""
+        """Write a new version of an object, which is on disk on return. With `if_version`, raise
+        Conflict unless that is the newest version (0: unless there is no such object)."""
         if not (isinstance(data, bytes | str) or hasattr(data, "read")):
             raise TypeError(f"a content is bytes, text or a file, not {type(data).__name__}")
         content = data.encode() if isinstance(data, str) else data
@@ -42,7 +42,7 @@ class StorageCalls(Calls):
             "path": path, "tags": several(tags), "media": media, "if_version": if_version,
             "owner": owner,
         }  # fmt: skip
-        if isinstance(content, bytes) and len(content) <= PIECE:
+        if isinstance(content, bytes) and len(content) <= PIECE_BYTES:
             return self._call(s.Version, "sto.put", data=content, **fields)
         file = io.BytesIO(content) if isinstance(content, bytes) else content
         start = file.tell() if file.seekable() else None
@@ -57,19 +57,21 @@ class StorageCalls(Calls):
                 file.seek(start)
 
     def sto_upload(self, file: IO[bytes], owner: str | None = None) -> int:
-        """Send a content, for a put or a batch that names it: the number of the upload.
+        """Send content for a put or a batch, and return the number of the upload.
 
         Raises:
             UploadGone: the kernel died meanwhile; send it again.
         """
-        first = self._call(s.Uploaded, "sto.upload", data=file.read(PIECE), offset=0, owner=owner)
+        first = self._call(
+            s.Uploaded, "sto.upload", data=file.read(PIECE_BYTES), offset=0, owner=owner
+        )
         offset, calls = first.size, []
-        while data := file.read(PIECE):
+        while data := file.read(PIECE_BYTES):
             calls.append(
                 self.start("sto.upload", data=data, offset=offset, upload=first.upload, owner=owner)
             )
             offset += len(data)
-            if len(calls) == AHEAD:
+            if len(calls) == MAX_PIECES_IN_FLIGHT:
                 calls.pop(0).wait()
         for call in calls:
             call.wait()
@@ -78,19 +80,19 @@ class StorageCalls(Calls):
     def sto_batch(
         self, changes: Sequence[dict[str, Any]], owner: str | None = None
     ) -> list[s.Version]:
-        """Several puts and deletes, all or none: maps with the fields of sto.batch's changes."""
+        """Make several changes, all or none: maps with the fields of sto.batch's changes."""
         return self._call(list[s.Version], "sto.batch", changes=list(changes), owner=owner)
 
     def sto_delete(
         self, path: str, *, if_version: int | None = None, owner: str | None = None
     ) -> s.Version:
-        """A version that says so: the history stays."""
+        """Delete an object; its history stays."""
         return self._call(s.Version, "sto.delete", path=path, if_version=if_version, owner=owner)
 
     def sto_rollback(
         self, path: str, version: int, *, if_version: int | None = None, owner: str | None = None
     ) -> s.Version:
-        """A new version with the content of an earlier one."""
+        """Write a new version with the content of an earlier one."""
         return self._call(
             s.Version, "sto.rollback", path=path, version=version, if_version=if_version,
             owner=owner,
@@ -103,7 +105,7 @@ class StorageCalls(Calls):
     # --- reading ----------------------------------------------------------------------------------
 
     def sto_get(self, path: str, version: int | None = None, *, owner: str | None = None) -> bytes:
-        """The content of an object."""
+        """Read the content of an object."""
         return b"".join(self.sto_stream(path, version, owner=owner))
 
     def sto_stream(
@@ -122,7 +124,7 @@ class StorageCalls(Calls):
         self, path: str, version: int | None = None, *, offset: int = 0, count: int = s.CHUNK_BYTES,
         owner: str | None = None,
     ) -> s.Content:  # fmt: skip
-        """A part of the content, and what is known of the version."""
+        """Read a part of the content, with the version's metadata."""
         return self._call(
             s.Content, "sto.get", path=path, version=version, offset=offset, count=count,
             owner=owner,
@@ -131,7 +133,7 @@ class StorageCalls(Calls):
     def sto_list(
         self, prefix: str = "", *, deleted: bool = False, owner: str | None = None
     ) -> Iterator[s.Version]:
-        """Objects in the order of their paths, each as its newest version."""
+        """Iterate over the newest versions of objects, in the order of their paths."""
         after: str | None = ""
         while after is not None:
             page = self._call(
@@ -141,7 +143,7 @@ class StorageCalls(Calls):
             after = page.after
 
     def sto_history(self, path: str, *, owner: str | None = None) -> Iterator[s.Version]:
-        """All versions, the newest first."""
+        """Iterate over all versions of an object, the newest first."""
         before: int | None = None
         while page := self._call(
             list[s.Version], "sto.history", path=path, before=before, owner=owner
@@ -152,7 +154,7 @@ class StorageCalls(Calls):
     def sto_diff(
         self, path: str, old: int, new: int | None = None, *, owner: str | None = None
     ) -> str:
-        """What changed between two versions of a text; without `new`, up to the newest.
+        """Compare two versions of a text, or one with the newest, as a unified diff.
 
         Raises:
             BadInput: one of them is not text in UTF-8.
@@ -169,8 +171,8 @@ class StorageCalls(Calls):
         return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
 
     def sto_watch(self, prefix: str = "", *, owner: str | None = None) -> Iterator[s.Version]:
-        """Changes to the objects below a prefix, from now on. What changes while a killed kernel is
-        replaced is not heard of: compare versions where that matters."""
+        """Follow changes to the objects below a prefix. Changes while a killed kernel is replaced
+        are missed: compare versions if that matters."""
         return self._follow(s.Version, "sto.watch", prefix=prefix, owner=owner)
 
     # --- finding ----------------------------------------------------------------------------------
@@ -180,9 +182,9 @@ class StorageCalls(Calls):
         path: str = "", since: float | None = None, until: float | None = None,
         tags: Sequence[str] = (), fresh: bool = False,
     ) -> Hits:  # fmt: skip
-        """The passages that fit best, of the newest versions of all that may be read, or of one
-        owner, or below a path. What was just stored is found a moment later; with `fresh` the
-        search waits for it.
+        """Find the passages that fit best, in the newest versions of all objects that may be read,
+        of one owner, or below a path. A new version is found a moment later; with `fresh` the
+        search waits until all are indexed.
 
         Raises:
             Denied: nothing of that owner may be read.
@@ -194,11 +196,11 @@ class StorageCalls(Calls):
         )  # fmt: skip
 
     def sto_index(self) -> IndexReport:
-        """How far the index is."""
+        """Return the state of the index."""
         return self._call(IndexReport, "sto.index")
 
     def sto_reindex(self) -> None:
-        """Have the index made anew."""
+        """Rebuild the index."""
         self._call(Done, "sto.reindex")
 
     # --- owners -----------------------------------------------------------------------------------
@@ -206,16 +208,16 @@ class StorageCalls(Calls):
     def sto_share(
         self, prefix: str, to: str, mode: str = "read", *, owner: str | None = None
     ) -> None:
-        """Let others read or write a path and all below it; with mode "none", not any more. `to` is
-        an agent ("/reader"), those below one ("/team/*"), or a group (`aios group set`)."""
+        """Let others read or write a path and all below it; mode "none" takes that back. `to` is an
+        agent ("/reader"), all below one ("/team/*"), or a group (`aios group set`)."""
         self._call(Done, "sto.share", prefix=prefix, to=to, mode=mode, owner=owner)
 
     def sto_shares(self, owner: str | None = None) -> list[s.SharedPrefix]:
-        """What an owner has shared, and what others have shared with it."""
+        """List the prefixes that an owner has shared, and those that others have shared with it."""
         return self._call(list[s.SharedPrefix], "sto.shares", owner=owner)
 
     def sto_owners(self) -> Iterator[s.Holding]:
-        """Who holds how much: for a person of everybody, for an agent of itself."""
+        """Iterate over owners and their use of the quota: an agent sees itself, a person all."""
         after: str | None = None
         while True:
             page = self._call(s.Holdings, "sto.owners", after=after)
@@ -230,7 +232,7 @@ class StorageCalls(Calls):
         return self.start("sto.verify")
 
     def sto_compact(self, keep: int | None = None) -> Pending:
-        """Drop what nothing refers to and, with `keep`, all but so many versions of each object."""
+        """Drop content that nothing refers to and, with `keep`, all but the newest versions."""
         return self.start("sto.compact", keep=keep)
 
     def sto_backup(self, target: str) -> Pending:

@@ -1,4 +1,4 @@
-"""JSON that a model wrote, read so that the value is what the grammar let through.
+"""A strict reader of JSON that a model wrote.
 
 A grammar holds the text to a schema, not the value. A key that comes twice, or is written with
 escapes, can put another value in a field's place; a number can be none that a float holds.
@@ -12,12 +12,12 @@ import re
 from decimal import Decimal
 from typing import Any
 
-STRING = re.compile(r'("(?:[^"\\]|\\.)*")(\s*:)?')  # and whether it is a key
-BOUND = 15  # digits: a float has all numbers of so many, and schemas' bounds have no more
+STRING = re.compile(r'("(?:[^"\\]|\\.)*")(\s*:)?')  # with a colon, it is a key
+FLOAT_DIGITS = 15  # a float holds all numbers of so many, and bounds of schemas have no more
 
 
 def read(text: str) -> Any:
-    """The value of a JSON text.
+    """Read the value of a JSON text.
 
     Raises:
         ValueError: it is not JSON; an object has a key twice, or one that is written with escapes
@@ -44,13 +44,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _number(text: str) -> float:
-    """What is rounded to a number of few digits may have passed a bound."""
+    """Convert a number. Raises ValueError if rounding could have moved it past a bound."""
     value = float(text)
     if math.isinf(value) or value == 0:
         kept = value == 0 and not re.search("[1-9]", re.split("[eE]", text)[0])
     else:
         nearest = Decimal(repr(value))
-        kept = nearest == Decimal(text) or len(nearest.as_tuple().digits) > BOUND
+        kept = nearest == Decimal(text) or len(nearest.as_tuple().digits) > FLOAT_DIGITS
     if not kept:
         raise ValueError(f"the number {text[:80]} is not what a float makes of it")
     return value

@@ -1,4 +1,4 @@
-"""The tool manager as methods of the SDK: which tools there are, and calls of them."""
+"""The tool manager as methods of the SDK."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from aios.syscalls.errors import AiosError, Denied, NotFound, ToolFailed
 from .calls import Calls
 from .connection import Pending
 
-BATCH = 48 << 10  # bytes of tools that are offered in one call
+BATCH_BYTES = 48 << 10  # of tools in one call
 
 
 class ToolCall:
-    """A call on its way. Iterate it for its progress; `result` waits for its end."""
+    """A running call of a tool. Iterate it for progress; `result` waits for its end."""
 
     def __init__(self, calls: Calls, pending: Pending) -> None:
         self._calls, self._pending = calls, pending
@@ -28,11 +28,12 @@ class ToolCall:
             yield msgspec.convert(body, m.ToolProgress)
 
     def result(self, timeout: float | None = None) -> m.ToolResult:
-        """What the tool returned; the beginning and the place of what is longer than 32 KiB.
+        """Wait for the value that the tool returned. Of one longer than 32 KiB there is the
+        beginning, and the path of the whole.
 
         Raises:
             ToolArguments: they do not fit; nothing was done.
-            ToolFailed, ToolCrashed, ToolTimeout: what went wrong, for a model to read.
+            ToolFailed, ToolCrashed, ToolTimeout: the message is for a model to read.
             ToolUnknown: a tool that changes something was interrupted.
             Denied: the caller may not. NotFound: there is no such tool.
             TimedOut: no result within `timeout` seconds; the call goes on.
@@ -44,12 +45,12 @@ class ToolCall:
         return self._pending.ended
 
     def cancel(self) -> bool:
-        """False: it has ended already."""
+        """Cancel the call; return false if it has ended already."""
         return self._calls.cancel(self._pending.id)
 
 
 def absent(name: str, found: m.Tools, hint: str) -> AiosError:
-    """Why the caller has no tool of this name."""
+    """Return the error that says why the caller has no tool of this name."""
     box = name.partition(".")[0]
     seen = sum(spec.name.partition(".")[0] == box for spec in found.tools)
     for each in found.boxes:
@@ -66,25 +67,25 @@ def absent(name: str, found: m.Tools, hint: str) -> AiosError:
 
 class ToolCalls(Calls):
     def tools(self) -> list[m.Spec]:
-        """Those that the caller may call, with the schemas of their arguments."""
+        """List the tools that the caller may call, with the schemas of their arguments."""
         return self.toolboxes().tools
 
     def toolboxes(self) -> m.Tools:
-        """As `tools`, and the toolboxes that they are from: those that could not be started too."""
+        """List tools and toolboxes, including those that could not be started."""
         return self._call(m.Tools, "tool.list")
 
     def call_tool(
         self, name: str, args: Mapping[str, Any] | None = None, *, timeout: float | None = None
     ) -> ToolCall:
-        """Start a call; several may be on their way. `timeout`: seconds that it may take in all."""
+        """Start a call of a tool, which may take `timeout` seconds. Several may run at once."""
         return ToolCall(
             self, self.start("tool.call", name=name, args=dict(args or {}), timeout=timeout)
         )
 
-    # --- of a worker ------------------------------------------------------------------------------
+    # --- for workers ------------------------------------------------------------------------------
 
     def offer_tools(self, specs: Sequence[m.Spec], *, anew: bool = False) -> None:
-        """Say what this worker serves, besides what it has offered before; with `anew`, instead.
+        """Offer tools, as a worker: besides those offered before, or with `anew` in their place.
 
         Raises:
             Denied: the caller is no worker. BadInput: a name is not its toolbox's.
@@ -92,20 +93,20 @@ class ToolCalls(Calls):
         batch: list[Any] = []
         for spec in specs:
             plain = msgspec.to_builtins(spec)
-            if batch and len(msgspec.msgpack.encode([*batch, plain])) > BATCH:
+            if batch and len(msgspec.msgpack.encode([*batch, plain])) > BATCH_BYTES:
                 self._call(Done, "tool.offer", tools=batch, anew=anew)
                 batch, anew = [], False
             batch.append(plain)
         self._call(Done, "tool.offer", tools=batch, anew=anew)
 
     def serve_jobs(self, at_once: int = 1) -> Pending:
-        """The pieces are jobs (syscalls.tool.Job): each is to be ended by `job_done`."""
+        """Take jobs (syscalls.tool.Job), as a worker: one a piece. End each with `job_done`."""
         return self.start("tool.serve", at_once=at_once)
 
     def job_progress(
         self, job: int, done: float, total: float | None = None, message: str = ""
     ) -> None:
-        """Raises NotFound for one that is over."""
+        """Report the progress of a job. Raises NotFound if it is over."""
         self._call(
             Done, "tool.progress", id=job, done=float(done), total=total, message=message[:1024]
         )
@@ -114,6 +115,6 @@ class ToolCalls(Calls):
         self, job: int, value: Any = None, *, stored: str = "", size: int = 0,
         error: str | None = None, code: str = "tool.failed",
     ) -> None:  # fmt: skip
-        """Raises NotFound for one that is over: its caller has given up."""
+        """End a job. Raises NotFound if it is over: its caller has given up."""
         end = {"value": value, "stored": stored, "size": size, "error": error, "code": code}
         self.start("tool.done", id=job, **end).wait()

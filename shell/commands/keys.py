@@ -14,7 +14,7 @@ import click
 from rich.console import Group, RenderableType
 
 from aios.agents import connect
-from aios.agents.sdk.connection import new_key
+from aios.agents.sdk.remote import new_key
 from aios.syscalls.acc import KeyAllow, Keys
 from aios.syscalls.errors import AiosError, KeyMissing, from_wire
 

@@ -23,7 +23,7 @@ from mcp_types import ToolAnnotations
 
 from aios.agents import connect
 from aios.agents.runtime.runner import registered
-from aios.agents.sdk.async_calls import AwaitedCalls
+from aios.agents.sdk.async_calls import AsyncCalls
 from aios.agents.sdk.declared import declared_name
 from aios.syscalls import VERSION
 from aios.syscalls import mem as m
@@ -48,14 +48,14 @@ class Kernel:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self._calls: AwaitedCalls | None = None
+        self._calls: AsyncCalls | None = None
 
     @asynccontextmanager
-    async def __call__(self) -> AsyncIterator[AwaitedCalls]:
+    async def __call__(self) -> AsyncIterator[AsyncCalls]:
         """Raises ToolError, for the model to read."""
         try:
             if self._calls is None or self._calls.lost:
-                self._calls = AwaitedCalls(connect(self.home, "aios-mcp"))
+                self._calls = AsyncCalls(connect(self.home, "aios-mcp"))
             yield self._calls
         except AiosError as error:
             raise ToolError(str(error)) from error
@@ -107,7 +107,7 @@ class Tools:
             raise ToolError(f"{render.ending(end)}; it printed: {log}")
         return {"result": msgspec.to_builtins(end.result), "printed": log}
 
-    async def _follow(self, aios: AwaitedCalls, ctx: Context[Any], pid: int) -> str:
+    async def _follow(self, aios: AsyncCalls, ctx: Context[Any], pid: int) -> str:
         """The end of its log, once it has ended. The lines are reported as they come."""
         log, offset, ended = b"", 0, False
         while not ended:
@@ -117,7 +117,7 @@ class Tools:
             await ctx.report_progress(offset, message=lines[-1] if lines else "it runs")
         return log.decode(errors="replace")
 
-    async def _finish_off(self, aios: AwaitedCalls, pid: int) -> None:
+    async def _finish_off(self, aios: AsyncCalls, pid: int) -> None:
         with contextlib.suppress(ProcessGone):
             await aios.call(Done, "proc.kill", pid=pid, signal="TERM")
             try:
