@@ -15,7 +15,7 @@ import msgspec
 
 from aios.kernel.boot import Kernel
 from aios.kernel.config import Config
-from aios.kernel.entry.trap import Session
+from aios.kernel.entry.call import Session
 from aios.kernel.process import Process
 from aios.kernel.rules import Passed
 from aios.syscalls.base import Message

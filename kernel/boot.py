@@ -23,6 +23,8 @@ from .audit.log import AuditLog
 from .audit.recorder import AuditRecorder, in_a_line
 from .config import Config
 from .core.protocol import Command, Drop, encode
+from .entry.replies import Replies
+from .entry.sessions import Sessions
 from .entry.trap import Trap
 from .events import EventLog
 from .gateway.client import GATEWAY_KEY, GatewayClient
@@ -42,9 +44,9 @@ from .init.protocol import (
 )
 from .journal import Journal
 from .ledger.ledger import Ledger
+from .lib.coroutine import Wait
 from .lib.encryption import AeadCodec, ChecksumCodec
 from .lib.patterns import quoted
-from .lib.task import Wait
 from .llm.contexts import ContextManager
 from .llm.core_client import CORE_KEY, CoreLink
 from .llm.generations import Generations
@@ -154,9 +156,10 @@ class Kernel:
         self.logs = Logs(config.path / "log", self.table, loop.after)
         self.mailroom = Mailroom(loop.after, self.table.is_alive, ledger.note_mail)
         self.waiters = Waiters(self.table, loop.after)
+        self.sessions = Sessions(Replies(ledger.keep_reply))
         self.lifecycle = Lifecycle(
-            config, self.table, self.contexts, self.generations, self.mailroom,
-            self.waiters, self.events, self.logs, ledger.send_init, loop.after,
+            config, self.table, self.contexts, self.generations, self.mailroom, self.waiters,
+            self.events, self.logs, self.sessions, ledger.send_init, loop.after,
         )  # fmt: skip
         self.greeter = Greeter(config, self.boot, self.lifecycle, self.gateway, loop.calls.is_here)
         servers = self._or_close(lambda: mcp_boxes(config.mcp, mcp))
@@ -166,7 +169,7 @@ class Kernel:
         )  # fmt: skip
         self.trap = Trap(
             self.table, handlers(self), loop.send, self.greeter.hello, self.gate,
-            self.questions.ask, ledger, self.audit, self.lifecycle.settle,
+            self.questions.ask, ledger, self.audit, self.sessions, self.lifecycle.settle,
         )  # fmt: skip
 
     def _connect(self) -> None:
@@ -177,8 +180,11 @@ class Kernel:
         self.generations.on_end = self.interactions.generated
         self.mailroom.on_sent = self.interactions.sent
         self.mailroom.on_received = self.interactions.received
-        self.lifecycle.trap = self.gateway.trap = self.trap
-        self.gateway.on_lost, self.trap.on_parted = self.lifecycle.lost, loop.calls.make_stranger
+        ledger.trap = self.gateway.trap = self.trap
+        self.gateway.on_lost, self.sessions.on_parted = (
+            self.lifecycle.lost,
+            loop.calls.make_stranger,
+        )
         self.lifecycle.ended += [
             self.storage.uploads.ended, self.memory.ended, self.tools.ended, self.gate.ended,
             self.accounts.ended,
@@ -190,7 +196,7 @@ class Kernel:
         ledger.lifecycle, ledger.mailroom = self.lifecycle, self.mailroom
         ledger.accounts = self.accounts
         loop.on_turn, loop.is_waiting = ledger.end_turn, lambda: ledger.journal.is_waiting
-        loop.on_call, loop.calls.is_known = self.trap.receive, self.trap.sessions.__contains__
+        loop.on_call, loop.calls.is_known = self.trap.receive, self.sessions.by_route.__contains__
         loop.on_lost, loop.on_closed = self._lost, self._closed
         loop.calls.on_refused, loop.on_init = self.lifecycle.cut_off, self._from_init
 
@@ -301,13 +307,13 @@ class Kernel:
         self.loop.close()
 
     def _lost(self, route: bytes, why: str) -> None:
-        session = self.trap.sessions.get(route)
+        session = self.sessions.by_route.get(route)
         if session is not None:
             self.lifecycle.lost(session, why)
 
     def _closed(self, route: bytes) -> None:
-        self.trap.greeted.discard(route)
-        session = self.trap.sessions.get(route)
+        self.sessions.greeted.discard(route)
+        session = self.sessions.by_route.get(route)
         if session is not None:
             self.lifecycle.closed(session)
 
@@ -342,7 +348,7 @@ class Kernel:
             self.lifecycle.on_empty = None
             end.done(None)
             for process in list(self.table.live()):
-                self.trap.end_calls(process, Cancelled("the system stops"))
+                self.sessions.end_calls(process, Cancelled("the system stops"))
             self.loop.running = False
 
         if self.lifecycle.on_empty is not None:

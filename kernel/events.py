@@ -8,8 +8,8 @@ from typing import Any
 
 from aios.syscalls.kernel import Event
 
+from .entry.call import Call
 from .entry.followers import Followers
-from .entry.trap import Call
 
 
 class EventLog:

@@ -46,7 +46,8 @@ from aios.syscalls.proc import (
 )
 
 from .core.protocol import TokenizeRequest
-from .entry.trap import Call, Handler
+from .entry.call import Call
+from .entry.trap import Handler
 from .llm.contexts import Context
 from .llm.scheduler import POLICIES
 from .process import Process, check_principal

@@ -17,7 +17,7 @@ from aios.syscalls.proc import Limits, Spawn
 from aios.syscalls.rules import Manifest
 
 from .config import Config
-from .entry.trap import Session
+from .entry.call import Session
 from .gateway.client import GatewayClient
 from .process import Process
 from .processes.lifecycle import Lifecycle
@@ -36,6 +36,7 @@ class Greeter:
         is_here: Callable[[bytes], bool],
     ) -> None:  # fmt: skip
         self.config, self.boot, self.lifecycle, self.gateway = config, boot, lifecycle, gateway
+        self.sessions = lifecycle.sessions
         self.table, self.events, self.is_here = lifecycle.table, lifecycle.events, is_here
         self.init_pid = os.getppid()
 
@@ -46,10 +47,10 @@ class Greeter:
                 f"the caller speaks ABI version {args.version}, this kernel {wire.ABI_VERSION}",
                 "use the SDK that came with this kernel",
             )
-        self.lifecycle.trap.greet(session)
+        self.sessions.greet(session)
         spawn = None
         if args.back is not None:
-            process = self.lifecycle.trap.back(session, args.back)
+            process = self.sessions.back(session, args.back)
         elif args.token is not None:
             process, spawn = self._redeem(session, args.token)
         elif session.key:
@@ -57,7 +58,7 @@ class Greeter:
         else:
             process = self._client(session, args.name)
         if args.back is None:
-            self.lifecycle.trap.bind(session, process)
+            self.sessions.bind(session, process)
         return Welcome(
             pid=process.pid,
             name=process.name,

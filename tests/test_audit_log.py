@@ -32,7 +32,7 @@ from aios.kernel.audit.verify import verify
 from aios.kernel.init.protocol import ExitAcknowledged, SignalChild
 from aios.kernel.journal import Journal
 from aios.kernel.ledger.ledger import Ledger
-from aios.kernel.lib.task import background
+from aios.kernel.lib.coroutine import background
 from aios.kernel.llm.contexts import ContextManager
 from aios.kernel.llm.scheduler import Scheduler
 from aios.kernel.process import ProcessTable

@@ -15,7 +15,7 @@ import pytest
 from conftest import run_system
 
 from aios.agents import Aios, connect
-from aios.kernel.lib.task import background
+from aios.kernel.lib.coroutine import background
 from aios.kernel.store import store as module
 from aios.kernel.store.store import Store
 from aios.shell.launch import System

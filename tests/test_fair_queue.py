@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from aios.kernel.core.protocol import Question, Tokenized
 from aios.kernel.index import protocol
 from aios.kernel.index.client import MAX_SEARCHES, IndexClient
+from aios.kernel.lib.coroutine import Driver
 from aios.kernel.lib.fair_queue import FairQueue
-from aios.kernel.lib.task import Task
 from aios.kernel.llm.prompt import DEATHS, TEXTS, Prompts
 from aios.syscalls.errors import AiosError, CoreFailed
 from aios.syscalls.llm import Generate
@@ -31,15 +31,15 @@ class Asker:
         self.prompts.ask = self.core.append
         self.said: list[str] = []
 
-    def run(self, principal: str, work: Awaitable[object]) -> Task:
+    def run(self, principal: str, work: Awaitable[object]) -> Driver:
         def failed(error: AiosError) -> None:
             self.said.append(f"{principal} {error.code}")
 
-        task = Task(work, lambda _: self.said.append(principal), failed)
-        task.go_on()
-        return task
+        driver = Driver(work, lambda _: self.said.append(principal), failed)
+        driver.go_on()
+        return driver
 
-    def grammar(self, principal: str) -> Task:
+    def grammar(self, principal: str) -> Driver:
         wanted = Generate(text="", schema={"title": principal})
         return self.run(principal, self.prompts.compile(process(principal), wanted))
 
@@ -114,12 +114,12 @@ def test_searches_take_turns_and_who_cancels_them_waits_all_the_same() -> None:
     line = Mock()
     link = IndexClient(Mock(), Mock(index=line), Mock(id=b"", newest=lambda: 0), Mock(), Mock())
     link.state = "ready"
-    asker, tasks = Asker(), []
+    asker, drivers = Asker(), []
     for name in [*["/evil"] * 64, "/good"]:
         call: Any = SimpleNamespace(process=process(name))
-        tasks.append(asker.run(name, link.search(call, Search(query=name), [])))
-    for task in tasks[:10]:
-        task.stop()
+        drivers.append(asker.run(name, link.search(call, Search(query=name), [])))
+    for driver in drivers[:10]:
+        driver.stop()
     assert len(link.queue.trees) == len(link.pending) == 55
 
     def sent() -> list[protocol.Command]:

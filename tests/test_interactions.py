@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from aios.kernel.config import Config
-from aios.kernel.lib.task import Wait
+from aios.kernel.lib.coroutine import Wait
 from aios.kernel.memory.interactions import WAITING, InteractionLog
 from aios.kernel.memory.owners import Owners
 from aios.kernel.process import ProcessTable

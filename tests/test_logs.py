@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from aios.kernel.lib.task import Task
+from aios.kernel.lib.coroutine import Driver
 from aios.kernel.process import Process, ProcessTable
 from aios.kernel.processes.agent_logs import LOOKS, READERS, Logs
 from aios.syscalls.errors import LimitReached
@@ -28,12 +28,12 @@ class Call:
     process: Process
     ends: list[Any] = field(default_factory=list)
 
-    def read(self, logs: Logs, pid: int, wait_s: float = 9.0) -> Task:
+    def read(self, logs: Logs, pid: int, wait_s: float = 9.0) -> Driver:
         """Run it; what it ends with is in `ends`."""
         work = logs.read(self, pid, 0, wait_s)  # type: ignore[arg-type]
-        task = Task(work, self.ends.append, self.ends.append)
-        task.go_on()
-        return task
+        driver = Driver(work, self.ends.append, self.ends.append)
+        driver.go_on()
+        return driver
 
 
 @pytest.fixture

@@ -17,7 +17,10 @@ from aios.kernel.access.questions import Questions
 from aios.kernel.audit.checkpoint import Signer
 from aios.kernel.audit.log import AuditLog
 from aios.kernel.audit.recorder import AuditRecorder
-from aios.kernel.entry.trap import Call, Session, Trap
+from aios.kernel.entry.call import Call, Session
+from aios.kernel.entry.replies import Replies
+from aios.kernel.entry.sessions import Sessions
+from aios.kernel.entry.trap import Trap
 from aios.kernel.journal import Journal
 from aios.kernel.ledger.ledger import Ledger
 from aios.kernel.process import Process, ProcessTable
@@ -59,7 +62,10 @@ class Office:
         accounts = Accounts(self.folder / "policy.json", self.table, self.ledger.note_grant)
         gate = Gate(self.table, accounts, lambda *_: False)
         ask = Questions(gate, 60.0, self.after).ask
-        self.trap = Trap(self.table, {}, self.sent, lambda *_: None, gate, ask, self.ledger, audit)
+        sessions = Sessions(Replies(self.ledger.keep_reply))
+        self.trap = Trap(
+            self.table, {}, self.sent, lambda *_: None, gate, ask, self.ledger, audit, sessions
+        )
         self.mailroom = Mailroom(self.after, self.table.is_alive, self.ledger.note_mail)
 
     def after(self, seconds: float, run: Callable[[], None]) -> Timer:

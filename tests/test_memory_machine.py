@@ -16,7 +16,7 @@ from test_store import Loop
 from waits import hear
 
 from aios.kernel.config import Config
-from aios.kernel.lib.task import Wait
+from aios.kernel.lib.coroutine import Wait
 from aios.kernel.memory.lru_k import Resident
 from aios.kernel.memory.manager import Memory
 from aios.kernel.memory.owners import Owners

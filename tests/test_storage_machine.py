@@ -16,7 +16,7 @@ from conftest import fewer
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from aios.kernel.entry.trap import Call, Session
+from aios.kernel.entry.call import Call, Session
 from aios.kernel.process import Process, ProcessTable
 from aios.kernel.storage.blobs import LmdbBlobs
 from aios.kernel.storage.catalog import Catalog

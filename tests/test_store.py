@@ -418,7 +418,7 @@ KEEPERS: list[ValueCodec] = [
 WRITER = """
 import os, sys
 from pathlib import Path
-from aios.kernel.lib.task import Task
+from aios.kernel.lib.coroutine import Driver
 from aios.kernel.store.store import Store
 from aios.kernel.lib.encryption import ChecksumCodec, KeyRing, AeadCodec
 codec = AeadCodec(KeyRing({b"ring": bytes.fromhex(sys.argv[3])}, b"ring")) if sys.argv[3:] else None
@@ -434,7 +434,7 @@ while True:
     for _ in range(20):
         line = b"%d\\n" % number
         work = store.write(put(number), size=100)
-        Task(work, lambda _, line=line: os.write(1, line), print).go_on()
+        Driver(work, lambda _, line=line: os.write(1, line), print).go_on()
         number += 1
 """
 

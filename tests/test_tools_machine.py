@@ -17,7 +17,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from aios.kernel.lib.task import Task
+from aios.kernel.lib.coroutine import Driver
 from aios.kernel.process import Process, ProcessTable
 from aios.kernel.tools.jobs import JobRow
 from aios.kernel.tools.manager import Tools
@@ -74,7 +74,7 @@ class Call:
         self.process, self.args, self.id = process, args, next(Call.count)
         self.pieces: list[m.Job] = []
         self.ends: list[Any] = []
-        self.task: Task | None = None
+        self.driver: Driver | None = None
 
     @property
     def ended(self) -> bool:
@@ -87,17 +87,17 @@ class Call:
     def done(self, body: Any) -> None:
         if not self.ended:
             self.ends.append(body)
-            if self.task is not None:
-                self.task.stop()
+            if self.driver is not None:
+                self.driver.stop()
 
     fail = done
 
     def run(self, work: Awaitable[Any]) -> None:
-        self.task = Task(work, self.done, self.fail)
-        self.task.go_on()
+        self.driver = Driver(work, self.done, self.fail)
+        self.driver.go_on()
 
     def cancel(self) -> None:
-        wait = None if self.task is None else self.task.wait
+        wait = None if self.driver is None else self.driver.wait
         if wait is not None and wait.cancel is not None:
             wait.cancel()
         else:
@@ -352,7 +352,7 @@ class World(RuleBasedStateMachine):
         self._boot()
         self.tools.recover([process for process in self.table.live() if process.tool])
         for call in calls:
-            call.task = None
+            call.driver = None
             if call.id in rows:
                 call.fail(ToolUnknown("the kernel died"))
             elif call.args is None:

@@ -95,7 +95,7 @@ def test_the_worst_of_a_call_takes_a_bounded_number_of_steps(
         steps = steps_of(caller, name, args, LIMIT)
         assert steps < TIMES * plain, (steps / plain, str(args)[:300])
         caller.final(0)
-        for call in list(turns.kernel.trap.by_pid[caller.pid].calls.values()):
+        for call in list(turns.kernel.sessions.by_pid[caller.pid].calls.values()):
             call.cancel()
         for birth in list(turns.kernel.lifecycle.births.values()):
             turns.kernel.lifecycle._end(birth.process, 0, "exit")

@@ -21,7 +21,7 @@ import msgspec
 
 from aios.kernel.boot import Kernel
 from aios.kernel.config import load
-from aios.kernel.entry.trap import Session
+from aios.kernel.entry.call import Session
 from aios.kernel.init.protocol import Takeover, encode
 from aios.kernel.process import Process
 from aios.syscalls.proc import Limits
@@ -85,7 +85,7 @@ class Turns:
         table.bind(process, -process.pid)
         process.move("running")
         caller = Caller(self, next(self.routes).to_bytes(8, "big"), process)
-        self.kernel.trap.bind(Session(caller.route, caller.os_pid), process)
+        self.kernel.sessions.bind(Session(caller.route, caller.os_pid), process)
         return caller
 
     def close(self) -> None:

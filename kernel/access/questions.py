@@ -19,9 +19,9 @@ from aios.syscalls.base import Done, Message
 from aios.syscalls.errors import BadInput, Denied, NotFound
 from aios.syscalls.rules import MAX_PATTERN_CHARS, MAX_PATTERNS, Rule
 
+from ..entry.call import Call
 from ..entry.followers import Followers
-from ..entry.trap import Call
-from ..lib.task import Wait
+from ..lib.coroutine import Wait
 from ..lib.trees import Trees, check_tree, root
 from ..rules import Passed, in_words
 from .gate import Gate

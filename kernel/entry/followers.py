@@ -11,9 +11,9 @@ from typing import Any, Generic, TypeVar
 
 from aios.syscalls.errors import LimitReached
 
-from ..lib.task import Wait
+from ..lib.coroutine import Wait
 from ..lib.trees import check_tree, in_tree
-from .trap import Call
+from .call import Call
 
 MAX_OF_PROCESS, MAX_OF_TREE = 16, 64
 

@@ -7,12 +7,10 @@ call is then still on its way (detached), or has ended (its reply is kept), or h
 
 from __future__ import annotations
 
-import secrets
 import sys
 import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
 from types import CoroutineType
 from typing import Any, Protocol
 
@@ -20,28 +18,26 @@ import msgspec
 
 from aios.syscalls import wire
 from aios.syscalls.base import Message
-from aios.syscalls.connection import Return
 from aios.syscalls.errors import (
     AiosError,
-    BadToken,
-    Cancelled,
     Denied,
     Internal,
     LimitReached,
     Malformed,
     OutOfOrder,
-    ProcessGone,
     UnknownCall,
 )
 from aios.syscalls.table import TABLE, Syscall
 from aios.syscalls.wire import Receipt
 
-from ..lib.task import Task, Wait
+from ..lib.coroutine import Wait
 from ..lib.trees import Trees, check_tree, root
 from ..process import Process, ProcessTable
 from ..rules import Passed
+from .call import Call, Session
 from .envelope import Envelope, arguments, open_envelope
-from .replies import KeptReply, Replies
+from .replies import KeptReply
+from .sessions import Sessions
 
 WAITING_BYTES = 48 << 20  # of calls of one tree of agents that wait
 # That one takes besides the bytes of its arguments, and each item of lists in them, about.
@@ -50,101 +46,6 @@ WAITING = (CoroutineType, Wait)  # what a handler returns that has no result yet
 UNLIMITED = ("call.cancel", "proc.exit")  # whoever waits for too much can still make an end
 
 _encode = msgspec.msgpack.Encoder().encode
-
-
-@dataclass
-class Session:
-    """One connection: its peer as Linux names it; after hello, the process it speaks for."""
-
-    route: bytes
-    os_pid: int  # 0: of none here, but of who has the key
-    process: Process | None = None
-    calls: dict[int, Call] = field(default_factory=dict)
-    closed: bool = False
-    key: str = ""
-
-    @property
-    def peer(self) -> str:
-        return f"key={self.key}" if self.key else f"os_pid={self.os_pid}"
-
-
-@dataclass(slots=True)
-class Call:
-    """A system call on its way. However it ends, a coroutine that serves it is stopped, and so
-    runs what it has behind `finally`."""
-
-    trap: Trap
-    session: Session
-    process: Process
-    id: int
-    row: Syscall
-    task: Task | None = None  # what serves it, where that waits
-    pieces: list[Any] = field(default_factory=list)  # sent so far, of a call that has an effect
-    detached: bool = False  # its caller has to send it again to hear of it
-    durable: bool = False  # the final reply waits until its effect would survive a power cut
-    intent: int = 0  # the sequence of its record
-    receipt: Receipt | None = None  # of its last record
-    receipted: bool = False  # its caller wants that
-    bytes: int = 0  # that it takes, about, while it waits
-    ended: bool = False
-
-    def run(self, work: Awaitable[Any]) -> None:
-        """Have `work` serve it: what that returns or raises is the final reply."""
-        self.task = Task(work, self.done, self.fail)
-        self.task.go_on()
-
-    def piece(self, body: Any, *, durable: bool = False, keep: bool = True) -> None:
-        """With `durable`, once what it follows from would survive a power cut; without `keep`, not
-        for a caller that comes back."""
-        if self.ended:
-            return
-        if self.row.exactly_once and keep:
-            self.pieces.append(body)
-        if not self.detached:
-            self.trap.reply(self.session, self.id, wire.PIECE, body, durable=durable)
-
-    def attach(self) -> None:
-        """Its caller is back: it hears all pieces again, and knows how many it has had."""
-        self.detached = False
-        for body in self.pieces:
-            self.trap.reply(self.session, self.id, wire.PIECE, body)
-
-    def done(self, body: Any) -> None:
-        self._end(wire.DONE, body)
-
-    def fail(self, error: AiosError) -> None:
-        if not self.ended:
-            self.trap.errors[error.code] += 1
-        self._end(wire.FAILED, error.to_wire())
-
-    def _end(self, kind: int, body: Any) -> None:
-        """The one final reply; a call that has ended already takes no other."""
-        if self.ended:
-            return
-        self.ended = True
-        self.session.calls.pop(self.id, None)
-        if self.bytes:
-            self.trap.waiting.add(self.process.principal, -self.bytes)
-        if self.row.mutates:
-            code = "ok" if kind == wire.DONE else body["code"]
-            self.receipt = self.trap.audit.ended(self.process, self.id, self.row, self.intent, code)
-        receipt = self.receipt if self.receipted else None
-        if self.row.exactly_once:
-            self.trap.replies.keep(self.process.pid, self.id, kind, body, self.pieces, receipt)
-        if not self.detached:
-            self.trap.reply(
-                self.session, self.id, kind, body, durable=self.durable, receipt=receipt
-            )
-        task, self.task = self.task, None  # no ring is left for gc
-        if task is not None:
-            task.stop()
-
-    def cancel(self) -> None:
-        wait = None if self.task is None else self.task.wait
-        if wait is not None and wait.cancel is not None:
-            wait.cancel()
-        else:
-            self.fail(Cancelled(f"{self.row.name} was cancelled"))
 
 
 Handler = Callable[[Call, Any], Any]
@@ -206,6 +107,7 @@ class Trap:
         ask: Callable[[Call, Message, Passed], tuple[int, Awaitable[Sequence[str]]]],
         ledger: Ledger,
         audit: Recorder,
+        sessions: Sessions,
         settle: Callable[[Process], None] = lambda _: None,
     ) -> None:
         self.gate, self.ask, self.ledger, self.audit = gate, ask, ledger, audit
@@ -214,17 +116,15 @@ class Trap:
         self.handlers = handlers
         self.send = send
         self.hello = hello
-        self.replies = Replies(ledger.keep_reply)
-        self.sessions: dict[bytes, Session] = {}
-        self.by_pid: dict[int, Session] = {}
-        self.greeted: set[bytes] = set()  # connections of this machine on which somebody said hello
-        self.on_parted: Callable[[bytes], None] = lambda _: None  # a connection is nobody's now
+        self.sessions, self.replies = sessions, sessions.replies
         self.calls: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
         self.waiting = Trees()  # bytes of calls that have not ended
 
     def receive(self, route: bytes, os_pid: int, frames: list[bytes], key: str = "") -> None:
-        session = self.sessions.get(route) or Session(route, os_pid, key=key)  # kept from hello on
+        session = self.sessions.by_route.get(route) or Session(
+            route, os_pid, key=key
+        )  # kept from hello on
         call = None
         try:
             if (session.os_pid, session.key) != (os_pid, key):  # another, under an id that is taken
@@ -339,7 +239,7 @@ class Trap:
 
     def _hello(self, session: Session, asked: Envelope, row: Syscall, args: Message) -> None:
         body = self.hello(session, args)
-        process = session.process or self.sessions[session.route].process
+        process = session.process or self.sessions.by_route[session.route].process
         assert process is not None
         receipt = self.audit.called(process, asked.id, row, args, asked.args, "")
         self.reply(session, asked.id, wire.DONE, body, receipt=receipt if asked.receipt else None)
@@ -369,106 +269,28 @@ class Trap:
             frame = (call_id, kind, body) if receipt is None else (call_id, kind, body, receipt)
             send(session.route, _encode(frame))
 
-    # --- coming back ----------------------------------------------------------------------------
+    # --- calls that come again ------------------------------------------------------------------
 
     def _say_again(self, session: Session, call_id: int, kept: KeptReply) -> None:
         for piece in kept.pieces:
             self.reply(session, call_id, wire.PIECE, piece)
         self.reply(session, call_id, kept.kind, kept.body, durable=True, receipt=kept.receipt)
 
-    def expect(self, process: Process) -> Session:
-        """A session for a process that is to come back."""
-        session = self.by_pid[process.pid] = Session(
-            b"", process.os_pid, process, closed=True, key=process.key
-        )
-        return session
-
-    def part(self, session: Session) -> None:
-        """Its connection is gone; the process is expected back by another."""
-        self.sessions.pop(session.route, None)
-        session.route, session.closed = b"", True
-
     def detached(self, pid: int, call_id: int, name: str) -> Call:
         """A call that was on its way when the kernel died."""
-        session = self.by_pid[pid]
+        session = self.sessions.by_pid[pid]
         assert session.process is not None
         call = Call(self, session, session.process, call_id, TABLE[name], detached=True)
         session.calls[call_id] = call
         return call
 
-    def back(self, session: Session, back: Return) -> Process:
-        """Whoever speaks in `session` goes on as the process it was.
-
-        Raises:
-            BadToken: it is not that process.
-        """
-        known = self.by_pid.get(back.pid)
-        if (
-            known is None
-            or known.process is None
-            or (known.os_pid, known.key) != (session.os_pid, session.key)
-            or not secrets.compare_digest(known.process.secret, back.secret)
-        ):
-            raise BadToken("no process of that number and secret is expected back")
-        self._leave(known.route)
-        known.closed = True
-        for call in list(known.calls.values()):
-            call.detached = True
-            if not call.row.exactly_once:  # it will be sent again, and is another call then
-                call.fail(Cancelled("its caller came back"))
-        known.route, known.closed = session.route, False
-        self.sessions[known.route] = known
-        return known.process
-
-    def greet(self, session: Session) -> None:
-        """Raises OutOfOrder where somebody said hello on that connection before, taken or not."""
-        if session.route in self.greeted:
-            raise OutOfOrder("hello comes once on a connection", "make another connection")
-        if not session.key:
-            self.greeted.add(session.route)
-
-    def bind(self, session: Session, process: Process) -> None:
-        before = self.by_pid.get(process.pid)
-        if before is not None:  # an agent that says hello again
-            self._leave(before.route)
-        session.process = process
-        self.sessions[session.route] = session
-        self.by_pid[process.pid] = session
-
-    def _leave(self, route: bytes) -> None:
-        if self.sessions.pop(route, None) is not None:
-            self.on_parted(route)
-
-    def end_calls(self, process: Process, error: AiosError) -> None:
-        """End all that a process waits for."""
-        session = self.by_pid.get(process.pid)
-        for call in list(session.calls.values()) if session else []:
-            call.fail(error)
-
-    def close(self, session: Session) -> None:
-        """The connection is gone: its calls end, unheard."""
-        session.closed = True
-        self._leave(session.route)
-        if session.process is not None:
-            self.by_pid.pop(session.process.pid, None)
-        for call in list(session.calls.values()):
-            call.fail(ProcessGone("the caller is gone"))
-        if session.process is not None:
-            self.replies.ended(session.process.pid)
-
     def check(self) -> list[str]:
-        problems = [
+        """List each broken invariant in words."""
+        return self.sessions.check() + [
             f"replies to dead process {pid} are kept"
             for pid in self.replies.callers
             if not self.table.is_alive(pid)
         ]
-        for session in self.sessions.values():
-            if session.process is not None and not session.process.alive:
-                problems.append(f"the connection of dead process {session.process.pid} is open")
-            problems += [
-                f"call {i} has ended and is kept" for i, c in session.calls.items() if c.ended
-            ]
-        return problems
 
 
 def _unopened(frames: list[bytes]) -> Envelope:

@@ -18,7 +18,8 @@ from aios.syscalls import acc
 from aios.syscalls.errors import BadInput, Denied, DiskFull, NotFound
 
 from ..config import Config
-from ..entry.trap import Session, Trap
+from ..entry.call import Session
+from ..entry.trap import Trap
 from ..events import EventLog
 from ..init.protocol import (
     ExitAcknowledged,
@@ -103,7 +104,7 @@ class GatewayClient:
             raise NotFound(f"no key of {name!r}", "`aios key list` lists them")
         self._write([each for each in self.keys.values() if each.name != name])
         for process in self._processes(found[0].public):
-            self.on_lost(self.trap.by_pid[process.pid], "its key was removed")
+            self.on_lost(self.trap.sessions.by_pid[process.pid], "its key was removed")
 
     def _write(self, keys: list[AllowedKey]) -> None:
         """Replace the list of keys. Raises DiskFull."""
@@ -146,7 +147,7 @@ class GatewayClient:
             case MessageReceived():
                 pass  # the key was removed meanwhile
             case PeerClosed() as closed:
-                session = self.trap.sessions.get(REMOTE + closed.route)
+                session = self.trap.sessions.by_route.get(REMOTE + closed.route)
                 if session is not None:
                     self.on_lost(session, closed.why)
             case Listening() as listening:
@@ -203,11 +204,11 @@ class GatewayClient:
         """
         for process in self.table.live():
             if process.key:
-                self.trap.part(self.trap.by_pid[process.pid])
+                self.trap.sessions.part(self.trap.sessions.by_pid[process.pid])
                 self.after(RECONNECT_S, partial(self._check_reconnected, process))
 
     def _check_reconnected(self, process: Process) -> None:
-        session = self.trap.by_pid.get(process.pid)
+        session = self.trap.sessions.by_pid.get(process.pid)
         if session is not None and session.closed:
             self.on_lost(session, "did not come back")
 

@@ -20,11 +20,11 @@ from aios.syscalls.errors import AiosError, IndexFailed, from_wire
 from aios.syscalls.sto import Hit, Hits, IndexReport, IndexState
 
 from ..config import Config
-from ..entry.trap import Call
+from ..entry.call import Call
 from ..events import EventLog
 from ..init.protocol import ExitAcknowledged, Gone, Started, StartFailed, StartService, Takeover
+from ..lib.coroutine import Wait, background
 from ..lib.fair_queue import FairQueue
-from ..lib.task import Wait, background
 from ..lib.trees import root
 from ..loop import Loop
 from ..process import Process

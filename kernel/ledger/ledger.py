@@ -29,6 +29,7 @@ from aios.syscalls.proc import Spawn
 
 from ..access.accounts import Accounts
 from ..core.protocol import Halted, Out
+from ..entry.trap import Trap
 from ..init.protocol import ToInit
 from ..journal import Journal
 from ..llm.contexts import Context, ContextManager, Past
@@ -99,6 +100,7 @@ class Ledger:
         self.generations: Generations
         self.scheduler: Scheduler
         self.lifecycle: Lifecycle
+        self.trap: Trap
         self.mailroom: Mailroom
         self.accounts: Accounts
 
@@ -264,7 +266,7 @@ class Ledger:
         process = msgspec.msgpack.decode(read_fields(items), type=Process)
         self.table.insert(process)
         if process.alive:
-            self.lifecycle.trap.expect(process)
+            self.trap.sessions.expect(process)
 
     def _take_tokens(self, ids: list[int], items: list[bytes]) -> None:
         if ids[0] in self.table.rows:
@@ -277,21 +279,20 @@ class Ledger:
 
     def _take_reply(self, ids: list[int], items: list[bytes]) -> None:
         pid, call_id = ids
-        self.lifecycle.trap.replies.take(pid, call_id, items[-1])
+        self.trap.replies.take(pid, call_id, items[-1])
 
     def _take_job(self, ids: list[int], items: list[bytes]) -> None:
         self.journal.delete(f"job/{ids[0]}")
         row = msgspec.msgpack.decode(items[-1], type=JobRow)
-        if row.caller in self.lifecycle.trap.by_pid:
-            call = self.lifecycle.trap.detached(row.caller, row.call, "tool.call")
+        if row.caller in self.trap.sessions.by_pid:
+            call = self.trap.detached(row.caller, row.call, "tool.call")
             call.fail(ToolUnknown(f"the kernel died while {row.tool} ran"))
 
     def _take_birth(self, ids: list[int], items: list[bytes]) -> None:
         row = msgspec.msgpack.decode(read_fields(items), type=PendingSpawnRow)
         process = self.table.rows[ids[0]]
-        trap = self.lifecycle.trap
-        known = row.caller in trap.by_pid
-        call = trap.detached(row.caller, row.call, "proc.spawn") if known else None
+        known = row.caller in self.trap.sessions.by_pid
+        call = self.trap.detached(row.caller, row.call, "proc.spawn") if known else None
         birth = Birth(process, row.token, row.spawn, call, row.signals, row.greeted)
         self.lifecycle.births[process.pid] = birth
         if call is not None:
@@ -313,7 +314,7 @@ class Ledger:
         if owner is not None:
             owner.contexts.add(context.id)
         if row.work is not None and owner is not None:
-            call = self.lifecycle.trap.detached(owner.pid, row.work.call, "llm.generate")
+            call = self.trap.detached(owner.pid, row.work.call, "llm.generate")
             self.generations.recover(call, context, row.work)
         elif row.work is not None:
             context.answered(row.work.text, row.work.drawn)

@@ -32,9 +32,9 @@ from aios.syscalls.llm import (
 )
 
 from ..core.protocol import Command, Halt, Halted, Out, Prefetch, Run, Step
-from ..entry.trap import Call
+from ..entry.call import Call
 from ..events import EventLog
-from ..lib.task import Wait
+from ..lib.coroutine import Wait
 from ..lib.trees import root
 from ..process import Process
 from .contexts import Context, ContextManager, Turn

@@ -11,8 +11,8 @@ from aios.syscalls.errors import AiosError, BadInput, CoreFailed, LimitReached, 
 from aios.syscalls.llm import Decoding
 
 from ..core.protocol import Compile, DetokenizeRequest, Question, Tokenized, TokenizeRequest
+from ..lib.coroutine import Wait
 from ..lib.fair_queue import FairQueue
-from ..lib.task import Wait
 from ..lib.trees import root
 from ..process import Process
 from .contexts import ContextManager, Past, Turn

@@ -21,7 +21,7 @@ from aios.syscalls.errors import BadInput, ContextFull
 from aios.syscalls.llm import Append, Decoding, Generate, Moved, PastMessage
 
 from ..core.protocol import PREFILLED
-from ..entry.trap import Call
+from ..entry.call import Call
 from ..process import Process
 from .contexts import Context, ContextManager, Past, Turn
 from .prompt import Entering, Prompts

@@ -11,8 +11,8 @@ from msgspec.structs import replace
 from aios.syscalls.llm import Decoding, Finish, Moved, PastMessage, Piece, Result, Timings, Usage
 
 from ..core.protocol import Out
-from ..entry.trap import Call
-from ..lib.task import Wait
+from ..entry.call import Call
+from ..lib.coroutine import Wait
 from .contexts import Context
 from .scheduler import Task
 

@@ -16,8 +16,8 @@ from aios.syscalls.llm import PastMessage
 from aios.syscalls.mem import Interaction, Interactions, LogPage
 from aios.syscalls.msg import Mail
 
-from ..entry.trap import Call
-from ..lib.task import background
+from ..entry.call import Call
+from ..lib.coroutine import background
 from ..process import Process
 from ..store.transaction import Txn
 from .owners import Owner, Owners

@@ -19,8 +19,8 @@ from aios.syscalls import mem
 from aios.syscalls.base import Done
 from aios.syscalls.errors import AiosError, BadInput, Conflict, StoreDamaged
 
-from ..entry.trap import Call
-from ..lib.task import Wait
+from ..entry.call import Call
+from ..lib.coroutine import Wait
 from ..process import Process
 from ..store.transaction import Txn
 from .owners import Owner, Owners, Row, item_key

@@ -28,8 +28,8 @@ from aios.syscalls.errors import AiosError, BadInput, Conflict, LimitReached, No
 from aios.syscalls.mem import MAX_SPACES, Whose
 
 from ..config import Config
-from ..entry.trap import Call
-from ..lib.task import background
+from ..entry.call import Call
+from ..lib.coroutine import background
 from ..lib.trees import Trees, check_tree, in_tree
 from ..process import Process, ProcessTable, check_principal
 from ..store.store import NoStore, Store

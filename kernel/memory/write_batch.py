@@ -14,7 +14,7 @@ from functools import partial
 from aios.syscalls.base import Done
 from aios.syscalls.errors import AiosError
 
-from ..lib.task import Wait, background
+from ..lib.coroutine import Wait, background
 from ..store.transaction import Txn
 from .owners import Owner, Owners, Row, item_key
 

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from aios.syscalls.errors import AiosError, LimitReached
 from aios.syscalls.proc import LogPart
 
-from ..entry.trap import Call
+from ..entry.call import Call
 from ..init.outputs import MAX_LOG_BYTES
-from ..lib.task import Wait, within
+from ..lib.coroutine import Wait, within
 from ..process import ProcessTable
 
 LOG_PART = 32 * 1024  # bytes of a log in one reply

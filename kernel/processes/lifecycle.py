@@ -22,7 +22,8 @@ from aios.syscalls.errors import (
 from aios.syscalls.proc import Limits, Reach, Spawn, Spawned
 
 from ..config import Config
-from ..entry.trap import Call, Session, Trap
+from ..entry.call import Call, Session
+from ..entry.sessions import Sessions
 from ..events import EventLog
 from ..init.protocol import (
     ExitAcknowledged,
@@ -36,9 +37,9 @@ from ..init.protocol import (
     Takeover,
     ToInit,
 )
+from ..lib.coroutine import Wait
 from ..lib.patterns import check_visible
 from ..lib.sweeper import Sweeper
-from ..lib.task import Wait
 from ..llm.contexts import ContextManager
 from ..llm.generations import Generations
 from ..process import Process, ProcessTable, named_by
@@ -81,14 +82,14 @@ class Lifecycle:
     def __init__(
         self, config: Config, table: ProcessTable, contexts: ContextManager,
         generations: Generations, mailroom: Mailroom, waiters: Waiters,
-        events: EventLog, logs: Logs,
+        events: EventLog, logs: Logs, sessions: Sessions,
         to_init: Callable[[ToInit], None], after: Callable[[float, Callable[[], None]], Any],
     ) -> None:  # fmt: skip
         self.config = config
         self.table, self.contexts, self.generations = table, contexts, generations
         self.mailroom, self.waiters, self.events, self.logs = mailroom, waiters, events, logs
         self.to_init, self.after = to_init, after
-        self.trap: Trap  # set by the boot: they know each other
+        self.sessions = sessions
         self.ended = [mailroom.ended]  # who hears of an end
         self.births: dict[int, Birth] = {}  # by pid
         self.told: dict[tuple[int, str], None] = {}  # connections that were cut off: OS pid, why
@@ -288,7 +289,7 @@ class Lifecycle:
 
     def lost(self, session: Session, why: str) -> None:
         """Its connection does not take what is sent."""
-        self.trap.close(session)
+        self.sessions.close(session)
         process = session.process
         if process is None or not process.alive:
             return
@@ -312,9 +313,9 @@ class Lifecycle:
 
     def _end(self, process: Process, code: int, reason: str) -> None:
         """What falls with a process: calls, contexts, messages, children."""
-        session = self.trap.by_pid.get(process.pid)
+        session = self.sessions.by_pid.get(process.pid)
         if session is not None:
-            self.trap.close(session)
+            self.sessions.close(session)
         birth = self.births.pop(process.pid, None)
         if birth is not None:
             birth.told.done(Spawned(pid=process.pid))
@@ -444,7 +445,7 @@ class Lifecycle:
                 times, process.memory = figures.cpu_times(), figures.memory_info().rss
             process.cpu = times.user + times.system
         except psutil.NoSuchProcess:
-            session = self.trap.by_pid.get(process.pid)
+            session = self.sessions.by_pid.get(process.pid)
             if process.kind == "client" and session is not None:
                 self.lost(session, "gone")
             return  # an agent's end is init's to tell
@@ -454,7 +455,7 @@ class Lifecycle:
 
     def _over(self, process: Process, which: str, what: str) -> None:
         error = LimitReached(f"process {process.pid} is ended by its limit on {which}: {what}")
-        self.trap.end_calls(process, error)
+        self.sessions.end_calls(process, error)
         if process.kind == "agent":
             self.terminate(process, f"limit {which}")
         elif process.kind == "remote":

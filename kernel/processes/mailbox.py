@@ -12,8 +12,8 @@ import msgspec
 from aios.syscalls.errors import LimitReached, ProcessGone, TimedOut
 from aios.syscalls.msg import Mail
 
-from ..entry.trap import Call
-from ..lib.task import Wait, within
+from ..entry.call import Call
+from ..lib.coroutine import Wait, within
 from ..lib.trees import Trees, check_tree, root
 from ..process import Letter, Process
 

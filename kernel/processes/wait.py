@@ -10,8 +10,8 @@ import msgspec
 from aios.syscalls.errors import AiosError, BadInput, Denied, ProcessGone, TimedOut
 from aios.syscalls.proc import Exited
 
-from ..entry.trap import Call
-from ..lib.task import Wait, within
+from ..entry.call import Call
+from ..lib.coroutine import Wait, within
 from ..process import Process, ProcessTable
 
 

@@ -30,9 +30,9 @@ from aios.syscalls.errors import (
     StoreDamaged,
 )
 
+from ..lib.coroutine import Wait, background
 from ..lib.encryption import AeadCodec, Damaged
 from ..lib.files import sync_folder
-from ..lib.task import Wait, background
 from ..store.store import NoStore, Store
 from ..store.transaction import Txn
 from .catalog import is_used

@@ -23,9 +23,9 @@ from aios.syscalls.errors import (
     StoreDamaged,
 )
 
-from ..entry.trap import Call
+from ..entry.call import Call
+from ..lib.coroutine import Driver, Wait
 from ..lib.encryption import AeadCodec
-from ..lib.task import Task, Wait
 from ..store.store import NoStore, Store
 from ..store.transaction import Txn
 from .blobs import Folder, Place, sealed
@@ -184,8 +184,8 @@ class Upkeep:
 
     def _commit(self, errand: Errand, do: Callable[[Catalog], None]) -> None:
         answers: queue.SimpleQueue[AiosError | None] = queue.SimpleQueue()
-        task = Task(self.storage.write({}, do), answers.put, answers.put)
-        self.post(task.go_on)
+        driver = Driver(self.storage.write({}, do), answers.put, answers.put)
+        self.post(driver.go_on)
         while True:
             errand.step("removed")
             try:

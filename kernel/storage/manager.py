@@ -27,9 +27,9 @@ from aios.syscalls.errors import (
     UploadGone,
 )
 
+from ..entry.call import Call
 from ..entry.followers import Followers
-from ..entry.trap import Call
-from ..lib.task import background
+from ..lib.coroutine import background
 from ..lib.trees import Trees
 from ..process import Process, check_principal
 from ..rules import Mode

@@ -16,8 +16,8 @@ from aios.syscalls.errors import (
     UploadGone,
 )
 
-from ..entry.trap import Call
-from ..lib.task import background
+from ..entry.call import Call
+from ..lib.coroutine import background
 from ..lib.trees import check_tree, in_tree
 from ..process import Process
 from .catalog import ENTRY, KEY, Catalog, Held

@@ -37,8 +37,8 @@ from aios.syscalls.errors import (
     StoreFull,
 )
 
+from ..lib.coroutine import Wait, background
 from ..lib.encryption import ChecksumCodec, ValueCodec
-from ..lib.task import Wait, background
 from .file_space import GROUP, Room
 from .transaction import Txn
 

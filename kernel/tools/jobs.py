@@ -10,8 +10,8 @@ import msgspec
 from aios.syscalls import tool as m
 from aios.syscalls.base import Done
 
-from ..entry.trap import Call
-from ..lib.task import Wait
+from ..entry.call import Call
+from ..lib.coroutine import Wait
 from ..process import Process
 from .toolbox import Box
 

@@ -36,8 +36,8 @@ from aios.syscalls.errors import (
 )
 
 from ..access.gate import Gate
-from ..entry.trap import Call
-from ..lib.task import Wait
+from ..entry.call import Call
+from ..lib.coroutine import Wait
 from ..lib.trees import root
 from ..process import Process
 from .jobs import Job, JobRow, Pool, State, Worker

@@ -6,7 +6,7 @@ import gc
 import weakref
 from typing import Any
 
-from aios.kernel.lib.task import Task, Wait, background
+from aios.kernel.lib.coroutine import Driver, Wait, background
 from aios.syscalls.errors import AiosError, Cancelled, Internal, NotFound
 
 
@@ -18,7 +18,7 @@ class Work:
         self.got: list[int] = []
         self.released = 0
         self.ends: list[Any] = []
-        self.task = Task(self.run(), self.ends.append, self.ends.append)
+        self.driver = Driver(self.run(), self.ends.append, self.ends.append)
 
     async def run(self) -> int:
         try:
@@ -31,7 +31,7 @@ class Work:
 
 def test_it_goes_on_as_soon_as_what_it_waits_for_is_there() -> None:
     work = Work()
-    work.task.go_on()
+    work.driver.go_on()
     work.waits[1].done(20)  # before anybody waits for it
     work.waits[0].done(1)
     assert (work.got, work.ends, work.released) == ([1, 20], [], 0)
@@ -41,14 +41,14 @@ def test_it_goes_on_as_soon_as_what_it_waits_for_is_there() -> None:
 
 def test_an_error_is_raised_where_it_waits() -> None:
     work, error = Work(), NotFound("gone")
-    work.task.go_on()
+    work.driver.go_on()
     work.waits[0].fail(error)
     assert (work.ends, work.released) == ([error], 1)
 
 
 def test_what_is_over_takes_no_other_end() -> None:
     work = Work()
-    work.task.go_on()
+    work.driver.go_on()
     work.waits[0].done(1)
     work.waits[0].done(2)
     work.waits[0].fail(NotFound("gone"))
@@ -57,8 +57,8 @@ def test_what_is_over_takes_no_other_end() -> None:
 
 def test_one_that_is_stopped_releases_what_it_has_and_says_nothing() -> None:
     work = Work()
-    work.task.go_on()
-    work.task.stop()
+    work.driver.go_on()
+    work.driver.stop()
     assert (work.ends, work.released) == ([], 1)
     work.waits[0].done(1)
     assert work.got == []
@@ -66,9 +66,9 @@ def test_one_that_is_stopped_releases_what_it_has_and_says_nothing() -> None:
 
 def test_one_that_is_shielded_is_stopped_behind_what_it_waits_for() -> None:
     work = Work(shielded=True)
-    work.task.go_on()
+    work.driver.go_on()
     work.waits[0].done(1)
-    work.task.stop()
+    work.driver.stop()
     assert work.released == 0
     work.waits[1].done(2)
     assert (work.got, work.ends, work.released) == ([1, 2], [], 1)
@@ -76,7 +76,7 @@ def test_one_that_is_shielded_is_stopped_behind_what_it_waits_for() -> None:
 
 def test_one_that_stops_itself_ends_where_it_waits_next() -> None:
     async def run() -> None:
-        task.stop()
+        driver.stop()
         said.append("on")
         try:
             await Wait()
@@ -84,8 +84,8 @@ def test_one_that_stops_itself_ends_where_it_waits_next() -> None:
             said.append("released")
 
     said: list[str] = []
-    task = Task(run(), lambda _: said.append("done"), lambda _: said.append("failed"))
-    task.go_on()
+    driver = Driver(run(), lambda _: said.append("done"), lambda _: said.append("failed"))
+    driver.go_on()
     assert said == ["on", "released"]
 
 

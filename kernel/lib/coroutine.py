@@ -78,7 +78,7 @@ async def within(
             timer.cancel()
 
 
-class Task:
+class Driver:
     """A coroutine on its way, or a Wait; in the end `done` gets its result, or `fail` what it
     raises."""
 
@@ -121,4 +121,4 @@ class Task:
 
 def background(work: Awaitable[object], fail: Callable[[AiosError], object]) -> None:
     """Run what no call waits for; `fail` hears what it raises."""
-    Task(work, lambda _: None, fail).go_on()
+    Driver(work, lambda _: None, fail).go_on()

@@ -1,0 +1,113 @@
+"""A system call on its way, and the session of a connection that it came by."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from aios.syscalls import wire
+from aios.syscalls.errors import AiosError, Cancelled
+from aios.syscalls.table import Syscall
+from aios.syscalls.wire import Receipt
+
+from ..lib.coroutine import Driver
+from ..process import Process
+
+if TYPE_CHECKING:
+    from .trap import Trap
+
+
+@dataclass
+class Session:
+    """One connection: its peer as Linux names it; after hello, the process it speaks for."""
+
+    route: bytes
+    os_pid: int  # 0: of none here, but of who has the key
+    process: Process | None = None
+    calls: dict[int, Call] = field(default_factory=dict)
+    closed: bool = False
+    key: str = ""
+
+    @property
+    def peer(self) -> str:
+        return f"key={self.key}" if self.key else f"os_pid={self.os_pid}"
+
+
+@dataclass(slots=True)
+class Call:
+    """A system call on its way. However it ends, a coroutine that serves it is stopped, and so
+    runs what it has behind `finally`."""
+
+    trap: Trap
+    session: Session
+    process: Process
+    id: int
+    row: Syscall
+    driver: Driver | None = None  # what serves it, where that waits
+    pieces: list[Any] = field(default_factory=list)  # sent so far, of a call that has an effect
+    detached: bool = False  # its caller has to send it again to hear of it
+    durable: bool = False  # the final reply waits until its effect would survive a power cut
+    intent: int = 0  # the sequence of its record
+    receipt: Receipt | None = None  # of its last record
+    receipted: bool = False  # its caller wants that
+    bytes: int = 0  # that it takes, about, while it waits
+    ended: bool = False
+
+    def run(self, work: Awaitable[Any]) -> None:
+        """Have `work` serve it: what that returns or raises is the final reply."""
+        self.driver = Driver(work, self.done, self.fail)
+        self.driver.go_on()
+
+    def piece(self, body: Any, *, durable: bool = False, keep: bool = True) -> None:
+        """With `durable`, once what it follows from would survive a power cut; without `keep`, not
+        for a caller that comes back."""
+        if self.ended:
+            return
+        if self.row.exactly_once and keep:
+            self.pieces.append(body)
+        if not self.detached:
+            self.trap.reply(self.session, self.id, wire.PIECE, body, durable=durable)
+
+    def attach(self) -> None:
+        """Its caller is back: it hears all pieces again, and knows how many it has had."""
+        self.detached = False
+        for body in self.pieces:
+            self.trap.reply(self.session, self.id, wire.PIECE, body)
+
+    def done(self, body: Any) -> None:
+        self._end(wire.DONE, body)
+
+    def fail(self, error: AiosError) -> None:
+        if not self.ended:
+            self.trap.errors[error.code] += 1
+        self._end(wire.FAILED, error.to_wire())
+
+    def _end(self, kind: int, body: Any) -> None:
+        """The one final reply; a call that has ended already takes no other."""
+        if self.ended:
+            return
+        self.ended = True
+        self.session.calls.pop(self.id, None)
+        if self.bytes:
+            self.trap.waiting.add(self.process.principal, -self.bytes)
+        if self.row.mutates:
+            code = "ok" if kind == wire.DONE else body["code"]
+            self.receipt = self.trap.audit.ended(self.process, self.id, self.row, self.intent, code)
+        receipt = self.receipt if self.receipted else None
+        if self.row.exactly_once:
+            self.trap.replies.keep(self.process.pid, self.id, kind, body, self.pieces, receipt)
+        if not self.detached:
+            self.trap.reply(
+                self.session, self.id, kind, body, durable=self.durable, receipt=receipt
+            )
+        driver, self.driver = self.driver, None  # no ring is left for gc
+        if driver is not None:
+            driver.stop()
+
+    def cancel(self) -> None:
+        wait = None if self.driver is None else self.driver.wait
+        if wait is not None and wait.cancel is not None:
+            wait.cancel()
+        else:
+            self.fail(Cancelled(f"{self.row.name} was cancelled"))

@@ -1,0 +1,108 @@
+"""Sessions by connection and by process: who speaks where, who is expected back, who has gone."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+
+from aios.syscalls.connection import Return
+from aios.syscalls.errors import AiosError, BadToken, Cancelled, OutOfOrder, ProcessGone
+
+from ..process import Process
+from .call import Session
+from .replies import Replies
+
+
+class Sessions:
+    """All sessions, from hello on. `on_parted` hears of a connection on which nobody is known any
+    more."""
+
+    def __init__(self, replies: Replies) -> None:
+        self.replies = replies
+        self.by_route: dict[bytes, Session] = {}
+        self.by_pid: dict[int, Session] = {}
+        self.greeted: set[bytes] = set()  # connections of this machine on which somebody said hello
+        self.on_parted: Callable[[bytes], None] = lambda _: None
+
+    def expect(self, process: Process) -> Session:
+        """A session for a process that is to come back."""
+        session = self.by_pid[process.pid] = Session(
+            b"", process.os_pid, process, closed=True, key=process.key
+        )
+        return session
+
+    def part(self, session: Session) -> None:
+        """Its connection is gone; the process is expected back by another."""
+        self.by_route.pop(session.route, None)
+        session.route, session.closed = b"", True
+
+    def back(self, session: Session, back: Return) -> Process:
+        """Whoever speaks in `session` goes on as the process it was.
+
+        Raises:
+            BadToken: it is not that process.
+        """
+        known = self.by_pid.get(back.pid)
+        if (
+            known is None
+            or known.process is None
+            or (known.os_pid, known.key) != (session.os_pid, session.key)
+            or not secrets.compare_digest(known.process.secret, back.secret)
+        ):
+            raise BadToken("no process of that number and secret is expected back")
+        self._leave(known.route)
+        known.closed = True
+        for call in list(known.calls.values()):
+            call.detached = True
+            if not call.row.exactly_once:  # it will be sent again, and is another call then
+                call.fail(Cancelled("its caller came back"))
+        known.route, known.closed = session.route, False
+        self.by_route[known.route] = known
+        return known.process
+
+    def greet(self, session: Session) -> None:
+        """Raises OutOfOrder where somebody said hello on that connection before, taken or not."""
+        if session.route in self.greeted:
+            raise OutOfOrder("hello comes once on a connection", "make another connection")
+        if not session.key:
+            self.greeted.add(session.route)
+
+    def bind(self, session: Session, process: Process) -> None:
+        before = self.by_pid.get(process.pid)
+        if before is not None:  # an agent that says hello again
+            self._leave(before.route)
+        session.process = process
+        self.by_route[session.route] = session
+        self.by_pid[process.pid] = session
+
+    def _leave(self, route: bytes) -> None:
+        if self.by_route.pop(route, None) is not None:
+            self.on_parted(route)
+
+    def end_calls(self, process: Process, error: AiosError) -> None:
+        """End all that a process waits for."""
+        session = self.by_pid.get(process.pid)
+        for call in list(session.calls.values()) if session else []:
+            call.fail(error)
+
+    def close(self, session: Session) -> None:
+        """The connection is gone: its calls end, unheard."""
+        session.closed = True
+        self._leave(session.route)
+        if session.process is not None:
+            self.by_pid.pop(session.process.pid, None)
+        for call in list(session.calls.values()):
+            call.fail(ProcessGone("the caller is gone"))
+        if session.process is not None:
+            self.replies.ended(session.process.pid)
+
+    def check(self) -> list[str]:
+        """List each broken invariant in words."""
+        problems: list[str] = []
+        for session in self.by_route.values():
+            if session.process is not None and not session.process.alive:
+                problems.append(f"the connection of dead process {session.process.pid} is open")
+            problems += [
+                f"call {i} has ended and is kept" for i, c in session.calls.items() if c.ended
+            ]
+        return problems
