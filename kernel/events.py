@@ -1,4 +1,4 @@
-"""Events: what happens in a system, published to the calls that follow it and to the audit log."""
+"""Events of a system, published to the calls that follow them and to the audit log."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from .entry.followers import Followers
 
 
 class EventLog:
-    """Publishes events to the calls that follow them, and has `note` record them, all but those of
-    generations, of which the calls are recorded."""
+    """Publishes events. `note` records them, except events of generations, whose calls are
+    recorded.
+    """
 
     def __init__(self, note: Callable[[str, int, dict[str, Any]], None]) -> None:
         self.note = note

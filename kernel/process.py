@@ -1,10 +1,9 @@
-"""The process table: who runs, in which state, whose child, under which limits. Pure: no sockets,
-no signals; the time is passed in.
+"""The process table: states, parents and limits of all processes. Pure: the time is passed in.
 
-    starting -> running <-> stopped          what is no agent of init's is running from the start
-    starting, running, stopped -> ending     told to end, not gone yet
-    any of them -> zombie                    gone; kept until its parent is gone too, or there are
-                                             too many of them
+starting -> running <-> stopped          what init did not start is running from the start
+starting, running, stopped -> ending     told to end, but not gone yet
+any of them -> zombie                    gone; kept until its parent is gone too, or there are
+                                         too many zombies
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ from aios.syscalls.rules import Manifest
 from .lib.patterns import check_visible
 from .lib.trees import above, root
 
-DEPTH = 64  # processes above each other
-LABELS, LABEL_LETTERS = 64, 4096  # that one process keeps; of more it has one alone:
-MANY = "many"  # the label of one that has more than are kept: it may be any
-PATH = 16  # states that a process was in, for who reads of a defect
+MAX_DEPTH = 64  # of processes below each other
+MAX_LABELS, MAX_LABEL_LETTERS = 64, 4096  # of one process; beyond that it has one label:
+MANY = "many"  # it stands for any label
+PATH_STATES = 16  # past states that an IllegalMove shows
 
 MOVES: dict[ProcessState, frozenset[ProcessState]] = {
     "starting": frozenset({"running", "stopped", "ending", "zombie"}),
@@ -40,15 +39,14 @@ MOVES: dict[ProcessState, frozenset[ProcessState]] = {
 
 
 class IllegalMove(AssertionError):
-    """A defect of the kernel: a process was to change state against MOVES."""
+    """A process was to change state against MOVES: a defect of the kernel."""
 
 
 NOTHING = msgspec.msgpack.encode(None)
 
 
 class Letter(msgspec.Struct):
-    """A message in a mailbox, as it came: the objects that it is made of may take forty times the
-    room."""
+    """A message in a mailbox, still encoded: decoded objects may take forty times the space."""
 
     sender: int
     principal: str = ""
@@ -57,21 +55,23 @@ class Letter(msgspec.Struct):
 
 @dataclass
 class Process:
+    """A row of the process table."""
+
     pid: int
     parent: int
     name: str
     kind: Kind
-    os_pid: int  # 0: it is not known yet, or elsewhere
+    os_pid: int  # 0: not known yet, or a remote process
     nice: int
     limits: Limits
     started: float
     state: ProcessState
-    path: list[ProcessState] = field(default_factory=list)  # the states it was in last
+    path: list[ProcessState] = field(default_factory=list)  # its last states
     code: int | None = None
     reason: str = ""
-    result: bytes = NOTHING  # in msgpack, as a Letter is
-    reported: bool = False  # proc.exit told code and result
-    waited: bool = False  # a wait for any child has had it
+    result: bytes = NOTHING  # in msgpack
+    reported: bool = False  # proc.exit has set code and result
+    waited: bool = False  # a wait for any child has returned it
     cpu: float = 0.0
     memory: int = 0
     tokens: int = 0
@@ -80,24 +80,24 @@ class Process:
     waiting: float = 0.0
     turnaround: float = 0.0
     ttft_total: float = 0.0
-    first_tokens: int = 0  # generations that drew one
+    first_tokens: int = 0  # generations that have drawn a token
     switches: int = 0
     contexts: set[int] = field(default_factory=set)
     mailbox: dict[int, Letter] = field(default_factory=dict)  # by number, the oldest first
     children: set[int] = field(default_factory=set)
     ended: float = 0.0
-    principal: str = ""  # whose memory and storage it uses: its name below those of its ancestors
-    manifest: Manifest | None = None  # what it may do; None: the group "agents" says so
-    reach: Reach = field(default_factory=Reach)  # through its walls, besides what all reach
-    labels: set[str] = field(default_factory=set)  # of what it has read from others
-    key: str = ""  # of who is elsewhere, in Z85
-    tool: str = ""  # the toolbox that it is a worker of
-    secret: bytes = b""  # to come back with after the kernel's death
-    changed: set[int] = field(default_factory=set)  # the table's: what is to be journaled
-    spent: set[int] = field(default_factory=set)  # likewise, of the tokens alone
-    drawn: int = 0  # tokens that it and all that were ever below it have used
-    below: int = 0  # agents below it that are alive, workers apart
-    # It and those above it, the nearest first.
+    principal: str = ""  # owner of memory and storage: its name below its ancestors'
+    manifest: Manifest | None = None  # its rights; None: those of the group "agents"
+    reach: Reach = field(default_factory=Reach)  # its sandbox grants, besides those of all
+    labels: set[str] = field(default_factory=set)  # taint labels of what it has read from others
+    key: str = ""  # of a remote process, in Z85
+    tool: str = ""  # the toolbox, of a worker
+    secret: bytes = b""  # to reconnect with after the kernel's death
+    changed: set[int] = field(default_factory=set)  # the table's set of rows to journal
+    spent: set[int] = field(default_factory=set)  # the table's set of rows whose tokens changed
+    drawn: int = 0  # tokens used by it and all its descendants
+    below: int = 0  # live agents below it, without workers
+    # The process and its ancestors, the nearest first.
     line: list[Process] = field(default_factory=list, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -110,16 +110,16 @@ class Process:
     def move(self, state: ProcessState) -> None:
         if state not in MOVES[self.state]:
             raise IllegalMove(f"process {self.pid}: {' '.join(self.path)} {self.state} to {state}")
-        self.path = [*self.path[1 - PATH :], self.state]
+        self.path = [*self.path[1 - PATH_STATES :], self.state]
         self.state = state
         self.touch()
 
     def touch(self) -> None:
-        """What must outlive the kernel has changed."""
+        """Mark the row for the journal: something changed that must outlive the kernel."""
         self.changed.add(self.pid)
 
     def spend(self, tokens: int) -> None:
-        """From its own budget, and from those of all above it."""
+        """Charge tokens to the budgets of the process and of all its ancestors."""
         self.tokens += tokens
         for each in self.line:
             each.drawn += tokens
@@ -127,20 +127,22 @@ class Process:
 
     @property
     def marks(self) -> set[str]:
-        """The labels of all that it says: of itself and of what it has read. A person's words need
-        none."""
+        """The taint labels of all that it writes: its own, and those of what it has read.
+
+        A person's words need none.
+        """
         return self.labels | ({f"msg:{self.principal}"} if self.kind != "client" else set())
 
     def taint(self, labels: Set[str]) -> None:
-        """Note that it has read what is so labelled. A person's process is never tainted."""
+        """Add the labels of what it has read. A person's process is never tainted."""
         if self.kind != "client" and not labels <= self.labels:
             self.labels |= labels
-            if len(self.labels) > LABELS or sum(map(len, self.labels)) > LABEL_LETTERS:
+            if len(self.labels) > MAX_LABELS or sum(map(len, self.labels)) > MAX_LABEL_LETTERS:
                 self.labels = {MANY}
             self.touch()
 
     def hear(self, other: Process) -> None:
-        """Note that it has read what another process said."""
+        """Copy the taint labels of another process whose words it has read."""
         if other is not self:
             self.taint(other.marks)
 
@@ -173,10 +175,10 @@ class Process:
 
 
 def named_by(program: str) -> str:
-    """Return the name of an agent that was given none: its program's, in the letters of names.
+    """Return the default name of an agent: its program's, in the letters that names may have.
 
     Raises:
-        BadInput: the program's has characters that do not show.
+        BadInput: the program's name has invisible characters.
     """
     stem = Path(program).stem
     check_visible("a program's name", stem)
@@ -185,7 +187,7 @@ def named_by(program: str) -> str:
 
 
 def check_principal(name: str) -> None:
-    """Raises BadInput for what can be no agent's: its name, below those of who started it."""
+    """Refuse a name that cannot be an agent's principal. Raises BadInput."""
     check_visible("a principal", name)
     begin, *names = name.split("/")
     if begin or not names or "" in names:
@@ -193,7 +195,7 @@ def check_principal(name: str) -> None:
 
 
 class ProcessTable:
-    """All processes by pid. Pid 0 is init: no row, the parent of what clients leave behind."""
+    """All processes by pid. Pid 0 is init: it has no row, and is the parent of clients' orphans."""
 
     def __init__(self, max_agents: int, max_clients: int, max_dead: int) -> None:
         self.max = {"agent": max_agents, "client": max_clients, "remote": max_clients}
@@ -209,10 +211,10 @@ class ProcessTable:
         self, kind: Kind, name: str, parent: int, nice: int, limits: Limits,
         now: float, os_pid: int = 0, tool: str = "",
     ) -> Process:  # fmt: skip
-        """A new row: an agent `starting`, a client `running`.
+        """Add a row: an agent `starting`, a client `running`.
 
         Raises:
-            LimitReached: too many of its kind are alive, or below one of those above it.
+            LimitReached: too many of its kind are alive, or below one of its ancestors.
         """
         if sum(p.kind == kind for p in self.live()) >= self.max[kind]:
             raise LimitReached(f"{self.max[kind]} {kind}s are alive: no more", "see config.toml")
@@ -224,8 +226,10 @@ class ProcessTable:
                     f"{each.below} agents are alive below process {each.pid}: its limit",
                     "end some of them, or give it another: `limits` of its spawn",
                 )
-        if len(line) >= DEPTH:
-            raise LimitReached(f"{DEPTH} processes are above each other: no more below", "see ps")
+        if len(line) >= MAX_DEPTH:
+            raise LimitReached(
+                f"{MAX_DEPTH} processes are above each other: no more below", "see ps"
+            )
         self.last += 1
         state: ProcessState = "starting" if kind == "agent" else "running"
         process = Process(self.last, parent, name, kind, os_pid, nice, limits, now, state)
@@ -237,7 +241,7 @@ class ProcessTable:
         return process
 
     def insert(self, process: Process) -> None:
-        """A row, new or out of the journal."""
+        """Insert a row, new or out of the journal."""
         self.last = max(self.last, process.pid)
         process.changed, process.spent = self.changed, self.spent
         process.touch()
@@ -261,16 +265,21 @@ class ProcessTable:
         return (process for process in self.rows.values() if process.alive)
 
     def get(self, pid: int) -> Process:
-        """Raises NotFound for a pid that is not in the table."""
+        """Return a row. Raises NotFound for a pid that is not in the table."""
         if pid not in self.rows:
             raise NotFound(f"no process {pid}", "`aios ps --all` lists them")
         return self.rows[pid]
 
     def find(self, who: int | str, caller: str = "") -> Process:
-        """A live process by pid, or by a name as the principal `caller` means it: below it, else
-        beside it, else beside one above it, the nearest first, at last among those of persons. So
-        nobody hears what is for another because somebody has named it so. Of several the eldest,
-        workers apart. Raises NotFound."""
+        """Find a live process by pid, or by a name as the principal `caller` means it.
+
+        A name is looked up below the caller, then beside it, then beside each ancestor, the nearest
+        first, and last among the processes of persons. So nobody gets another's messages by taking
+        its name. Of several processes the oldest is found; workers are never found by name.
+
+        Raises:
+            NotFound: there is no such process.
+        """
         if isinstance(who, int):
             if self.is_alive(who):
                 return self.rows[who]
@@ -291,11 +300,11 @@ class ProcessTable:
         return pid in self.rows and self.rows[pid].alive
 
     def is_above(self, pid: int, process: Process) -> bool:
-        """Whether `pid` is an ancestor of `process`."""
+        """Tell whether `pid` is an ancestor of `process`."""
         return any(above.pid == pid for above in process.line[1:])
 
     def end(self, process: Process, code: int, reason: str, now: float) -> list[Process]:
-        """`process` is gone. Its dead children are forgotten; returned are those still alive."""
+        """Make a process a zombie, forget its dead children, and return those that are alive."""
         if not process.reported:
             process.code = code
         process.reason = process.reason or reason
@@ -315,7 +324,7 @@ class ProcessTable:
         return [child for child in left if child.alive]
 
     def forget(self, process: Process) -> None:
-        """The row goes."""
+        """Remove a row."""
         del self.rows[process.pid]
         process.touch()
         self.on_forget(process)
@@ -324,8 +333,11 @@ class ProcessTable:
             above.children.discard(process.pid)
 
     def _trim(self) -> None:
-        """Workers go first, then the oldest of the tree of agents that has most: none of them can
-        push out the ends of others, which somebody may yet wait for."""
+        """Forget zombies while there are too many.
+
+        Workers go first, then the oldest of the tree of agents that has most. So no tree can push
+        out the ends of others, for which somebody may still wait.
+        """
         dead = [process for process in self.rows.values() if not process.alive]
         if len(dead) <= self.max_dead:
             return
@@ -337,7 +349,7 @@ class ProcessTable:
             self.forget(first)
 
     def check(self) -> list[str]:
-        """What is wrong with the table, if anything."""
+        """Return every broken invariant in words."""
         problems = []
         counted = (each for each in self.live() if not each.tool)
         below = Counter(above.pid for each in counted for above in each.line[1:])

@@ -17,16 +17,17 @@ from test_imports import ROOT, imports, sources
 DONE = (
     "kernel/audit", "kernel/boot.py", "kernel/config.py", "kernel/entry/channel.py",
     "kernel/entry/envelope.py", "kernel/entry/followers.py", "kernel/entry/listener.py",
-    "kernel/entry/replies.py", "kernel/entry/zmtp.py", "kernel/gateway", "kernel/hello.py",
-    "kernel/init", "kernel/journal.py", "kernel/ledger", "kernel/lib", "kernel/loop.py",
-    "kernel/sandbox", "tests/audit_logs.py", "tests/probes", "tests/test_audit.py",
-    "tests/test_audit_calls.py", "tests/test_audit_cli.py", "tests/test_audit_log.py",
-    "tests/test_boot.py", "tests/test_cgroup.py", "tests/test_coalesce.py",
-    "tests/test_context_rows.py", "tests/test_fair_queue.py", "tests/test_field_rows.py",
-    "tests/test_journal.py", "tests/test_kernel_death.py", "tests/test_listener.py",
-    "tests/test_merkle.py", "tests/test_outputs.py", "tests/test_path_observer.py",
-    "tests/test_private.py", "tests/test_prose.py", "tests/test_remote.py", "tests/test_sandbox.py",
-    "tests/test_seal.py", "tests/test_start.py", "tests/test_sweeper.py", "tests/test_zmtp.py",
+    "kernel/entry/replies.py", "kernel/entry/zmtp.py", "kernel/events.py", "kernel/gateway",
+    "kernel/hello.py", "kernel/init", "kernel/journal.py", "kernel/ledger", "kernel/lib",
+    "kernel/loop.py", "kernel/process.py", "kernel/sandbox", "tests/audit_logs.py", "tests/probes",
+    "tests/test_audit.py", "tests/test_audit_calls.py", "tests/test_audit_cli.py",
+    "tests/test_audit_log.py", "tests/test_boot.py", "tests/test_cgroup.py",
+    "tests/test_coalesce.py", "tests/test_context_rows.py", "tests/test_fair_queue.py",
+    "tests/test_field_rows.py", "tests/test_journal.py", "tests/test_kernel_death.py",
+    "tests/test_listener.py", "tests/test_merkle.py", "tests/test_outputs.py",
+    "tests/test_path_observer.py", "tests/test_private.py", "tests/test_prose.py",
+    "tests/test_remote.py", "tests/test_sandbox.py", "tests/test_seal.py", "tests/test_start.py",
+    "tests/test_sweeper.py", "tests/test_zmtp.py",
 )  # fmt: skip
 RIDDLE = re.compile(r"(?:^|[.!?]\s+)(?:What|Whether|Of|Those|Likewise)\b")
 MAX_FUNCTION_LINES, MAX_FILE_LINES = 50, 400
@@ -43,8 +44,8 @@ PROCESSES = (
     "kernel.index.__main__", "kernel.init.__main__", "kernel.init.keyring",
 )  # fmt: skip
 SAME_NAMES = {
-    "Failed", "Found", "Frame", "Gate", "Held", "Job",  "Ledger", "Owner", "Put",
-    "Request", "Reset", "Row",
+    "Failed", "Found", "Frame", "Gate", "Held", "Job", "Ledger", "Owner", "Put", "Request", "Reset",
+    "Row",
 }  # fmt: skip
 
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
