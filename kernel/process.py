@@ -275,7 +275,7 @@ class ProcessTable:
 
         A name is looked up below the caller, then beside it, then beside each ancestor, the nearest
         first, and last among the processes of persons. So nobody gets another's messages by taking
-        its name. Of several processes the oldest is found; workers are never found by name.
+        its name. The oldest of several processes is found, and never a worker.
 
         Raises:
             NotFound: there is no such process.
