@@ -37,7 +37,8 @@ from typing import Any
 
 import msgspec
 
-from aios.kernel.rules import Judge, Named, Request, Subject, rules_of
+from aios.kernel.manifests import SourcedRule, rules_of
+from aios.kernel.rules import AccessRequest, RuleEvaluator, Subject
 from aios.syscalls.errors import AiosError
 from aios.syscalls.rules import Manifest
 
@@ -53,7 +54,7 @@ FIGURES = (
 BY_SUITE = ("pairs", "attacks", "all_tasks", "tasks", "tasks_asked", "questions")
 AGENT = "/dojo"
 ALL = Manifest(allow=["tool"])
-JUDGE = Judge({}, lambda _: None)
+EVALUATOR = RuleEvaluator({}, lambda _: None)
 
 
 def run(progress: Progress, suites: tuple[str, ...] = SUITES) -> dict[str, Any]:
@@ -118,7 +119,7 @@ class Agent:
     """Does one task, and then as it is told. `yes`: a person who is asked says so."""
 
     def __init__(
-        self, suite: Suite, task: Any, rules: list[Named], tainting: bool, yes: bool
+        self, suite: Suite, task: Any, rules: list[SourcedRule], tainting: bool, yes: bool
     ) -> None:
         self.suite, self.task, self.rules, self.tainting = suite, task, rules, tainting
         self.yes = yes
@@ -159,8 +160,8 @@ class Agent:
 
     def makes(self, call: Any) -> bool:
         subject = Subject(AGENT, [self.rules], 1, self.labels)
-        request = Request("tool", call.function, args=call.args)
-        effect = JUDGE.decide(subject, request, 0.0).effect
+        request = AccessRequest("tool", call.function, args=call.args)
+        effect = EVALUATOR.decide(subject, request, 0.0).effect
         self.asked += effect == "ask"
         if effect == "deny" or (effect == "ask" and not self.yes):
             return False

@@ -17,7 +17,7 @@ from aios.kernel.boot import Kernel
 from aios.kernel.config import Config
 from aios.kernel.entry.call import Session
 from aios.kernel.process import Process
-from aios.kernel.rules import Passed
+from aios.kernel.rules import Permit
 from aios.syscalls.base import Message
 from aios.syscalls.connection import Welcome
 from aios.syscalls.errors import AiosError
@@ -53,8 +53,8 @@ class NoAudit:
 
 
 class NoGate:
-    def check(self, process: Process, row: Syscall, args: Any) -> Passed:
-        return Passed("")
+    def check(self, process: Process, row: Syscall, args: Any) -> Permit:
+        return Permit("")
 
 
 def hello(kernel: Kernel, session: Session, args: Any) -> Welcome:

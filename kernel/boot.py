@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 from aios.syscalls import VERSION
 from aios.syscalls.errors import BadInput, Cancelled, DiskFull, StoreDamaged
 
-from .access.accounts import Accounts, steady
+from .access.approvals import Approvals
 from .access.gate import Gate
-from .access.questions import Questions
+from .access.grants import Grants, steady
 from .audit.checkpoint import Signer
 from .audit.coalesce import WINDOW_S
 from .audit.log import AuditLog
@@ -112,15 +112,15 @@ class Kernel:
             lambda: open_blobs(config.blobs, config.blobs_options, self.store, post, self.seal)
         )
         policy = config.path / "policy.json"
-        self.accounts = self._or_close(
-            lambda: Accounts(policy, self.table, self.ledger.note_grant, sync, steady())
+        self.grants = self._or_close(
+            lambda: Grants(policy, self.table, self.ledger.note_grant, sync, steady())
         )
         self.storage = Storage(
-            self.store, self.blobs, Shares(lambda: self.accounts.groups), config.storage_bytes,
+            self.store, self.blobs, Shares(lambda: self.grants.groups), config.storage_bytes,
             config.blobs,
         )  # fmt: skip
-        self.gate = Gate(self.table, self.accounts, self.storage.shared)
-        self.questions = Questions(self.gate, config.ask_timeout, self.loop.after)
+        self.gate = Gate(self.table, self.grants, self.storage.shared)
+        self.approvals = Approvals(self.gate, config.ask_timeout, self.loop.after)
         self.upkeep = Upkeep(self.storage, self.store, post, self.seal)
         self.owners = self._owners(system)
         self.memory = Memory(self.owners)
@@ -169,7 +169,7 @@ class Kernel:
         )  # fmt: skip
         self.trap = Trap(
             self.table, handlers(self), loop.send, self.greeter.hello, self.gate,
-            self.questions.ask, ledger, self.audit, self.sessions, self.lifecycle.settle,
+            self.approvals.ask, ledger, self.audit, self.sessions, self.lifecycle.settle,
         )  # fmt: skip
 
     def _connect(self) -> None:
@@ -187,14 +187,14 @@ class Kernel:
         )
         self.lifecycle.ended += [
             self.storage.uploads.ended, self.memory.ended, self.tools.ended, self.gate.ended,
-            self.accounts.ended,
+            self.grants.ended,
             lambda process: self.store.forget(process.pid),
         ]  # fmt: skip
         ledger.table, ledger.contexts, ledger.generations, ledger.scheduler = (
             self.table, self.contexts, self.generations, self.scheduler,
         )  # fmt: skip
         ledger.lifecycle, ledger.mailroom = self.lifecycle, self.mailroom
-        ledger.accounts = self.accounts
+        ledger.grants = self.grants
         loop.on_turn, loop.is_waiting = ledger.end_turn, lambda: ledger.journal.is_waiting
         loop.on_call, loop.calls.is_known = self.trap.receive, self.sessions.by_route.__contains__
         loop.on_lost, loop.on_closed = self._lost, self._closed
@@ -288,7 +288,7 @@ class Kernel:
     def run(self) -> None:
         """Serve until the system is stopped."""
         self.loop.every(SWEEP_S, self.lifecycle.sweep)
-        self.loop.every(SWEEP_S, self.accounts.expire)
+        self.loop.every(SWEEP_S, self.grants.expire)
         self.loop.every(CHECKPOINT_S, self.audit.log.checkpoint)
         self.loop.every(WINDOW_S, self.audit.flush_counts)
         self.loop.run()
@@ -374,7 +374,7 @@ class Kernel:
             *self.storage.check(live),
             *self.trap.check(),
             *self.owners.check(),
-            *self.accounts.check(),
-            *self.questions.check(),
+            *self.grants.check(),
+            *self.approvals.check(),
             *self.tools.check(),
         ]

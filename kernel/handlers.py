@@ -122,7 +122,7 @@ def handlers(k: Kernel) -> dict[str, Handler]:
         "acc.grants": partial(acc_grants, k),
         "acc.check": partial(acc_check, k),
         "acc.ask": partial(acc_ask, k),
-        "acc.answer": k.questions.answer,
+        "acc.answer": k.approvals.answer,
         "key.allow": partial(key_allow, k),
         "key.remove": partial(key_remove, k),
         "key.list": partial(key_list, k),
@@ -333,11 +333,11 @@ def tool_done(k: Kernel, call: Call, args: tool.JobDone) -> Done:
 
 
 def acc_groups(k: Kernel, call: Call, args: Empty) -> acc.Groups:
-    return acc.Groups(groups=k.accounts.groups)
+    return acc.Groups(groups=k.grants.groups)
 
 
 def acc_set(k: Kernel, call: Call, args: acc.SetGroup) -> Done:
-    k.accounts.set_group(args.name, args.group)
+    k.grants.set_group(args.name, args.group)
     return Done()
 
 
@@ -346,12 +346,12 @@ def acc_grant(k: Kernel, call: Call, args: acc.Grant) -> acc.Granted:
 
 
 def acc_revoke(k: Kernel, call: Call, args: acc.Revoke) -> Done:
-    k.accounts.revoke(call.process, args.id)
+    k.grants.revoke(call.process, args.id)
     return Done()
 
 
 def acc_grants(k: Kernel, call: Call, args: Empty) -> list[acc.GrantRow]:
-    return k.accounts.visible(call.process)
+    return k.grants.visible(call.process)
 
 
 def acc_check(k: Kernel, call: Call, args: acc.Check) -> acc.Verdict:
@@ -359,7 +359,7 @@ def acc_check(k: Kernel, call: Call, args: acc.Check) -> acc.Verdict:
 
 
 def acc_ask(k: Kernel, call: Call, args: acc.Questions) -> Any:
-    return k.questions.follow(call)
+    return k.approvals.follow(call)
 
 
 def key_allow(k: Kernel, call: Call, args: acc.KeyAllow) -> Done:

@@ -6,7 +6,8 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from aios.kernel.rules import Grant, Judge, Named, Request, Subject
+from aios.kernel.manifests import SourcedRule
+from aios.kernel.rules import AccessRequest, Grant, RuleEvaluator, Subject
 from aios.syscalls.rules import Bounds, Effect, Rule
 
 NAMES = ["/a", "/a/b", "/a/b/c", "/d", "/d/b"]  # a process each, in this order
@@ -27,8 +28,8 @@ class World:
     grants: dict[int, Grant]
     owned: set[tuple[int, str]]
 
-    def judge(self) -> Judge:
-        return Judge(self.grants, self.giver)
+    def evaluator(self) -> RuleEvaluator:
+        return RuleEvaluator(self.grants, self.giver)
 
     def giver(self, grant: Grant) -> Subject | None:
         if grant.pid == 0:
@@ -50,7 +51,10 @@ def rule(rng: random.Random) -> Rule:
 
 def world(rng: random.Random) -> World:
     own = [
-        [Named(rng.choice(EFFECTS), rule(rng), str(n)) for n in range(rng.choice([0, 2, 4, 6]))]
+        [
+            SourcedRule(rng.choice(EFFECTS), rule(rng), str(n))
+            for n in range(rng.choice([0, 2, 4, 6]))
+        ]
         for _ in NAMES
     ]
     subjects = []
@@ -69,18 +73,18 @@ def world(rng: random.Random) -> World:
     return World(subjects, grants, owned)
 
 
-def request(rng: random.Random, world: World) -> Request:
+def request(rng: random.Random, world: World) -> AccessRequest:
     args = {name: rng.choice(VALUES) for name in "nm" if rng.random() < 0.7}
     about = rng.choice(OBJECTS)
     below = rng.choice(["", "", "", ":*", "/:*"])
     right = rng.choice(RIGHTS)
-    return Request(right, about, below, args, lambda who: (who.pid, about) in world.owned)
+    return AccessRequest(right, about, below, args, lambda who: (who.pid, about) in world.owned)
 
 
 # --- the plain way --------------------------------------------------------------------------------
 
 
-def plain(world: World, asker: Subject, request: Request, now: float) -> str:
+def plain(world: World, asker: Subject, request: AccessRequest, now: float) -> str:
     """Raise everybody's level, from deny, until nothing changes."""
     levels = {subject.pid: 0 for subject in world.subjects} | {0: 2}
     while True:
@@ -92,8 +96,8 @@ def plain(world: World, asker: Subject, request: Request, now: float) -> str:
 
 
 def level(
-    world: World, who: Subject, request: Request, labels: frozenset[str], levels: dict[int, int],
-    now: float,
+    world: World, who: Subject, request: AccessRequest, labels: frozenset[str],
+    levels: dict[int, int], now: float,
 ) -> int:  # fmt: skip
     verdicts = [
         [ORDER.index(n.effect) for n in layer if applies(n.effect, n.rule, request, who, labels)]
@@ -119,7 +123,7 @@ def level(
 
 
 def applies(
-    effect: str, rule: Rule, request: Request, who: Subject, labels: frozenset[str]
+    effect: str, rule: Rule, request: AccessRequest, who: Subject, labels: frozenset[str]
 ) -> bool:
     if rule.right != "*" and request.right.split(".")[: rule.right.count(".") + 1] != (
         rule.right.split(".")
@@ -138,7 +142,7 @@ def applies(
     return not rule.tainted or any(glob(p, label) for p in rule.tainted for label in labels)
 
 
-def about(effect: str, pattern: str, request: Request) -> bool:
+def about(effect: str, pattern: str, request: AccessRequest) -> bool:
     if not request.below or effect == "allow":
         return glob(pattern, request.object + request.below)
     start = pattern[: pattern.index("*")] if "*" in pattern else pattern
@@ -146,8 +150,8 @@ def about(effect: str, pattern: str, request: Request) -> bool:
     return start[:length] == request.object[:length]
 
 
-def said(request: Request, name: str, wanted: Any, some: bool) -> bool:
-    """Of all that stands in an argument, whether some of it fits, or all, in no map."""
+def said(request: AccessRequest, name: str, wanted: Any, some: bool) -> bool:
+    """Tell whether some part of an argument fits; or all of it, with no map in it."""
     if name not in request.args:
         return False
     leaves, mapped = leaves_of(request.args[name])
@@ -159,7 +163,7 @@ EMPTY = object()  # an empty list
 
 
 def leaves_of(value: Any) -> tuple[list[Any], bool]:
-    """What stands in lists and maps, and whether there was a map."""
+    """Return the values in lists and maps, and whether there was a map."""
     if type(value) not in (list, dict):
         return [value], False
     parts = [leaves_of(item) for item in (value.values() if type(value) is dict else value)]
@@ -198,10 +202,10 @@ def compare(cases: int, seed: int) -> dict[str, int]:
     said = dict.fromkeys(ORDER, 0)
     while sum(said.values()) < cases:
         here = world(rng)
-        judge = here.judge()
+        evaluator = here.evaluator()
         for _ in range(20):
             asker, asked = rng.choice(here.subjects), request(rng, here)
-            decision = judge.decide(asker, asked, 100.0)
+            decision = evaluator.decide(asker, asked, 100.0)
             expected = plain(here, asker, asked, 100.0)
             assert decision.effect == expected, (here, asker, asked, decision, expected)
             said[decision.effect] += 1

@@ -233,7 +233,7 @@ def test_always_is_a_grant_that_can_be_revoked(person: Aios, agent: Callable[...
 def test_a_question_names_all_that_a_call_is_about(
     person: Aios, agent: Callable[..., Agent]
 ) -> None:
-    """What is approved is what was shown: each object, and all that the call does with it."""
+    """A person approves exactly the objects shown, and all that the call does with them."""
     asker = agent(name="asker", manifest={"allow": ["msg"], "ask": ["sto"]})
     questions = person.questions()
     changes = [{"path": "notes/x", "data": b"1"}, {"path": "bank/orders", "data": b"2"}]
@@ -283,7 +283,7 @@ def test_a_question_holds_all_of_what_a_call_was_given(
 def test_the_right_that_a_person_is_asked_for_is_the_one_that_is_granted(
     person: Aios, agent: Callable[..., Agent]
 ) -> None:
-    """What may hold control tokens takes another right than the table has for the call."""
+    """A prompt that may hold control tokens takes a right of its own, not the call's."""
     asker = agent(name="asker", manifest={"allow": ["msg"], "ask": ["llm"]})
     questions = person.questions()
     person.send(asker.pid, "aios.generate([2, 1], max_tokens=1).result().finish and 'done'")

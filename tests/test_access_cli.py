@@ -23,7 +23,8 @@ from commands import AIOS, LIMIT, environment, line_of, started
 from conftest import eventually, run_system
 
 from aios.agents import connect
-from aios.kernel.rules import Judge, Request, Subject, rules_of
+from aios.kernel.manifests import rules_of
+from aios.kernel.rules import AccessRequest, RuleEvaluator, Subject
 from aios.shell.cli import cli, execute
 from aios.syscalls.rules import Group, Manifest
 
@@ -37,14 +38,14 @@ ASKING = 'allow = ["msg"]\nask = ["mem.write"]\n'
 
 @pytest.fixture(scope="module")
 def home(homes: Path) -> Iterator[Path]:
-    """Of a system that only these tests use."""
+    """The home of a system that only these tests use."""
     for system in run_system(homes / "access", {"slots": 1, "ctx": 256}):
         yield system.home
 
 
 @pytest.fixture
 def asker(tmp_path: Path, program: Callable[[str], str]) -> list[str]:
-    """What starts an agent that asks a person before it writes."""
+    """The command line of an agent that asks a person before it writes."""
     (tmp_path / "asking.toml").write_text(ASKING)
     return [program(ASKER), "--manifest", str(tmp_path / "asking.toml")]
 
@@ -327,7 +328,7 @@ def blocks(language: str) -> list[str]:
 
 
 def files() -> dict[str, str]:
-    """Those of the guide's blocks that begin with the name of a file."""
+    """The guide's blocks that begin with the name of a file."""
     named = {}
     for block in [*blocks("toml"), *blocks("python")]:
         found = re.match(r"# (\w+\.\w+)\n", block)
@@ -359,11 +360,11 @@ def test_the_guide_s_rules_say_what_it_says_of_them() -> None:
     scout = msgspec.convert(tomllib.loads(files()["scout.toml"]), Manifest)
     msgspec.convert(tomllib.loads(files()["careful.toml"]), Group)
     layers = [rules_of("/scout", scout, {})]
-    judge = Judge({}, lambda _: None)
+    evaluator = RuleEvaluator({}, lambda _: None)
 
     def said(right: str, about: str, labels: list[str] | None = None, **args: Any) -> str:
         subject = Subject("/scout", layers, 1, frozenset(labels or []))
-        return judge.decide(subject, Request(right, about, args=args), 0).effect
+        return evaluator.decide(subject, AccessRequest(right, about, args=args), 0).effect
 
     assert said("sto.read", "/scout:a/b") == said("sto.read", "/library:papers/a") == "allow"
     assert said("sto.read", "/library:other") == said("sto.own", "/scout:a") == "deny"

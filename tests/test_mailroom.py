@@ -11,9 +11,9 @@ from typing import Any
 import msgpack
 import pytest
 
-from aios.kernel.access.accounts import Accounts
+from aios.kernel.access.approvals import Approvals
 from aios.kernel.access.gate import Gate
-from aios.kernel.access.questions import Questions
+from aios.kernel.access.grants import Grants
 from aios.kernel.audit.checkpoint import Signer
 from aios.kernel.audit.log import AuditLog
 from aios.kernel.audit.recorder import AuditRecorder
@@ -59,9 +59,9 @@ class Office:
         )
         journal = Journal(self.folder / "journal", lambda run: run())
         self.ledger = Ledger(journal, audit, self.sent, lambda _frame: None)
-        accounts = Accounts(self.folder / "policy.json", self.table, self.ledger.note_grant)
-        gate = Gate(self.table, accounts, lambda *_: False)
-        ask = Questions(gate, 60.0, self.after).ask
+        grants = Grants(self.folder / "policy.json", self.table, self.ledger.note_grant)
+        gate = Gate(self.table, grants, lambda *_: False)
+        ask = Approvals(gate, 60.0, self.after).ask
         sessions = Sessions(Replies(self.ledger.keep_reply))
         self.trap = Trap(
             self.table, {}, self.sent, lambda *_: None, gate, ask, self.ledger, audit, sessions

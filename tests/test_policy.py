@@ -12,8 +12,8 @@ from gate_model import OBJECTS, PATTERNS, compare, glob, request, world
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from aios.kernel.access.accounts import GRANTS, Accounts, steady
 from aios.kernel.access.gate import plainly
+from aios.kernel.access.grants import MAX_GRANTS, Grants, steady
 from aios.kernel.lib.patterns import (
     MAX_STEPS,
     MAX_WILDCARDS,
@@ -23,8 +23,9 @@ from aios.kernel.lib.patterns import (
     matches,
     parsed,
 )
+from aios.kernel.manifests import check_rules, rules_of
 from aios.kernel.process import ProcessTable
-from aios.kernel.rules import Grant, Judge, Request, Subject, check_rules, covers, rules_of
+from aios.kernel.rules import AccessRequest, Grant, RuleEvaluator, Subject, covers
 from aios.syscalls.errors import BadInput, LimitReached
 from aios.syscalls.proc import Limits
 from aios.syscalls.rules import Argument, Bounds, Group, Manifest, Rule
@@ -51,7 +52,7 @@ def test_what_passes_whatever_it_is_about_is_what_the_rules_say() -> None:
         passed = plainly(layers)
         if passed is not None:
             plain += 1
-            said = made.judge().decide(subject._replace(layers=layers), asked, 100.0)
+            said = made.evaluator().decide(subject._replace(layers=layers), asked, 100.0)
             assert said == ("allow", passed.rule)
     assert plain > 300
 
@@ -100,32 +101,34 @@ def test_one_call_takes_so_many_steps_and_no_more() -> None:
     args = {"to": ["a" * 50] * 1000}
     layer = rules_of("/a", Manifest(deny=[Rule("tool", args={"to": ["*b*c*d"] * 64})] * 15), {})
     with pytest.raises(TooLong):
-        Judge({}, lambda _: None).decide(
-            Subject("/a", [layer], 1), Request("tool", "", "", args), 0
+        RuleEvaluator({}, lambda _: None).decide(
+            Subject("/a", [layer], 1), AccessRequest("tool", "", "", args), 0
         )
     grants = {
         n: Grant(n, "/x", 0, "/a", Rule("tool", ["*b*c*d"] * 64, {}), None)
         for n in range(2, MAX_STEPS // 64)
     }
-    subject, request = Subject("/a", [[]], 1), Request("tool", "pay")
-    judge = Judge(grants, lambda _: Subject(""))
-    assert judge.decide(subject, request, 0).effect == "deny"
+    subject, request = Subject("/a", [[]], 1), AccessRequest("tool", "pay")
+    evaluator = RuleEvaluator(grants, lambda _: Subject(""))
+    assert evaluator.decide(subject, request, 0).effect == "deny"
     grants = {1: Grant(1, "/x", 0, "/a", Rule("tool"), None)} | grants
-    assert Judge(grants, lambda _: Subject("")).decide(subject, request, 0).effect == "allow"
+    assert (
+        RuleEvaluator(grants, lambda _: Subject("")).decide(subject, request, 0).effect == "allow"
+    )
 
 
 def test_a_chain_of_grants_has_an_end() -> None:
     """As long as one could make it, it would end the kernel's stack."""
     subjects = [Subject(f"/{n}", [[]], n) for n in range(1, 2001)]
 
-    def judge(length: int) -> Judge:
+    def evaluator(length: int) -> RuleEvaluator:
         grants = [Grant(n, "", n, f"/{n + 1}", Rule("x"), None) for n in range(1, length)]
         first = Grant(0, "", 0, "/1", Rule("x"), None)
         giver = lambda grant: subjects[grant.pid - 1] if grant.pid else Subject("")  # noqa: E731
-        return Judge({grant.id: grant for grant in [first, *grants]}, giver)
+        return RuleEvaluator({grant.id: grant for grant in [first, *grants]}, giver)
 
-    assert judge(20).decide(subjects[19], Request("x"), 0).effect == "allow"
-    assert judge(2000).decide(subjects[1999], Request("x"), 0).effect == "deny"
+    assert evaluator(20).decide(subjects[19], AccessRequest("x"), 0).effect == "allow"
+    assert evaluator(2000).decide(subjects[1999], AccessRequest("x"), 0).effect == "deny"
 
 
 @pytest.mark.parametrize(
@@ -172,28 +175,28 @@ def test_what_has_expired_is_gone(tmp_path: Path) -> None:
     person = table.add("client", "shell", 0, 0, Limits(), 0.0)
     agent = table.add("agent", "a", 0, 0, Limits(), 0.0)
 
-    def opened() -> Accounts:
+    def opened() -> Grants:
         note = lambda number, row: notes.update({number: row is not None})  # noqa: E731
-        return Accounts(tmp_path / "policy.json", table, note, now=lambda: now[0])
+        return Grants(tmp_path / "policy.json", table, note, now=lambda: now[0])
 
-    accounts = opened()
+    grants = opened()
     size = None
     for _ in range(3):
-        for _ in range(GRANTS):
-            accounts.give(agent, "/x", Rule("llm"), 8)
-            accounts.give(person, "/x", Rule("llm"), 8)
+        for _ in range(MAX_GRANTS):
+            grants.give(agent, "/x", Rule("llm"), 8)
+            grants.give(person, "/x", Rule("llm"), 8)
         with pytest.raises(LimitReached):
-            accounts.give(agent, "/x", Rule("llm"), 8)
+            grants.give(agent, "/x", Rule("llm"), 8)
         assert size in (None, len((tmp_path / "policy.json").read_bytes()) // 4096)
         size = len((tmp_path / "policy.json").read_bytes()) // 4096
         now[0] += 8
-    accounts.expire()
-    assert accounts.visible(person) == []
+    grants.expire()
+    assert grants.visible(person) == []
     assert True not in notes.values()
-    assert opened().grants == {} and b'"grants": []' in (tmp_path / "policy.json").read_bytes()
-    accounts.give(person, "/x", Rule("llm"), 8)
+    assert opened().by_id == {} and b'"grants": []' in (tmp_path / "policy.json").read_bytes()
+    grants.give(person, "/x", Rule("llm"), 8)
     now[0] -= 7200  # the clock is set back, and the system started anew
-    assert [grant.expires for grant in opened().grants.values()] == [now[0] + 8]
+    assert [grant.expires for grant in opened().by_id.values()] == [now[0] + 8]
 
 
 def test_time_runs_on_evenly_whatever_the_clock_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,10 +248,10 @@ def test_one_with_too_many_labels_may_have_any() -> None:
     """Else who sends it enough messages could wash its labels off."""
     manifest = Manifest(allow=["tool"], deny=[Rule("tool", ["pay"], tainted=["tool:web"])])
     layers = [rules_of("/a", manifest, {})]
-    judge = Judge({}, lambda _: None)
+    evaluator = RuleEvaluator({}, lambda _: None)
     for labels, said in [([], "allow"), (["tool:x"], "allow"), (["many"], "deny")]:
         subject = Subject("/a", layers, 1, frozenset(labels))
-        assert judge.decide(subject, Request("tool", "pay"), 0).effect == said
+        assert evaluator.decide(subject, AccessRequest("tool", "pay"), 0).effect == said
 
 
 @pytest.mark.parametrize(
@@ -277,8 +280,8 @@ def test_a_rule_that_asks_but_for_what_is_known(args: dict[str, Any], said: str)
     assert layer[1].text == (
         "manifest of /a: ask tool on pay unless to like *@us.org and sum from 0 to 10"
     )
-    judge = Judge({}, lambda _: None)
-    asked = judge.decide(Subject("/a", [layer], 1), Request("tool", "pay", args=args), 0)
+    evaluator = RuleEvaluator({}, lambda _: None)
+    asked = evaluator.decide(Subject("/a", [layer], 1), AccessRequest("tool", "pay", args=args), 0)
     assert asked.effect == said
 
 

@@ -1,4 +1,4 @@
-"""What an agent may use and do, and who it is taken for."""
+"""Rights and limits of an agent, and the identity that the kernel takes it for."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What the worst of each system call costs the kernel's loop, which serves everybody else
-meanwhile: in steps, and bounded by what a plain call takes."""
+"""The cost of the worst of each system call for the kernel's loop, which serves everybody else
+meanwhile: in steps, and bounded by the steps of a plain call."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 from turns import Caller, TooMuch, Turns, counted
 from worst import worst_of
 
-from aios.kernel.access import questions
-from aios.kernel.access.accounts import GRANTS
+from aios.kernel.access import approvals
+from aios.kernel.access.grants import MAX_GRANTS
 from aios.kernel.entry.envelope import MAX_DEPTH, arguments
 from aios.kernel.entry.followers import MAX_OF_PROCESS, MAX_OF_TREE
 from aios.kernel.lib.linux import real
@@ -116,7 +116,7 @@ def test_what_may_be_said_in_one_turn_takes_as_long_as_its_calls(
 
 
 def all_steps(caller: Caller, name: str, **args: Any) -> int:
-    """Of all turns until the final reply."""
+    """Return the steps of all turns until the final reply."""
     with counted(20 * LIMIT) as steps:
         caller.wait(caller.send(name, args))
         return steps()
@@ -240,17 +240,17 @@ def test_what_a_tree_has_granted_is_bounded_and_goes_at_once(
 ) -> None:
     """Every call looks at what was granted."""
     helpers = [turns.agent("helper", parent=caller.pid) for _ in range(4)]
-    for number in range(GRANTS + 8):
+    for number in range(MAX_GRANTS + 8):
         helpers[number % 4].send("acc.grant", {"to": f"/other{number}", "right": "msg.send"})
         turns.turn()
-    assert len(turns.kernel.accounts.grants) == GRANTS
+    assert len(turns.kernel.grants.by_id) == MAX_GRANTS
     assert steps_of(caller, "acc.grant", {"to": "/x", "right": "msg.send"}, LIMIT) < 20 * plain
     for one in helpers:
         with counted(LIMIT) as steps:
             turns.kernel.lifecycle._end(turns.kernel.table.rows[one.pid], 0, "exit")
             turns.turn()
             assert steps() < 20 * plain
-    assert turns.kernel.accounts.grants == {}
+    assert turns.kernel.grants.by_id == {}
 
 
 # --- what it does not cost any more ---------------------------------------------------------------
@@ -332,8 +332,8 @@ def test_a_tree_has_so_many_uploads_and_no_more(
 def test_a_tree_has_so_many_questions_unanswered_and_no_more(
     turns: Turns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(questions, "OF_TREE", 2)
-    asked, person = turns.kernel.questions, turns.person()
+    monkeypatch.setattr(approvals, "MAX_UNANSWERED", 2)
+    asked, person = turns.kernel.approvals, turns.person()
     asked.timeout = 0.2
     asking = Manifest(allow=["*"], ask=["mem.write"])
     above = turns.agent("asker", asking)
@@ -351,4 +351,4 @@ def test_a_tree_has_so_many_questions_unanswered_and_no_more(
         turns.turn(0.05)
     above.send("mem.put", put)
     person.done("acc.answer", id=asked.last, answer="deny")
-    assert not asked.unanswered.held and not asked.held
+    assert not asked.unanswered.held and not asked.pending

@@ -1,1 +1,1 @@
-"""The access manager: the gate, what it goes by, and what persons are asked."""
+"""The access manager: the gate, the rules and grants that it applies, and approvals by a person."""

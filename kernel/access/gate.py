@@ -1,8 +1,8 @@
 """The access manager: the one gate that every system call passes before any effect.
 
-Two things are asked of each call: whether a rule allows it (rules.py), and whether what it is
-about is the caller's own, or shared with it. A person's process (a client: same user, not started
-by init) may do everything.
+The gate checks two things of each call: that rules allow it (kernel/rules.py), and that its objects
+are the caller's own, or shared with it. A person's process (a client: same user, not started by
+init) may do everything.
 """
 
 from __future__ import annotations
@@ -32,62 +32,59 @@ from aios.syscalls.rules import Group, Rule
 from aios.syscalls.table import Syscall
 
 from ..lib.patterns import Effort, TooLong
+from ..manifests import SourcedRule, check_right, check_rules, rules_of
 from ..process import Process, ProcessTable
 from ..rules import (
+    AccessRequest,
+    Evaluation,
     Grant,
-    Judge,
-    Look,
     Mode,
-    Named,
-    Passed,
-    Request,
+    Permit,
+    RuleEvaluator,
     Subject,
     all_fitting,
-    check_right,
-    check_rules,
     covers,
-    rules_of,
 )
-from .accounts import Accounts
+from .grants import Grants
 
 NICE = (SetNice, Spawn)
-ITS_OWN = (  # what calls can only be about the caller's own; with others it is looked at each time
+ITS_OWN = (  # calls that concern the caller's own alone; others have their objects checked
     Empty, Ps, Recv, Open, Append, Generate, Tokenize, Detokenize, Fork,
     Checkpoint, Rollback, Close,
 )  # fmt: skip
 RAW = (Append, Generate)
-PERSON, EVERYBODY = Passed("a person may"), Passed("everybody may")
+PERSON, EVERYBODY = Permit("a person may"), Permit("everybody may")
 
-Shared = Callable[[str, str, str | None, Mode], bool]  # principal, owner, path or anything
+Shared = Callable[[str, str, str | None, Mode], bool]  # principal, owner, path or None for any
 
 
 class Gate:
-    """`shared` knows what owners of storage have shared."""
+    """Checks calls. `shared` tells whether an owner of storage has shared a path."""
 
-    def __init__(self, table: ProcessTable, accounts: Accounts, shared: Shared) -> None:
-        self.table, self.accounts, self.shared = table, accounts, shared
-        self.judge = Judge(accounts.grants, self._giver)
-        # Rules about a process, its own and those of each above it; by pid, and for each right.
-        # With them what passes by these whatever it is about.
-        self.layers: dict[int, dict[str, tuple[list[list[Named]], Passed | None]]] = {}
-        accounts.changed = self.layers.clear
+    def __init__(self, table: ProcessTable, grants: Grants, shared: Shared) -> None:
+        self.table, self.grants, self.shared = table, grants, shared
+        self.evaluator = RuleEvaluator(grants.by_id, self._giver)
+        # The layers of rules that bind a process, by pid and right, with the permit that they give
+        # for any object, if they do.
+        self.layers: dict[int, dict[str, tuple[list[list[SourcedRule]], Permit | None]]] = {}
+        grants.changed = self.layers.clear
 
     # --- the check ------------------------------------------------------------------------------
 
-    def check(self, process: Process, row: Syscall, args: Message) -> Passed:
-        """Raises Denied, or NotFound of a process that is meant."""
+    def check(self, process: Process, row: Syscall, args: Message) -> Permit:
+        """Permit a call. Raises Denied, or NotFound where the process it is about is not there."""
         if process.kind == "client" or row.right == "none":
             return PERSON if process.kind == "client" else EVERYBODY
         if isinstance(args, RAW) and args.messages is None and (args.text or args.tokens):
-            row = replace(row, right="llm.raw")  # what may hold control tokens
+            row = replace(row, right="llm.raw")  # it may hold control tokens
         layers, plain = self._layers(process, row.right)
         if plain is not None and _is_of_its_own(args):
             return plain
-        subject, look = self._subject(process, layers), Look(self.accounts.now())
+        subject, evaluation = self._subject(process, layers), Evaluation(self.grants.now())
         requests, rule = self.requests(process, row, args), ""
-        asked: list[tuple[Request, str]] = []
+        asked: list[tuple[AccessRequest, str]] = []
         for request in requests:
-            found = self.judge.decide(subject, request, look.now, look)
+            found = self.evaluator.decide(subject, request, evaluation.now, evaluation)
             if found.effect == "deny":
                 about = f" on {request.object!r}" if request.object else ""
                 raise Denied(
@@ -101,22 +98,24 @@ class Gate:
         if isinstance(args, NICE) and args.nice is not None and args.nice < process.nice:
             raise Denied(f"{row.name}: an agent cannot go below its own nice value, {process.nice}")
         if not asked:
-            return Passed(rule)
+            return Permit(rule)
         rules = dict.fromkeys(rule for _, rule in asked)
         objects = tuple(dict.fromkeys(request.all for request in requests if request.object))
-        return Passed("; ".join(rules), objects, tuple(request for request, _ in asked))
+        return Permit("; ".join(rules), objects, tuple(request for request, _ in asked))
 
     def subject(self, process: Process, right: str = "") -> Subject:
-        """Who asks; with `right`, with the rules alone that say anything of it."""
+        """Return the subject that a process is; with `right`, with only the rules that cover it."""
         return self._subject(process, self._layers(process, right)[0])
 
-    def _subject(self, process: Process, layers: list[list[Named]]) -> Subject:
+    def _subject(self, process: Process, layers: list[list[SourcedRule]]) -> Subject:
         pid = 0 if process.kind == "client" else process.pid
         return Subject(
             process.principal, layers, pid, frozenset(process.labels), is_worker=bool(process.tool)
         )
 
-    def _layers(self, process: Process, right: str) -> tuple[list[list[Named]], Passed | None]:
+    def _layers(
+        self, process: Process, right: str
+    ) -> tuple[list[list[SourcedRule]], Permit | None]:
         known = self.layers.setdefault(process.pid, {}) if process.alive else {}
         found = known.get(right)
         if found is None:
@@ -125,15 +124,15 @@ class Gate:
             if len(process.line) > 1:
                 layers += self._layers(process.line[1], right)[0]
             elif process.parent:
-                layers.append([])  # whoever it was, nobody knows what that might
+                layers.append([])  # the rules of a parent that is gone are not known: deny
             found = known[right] = layers, plainly(layers)
         return found
 
-    def _own_rules(self, process: Process, right: str) -> list[Named]:
-        """All that say anything of itself; the same objects, whatever the `right`."""
+    def _own_rules(self, process: Process, right: str) -> list[SourcedRule]:
+        """Return the process's own layer. The rules are the same objects, whatever the `right`."""
         if right:
             return self._layers(process, "")[0][0]
-        groups = {} if process.tool else self.accounts.groups  # its caller's are not its own
+        groups = {} if process.tool else self.grants.groups  # its caller's are not its own
         return rules_of(process.principal, process.manifest, groups)
 
     def _giver(self, grant: Grant) -> Subject | None:
@@ -142,9 +141,9 @@ class Gate:
         process = self.table.rows.get(grant.pid)
         return self.subject(process) if process is not None and process.alive else None
 
-    def requests(self, process: Process, row: Syscall, args: Message) -> list[Request]:
-        """What a call asks for: one right, on one or more objects."""
-        make = partial(Request, row.right)
+    def requests(self, process: Process, row: Syscall, args: Message) -> list[AccessRequest]:
+        """Return the requests of a call: one right, on one or more objects."""
+        make = partial(AccessRequest, row.right)
         match args:
             case Kill() | Log() | SetNice() | SetLimits():
                 target = process if args.pid is None else self.table.get(args.pid)
@@ -180,42 +179,43 @@ class Gate:
         return who.principal == owner or self.shared(who.principal, owner, path, mode)
 
     def readable(self, process: Process, scopes: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Of (owner, prefix) that were shared, those that the rules let a process read."""
+        """Return the (owner, prefix) among `scopes` that the rules let a process read."""
         if process.kind == "client":
             return scopes
-        subject, look = self.subject(process), Look(self.accounts.now())
+        subject, evaluation = self.subject(process), Evaluation(self.grants.now())
 
         def may(owner: str, prefix: str) -> bool:
-            request = Request("sto.read", f"{owner}:{prefix}", below="/:*")
-            return self.judge.decide(subject, request, look.now, look).effect == "allow"
+            request = AccessRequest("sto.read", f"{owner}:{prefix}", below="/:*")
+            found = self.evaluator.decide(subject, request, evaluation.now, evaluation)
+            return found.effect == "allow"
 
         return [scope for scope in scopes if may(*scope)]
 
     def may_ever(self, process: Process, right: str, objects: Iterable[str]) -> list[str]:
-        """Those that it may with some arguments, or might be; the rest where that takes too long
-        to find out is left out."""
+        """Return the objects on which a process may have the right with some arguments. Where this
+        takes too many steps, the rest are left out."""
         if process.kind == "client":
             return list(objects)
         subject, effort = self.subject(process, right), Effort()
         found: list[str] = []
         with suppress(TooLong):
-            found += (o for o in objects if self.judge.may_ever(subject, right, o, effort))
+            found += (o for o in objects if self.evaluator.may_ever(subject, right, o, effort))
         return found
 
     def grant(self, process: Process, args: acc.Grant) -> acc.Granted:
-        """Raises BadInput for what is handed on otherwise."""
+        """Grant a right. Raises BadInput for storage, which is shared by its owner instead."""
         if args.right.split(".")[0] in ("sto", "*"):
             raise BadInput("a grant of storage does nothing", "its owner shares it: `sto.share`")
         check_right(args.right)
         rule = Rule(args.right, args.on, args.args)
         check_rules([Group(allow=[rule], members=[args.to])])
-        return acc.Granted(id=self.accounts.give(process, args.to, rule, args.seconds))
+        return acc.Granted(id=self.grants.give(process, args.to, rule, args.seconds))
 
     def explain(self, process: Process, args: acc.Check) -> acc.Verdict:
-        """What the gate would say; of the rules alone, as if the object were the caller's own.
+        """Explain how the rules decide, as if the object were the caller's own.
 
         Raises:
-            Denied: an agent asks of another. BadInput: no call needs that right.
+            Denied: an agent asks about another. BadInput: no call needs that right.
         """
         check_right(args.right)
         if process.kind != "client" and (args.principal or args.pid not in (None, process.pid)):
@@ -223,36 +223,37 @@ class Gate:
         target = process if args.pid is None else self.table.get(args.pid)
         subject = self.subject(target)
         if args.principal is not None:
-            rules = [rules_of(args.principal, None, self.accounts.groups)]
+            rules = [rules_of(args.principal, None, self.grants.groups)]
             subject = Subject(args.principal, rules, -1)
-        request = Request(args.right, args.object, args=args.args)
-        decision = self.judge.decide(subject, request, self.accounts.now())
+        request = AccessRequest(args.right, args.object, args=args.args)
+        decision = self.evaluator.decide(subject, request, self.grants.now())
         return acc.Verdict(
             effect=decision.effect, rule=decision.rule, tainted=sorted(subject.labels),
             fits=all_fitting(subject, request),
         )  # fmt: skip
 
     def ended(self, process: Process) -> None:
+        """Forget the rules of a process."""
         self.layers.pop(process.pid, None)
 
 
-def plainly(layers: list[list[Named]]) -> Passed | None:
-    """What passes where each layer allows all objects, and none has a rule about anything less."""
+def plainly(layers: list[list[SourcedRule]]) -> Permit | None:
+    """Return the permit for any object, if each layer allows all and no rule is about less."""
     plain = all(
         named == named._replace(effect="allow", rule=Rule(named.rule.right))
         for layer in layers
         for named in layer
     )
-    return Passed(layers[0][0].text) if plain and all(layers) else None
+    return Permit(layers[0][0].text) if plain and all(layers) else None
 
 
 def _is_of_its_own(args: Message) -> bool:
-    """Whether a call is about nothing that could be another's."""
+    """Tell whether a call can only be about the caller's own objects."""
     return isinstance(args, ITS_OWN) or (isinstance(args, SetLimits) and args.pid is None)
 
 
 def _objects(args: Message) -> Iterator[tuple[str, str, Mode]]:
-    """Paths of storage that a call is about, what of it, and how; for `below` see Request."""
+    """Iterate over (path, below, mode) of the storage that a call is about: see AccessRequest."""
     match args:
         case sto.Batch():
             for change in args.changes:

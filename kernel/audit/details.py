@@ -18,7 +18,7 @@ from aios.syscalls.proc import SetLimits, Spawn
 from aios.syscalls.rules import Manifest, Rule
 
 from ..lib.patterns import quoted
-from ..rules import STRICTEST, in_words
+from ..manifests import STRICTEST, in_words
 
 PART_BYTES = 600  # of the text of one record
 MAX_PARTS = 2  # of one call of an agent; a person's are not limited

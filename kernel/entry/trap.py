@@ -33,7 +33,7 @@ from aios.syscalls.wire import Receipt
 from ..lib.coroutine import Wait
 from ..lib.trees import Trees, check_tree, root
 from ..process import Process, ProcessTable
-from ..rules import Passed
+from ..rules import Permit
 from .call import Call, Session
 from .envelope import Envelope, arguments, open_envelope
 from .replies import KeptReply
@@ -52,7 +52,7 @@ Handler = Callable[[Call, Any], Any]
 
 
 class Gate(Protocol):
-    def check(self, process: Process, row: Syscall, args: Any) -> Passed:
+    def check(self, process: Process, row: Syscall, args: Any) -> Permit:
         """By which rule the call is allowed, and what a person has to be asked first, if anything.
         Raises Denied."""
 
@@ -104,7 +104,7 @@ class Trap:
         send: Callable[[bytes, bytes], None],
         hello: Callable[[Session, Any], Any],
         gate: Gate,
-        ask: Callable[[Call, Message, Passed], tuple[int, Awaitable[Sequence[str]]]],
+        ask: Callable[[Call, Message, Permit], tuple[int, Awaitable[Sequence[str]]]],
         ledger: Ledger,
         audit: Recorder,
         sessions: Sessions,

@@ -27,7 +27,7 @@ import msgspec
 from aios.syscalls.errors import ToolUnknown
 from aios.syscalls.proc import Spawn
 
-from ..access.accounts import Accounts
+from ..access.grants import Grants
 from ..core.protocol import Halted, Out
 from ..entry.trap import Trap
 from ..init.protocol import ToInit
@@ -102,7 +102,7 @@ class Ledger:
         self.lifecycle: Lifecycle
         self.trap: Trap
         self.mailroom: Mailroom
-        self.accounts: Accounts
+        self.grants: Grants
 
     # --- what the parts write -------------------------------------------------------------------
 
@@ -256,7 +256,7 @@ class Ledger:
             ("reply", self._take_reply),
             ("birth", self._take_birth),
             ("job", self._take_job),
-            ("grant", lambda _, rows: self.accounts.take(rows[-1])),
+            ("grant", lambda _, rows: self.grants.take(rows[-1])),
             ("context", self._take_context),
         ):
             for found, items in sorted(grouped.get(kind, [])):

@@ -42,8 +42,8 @@ from ..lib.patterns import check_visible
 from ..lib.sweeper import Sweeper
 from ..llm.contexts import ContextManager
 from ..llm.generations import Generations
+from ..manifests import check_rights, check_rules
 from ..process import Process, ProcessTable, named_by
-from ..rules import check_rights, check_rules
 from ..sandbox.sandbox import AgentDirectory, merge_grants
 from ..tools.toolbox import Box
 from .agent_logs import Logs

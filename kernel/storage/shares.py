@@ -10,8 +10,9 @@ from aios.syscalls import sto
 from aios.syscalls.errors import BadInput, Denied, LimitReached, NotFound
 from aios.syscalls.rules import Group
 
+from ..manifests import groups_of, names_of
 from ..process import Process, check_principal
-from ..rules import Mode, groups_of, names_of
+from ..rules import Mode
 from ..store.transaction import Txn
 from .catalog import TABLE, Catalog, key, short
 

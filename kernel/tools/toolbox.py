@@ -14,7 +14,7 @@ from msgspec import Meta, Struct, field, structs
 from aios.syscalls.proc import Reach, Spawn
 from aios.syscalls.rules import Manifest, Rule, Rules
 
-from ..rules import check_rules
+from ..manifests import check_rules
 from ..sandbox.sandbox import import_folder, program_paths
 
 # By name: the kernel knows the SDK only as programs to run.

@@ -1,5 +1,5 @@
-"""Groups and grants, and where they are kept: what persons say in policy.json, which is there for
-each system in this home; what agents hand on in the journal, as long as they live."""
+"""Groups and grants. Groups and the grants of persons are kept in policy.json, for each system in
+this home; grants of agents in the journal, for as long as the agents live."""
 
 from __future__ import annotations
 
@@ -17,30 +17,32 @@ from aios.syscalls.rules import Group, Rule
 
 from ..lib import files
 from ..lib.trees import check_tree, in_tree
+from ..manifests import AGENTS, DEFAULT, check_rights, check_rules, names_of
 from ..process import Process, ProcessTable
-from ..rules import AGENTS, DEFAULT, Grant, check_rights, check_rules, names_of
+from ..rules import Grant
 
-GRANTS = 256  # that an agent and all below it have given, and that stand
+MAX_GRANTS = 256  # that an agent and all below it have given, and that stand
 FORMAT = 1
 
 _decode = msgspec.msgpack.Decoder(Grant).decode
 _encode = msgspec.msgpack.Encoder().encode
 
 
-class Kept(msgspec.Struct, forbid_unknown_fields=True):
-    """What policy.json holds."""
+class PolicyFile(msgspec.Struct, forbid_unknown_fields=True):
+    """The content of policy.json."""
 
     format: int = FORMAT
     groups: dict[str, Group] = msgspec.field(default_factory=lambda: {AGENTS: DEFAULT})
     grants: list[Grant] = []
 
 
-class Accounts:
-    """`note(number, row)` journals a grant, or with None that it is no more. `barrier` runs before
-    policy.json is written: what it makes durable is so before that.
+class Grants:
+    """The groups and grants of a system. `note(number, row)` journals a grant, or its removal where
+    the row is None. `barrier` makes the audit log durable before policy.json is written.
 
     Raises:
-        BadInput: policy.json cannot be read. Nothing is served then: it may hold what denies.
+        BadInput: policy.json cannot be read. The kernel does not start then: the file may hold
+            rules that deny.
     """
 
     def __init__(
@@ -49,23 +51,23 @@ class Accounts:
     ) -> None:  # fmt: skip
         self.now = now
         self.path, self.table, self.note, self.barrier = path, table, note, barrier
-        self.last = 0  # number that a grant had
-        self.next = math.inf  # when the next grant expires
+        self.last = 0  # the highest number of a grant
+        self.next_expiry = math.inf
         kept = read(path)
         self.groups = kept.groups
-        self.grants: dict[int, Grant] = {}
+        self.by_id: dict[int, Grant] = {}
         for grant in kept.grants:
             self._insert(self._in_time(grant))
         self.expire()
-        self.changed: Callable[[], None] = lambda: None  # groups have
+        self.changed: Callable[[], None] = lambda: None  # called when a group has changed
 
     # --- groups ---------------------------------------------------------------------------------
 
     def set_group(self, name: str, group: Group | None) -> None:
-        """Make it anew, or remove it.
+        """Create or replace a group, or remove it where `group` is None.
 
         Raises:
-            BadInput: a rule is none. NotFound: there is none to remove. DiskFull.
+            BadInput: a rule is malformed. NotFound: there is no such group to remove. DiskFull.
         """
         groups = dict(self.groups)
         if group is not None:
@@ -76,35 +78,37 @@ class Accounts:
             raise BadInput(f"the group {AGENTS!r} cannot be removed", "give it other rules")
         elif groups.pop(name, None) is None:
             raise NotFound(f"no group {name!r}", "`aios group list` lists them")
-        self._write(groups, self.grants)
+        self._write(groups, self.by_id)
         self.groups = groups
         self.changed()
 
     # --- grants ---------------------------------------------------------------------------------
 
     def give(self, giver: Process, to: str, rule: Rule, seconds: float | None = None) -> int:
-        """A new grant: an agent's lives as long as that, one to "#PID" as long as that process.
+        """Give a rule to `to`. A grant of an agent ends with the agent, and one to "#PID" with that
+        process.
 
         Raises:
-            LimitReached: an agent has given so many. DiskFull.
+            LimitReached: the giver's tree has MAX_GRANTS already. DiskFull.
         """
         pid = giver.pid if giver.kind != "client" else 0
         self.expire()
         if pid:
-            given = in_tree(giver.principal, (g.giver for g in self.grants.values() if g.pid))
-            check_tree(giver.principal, given, GRANTS, "grants that stand", "revoke some")
+            given = in_tree(giver.principal, (g.giver for g in self.by_id.values() if g.pid))
+            check_tree(giver.principal, given, MAX_GRANTS, "grants that stand", "revoke some")
         expires = None if seconds is None else self.now() + seconds
         grant = Grant(self.last + 1, giver.principal, pid, to, rule, expires, seconds)
         if _lasts(grant):
-            self._write(self.groups, {**self.grants, grant.id: grant})
+            self._write(self.groups, {**self.by_id, grant.id: grant})
         else:
             self.note(grant.id, _encode(grant))
         self._insert(grant)
         return grant.id
 
     def revoke(self, process: Process, number: int) -> None:
-        """Raises NotFound, also where it is another's: who gave it may, those above, a person."""
-        grant = self.grants.get(number)
+        """Revoke a grant. Its giver may, all above the giver, and a person; for others the grant is
+        not there: NotFound."""
+        grant = self.by_id.get(number)
         giver = self.table.rows.get(grant.pid) if grant is not None else None
         above = giver is not None and (giver is process or self.table.is_above(process.pid, giver))
         if grant is None or not (process.kind == "client" or above):
@@ -112,18 +116,17 @@ class Accounts:
         self._remove(grant)
 
     def ended(self, process: Process) -> None:
-        """What it has given, and what was given to it alone, goes with it."""
-        for grant in list(self.grants.values()):
+        """Remove the grants that a process has given, and those to it alone."""
+        for grant in list(self.by_id.values()):
             if process.pid == grant.pid or grant.to == f"#{process.pid}":
                 self._remove(grant)
 
     def take(self, row: bytes) -> None:
-        """A grant out of the journal."""
+        """Restore a grant from the journal."""
         self._insert(self._in_time(_decode(row)))
 
     def _in_time(self, grant: Grant) -> Grant:
-        """It has no longer than it was given for, should this machine's clock have been set back
-        since."""
+        """Bound the time left by the time granted: the clock may have been set back since."""
         if grant.expires is None or grant.seconds is None:
             return grant
         return msgspec.structs.replace(
@@ -131,21 +134,21 @@ class Accounts:
         )
 
     def expire(self) -> None:
-        """Forget the grants whose time is over, here and on disk."""
-        if self.now() < self.next:
+        """Forget the grants that have expired, here and on disk."""
+        if self.now() < self.next_expiry:
             return
-        over = [each for each in self.grants.values() if each.ends <= self.now()]
+        over = [each for each in self.by_id.values() if each.ends <= self.now()]
         for grant in over:
-            del self.grants[grant.id]
+            del self.by_id[grant.id]
             if not _lasts(grant):
                 self.note(grant.id, None)
-        self.next = min((each.ends for each in self.grants.values()), default=math.inf)
+        self.next_expiry = min((each.ends for each in self.by_id.values()), default=math.inf)
         if any(_lasts(grant) for grant in over):
-            with suppress(DiskFull):  # the next change writes the file; until then it is read so
-                self._write(self.groups, self.grants)
+            with suppress(DiskFull):  # the next change writes the file, and readers look at times
+                self._write(self.groups, self.by_id)
 
     def visible(self, process: Process) -> list[acc.GrantRow]:
-        """All, for a person; an agent sees what it has given, and what it was given."""
+        """List the grants: for a person all, for an agent those that it has given or was given."""
         names = names_of(process.principal) | {f"#{process.pid}"}
         self.expire()
         return [
@@ -153,28 +156,28 @@ class Accounts:
                 id=grant.id, giver=grant.giver, pid=grant.pid, to=grant.to, right=grant.rule.right,
                 on=grant.rule.on, args=grant.rule.args, expires=grant.expires,
             )
-            for grant in self.grants.values()
+            for grant in self.by_id.values()
             if process.kind == "client" or grant.pid == process.pid or grant.to in names
         ]  # fmt: skip
 
     def _insert(self, grant: Grant) -> None:
-        self.grants[grant.id] = grant
+        self.by_id[grant.id] = grant
         self.last = max(self.last, grant.id)
-        self.next = min(self.next, grant.ends)
+        self.next_expiry = min(self.next_expiry, grant.ends)
 
     def _remove(self, grant: Grant) -> None:
         if _lasts(grant):
-            left = {number: each for number, each in self.grants.items() if number != grant.id}
+            left = {number: each for number, each in self.by_id.items() if number != grant.id}
             self._write(self.groups, left)
         else:
             self.note(grant.id, None)
-        del self.grants[grant.id]
+        del self.by_id[grant.id]
 
     # --- the file -------------------------------------------------------------------------------
 
     def _write(self, groups: dict[str, Group], grants: dict[int, Grant]) -> None:
-        """On disk before anything changes here."""
-        kept = Kept(groups=groups, grants=[each for each in grants.values() if _lasts(each)])
+        """Write policy.json. The caller changes its own state only after that."""
+        kept = PolicyFile(groups=groups, grants=[each for each in grants.values() if _lasts(each)])
         self.barrier()
         try:
             files.replace(self.path, msgspec.json.format(msgspec.json.encode(kept)))
@@ -182,29 +185,31 @@ class Accounts:
             raise DiskFull(f"cannot write {self.path}: {error.strerror}") from error
 
     def check(self) -> list[str]:
+        """Return broken invariants, in words."""
         return [
             f"grant {grant.id} of dead process {grant.pid} is kept"
-            for grant in self.grants.values()
+            for grant in self.by_id.values()
             if grant.pid and not self.table.is_alive(grant.pid)
         ]
 
 
 def steady() -> Callable[[], float]:
-    """A clock of Unix time that runs on evenly from now, whatever this machine's is set to."""
+    """Return a clock of Unix time that runs evenly from now on, even if the machine's is set."""
     start = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
     return lambda: start + time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _lasts(grant: Grant) -> bool:
+    """Tell whether a grant outlives the system, and so is kept in policy.json."""
     return not grant.pid and not grant.to.startswith("#")
 
 
-def read(path: Path) -> Kept:
-    """What is kept there; the default where nothing is. Raises BadInput."""
+def read(path: Path) -> PolicyFile:
+    """Read a policy.json; where there is none, return the default. Raises BadInput."""
     if not path.exists():
-        return Kept()
+        return PolicyFile()
     try:
-        kept = msgspec.json.decode(path.read_bytes(), type=Kept)
+        kept = msgspec.json.decode(path.read_bytes(), type=PolicyFile)
         check_rules(kept.groups.values())
     except (OSError, ValueError, BadInput) as error:
         raise BadInput(
