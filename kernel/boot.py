@@ -60,6 +60,7 @@ from .memory.owners import Owners
 from .process import ProcessTable
 from .processes.agent_logs import Logs
 from .processes.lifecycle import Lifecycle
+from .processes.limits import LimitEnforcer
 from .processes.mailbox import Mailroom
 from .processes.wait import Waiters
 from .storage.blobs import open_blobs
@@ -161,6 +162,7 @@ class Kernel:
             config, self.table, self.contexts, self.generations, self.mailroom, self.waiters,
             self.events, self.logs, self.sessions, ledger.send_init, loop.after,
         )  # fmt: skip
+        self.limits = LimitEnforcer(self.lifecycle)
         self.greeter = Greeter(config, self.boot, self.lifecycle, self.gateway, loop.calls.is_here)
         servers = self._or_close(lambda: mcp_boxes(config.mcp, mcp))
         self.tools = Tools(
@@ -287,7 +289,8 @@ class Kernel:
 
     def run(self) -> None:
         """Serve until the system is stopped."""
-        self.loop.every(SWEEP_S, self.lifecycle.sweep)
+        self.loop.every(SWEEP_S, self.limits.sweep)
+        self.loop.every(SWEEP_S, self.logs.look)
         self.loop.every(SWEEP_S, self.grants.expire)
         self.loop.every(CHECKPOINT_S, self.audit.log.checkpoint)
         self.loop.every(WINDOW_S, self.audit.flush_counts)

@@ -12,45 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from aios.syscalls import VERSION, acc, sto, tool, wire
+from aios.syscalls import acc, connection, kernel, llm, msg, proc, sto, tool
 from aios.syscalls.base import Done, Empty
-from aios.syscalls.connection import Cancel, CancelReply
 from aios.syscalls.errors import BadInput
-from aios.syscalls.kernel import CheckReport, Events, Policy, SetPolicy, Stats, Status
-from aios.syscalls.llm import (
-    Checkpoint,
-    Close,
-    ContextInfo,
-    Detokenize,
-    Fork,
-    Open,
-    Opened,
-    Rollback,
-    Text,
-    Tokenize,
-    Tokens,
-    Used,
-)
-from aios.syscalls.msg import Recv, Send
-from aios.syscalls.proc import (
-    Exit,
-    Kill,
-    Limits,
-    Log,
-    NiceReply,
-    ProcessInfo,
-    Ps,
-    SetLimits,
-    SetNice,
-    Wait,
-)
 
 from .core.protocol import TokenizeRequest
 from .entry.call import Call
 from .entry.trap import Handler
 from .llm.contexts import Context
-from .llm.scheduler import POLICIES
 from .process import Process, check_principal
+from .status import stats, status
 
 if TYPE_CHECKING:
     from .boot import Kernel
@@ -58,7 +29,14 @@ if TYPE_CHECKING:
 
 def handlers(k: Kernel) -> dict[str, Handler]:
     """Return who serves which call: the manager whose call it is, or a function below that unpacks
-    what that does not know as a call."""
+    what the manager does not know as a call."""
+    return {
+        **_process_calls(k), **_model_calls(k), **_data_calls(k), **_access_calls(k),
+        **_kernel_calls(k),
+    }  # fmt: skip
+
+
+def _process_calls(k: Kernel) -> dict[str, Handler]:
     return {
         "call.cancel": partial(call_cancel, k),
         "proc.spawn": k.lifecycle.spawn,
@@ -70,6 +48,13 @@ def handlers(k: Kernel) -> dict[str, Handler]:
         "proc.ps": partial(proc_ps, k),
         "proc.whoami": partial(proc_whoami, k),
         "proc.log": partial(proc_log, k),
+        "msg.send": partial(msg_send, k),
+        "msg.recv": partial(msg_recv, k),
+    }
+
+
+def _model_calls(k: Kernel) -> dict[str, Handler]:
+    return {
         "llm.open": partial(llm_open, k),
         "llm.append": k.generations.append,
         "llm.generate": k.generations.generate,
@@ -80,8 +65,11 @@ def handlers(k: Kernel) -> dict[str, Handler]:
         "llm.rollback": partial(llm_rollback, k),
         "llm.contexts": partial(llm_contexts, k),
         "llm.close": partial(llm_close, k),
-        "msg.send": partial(msg_send, k),
-        "msg.recv": partial(msg_recv, k),
+    }
+
+
+def _data_calls(k: Kernel) -> dict[str, Handler]:
+    return {
         "mem.put": k.memory.put,
         "mem.get": k.memory.get,
         "mem.delete": k.memory.delete,
@@ -109,6 +97,11 @@ def handlers(k: Kernel) -> dict[str, Handler]:
         "sto.search": partial(sto_search, k),
         "sto.index": partial(sto_index, k),
         "sto.reindex": partial(sto_reindex, k),
+    }
+
+
+def _access_calls(k: Kernel) -> dict[str, Handler]:
+    return {
         "tool.list": partial(tool_list, k),
         "tool.call": k.tools.call,
         "tool.offer": partial(tool_offer, k),
@@ -126,8 +119,13 @@ def handlers(k: Kernel) -> dict[str, Handler]:
         "key.allow": partial(key_allow, k),
         "key.remove": partial(key_remove, k),
         "key.list": partial(key_list, k),
-        "kernel.status": partial(kernel_status, k),
-        "kernel.stats": partial(kernel_stats, k),
+    }
+
+
+def _kernel_calls(k: Kernel) -> dict[str, Handler]:
+    return {
+        "kernel.status": partial(status, k),
+        "kernel.stats": partial(stats, k),
         "kernel.events": partial(kernel_events, k),
         "kernel.policy": partial(kernel_policy, k),
         "kernel.check": partial(kernel_check, k),
@@ -139,15 +137,15 @@ def _target(k: Kernel, call: Call, pid: int | None) -> Process:
     return call.process if pid is None else k.table.get(pid)
 
 
-def call_cancel(k: Kernel, call: Call, args: Cancel) -> CancelReply:
+def call_cancel(k: Kernel, call: Call, args: connection.Cancel) -> connection.CancelReply:
     other = call.session.calls.get(args.call)
     if other is None or other is call:
-        return CancelReply(found=False)
+        return connection.CancelReply(found=False)
     other.cancel()
-    return CancelReply(found=True)
+    return connection.CancelReply(found=True)
 
 
-def proc_exit(k: Kernel, call: Call, args: Exit) -> Done:
+def proc_exit(k: Kernel, call: Call, args: proc.Exit) -> Done:
     call.process.code = args.code
     call.process.result = msgspec.msgpack.encode(args.result)
     call.process.reported = True
@@ -156,46 +154,46 @@ def proc_exit(k: Kernel, call: Call, args: Exit) -> Done:
     return Done()
 
 
-def proc_wait(k: Kernel, call: Call, args: Wait) -> Any:
+def proc_wait(k: Kernel, call: Call, args: proc.Wait) -> Any:
     return k.waiters.wait(call, args.pid, args.timeout)
 
 
-def proc_kill(k: Kernel, call: Call, args: Kill) -> Done:
+def proc_kill(k: Kernel, call: Call, args: proc.Kill) -> Done:
     k.lifecycle.signal(k.table.get(args.pid), args.signal)
     return Done()
 
 
-def proc_nice(k: Kernel, call: Call, args: SetNice) -> NiceReply:
+def proc_nice(k: Kernel, call: Call, args: proc.SetNice) -> proc.NiceReply:
     process = _target(k, call, args.pid)
     process.nice = args.nice
     process.touch()
     k.scheduler.renice(process.contexts, args.nice)
-    return NiceReply(nice=args.nice)
+    return proc.NiceReply(nice=args.nice)
 
 
-def proc_limits(k: Kernel, call: Call, args: SetLimits) -> Limits:
+def proc_limits(k: Kernel, call: Call, args: proc.SetLimits) -> proc.Limits:
     process = _target(k, call, args.pid)
     if args.limits is not None:
         k.lifecycle.set_limits(call.process, process, args.limits)
     return process.limits
 
 
-def proc_ps(k: Kernel, call: Call, args: Ps) -> list[ProcessInfo]:
+def proc_ps(k: Kernel, call: Call, args: proc.Ps) -> list[proc.ProcessInfo]:
     now = time.monotonic()
     shown = (p for p in k.table.rows.values() if args.all or (p.alive and p.kind != "client"))
     return [process.info(now) for process in shown]
 
 
-def proc_whoami(k: Kernel, call: Call, args: Empty) -> ProcessInfo:
+def proc_whoami(k: Kernel, call: Call, args: Empty) -> proc.ProcessInfo:
     return call.process.info(time.monotonic())
 
 
-def proc_log(k: Kernel, call: Call, args: Log) -> Any:
+def proc_log(k: Kernel, call: Call, args: proc.Log) -> Any:
     call.process.hear(k.table.get(args.pid))
     return k.logs.read(call, args.pid, args.offset, args.wait)
 
 
-def llm_open(k: Kernel, call: Call, args: Open) -> Opened:
+def llm_open(k: Kernel, call: Call, args: llm.Open) -> llm.Opened:
     if args.owner is not None and args.name is None:
         raise BadInput("an owner's contexts are found by name", "give its name")
     if args.owner is not None and args.owner.startswith("/"):
@@ -206,38 +204,38 @@ def llm_open(k: Kernel, call: Call, args: Open) -> Opened:
     return _opened(k, call, context)
 
 
-def _opened(k: Kernel, call: Call, context: Context) -> Opened:
+def _opened(k: Kernel, call: Call, context: Context) -> llm.Opened:
     call.durable = context.name is not None
-    return Opened(ctx=context.id, window=k.contexts.window, used=context.used)
+    return llm.Opened(ctx=context.id, window=k.contexts.window, used=context.used)
 
 
-def llm_fork(k: Kernel, call: Call, args: Fork) -> Opened:
+def llm_fork(k: Kernel, call: Call, args: llm.Fork) -> llm.Opened:
     context = k.contexts.get(call.process, args.ctx)
     return _opened(k, call, k.contexts.fork(context, call.process, args.name))
 
 
-def llm_checkpoint(k: Kernel, call: Call, args: Checkpoint) -> Used:
+def llm_checkpoint(k: Kernel, call: Call, args: llm.Checkpoint) -> llm.Used:
     context = k.contexts.get(call.process, args.ctx)
     k.contexts.checkpoint(context, args.name)
     return _used(k, call, context)
 
 
-def llm_rollback(k: Kernel, call: Call, args: Rollback) -> Used:
+def llm_rollback(k: Kernel, call: Call, args: llm.Rollback) -> llm.Used:
     context = k.contexts.get(call.process, args.ctx)
     k.contexts.rollback(context, args.name)
     return _used(k, call, context)
 
 
-def _used(k: Kernel, call: Call, context: Context) -> Used:
+def _used(k: Kernel, call: Call, context: Context) -> llm.Used:
     call.durable = context.name is not None
-    return Used(used=context.used, window=k.contexts.window)
+    return llm.Used(used=context.used, window=k.contexts.window)
 
 
-def llm_contexts(k: Kernel, call: Call, args: Empty) -> list[ContextInfo]:
+def llm_contexts(k: Kernel, call: Call, args: Empty) -> list[llm.ContextInfo]:
     return [context.info() for context in k.contexts.visible(call.process)]
 
 
-async def llm_tokenize(k: Kernel, call: Call, args: Tokenize) -> Tokens:
+async def llm_tokenize(k: Kernel, call: Call, args: llm.Tokenize) -> llm.Tokens:
     if (args.text is None) == (args.messages is None):
         raise BadInput("give text or messages, one of them")
     messages: list[tuple[str, str]] = [
@@ -246,27 +244,27 @@ async def llm_tokenize(k: Kernel, call: Call, args: Tokenize) -> Tokens:
     encoded = await k.prompts.question(
         call.process, lambda req: TokenizeRequest(req, args.text, messages)
     )
-    return Tokens(tokens=encoded.tokens)
+    return llm.Tokens(tokens=encoded.tokens)
 
 
-async def llm_detokenize(k: Kernel, call: Call, args: Detokenize) -> Text:
-    return Text(text=await k.prompts.detokenize(call.process, args.tokens))
+async def llm_detokenize(k: Kernel, call: Call, args: llm.Detokenize) -> llm.Text:
+    return llm.Text(text=await k.prompts.detokenize(call.process, args.tokens))
 
 
-def llm_close(k: Kernel, call: Call, args: Close) -> Done:
+def llm_close(k: Kernel, call: Call, args: llm.Close) -> Done:
     context = k.contexts.get(call.process, args.ctx)
     call.durable = context.name is not None
     k.contexts.close(context, forget=args.forget)
     return Done()
 
 
-def msg_send(k: Kernel, call: Call, args: Send) -> Done:
+def msg_send(k: Kernel, call: Call, args: msg.Send) -> Done:
     receiver = k.table.find(args.to, call.process.principal)
     k.mailroom.send(call.process, receiver, args.body)
     return Done()
 
 
-def msg_recv(k: Kernel, call: Call, args: Recv) -> Any:
+def msg_recv(k: Kernel, call: Call, args: msg.Recv) -> Any:
     return k.mailroom.receive(call, args.sender, args.timeout)
 
 
@@ -376,76 +374,20 @@ def key_list(k: Kernel, call: Call, args: Empty) -> acc.Keys:
     return k.gateway.list_keys()
 
 
-def kernel_status(k: Kernel, call: Call, args: Empty) -> Status:
-    return Status(
-        version=VERSION,
-        abi=wire.ABI_VERSION,
-        boot=k.boot,
-        home=k.config.home,
-        os_pid=k.os_pid,
-        uptime=time.monotonic() - k.began,
-        core=k.core.state,
-        core_error=k.core.error.to_wire() if k.core.error else None,
-        core_restarts=k.core.restarts,
-        model=k.core.model,
-        slots=k.config.slots,
-        policy=k.scheduler.policy_name,
-        quantum=k.scheduler.quantum,
-        policies=sorted(POLICIES),
-        agents=len(k.lifecycle.agents_alive()),
-        contexts=k.contexts.open_count(),
-        running=len(k.scheduler.in_state("running")),
-        ready=len(k.scheduler.in_state("ready")),
-        walls=k.walls,
-        audit=k.audit.info(),
-        missing=k.config.missing,
-    )
-
-
-def kernel_stats(k: Kernel, call: Call, args: Empty) -> Stats:
-    s = k.stats
-    return Stats(
-        calls=dict(k.trap.calls),
-        errors=dict(k.trap.errors),
-        generations=s.generations,
-        prompt_tokens=s.prompt_tokens,
-        completion_tokens=s.completion_tokens,
-        switches=s.switches,
-        saves=s.core.saves,
-        restores=s.core.restores,
-        replayed=s.core.replayed,
-        shared=s.core.shared,
-        extents=s.core.extents,
-        snapshot_bytes=s.core.snapshot_bytes,
-        disk_bytes=s.core.disk_bytes,
-        written=s.core.written,
-        read=s.core.read,
-        lost=s.core.lost,
-        bad_snapshots=s.core.bad_snapshots,
-        disk_failures=s.core.disk_failures,
-        steps=s.core.steps,
-        commits=k.store.commits,
-        **k.owners.counts(),
-        waiting=s.waiting.summary(),
-        turnaround=s.turnaround.summary(),
-        ttft=s.ttft.summary(),
-    )
-
-
-def kernel_events(k: Kernel, call: Call, args: Events) -> Any:
+def kernel_events(k: Kernel, call: Call, args: kernel.Events) -> Any:
     return k.events.follow(call, list(args.kinds))
 
 
-def kernel_policy(k: Kernel, call: Call, args: SetPolicy) -> Policy:
+def kernel_policy(k: Kernel, call: Call, args: kernel.SetPolicy) -> kernel.Policy:
     if args.policy is not None or args.quantum is not None:
         name, quantum = args.policy or k.scheduler.policy_name, args.quantum or k.scheduler.quantum
         k.generations.apply(k.scheduler.set_policy(name, quantum, time.monotonic()))
         k.events.publish("policy", name, call.process.pid, quantum=quantum)
-    return Policy(policy=k.scheduler.policy_name, quantum=k.scheduler.quantum)
+    return kernel.Policy(policy=k.scheduler.policy_name, quantum=k.scheduler.quantum)
 
 
-def kernel_check(k: Kernel, call: Call, args: Empty) -> CheckReport:
-    return CheckReport(problems=k.check())
+def kernel_check(k: Kernel, call: Call, args: Empty) -> kernel.CheckReport:
+    return kernel.CheckReport(problems=k.check())
 
 
 async def kernel_stop(k: Kernel, call: Call, args: Empty) -> Done:

@@ -21,7 +21,8 @@ ALLOWED = {
 LEVELS = (
     "lib", "process", "manifests", "rules", "store", "sandbox", "journal", "entry", "audit",
     "events", "storage", "access", "tools", "config", "init", "core", "memory", "loop", "index",
-    "llm", "gateway", "processes", "handlers", "hello", "ledger", "boot", "__main__", "__init__",
+    "llm", "gateway", "processes", "status", "handlers", "hello", "ledger", "boot", "__main__",
+    "__init__",
 )  # fmt: skip
 SDK_LEVELS = ("sdk", "runtime", "tools", "mcp", "reasoning", "__init__")  # as are those of agents/
 SHELL_LEVELS = (

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import msgspec
-import psutil
 
 from aios.syscalls.errors import (
     Denied,
@@ -54,7 +53,6 @@ from .wait import Waiters
 LAST_WORD = 0.2  # seconds that init has to say of what a process died whose connection is lost
 MOST_TOLD = 1000  # reasons for which connections were cut off, before the oldest is told again
 SIGNALS = 16  # that one gets at its start, of those sent before
-SLICE = 25  # processes whose figures are read in one sweep
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -90,11 +88,9 @@ class Lifecycle:
         self.mailroom, self.waiters, self.events, self.logs = mailroom, waiters, events, logs
         self.to_init, self.after = to_init, after
         self.sessions = sessions
-        self.ended = [mailroom.ended]  # who hears of an end
+        self.ended: list[Callable[[Process], object]] = [mailroom.ended]  # who hears of an end
         self.births: dict[int, Birth] = {}  # by pid
         self.told: dict[tuple[int, str], None] = {}  # connections that were cut off: OS pid, why
-        self.figures: dict[int, psutil.Process] = {}
-        self.turn = 0
         self.sweeper = Sweeper()
         table.on_forget = self._forgotten
         self.on_empty: Callable[[], None] | None = None  # set while the system winds up
@@ -319,7 +315,6 @@ class Lifecycle:
         birth = self.births.pop(process.pid, None)
         if birth is not None:
             birth.told.done(Spawned(pid=process.pid))
-        self.figures.pop(process.pid, None)
         process.reason = process.reason or reason  # for those who are told
         process.code = process.code if process.reported else code
         self._take_back(process)
@@ -421,39 +416,7 @@ class Lifecycle:
         self.generations.suspend(process, frame.paused)
         self.events.publish("process", process.state, process.pid)
 
-    def sweep(self) -> None:
-        """Read some processes' figures, enforce limits, find clients that left without a word."""
-        live = list(self.table.live())
-        now = time.monotonic()
-        for process in live:
-            wall = process.limits.wall
-            if wall is not None and now - process.started > wall:
-                self._over(process, "wall", f"{wall:g} s have passed")
-        for process in live[self.turn : self.turn + SLICE]:
-            self._measure(process)
-        self.turn = self.turn + SLICE if self.turn + SLICE < len(live) else 0
-        self.logs.look()
-
-    def _measure(self, process: Process) -> None:
-        if not process.alive or not process.os_pid:
-            return
-        try:
-            figures = self.figures.setdefault(process.pid, psutil.Process(process.os_pid))
-            with figures.oneshot():
-                if figures.status() == psutil.STATUS_ZOMBIE:  # a client whose parent is slow
-                    raise psutil.ZombieProcess(process.os_pid)
-                times, process.memory = figures.cpu_times(), figures.memory_info().rss
-            process.cpu = times.user + times.system
-        except psutil.NoSuchProcess:
-            session = self.sessions.by_pid.get(process.pid)
-            if process.kind == "client" and session is not None:
-                self.lost(session, "gone")
-            return  # an agent's end is init's to tell
-        limit = process.limits.memory
-        if limit is not None and process.memory > limit:
-            self._over(process, "memory", f"it holds {process.memory} bytes, {limit} are allowed")
-
-    def _over(self, process: Process, which: str, what: str) -> None:
+    def end_over_limit(self, process: Process, which: str, what: str) -> None:
         error = LimitReached(f"process {process.pid} is ended by its limit on {which}: {what}")
         self.sessions.end_calls(process, error)
         if process.kind == "agent":

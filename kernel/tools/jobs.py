@@ -38,7 +38,7 @@ class Job:
     pool: Pool
     args: m.CallTool
     tree: str  # of agents, that its caller is in
-    round: int  # in which that has this turn
+    round: int = 0  # in which that has this turn
     end: Wait[m.ToolResult] = field(default_factory=Wait)
     spec: m.Spec | None = None  # these two are set while it runs
     worker: Worker | None = None

@@ -10,12 +10,10 @@ hears that it is unknown what has happened, and nothing is done again.
 
 from __future__ import annotations
 
-import heapq
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
-from operator import attrgetter
 from typing import Any, Protocol
 
 import msgspec
@@ -40,6 +38,7 @@ from ..entry.call import Call
 from ..lib.coroutine import Wait
 from ..lib.trees import root
 from ..process import Process
+from .job_queue import JobQueue
 from .jobs import Job, JobRow, Pool, State, Worker
 from .toolbox import Box
 
@@ -74,10 +73,7 @@ class Tools:
         self.states = {name: State(box) for name, box in boxes.items()}
         self.workers: dict[int, Worker] = {}  # by pid
         self.pools: dict[Pool, list[Worker]] = {}
-        self.queues: dict[Pool, dict[int, Job]] = {}  # jobs that wait, the oldest first
-        self.waiting: Counter[str] = Counter()  # of these, by trees
-        self.rounds: dict[str, int] = {}  # of those trees, the last that one of these has a turn in
-        self.round = 0  # the latest of which a job has begun
+        self.queue = JobQueue()
         self.running: dict[int, Job] = {}
         self.at_work: Counter[str] = Counter()  # jobs that run, by their tools
         self.locks: set[str] = set()  # of those
@@ -131,11 +127,9 @@ class Tools:
         pool = Pool(box, 0 if self.states[box].box.shared else call.process.pid)
         as_bytes = msgspec.Raw(_encode(args.args))  # while it waits: a forty-th of the objects
         tree = root(call.process.principal) or f"pid {call.process.pid}"
-        turn = self.rounds[tree] = max(self.round, self.rounds.get(tree, 0)) + 1
         args = msgspec.structs.replace(args, args=as_bytes)
-        job = Job(self.last, call, pool, args, tree, turn)
-        self.queues.setdefault(pool, {})[job.id] = job
-        self.waiting[tree] += 1
+        job = Job(self.last, call, pool, args, tree)
+        self.queue.add(job)
         try:
             if args.timeout is not None:
                 late = partial(self._timed_out, job, args.timeout)
@@ -159,18 +153,10 @@ class Tools:
                 if self.listing:
                     self._tell_listing()
                 stuck: set[Pool | str] = set()
-                queues = [self._waiting(pool, stuck) for pool in self.queues]
-                for job in heapq.merge(*queues, key=attrgetter("turn")):
+                for job in self.queue.in_turn(stuck):
                     self._look_at(job, stuck)
         finally:
             self.looking = False
-
-    def _waiting(self, pool: Pool, stuck: set[Pool | str]) -> Iterator[Job]:
-        for job in sorted(self.queues[pool].values(), key=attrgetter("turn")):
-            if pool in stuck:
-                return
-            if job.args.name not in stuck:
-                yield job
 
     def _look_at(self, job: Job, stuck: set[Pool | str]) -> None:
         """`stuck`: pools in which nobody is free, and tools that may not run now."""
@@ -205,7 +191,7 @@ class Tools:
         box, there = self.states[pool.box].box, self.pools.get(pool, [])
         coming = sum(worker.is_coming for worker in there)
         most = 1 if box.shared else box.workers
-        if coming < len(self.queues[pool]) and len(there) < most:
+        if coming < len(self.queue.of(pool)) and len(there) < most:
             try:
                 self._start(pool, job.call.process if pool.caller else None)
             except LimitReached:
@@ -215,8 +201,7 @@ class Tools:
     def _run(self, job: Job, spec: m.Spec, worker: Worker) -> None:
         assert worker.serve is not None
         caller, name = job.call.process, job.args.name
-        self._unqueue(job)
-        self.round = max(self.round, job.round)
+        self.queue.begin(job)
         self.running[job.id] = worker.jobs[job.id] = job
         self.at_work[name] += 1
         if spec.exclusive:
@@ -238,7 +223,7 @@ class Tools:
         """Its call ends, for whatever reason."""
         for timer in job.timers:
             timer.cancel()
-        self._unqueue(job)
+        self.queue.remove(job)
         if job.worker is not None and job.spec is not None:
             del self.running[job.id], job.worker.jobs[job.id]
             if job.spec.effect:
@@ -255,16 +240,6 @@ class Tools:
         """Its worker does it no more."""
         self.at_work[spec.name] -= 1
         self.locks.discard(spec.exclusive)
-
-    def _unqueue(self, job: Job) -> None:
-        waiting = self.queues.get(job.pool, {})
-        if waiting.pop(job.id, None) is None:
-            return
-        if not waiting:
-            del self.queues[job.pool]
-        self.waiting[job.tree] -= 1
-        if not self.waiting[job.tree]:
-            del self.waiting[job.tree], self.rounds[job.tree]
 
     def _leave(self, worker: Worker, job: Job) -> None:
         """What becomes of the worker that had it."""
@@ -443,7 +418,7 @@ class Tools:
         if not pool.caller:
             state = self.states[pool.box]
             state.error, state.failed = error, (time.monotonic(), worker.stamp)
-        for job in list(self.queues.get(pool, {}).values()):
+        for job in self.queue.of(pool):
             job.end.fail(ToolFailed(f"the toolbox {pool.box} did not start: {error}"))
 
     # --- after the kernel's death -----------------------------------------------------------------
@@ -454,8 +429,7 @@ class Tools:
             self.starter.end_now(process, "the kernel has died")
 
     def check(self) -> list[str]:
-        waiting = [job for queue in self.queues.values() for job in queue.values()]
-        jobs = [*waiting, *self.running.values()]
+        jobs = [*self.queue.all(), *self.running.values()]
         problems = [
             f"job {job.id} is kept, and its call has ended" for job in jobs if job.call.ended
         ]

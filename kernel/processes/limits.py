@@ -1,0 +1,54 @@
+"""Limits on time and memory: processes are measured as Linux has them, those over a limit ended."""
+
+from __future__ import annotations
+
+import time
+
+import psutil
+
+from ..process import Process
+from .lifecycle import Lifecycle
+
+SLICE = 25  # processes that one sweep measures
+
+
+class LimitEnforcer:
+    """Measures processes in turn. It also finds clients that have left without a word."""
+
+    def __init__(self, lifecycle: Lifecycle) -> None:
+        self.lifecycle, self.table = lifecycle, lifecycle.table
+        self.figures: dict[int, psutil.Process] = {}  # by pid
+        self.next = 0  # of the live processes, the one that the next sweep begins with
+        lifecycle.ended.append(lambda process: self.figures.pop(process.pid, None))
+
+    def sweep(self) -> None:
+        """Check the time of all processes, and measure some."""
+        live = list(self.table.live())
+        now = time.monotonic()
+        for process in live:
+            wall = process.limits.wall
+            if wall is not None and now - process.started > wall:
+                self.lifecycle.end_over_limit(process, "wall", f"{wall:g} s have passed")
+        for process in live[self.next : self.next + SLICE]:
+            self._measure(process)
+        self.next = self.next + SLICE if self.next + SLICE < len(live) else 0
+
+    def _measure(self, process: Process) -> None:
+        if not process.alive or not process.os_pid:
+            return
+        try:
+            figures = self.figures.setdefault(process.pid, psutil.Process(process.os_pid))
+            with figures.oneshot():
+                if figures.status() == psutil.STATUS_ZOMBIE:  # a client whose parent is slow
+                    raise psutil.ZombieProcess(process.os_pid)
+                times, process.memory = figures.cpu_times(), figures.memory_info().rss
+            process.cpu = times.user + times.system
+        except psutil.NoSuchProcess:
+            session = self.lifecycle.sessions.by_pid.get(process.pid)
+            if process.kind == "client" and session is not None:
+                self.lifecycle.lost(session, "gone")
+            return  # an agent's end is init's to tell
+        limit = process.limits.memory
+        if limit is not None and process.memory > limit:
+            what = f"it holds {process.memory} bytes, {limit} are allowed"
+            self.lifecycle.end_over_limit(process, "memory", what)
