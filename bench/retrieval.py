@@ -25,7 +25,7 @@ import numpy as np
 from aios.kernel.config import Prefixes
 from aios.kernel.index.embedder import Embedder, open_embedder
 from aios.kernel.index.index import STOP_WORDS, WORD, Index
-from aios.kernel.index.protocol import Put, Search
+from aios.kernel.index.protocol import PutDocument, Search
 from aios.syscalls.errors import BadInput
 from aios.syscalls.sto import Mode
 
@@ -96,8 +96,8 @@ def run(
     return {"bench": NAME, "ratio": ratio, "target": TARGET, "ours": ours, "peer": peer}
 
 
-def put(number: int, text: str) -> Put:
-    return Put(0, number, "bench", str(number), 1, 0.0, [], text)
+def put(number: int, text: str) -> PutDocument:
+    return PutDocument(0, number, "bench", str(number), 1, 0.0, [], text)
 
 
 def ask(query: str, mode: Mode, count: int) -> Search:

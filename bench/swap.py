@@ -15,7 +15,7 @@ from typing import Any
 from aios.kernel.core.batcher import Batcher
 from aios.kernel.core.certify import certify
 from aios.kernel.core.disk import Disk
-from aios.kernel.core.engine import CHUNK
+from aios.kernel.core.engine import CHUNK_TOKENS
 from aios.kernel.core.llama import LlamaEngine
 from aios.kernel.core.protocol import DECODED, PREFILLED, Run, Segment
 from aios.syscalls.llm import Decoding
@@ -34,7 +34,7 @@ def run(
     progress: Progress, contexts: int = CONTEXTS, tokens: int = TOKENS, slots: int = SLOTS,
     ram: int = RAM, seed: int = 1,
 ) -> dict[str, Any]:  # fmt: skip
-    window = tokens + FIRST + THEN + CHUNK
+    window = tokens + FIRST + THEN + CHUNK_TOKENS
     engine = LlamaEngine(model(), slots=slots, window=window, threads=threads())
     certified, _ = certify(engine)
     with tempfile.TemporaryDirectory(prefix="aios-") as folder:

@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from aios.agents import Aios, connect
-from aios.kernel.core.engine import CHUNK
+from aios.kernel.core.engine import CHUNK_TOKENS
 from aios.kernel.core.llama import LlamaEngine
 from aios.kernel.core.state_layout import BlockSlice
 
@@ -39,14 +39,14 @@ def run(progress: Progress, tokens: int = TOKENS, new: int = NEW) -> dict[str, A
 
 def on_engine(tokens: int) -> tuple[float, float, int]:
     """Seconds for save + restore, seconds for the prefill, bytes of the snapshot."""
-    engine = LlamaEngine(model(), slots=2, window=tokens + CHUNK, threads=threads())
+    engine = LlamaEngine(model(), slots=2, window=tokens + CHUNK_TOKENS, threads=threads())
     prompt = tuple(engine.tokenize(text(), start=True)[:tokens])
-    spans = [(pos, min(CHUNK, tokens - pos)) for pos in range(0, tokens, CHUNK)]
+    spans = [(pos, min(CHUNK_TOKENS, tokens - pos)) for pos in range(0, tokens, CHUNK_TOKENS)]
     moved, prefilled = [], []
     for _ in range(ROUNDS + 2):
         begin = time.perf_counter()
-        for pos in range(0, tokens, CHUNK):
-            engine.prefill(0, prompt[pos : pos + CHUNK], pos)
+        for pos in range(0, tokens, CHUNK_TOKENS):
+            engine.prefill(0, prompt[pos : pos + CHUNK_TOKENS], pos)
         middle = time.perf_counter()
         rows = engine.cut(0, spans)
         engine.clear(0)
@@ -63,7 +63,9 @@ def on_engine(tokens: int) -> tuple[float, float, int]:
 def through_system(progress: Progress, tokens: int, new: int) -> dict[str, float]:
     """Seconds to the next token: of the same context (step), of the other one (switch)."""
     with (
-        system(progress, slots=1, ctx=tokens + new + CHUNK, policy="rr", quantum=QUANTUM) as home,
+        system(
+            progress, slots=1, ctx=tokens + new + CHUNK_TOKENS, policy="rr", quantum=QUANTUM
+        ) as home,
         connect(home, "first") as first,
         connect(home, "second") as second,
     ):

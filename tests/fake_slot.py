@@ -7,13 +7,13 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from aios.kernel.core.engine import CHUNK
+from aios.kernel.core.engine import CHUNK_TOKENS
 from aios.kernel.core.history import Op, plan
 from aios.kernel.core.protocol import DECODED, PREFILLED, Segment
 from aios.kernel.core.state_layout import BlockSlice
 
 ROW = 8  # bytes of a token
-PAGE = CHUNK * ROW
+PAGE = CHUNK_TOKENS * ROW
 PLENTY = 1 << 30
 Bytes = NDArray[np.uint8]
 

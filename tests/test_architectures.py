@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from batcher_harness import PLENTY, CheckedBatcher, Job, at_random, finish, report, run_solo
 from conftest import Boot
-from cores import PLENTY, Job, Watched, at_random, finish, report, run_solo
 from helpers import STORY
 from models import tiny_model, write_bert
 
@@ -22,7 +22,7 @@ from aios.agents import Generation, connect
 from aios.kernel.core import fit
 from aios.kernel.core.certify import certify
 from aios.kernel.core.disk import Disk
-from aios.kernel.core.engine import CHUNK
+from aios.kernel.core.engine import CHUNK_TOKENS
 from aios.kernel.core.llama import PAD_FROM_TOKENS, LlamaEngine
 from aios.kernel.core.protocol import Halt
 from aios.kernel.llm.scheduler import Dispatch, Preempt, Scheduler
@@ -73,7 +73,7 @@ def test_a_context_beyond_the_window_that_moves_goes_on_the_same(load: Load, arc
     """The short one ends while the long one is prefilled, which then takes its slot."""
     engine = load(arch, window=SLIDING)
     assert certify(engine) == (SLOTS, None)
-    batcher = Watched(engine, SLOTS, PLENTY)
+    batcher = CheckedBatcher(engine, SLOTS, PLENTY)
     short, long = Job(1, prompt(engine, 20), some(6)), Job(2, prompt(engine, 705), some(12))
     by_ctx = {1: short, 2: long}
     batcher.run(short.run())
@@ -81,7 +81,7 @@ def test_a_context_beyond_the_window_that_moves_goes_on_the_same(load: Load, arc
     while 1 in {run.sequence.ctx for run in batcher.running.values()}:
         report(batcher, by_ctx)
     assert not long.tokens
-    assert engine.length(1) > 3 * CHUNK
+    assert engine.length(1) > 3 * CHUNK_TOKENS
     while batcher.running:
         report(batcher, by_ctx)
         assert 1 not in batcher.running
@@ -95,10 +95,12 @@ def test_no_schedule_can_be_told_from_the_output(
 ) -> None:
     """Nor from where its snapshots were: in memory, or, where that has room for few, on disk."""
     engine = load(arch, window=SLIDING, slots=3)
-    lengths = [20, 705, SLIDING - 5, 3, 590, SLIDING + CHUNK]
+    lengths = [20, 705, SLIDING - 5, 3, 590, SLIDING + CHUNK_TOKENS]
     jobs = [Job(at, prompt(engine, n, at), some(10)) for at, n in enumerate(lengths, 1)]
     disk = Disk(tmp_path / "kv", engine.fingerprint(3), PLENTY, "plain", None)
-    batcher = Watched(engine, engine.slots, PLENTY if seed == 1 else 700 * engine.row_bytes, disk)
+    batcher = CheckedBatcher(
+        engine, engine.slots, PLENTY if seed == 1 else 700 * engine.row_bytes, disk
+    )
     at_random(batcher, jobs, seed)
     assert batcher.saves and batcher.restores
     assert (batcher.prefix_cache.tiers.written > 0) == (seed == 2)
@@ -112,7 +114,7 @@ def test_no_schedule_can_be_told_from_the_output(
 def test_many_contexts_on_few_slots_compute_nothing_again(load: Load, arch: str) -> None:
     engine = load(arch, window=SLIDING)
     jobs = [Job(at, prompt(engine, 40 * at + 5, at), some(24)) for at in range(1, 12)]
-    batcher = Watched(engine, SLOTS, PLENTY)
+    batcher = CheckedBatcher(engine, SLOTS, PLENTY)
     by_ctx, waiting = {job.ctx: job for job in jobs}, [job.ctx for job in jobs]
     while waiting or batcher.running:
         while waiting and len(batcher.running) < SLOTS:
@@ -133,10 +135,10 @@ def test_many_contexts_on_few_slots_compute_nothing_again(load: Load, arch: str)
 def test_what_begins_alike_shares_the_rows_behind_the_window(load: Load) -> None:
     """A fork from the middle needs rows that had left the window when they were saved."""
     engine = load("gemma3", window=SLIDING, slots=2)
-    batcher = Watched(engine, 2, PLENTY)
-    long = Job(1, prompt(engine, 12 * CHUNK), some(3))
+    batcher = CheckedBatcher(engine, 2, PLENTY)
+    long = Job(1, prompt(engine, 12 * CHUNK_TOKENS), some(3))
     finish(batcher, long)
-    fork = Job(2, [*long.prompt[: 5 * CHUNK], *prompt(engine, 30, 9)], some(8))
+    fork = Job(2, [*long.prompt[: 5 * CHUNK_TOKENS], *prompt(engine, 30, 9)], some(8))
     before = batcher.computed
     finish(batcher, fork)
     assert batcher.computed - before == 30 + 8 - 1
@@ -150,7 +152,7 @@ def test_a_turn_is_worth_what_it_takes_to_resume(load: Load) -> None:
     engine = load("llama", slots=2)
     engine.row_bytes = 0
     jobs = {at: Job(at, prompt(engine, 100 * at, at), some(80)) for at in range(1, 6)}
-    batcher, scheduler = Watched(engine, 2, 0), Scheduler("rr", 4, slots=2)
+    batcher, scheduler = CheckedBatcher(engine, 2, 0), Scheduler("rr", 4, slots=2)
     waiting = deque(decision for ctx in jobs for decision in scheduler.add(ctx, 0, 0.0))
     while scheduler.tasks:
         while waiting:
@@ -198,9 +200,9 @@ def test_what_cannot_be_moved_is_found_out_and_stays(
     assert certify(engine) == (SLOTS, None)
     assert engine.row_bytes == 0
     assert [engine.length(slot) for slot in range(engine.streams)] == [0] * engine.streams
-    lengths = [20, 705, SLIDING - 5, 3, 590, SLIDING + CHUNK]
+    lengths = [20, 705, SLIDING - 5, 3, 590, SLIDING + CHUNK_TOKENS]
     jobs = [Job(at, prompt(engine, n, at), some(10)) for at, n in enumerate(lengths, 1)]
-    batcher = Watched(engine, engine.slots, PLENTY)
+    batcher = CheckedBatcher(engine, engine.slots, PLENTY)
     at_random(batcher, jobs, 3)
     assert batcher.restores == 0
     for job in jobs:
@@ -221,7 +223,7 @@ def test_the_self_test_goes_beyond_the_window(load: Load, monkeypatch: pytest.Mo
     monkeypatch.setattr(engine, "swap", watched)
     certify(engine)
     assert engine.row_bytes
-    assert longest > 600 + CHUNK
+    assert longest > 600 + CHUNK_TOKENS
 
 
 # --- windows and sizes ---------------------------------------------------------------------------
@@ -237,7 +239,7 @@ def test_no_window_is_larger_than_what_the_model_was_trained_for(
     engine = load(arch, trained=trained, ctx=2048, slots=2)
     assert engine.window == window
     assert certify(engine) == (2, None)
-    batcher = Watched(engine, 2, PLENTY)
+    batcher = CheckedBatcher(engine, 2, PLENTY)
     # Both are full at the end, and the one that goes on longer has a full one beside it.
     jobs = [
         Job(1, prompt(engine, window - 30), some(99)),
@@ -276,8 +278,8 @@ def test_contexts_of_a_windowed_model_are_exact_beside_others(boot: Boot, tmp_pa
 
 def test_a_solo_context_is_padded_beside_full_ones(load: Load) -> None:
     """Where positions are learned, there is none behind the last."""
-    engine = load("gpt2", trained=PAD_FROM_TOKENS + CHUNK, slots=3)
-    batcher = Watched(engine, 3, PLENTY)
+    engine = load("gpt2", trained=PAD_FROM_TOKENS + CHUNK_TOKENS, slots=3)
+    batcher = CheckedBatcher(engine, 3, PLENTY)
     full = [Job(at, prompt(engine, engine.window - 2, at), some(99)) for at in (1, 2)]
     finish(batcher, *full)
     assert [job.why for job in full] == ["context_full"] * 2
@@ -352,4 +354,4 @@ def test_a_window_too_short_is_not_measured(
     path = tiny_model(tmp_path / "tiny.gguf", "gpt2", trained=64)
     settings = {"model": str(path), "slots": 2}
     with pytest.raises(ModelError, match="holds 63 tokens"):
-        fit.serve(fit.Request("measure", str(tmp_path), settings, ("q4_0",)))
+        fit.serve(fit.FitRequest("measure", str(tmp_path), settings, ("q4_0",)))

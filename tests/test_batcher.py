@@ -8,10 +8,10 @@ from math import sqrt
 
 import numpy as np
 import pytest
-from cores import (
+from batcher_harness import (
     PLENTY,
+    CheckedBatcher,
     Job,
-    Watched,
     at_random,
     finish,
     report,
@@ -20,9 +20,9 @@ from cores import (
     some,
     text,
 )
-from deterministic import DeterministicEngine
+from deterministic_engine import DeterministicEngine
 
-from aios.kernel.core.engine import CHUNK, Engine
+from aios.kernel.core.engine import CHUNK_TOKENS, Engine
 from aios.kernel.core.protocol import Halt
 from aios.kernel.core.sampler import Sampler
 from aios.syscalls.llm import Decoding
@@ -36,8 +36,8 @@ def engine() -> Engine:
 
 
 @pytest.fixture
-def batcher(engine: Engine) -> Iterator[Watched]:
-    batcher = Watched(engine, engine.slots, PLENTY)
+def batcher(engine: Engine) -> Iterator[CheckedBatcher]:
+    batcher = CheckedBatcher(engine, engine.slots, PLENTY)
     yield batcher
     for ctx in list(batcher.sequences):
         batcher.drop(ctx)
@@ -59,7 +59,7 @@ def new_jobs(solo: list[Job]) -> list[Job]:
 
 @pytest.mark.parametrize("seed", range(1, 8))
 def test_no_schedule_can_be_told_from_the_output(
-    batcher: Watched, solo: list[Job], seed: int
+    batcher: CheckedBatcher, solo: list[Job], seed: int
 ) -> None:
     jobs = new_jobs(solo)
     at_random(batcher, jobs, seed)
@@ -69,7 +69,7 @@ def test_no_schedule_can_be_told_from_the_output(
 
 
 def test_without_room_for_snapshots_all_is_replayed(engine: Engine, solo: list[Job]) -> None:
-    batcher = Watched(engine, engine.slots, snapshot_bytes=0)
+    batcher = CheckedBatcher(engine, engine.slots, snapshot_bytes=0)
     jobs = new_jobs(solo)[1:]
     at_random(batcher, jobs, seed=3)
     assert [job.result for job in jobs] == [job.result for job in solo[1:]]
@@ -80,7 +80,7 @@ def test_without_room_for_snapshots_all_is_replayed(engine: Engine, solo: list[J
 
 
 def test_batches_cut_to_one_are_the_same(engine: Engine, solo: list[Job]) -> None:
-    batcher = Watched(engine, 1, PLENTY)
+    batcher = CheckedBatcher(engine, 1, PLENTY)
     jobs = new_jobs(solo)[2:5]
     finish(batcher, *jobs)
     assert [job.result for job in jobs] == [job.result for job in solo[2:5]]
@@ -90,7 +90,7 @@ def test_batches_cut_to_one_are_the_same(engine: Engine, solo: list[Job]) -> Non
 
 
 def test_a_preempted_context_stays_where_it_is_until_its_slot_is_needed(
-    batcher: Watched, solo: list[Job]
+    batcher: CheckedBatcher, solo: list[Job]
 ) -> None:
     job = new_jobs(solo)[1]
     batcher.run(job.run())
@@ -102,12 +102,12 @@ def test_a_preempted_context_stays_where_it_is_until_its_slot_is_needed(
     assert batcher.saves == batcher.replayed == 0
 
 
-def test_a_turn_waits_for_no_stream_of_short_calls(engine: Engine, batcher: Watched) -> None:
+def test_a_turn_waits_for_no_stream_of_short_calls(engine: Engine, batcher: CheckedBatcher) -> None:
     """Each of them is shorter than it; but each step that it waits makes up for a chunk."""
     talk = Job(1, text(engine, 30), some(5))
     finish(batcher, talk)
     batcher.step_count += 1000  # much happened meanwhile
-    turn = Job(1, [*talk.context.tokens, *text(engine, 3 * CHUNK)], some(1))
+    turn = Job(1, [*talk.context.tokens, *text(engine, 3 * CHUNK_TOKENS)], some(1))
     jobs, steps = {1: turn}, 0
     batcher.run(turn.run())
     while not turn.tokens:
@@ -127,20 +127,22 @@ def test_a_turn_waits_for_no_stream_of_short_calls(engine: Engine, batcher: Watc
 
 
 def test_a_second_answer_rolls_back_to_what_both_histories_share(
-    engine: Engine, batcher: Watched, solo: list[Job]
+    engine: Engine, batcher: CheckedBatcher, solo: list[Job]
 ) -> None:
-    other = [*text(engine, CHUNK + 3), *text(engine, CHUNK, start=200)]
+    other = [*text(engine, CHUNK_TOKENS + 3), *text(engine, CHUNK_TOKENS, start=200)]
     second = Job(1, other, some(6, temperature=0.8, seed=5))
     expected = run_solo(engine, other, second.decoding)
-    finish(batcher, Job(1, text(engine, 2 * CHUNK + 9), some(6)))
+    finish(batcher, Job(1, text(engine, 2 * CHUNK_TOKENS + 9), some(6)))
     batcher.computed = 0
     finish(batcher, second)
     assert second.result == expected.result
-    assert batcher.computed == second.context.used - 1 - CHUNK  # the last token was not computed
+    assert (
+        batcher.computed == second.context.used - 1 - CHUNK_TOKENS
+    )  # the last token was not computed
     assert batcher.replayed == 0  # what was rolled back is another text
 
 
-def test_a_dialog_goes_on_from_the_cache(engine: Engine, batcher: Watched) -> None:
+def test_a_dialog_goes_on_from_the_cache(engine: Engine, batcher: CheckedBatcher) -> None:
     job = Job(1, text(engine, 30), some(5))
     finish(batcher, job)
     job.context.append(text(engine, 40, start=60), WINDOW)
@@ -155,7 +157,7 @@ def test_a_dialog_goes_on_from_the_cache(engine: Engine, batcher: Watched) -> No
     assert batcher.sequences[2].ops == batcher.sequences[1].ops
 
 
-def test_dropped_while_it_runs_it_starts_anew(batcher: Watched, solo: list[Job]) -> None:
+def test_dropped_while_it_runs_it_starts_anew(batcher: CheckedBatcher, solo: list[Job]) -> None:
     _, job, other, *_ = new_jobs(solo)
     for each in (job, other):
         batcher.run(each.run())
@@ -173,19 +175,21 @@ def test_dropped_while_it_runs_it_starts_anew(batcher: Watched, solo: list[Job])
 # --- how a generation ends ----------------------------------------------------------------------
 
 
-def test_max_tokens_of_one(engine: Engine, batcher: Watched) -> None:
+def test_max_tokens_of_one(engine: Engine, batcher: CheckedBatcher) -> None:
     job = Job(1, text(engine, 9), some(1))
     finish(batcher, job)
     assert (len(job.tokens), job.why) == (1, "length")
 
 
-def test_a_context_ends_when_its_window_is_full(engine: Engine, batcher: Watched) -> None:
+def test_a_context_ends_when_its_window_is_full(engine: Engine, batcher: CheckedBatcher) -> None:
     job = Job(1, text(engine, WINDOW - 3), some(99))
     finish(batcher, job)
     assert (len(job.tokens), job.why) == (3, "context_full")
 
 
-def test_the_end_of_the_answer_is_not_a_token_of_it(engine: Engine, batcher: Watched) -> None:
+def test_the_end_of_the_answer_is_not_a_token_of_it(
+    engine: Engine, batcher: CheckedBatcher
+) -> None:
     asked = text(engine, 9, start=8)  # its answer comes to an end by itself
     job = Job(1, asked, Decoding(max_tokens=40, digest=True))
     finish(batcher, job)
@@ -199,7 +203,7 @@ def test_the_end_of_the_answer_is_not_a_token_of_it(engine: Engine, batcher: Wat
     assert on.why == "length"
 
 
-def test_a_stop_string_ends_it_and_is_not_shown(engine: Engine, batcher: Watched) -> None:
+def test_a_stop_string_ends_it_and_is_not_shown(engine: Engine, batcher: CheckedBatcher) -> None:
     free = run_solo(engine, text(engine, 40), some(16))
     words = free.text.split()
     stop = f"{words[3]} {words[4]}"  # spans several tokens
@@ -217,7 +221,7 @@ def test_a_stop_string_ends_it_and_is_not_shown(engine: Engine, batcher: Watched
 
 
 def test_what_was_held_back_for_a_stop_string_comes_at_the_end(
-    engine: Engine, batcher: Watched
+    engine: Engine, batcher: CheckedBatcher
 ) -> None:
     free = run_solo(engine, text(engine, 40), some(6))
     job = Job(1, free.prompt, some(6, stop=[free.text + "and more"]))
@@ -228,7 +232,7 @@ def test_what_was_held_back_for_a_stop_string_comes_at_the_end(
     assert (job.text, job.why) == (free.text, "length")
 
 
-def test_cancelled_it_keeps_what_it_has(engine: Engine, batcher: Watched) -> None:
+def test_cancelled_it_keeps_what_it_has(engine: Engine, batcher: CheckedBatcher) -> None:
     job = Job(1, text(engine, 9), some(50))
     batcher.run(job.run())
     while len(job.tokens) < 4:
@@ -238,7 +242,7 @@ def test_cancelled_it_keeps_what_it_has(engine: Engine, batcher: Watched) -> Non
     assert (len(job.tokens), job.why, batcher.running) == (4, "cancelled", {})
 
 
-def test_to_halt_what_does_not_run_does_nothing(engine: Engine, batcher: Watched) -> None:
+def test_to_halt_what_does_not_run_does_nothing(engine: Engine, batcher: CheckedBatcher) -> None:
     batcher.halt(Halt(1, "preempted"))
     job = Job(1, text(engine, 5), some(1))
     finish(batcher, job)
@@ -248,7 +252,7 @@ def test_to_halt_what_does_not_run_does_nothing(engine: Engine, batcher: Watched
     batcher.drop(99)
 
 
-def test_more_than_the_slots_are_refused(engine: Engine, batcher: Watched) -> None:
+def test_more_than_the_slots_are_refused(engine: Engine, batcher: CheckedBatcher) -> None:
     jobs = [Job(ctx, text(engine, 5, ctx), some(9)) for ctx in (1, 2, 3, 4)]
     expected = run_solo(engine, jobs[0].prompt, some(9))
     for job in jobs:
@@ -262,8 +266,10 @@ def test_more_than_the_slots_are_refused(engine: Engine, batcher: Watched) -> No
     assert jobs[0].tokens == expected.tokens
 
 
-def test_a_long_prompt_delays_others_by_a_chunk_a_step(engine: Engine, batcher: Watched) -> None:
-    short, long = Job(1, text(engine, 5), some(9)), Job(2, text(engine, 4 * CHUNK), some(1))
+def test_a_long_prompt_delays_others_by_a_chunk_a_step(
+    engine: Engine, batcher: CheckedBatcher
+) -> None:
+    short, long = Job(1, text(engine, 5), some(9)), Job(2, text(engine, 4 * CHUNK_TOKENS), some(1))
     by_ctx = {1: short, 2: long}
     batcher.run(short.run())
     report(batcher, by_ctx)
@@ -280,7 +286,7 @@ def test_a_long_prompt_delays_others_by_a_chunk_a_step(engine: Engine, batcher: 
 
 
 def test_digests_and_log_probabilities_are_those_of_the_logits(
-    engine: Engine, batcher: Watched
+    engine: Engine, batcher: CheckedBatcher
 ) -> None:
     job = Job(1, text(engine, 20), some(5, logprobs=4))
     finish(batcher, job)
@@ -299,7 +305,9 @@ def test_digests_and_log_probabilities_are_those_of_the_logits(
         assert [value for _, value in got.top] == pytest.approx(logs[best], abs=1e-9)
 
 
-def test_log_probabilities_of_the_drawn_token_alone(engine: Engine, batcher: Watched) -> None:
+def test_log_probabilities_of_the_drawn_token_alone(
+    engine: Engine, batcher: CheckedBatcher
+) -> None:
     job = Job(1, text(engine, 20), some(2, logprobs=0))
     finish(batcher, job)
     assert [got.top for got in job.logprobs] == [[], []]
@@ -310,7 +318,7 @@ def test_log_probabilities_of_the_drawn_token_alone(engine: Engine, batcher: Wat
 
 
 def test_the_same_seed_draws_the_same_and_another_draws_others(
-    engine: Engine, batcher: Watched
+    engine: Engine, batcher: CheckedBatcher
 ) -> None:
     jobs = [Job(n, text(engine, 9), some(12, temperature=1.0, seed=n // 2)) for n in (2, 3, 4)]
     finish(batcher, *jobs)

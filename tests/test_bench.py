@@ -30,7 +30,7 @@ from aios.bench import (
 )
 from aios.bench.chats import ANSWER, our_side
 from aios.bench.load import AGENTS, make_prompts, our_system, tokens_per_second
-from aios.kernel.core.engine import CHUNK
+from aios.kernel.core.engine import CHUNK_TOKENS
 from aios.syscalls.errors import BadInput
 
 ROW = 256  # bytes of KV a token, of the tiny model
@@ -158,7 +158,9 @@ def test_every_context_comes_back_from_disk() -> None:
     check_shape(report, "swap")
     ours = report["ours"]
     assert report["ratio"] == ours["differing"] == 0
-    assert ours["replayed"] <= ours["lost"] * CHUNK  # nothing but what the disk was too slow for
+    assert (
+        ours["replayed"] <= ours["lost"] * CHUNK_TOKENS
+    )  # nothing but what the disk was too slow for
     assert ours["restores"] >= 14 - 2
     assert ours["read"] > 4 * 70 * ROW
     assert ours["peak_ram"] <= 500 * ROW

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from cores import PLENTY, Job, Watched, finish, report, run_solo, text
-from deterministic import DeterministicEngine
+from batcher_harness import PLENTY, CheckedBatcher, Job, finish, report, run_solo, text
+from deterministic_engine import DeterministicEngine
 from models import tiny_model
 from numpy.typing import NDArray
 
 from aios.kernel.config import embedded_model
 from aios.kernel.core.certify import certify
-from aios.kernel.core.engine import CHUNK, Engine
+from aios.kernel.core.engine import CHUNK_TOKENS, Engine
 from aios.kernel.core.gguf import requantize
 from aios.kernel.core.llama import PAD_FROM_TOKENS, LlamaEngine
 from aios.syscalls.llm import Decoding
@@ -143,7 +143,7 @@ def test_within_the_certified_size_it_is_exact_and_beyond_it_is_not(
     ]
     digests, steps = [], []
     for certified in (size, 0):
-        batcher = Watched(engine, certified, PLENTY)
+        batcher = CheckedBatcher(engine, certified, PLENTY)
         jobs = jobs_of(engine, lengths, 8)
         finish(batcher, *jobs)
         digests.append([job.digests for job in jobs])
@@ -185,7 +185,7 @@ def test_padding_for_solo_sequences_makes_no_batch_too_large() -> None:
     jobs = jobs_of(engine, [3, PAD_FROM_TOKENS, 4, PAD_FROM_TOKENS, WINDOW - 10, WINDOW - 10], 20)
     by_ctx = {job.ctx: job for job in jobs}
     long, between = jobs[1:4:2], jobs[4:]
-    batcher = Watched(engine, size, PLENTY)
+    batcher = CheckedBatcher(engine, size, PLENTY)
     for job in jobs[:4]:
         batcher.run(job.run())
     while not all(job.tokens for job in long):
@@ -212,13 +212,13 @@ def test_with_padding_it_is_exact_on_all_slots(needs_padding: Certified) -> None
     """Sequences begin one after the other: each is solo once, and in batches of all sizes."""
     engine, size, cost = needs_padding
     assert (size, cost) == (SLOTS, None)
-    lengths = [3, CHUNK, CHUNK + 1, PAD_FROM_TOKENS - 2, 5, 40]
+    lengths = [3, CHUNK_TOKENS, CHUNK_TOKENS + 1, PAD_FROM_TOKENS - 2, 5, 40]
     expected = [
         run_solo(engine, job.prompt, job.decoding).digests for job in jobs_of(engine, lengths, 20)
     ]
     jobs = jobs_of(engine, lengths, 20)
     by_ctx = {job.ctx: job for job in jobs}
-    batcher = Watched(engine, size, PLENTY)
+    batcher = CheckedBatcher(engine, size, PLENTY)
     for job in jobs:
         batcher.run(job.run())
         for _ in range(3):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aios.kernel.core.engine import CHUNK
+from aios.kernel.core.engine import CHUNK_TOKENS
 from aios.kernel.core.history import Op, plan
 from aios.kernel.core.protocol import DECODED, PREFILLED
 from aios.kernel.llm.contexts import DROPPED, KEPT, PAST, ContextManager, Past
@@ -222,22 +222,24 @@ def test_a_plan_is_the_history_cut_at_absolute_multiples(turns: list[Turn]) -> N
         pos = 0
         for how, at, tokens in ops:
             assert at == pos
-            assert len(tokens) == 1 if how == DECODED else 1 <= len(tokens) <= CHUNK
-            assert at // CHUNK == (at + len(tokens) - 1) // CHUNK  # crosses no multiple
+            assert len(tokens) == 1 if how == DECODED else 1 <= len(tokens) <= CHUNK_TOKENS
+            assert (
+                at // CHUNK_TOKENS == (at + len(tokens) - 1) // CHUNK_TOKENS
+            )  # crosses no multiple
             pos += len(tokens)
         # Tokens are numbered in the order in which they came.
         assert [token for _, _, tokens in ops for token in tokens] == list(range(pos))
 
 
 def test_a_prefill_is_cut_only_where_it_must_be() -> None:
-    ops = plan([("p", list(range(CHUNK + 6))), ("d", [1, 2]), ("p", [3] * CHUNK)])
+    ops = plan([("p", list(range(CHUNK_TOKENS + 6))), ("d", [1, 2]), ("p", [3] * CHUNK_TOKENS)])
     assert [(how, pos, len(tokens)) for how, pos, tokens in ops] == [
-        ("p", 0, CHUNK),
-        ("p", CHUNK, 6),
-        ("d", CHUNK + 6, 1),
-        ("d", CHUNK + 7, 1),
-        ("p", CHUNK + 8, CHUNK - 8),
-        ("p", 2 * CHUNK, 8),
+        ("p", 0, CHUNK_TOKENS),
+        ("p", CHUNK_TOKENS, 6),
+        ("d", CHUNK_TOKENS + 6, 1),
+        ("d", CHUNK_TOKENS + 7, 1),
+        ("p", CHUNK_TOKENS + 8, CHUNK_TOKENS - 8),
+        ("p", 2 * CHUNK_TOKENS, 8),
     ]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aios.kernel.core.disk import HEADER, PART_SUFFIX, BadBlock, BlockName, Codec, Disk
+from aios.kernel.core.disk import HEADER, PART_SUFFIX, BadBlock, BlockName, CodecName, Disk
 from aios.syscalls.errors import BadInput
 
 MINE, OTHER = b"m" * 16, b"o" * 16
@@ -27,7 +27,7 @@ def test_rows_come_back_and_are_found_again(disk: Disk, tmp_path: Path) -> None:
     assert disk.read(NAME, ROWS.size).tobytes() == ROWS.tobytes()
     path = disk.folder / str(NAME)
     assert path.stat().st_size == size
-    codec: Codec = "zstd" if type(disk.codec).__name__ == "Zstd" else "plain"
+    codec: CodecName = "zstd" if type(disk.codec).__name__ == "ZstdCodec" else "plain"
     again = Disk(tmp_path, MINE, BUDGET, codec)
     assert again.found == [(NAME, size)]
     assert again.read(NAME, ROWS.size).tobytes() == ROWS.tobytes()

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import PoolingType
+from index_documents import CAR, FOX, ODD, SEA, model
 from models import WINDOW, write_bert
 from numpy.typing import NDArray
-from texts import CAR, FOX, ODD, SEA, model
 
 from aios.kernel.config import Prefixes, embedded_model
 from aios.kernel.index.embedder import Embedder, GgufEmbedder, open_embedder

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cores import PLENTY, Job, Watched, at_random, finish, run_solo, text
-from deterministic import DeterministicEngine
+from batcher_harness import PLENTY, CheckedBatcher, Job, at_random, finish, run_solo, text
+from deterministic_engine import DeterministicEngine
 from models import tiny_model
 
 from aios.kernel.config import embedded_model
 from aios.kernel.core.certify import certify
-from aios.kernel.core.engine import CHUNK, Engine
+from aios.kernel.core.engine import CHUNK_TOKENS, Engine
 from aios.kernel.core.llama import LlamaEngine
 from aios.kernel.core.state_layout import BlockSlice
 from aios.syscalls.errors import BadInput, Internal
@@ -56,8 +56,8 @@ numeric = pytest.mark.parametrize("engine", ["deterministic", "tiny", "embedded"
 def enter(engine: Engine, slot: int, length: int, start: int = 0) -> bytes:
     """Have a slot read `length` tokens, and return the logits behind the last."""
     engine.clear(slot)
-    for pos in range(0, length, CHUNK):
-        chunk = text(engine, min(CHUNK, length - pos), start + pos)
+    for pos in range(0, length, CHUNK_TOKENS):
+        chunk = text(engine, min(CHUNK_TOKENS, length - pos), start + pos)
         engine.prefill(slot, tuple(chunk), pos)
     return engine.logits(len(chunk) - 1).tobytes()
 
@@ -86,7 +86,7 @@ def test_sizes(engine: Engine) -> None:
 
 def test_logits_depend_on_the_tokens_before_and_on_nothing_else(engine: Engine) -> None:
     """They do not depend on the slot, other slots, former contents, or the rest of the batch."""
-    lengths = [70, 3, WINDOW - 10, CHUNK]
+    lengths = [70, 3, WINDOW - 10, CHUNK_TOKENS]
     first = [enter(engine, 0, length, 9 * at) for at, length in enumerate(lengths)]
     solo = []
     for at, length in enumerate(lengths):
@@ -127,8 +127,8 @@ def test_what_was_cleared_leaves_no_trace(engine: Engine) -> None:
     engine.clear(1, 100)
     assert engine.length(1) == 100
     assert behind(engine, (1, 5)) == expected
-    engine.clear(1, CHUNK)
-    engine.prefill(1, tuple(text(engine, 36, CHUNK)), CHUNK)
+    engine.clear(1, CHUNK_TOKENS)
+    engine.prefill(1, tuple(text(engine, 36, CHUNK_TOKENS)), CHUNK_TOKENS)
     assert behind(engine, (1, 5)) == expected
     engine.clear(1)
     engine.clear(1)
@@ -146,7 +146,7 @@ def test_a_full_slot_takes_no_more(engine: Engine) -> None:
     full = engine.length(0)
     assert full >= WINDOW
     with pytest.raises(Internal):
-        engine.prefill(0, tuple(text(engine, CHUNK)), full)
+        engine.prefill(0, tuple(text(engine, CHUNK_TOKENS)), full)
     assert engine.length(0) == full
     expected = enter(engine, 2, 30)
     assert enter(engine, 0, 30) == expected
@@ -193,7 +193,7 @@ def test_rows_that_were_cut_and_pasted_go_on_the_same(engine: Engine) -> None:
     enter(engine, 0, 150)
     expected = behind(engine, (0, 7))
     engine.clear(0, 150)
-    spans = [(0, CHUNK), (CHUNK, CHUNK), (2 * CHUNK, 22), (100, 50)]
+    spans = [(0, CHUNK_TOKENS), (CHUNK_TOKENS, CHUNK_TOKENS), (2 * CHUNK_TOKENS, 22), (100, 50)]
     pages = engine.cut(0, spans)
     assert [page.nbytes for page in pages] == [count * engine.row_bytes for _, count in spans]
     assert engine.length(0) == 150
@@ -202,14 +202,14 @@ def test_rows_that_were_cut_and_pasted_go_on_the_same(engine: Engine) -> None:
     assert not any(map(np.array_equal, pages, engine.cut(0, spans)))
     enter(engine, 2, 9, start=300)
     one, two, rest, late = pages
-    begins = [BlockSlice(one, CHUNK, 0, CHUNK)]
+    begins = [BlockSlice(one, CHUNK_TOKENS, 0, CHUNK_TOKENS)]
     for parts in (
-        [*begins, BlockSlice(two, CHUNK, 0, CHUNK), BlockSlice(rest, 22, 0, 22)],
-        [*begins, BlockSlice(two, CHUNK, 0, 36), BlockSlice(late, 50, 0, 50)],
+        [*begins, BlockSlice(two, CHUNK_TOKENS, 0, CHUNK_TOKENS), BlockSlice(rest, 22, 0, 22)],
+        [*begins, BlockSlice(two, CHUNK_TOKENS, 0, 36), BlockSlice(late, 50, 0, 50)],
         [
             *begins,
-            BlockSlice(two, CHUNK, 0, 10),
-            BlockSlice(two, CHUNK, 10, 30),
+            BlockSlice(two, CHUNK_TOKENS, 0, 10),
+            BlockSlice(two, CHUNK_TOKENS, 10, 30),
             BlockSlice(late, 50, 4, 46),
         ],
     ):
@@ -222,10 +222,16 @@ def test_rows_that_were_cut_and_pasted_go_on_the_same(engine: Engine) -> None:
 
 def test_a_part_of_the_rows_goes_on_as_if_there_had_been_no_more(engine: Engine) -> None:
     enter(engine, 0, 150)
-    pages = engine.cut(0, [(0, CHUNK), (CHUNK, CHUNK)])
+    pages = engine.cut(0, [(0, CHUNK_TOKENS), (CHUNK_TOKENS, CHUNK_TOKENS)])
     engine.clear(0, 100)
     expected = behind(engine, (0, 7))
-    engine.paste(1, [BlockSlice(pages[0], CHUNK, 0, CHUNK), BlockSlice(pages[1], CHUNK, 0, 36)])
+    engine.paste(
+        1,
+        [
+            BlockSlice(pages[0], CHUNK_TOKENS, 0, CHUNK_TOKENS),
+            BlockSlice(pages[1], CHUNK_TOKENS, 0, 36),
+        ],
+    )
     assert behind(engine, (1, 7)) == expected
 
 
@@ -277,7 +283,7 @@ def test_tokens_have_bytes_and_some_end_an_answer(engine: Engine) -> None:
 
 def test_an_answer_can_be_held_to_a_schema(engine: Engine) -> None:
     schema = {"type": "array", "items": {"enum": [1, 22]}, "minItems": 1, "maxItems": 1}
-    batcher = Watched(engine, SLOTS, PLENTY)
+    batcher = CheckedBatcher(engine, SLOTS, PLENTY)
     job = Job(1, text(engine, 9), Decoding(max_tokens=200, schema=schema))
     finish(batcher, job)
     assert job.why == "stop"
@@ -302,14 +308,14 @@ def test_it_is_certified(engine: Engine) -> None:
 
 @pytest.mark.parametrize("ram", [PLENTY, 200, 0], ids=["plenty", "little", "none"])
 def test_no_schedule_can_be_told_from_the_output(engine: Engine, ram: int) -> None:
-    lengths = [253, CHUNK, 5, 70, 1, CHUNK + 1]
+    lengths = [253, CHUNK_TOKENS, 5, 70, 1, CHUNK_TOKENS + 1]
     decodings = [
         Decoding(max_tokens=12, ignore_eos=True, digest=True, temperature=heat, seed=4)
         for heat in (0.0, 0.9)
     ]
     jobs = [Job(at, text(engine, n, at), decodings[at % 2]) for at, n in enumerate(lengths, 1)]
     solo = [run_solo(engine, job.prompt, job.decoding) for job in jobs]
-    batcher = Watched(engine, SLOTS, ram if ram == PLENTY else ram * engine.row_bytes)
+    batcher = CheckedBatcher(engine, SLOTS, ram if ram == PLENTY else ram * engine.row_bytes)
     at_random(batcher, jobs, seed=5)
     assert [job.result for job in jobs] == [job.result for job in solo]
     assert batcher.prefix_cache.check() == []
@@ -346,21 +352,25 @@ def test_rows_that_were_changed_or_mixed_up_are_refused() -> None:
     engine = DeterministicEngine()
     enter(engine, 0, 150)
     enter(engine, 1, 150, start=1)
-    one, two = engine.cut(0, [(0, CHUNK), (CHUNK, CHUNK)])
-    (other,) = engine.cut(1, [(CHUNK, CHUNK)])
-    for byte in (0, 5, 9, 13, 63, CHUNK * engine.row_bytes - 1):
+    one, two = engine.cut(0, [(0, CHUNK_TOKENS), (CHUNK_TOKENS, CHUNK_TOKENS)])
+    (other,) = engine.cut(1, [(CHUNK_TOKENS, CHUNK_TOKENS)])
+    for byte in (0, 5, 9, 13, 63, CHUNK_TOKENS * engine.row_bytes - 1):
         changed = two.copy()
         changed[byte] ^= 1
         with pytest.raises(AssertionError, match="follows another"):
             engine.paste(
-                2, [BlockSlice(one, CHUNK, 0, CHUNK), BlockSlice(changed, CHUNK, 0, CHUNK)]
+                2,
+                [
+                    BlockSlice(one, CHUNK_TOKENS, 0, CHUNK_TOKENS),
+                    BlockSlice(changed, CHUNK_TOKENS, 0, CHUNK_TOKENS),
+                ],
             )
     for parts in ([two], [two, one], [one, one], [one, other]):
         with pytest.raises(AssertionError, match="follows another"):
-            engine.paste(2, [BlockSlice(part, CHUNK, 0, CHUNK) for part in parts])
-    for part in (BlockSlice(two, CHUNK, 1, 10), BlockSlice(one, CHUNK, 0, 10)):
+            engine.paste(2, [BlockSlice(part, CHUNK_TOKENS, 0, CHUNK_TOKENS) for part in parts])
+    for part in (BlockSlice(two, CHUNK_TOKENS, 1, 10), BlockSlice(one, CHUNK_TOKENS, 0, 10)):
         with pytest.raises(AssertionError, match="follows another"):
-            engine.paste(2, [BlockSlice(one, CHUNK, 0, 63), part])
+            engine.paste(2, [BlockSlice(one, CHUNK_TOKENS, 0, 63), part])
 
 
 def test_rows_differ_by_how_their_tokens_were_entered() -> None:

@@ -9,7 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cores import PLENTY, Job, Watched, at_random, run_all_solo, run_solo, some, take_turns, text
+from batcher_harness import (
+    PLENTY,
+    CheckedBatcher,
+    Job,
+    at_random,
+    run_all_solo,
+    run_solo,
+    some,
+    take_turns,
+    text,
+)
 from models import tiny_model
 
 from aios.kernel.config import embedded_model
@@ -33,7 +43,7 @@ def solo(engine: LlamaEngine) -> list[Job]:
 
 def test_no_schedule_can_be_told_from_the_output(engine: LlamaEngine, solo: list[Job]) -> None:
     jobs = [Job(ctx, job.prompt, job.decoding) for ctx, job in enumerate(solo, 1)]
-    batcher = Watched(engine, engine.slots, PLENTY)
+    batcher = CheckedBatcher(engine, engine.slots, PLENTY)
     at_random(batcher, jobs, seed=1)
     assert [job.result for job in jobs] == [job.result for job in solo]
     assert batcher.saves and batcher.restores
@@ -47,7 +57,7 @@ def test_contexts_swapped_to_disk_and_back_are_the_same(
 ) -> None:
     jobs = [Job(ctx, job.prompt, job.decoding) for ctx, job in enumerate(solo, 1)]
     disk = Disk(tmp_path, engine.fingerprint(3), PLENTY, "zstd")
-    batcher = Watched(engine, engine.slots, 0, disk)
+    batcher = CheckedBatcher(engine, engine.slots, 0, disk)
     take_turns(batcher, jobs)
     assert [job.result for job in jobs] == [job.result for job in solo]
     assert batcher.counters().restores >= 4
@@ -69,7 +79,7 @@ def test_a_quantized_cache_is_exact_by_itself_and_differs_from_the_other(
     expected = [run_solo(engine, text(engine, n), some(6)) for n in (150, 40, 70, 9)]
     jobs = [Job(ctx, job.prompt, job.decoding) for ctx, job in enumerate(expected)]
     disk = Disk(tmp_path / "kv", engine.fingerprint(2), PLENTY)
-    batcher = Watched(engine, engine.slots, 0, disk)
+    batcher = CheckedBatcher(engine, engine.slots, 0, disk)
     take_turns(batcher, jobs)
     assert [job.result for job in jobs] == [job.result for job in expected]
     assert batcher.counters().read > 0

@@ -129,7 +129,7 @@ def test_searches_take_turns_and_who_cancels_them_waits_all_the_same() -> None:
     assert len(before) == MAX_SEARCHES
     for search in before:
         assert isinstance(search, protocol.Search)
-        line.on_data(protocol.encode(protocol.Found(search.req, [])))
+        line.on_data(protocol.encode(protocol.SearchResults(search.req, [])))
     assert [getattr(each, "query", "") for each in sent()[MAX_SEARCHES:]] == ["/evil", "/good"]
 
 

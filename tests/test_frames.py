@@ -9,8 +9,11 @@ from types import UnionType
 from typing import get_args
 
 import pytest
+from msgspec import Struct
 
+from aios.kernel.core.protocol import CoreFrame
 from aios.kernel.gateway import protocol as gateway
+from aios.kernel.index.protocol import IndexFrame
 from aios.kernel.init import protocol as init
 from aios.kernel.ledger import context_rows
 
@@ -22,9 +25,21 @@ TAGS = {
 }
 
 
+CORE = {
+    "Run", "Halt", "Drop", "Reset", "Prefetch", "Encode", "Decode", "Compile", "Ready", "Failed",
+    "Encoded", "Out", "Halted", "Counters", "Step",
+}  # fmt: skip
+INDEX = {"Reset", "Put", "Remove", "Search", "Position", "Found", "Failed"}
+
+
 @pytest.mark.parametrize("frames", TAGS)
 def test_frames_keep_their_tags(frames: UnionType) -> None:
     assert {frame.__struct_config__.tag for frame in get_args(frames)} == TAGS[frames]
+
+
+@pytest.mark.parametrize(("base", "tags"), [(CoreFrame, CORE), (IndexFrame, INDEX)])
+def test_frames_of_core_and_index_keep_their_tags(base: type[Struct], tags: set[str]) -> None:
+    assert {frame.__struct_config__.tag for frame in base.__subclasses__()} == tags
 
 
 def test_frames_and_rows_keep_their_fields() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
-from cores import PLENTY, Job, Watched, at_random, finish, report, run_solo
+from batcher_harness import PLENTY, CheckedBatcher, Job, at_random, finish, report, run_solo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llama_cpp import llama_grammar
@@ -424,7 +424,7 @@ def test_a_stop_string_still_ends_it(engine: LlamaEngine) -> None:
 
 
 def test_log_probabilities_are_of_the_model_s_own_logits(engine: LlamaEngine) -> None:
-    batcher = Watched(engine, engine.slots, PLENTY)
+    batcher = CheckedBatcher(engine, engine.slots, PLENTY)
     job = Job(1, ask(engine, "Ada?"), Decoding(schema=PERSON, logprobs=1))
     finish(batcher, job)
     batcher.drop(1)
@@ -438,7 +438,7 @@ def test_log_probabilities_are_of_the_model_s_own_logits(engine: LlamaEngine) ->
 
 def test_an_answer_that_outgrows_the_limits_fails_alone(engine: LlamaEngine) -> None:
     """Each step of this grammar is bounded, but no answer can come to an end."""
-    batcher = Watched(engine, engine.slots, PLENTY)
+    batcher = CheckedBatcher(engine, engine.slots, PLENTY)
     other = Job(2, ask(engine, "Ada?"), Decoding(schema=PERSON, digest=True))
     batcher.run(Job(1, ask(engine, "a"), Decoding(grammar='root ::= "a" root')).run())
     batcher.run(other.run())
@@ -478,7 +478,7 @@ def again(solo: list[Job]) -> list[Job]:
 def test_preempted_in_the_middle_it_goes_on_the_same(
     engine: LlamaEngine, solo: list[Job], quantum: int
 ) -> None:
-    batcher = Watched(engine, engine.slots, PLENTY)
+    batcher = CheckedBatcher(engine, engine.slots, PLENTY)
     for job in again(solo):
         while not job.why or job.why == "preempted":
             batcher.run(job.run())
@@ -494,7 +494,7 @@ def test_preempted_in_the_middle_it_goes_on_the_same(
 def test_no_schedule_can_be_told_from_the_answers(
     engine: LlamaEngine, solo: list[Job], seed: int
 ) -> None:
-    batcher = Watched(engine, engine.slots, PLENTY)
+    batcher = CheckedBatcher(engine, engine.slots, PLENTY)
     jobs = again(solo)
     at_random(batcher, jobs, seed)
     assert [job.result for job in jobs] == [job.result for job in solo]

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from texts import CAR, FOX, ODD, SEA, ask, model, paths, put, remove, same, sound
+from index_documents import CAR, FOX, ODD, SEA, ask, model, paths, put, remove, same, sound
 
 from aios.kernel.index import passages
 from aios.kernel.index.database import FILE_NAME, SET_ASIDE_NAME, IndexDamaged

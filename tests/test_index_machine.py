@@ -10,10 +10,10 @@ from typing import Any
 from conftest import fewer
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from texts import ask, model, put, remove, sound
+from index_documents import ask, model, put, remove, sound
 
 from aios.kernel.index.index import Index
-from aios.kernel.index.protocol import Change, Put
+from aios.kernel.index.protocol import Change, PutDocument
 from aios.syscalls.sto import Mode
 
 WORDS = ("ibis", "heron", "crane", "stork", "tern")
@@ -28,7 +28,7 @@ changes = st.lists(
 )  # fmt: skip
 
 
-def covers(scope: tuple[str, str], document: Put) -> bool:
+def covers(scope: tuple[str, str], document: PutDocument) -> bool:
     owner, path = scope
     below = path in ("", document.path) or document.path.startswith(path + "/")
     return owner == document.owner and below
@@ -39,7 +39,7 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="aios-"))
         self.index = Index(self.folder, model())
-        self.documents: dict[tuple[str, str], Put] = {}
+        self.documents: dict[tuple[str, str], PutDocument] = {}
         self.seq = 0
 
     def teardown(self) -> None:

@@ -6,24 +6,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from indexes import Kernel, with_index
+from index_documents import CAR, FOX, SEA, ask, put
+from index_harness import FakeKernel, with_index
 from models import write_bert
-from texts import CAR, FOX, SEA, ask, put
 
 from aios.kernel.config import embedded_model
-from aios.kernel.index.protocol import Found
+from aios.kernel.index.protocol import SearchResults
 from aios.syscalls.errors import ModelError
 from aios.syscalls.sto import Mode
 
 
 @pytest.fixture
-def kernel() -> Iterator[Kernel]:
+def kernel() -> Iterator[FakeKernel]:
     with with_index() as kernel:
         yield kernel
 
 
 @pytest.fixture
-def bert(kernel: Kernel) -> Path:
+def bert(kernel: FakeKernel) -> Path:
     """An index with a document, made with this model, whose process is killed."""
     kernel.kill()
     kernel.embedder = kernel.home / "bert.gguf"
@@ -36,14 +36,14 @@ def bert(kernel: Kernel) -> Path:
     return kernel.embedder
 
 
-def hits(kernel: Kernel, query: str, mode: Mode) -> list[str]:
+def hits(kernel: FakeKernel, query: str, mode: Mode) -> list[str]:
     kernel.send(ask(query, mode))
-    found = kernel.hear(Found)
+    found = kernel.hear(SearchResults)
     assert found.error is None
     return [hit.path for hit in found.hits]
 
 
-def test_another_model_has_the_index_made_again(kernel: Kernel, bert: Path) -> None:
+def test_another_model_has_the_index_made_again(kernel: FakeKernel, bert: Path) -> None:
     kernel.start()
     assert kernel.reset().seq == 1
     assert hits(kernel, "the dog", "meaning") == ["fox"]
@@ -55,7 +55,7 @@ def test_another_model_has_the_index_made_again(kernel: Kernel, bert: Path) -> N
     assert "made with another model, bert.gguf" in position.began_again
 
 
-def test_without_its_model_words_are_found_until_it_is_back(kernel: Kernel, bert: Path) -> None:
+def test_without_its_model_words_are_found_until_it_is_back(kernel: FakeKernel, bert: Path) -> None:
     bert.rename(kernel.home / "away")
     kernel.start()
     position = kernel.reset()
@@ -65,7 +65,7 @@ def test_without_its_model_words_are_found_until_it_is_back(kernel: Kernel, bert
     assert hits(kernel, "dog", "words") == ["fox"]
     for mode in ("meaning", "fused"):
         kernel.send(ask("dog", mode))
-        error = kernel.hear(Found).error
+        error = kernel.hear(SearchResults).error
         assert error and error["code"] == ModelError.code
         assert "`words`" in error["hint"]
     (kernel.home / "away").rename(bert)
@@ -77,7 +77,7 @@ def test_without_its_model_words_are_found_until_it_is_back(kernel: Kernel, bert
     assert hits(kernel, "engine garage", "meaning")[0] == "car"
 
 
-def test_a_search_has_it_look_for_the_model_too(kernel: Kernel, bert: Path) -> None:
+def test_a_search_has_it_look_for_the_model_too(kernel: FakeKernel, bert: Path) -> None:
     bert.rename(kernel.home / "away")
     kernel.start()
     assert "cannot read the model" in kernel.reset().trouble
@@ -88,7 +88,7 @@ def test_a_search_has_it_look_for_the_model_too(kernel: Kernel, bert: Path) -> N
     assert hits(kernel, "dog", "meaning") == ["fox"]
 
 
-def test_begun_without_a_model_it_is_made_again_with_one(kernel: Kernel, bert: Path) -> None:
+def test_begun_without_a_model_it_is_made_again_with_one(kernel: FakeKernel, bert: Path) -> None:
     bert.rename(kernel.home / "away")
     kernel.start()
     assert kernel.reset(drop=True).seq == 0
@@ -98,7 +98,7 @@ def test_begun_without_a_model_it_is_made_again_with_one(kernel: Kernel, bert: P
     assert "which was missing" in kernel.reset().began_again
 
 
-def test_a_slow_model_delays_neither_a_search_nor_a_reset(kernel: Kernel) -> None:
+def test_a_slow_model_delays_neither_a_search_nor_a_reset(kernel: FakeKernel) -> None:
     """It would take minutes for the 700 passages of the long one."""
     kernel.kill()
     kernel.embedder = embedded_model()

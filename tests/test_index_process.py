@@ -13,38 +13,38 @@ from collections.abc import Iterator
 import pytest
 import zmq
 from conftest import eventually
-from indexes import PATIENCE, Kernel, with_index
-from texts import CAR, FOX, ask, put
+from index_documents import CAR, FOX, ask, put
+from index_harness import PATIENCE_MS, FakeKernel, with_index
 
 from aios.kernel.index.database import FILE_NAME, SET_ASIDE_NAME
 from aios.kernel.index.protocol import (
-    Failed,
-    Found,
+    IndexUnusable,
     Position,
-    Reset,
+    ResetIndex,
+    SearchResults,
     decode_report,
     encode,
 )
 
 
 @pytest.fixture
-def kernel() -> Iterator[Kernel]:
+def kernel() -> Iterator[FakeKernel]:
     with with_index() as kernel:
         yield kernel
 
 
-def test_it_indexes_and_finds(kernel: Kernel) -> None:
+def test_it_indexes_and_finds(kernel: FakeKernel) -> None:
     assert kernel.reset() == Position(1, 0, 0, 0)
     kernel.send(put(5, "fox", FOX), put(9, "car", CAR))
     assert kernel.until(9) == Position(1, 9, 2, 2)
     kernel.send(ask("vehicle mechanic"))
-    found = kernel.hear(Found)
+    found = kernel.hear(SearchResults)
     assert (found.req, found.error) == (1, None)
     assert found.hits[0].path == "car"
     assert found.hits[0].meaning and found.hits[0].meaning.rank == 1
 
 
-def test_it_goes_on_where_it_was(kernel: Kernel) -> None:
+def test_it_goes_on_where_it_was(kernel: FakeKernel) -> None:
     kernel.reset()
     kernel.put(*range(1, 301))
     kernel.until(300)
@@ -54,7 +54,7 @@ def test_it_goes_on_where_it_was(kernel: Kernel) -> None:
     assert kernel.paths("word7 word300") == {"p7", "p300"}
 
 
-def test_what_another_epoch_sent_is_ignored(kernel: Kernel) -> None:
+def test_what_another_epoch_sent_is_ignored(kernel: FakeKernel) -> None:
     kernel.reset()
     kernel.put(1)
     kernel.until(1)
@@ -70,7 +70,7 @@ def test_what_another_epoch_sent_is_ignored(kernel: Kernel) -> None:
     assert other == Position(3, 0, 0, 0, began_again="it was of another store")
 
 
-def test_what_waits_is_dropped_at_a_reset(kernel: Kernel) -> None:
+def test_what_waits_is_dropped_at_a_reset(kernel: FakeKernel) -> None:
     kernel.reset()
     kernel.put(*range(1, 1501), text="and more " * 300)
     assert kernel.reset(drop=True).documents == 0
@@ -78,7 +78,7 @@ def test_what_waits_is_dropped_at_a_reset(kernel: Kernel) -> None:
     assert kernel.until(1).documents == 1
 
 
-def test_it_outlives_its_kernel(kernel: Kernel) -> None:
+def test_it_outlives_its_kernel(kernel: FakeKernel) -> None:
     kernel.reset()
     kernel.put(1)
     kernel.until(1)
@@ -88,7 +88,7 @@ def test_it_outlives_its_kernel(kernel: Kernel) -> None:
     assert kernel.reset() == Position(2, 1, 1, 1)
 
 
-def test_a_search_does_not_wait_for_all_that_is_to_be_indexed(kernel: Kernel) -> None:
+def test_a_search_does_not_wait_for_all_that_is_to_be_indexed(kernel: FakeKernel) -> None:
     kernel.reset()
     kernel.put(1)
     kernel.until(1)
@@ -97,14 +97,16 @@ def test_a_search_does_not_wait_for_all_that_is_to_be_indexed(kernel: Kernel) ->
     kernel.put(*range(2, 3002), text="and much more " * 50)
     kernel.send(ask("word1", "words"))
     kernel.process.send_signal(signal.SIGCONT)
-    while not isinstance(report := decode_report(kernel.receive()[1]), Found):
+    while not isinstance(report := decode_report(kernel.receive()[1]), SearchResults):
         assert isinstance(report, Position)
         assert report.seq < 1000  # batches that began before it had arrived
     assert {hit.path for hit in report.hits} == {"p1"}
     kernel.until(3001)
 
 
-def test_killed_in_the_middle_it_never_claims_what_it_has_not(kernel: Kernel, full: bool) -> None:
+def test_killed_in_the_middle_it_never_claims_what_it_has_not(
+    kernel: FakeKernel, full: bool
+) -> None:
     """The index has every change up to its position, and none that follows."""
     dice, seq, told = random.Random(4), 0, 0
     for _ in range(100 if full else 8):
@@ -134,7 +136,7 @@ def heard(data: bytes) -> int:
     return report.seq
 
 
-def test_a_damaged_file_is_made_again(kernel: Kernel) -> None:
+def test_a_damaged_file_is_made_again(kernel: FakeKernel) -> None:
     kernel.reset()
     kernel.put(1)
     kernel.until(1)
@@ -152,7 +154,7 @@ def test_a_damaged_file_is_made_again(kernel: Kernel) -> None:
     assert kernel.paths("word1") == {"p1"}
 
 
-def test_damage_while_it_runs_is_found_out(kernel: Kernel) -> None:
+def test_damage_while_it_runs_is_found_out(kernel: FakeKernel) -> None:
     """It comes back with a new connection and nothing in it."""
     kernel.reset()
     kernel.put(*range(1, 3001), text=" ".join(f"other{n}" for n in range(200)))
@@ -176,9 +178,9 @@ def test_damage_while_it_runs_is_found_out(kernel: Kernel) -> None:
     assert kernel.paths("word7") == set()
 
 
-def reaches(kernel: Kernel, route: bytes) -> bool:
+def reaches(kernel: FakeKernel, route: bytes) -> bool:
     try:
-        kernel.socket.send_multipart([route, encode(Reset(1, "store"))])
+        kernel.socket.send_multipart([route, encode(ResetIndex(1, "store"))])
     except zmq.ZMQError as error:
         if error.errno != zmq.EHOSTUNREACH:
             raise
@@ -186,7 +188,7 @@ def reaches(kernel: Kernel, route: bytes) -> bool:
     return True
 
 
-def test_a_full_disk_is_told_and_got_over(kernel: Kernel) -> None:
+def test_a_full_disk_is_told_and_got_over(kernel: FakeKernel) -> None:
     kernel.reset()
     kernel.put(1)
     kernel.until(1)
@@ -206,19 +208,19 @@ def test_a_full_disk_is_told_and_got_over(kernel: Kernel) -> None:
     assert "cannot index" in (kernel.home / "index.log").read_text()
 
 
-def test_it_says_why_it_cannot_start(kernel: Kernel) -> None:
+def test_it_says_why_it_cannot_start(kernel: FakeKernel) -> None:
     kernel.kill()
     index = kernel.home / "index"
     index.rename(kernel.home / "elsewhere")
     index.write_text("a file where the folder should be")
     kernel.start()
-    failed = kernel.hear(Failed)
+    failed = kernel.hear(IndexUnusable)
     assert "cannot be opened" in failed.error["message"]
     assert "index.log" in failed.error["hint"]
-    assert kernel.process and kernel.process.wait(PATIENCE / 1000) == 1
+    assert kernel.process and kernel.process.wait(PATIENCE_MS / 1000) == 1
 
 
-def test_two_on_one_file_do_not_take_it_for_damaged(kernel: Kernel) -> None:
+def test_two_on_one_file_do_not_take_it_for_damaged(kernel: FakeKernel) -> None:
     kernel.reset()
     kernel.put(1)
     kernel.until(1)
@@ -226,8 +228,8 @@ def test_two_on_one_file_do_not_take_it_for_damaged(kernel: Kernel) -> None:
     assert first
     try:
         kernel.start()
-        assert "locked" in kernel.hear(Failed).error["message"]
-        assert kernel.process and kernel.process.wait(PATIENCE / 1000) == 1
+        assert "locked" in kernel.hear(IndexUnusable).error["message"]
+        assert kernel.process and kernel.process.wait(PATIENCE_MS / 1000) == 1
         assert not (kernel.home / "index" / SET_ASIDE_NAME).exists()
     finally:
         first.kill()

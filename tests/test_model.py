@@ -1,6 +1,6 @@
 """`aios model`: a model in another format: measured, kept, chosen, served, distrusted.
 
-What is measured of the embedded model is measured in this process; the rest is about a small one.
+The embedded model is measured in this process; all other tests are about a small one.
 """
 
 from __future__ import annotations
@@ -344,7 +344,7 @@ def test_a_refusal_is_said_and_mended(home: Path, cache: Path, original: Path) -
     assert done.returncode == 0
     assert done.stderr.startswith("aios: the original is loaded, no fitted model: ")
     for action in ("measure", "choose"):
-        fit.serve(fit.Request(action, str(home), {}, ("q8_0",)))
+        fit.serve(fit.FitRequest(action, str(home), {}, ("q8_0",)))
     assert choose(original, True).fitted is not None
 
 

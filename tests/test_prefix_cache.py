@@ -11,7 +11,7 @@ import pytest
 from fake_slot import PAGE, PLENTY, ROW, Clock, Slot, history, rows_of
 
 from aios.kernel.core.disk import BlockName, Disk
-from aios.kernel.core.engine import CHUNK
+from aios.kernel.core.engine import CHUNK_TOKENS
 from aios.kernel.core.history import Op, chain, length, plan
 from aios.kernel.core.prefix_cache import PrefixCache
 from aios.kernel.core.protocol import PREFILLED, Segment
@@ -62,7 +62,9 @@ def test_a_save_cuts_what_grew(cache: PrefixCache) -> None:
     first = history(("p", 100), ("d", 3))
     assert save(cache, 1, first) == 103
     assert save(cache, 1, first) == 0
-    assert save(cache, 1, ops) == 170 - CHUNK  # the open page as one, all pages before not at all
+    assert (
+        save(cache, 1, ops) == 170 - CHUNK_TOKENS
+    )  # the open page as one, all pages before not at all
     assert cache.tiers.ram == 170 * ROW
     assert len(cache.tiers.blocks) == 3
     assert load(cache, 1, ops) == 170
@@ -84,7 +86,7 @@ def test_contexts_that_begin_alike_share(cache: PrefixCache) -> None:
     save(cache, 1, one)
     assert save(cache, 2, other) == 15
     third = [*one[:2], *history(("p", 150), ("p", 9), start=5)[3:]]
-    assert load(cache, 3, third) == 2 * CHUNK
+    assert load(cache, 3, third) == 2 * CHUNK_TOKENS
     assert cache.tiers.ram == 170 * ROW
 
 
@@ -95,20 +97,20 @@ def test_how_a_token_entered_is_part_of_what_it_is_found_by(cache: PrefixCache) 
 
 
 def test_what_came_before_is_part_of_what_it_is_found_by(cache: PrefixCache) -> None:
-    same: Segment = (PREFILLED, [*range(CHUNK)])
-    one, other = (plan([(PREFILLED, [token] * CHUNK), same]) for token in (7, 8))
+    same: Segment = (PREFILLED, [*range(CHUNK_TOKENS)])
+    one, other = (plan([(PREFILLED, [token] * CHUNK_TOKENS), same]) for token in (7, 8))
     save(cache, 1, one)
-    assert save(cache, 2, other) == 2 * CHUNK
-    assert load(cache, 3, other) == load(cache, 3, one) == 2 * CHUNK
+    assert save(cache, 2, other) == 2 * CHUNK_TOKENS
+    assert load(cache, 3, other) == load(cache, 3, one) == 2 * CHUNK_TOKENS
 
 
 def test_blocks_that_overlap_on_disk_fit_together(disk: Disk, tmp_path: Path) -> None:
     """A core that was killed before it had removed the shorter one leaves both."""
     ops = history(("p", 70), ("d", 30))
     for end in (10, len(ops)):
-        rows = rows_of(ops[:end])[ROW * CHUNK :]
-        disk.write(BlockName(chain(ops)[end - 1], CHUNK, rows.size // ROW), rows)
-    disk.write(BlockName(chain(ops)[0], 0, CHUNK), rows_of(ops[:1]))
+        rows = rows_of(ops[:end])[ROW * CHUNK_TOKENS :]
+        disk.write(BlockName(chain(ops)[end - 1], CHUNK_TOKENS, rows.size // ROW), rows)
+    disk.write(BlockName(chain(ops)[0], 0, CHUNK_TOKENS), rows_of(ops[:1]))
     cache = PrefixCache(PLENTY, ROW, Disk(tmp_path, b"f" * 16, PLENTY))
     assert load(cache, 1, ops) == 100
     assert cache.check() == []
@@ -153,38 +155,38 @@ def test_dropped_while_it_is_written_it_does_not_stay_on_disk(
 
 def test_ends_go_before_beginnings_and_prefills_before_decoded(clock: Clock) -> None:
     cache = PrefixCache(6 * PAGE + PAGE // 2, ROW, None, clock)
-    prefilled = history(("p", 3 * CHUNK))
-    decoded = history(("p", 1), ("d", 3 * CHUNK - 1))
+    prefilled = history(("p", 3 * CHUNK_TOKENS))
+    decoded = history(("p", 1), ("d", 3 * CHUNK_TOKENS - 1))
     save(cache, 1, decoded)
     clock.now += 1  # to prefill is cheaper than that second
     save(cache, 2, prefilled)
     clock.now += 10
-    save(cache, 3, history(("p", CHUNK), start=500))
-    assert load(cache, 1, decoded) == 3 * CHUNK
-    assert load(cache, 2, prefilled) == 2 * CHUNK
+    save(cache, 3, history(("p", CHUNK_TOKENS), start=500))
+    assert load(cache, 1, decoded) == 3 * CHUNK_TOKENS
+    assert load(cache, 2, prefilled) == 2 * CHUNK_TOKENS
     assert cache.tiers.lost == 1
     assert cache.check() == []
 
 
 def test_a_beginning_is_not_lost_before_its_end_though_it_costs_less(clock: Clock) -> None:
     cache = PrefixCache(3 * PAGE + PAGE // 2, ROW, None, clock)
-    ops = history(("p", 2 * CHUNK), ("d", CHUNK))
+    ops = history(("p", 2 * CHUNK_TOKENS), ("d", CHUNK_TOKENS))
     save(cache, 1, ops)
     clock.now += 10
-    save(cache, 2, history(("p", CHUNK), start=500))
-    assert load(cache, 1, ops) == 2 * CHUNK
+    save(cache, 2, history(("p", CHUNK_TOKENS), start=500))
+    assert load(cache, 1, ops) == 2 * CHUNK_TOKENS
 
 
 def test_what_nobody_uses_goes_first(clock: Clock) -> None:
     cache = PrefixCache(3 * PAGE + PAGE // 2, ROW, None, clock)
-    used, unused, new = (history(("p", CHUNK), start=start) for start in (0, 100, 200))
+    used, unused, new = (history(("p", CHUNK_TOKENS), start=start) for start in (0, 100, 200))
     save(cache, 1, used)
     clock.now += 1000
     save(cache, 2, unused)
     cache.drop(2, chain(unused))
     save(cache, 3, new)
-    save(cache, 4, history(("p", CHUNK), start=300))
-    assert (load(cache, 1, used), load(cache, 2, unused)) == (CHUNK, 0)
+    save(cache, 4, history(("p", CHUNK_TOKENS), start=300))
+    assert (load(cache, 1, used), load(cache, 2, unused)) == (CHUNK_TOKENS, 0)
     assert cache.tiers.lost == 0
 
 
@@ -192,19 +194,19 @@ def test_half_of_ram_is_clean_so_that_nothing_is_lost(
     cache: PrefixCache, disk: Disk, clock: Clock
 ) -> None:
     cache.tiers.budget = 8 * PAGE
-    contexts = [history(("p", CHUNK), start=1000 * ctx) for ctx in range(40)]
+    contexts = [history(("p", CHUNK_TOKENS), start=1000 * ctx) for ctx in range(40)]
     for ctx, ops in enumerate(contexts):
         clock.now += 1
         save(cache, ctx, ops)
         cache.tiers.flush()
         assert cache.tiers.dirty <= 4 * PAGE
-    assert [load(cache, ctx, ops) for ctx, ops in enumerate(contexts)] == [CHUNK] * 40
+    assert [load(cache, ctx, ops) for ctx, ops in enumerate(contexts)] == [CHUNK_TOKENS] * 40
     assert cache.tiers.lost == 0
     assert cache.tiers.peak <= 8 * PAGE
 
 
 def test_over_the_disk_s_budget_the_coldest_files_go(tmp_path: Path, clock: Clock) -> None:
-    contexts = [history(("p", CHUNK), start=1000 * ctx) for ctx in range(20)]
+    contexts = [history(("p", CHUNK_TOKENS), start=1000 * ctx) for ctx in range(20)]
     size = PAGE + 60  # with its header
     cache = PrefixCache(0, ROW, Disk(tmp_path, b"f" * 16, 10 * size), clock)
     for ctx, ops in enumerate(contexts):
@@ -213,7 +215,7 @@ def test_over_the_disk_s_budget_the_coldest_files_go(tmp_path: Path, clock: Cloc
         cache.tiers.flush()
     held = [load(cache, ctx, ops) for ctx, ops in enumerate(contexts)]
     assert held[:10] == [0] * 10
-    assert held[12:] == [CHUNK] * 8
+    assert held[12:] == [CHUNK_TOKENS] * 8
     assert cache.check() == []
     smaller = PrefixCache(0, ROW, Disk(tmp_path, b"f" * 16, 3 * size), clock)
     assert smaller.check() == []
@@ -223,7 +225,7 @@ def test_over_the_disk_s_budget_the_coldest_files_go(tmp_path: Path, clock: Cloc
 def test_a_full_disk_is_told_once_and_tried_again_later(
     cache: PrefixCache, clock: Clock, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    ops = history(("p", 4 * CHUNK))
+    ops = history(("p", 4 * CHUNK_TOKENS))
     save(cache, 1, ops)
     with file_size_limit(PAGE):  # a file, with its header, is larger
         assert offload(cache, ops) == 0
@@ -231,7 +233,7 @@ def test_a_full_disk_is_told_once_and_tried_again_later(
     assert cache.tiers.failures == 4
     assert capfd.readouterr().err.count("no snapshots go to disk") == 1
     assert offload(cache, ops) == 0
-    assert load(cache, 1, ops) == 4 * CHUNK
+    assert load(cache, 1, ops) == 4 * CHUNK_TOKENS
     clock.now += DISK_RETRY_S
     assert offload(cache, ops) > 4 * PAGE
 
@@ -251,14 +253,14 @@ def test_a_missing_file_is_counted_and_costs_what_is_behind_it(
     disk: Disk, clock: Clock, capfd: pytest.CaptureFixture[str]
 ) -> None:
     cache = PrefixCache(0, ROW, disk, clock)
-    ops = history(("p", 4 * CHUNK))
+    ops = history(("p", 4 * CHUNK_TOKENS))
     save(cache, 1, ops)
     cache.tiers.flush()
     (disk.folder / f"{chain(ops)[2].hex()}-128-64").unlink()
-    assert load(cache, 1, ops) == 2 * CHUNK
+    assert load(cache, 1, ops) == 2 * CHUNK_TOKENS
     assert cache.tiers.bad == 1
     assert "computed again" in capfd.readouterr().err
-    assert load(cache, 1, ops) == 2 * CHUNK
+    assert load(cache, 1, ops) == 2 * CHUNK_TOKENS
     assert cache.tiers.bad == 1
     assert save(cache, 1, ops) > 0
 

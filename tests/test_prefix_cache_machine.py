@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from aios.kernel.core.disk import Disk
-from aios.kernel.core.engine import CHUNK
+from aios.kernel.core.engine import CHUNK_TOKENS
 from aios.kernel.core.history import Op, chain, length, plan
 from aios.kernel.core.prefix_cache import PrefixCache
 from aios.kernel.core.protocol import DECODED, PREFILLED, Segment
@@ -44,7 +44,7 @@ class Machine(RuleBasedStateMachine):
     def one(self, data: st.DataObject) -> int:
         return data.draw(st.sampled_from(sorted(self.contexts)))
 
-    @rule(tokens=st.integers(1, 3 * CHUNK))
+    @rule(tokens=st.integers(1, 3 * CHUNK_TOKENS))
     def open(self, tokens: int) -> None:
         self.last += 1
         self.seed += 1000
@@ -58,7 +58,12 @@ class Machine(RuleBasedStateMachine):
         self.contexts[self.last] = ops[: data.draw(st.integers(1, len(ops)))]
 
     @precondition(lambda self: self.contexts)
-    @rule(data=st.data(), decoded=st.booleans(), tokens=st.integers(1, CHUNK), same=st.booleans())
+    @rule(
+        data=st.data(),
+        decoded=st.booleans(),
+        tokens=st.integers(1, CHUNK_TOKENS),
+        same=st.booleans(),
+    )
     def grow(self, data: st.DataObject, decoded: bool, tokens: int, same: bool) -> None:
         """Forks may go on alike, `same`, or apart."""
         ctx = self.one(data)

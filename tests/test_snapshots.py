@@ -10,11 +10,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from cores import PLENTY, Job, Watched, at_random, finish, report, run_solo, take_turns, text
-from deterministic import DeterministicEngine
+from batcher_harness import (
+    PLENTY,
+    CheckedBatcher,
+    Job,
+    at_random,
+    finish,
+    report,
+    run_solo,
+    take_turns,
+    text,
+)
+from deterministic_engine import DeterministicEngine
 
-from aios.kernel.core.disk import Codec, Disk
-from aios.kernel.core.engine import CHUNK, Engine
+from aios.kernel.core.disk import CodecName, Disk
+from aios.kernel.core.engine import CHUNK_TOKENS, Engine
 from aios.kernel.core.protocol import DECODED, PREFILLED, Halt, Segment
 from aios.syscalls.llm import Decoding
 
@@ -34,14 +44,18 @@ class Cores:
 
     def __init__(self, engine: Engine, root: Path) -> None:
         self.engine, self.root = engine, root
-        self.batchers: list[Watched] = []
+        self.batchers: list[CheckedBatcher] = []
 
     def boot(
-        self, ram: int = PLENTY, codec: Codec = "plain", print_: bytes = b"f" * 16, **options: Any
-    ) -> Watched:
+        self,
+        ram: int = PLENTY,
+        codec: CodecName = "plain",
+        print_: bytes = b"f" * 16,
+        **options: Any,
+    ) -> CheckedBatcher:
         self.end()
         disk = Disk(self.root, print_, PLENTY, codec)
-        batcher = Watched(self.engine, self.engine.slots, ram, disk, **options)
+        batcher = CheckedBatcher(self.engine, self.engine.slots, ram, disk, **options)
         self.batchers.append(batcher)
         return batcher
 
@@ -52,7 +66,7 @@ class Cores:
         for slot in range(self.engine.slots):
             self.engine.clear(slot)
 
-    def on_disk(self, *jobs: Job, codec: Codec = "plain") -> list[Path]:
+    def on_disk(self, *jobs: Job, codec: CodecName = "plain") -> list[Path]:
         """Run jobs, write their contexts to disk, and return the files."""
         batcher = self.boot(idle_ttl=-1.0, codec=codec)
         finish(batcher, *jobs)
@@ -86,7 +100,7 @@ def undisturbed(engine: Engine, job: Job) -> list[bytes]:
 
 
 def solo_with(engine: Engine, history: list[Segment], decoding: Decoding) -> Job:
-    batcher = Watched(engine, engine.slots, 0)
+    batcher = CheckedBatcher(engine, engine.slots, 0)
     job = with_history(10**6, history, decoding)
     finish(batcher, job)
     batcher.drop(job.ctx)
@@ -98,9 +112,16 @@ def solo_with(engine: Engine, history: list[Segment], decoding: Decoding) -> Job
 
 @pytest.mark.parametrize("codec", ["plain", "zstd"])
 def test_contexts_swapped_to_disk_and_back_are_the_same(
-    engine: Engine, cores: Cores, codec: Codec
+    engine: Engine, cores: Cores, codec: CodecName
 ) -> None:
-    lengths = [(253, SOME), (CHUNK, OTHER), (5, SOME), (130, OTHER), (70, SOME), (100, OTHER)]
+    lengths = [
+        (253, SOME),
+        (CHUNK_TOKENS, OTHER),
+        (5, SOME),
+        (130, OTHER),
+        (70, SOME),
+        (100, OTHER),
+    ]
     expected = [run_solo(engine, text(engine, n, i), d) for i, (n, d) in enumerate(lengths)]
     jobs = [Job(ctx, job.prompt, job.decoding) for ctx, job in enumerate(expected)]
     batcher = cores.boot(ram=0, codec=codec)
@@ -155,7 +176,7 @@ def test_a_damaged_snapshot_costs_time_and_nothing_else(
     assert again.digests == written.digests
     counters = batcher.counters()
     assert (counters.bad_snapshots, counters.restores) == (1, 1)
-    assert batcher.computed == 150 - CHUNK + 5 + 6
+    assert batcher.computed == 150 - CHUNK_TOKENS + 5 + 6
     assert "computed again" in capfd.readouterr().err
 
 
@@ -251,9 +272,9 @@ def test_a_beginning_that_all_have_is_computed_once(engine: Engine, cores: Cores
             batcher.run(waiting.pop(0).run())
         report(batcher, at_once)
     assert [job.result for job in jobs] == [job.result for job in expected]
-    own = 220 - 3 * CHUNK + 5  # the rest of the prompt, and what was drawn and decoded
-    assert batcher.computed == 3 * CHUNK + 7 * own
-    assert batcher.shared == 6 * 3 * CHUNK
+    own = 220 - 3 * CHUNK_TOKENS + 5  # the rest of the prompt, and what was drawn and decoded
+    assert batcher.computed == 3 * CHUNK_TOKENS + 7 * own
+    assert batcher.shared == 6 * 3 * CHUNK_TOKENS
 
 
 def test_a_fork_computes_only_what_is_its_own(engine: Engine, cores: Cores) -> None:
@@ -301,7 +322,7 @@ def test_a_model_whose_state_has_another_form_is_replayed(
     expected = [run_solo(engine, text(engine, 70, i), SOME) for i in range(5)]
     monkeypatch.setattr(engine, "row_bytes", 0)
     jobs = [Job(ctx, job.prompt, SOME) for ctx, job in enumerate(expected)]
-    batcher = Watched(engine, engine.slots, PLENTY)
+    batcher = CheckedBatcher(engine, engine.slots, PLENTY)
     at_random(batcher, jobs, seed=2)
     assert [job.result for job in jobs] == [job.result for job in expected]
     assert batcher.replayed > 0
@@ -316,7 +337,7 @@ def test_of_such_a_model_nothing_is_rolled_back_in_its_slot(
     """llama.cpp may have dropped what the shorter context would need."""
     monkeypatch.setattr(engine, "row_bytes", 0)
     job = Job(1, text(engine, 70), SOME)
-    batcher = Watched(engine, engine.slots, PLENTY)
+    batcher = CheckedBatcher(engine, engine.slots, PLENTY)
     finish(batcher, job)
     batcher.computed = 0
     finish(batcher, going_on(1, job))

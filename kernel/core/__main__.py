@@ -31,16 +31,16 @@ from aios.syscalls.kernel import ModelInfo
 from ..lib.encryption import inherited_codec
 from .batcher import Batcher
 from .certify import certify
-from .disk import Codec, Disk
+from .disk import CodecName, Disk
 from .llama import Cache, LlamaEngine
 from .protocol import (
     Compile,
+    CoreUnusable,
     Drop,
-    Failed,
     Halt,
     Prefetch,
     Ready,
-    Reset,
+    ResetCore,
     Run,
     decode_command,
     decode_question,
@@ -68,7 +68,7 @@ class CoreConfig(msgspec.Struct, frozen=True):
     cache: Cache
     disk: str  # the folder for snapshots
     disk_bytes: int
-    disk_codec: Codec
+    disk_codec: CodecName
     idle_ttl: float
     encrypt: bool  # then the data keys are at RING_FD
 
@@ -87,7 +87,7 @@ def main() -> int:
         certified, cost = certify(engine)
         batcher = _batcher(config, engine, certified if config.exact else 0)
     except AiosError as error:
-        _open_socket(context, config, "core").send(encode(Failed(error.to_wire())))
+        _open_socket(context, config, "core").send(encode(CoreUnusable(error.to_wire())))
         context.term()  # lingers until the kernel has it
         return 1
     text = _open_socket(context, config, "text")
@@ -169,7 +169,7 @@ def serve(work: zmq.Socket[bytes], batcher: Batcher, model: ModelInfo) -> None:
                 batcher.halt(command)
             elif isinstance(command, Drop):
                 batcher.drop(command.ctx)
-            elif isinstance(command, Reset):
+            elif isinstance(command, ResetCore):
                 batcher.reset(command.contexts)
                 work.send(encode(Ready(model)))
             elif isinstance(command, Prefetch):

@@ -17,7 +17,7 @@ from aios.syscalls.errors import Internal
 
 from .active_run import ActiveRun, Sequence
 from .disk import Disk
-from .engine import CHUNK, Engine
+from .engine import CHUNK_TOKENS, Engine
 from .history import Op, chain, common_prefix_length, length, link, plan
 from .prefix_cache import PrefixCache
 from .protocol import DECODED, PREFILLED, Counters, Halt, Halted, Out, Run, Step
@@ -334,6 +334,10 @@ def _whole_chunks(ops: list[Op]) -> int:
     """Return how many operations at the start are whole prefill chunks: the prefix that a context
     not forked from this one may share."""
     return next(
-        (at for at, (how, _, tokens) in enumerate(ops) if how == DECODED or len(tokens) < CHUNK),
+        (
+            at
+            for at, (how, _, tokens) in enumerate(ops)
+            if how == DECODED or len(tokens) < CHUNK_TOKENS
+        ),
         len(ops),
     )

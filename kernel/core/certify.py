@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from hashlib import blake2b
 
-from .engine import CHUNK, Engine
+from .engine import CHUNK_TOKENS, Engine
 from .state_layout import BlockSlice
 
 
@@ -59,7 +59,7 @@ def _certify(engine: Engine, lengths: list[int]) -> tuple[int, float | None]:
 def _test_length(engine: Engine) -> int:
     """Return a length in tokens past the one at which attention splits its work between threads,
     and two chunks past the longest sliding window."""
-    return max(engine.pad_solo_from, engine.sliding + 2 * CHUNK if engine.sliding else 0) + 5
+    return max(engine.pad_solo_from, engine.sliding + 2 * CHUNK_TOKENS if engine.sliding else 0) + 5
 
 
 def _fill(engine: Engine, slot: int, length: int) -> int:
@@ -73,8 +73,8 @@ def _fill(engine: Engine, slot: int, length: int) -> int:
 def _prefill(engine: Engine, slot: int, start: int, end: int) -> list[bytes]:
     """Enter the tokens `start` to `end` of a text; return the digest of each chunk's logits."""
     digests = []
-    for pos in range(start, end, CHUNK):
-        places = range(pos, min(pos + CHUNK, end))
+    for pos in range(start, end, CHUNK_TOKENS):
+        places = range(pos, min(pos + CHUNK_TOKENS, end))
         engine.prefill(slot, tuple(i * 104729 % engine.n_vocab for i in places), pos)
         digests.append(_digest(engine, len(places) - 1))
     return digests
@@ -83,16 +83,16 @@ def _prefill(engine: Engine, slot: int, start: int, end: int) -> list[bytes]:
 def _moves_exactly(engine: Engine, length: int) -> bool:
     """Return whether the sequence in slot 0 goes on with the same bits when it changes its slot: by
     its rows or as a whole, amid its prefill or its answer, for an empty slot or in exchange."""
-    middle = max(length // CHUNK - 1, 0) * CHUNK
+    middle = max(length // CHUNK_TOKENS - 1, 0) * CHUNK_TOKENS
     engine.clear(0, middle)
     expected = _prefill(engine, 0, middle, length)
     expected += [_decode(engine, 0, length), _decode(engine, 0, length + 1)]
     engine.clear(0, middle)
     if middle:
         _move_by_rows(engine, middle)
-    found = _prefill(engine, 1, middle, min(middle + CHUNK, length))
+    found = _prefill(engine, 1, middle, min(middle + CHUNK_TOKENS, length))
     engine.swap(1, 0)
-    found += _prefill(engine, 0, middle + CHUNK, length)
+    found += _prefill(engine, 0, middle + CHUNK_TOKENS, length)
     engine.copy(0, 1)
     found.append(_decode(engine, 1, length))
     engine.swap(0, 1)
@@ -104,11 +104,11 @@ def _moves_exactly(engine: Engine, length: int) -> bool:
 
 def _move_by_rows(engine: Engine, length: int) -> None:
     """Move slot 0's rows to slot 1, in pages cut one after the other."""
-    pages = [(first, CHUNK) for first in range(0, length, CHUNK)]
+    pages = [(first, CHUNK_TOKENS) for first in range(0, length, CHUNK_TOKENS)]
     last = engine.cut(0, pages[-1:])
     rows = engine.cut(0, pages[:-1]) + last
     engine.clear(0)
-    engine.paste(1, [BlockSlice(page, CHUNK, 0, CHUNK) for page in rows])
+    engine.paste(1, [BlockSlice(page, CHUNK_TOKENS, 0, CHUNK_TOKENS) for page in rows])
 
 
 def _empty(engine: Engine) -> None:

@@ -15,12 +15,12 @@ from msgspec import Struct
 from msgspec.structs import astuple
 from numpy.typing import NDArray
 
-from .engine import CHUNK
+from .engine import CHUNK_TOKENS
 from .llama import LlamaEngine
 
 TEXT_TOKENS, SPAN_TOKENS = 1024, 512  # compared; entered into one context
-ROUNDS, PREFILL_TOKENS, DECODE_STEPS = 9, 2 * CHUNK, 10  # of timing
-# Of a turn: an agent reads the results of tools, and writes less.
+ROUNDS, PREFILL_TOKENS, DECODE_STEPS = 9, 2 * CHUNK_TOKENS, 10  # of timing
+# A turn: an agent reads the results of tools, and writes less.
 READ_TOKENS, WRITTEN_TOKENS = 256, 64
 START_TOKENS = 32  # in each context that is decoded
 
@@ -88,8 +88,8 @@ def medians(rounds: list[list[Speed]]) -> list[Speed]:
 
 def prefill_rate(engine: LlamaEngine, tokens: list[int]) -> float:
     began = time.perf_counter()
-    for pos in range(0, PREFILL_TOKENS, CHUNK):
-        engine.prefill(0, tuple(tokens[pos : pos + CHUNK]), pos)
+    for pos in range(0, PREFILL_TOKENS, CHUNK_TOKENS):
+        engine.prefill(0, tuple(tokens[pos : pos + CHUNK_TOKENS]), pos)
     seconds = time.perf_counter() - began
     engine.clear(0)
     return PREFILL_TOKENS / seconds
@@ -120,10 +120,12 @@ def measure_divergence(engines: Engines, tell: Tell) -> tuple[list[Divergence], 
     kl, same, surprise = [], [], []  # arrays of (engines, tokens of a chunk)
     for start in range(0, len(tokens), SPAN_TOKENS):
         span = tokens[start : start + SPAN_TOKENS]
-        for pos in range(0, len(span), CHUNK):
+        for pos in range(0, len(span), CHUNK_TOKENS):
             tell("comparing", start + pos, len(tokens))
-            found = [log_probabilities(engine, span[pos : pos + CHUNK], pos) for engine in engines]
-            p, follow = found[0], span[pos + 1 : pos + 1 + CHUNK]
+            found = [
+                log_probabilities(engine, span[pos : pos + CHUNK_TOKENS], pos) for engine in engines
+            ]
+            p, follow = found[0], span[pos + 1 : pos + 1 + CHUNK_TOKENS]
             kl.append([(np.exp(p) * (p - q)).sum(1) for q in found])
             same.append([p.argmax(1) == q.argmax(1) for q in found])
             surprise.append([-q[np.arange(len(follow)), follow] for q in found])

@@ -25,7 +25,7 @@ from .state_layout import Bytes
 HEADER = struct.Struct("<16s16sIIQI")  # fingerprint, BlockName, bytes, checksum
 PART_SUFFIX = ".part"  # of a file that is being written
 
-Codec = Literal["plain", "zstd"]
+CodecName = Literal["plain", "zstd"]
 
 
 class BadBlock(Exception):
@@ -52,7 +52,7 @@ def _parse_name(text: str) -> BlockName | None:
     return name if str(name) == text else None
 
 
-class Plain:
+class PlainCodec:
     """Stores rows as they are."""
 
     def pack(self, rows: Bytes) -> Any:
@@ -62,7 +62,7 @@ class Plain:
         return data
 
 
-class Zstd:
+class ZstdCodec:
     """Compresses rows: all values' low bytes, then the high ones, which hold the exponents."""
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class Zstd:
         return rows
 
 
-CODECS: dict[Codec, type[Plain | Zstd]] = {"plain": Plain, "zstd": Zstd}
+CODECS: dict[CodecName, type[PlainCodec | ZstdCodec]] = {"plain": PlainCodec, "zstd": ZstdCodec}
 
 
 class Disk:
@@ -103,7 +103,7 @@ class Disk:
     """
 
     def __init__(
-        self, root: Path, fingerprint: bytes, budget: int, codec: Codec = "plain",
+        self, root: Path, fingerprint: bytes, budget: int, codec: CodecName = "plain",
         seal: AeadCodec | None = None,
     ) -> None:  # fmt: skip
         self.codec, self.budget, self.seal = CODECS[codec](), budget, seal

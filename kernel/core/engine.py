@@ -16,7 +16,7 @@ from .state_layout import BlockSlice, Bytes
 if TYPE_CHECKING:
     from .grammar import Grammars
 
-CHUNK = 64  # tokens of a prefill chunk; chunks end at its multiples, so they never depend on others
+CHUNK_TOKENS = 64  # of a prefill; chunks end at its multiples, so none depends on another
 
 
 class Engine(Protocol):
@@ -61,8 +61,8 @@ class Engine(Protocol):
     # --- computing --------------------------------------------------------------------------------
 
     def prefill(self, slot: int, tokens: tuple[int, ...], pos: int) -> None:
-        """Enter one chunk of 1 to CHUNK tokens behind the `pos` tokens that the slot holds. Its
-        last token's logits are then at index len(tokens) - 1.
+        """Enter one chunk of up to CHUNK_TOKENS behind the `pos` tokens that the slot holds. Its last
+        token's logits are then at index len(tokens) - 1.
 
         Raises:
             Internal: there is no room for them, or the slot holds tokens and does not end at `pos`.

@@ -1,6 +1,6 @@
 """Fitting a model to this machine: its quantized variants are measured beside the original.
 
-    python -m aios.kernel.core.fit < REQUEST    (a Request as JSON)
+    python -m aios.kernel.core.fit < REQUEST    (a FitRequest as JSON)
 
 On stdout one JSON object a line: any number of {"progress": ...}, then {"report": ...}, or
 {"error": ...}. Only `choose` changes the file that a system loads.
@@ -34,7 +34,7 @@ KL_LIMIT = 0.01  # nats a token
 GAIN_LIMIT = 1.1  # a smaller gain is not worth a second file
 
 
-class Request(Struct, frozen=True):
+class FitRequest(Struct, frozen=True):
     action: Literal["show", "measure", "choose", "forget"]
     home: str
     settings: dict[str, Any]  # above those of its config.toml
@@ -59,7 +59,7 @@ class Report(Struct, kw_only=True):
 
 
 def main() -> int:
-    request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
+    request = msgspec.json.decode(sys.stdin.buffer.read(), type=FitRequest)
     try:
         say("report", serve(request))
     except AiosError as error:
@@ -76,7 +76,7 @@ def tell(what: str, done: int, total: int) -> None:
     say("progress", {"what": what, "done": done, "total": total})
 
 
-def serve(request: Request) -> Report:
+def serve(request: FitRequest) -> Report:
     unknown = [name for name in request.formats if name not in FORMATS]
     if unknown:
         raise BadInput(f"no format {unknown[0]!r}", "one of " + ", ".join(FORMATS))

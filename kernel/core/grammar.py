@@ -61,46 +61,70 @@ def to_lark(gbnf: str) -> str:
         BadGrammar: the text is not GBNF, a schema in it is not JSON, or a rule is missing or there
             twice.
     """
-    names = {"root": "start"}
-    used, defined = {"root"}, set()
+    rules = _Rules()
     out, at = "", 0
-
-    def rule(name: str) -> str:
-        return names.setdefault(name, f"r{len(names)}_{re.sub('[^a-z0-9]', '_', name.lower())}")
-
     while at < len(gbnf):
         token = GBNF_TOKEN.match(gbnf, at)
         if token is None:
             line = gbnf.count("\n", 0, at) + 1
             raise BadGrammar(f"line {line} of the grammar: cannot read {gbnf[at : at + 20]!r}")
         at = token.end()
-        kind = {"run": "chars", "all": "any"}.get(token.lastgroup or "", token.lastgroup)
-        part = token[kind or 0]
-        match kind:
-            case "text":
-                out += re.sub(CHAR, lambda c: f" /{_point(c[0])}/", part, flags=re.S) or ' ""'
-            case "chars":
-                out += f" /[{token['negated']}{_ranges(part)}]{'+' * bool(token['run'])}/"
-            case "defined" if part in defined:
-                raise BadGrammar(f"the grammar has the rule {part!r} twice")
-            case "defined":
-                defined.add(part)
-                out += f"\n{rule(part)}:"
-            case "name":
-                used.add(part)
-                out += f" {rule(part)}"
-            case "many":
-                out += part
-            case "any":
-                out += rf" /[\x{{0}}-\x{{10ffff}}]{'+' * bool(token['all'])}/"
-            case "rest":
-                out += f" {part}"
-            case "schema":
-                schema, at = _schema(gbnf, at)
-                out += f" %json {schema}"
-    for name in sorted(used - defined):
-        raise BadGrammar(f"the grammar has no rule {name!r}")
+        if token.lastgroup == "schema":
+            schema, at = _schema(gbnf, at)
+            out += f" %json {schema}"
+        else:
+            out += _translate(token, rules)
+    rules.check()
     return out
+
+
+class _Rules:
+    """The rules of a grammar, with names that Lark takes."""
+
+    def __init__(self) -> None:
+        self.names = {"root": "start"}
+        self.used, self.defined = {"root"}, set[str]()
+
+    def define(self, name: str) -> str:
+        if name in self.defined:
+            raise BadGrammar(f"the grammar has the rule {name!r} twice")
+        self.defined.add(name)
+        return self._name(name)
+
+    def use(self, name: str) -> str:
+        self.used.add(name)
+        return self._name(name)
+
+    def _name(self, name: str) -> str:
+        plain = re.sub("[^a-z0-9]", "_", name.lower())
+        return self.names.setdefault(name, f"r{len(self.names)}_{plain}")
+
+    def check(self) -> None:
+        for name in sorted(self.used - self.defined):
+            raise BadGrammar(f"the grammar has no rule {name!r}")
+
+
+def _translate(token: re.Match[str], rules: _Rules) -> str:
+    """Translate a token of GBNF, other than a schema."""
+    kind = {"run": "chars", "all": "any"}.get(token.lastgroup or "", token.lastgroup)
+    part = token[kind or 0]
+    lark = ""  # of a blank
+    match kind:
+        case "text":
+            lark = re.sub(CHAR, lambda c: f" /{_point(c[0])}/", part, flags=re.S) or ' ""'
+        case "chars":
+            lark = f" /[{token['negated']}{_ranges(part)}]{'+' * bool(token['run'])}/"
+        case "any":
+            lark = rf" /[\x{{0}}-\x{{10ffff}}]{'+' * bool(token['all'])}/"
+        case "defined":
+            lark = f"\n{rules.define(part)}:"
+        case "name":
+            lark = f" {rules.use(part)}"
+        case "many":
+            lark = part
+        case "rest":
+            lark = f" {part}"
+    return lark
 
 
 def _schema(gbnf: str, at: int) -> tuple[str, int]:

@@ -12,21 +12,21 @@ import struct
 from hashlib import blake2b
 from itertools import accumulate
 
-from .engine import CHUNK
+from .engine import CHUNK_TOKENS
 from .protocol import DECODED, Segment
 
 Op = tuple[str, int, tuple[int, ...]]  # how, position of the first token, tokens
 
 
 def plan(history: list[Segment]) -> list[Op]:
-    """Cut a history into operations. Chunks end at absolute multiples of CHUNK."""
+    """Cut a history into operations. Chunks end at absolute multiples of CHUNK_TOKENS."""
     ops: list[Op] = []
     pos = 0
     for how, tokens in history:
         end = pos + len(tokens)
         start = pos
         while pos < end:
-            stop = pos + 1 if how == DECODED else min(end, (pos // CHUNK + 1) * CHUNK)
+            stop = pos + 1 if how == DECODED else min(end, (pos // CHUNK_TOKENS + 1) * CHUNK_TOKENS)
             ops.append((how, pos, tuple(tokens[pos - start : stop - start])))
             pos = stop
     return ops

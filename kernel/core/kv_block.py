@@ -15,7 +15,7 @@ DECODE_MS, PREFILL_MS, READ_MS = 8.0, 3.0, 0.05
 
 
 class KVBlock:
-    """The KV rows of consecutive operations of a history, within one page of CHUNK tokens."""
+    """The KV rows of consecutive operations of a history, in one page of CHUNK_TOKENS."""
 
     def __init__(self, parent: bytes, keys: list[bytes], first: int, tokens: int) -> None:
         self.parent = parent  # the key of the operation before

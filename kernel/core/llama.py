@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from aios.syscalls import VERSION
 from aios.syscalls.errors import Internal, ModelError, NoRoom
 
-from .engine import CHUNK
+from .engine import CHUNK_TOKENS
 from .gguf import identity, load, log
 from .state_layout import BlockSlice, Bytes, StateLayout
 from .vocabulary import LlamaVocabulary
@@ -86,9 +86,9 @@ class LlamaEngine(LlamaVocabulary):
                 f"for the KV cache, {available >> 20} MiB are free",
                 "start with fewer --slots or a smaller --ctx",
             )
-        self.ctx = self._context(self.cells, self.streams, max(CHUNK, self.streams), unified)
+        self.ctx = self._context(self.cells, self.streams, max(CHUNK_TOKENS, self.streams), unified)
         self.memory = ll.llama_get_memory(self.ctx)
-        self.batch = ll.llama_batch_init(max(CHUNK, self.streams), 0, 1)
+        self.batch = ll.llama_batch_init(max(CHUNK_TOKENS, self.streams), 0, 1)
         self.index: list[int] = []
         self.pad_solo_from = PAD_FROM_TOKENS
         self._buffer: Bytes = np.empty(0, np.uint8)
@@ -334,8 +334,8 @@ class LlamaEngine(LlamaVocabulary):
         and the processor, the cache's format, the threads, the size of prefill chunks, the largest
         decode batch, and which sequences get padding."""
         inputs = (
-            VERSION, ll.__version__, ll.llama_print_system_info(), self.cache, self.threads, CHUNK,
-            batch, self.pad_solo_from, self.path.stat().st_mtime_ns, self.model_id,
+            VERSION, ll.__version__, ll.llama_print_system_info(), self.cache, self.threads,
+            CHUNK_TOKENS, batch, self.pad_solo_from, self.path.stat().st_mtime_ns, self.model_id,
         )  # fmt: skip
         return blake2b(repr(inputs).encode(), digest_size=16).digest()
 

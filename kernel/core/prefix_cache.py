@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from .disk import Disk
-from .engine import CHUNK
+from .engine import CHUNK_TOKENS
 from .history import Op
 from .kv_block import KVBlock
 from .state_layout import BlockSlice, Bytes
@@ -108,8 +108,8 @@ class PrefixCache:
                 self.tiers.write(block)
 
     def drop(self, ctx: int, keys: list[bytes]) -> None:
-        """Forget a context's blocks. Those of the operations with `keys` stay in RAM until room is
-        needed: another context may begin with them."""
+        """Forget a context's blocks. Blocks of the operations with `keys` stay in RAM until room is
+        needed, since another context may begin with them."""
         prefix = set(keys)
         for block in self.used_by.pop(ctx, set()):
             block.users.discard(ctx)
@@ -131,9 +131,9 @@ class PrefixCache:
             if key in self.by_key:
                 continue
             start = at
-            if ops[at][1] % CHUNK and spans and spans[-1][1] == at:
+            if ops[at][1] % CHUNK_TOKENS and spans and spans[-1][1] == at:
                 start, _ = spans.pop()
-            elif ops[at][1] % CHUNK and keys[at - 1] in self.by_key:
+            elif ops[at][1] % CHUNK_TOKENS and keys[at - 1] in self.by_key:
                 before = self.by_key[keys[at - 1]]
                 if before.dirty and before.users == {ctx} and before.keys[-1] == keys[at - 1]:
                     start -= len(before.keys)

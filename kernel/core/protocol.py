@@ -23,11 +23,11 @@ Segment = tuple[Literal["p", "d"], list[int]]  # how tokens entered is a part of
 EndReason = Literal["stop", "length", "context_full", "preempted", "cancelled", "failed"]
 
 
-class Frame(Struct, tag_field="t"):
+class CoreFrame(Struct, tag_field="t"):
     """Base of all messages between kernel and core."""
 
 
-class Run(Frame):
+class Run(CoreFrame):
     """Give `ctx` a slot and generate. The last `generated` tokens of the history are its answer so
     far. Reports carry the `run`.
     """
@@ -40,33 +40,33 @@ class Run(Frame):
     digest: bytes  # the chained hash so far; 32 bytes, or none to start
 
 
-class Halt(Frame):
+class Halt(CoreFrame):
     """Stop `ctx` at the next token; it stays in its slot until that is needed."""
 
     ctx: int
     why: Literal["preempted", "cancelled"]
 
 
-class Drop(Frame):
+class Drop(CoreFrame):
     """Forget `ctx`: its slot and its KV blocks."""
 
     ctx: int
 
 
-class Reset(Frame):
+class ResetCore(CoreFrame, tag="Reset"):
     """The first message of a kernel: stop all runs, forget all contexts but these. Answered by
     Ready."""
 
     contexts: list[int]
 
 
-class Prefetch(Frame):
+class Prefetch(CoreFrame):
     """Read the blocks of `ctx` from disk, since it will run soon."""
 
     ctx: int
 
 
-class TokenizeRequest(Frame, tag="Encode"):
+class TokenizeRequest(CoreFrame, tag="Encode"):
     """Tokenize text or chat messages for a context; answered by Tokenized.
 
     With `messages`, `turns` are those already in the context: the text that the chat template adds
@@ -82,14 +82,14 @@ class TokenizeRequest(Frame, tag="Encode"):
     tokens: dict[int, list[int]] = {}  # instead of contents, by index into turns and messages
 
 
-class DetokenizeRequest(Frame, tag="Decode"):
+class DetokenizeRequest(CoreFrame, tag="Decode"):
     """Turn tokens into text; answered by Tokenized."""
 
     req: int
     tokens: list[int]
 
 
-class Compile(Frame):
+class Compile(CoreFrame):
     """Check that an answer can satisfy a schema or a grammar; answered by Tokenized, empty."""
 
     req: int
@@ -97,23 +97,23 @@ class Compile(Frame):
     grammar: str | None
 
 
-Command = Run | Halt | Drop | Prefetch | Reset
+Command = Run | Halt | Drop | Prefetch | ResetCore
 Question = TokenizeRequest | DetokenizeRequest | Compile
 
 
-class Ready(Frame):
+class Ready(CoreFrame):
     """The core serves this kernel from now on."""
 
     model: ModelInfo
 
 
-class Failed(Frame):
+class CoreUnusable(CoreFrame, tag="Failed"):
     """The core cannot start; `error` is an AiosError on the wire."""
 
     error: dict[str, str]
 
 
-class Tokenized(Frame, tag="Encoded"):
+class Tokenized(CoreFrame, tag="Encoded"):
     """The answer to a question: tokens, text, or an AiosError on the wire."""
 
     req: int
@@ -122,7 +122,7 @@ class Tokenized(Frame, tag="Encoded"):
     error: dict[str, str] | None = None
 
 
-class Out(Frame):
+class Out(CoreFrame):
     """One context's share of a step: `fed` tokens computed for the first time, and one drawn.
 
     Tokens computed `again` are not charged: else a context could use up its turns without getting
@@ -139,7 +139,7 @@ class Out(Frame):
     again: int = 0
 
 
-class Halted(Frame):
+class Halted(CoreFrame):
     """A run has ended. `text` was held back until now; it is shown unless the run goes on."""
 
     ctx: int
@@ -149,7 +149,7 @@ class Halted(Frame):
     error: dict[str, str] | None = None  # an AiosError on the wire
 
 
-class Counters(Frame):
+class Counters(CoreFrame):
     """Counts since the core's start; bytes, and KV blocks as `extents`, are as of now. Stats in
     syscalls/kernel.py explains them."""
 
@@ -168,7 +168,7 @@ class Counters(Frame):
     disk_failures: int = 0
 
 
-class Step(Frame):
+class Step(CoreFrame):
     """The report of one step."""
 
     outs: list[Out]
@@ -176,7 +176,7 @@ class Step(Frame):
     counters: Counters
 
 
-Report = Ready | Failed | Step
+Report = Ready | CoreUnusable | Step
 
 encode = msgspec.msgpack.Encoder().encode
 decode_command = msgspec.msgpack.Decoder(Command).decode

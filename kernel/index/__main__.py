@@ -30,13 +30,13 @@ from .index import Index
 from .protocol import (
     Change,
     Command,
-    Failed,
-    Found,
+    IndexUnusable,
     Position,
-    Put,
-    Remove,
-    Reset,
+    PutDocument,
+    RemoveDocument,
+    ResetIndex,
     Search,
+    SearchResults,
     decode_command,
     encode,
 )
@@ -90,24 +90,24 @@ class IndexServer:
         match command:
             case Search() as search:
                 self.link.send(encode(self.found(search)))
-            case Reset() as reset:
+            case ResetIndex() as reset:
                 self.epoch = reset.epoch
                 self.pending.clear()
                 self.index.reset(reset.store, reset.drop)
                 self.report()
-            case Put() | Remove() as change if change.epoch == self.epoch:
+            case PutDocument() | RemoveDocument() as change if change.epoch == self.epoch:
                 self.pending.append(change)
             case _:
                 pass  # sent before a Reset that overtook it
 
-    def found(self, search: Search) -> Found:
+    def found(self, search: Search) -> SearchResults:
         try:
-            return Found(search.req, self.index.search(search))
+            return SearchResults(search.req, self.index.search(search))
         except sqlite3.OperationalError as error:
             why = IndexFailed(f"the index cannot be read: {error}")
-            return Found(search.req, [], why.to_wire())
+            return SearchResults(search.req, [], why.to_wire())
         except ModelError as error:
-            return Found(search.req, [], error.to_wire())
+            return SearchResults(search.req, [], error.to_wire())
 
     def apply(self) -> None:
         batch, before = self.batch(), self.trouble
@@ -134,14 +134,14 @@ class IndexServer:
                 self.take(command)
                 return
             self.deferred.append(command)
-            if isinstance(command, Reset):
+            if isinstance(command, ResetIndex):
                 raise Superseded
 
     def batch(self) -> list[Change]:
         chosen: list[Change] = []
         left = BATCH_CHARS
         for change in self.pending:
-            left -= len(change.text) if isinstance(change, Put) else 0
+            left -= len(change.text) if isinstance(change, PutDocument) else 0
             if chosen and (left < 0 or len(chosen) == BATCH_CHANGES):
                 break
             chosen.append(change)
@@ -167,7 +167,7 @@ def main() -> int:
         index = Index(config.path, open_embedder_or_retry(config))
     except (OSError, sqlite3.Error) as error:
         why = IndexFailed(f"the index cannot be opened: {error}")
-        connect(context, config).send(encode(Failed(why.to_wire())))
+        connect(context, config).send(encode(IndexUnusable(why.to_wire())))
         context.term()  # lingers until the kernel has it
         return 1
     while True:

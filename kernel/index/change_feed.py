@@ -11,7 +11,7 @@ from aios.syscalls.errors import NotFound, StoreDamaged
 from ..storage.blobs import Blobs
 from ..storage.catalog import Catalog, Row
 from ..store.store import NoStore, Store
-from .protocol import Change, Put, Remove
+from .protocol import Change, PutDocument, RemoveDocument
 
 MAX_TEXT_BYTES = 1 << 20  # of a text that are indexed; the rest is not
 READ_CHANGES = 64  # at once
@@ -43,7 +43,7 @@ class ChangeFeed:
         except StoreDamaged:
             if len(found) > 1:
                 return await self.after(number, 1, epoch)
-            return [Remove(epoch, *found[0][:3])]
+            return [RemoveDocument(epoch, *found[0][:3])]
         return [_change(epoch, held, *each) for each in found]
 
 
@@ -72,12 +72,12 @@ def _change(
     epoch: int, held: Iterator[bytes], number: int, owner: str, path: str, row: Row | None
 ) -> Change:
     if row is None:
-        return Remove(epoch, number, owner, path)
+        return RemoveDocument(epoch, number, owner, path)
     data = b"".join(next(held) for _ in _indexed_chunks(row))
     text = as_text(data, whole=row.size <= MAX_TEXT_BYTES)
     if text is None:
-        return Remove(epoch, number, owner, path)
-    return Put(epoch, number, owner, path, row.version, row.time, row.tags, text)
+        return RemoveDocument(epoch, number, owner, path)
+    return PutDocument(epoch, number, owner, path, row.version, row.time, row.tags, text)
 
 
 def as_text(data: bytes, *, whole: bool) -> str | None:

@@ -30,12 +30,12 @@ from ..loop import Loop
 from ..process import Process
 from .change_feed import ChangeFeed
 from .protocol import (
-    Failed,
-    Found,
+    IndexUnusable,
     Position,
     Report,
-    Reset,
+    ResetIndex,
     Search,
+    SearchResults,
     decode_report,
     encode,
 )
@@ -207,7 +207,7 @@ class IndexClient:
         self.queue = FairQueue(MAX_SEARCHES)
         for pending in self.pending.values():
             pending.queued = False
-        self.line.send(encode(Reset(self.epoch, self.changes.id, self.drop)))
+        self.line.send(encode(ResetIndex(self.epoch, self.changes.id, self.drop)))
 
     def _on_report(self, report: Report) -> None:
         match report:
@@ -215,9 +215,9 @@ class IndexClient:
                 self._on_position(report)
             case Position():
                 pass  # from before the last Reset
-            case Found():
+            case SearchResults():
                 self._on_found(report)
-            case Failed():
+            case IndexUnusable():
                 self.error = from_wire(report.error)
 
     def _on_position(self, report: Position) -> None:
@@ -239,7 +239,7 @@ class IndexClient:
         self._feed()
         self._queue_searches()
 
-    def _on_found(self, found: Found) -> None:
+    def _on_found(self, found: SearchResults) -> None:
         self.queue.end(found.req)
         self._send_searches()
         pending = self.pending.get(found.req)

@@ -19,7 +19,7 @@ from .database import FILE_NAME, IndexDamaged, checksum, connect, is_damage, rem
 from .embedder import Embedder, WordsOnly
 from .passage_arrays import PassageArrays
 from .passages import cut
-from .protocol import Change, Put, Search
+from .protocol import Change, PutDocument, Search
 from .ranking import Ids, Scores
 
 MAX_QUERY_CHARS = 10_000  # the rest is not read
@@ -137,7 +137,7 @@ class Index:
             ModelError: there is no model; nothing has changed.
         """
         newest = {(change.owner, change.path): change for change in changes}
-        puts = [change for change in newest.values() if isinstance(change, Put)]
+        puts = [change for change in newest.values() if isinstance(change, PutDocument)]
         spans = [(put, span) for put in puts for span in cut(put.text)]
         texts = [put.text[start:end] for put, (start, end) in spans]
         vectors = self._vectors(texts, between)
@@ -174,7 +174,7 @@ class Index:
             vectors[at] = self.embedder.passage(text)
         return vectors
 
-    def _insert(self, put: Put) -> int:
+    def _insert(self, put: PutDocument) -> int:
         document = self.db.execute(
             "INSERT INTO documents(owner, path, version, time) VALUES (?, ?, ?, ?)",
             (put.owner, put.path, put.version, put.time),

@@ -16,11 +16,11 @@ from msgspec import Struct
 from aios.syscalls.sto import Hit, Mode
 
 
-class Frame(Struct, tag_field="t"):
-    """Base of all messages between kernel and index."""
+class IndexFrame(Struct, tag_field="t"):
+    """Base of all messages between kernel and index. Tags are the names that classes had first."""
 
 
-class Reset(Frame):
+class ResetIndex(IndexFrame, tag="Reset"):
     """A kernel's first message, answered by Position; no change may be sent before that has come.
 
     Puts and Removes not yet indexed are dropped; with `drop`, or if the index is about another
@@ -32,7 +32,7 @@ class Reset(Frame):
     drop: bool = False
 
 
-class Put(Frame):
+class PutDocument(IndexFrame, tag="Put"):
     """The newest version of a document; its text replaces the one indexed for (owner, path)."""
 
     epoch: int
@@ -45,7 +45,7 @@ class Put(Frame):
     text: str
 
 
-class Remove(Frame):
+class RemoveDocument(IndexFrame, tag="Remove"):
     """A document that is gone, or has no text any more."""
 
     epoch: int
@@ -54,8 +54,8 @@ class Remove(Frame):
     path: str
 
 
-class Search(Frame):
-    """A query, answered by Found from the present state of the index; that may overtake Positions.
+class Search(IndexFrame):
+    """A query, answered by SearchResults as of now; these may overtake Positions.
 
     Only documents that `scopes` cover are ever looked at: a scope (owner, path) covers that path
     and all below it ("path/..."), and with an empty path all of the owner's. Hits, scores and ranks
@@ -72,11 +72,11 @@ class Search(Frame):
     tags: list[str] = []
 
 
-Change = Put | Remove
-Command = Reset | Put | Remove | Search
+Change = PutDocument | RemoveDocument
+Command = ResetIndex | PutDocument | RemoveDocument | Search
 
 
-class Position(Frame):
+class Position(IndexFrame):
     """The state of the index: changes up to `seq` are indexed and durable; 0: none are.
 
     Sent after a Reset and after each batch of changes, and when `trouble` comes or goes.
@@ -90,7 +90,7 @@ class Position(Frame):
     trouble: str = ""  # why changes cannot be written now; it is tried again
 
 
-class Found(Frame):
+class SearchResults(IndexFrame, tag="Found"):
     """The answer to a Search."""
 
     req: int
@@ -98,13 +98,13 @@ class Found(Frame):
     error: dict[str, str] | None = None  # an AiosError on the wire
 
 
-class Failed(Frame):
+class IndexUnusable(IndexFrame, tag="Failed"):
     """The index cannot start; `error` is an AiosError on the wire."""
 
     error: dict[str, str]
 
 
-Report = Position | Found | Failed
+Report = Position | SearchResults | IndexUnusable
 
 encode = msgspec.msgpack.Encoder().encode
 decode_command = msgspec.msgpack.Decoder(Command).decode

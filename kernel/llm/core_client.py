@@ -13,12 +13,12 @@ from aios.syscalls.kernel import ModelInfo
 
 from ..config import Config
 from ..core.protocol import (
+    CoreUnusable,
     Counters,
-    Failed,
     Question,
     Ready,
     Report,
-    Reset,
+    ResetCore,
     Step,
     decode_report,
     decode_tokenized,
@@ -110,7 +110,7 @@ class CoreLink:
         if self.state == "ready":  # the connection was lost, not the core
             self.generations.core_gone(None)
         self._load()
-        self.work.send(encode(Reset(list(self.generations.contexts.contexts))))
+        self.work.send(encode(ResetCore(list(self.generations.contexts.contexts))))
 
     def ask(self, question: Question) -> None:
         """Asked again when it is ready, if it is not."""
@@ -136,7 +136,7 @@ class CoreLink:
                 self.generations.core_ready(report.model, self.config.slots)
                 self._ask_again()
                 self.events.publish("core", "ready")
-            case Failed():
+            case CoreUnusable():
                 self.is_final = True
                 self._fail(from_wire(report.error))
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from aios.kernel.core.active_run import ActiveRun
 from aios.kernel.core.batcher import Batcher
 from aios.kernel.core.disk import Disk
-from aios.kernel.core.engine import CHUNK, Engine
+from aios.kernel.core.engine import CHUNK_TOKENS, Engine
 from aios.kernel.core.protocol import Halt, Halted, Out, Run
 from aios.kernel.llm.contexts import Past
 from aios.syscalls.llm import Decoding, Logprob
@@ -28,11 +28,11 @@ def some(max_tokens: int, **options: Any) -> Decoding:
 # attention over a context without a neighbour takes another path, but for the engine's padding.
 JOBS: list[tuple[int, Decoding]] = [
     (253, some(10)),
-    (CHUNK, some(14, temperature=0.9, seed=7)),
+    (CHUNK_TOKENS, some(14, temperature=0.9, seed=7)),
     (5, some(18, temperature=1.5, top_k=50, top_p=0.9, min_p=0.01, seed=8)),
     (70, some(12, repeat_penalty=1.3, frequency_penalty=0.5, penalty_last=20)),
     (1, some(16, temperature=0.7, presence_penalty=1.0, seed=9)),
-    (CHUNK + 1, some(10, stop=["never to be seen"])),
+    (CHUNK_TOKENS + 1, some(10, stop=["never to be seen"])),
 ]
 
 
@@ -41,7 +41,7 @@ def text(engine: Engine, length: int, start: int = 0) -> list[int]:
     return [at * 104729 % engine.n_vocab for at in range(start, start + length)]
 
 
-class Watched(Batcher):
+class CheckedBatcher(Batcher):
     """A Batcher that checks in which slots it runs, and keeps the logits it drew from."""
 
     def __init__(
@@ -127,7 +127,7 @@ def finish(batcher: Batcher, *jobs: Job) -> None:
 
 def run_solo(engine: Engine, prompt: list[int], decoding: Decoding) -> Job:
     """Run a job with nothing else on the engine: every schedule must come to the same."""
-    batcher = Watched(engine, engine.slots, PLENTY)
+    batcher = CheckedBatcher(engine, engine.slots, PLENTY)
     job = Job(10**6, prompt, decoding)
     finish(batcher, job)
     batcher.drop(job.ctx)
@@ -153,7 +153,7 @@ def at_random(batcher: Batcher, jobs: list[Job], seed: int) -> None:
         waiting += [halted.ctx for halted in report(batcher, by_ctx) if halted.why == "preempted"]
 
 
-def take_turns(batcher: Watched, jobs: list[Job]) -> None:
+def take_turns(batcher: CheckedBatcher, jobs: list[Job]) -> None:
     """Run jobs in turns of some tokens; after each turn wait until all is on disk."""
     by_ctx = {job.ctx: job for job in jobs}
     while not all(job.why == "length" for job in jobs):

@@ -7,7 +7,7 @@ from typing import Any
 
 from aios.kernel.index.embedder import WordLlamaEmbedder
 from aios.kernel.index.index import Index
-from aios.kernel.index.protocol import Put, Remove, Search
+from aios.kernel.index.protocol import PutDocument, RemoveDocument, Search
 from aios.syscalls.sto import Hit, Mode
 
 model = cache(WordLlamaEmbedder)  # loaded once
@@ -29,13 +29,13 @@ ODD = [
 ]
 
 
-def put(seq: int, path: str, text: str, owner: str = "ann", **fields: Any) -> Put:
+def put(seq: int, path: str, text: str, owner: str = "ann", **fields: Any) -> PutDocument:
     defaults: dict[str, Any] = {"epoch": 1, "version": 1, "time": 0.0, "tags": []}
-    return Put(seq=seq, owner=owner, path=path, text=text, **(defaults | fields))
+    return PutDocument(seq=seq, owner=owner, path=path, text=text, **(defaults | fields))
 
 
-def remove(seq: int, path: str, owner: str = "ann") -> Remove:
-    return Remove(1, seq, owner, path)
+def remove(seq: int, path: str, owner: str = "ann") -> RemoveDocument:
+    return RemoveDocument(1, seq, owner, path)
 
 
 def ask(query: str, mode: Mode = "fused", count: int = 10, **fields: Any) -> Search:

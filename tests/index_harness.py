@@ -13,23 +13,23 @@ from typing import Any, TypeVar
 
 import msgspec
 import zmq
-from texts import ask, put
+from index_documents import ask, put
 
 from aios.kernel.index.protocol import (
     Command,
-    Failed,
-    Found,
+    IndexUnusable,
     Position,
-    Reset,
+    ResetIndex,
+    SearchResults,
     decode_report,
     encode,
 )
 
-PATIENCE = 60_000  # milliseconds
-Told = TypeVar("Told", Position, Found, Failed)
+PATIENCE_MS = 60_000
+Told = TypeVar("Told", Position, SearchResults, IndexUnusable)
 
 
-class Kernel:
+class FakeKernel:
     """The kernel as the index sees it."""
 
     def __init__(self, home: Path) -> None:
@@ -63,7 +63,7 @@ class Kernel:
         self.route = route
 
     def receive(self) -> list[bytes]:
-        assert self.socket.poll(PATIENCE), (self.home / "index.log").read_text()
+        assert self.socket.poll(PATIENCE_MS), (self.home / "index.log").read_text()
         return self.socket.recv_multipart()
 
     def kill(self) -> None:
@@ -91,7 +91,7 @@ class Kernel:
 
     def reset(self, store: str = "store", drop: bool = False) -> Position:
         self.epoch += 1
-        self.send(Reset(self.epoch, store, drop))
+        self.send(ResetIndex(self.epoch, store, drop))
         while (position := self.hear(Position)).epoch != self.epoch:
             pass
         return position
@@ -111,14 +111,14 @@ class Kernel:
 
     def paths(self, query: str) -> set[str]:
         self.send(ask(query, "words", count=1000))
-        return {hit.path for hit in self.hear(Found).hits}
+        return {hit.path for hit in self.hear(SearchResults).hits}
 
 
 @contextlib.contextmanager
-def with_index() -> Iterator[Kernel]:
+def with_index() -> Iterator[FakeKernel]:
     """A kernel whose index was just started."""
     with tempfile.TemporaryDirectory(prefix="aios-") as home:
-        kernel = Kernel(Path(home))
+        kernel = FakeKernel(Path(home))
         with contextlib.closing(kernel):
             kernel.start()
             yield kernel

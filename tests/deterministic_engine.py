@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from aios.kernel.core.engine import CHUNK
+from aios.kernel.core.engine import CHUNK_TOKENS
 from aios.kernel.core.grammar import Grammars
 from aios.kernel.core.state_layout import BlockSlice, Bytes
 from aios.syscalls.errors import BadInput, Internal
@@ -85,9 +85,9 @@ class DeterministicEngine:
     # --- computing --------------------------------------------------------------------------------
 
     def prefill(self, slot: int, tokens: tuple[int, ...], pos: int) -> None:
-        assert 1 <= len(tokens) <= CHUNK
+        assert 1 <= len(tokens) <= CHUNK_TOKENS
         self._check_room(slot, pos, len(tokens))
-        kind = len(tokens) + MOVED * CHUNK * (slot in self.moved)
+        kind = len(tokens) + MOVED * CHUNK_TOKENS * (slot in self.moved)
         for token in tokens:
             self._enter(slot, HEAD.pack(token, pos, kind))
         self._expect({len(tokens) - 1: slot})
