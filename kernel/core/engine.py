@@ -61,8 +61,8 @@ class Engine(Protocol):
     # --- computing --------------------------------------------------------------------------------
 
     def prefill(self, slot: int, tokens: tuple[int, ...], pos: int) -> None:
-        """Enter one chunk of up to CHUNK_TOKENS behind the `pos` tokens that the slot holds. Its last
-        token's logits are then at index len(tokens) - 1.
+        """Enter one chunk of up to CHUNK_TOKENS behind the `pos` tokens that the slot holds. The
+        logits of its last token are then at index len(tokens) - 1.
 
         Raises:
             Internal: there is no room for them, or the slot holds tokens and does not end at `pos`.
