@@ -15,7 +15,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 from aios.agents import Aios, connect
-from aios.agents.reasoning.tool_dialogue import ToolTalk
+from aios.agents.reasoning.tool_dialogue import ToolDialogue
 from aios.agents.tools.time import now
 from aios.syscalls.tool import Spec
 
@@ -100,7 +100,7 @@ def write_calls(
 ) -> dict[str, int]:
     """How many calls fit their schemas, of how many; and answers that were cut, which have none."""
     specs = {spec.name: spec for spec in aios.tools() if spec.name in TOOLS}
-    talk = ToolTalk(aios, [specs[name] for name in TOOLS], parallel=2)
+    talk = ToolDialogue(aios, [specs[name] for name in TOOLS], parallel=2)
     grammar = talk.grammar("call")
     asked = [aios.open() for _ in tasks]
     for context, task in zip(asked, tasks, strict=True):

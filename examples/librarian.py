@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from aios.agents import Agent, AiosError
-from aios.agents.reasoning import Limits, ReAct
+from aios.agents.reasoning import LoopLimits, ReAct
 
 SQL = "You ask a database. Its tables: {}."
 TEXTS = "You search texts."
@@ -15,7 +15,7 @@ SEARCHES: dict[str, dict[str, str]] = {
     "Is there a cafe?": {"query": "cafe"},
     "Who is the director?": {"query": "the director"},
 }
-ONE_CALL = Limits(steps=1, calls=1, parallel=1, answer=160)
+ONE_CALL = LoopLimits(steps=1, calls=1, parallel=1, answer=160)
 
 
 class Librarian(Agent):

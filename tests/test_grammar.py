@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from llama_cpp import llama_grammar
 from models import merges
 
-from aios.agents.reasoning.tool_dialogue import BARE, TAGS, Form
+from aios.agents.reasoning.tool_dialogue import BARE, TAGS, CallFormat
 from aios.kernel.config import embedded_model
 from aios.kernel.core.grammar import Grammars, to_lark
 from aios.kernel.core.llama import LlamaEngine
@@ -205,7 +205,7 @@ def test_a_grammar_that_is_none(engine: LlamaEngine, gbnf: str, why: str) -> Non
 
 
 @pytest.mark.parametrize("form", [TAGS, BARE], ids=["tags", "bare"])
-def test_calls_can_be_chosen_from_a_large_vocabulary(form: Form) -> None:
+def test_calls_can_be_chosen_from_a_large_vocabulary(form: CallFormat) -> None:
     """The vocabulary is as large as Qwen2.5's; an answer is any text, or a call."""
     dice = random.Random(1)
     parts = [pair.replace(" ", "").replace("\u0120", " ") for pair in merges()]

@@ -18,7 +18,7 @@ from test_tool_calls import drawn
 
 from aios.agents import Aios, connect
 from aios.agents.reasoning.plan import Plan, Step, check, grammar
-from aios.agents.reasoning.planner import End, Planner
+from aios.agents.reasoning.planner import Planner, StepResult
 from aios.shell.launch import System
 from aios.syscalls.errors import BadInput, TooBig
 from aios.syscalls.tool import Spec
@@ -177,7 +177,7 @@ def test_a_result_that_is_stored(aios: Aios) -> None:
     ends = {}
     for name, data in (("rows", text.encode()), ("raw", b"\xff")):
         aios.sto_put(f"tools/results/{name}", data)
-        ends[name] = End(state="done", value="how it begins", stored=f"tools/results/{name}")
+        ends[name] = StepResult(state="done", value="how it begins", stored=f"tools/results/{name}")
     resolved = planner(aios).resolved
     assert resolved([{"result_of": "rows"}], ends) == [text]
     assert resolved({"x": {"result_of": "rows", "at": ["rows", 0, 1]}}, ends) == {"x": "a"}
@@ -211,7 +211,7 @@ RIGHTS = {"allow": ["tool", "mem", "llm"]}
 RESUME = """
 import msgspec
 from aios.agents.reasoning.plan import Plan
-from aios.agents.reasoning.planner import End, Planner
+from aios.agents.reasoning.planner import StepResult, Planner
 names = ["school.note", "school.wait_for", "school.stall", "school.divide"]
 ends = Planner(aios, only=names).execute(msgspec.convert(task, Plan), "resumed")
 return {id: end.state for id, end in ends.items()}

@@ -13,14 +13,14 @@ import pytest
 from conftest import EMBEDDED, eventually, run_system
 
 from aios.agents import Aios, connect
-from aios.agents.reasoning.react import REPEATED, Limits, Outcome, ReAct, Step
-from aios.agents.reasoning.tool_dialogue import Choice, Said, ToolCallRequest, chosen
+from aios.agents.reasoning.react import REPEATED, LoopLimits, LoopStep, Outcome, ReAct
+from aios.agents.reasoning.tool_dialogue import Choice, ModelAnswer, ToolCallRequest, chosen
 from aios.shell.launch import System
 from aios.syscalls.errors import AiosError, ContextFull, LimitReached, NotFound, ToolFailed
 from aios.syscalls.tool import Spec, ToolResult, Tools
 
 SCHOOL = str(Path(__file__).with_name("school.py"))
-SHORT = Limits(steps=2, answer=128)
+SHORT = LoopLimits(steps=2, answer=128)
 
 
 TOOLS = {"school": {"program": SCHOOL}}
@@ -90,7 +90,7 @@ def test_calls_in_one_answer_are_made_at_once(knowing: Aios) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_whatever_is_drawn_the_calls_fit_and_there_is_an_answer(aios: Aios, seed: int) -> None:
-    limits = Limits(steps=2, calls=3, answer=160)
+    limits = LoopLimits(steps=2, calls=3, answer=160)
     agent = ReAct(aios, must_call=True, limits=limits, temperature=1.0, seed=seed)
     schemas = {spec.name: spec.schema for spec in aios.tools()}
     outcome = agent.run("Use the tools of the school, each of them.")
@@ -110,12 +110,12 @@ class Scripted(ReAct):
     def script(self, *lines: list[tuple[str, dict[str, Any]]] | str) -> Outcome:
         rest = iter(lines)
 
-        def parse(_text: str) -> Said:
+        def parse(_text: str) -> ModelAnswer:
             line = next(rest)
             if isinstance(line, str):
-                return Said(line, [])
+                return ModelAnswer(line, [])
             calls = [ToolCallRequest(str(n), name, args) for n, (name, args) in enumerate(line, 1)]
-            return Said("", calls)
+            return ModelAnswer("", calls)
 
         vars(self.talk)["parse"] = parse
         return self.run("Do it.")
@@ -123,7 +123,7 @@ class Scripted(ReAct):
 
 def scripted(aios: Aios, **limits: Any) -> Scripted:
     only = ["school.add", "school.divide", "school.story"]
-    return Scripted(aios, only=only, limits=Limits(**{"answer": 16, **limits}))
+    return Scripted(aios, only=only, limits=LoopLimits(**{"answer": 16, **limits}))
 
 
 def ends(outcome: Outcome) -> list[ToolResult | AiosError]:
@@ -160,8 +160,8 @@ def test_a_long_result_is_cut_and_all_of_it_is_in_storage(aios: Aios) -> None:
 
 def test_who_may_not_store_a_long_result_reads_how_it_begins(aios: Aios, program: Any) -> None:
     asks = program(
-        "from aios.agents.reasoning import Limits, ReAct\n"
-        "limits = Limits(steps=1, shown=100, answer=64)\n"
+        "from aios.agents.reasoning import LoopLimits, ReAct\n"
+        "limits = LoopLimits(steps=1, shown=100, answer=64)\n"
         "fixed = {'school.story': {'words': 600}}\n"
         "agent = ReAct(aios, only=[*fixed], fixed=fixed, must_call=True, limits=limits)\n"
         "outcome = agent.run('Tell me a story.')\n"
@@ -215,12 +215,12 @@ def test_a_model_that_repeats_itself_is_stopped(aios: Aios) -> None:
     same = [("school.add", {"a": 1, "b": 1})]
     outcome = scripted(aios).script([*same, *same], same, "Two.")
     assert len(outcome.calls) == 1
-    assert outcome.steps[1] == Step("", [], REPEATED)
+    assert outcome.steps[1] == LoopStep("", [], REPEATED)
     assert (outcome.ended, outcome.answer) == ("repeated", "Two.")
 
 
 def test_a_call_that_was_cut_is_told_of(aios: Aios) -> None:
-    agent = ReAct(aios, must_call=True, limits=Limits(steps=2, answer=12), only=["school.add"])
+    agent = ReAct(aios, must_call=True, limits=LoopLimits(steps=2, answer=12), only=["school.add"])
     outcome = agent.run("How much is 1 + 1?")
     assert [step.calls for step in outcome.steps] == [[], []] or outcome.steps[0].calls == []
     assert "cut within a call" in outcome.steps[0].problem

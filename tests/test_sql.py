@@ -170,7 +170,7 @@ ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELEC
 def test_sql_ends_a_query_that_takes_too_long(
     database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sql, "SECONDS", 0.3)
+    monkeypatch.setattr(sql, "TIMEOUT_S", 0.3)
     with pytest.raises(ToolFailed, match=r"longer than 0\.3 s"):
         sql.query.run({"database": str(database), "query": ENDLESS.format("count(*)")}, NO_KERNEL)
 

@@ -205,7 +205,7 @@ def test_fetch_asks_by_tls_whom_it_can_trust(
 
 
 def test_fetch_does_not_wait_for_ever(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "SECONDS", 0.2)
+    monkeypatch.setattr(http, "TIMEOUT_S", 0.2)
     with pytest.raises(ToolFailed, match="timed out"):
         http.fetch.run({"url": f"{site}/silent"}, NO_KERNEL)
 

@@ -123,7 +123,7 @@ class McpConnection:
             raise self._failure(error, ToolCrashed) from error
 
     async def list(self) -> None:
-        """Update `specs` from the server's list of tools. Of too many the first are taken."""
+        """Update `specs` from the server's list of tools: the first ones, if they are too many."""
         self._next_look = asyncio.get_running_loop().time() + LIST_INTERVAL_S
         found: list[types.Tool] = []
         cursors: list[str | None] = [None]

@@ -1,7 +1,7 @@
-"""Plans: a task becomes a graph of steps, which are tools to call and agents to start.
+"""Plans: graphs of steps, each a tool to call or an agent to start.
 
 A step's arguments may refer to what others return: {"result_of": "s1", "at": ["rows", 0]}. It
-starts when all that it waits for has ended. agents/reasoning/planner.py carries plans out.
+starts when the steps that it needs have ended. planner.py carries plans out.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Plan(Struct, forbid_unknown_fields=True):
     steps: list[Step]
 
     def order(self) -> TopologicalSorter[str]:
-        """Which step may start when; raises BadInput where some wait for each other."""
+        """Return the order of the steps. Raises BadInput if some wait for each other."""
         order = TopologicalSorter({step.id: step.needs for step in self.steps})
         try:
             order.prepare()
@@ -52,7 +52,7 @@ Specs = Mapping[str, Spec]
 
 
 def references(value: Any) -> Iterator[str]:
-    """The steps whose results a value has in it."""
+    """Iterate over the steps whose results a value refers to."""
     if isinstance(value, dict) and "result_of" in value:
         yield str(value["result_of"])
     elif isinstance(value, dict | list):
@@ -61,10 +61,10 @@ def references(value: Any) -> Iterator[str]:
 
 
 def check(plan: Plan, tools: Specs, agents: Specs) -> None:
-    """Whether it can be carried out; values are checked when they are there, by the tools.
+    """Check that a plan can be carried out. Tools check the values later.
 
     Raises:
-        BadInput: it cannot; the message says which step, and why.
+        BadInput: it cannot; the message names the step, and the reason.
     """
     ids = [step.id for step in plan.steps]
     for step in plan.steps:
@@ -92,8 +92,8 @@ def _wrong(step: Step, ids: list[str], tools: Specs, agents: Specs) -> Iterator[
 
 
 def grammar(most: int, tools: Specs, agents: Specs) -> str:
-    """GBNF of the plans of up to `most` steps: s1, s2, ... Each may refer to those before it, so
-    none wait for each other.
+    """Return GBNF of the plans of up to `most` steps: s1, s2, ... Each may refer to earlier ones
+    only, so there are no cycles.
 
     Raises:
         BadGrammar: no grammar can keep a schema. TooBig: they do not fit into one call.
@@ -116,7 +116,7 @@ def grammar(most: int, tools: Specs, agents: Specs) -> str:
 
 
 def _does(number: int, tools: Specs, agents: Specs) -> Iterator[str]:
-    """What a step may do: a part for each tool and agent."""
+    """Iterate over the alternatives of a step: one for each tool and agent."""
     before = [f"s{earlier}" for earlier in range(1, number)]
     result = {
         "type": "object",

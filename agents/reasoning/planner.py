@@ -1,11 +1,11 @@
-"""Plans carried out: what may run at once does, and what was done stays done.
+"""The planner: it makes plans, and carries them out with steps in parallel.
 
 from aios.agents.reasoning import Planner
 
 ends = Planner(aios, only=["sql.query", "files.write"]).run("Count the orders; write it down.")
 
-What steps came to is in the agent's memory: an agent that is killed, and started again under its
-name, goes on where it was.
+Results of steps are kept in the agent's memory: an agent that is killed, and started again under
+its name, continues, and repeats no finished step.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from aios.syscalls.tool import Spec
 from .plan import Plan, Step, check, grammar
 from .tool_dialogue import MENDABLE, chosen, signature
 
-SPACE = "plan"  # of the agent's memory
+MEMORY_SPACE = "plan"  # of the agent's memory
 SYSTEM = """\
 Plan how to do the task: a list of steps, each with one tool. An argument that is the result of an
 earlier step is {"result_of": ID}.
@@ -39,9 +39,9 @@ FAILURES = (*MENDABLE, NoProgram, ProcessGone)  # of one step: others go on
 Call = ToolCall | Pending
 
 
-class End(Struct, kw_only=True, omit_defaults=True):
-    """What a step came to. `unknown`: it changes something and was interrupted, so it may have
-    happened, and is not done again. `skipped`: what it waits for was not done."""
+class StepResult(Struct, kw_only=True, omit_defaults=True):
+    """The result of a step. `unknown`: it changes something and was interrupted, so it may have
+    happened, and is not repeated. `skipped`: a step that it needs was not done."""
 
     state: Literal["started", "done", "failed", "unknown", "skipped"]
     value: Any = None
@@ -51,9 +51,9 @@ class End(Struct, kw_only=True, omit_defaults=True):
 
 
 class Planner:
-    """Plans with the tools that the agent may call, or those that `only` names, and with `agents`:
-    programs, each with the schema of its task. A plan has `most` steps. `options` are those of
-    generate.
+    """A planner with the tools that the agent may call, or only those named, and with `agents`:
+    programs, each with the schema of its task. A plan has at most `most` steps. `options` are those
+    of generate.
 
     Raises:
         NotFound: there is no tool that `only` names. ToolFailed: its toolbox did not start.
@@ -68,9 +68,9 @@ class Planner:
         self.tools = {spec.name: spec for spec in chosen(aios, only)}
         self.agents = {spec.name: spec for spec in agents}
 
-    def run(self, task: str) -> dict[str, End]:
-        """Plan a task and carry it out; what each step came to. For a task that was begun before,
-        the plan is the one made then: what was done is not repeated, what failed is.
+    def run(self, task: str) -> dict[str, StepResult]:
+        """Plan a task, carry the plan out, and return the results of its steps. A task that was
+        begun before goes on with its plan: failed steps are repeated, finished ones are not.
 
         Raises:
             BadGrammar, TooBig: no grammar can keep the schemas.
@@ -79,14 +79,14 @@ class Planner:
         if self.aios.welcome.kind == "agent":
             self.aios.mem_keep()
         name = blake2b(task.encode(), digest_size=8).hexdigest()
-        for kept in self.aios.mem_get([name], space=SPACE).values():
+        for kept in self.aios.mem_get([name], space=MEMORY_SPACE).values():
             return self.execute(msgspec.convert(kept, Plan), name)
         plan = self.plan(task)
-        self.aios.mem_put({name: msgspec.to_builtins(plan)}, space=SPACE)
+        self.aios.mem_put({name: msgspec.to_builtins(plan)}, space=MEMORY_SPACE)
         return self.execute(plan, name)
 
     def plan(self, task: str) -> Plan:
-        """Have the model make a plan; the grammar leaves it none that cannot be carried out."""
+        """Have the model make a plan; the grammar allows only plans that can be carried out."""
         lines = "\n".join(map(signature, [*self.tools.values(), *self.agents.values()]))
         messages = [
             {"role": "system", "content": SYSTEM + lines},
@@ -99,8 +99,8 @@ class Planner:
         check(plan, self.tools, self.agents)
         return plan
 
-    def execute(self, plan: Plan, name: str) -> dict[str, End]:
-        """Carry a plan out, whoever made it. `name` tells it from others in the agent's memory.
+    def execute(self, plan: Plan, name: str) -> dict[str, StepResult]:
+        """Carry out any plan. `name` tells it from others in the agent's memory.
 
         Raises:
             BadInput: it cannot be carried out.
@@ -108,16 +108,16 @@ class Planner:
         check(plan, self.tools, self.agents)
         steps = {step.id: step for step in plan.steps}
         before = {
-            key.removeprefix(f"{name}/"): msgspec.convert(end, End)
-            for key, end in self.aios.mem_items(f"{name}/", space=SPACE)
+            key.removeprefix(f"{name}/"): msgspec.convert(end, StepResult)
+            for key, end in self.aios.mem_items(f"{name}/", space=MEMORY_SPACE)
         }
-        ends: dict[str, End] = {}
+        ends: dict[str, StepResult] = {}
         running: dict[str, Call] = {}
         order = plan.order()
         while order.is_active():
             for id in order.get_ready():
                 begun = self.begin(steps[id], ends, before.get(id), f"{name}/{id}")
-                if isinstance(begun, End):
+                if isinstance(begun, StepResult):
                     ends[id] = begun
                     order.done(id)
                 else:
@@ -129,31 +129,33 @@ class Planner:
                 order.done(id)
         return ends
 
-    def begin(self, step: Step, ends: dict[str, End], before: End | None, key: str) -> Call | End:
-        """Start a step, unless it needs no start any more, or cannot."""
+    def begin(
+        self, step: Step, ends: dict[str, StepResult], before: StepResult | None, key: str
+    ) -> Call | StepResult:
+        """Start a step, unless it has a result already, or cannot start."""
         state = before.state if before is not None else "failed"
         if before is not None and state in ("done", "unknown"):
             return before
         if state == "started":
-            return self.keep(key, End(state="unknown", error="it was interrupted"))
+            return self.keep(key, StepResult(state="unknown", error="it was interrupted"))
         if any(ends[other].state != "done" for other in step.needs):
-            return End(state="skipped")
+            return StepResult(state="skipped")
         try:
             args = self.resolved(step.args, ends)
             if step.agent:
                 return self.aios.start("proc.wait", pid=self.aios.spawn(step.agent, args))
             if self.tools[step.tool].effect:
-                self.keep(key, End(state="started"))
+                self.keep(key, StepResult(state="started"))
             return self.aios.call_tool(step.tool, args)
         except FAILURES as error:
-            return self.keep(key, End(state="failed", error=str(error)))
+            return self.keep(key, StepResult(state="failed", error=str(error)))
 
-    def keep(self, key: str, end: End) -> End:
-        self.aios.mem_put({key: msgspec.to_builtins(end)}, space=SPACE)
+    def keep(self, key: str, end: StepResult) -> StepResult:
+        self.aios.mem_put({key: msgspec.to_builtins(end)}, space=MEMORY_SPACE)
         return end
 
-    def resolved(self, value: Any, ends: dict[str, End]) -> Any:
-        """Arguments, with results in the place of what refers to them.
+    def resolved(self, value: Any, ends: dict[str, StepResult]) -> Any:
+        """Replace references in arguments by the results that they refer to.
 
         Raises:
             BadInput: a result has no such part, or is stored and no text.
@@ -181,18 +183,20 @@ class Planner:
         return found
 
 
-def outcome(call: Call) -> End:
-    """What a call came to that has ended."""
+def outcome(call: Call) -> StepResult:
+    """Return the result of an ended call."""
     try:
         if isinstance(call, ToolCall):
             result = call.result()
-            return End(state="done", value=result.value, stored=result.stored, owner=result.owner)
+            return StepResult(
+                state="done", value=result.value, stored=result.stored, owner=result.owner
+            )
         child = msgspec.convert(call.wait(), Exited)
     except ToolUnknown as error:
-        return End(state="unknown", error=str(error))
+        return StepResult(state="unknown", error=str(error))
     except FAILURES as error:
-        return End(state="failed", error=str(error))
+        return StepResult(state="failed", error=str(error))
     if child.code:
         why = f"{child.name} ended with {child.code} ({child.reason}): {child.result}"
-        return End(state="failed", error=why)
-    return End(state="done", value=child.result)
+        return StepResult(state="failed", error=why)
+    return StepResult(state="done", value=child.result)

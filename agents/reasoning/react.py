@@ -5,8 +5,8 @@ from aios.agents.reasoning import ReAct
 outcome = ReAct(aios).run("How many seconds are there in three days?")
 print(outcome.answer)
 
-What goes wrong with a call is told to the model, which may mend it. Where a limit is reached the
-model may only answer, so there always is an answer.
+The model reads errors of calls, and may correct them. Once a limit is reached the model may only
+answer, so there always is an answer.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from .tool_dialogue import (
     MENDABLE,
     Choice,
     Example,
-    Said,
+    ModelAnswer,
     ToolCallRequest,
-    ToolTalk,
+    ToolDialogue,
     bound,
     chosen,
 )
 
-LETTERS = 2  # of a token: hardly a text has fewer
-LEAST = 80  # letters of a result that are shown, however full the window is
+CHARS_PER_TOKEN = 2  # hardly any text has fewer
+MIN_SHOWN_CHARS = 80  # of a result, however full the window is
 REPEATED = "You have made these calls before."
 
 Ended = Literal["answer", "steps", "calls", "tokens", "seconds", "window", "repeated"]
 
 
 @dataclass(frozen=True)
-class Limits:
+class LoopLimits:
     steps: int = 8  # answers that call tools
     calls: int = 16
     parallel: int = 4  # calls in one step
@@ -55,8 +55,8 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Observed:
-    """A call that was made, what came of it, and what the model read of that."""
+class Observation:
+    """A call, its result, and the part of the result that the model read."""
 
     request: ToolCallRequest
     end: ToolResult | AiosError
@@ -64,9 +64,9 @@ class Observed:
 
 
 @dataclass(frozen=True)
-class Step:
+class LoopStep:
     thought: str
-    calls: list[Observed]
+    calls: list[Observation]
     problem: str = ""  # why there are none: the answer was cut, or all were made before
 
 
@@ -74,20 +74,19 @@ class Step:
 class Outcome:
     answer: str = ""
     ended: Ended = "answer"  # or the limit by which the model had to answer
-    steps: list[Step] = field(default_factory=list)
+    steps: list[LoopStep] = field(default_factory=list)
     tokens: int = 0  # generated
 
     @property
-    def calls(self) -> list[Observed]:
+    def calls(self) -> list[Observation]:
         return [call for step in self.steps for call in step.calls]
 
 
 class ReAct:
-    """Answers with the tools that the agent may call, or those of them that `only` names. `system`
-    is what the model is told first. `fixed` has, by tool, the values of arguments that are not the
-    model's to choose; `examples` are tasks, each with a tool and arguments to begin with. With
-    `must_call` it calls a tool before it answers. `options` are those of generate: temperature,
-    seed, ...
+    """A loop with the tools that the agent may call, or only those named. `system` is the system
+    message. `fixed` has, by tool, the values of arguments that the model may not choose; `examples`
+    are tasks, each with a tool and arguments to begin with. With `must_call` the model calls a tool
+    before it answers. `options` are those of generate: temperature, seed, ...
 
     Raises:
         BadGrammar: no grammar can keep a tool's schema.
@@ -98,22 +97,22 @@ class ReAct:
     def __init__(
         self, aios: Aios, *, system: str = "", only: Sequence[str] | None = None,
         fixed: Mapping[str, Mapping[str, Any]] | None = None, examples: Sequence[Example] = (),
-        must_call: bool = False, limits: Limits | None = None, **options: Any,
+        must_call: bool = False, limits: LoopLimits | None = None, **options: Any,
     ) -> None:  # fmt: skip
         self.aios = aios
         self.system, self.must_call = system, must_call
-        self.limits, self.options = limits or Limits(), options
+        self.limits, self.options = limits or LoopLimits(), options
         fixed = fixed or {}
         specs = [bound(spec, fixed.get(spec.name, {})) for spec in chosen(aios, only)]
         names = [spec.name for spec in specs]
         for name in (*fixed, *(tool for _, tool, _ in examples)):
             if name not in names:
                 raise NotFound(f"the model has no tool {name!r}", f"it has: {', '.join(names)}")
-        self.talk = ToolTalk(aios, specs, parallel=self.limits.parallel, examples=examples)
+        self.talk = ToolDialogue(aios, specs, parallel=self.limits.parallel, examples=examples)
 
     def run(self, task: str) -> Outcome:
-        """Raises what the model cannot mend: ContextFull where the task is too long, KernelGone,
-        CoreFailed, ..."""
+        """Do a task. Raises errors that the model cannot mend: ContextFull if the task is too long,
+        KernelGone, CoreFailed, ..."""
         done, deadline = Outcome(), time.monotonic() + self.limits.seconds
         with self.aios.open() as context:
             at = context.append(self.talk.opening(task, self.system))
@@ -128,17 +127,17 @@ class ReAct:
                 try:
                     said = self.talk.parse(answer.text)
                 except NotJson as error:
-                    done.steps.append(Step(answer.text, [], str(error)))
+                    done.steps.append(LoopStep(answer.text, [], str(error)))
                     continue
                 if not said.calls:
                     done.answer = said.text
                     return done
                 step = self.step(said, done, room, deadline)
-                room -= sum(len(call.shown) for call in step.calls) // LETTERS
+                room -= sum(len(call.shown) for call in step.calls) // CHARS_PER_TOKEN
                 done.steps.append(step)
 
     def reached(self, done: Outcome, room: int, deadline: float) -> Ended:
-        """The limit that is, by name; "answer" where there is none."""
+        """Return the limit that is reached, or "answer" if none is."""
         limits = self.limits
         if time.monotonic() >= deadline:
             return "seconds"
@@ -153,13 +152,13 @@ class ReAct:
         return "steps" if len(done.steps) >= limits.steps else "answer"
 
     def tell(self, context: Context, done: Outcome, task: str) -> None:
-        """What came of the last step; and where no more may come, to answer now."""
+        """Append the results of the last step and, once a limit is reached, ask for the answer."""
         step, last = done.steps[-1], "" if done.ended == "answer" else task
         requests, shown = [c.request for c in step.calls], [c.shown for c in step.calls]
         try:
             context.append(self.talk.results(requests, shown, step.problem, last))
         except ContextFull:  # a token had fewer letters
-            shown = [text[:LEAST] for text in shown]
+            shown = [text[:MIN_SHOWN_CHARS] for text in shown]
             context.append(self.talk.results(requests, shown, step.problem, last))
 
     def answer(self, context: Context, done: Outcome) -> Result:
@@ -170,26 +169,26 @@ class ReAct:
 
     # --- calls ----------------------------------------------------------------------------------
 
-    def step(self, said: Said, done: Outcome, room: int, deadline: float) -> Step:
-        """Make the calls, each once, unless all were made before."""
+    def step(self, said: ModelAnswer, done: Outcome, room: int, deadline: float) -> LoopStep:
+        """Make the calls of an answer, each once, unless all were made before."""
         made = [call.request.what for call in done.calls]
         requests = {request.what: request for request in reversed(said.calls)}
         if requests.keys() <= set(made):
-            return Step(said.text, [], REPEATED)
+            return LoopStep(said.text, [], REPEATED)
         asked = list(reversed(requests.values()))
         ends = self.call(asked, self.limits.calls - len(made), deadline)
-        letters = LETTERS * (room - self.limits.answer) // len(ends)
-        letters = max(LEAST, min(self.limits.shown, letters))
+        letters = CHARS_PER_TOKEN * (room - self.limits.answer) // len(ends)
+        letters = max(MIN_SHOWN_CHARS, min(self.limits.shown, letters))
         calls = [
-            Observed(request, end, self.shown(end, letters))
+            Observation(request, end, self.shown(end, letters))
             for request, end in zip(asked, ends, strict=True)
         ]
-        return Step(said.text, calls)
+        return LoopStep(said.text, calls)
 
     def call(
         self, requests: list[ToolCallRequest], left: int, deadline: float
     ) -> list[ToolResult | AiosError]:
-        """What came of each, all made at once; those beyond the `left` are refused."""
+        """Make calls in parallel and return their results; those beyond `left` are refused."""
         running = [self.start(request, deadline) for request in requests[:left]]
         refused = LimitReached(f"{self.limits.calls} calls were made: no more")
         try:
@@ -213,7 +212,7 @@ class ReAct:
             return error
 
     def shown(self, end: ToolResult | AiosError, letters: int) -> str:
-        """What the model reads: how it begins, and where all of it is."""
+        """Return the text for the model: the beginning of a result, and the path of the whole."""
         if isinstance(end, AiosError):
             return f"error: {end}"[:letters]
         text, rest = as_text(end.value), ""
@@ -222,7 +221,7 @@ class ReAct:
         return text[:letters] + rest
 
     def kept(self, text: str, path: str) -> str:
-        """Where all of a result is."""
+        """Store a result, unless it is stored, and say where."""
         try:
             if not path:
                 path = f"tools/results/{blake2b(text.encode(), digest_size=8).hexdigest()}"

@@ -1,8 +1,8 @@
-"""Schemas of tools, as grammars can hold a model's arguments to them.
+"""Narrowing of tools' schemas to those that a grammar can hold a model's arguments to.
 
-What comes out is narrower: a value that fits it fits the tool's own schema, and has an end. Small
-models go on wherever they may, so texts, lists, numbers and free maps get a bound, objects take no
-fields that they do not name. What JSON Schema has and a grammar cannot keep is refused.
+A value that fits the narrower schema fits the tool's own, and is bounded: small models go on as
+long as they may, so texts, lists, numbers and free maps get a bound, and objects take only the
+fields that they name. Keywords of JSON Schema that a grammar cannot keep are refused.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Any
 
 from aios.syscalls.errors import BadGrammar
 
-STRING, ITEMS, FIELDS = 400, 16, 8  # characters; of a list; of a map whose keys are free
-NUMBER, STEP = 10**15, 1e-6  # the largest, and what others are multiples of
-KEY = r"^[\w. -]{1,40}$"  # of such a map
-ANY = "aios.any"  # the name of what stands for any value
-FORMATS = (  # that grammars know; others say nothing that is checked
+MAX_STRING_CHARS, MAX_ITEMS, MAX_FIELDS = 400, 16, 8  # in a list; in a map of free keys
+MAX_NUMBER, NUMBER_STEP = 10**15, 1e-6  # numbers are multiples of it
+KEY_PATTERN = r"^[\w. -]{1,40}$"  # of a map of free keys
+ANY = "aios.any"  # the definition of any value
+FORMATS = (  # that grammars know; others are not checked
     "date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri",
 )  # fmt: skip
 AROUND = re.compile(
     r"(?<!\\)(?:\\\\)*(?:\(\?<?[=!]|\\[bB1-9])"
-)  # what a pattern asks of its neighbours
+)  # lookarounds, boundaries and back references
 ONE = ("items", "additionalProperties")
 LISTS = ("anyOf", "allOf", "oneOf", "prefixItems")
 NAMED = ("properties", "patternProperties", "$defs", "definitions")
@@ -36,7 +36,7 @@ REFUSED = {
     "dependentRequired", "dependentSchemas", "propertyNames", "unevaluatedItems",
     "unevaluatedProperties", "$dynamicRef", "$recursiveRef",
 }  # fmt: skip
-TYPES = {  # what keywords are about, where there is no `type`
+TYPES = {  # of the values that keywords are about, without `type`
     "object": ("properties", "required", "patternProperties", "additionalProperties"),
     "array": ("items", "prefixItems", "minItems", "maxItems"),
     "string": ("minLength", "maxLength", "pattern", "format"),
@@ -49,14 +49,14 @@ Schema = dict[str, Any]
 
 
 def narrowed(tool: str, schema: Schema) -> Schema:
-    """The schema that a grammar holds the arguments of `tool` to.
+    """Narrow the schema of the arguments of `tool`.
 
     Raises:
         BadGrammar: it has a keyword, named in the message, that a grammar cannot keep; or it is
             none of JSON Schema as it is now.
     """
     try:
-        return Narrow(tool, schema).root
+        return Narrowing(tool, schema).root
     except (AttributeError, TypeError) as error:  # older drafts have other values, or any
         raise BadGrammar(
             f"the schema of the tool {tool} is none of JSON Schema of 2020: {error}",
@@ -64,7 +64,7 @@ def narrowed(tool: str, schema: Schema) -> Schema:
         ) from error
 
 
-class Narrow:
+class Narrowing:
     def __init__(self, tool: str, schema: Schema) -> None:
         self.tool = tool
         self.unions: list[Schema] = []  # that have `oneOf`
@@ -87,7 +87,7 @@ class Narrow:
         return BadGrammar(f"{message}: no grammar can keep that", "leave this tool out")
 
     def of(self, schema: Any) -> Any:
-        """Narrow a part of the schema."""
+        """Narrowing a part of the schema."""
         if schema is False or (self.mixed and schema in (True, {})):
             return schema
         if not isinstance(schema, dict):
@@ -110,7 +110,7 @@ class Narrow:
         return out
 
     def parts(self, schema: Schema) -> Schema:
-        """What says something about a value; the schemas in it narrowed."""
+        """Return the keywords that constrain a value, with the schemas in them narrowed."""
         if isinstance(schema.get("items"), list):  # as tuples were written before 2020
             rest = {"items": schema.get("additionalItems", True)}
             schema = {**schema, "prefixItems": schema["items"], **rest}
@@ -129,7 +129,7 @@ class Narrow:
     # --- bounds ---------------------------------------------------------------------------------
 
     def bound(self, out: Schema, *, unique: bool) -> None:
-        """Give values of its types an end."""
+        """Bound the values of a schema by their types."""
         kinds = out.get("type", [])
         kinds = [kinds] if isinstance(kinds, str) else kinds
         if "string" in kinds:
@@ -137,7 +137,7 @@ class Narrow:
                 out.pop("format", None)
             if AROUND.search(out.get("pattern", "")):
                 raise self.refuse("pattern", f" {out['pattern']!r}")
-            longest = min(out.get("maxLength", STRING), STRING)
+            longest = min(out.get("maxLength", MAX_STRING_CHARS), MAX_STRING_CHARS)
             out["maxLength"] = max(longest, out.get("minLength", 0))
         if "number" in kinds or "integer" in kinds:
             _bound_number(out, whole="number" not in kinds)
@@ -148,7 +148,7 @@ class Narrow:
 
     def bound_list(self, out: Schema, unique: bool) -> None:
         least, first = out.get("minItems", 0), len(out.get("prefixItems", []))
-        most = min(out.get("maxItems", ITEMS), max(least, first, ITEMS))
+        most = min(out.get("maxItems", MAX_ITEMS), max(least, first, MAX_ITEMS))
         if unique:  # of one item or none that is sure
             most = min(most, 1)
             if least > 1:
@@ -158,7 +158,7 @@ class Narrow:
             out["items"] = False if 0 < first >= least else self.anything()
 
     def bound_object(self, out: Schema) -> None:
-        """It takes the fields that it names; one that names none, some of any name."""
+        """Restrict an object to the fields that it names; one without names takes a few of any."""
         fields, required = out.get("properties", {}), out.get("required", [])
         least = out.get("minProperties", 0)
         if "properties" in out and set(required) <= fields.keys() and least <= len(fields):
@@ -166,15 +166,15 @@ class Narrow:
                 out["additionalProperties"] = False
         elif out.get("additionalProperties") is not False and "patternProperties" not in out:
             free = out.pop("additionalProperties", None)
-            out["patternProperties"] = {KEY: self.anything() if free is None else free}
+            out["patternProperties"] = {KEY_PATTERN: self.anything() if free is None else free}
         if "patternProperties" in out:
             out.setdefault("additionalProperties", False)
-            out["maxProperties"] = min(out.get("maxProperties", FIELDS), max(least, FIELDS))
+            out["maxProperties"] = min(out.get("maxProperties", MAX_FIELDS), max(least, MAX_FIELDS))
 
-    # --- references, and what is either one or another ------------------------------------------
+    # --- references and unions ------------------------------------------
 
     def at(self, ref: str) -> Any:
-        """What a reference within the schema leads to."""
+        """Return the target of a reference within the schema."""
         found: Any = self.root
         try:
             if not ref.startswith("#"):
@@ -187,7 +187,7 @@ class Narrow:
         return found
 
     def tell_apart(self, union: Schema) -> None:
-        """Make `anyOf` of `oneOf`, where no value fits two."""
+        """Turn `oneOf` into `anyOf`, if no value fits two parts."""
         parts = [self.behind(part) for part in union["oneOf"]]
         for one, other in combinations(parts, 2):
             if not _differ(one, other):
@@ -205,7 +205,7 @@ class Narrow:
 
 
 def _mixed(schema: Any) -> bool:
-    """Whether an object is described in several places at once."""
+    """Return true if an object is described in several places at once."""
     if isinstance(schema, list):
         return any(_mixed(part) for part in schema)
     if not isinstance(schema, dict):
@@ -217,25 +217,25 @@ def _mixed(schema: Any) -> bool:
 
 
 def _bound_number(out: Schema, *, whole: bool) -> None:
-    """So many digits, before the point and behind it."""
+    """Bound the digits of a number before and behind the point."""
     bounds = [out[key] for key in TYPES["number"][:4] if key in out]
     if not any(key in out for key in ("minimum", "exclusiveMinimum")):
-        out["minimum"] = min([-NUMBER, *(bound - NUMBER for bound in bounds)])
+        out["minimum"] = min([-MAX_NUMBER, *(bound - MAX_NUMBER for bound in bounds)])
     if not any(key in out for key in ("maximum", "exclusiveMaximum")):
-        out["maximum"] = max([NUMBER, *(bound + NUMBER for bound in bounds)])
+        out["maximum"] = max([MAX_NUMBER, *(bound + MAX_NUMBER for bound in bounds)])
     if not whole and "multipleOf" not in out and all(float(bound).is_integer() for bound in bounds):
-        out["multipleOf"] = STEP
+        out["multipleOf"] = NUMBER_STEP
 
 
 def _kinds(schema: Schema) -> set[str]:
-    """The types of its values, as far as it says so; a whole number is a number as well."""
+    """Return the types that a schema names; an integer counts as a number."""
     kinds = schema.get("type", [])
     found = {kinds} if isinstance(kinds, str) else set(kinds)
     return {"number" if kind == "integer" else kind for kind in found}
 
 
 def _values(schema: Any) -> list[Any] | None:
-    """All that fit it, where it lists them."""
+    """Return all values that fit a schema, if it lists them."""
     if not isinstance(schema, dict):
         return None
     found: list[Any] | None = [schema["const"]] if "const" in schema else schema.get("enum")
@@ -243,8 +243,8 @@ def _values(schema: Any) -> list[Any] | None:
 
 
 def _differ(one: Any, other: Any) -> bool:
-    """Whether no value fits both: by their types, values, or by a field that tells them apart,
-    which then must be there."""
+    """Return true if no value fits both schemas, by their types, their values, or a field that
+    tells them apart, which is made required."""
     if not isinstance(one, dict) or not isinstance(other, dict):
         return one is False or other is False
     values = _values(one), _values(other)
@@ -263,14 +263,14 @@ def _differ(one: Any, other: Any) -> bool:
 
 
 def _any(depth: int) -> Schema:
-    """Any value of JSON that is not nested deeper."""
-    text = {"type": "string", "maxLength": STRING}
+    """Return a schema of any JSON value of at most this depth."""
+    text = {"type": "string", "maxLength": MAX_STRING_CHARS}
     number: Schema = {"type": "number"}
     _bound_number(number, whole=False)
     kinds = [text, number, {"type": "boolean"}, {"type": "null"}]
     if depth:
         inner = _any(depth - 1)
-        free = {"patternProperties": {KEY: inner}, "additionalProperties": False}
-        kinds.append({"type": "array", "items": inner, "maxItems": ITEMS})
-        kinds.append({"type": "object", **free, "maxProperties": FIELDS})
+        free = {"patternProperties": {KEY_PATTERN: inner}, "additionalProperties": False}
+        kinds.append({"type": "array", "items": inner, "maxItems": MAX_ITEMS})
+        kinds.append({"type": "object", **free, "maxProperties": MAX_FIELDS})
     return {"anyOf": kinds}

@@ -41,11 +41,11 @@ Choice = Literal["auto", "call", "answer"]
 Message = dict[str, str]
 Example = tuple[str, str, Mapping[str, Any]]  # a task, a tool, arguments
 
-MENDABLE = (  # what may go wrong with a call, for its model to read and go on
+MENDABLE = (  # errors of a call that its model reads, and goes on
     ToolArguments, ToolFailed, ToolCrashed, ToolTimeout, ToolUnknown, Denied, NotFound, BadInput,
     TooBig, Malformed, LimitReached,
 )  # fmt: skip
-DESCRIPTION, VALUES = 120, 6  # characters of a tool's, values of an enum that a taught model reads
+MAX_DESCRIPTION_CHARS, MAX_ENUM_VALUES = 120, 6  # that a taught model reads
 TEACH = """\
 You can use tools. To use one, write:
 <tool_call>
@@ -59,23 +59,23 @@ ANSWER = "Now answer in plain words: {}"
 
 
 @dataclass(frozen=True)
-class Form:
-    """How calls are written."""
+class CallFormat:
+    """A format of calls in an answer."""
 
     opens: str
     closes: str
     args: str  # the key of the arguments
     several: bool  # calls in one answer
-    text: str  # GBNF of what is no call; runs of it in one piece, or each token takes long
-    told: str  # a regular expression: how a chat template says it
+    text: str  # GBNF of text without calls; in runs, since each token would take long
+    told: str  # a regular expression: the format as a chat template tells it
 
     @property
     def beginnings(self) -> tuple[str, ...]:
-        """Of a call: no text ends in one, by its grammar, unless it was cut there."""
+        """Return the beginnings of a call. By the grammar only an answer that was cut ends so."""
         return tuple(self.opens[:end] for end in range(1, len(self.opens) + 1))
 
 
-TAGS = Form(
+TAGS = CallFormat(
     opens="<tool_call>\n",
     closes="\n</tool_call>",
     args="arguments",
@@ -83,7 +83,7 @@ TAGS = Form(
     text='([^<]++ | "<"+ ([^t<] | "t" [^o<]))+',
     told=r'<tool_call>\s*\{"name": [^{}]*"arguments": [^{}]*\}\s*</tool_call>',
 )  # Hermes, Qwen, SmolLM3
-BARE = Form(
+BARE = CallFormat(
     opens="",
     closes="",
     args="parameters",
@@ -101,21 +101,21 @@ class ToolCallRequest:
 
     @property
     def what(self) -> str:
-        """The same for calls that do the same."""
+        """A key that is the same for calls that do the same."""
         return json.dumps([self.name, self.args], sort_keys=True)
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a model answered: calls, and a thought in front of them; or the answer itself."""
+class ModelAnswer:
+    """An answer of the model: calls with a thought in front of them, or the final text."""
 
     text: str
     calls: list[ToolCallRequest]
 
 
-class ToolTalk:
-    """A conversation about tools; `parallel`: so many calls at most in one answer. `examples` are
-    tasks and calls that begin to do them.
+class ToolDialogue:
+    """The dialogue in which a model is offered tools. An answer has at most `parallel` calls.
+    `examples` are tasks, each with a first call.
 
     Raises:
         BadGrammar: no grammar can keep a tool's schema; the message names tool and keyword.
@@ -137,7 +137,7 @@ class ToolTalk:
     # --- what the model reads -------------------------------------------------------------------
 
     def opening(self, task: str, system: str = "") -> list[Message]:
-        """The messages that a conversation begins with."""
+        """Return the messages that the dialogue begins with."""
         if self.taught:
             system = f"{system}\n\n{TEACH}{self.about}".strip()
         shown = [
@@ -150,7 +150,7 @@ class ToolTalk:
         return [*messages, {"role": "user", "content": task}]
 
     def written(self, name: str, args: Mapping[str, Any]) -> str:
-        """A call as the model would write it, with the arguments that are not its to choose."""
+        """Write a call as the model would, with the fixed arguments."""
         schema = next(spec.schema for spec in self.specs if spec.name == name)
         fields = schema.get("properties", {})
         fixed = {key: kind["const"] for key, kind in fields.items() if "const" in kind}
@@ -162,8 +162,8 @@ class ToolTalk:
         self, calls: Sequence[ToolCallRequest], texts: Sequence[str], problem: str = "",
         last: str = "",
     ) -> list[Message]:  # fmt: skip
-        """The messages with what calls returned, in their order, and what else went wrong. With
-        `last`, the task, it is to answer now."""
+        """Return the messages with the results of calls, in order, and any other problem. With
+        `last`, the task, they ask for the final answer."""
         rest = [problem] if problem else []
         rest += [ANSWER.format(last)] if last else [GO_ON] if self.taught or problem else []
         messages = [{"role": "tool", "content": text} for text in texts]
@@ -178,7 +178,7 @@ class ToolTalk:
     # --- what it may answer ---------------------------------------------------------------------
 
     def grammar(self, choice: Choice = "auto") -> str:
-        """What an answer is held to: a text, calls, or a text with calls behind it.
+        """Return the grammar of an answer: a text, calls, or a text with calls behind it.
 
         Raises:
             TooBig: the schemas do not fit into one call.
@@ -205,8 +205,8 @@ class ToolTalk:
             )
         return grammar
 
-    def parse(self, text: str) -> Said:
-        """What an answer says that was held to the grammar.
+    def parse(self, text: str) -> ModelAnswer:
+        """Parse an answer that was held to the grammar.
 
         Raises:
             NotJson: it was cut within a call, or the value of its text does not fit.
@@ -226,7 +226,7 @@ class ToolTalk:
             raise NotJson(f"the answer {why}: {error}") from error
         if not whole:
             raise NotJson("the answer was cut within a call: it has no end")
-        return Said(
+        return ModelAnswer(
             thought.strip(),
             [
                 ToolCallRequest(str(number), call["name"], call[form.args])
@@ -236,7 +236,7 @@ class ToolTalk:
 
 
 def chosen(aios: Aios, only: Sequence[str] | None) -> list[Spec]:
-    """The tools that may be called, or those of them that `only` names.
+    """List the tools that may be called, or only those named.
 
     Raises:
         NotFound: there is none of that name. Denied: it is not granted. ToolFailed: its toolbox did
@@ -251,7 +251,7 @@ def chosen(aios: Aios, only: Sequence[str] | None) -> list[Spec]:
 
 
 def bound(spec: Spec, values: Mapping[str, Any]) -> Spec:
-    """The tool with these arguments, and no others in their place."""
+    """Fix arguments of a tool to values."""
     schema = dict(spec.schema)
     fixed = {name: {"const": value} for name, value in values.items()}
     schema["properties"] = {**schema.get("properties", {}), **fixed}
@@ -259,8 +259,8 @@ def bound(spec: Spec, values: Mapping[str, Any]) -> Spec:
     return structs.replace(spec, schema=schema)
 
 
-def form_of(aios: Aios) -> Form | None:
-    """The form of calls that the model's chat template tells of; None where it tells of none."""
+def form_of(aios: Aios) -> CallFormat | None:
+    """Return the format of calls that the model's chat template tells, or None."""
     probe = Spec(name="probe", description="", schema={"type": "object", "properties": {}})
     tools = {"role": "tools", "content": json.dumps([described(probe)])}
     try:
@@ -272,13 +272,13 @@ def form_of(aios: Aios) -> Form | None:
 
 
 def described(spec: Spec) -> dict[str, Any]:
-    """A tool as chat templates want to have it."""
+    """Describe a tool as chat templates expect it."""
     about = {"name": spec.name, "description": spec.description, "parameters": spec.schema}
     return {"type": "function", "function": about}
 
 
 def signature(spec: Spec) -> str:
-    """A tool in one line: `sql(query: string, limit?: integer) - Ask a database.`"""
+    """Describe a tool in one line: `sql(query: string, limit?: integer) - Ask a database.`"""
     schema = spec.schema
     required = schema.get("required", [])
     fields = ", ".join(
@@ -286,17 +286,17 @@ def signature(spec: Spec) -> str:
         for name, kind in schema.get("properties", {}).items()
     )
     about = " ".join(spec.description.partition("\n\n")[0].split())
-    if len(about) > DESCRIPTION:
-        about = about[: DESCRIPTION - 3].rpartition(" ")[0] + "..."
+    if len(about) > MAX_DESCRIPTION_CHARS:
+        about = about[: MAX_DESCRIPTION_CHARS - 3].rpartition(" ")[0] + "..."
     return f"{spec.name}({fields})" + (f" - {about}" if about else "")
 
 
 def _kind(schema: Any) -> str:
-    """The type that a schema describes, in a word or a few."""
+    """Name the type that a schema describes, in a few words."""
     if not isinstance(schema, dict):
         return "any"
     values = [schema["const"]] if "const" in schema else schema.get("enum", [])
-    if 0 < len(values) <= VALUES:
+    if 0 < len(values) <= MAX_ENUM_VALUES:
         return "|".join(json.dumps(value, ensure_ascii=False) for value in values)
     parts = schema.get("anyOf") or schema.get("oneOf")
     if parts:

@@ -28,7 +28,7 @@ class ToolCall:
             yield msgspec.convert(body, m.ToolProgress)
 
     def result(self, timeout: float | None = None) -> m.ToolResult:
-        """Wait for the value that the tool returned. Of one longer than 32 KiB there is the
+        """Wait for the value that the tool returned. If it is longer than 32 KiB, there is its
         beginning, and the path of the whole.
 
         Raises:

@@ -1,7 +1,7 @@
 """Exact arithmetic, algebra and matrices, by sympy; matrices of decimals by numpy.
 
 An expression is read as Python's syntax tree and built node by node out of what is listed here, so
-nothing in it is ever evaluated as code. What would take for ever is refused where it can be told
+nothing in it is ever evaluated as code. Work without end is refused where it can be foreseen
 beforehand; the rest ends with the tool's time.
 """
 
@@ -23,20 +23,20 @@ from sympy.polys.polyerrors import BasePolynomialError
 from aios.agents.runtime.tool import tool
 from aios.syscalls.errors import ToolFailed
 
-BITS = 200_000  # of a number
-PRINTED = 13_000  # bits of one that is shown digit by digit
-LARGE = 10_000  # the largest argument of what grows quickly: factorials, exp, powers of sums
-HARD = 100  # bits of a number that is to be factored
-SIDE = 64  # of a matrix
-EXACT = 8  # of one that is calculated with exactly
-SHOWN = 20_000  # characters of an answer
+MAX_BITS = 200_000  # of a number
+MAX_DIGIT_BITS = 13_000  # bits of one that is shown digit by digit
+MAX_ARGUMENT = 10_000  # the largest argument of what grows quickly: factorials, exp, powers of sums
+MAX_FACTORED_BITS = 100  # bits of a number that is to be factored
+MAX_SIDE = 64  # of a matrix
+MAX_EXACT_SIDE = 8  # of one that is calculated with exactly
+MAX_ANSWER_CHARS = 20_000
 UNSOLVED = (  # what sympy and numpy raise where something makes no sense to them
     ArithmeticError, AttributeError, LookupError, TypeError, ValueError, NotImplementedError,
     RecursionError, BasePolynomialError,
 )  # fmt: skip
 
 
-class Answer(msgspec.Struct):
+class Calculation(msgspec.Struct):
     result: str
     decimal: str | None  # what it comes to, where that is a number and not an integer
     exact: bool  # nothing was rounded on the way to the result
@@ -51,7 +51,7 @@ def calculate(
         ),
     ],
     digits: Annotated[int, Meta(ge=1, le=1000, description="of the decimal value")] = 15,
-) -> Answer:
+) -> Calculation:
     """Calculate exactly: numbers, algebra (solve, diff, integrate, limit, simplify, factor),
     matrices as lists of rows, statistics of lists. An equation with one unknown is solved for
     it."""
@@ -79,10 +79,10 @@ def _parsed(expression: str) -> ast.expr:
 
 
 def _decimal(text: str) -> Any:
-    """As it is written: 0.1 is a tenth."""
+    """Read a decimal exactly: 0.1 is a tenth."""
     power = text.lower().partition("e")[2]
-    if power and abs(int(power)) > LARGE:
-        raise ToolFailed(f"{text[:100]}: the exponent there is at most {LARGE}")
+    if power and abs(int(power)) > MAX_ARGUMENT:
+        raise ToolFailed(f"{text[:100]}: the exponent there is at most {MAX_ARGUMENT}")
     return sympy.Rational(text.replace("_", ""))
 
 
@@ -100,7 +100,7 @@ def _value(node: ast.AST) -> Any:
 
 
 def _valued(value: Any, node: ast.AST) -> Any:
-    """What has a value: sympy goes on with others as well, to it 1/(1/0) is 0."""
+    """Refuse a result without a value: sympy goes on with those, and takes 1/(1/0) for 0."""
     for item in _leaves(_plain(value)):
         if item.has(sympy.nan, sympy.zoo):
             text = ast.unparse(node)[:100]
@@ -136,7 +136,7 @@ def _check_count(name: str, count: int) -> None:
 
 
 def _chain(node: ast.BinOp) -> Any:
-    """Operators from left to right, as many as there are: each is one level of the tree."""
+    """Compute a chain of operators of any length: each is a level of the tree."""
     first: ast.expr = node
     rest: list[tuple[ast.operator, ast.expr]] = []
     while isinstance(first, ast.BinOp) and type(first.op) in OPERATORS:
@@ -149,12 +149,12 @@ def _chain(node: ast.BinOp) -> Any:
 
 
 def _operand(value: Any) -> Any:
-    """A list stands for a matrix, or a column, where it is calculated with."""
+    """Turn a list in a calculation into a matrix or a column."""
     return _matrix(value) if isinstance(value, list) else _numbers(value)
 
 
 def _numbers(value: Any) -> Any:
-    """The value, which has no equations and truths in it."""
+    """Refuse equations and truth values within a value."""
     for item in _leaves(_plain(value)):
         if not isinstance(item, sympy.Expr):
             raise ToolFailed(f"{str(item)[:100]} is no number to calculate with")
@@ -170,23 +170,25 @@ def _matrix(value: Any) -> sympy.Matrix:
     if not all(isinstance(item, sympy.Expr) for row in rows for item in row):
         hint = "write it as a list of rows: [[1,2],[3,4]]"
         raise ToolFailed(f"{str(value)[:100]} is not a matrix", hint)
-    if any(len(part) > SIDE for part in (rows, *rows)):
-        raise ToolFailed(f"a matrix has at most {SIDE} rows and columns")
+    if any(len(part) > MAX_SIDE for part in (rows, *rows)):
+        raise ToolFailed(f"a matrix has at most {MAX_SIDE} rows and columns")
     return sympy.Matrix(rows)
 
 
-def _answer(value: Any, digits: int) -> Answer:
+def _answer(value: Any, digits: int) -> Calculation:
     plain = _plain(value)
     rounded = _each(plain, lambda item: _rounded(item, digits))
     shown = _each(plain, lambda item: _rounded(item, digits) if _long(item) else item)
     exact = not any(item.has(sympy.Float) for item in _leaves(shown))
     inner = [item for item in _leaves(plain) if item.is_number and not item.is_Integer]
-    result, decimal = (sympy.sstr(what, full_prec=False)[:SHOWN] for what in (shown, rounded))
-    return Answer(result, decimal if exact and inner and decimal != result else None, exact)
+    result, decimal = (
+        sympy.sstr(what, full_prec=False)[:MAX_ANSWER_CHARS] for what in (shown, rounded)
+    )
+    return Calculation(result, decimal if exact and inner and decimal != result else None, exact)
 
 
 def _plain(value: Any) -> Any:
-    """Lists and maps of what sympy calculates with."""
+    """Turn sympy's values into lists and maps."""
     if isinstance(value, sympy.MatrixBase):
         return value.tolist()
     if isinstance(value, list | tuple | set | sympy.Tuple | sympy.FiniteSet):
@@ -217,7 +219,7 @@ def _rounded(item: Any, digits: int) -> Any:
 
 
 def _long(item: Any) -> bool:
-    return bool(item.is_Rational and _bits(item) > PRINTED)
+    return bool(item.is_Rational and _bits(item) > MAX_DIGIT_BITS)
 
 
 # --- what could take for ever ---------------------------------------------------------------------
@@ -228,12 +230,12 @@ def _bits(number: Any) -> int:
 
 
 def _bounded(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """Refuses what is larger than LARGE."""
+    """Have a function refuse arguments larger than MAX_ARGUMENT."""
 
     def checked(*args: Any) -> Any:
         for value in args:
-            if getattr(value, "is_number", False) and not abs(value) <= LARGE:
-                raise ToolFailed(f"{name} takes numbers up to {LARGE} here")
+            if getattr(value, "is_number", False) and not abs(value) <= MAX_ARGUMENT:
+                raise ToolFailed(f"{name} takes numbers up to {MAX_ARGUMENT} here")
         return function(*args)
 
     return checked
@@ -242,10 +244,10 @@ def _bounded(function: Callable[..., Any], name: str) -> Callable[..., Any]:
 def _power(base: Any, exponent: Any) -> Any:
     if not isinstance(base, sympy.MatrixBase) and base.is_Rational and exponent.is_number:
         size = _bits(base) if base not in (0, 1, -1) else 0
-        if not size * abs(exponent) <= BITS:
-            raise ToolFailed(f"that power would have more than {BITS} binary digits")
-    elif exponent.is_number and not abs(exponent) <= LARGE:
-        raise ToolFailed(f"the exponent there is at most {LARGE}")
+        if not size * abs(exponent) <= MAX_BITS:
+            raise ToolFailed(f"that power would have more than {MAX_BITS} binary digits")
+    elif exponent.is_number and not abs(exponent) <= MAX_ARGUMENT:
+        raise ToolFailed(f"the exponent there is at most {MAX_ARGUMENT}")
     return base**exponent
 
 
@@ -255,7 +257,7 @@ def _remainder_of_power(base: Any, exponent: Any, modulus: Any = None) -> Any:
     return sympy.Integer(pow(_integer(base), _integer(exponent), _integer(modulus)))
 
 
-def _integer(value: Any, bits: int = BITS) -> int:
+def _integer(value: Any, bits: int = MAX_BITS) -> int:
     if not getattr(value, "is_Integer", False) or _bits(value) > bits:
         raise ToolFailed(f"{str(value)[:100]} is not an integer of at most {bits} bits")
     return int(value)
@@ -265,14 +267,14 @@ def _integer(value: Any, bits: int = BITS) -> int:
 
 
 def _over_range(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """sum(term, k, first, last), or of a list."""
+    """Make a function of sum(term, k, first, last), or sum(list)."""
 
     def total(*args: Any) -> Any:
         if len(args) == 1:
             return (sympy.Add if name == "sum" else sympy.Mul)(*args[0])
         term, variable, first, last = args
-        if name == "product" and (last - first).is_number and not last - first <= LARGE:
-            raise ToolFailed(f"a product has at most {LARGE} factors here")
+        if name == "product" and (last - first).is_number and not last - first <= MAX_ARGUMENT:
+            raise ToolFailed(f"a product has at most {MAX_ARGUMENT} factors here")
         return function(term, (variable, first, last))
 
     return total
@@ -291,7 +293,7 @@ def _round(number: Any, places: Any = sympy.S.Zero) -> Any:
 
 
 def _items(least: int, *given: Any) -> list[Any]:
-    """The numbers of a list, or those that are given one by one."""
+    """Return the numbers of a list, or those given one by one."""
     items = _leaves(list(given))
     if len(items) < least:
         raise ToolFailed(f"it takes {least} or more numbers, and has {len(items)}")
@@ -305,7 +307,7 @@ def _log(number: Any, base: Any = sympy.E) -> Any:
 
 
 def _limit(term: Any, variable: Any, point: Any) -> Any:
-    """From both sides."""
+    """Return the limit, if it is the same from both sides."""
     return sympy.limit(term, variable, point, "+-")
 
 
@@ -320,18 +322,18 @@ def _median(items: Any) -> Any:
 
 
 def _variance(given: Any) -> Any:
-    """Of a sample: over n - 1."""
+    """Return the variance of a sample: over n - 1."""
     items = _items(2, given)
     mean = _mean(items)
     return sympy.Add(*((item - mean) ** 2 for item in items)) / (len(items) - 1)
 
 
 def _on_matrix(exact: Callable[..., Any], quick: Callable[..., Any] | None) -> Callable[..., Any]:
-    """Exactly where it is small, else with numpy's decimals."""
+    """Have a function compute small matrices exactly, others with numpy's decimals."""
 
     def calculated(*given: Any) -> Any:
         matrices = [_matrix(value) for value in given]
-        if quick is None or max(matrices[0].shape) <= EXACT:
+        if quick is None or max(matrices[0].shape) <= MAX_EXACT_SIDE:
             return exact(*matrices)
         found = quick(*(np.array(matrix.tolist(), dtype=complex) for matrix in matrices))
         items = np.real_if_close(found).tolist()
@@ -371,7 +373,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "min": lambda *given: sympy.Min(*_items(1, *given)),
     "max": lambda *given: sympy.Max(*_items(1, *given)),
     "pow": _remainder_of_power, "round": _round,
-    "factorint": lambda n: sympy.factorint(_integer(n, HARD)),
+    "factorint": lambda n: sympy.factorint(_integer(n, MAX_FACTORED_BITS)),
     "N": lambda x, *n: sympy.N(x, *(_integer(digits, 10) for digits in n)),
     "diff": _derivative, "integrate": _integral,
     "sum": _over_range(sympy.summation, "sum"), "product": _over_range(sympy.product, "product"),

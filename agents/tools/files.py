@@ -11,8 +11,8 @@ from msgspec import Meta
 from aios.agents.runtime.tool import Running, tool
 from aios.syscalls.errors import ToolFailed
 
-LISTED = 200
-PART = 16_384  # bytes of a text that one call reads
+MAX_LISTED = 200
+PART_BYTES = 16_384  # that one call reads
 
 Path = Annotated[str, Meta(min_length=1, max_length=200, description='as in "notes/today.md"')]
 
@@ -32,14 +32,14 @@ class Part(msgspec.Struct):
 @tool(name="files.list")
 def list_files(job: Running, prefix: str = "") -> list[Entry]:
     """List the files in storage whose path begins with the prefix, at most 200."""
-    found = islice(job.aios.sto_list(prefix), LISTED)
+    found = islice(job.aios.sto_list(prefix), MAX_LISTED)
     return [Entry(info.path, info.size, info.version) for info in found]
 
 
 @tool(name="files.read")
 def read(path: Path, job: Running, offset: Annotated[int, Meta(ge=0)] = 0) -> Part:
     """Read a text in storage, 16 KiB at a time; offset is in bytes."""
-    content = job.aios.sto_read(path, offset=offset, count=PART)
+    content = job.aios.sto_read(path, offset=offset, count=PART_BYTES)
     size, data = content.info.size, content.data
     if b"\0" in data:
         raise ToolFailed(f"{path} is not a text", "other tools read images and databases")
@@ -64,7 +64,7 @@ def delete(path: Path, job: Running) -> Entry:
 
 
 def _begun(data: bytes) -> int:
-    """Bytes at the end that begin a character of UTF-8 but do not complete it."""
+    """Count the bytes at the end that begin a character of UTF-8 but do not complete it."""
     for back in range(1, min(4, len(data) + 1)):
         byte = data[-back]
         if byte & 0xC0 != 0x80:

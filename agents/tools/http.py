@@ -23,14 +23,14 @@ from aios.syscalls.errors import ToolFailed
 os.environ["RES_OPTIONS"] = "use-vc"
 
 MAX_BYTES = 2 << 20  # of a page
-SHOWN = 50_000  # characters of it
-REDIRECTS = 5
-SECONDS = 15.0  # that a server may be silent
+MAX_PAGE_CHARS = 50_000
+MAX_REDIRECTS = 5
+TIMEOUT_S = 15.0  # of silence
 PRIVATE = "AIOS_HTTP_PRIVATE"  # "1": addresses of this machine and its own network as well
 HEADERS = {"User-Agent": "aios-tool", "Accept-Encoding": "identity", "Connection": "close"}
 MOVED = (301, 302, 303, 307, 308)
-HINTS = 16  # of an answer that is to come
-HEAD = 1024  # bytes in which a page says what charset it has
+MAX_HINTS = 16  # of an answer that is to come
+CHARSET_BYTES = 1024  # in which a page declares its charset
 CHARSET = re.compile(rb"""<meta[^>]*?\bcharset\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
 MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 SILENT = {"script", "style", "noscript", "template", "svg"}
@@ -66,17 +66,23 @@ def fetch(
     text = body.data.decode(body.charset, errors="replace").removeprefix("\ufeff")
     if body.media == "text/html" and not raw:
         text = as_text(text)
-    return Page(body.url, body.status, body.media, text[:SHOWN], body.more or len(text) > SHOWN)
+    return Page(
+        body.url,
+        body.status,
+        body.media,
+        text[:MAX_PAGE_CHARS],
+        body.more or len(text) > MAX_PAGE_CHARS,
+    )
 
 
 def get(url: str, private: bool = False) -> Body:
-    """The answer to a GET, after at most REDIRECTS steps; `private`: from whatever address.
+    """Return the answer to a GET, after at most MAX_REDIRECTS steps. `private`: from any address.
 
     Raises:
         ToolFailed: there is none, or it must not be asked for.
     """
     private = private or os.environ.get(PRIVATE) == "1"
-    for _ in range(REDIRECTS + 1):
+    for _ in range(MAX_REDIRECTS + 1):
         try:
             found = _step(url, private)
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -84,16 +90,16 @@ def get(url: str, private: bool = False) -> Body:
         if isinstance(found, Body):
             return found
         url = found
-    raise ToolFailed(f"{url}: more than {REDIRECTS} redirects")
+    raise ToolFailed(f"{url}: more than {MAX_REDIRECTS} redirects")
 
 
 def _step(url: str, private: bool) -> Body | str:
-    """One answer, or where it points."""
+    """Return one answer, or the address that it points to."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ToolFailed(f"{url!r} is not an address of the web", "as in https://example.org/page")
     kind = _PublicTls if parts.scheme == "https" else _Public
-    connection = kind(parts.hostname, parts.port, timeout=SECONDS)
+    connection = kind(parts.hostname, parts.port, timeout=TIMEOUT_S)
     connection.private = private
     try:
         target = quote(parts.path or "/", "/%:@!$&'()*+,;=~-._")
@@ -111,9 +117,9 @@ def _step(url: str, private: bool) -> Body | str:
 
 
 def _answered(connection: http.client.HTTPConnection) -> http.client.HTTPResponse:
-    """The answer, after those that only tell that one is coming."""
+    """Return the answer, after those that only announce it."""
     reply = connection.getresponse()
-    for _ in range(HINTS):
+    for _ in range(MAX_HINTS):
         if not 100 <= reply.status < 200:
             return reply
         reply.headers = None  # type: ignore[assignment]  # it reads the next ones then
@@ -122,7 +128,7 @@ def _answered(connection: http.client.HTTPConnection) -> http.client.HTTPRespons
 
 
 def _as_utf_8(header: str) -> str:
-    """A header that has other than ASCII characters in it, as servers mean it."""
+    """Decode a header as UTF-8, which servers mean."""
     try:
         return header.encode("latin-1").decode()
     except UnicodeError:
@@ -130,11 +136,15 @@ def _as_utf_8(header: str) -> str:
 
 
 def _declared(data: bytes, media: str) -> str:
-    """The charset that a text itself says it has."""
+    """Return the charset that a page itself declares."""
     for mark, charset in MARKS.items():
         if data.startswith(mark):
             return charset
-    found = CHARSET.search(data[:HEAD]) if media in ("text/html", "application/xhtml+xml") else None
+    found = (
+        CHARSET.search(data[:CHARSET_BYTES])
+        if media in ("text/html", "application/xhtml+xml")
+        else None
+    )
     return found[1].decode() if found else "utf-8"
 
 
@@ -170,7 +180,7 @@ def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
 
 
 def _content(reply: http.client.HTTPResponse) -> tuple[bytes, bool]:
-    """At most MAX_BYTES, also of what a small reply unpacks to."""
+    """Read at most MAX_BYTES, also of a small reply that unpacks to more."""
     data = reply.read(MAX_BYTES + 1)
     if reply.length and len(data) <= MAX_BYTES:
         raise ToolFailed(f"the content ends {reply.length} bytes too early")
@@ -197,8 +207,8 @@ def _known(charset: str) -> str:
     return charset
 
 
-class Text(HTMLParser):
-    """What a reader of a page sees; blocks are lines, links show where they lead."""
+class PageText(HTMLParser):
+    """The visible text of a page; blocks are lines, links show their address."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -226,7 +236,7 @@ class Text(HTMLParser):
 
 
 def as_text(html: str) -> str:
-    parser = Text()
+    parser = PageText()
     parser.feed(html)
     parser.close()
     lines = (" ".join(line.split()) for line in "".join(parser.parts).split("\n"))

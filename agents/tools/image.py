@@ -72,7 +72,7 @@ def _scaled(width: int, height: int, across: int | None, down: int | None) -> tu
 
 
 def _opened(path: str, job: Running) -> tuple[Image.Image, Shape]:
-    """The image with its first frame read, the way up that its EXIF data say, and what it is."""
+    """Open an image, its first frame turned as its EXIF data say, and describe it."""
     size = job.aios.sto_read(path, count=0).info.size
     if size > MAX_BYTES:
         raise ToolFailed(f"{path} has {size} bytes, and at most {MAX_BYTES} are read")

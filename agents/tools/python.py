@@ -15,16 +15,16 @@ from aios.agents.runtime.printed import Printed
 from aios.agents.runtime.tool import tool
 from aios.syscalls.errors import ToolFailed
 
-SHOWN = 20_000  # characters of what it prints, and of its value
+MAX_SHOWN_CHARS = 20_000  # of the output, and of the value
 
 
-class Outcome(msgspec.Struct):
+class Execution(msgspec.Struct):
     output: str
     value: str | None  # of the last line, where that is an expression
 
 
-class Kept(Printed):
-    """Keeps how it begins, counts the rest."""
+class KeptOutput(Printed):
+    """Keeps the beginning of the output, and counts the rest."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Kept(Printed):
         self.lost = 0
 
     def write(self, text: str) -> int:
-        room = SHOWN - len(self.kept)
+        room = MAX_SHOWN_CHARS - len(self.kept)
         self.kept += text[:room]
         self.lost += max(0, len(text) - room)
         return len(text)
@@ -42,7 +42,7 @@ class Kept(Printed):
 
 
 @tool(timeout=30)
-def python(code: Annotated[str, Meta(max_length=50_000)]) -> Outcome:
+def python(code: Annotated[str, Meta(max_length=50_000)]) -> Execution:
     """Run Python code: what it prints, and the value of its last line. numpy is there. Nothing is
     kept from one call to the next."""
     try:
@@ -50,18 +50,18 @@ def python(code: Annotated[str, Meta(max_length=50_000)]) -> Outcome:
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ToolFailed(f"this is not Python: {error}") from error
     last = body.pop() if body and isinstance(body[-1], ast.Expr) else None
-    printed, value = Kept(), None
+    printed, value = KeptOutput(), None
     names = {"__name__": "__main__"}
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             exec(compile(ast.Module(body, []), "<code>", "exec"), names)
             if isinstance(last, ast.Expr):
                 result = eval(compile(ast.Expression(last.value), "<code>", "eval"), names)
-                value = None if result is None else repr(result)[:SHOWN]
+                value = None if result is None else repr(result)[:MAX_SHOWN_CHARS]
     except BaseException as error:
         if not isinstance(error, SystemExit) or error.code:
             raise ToolFailed(_what_happened(error, printed.text())) from error
-    return Outcome(printed.text(), value)
+    return Execution(printed.text(), value)
 
 
 def _what_happened(error: BaseException, printed: str) -> str:

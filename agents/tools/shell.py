@@ -16,7 +16,7 @@ from msgspec import Meta
 from aios.agents.runtime.tool import tool
 from aios.syscalls.errors import ToolFailed
 
-SHOWN = 20_000  # bytes of what it prints
+MAX_SHOWN_BYTES = 20_000  # of the output
 LINGER_S = 1.0  # that its output is read after its end
 
 
@@ -25,8 +25,8 @@ class Ended(msgspec.Struct):
     output: str
 
 
-class Printed(threading.Thread):
-    """Reads all of it, so that a command is never held up; keeps how it begins."""
+class CommandOutput(threading.Thread):
+    """Reads all output, so that the command never blocks, and keeps its beginning."""
 
     def __init__(self, pipe: IO[bytes]) -> None:
         super().__init__(daemon=True)
@@ -38,7 +38,7 @@ class Printed(threading.Thread):
     def run(self) -> None:
         with self.pipe:
             while data := os.read(self.pipe.fileno(), 65_536):
-                room = SHOWN - len(self.kept)
+                room = MAX_SHOWN_BYTES - len(self.kept)
                 self.kept += data[:room]
                 self.lost += max(0, len(data) - room)
 
@@ -59,7 +59,7 @@ def shell(
         stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     assert process.stdout is not None
-    printed = Printed(process.stdout)
+    printed = CommandOutput(process.stdout)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
     code = process.poll()

@@ -22,22 +22,23 @@ from msgspec import Meta
 from aios.agents.runtime.tool import Running, tool
 from aios.syscalls.errors import ToolFailed
 
-SECONDS = 20.0  # that a query may take
+TIMEOUT_S = 20.0  # of a query
 MAX_BYTES = 64 << 20  # of a database that is in storage; a worker writes no longer file
-MEMORY = 256 << 20  # bytes that a query may take
-COLUMNS = 10_000  # of all tables that are listed
-CELL, ALL = 2000, 200_000  # characters of one value, of all
-STEPS = 10_000  # of SQLite's machine between two looks at the clock
+MAX_MEMORY_BYTES = 256 << 20  # of a query
+MAX_COLUMNS = 10_000  # of all tables that are listed
+MAX_CELL_CHARS, MAX_RESULT_CHARS = 2000, 200_000  # of one value, of all
+STEPS_BETWEEN_CHECKS = 10_000  # of SQLite's machine between two looks at the clock
 DUCKDB: dict[str, str | bool | int | float | list[str]] = {
     # no file but the database, no variable of Python, and no way to change that
     "enable_external_access": False, "lock_configuration": True,
     "autoinstall_known_extensions": False, "autoload_known_extensions": False,
-    "allow_community_extensions": False, "threads": 1, "memory_limit": f"{MEMORY >> 20}MiB",
+    "allow_community_extensions": False, "threads": 1,
+    "memory_limit": f"{MAX_MEMORY_BYTES >> 20}MiB",
 }  # fmt: skip
 READS = {
     sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE
 }  # fmt: skip
-# What virtual tables (full text, JSON) do when they are opened. Neither writes.
+# Virtual tables (full text, JSON) do these when they are opened. Neither writes.
 OPENS = {(sqlite3.SQLITE_UPDATE, "sqlite_master"), (sqlite3.SQLITE_PRAGMA, "data_version")}
 SQLITE_TABLES = """
     SELECT name FROM pragma_table_list
@@ -73,7 +74,7 @@ def tables(database: Database, job: Running) -> list[Table]:
     with _file(database, job) as path:
         if _is_sqlite(path):
             return _sqlite_tables(path)
-        pairs = _duckdb(path, DUCKDB_COLUMNS, COLUMNS).rows
+        pairs = _duckdb(path, DUCKDB_COLUMNS, MAX_COLUMNS).rows
     found: dict[str, list[str]] = {}
     for table, column in pairs:
         found.setdefault(table, []).append(column.strip())
@@ -94,7 +95,7 @@ def query(
 
 @contextlib.contextmanager
 def _file(database: str, job: Running) -> Iterator[Path]:
-    """The database as a file."""
+    """Return the database as a file."""
     if database.startswith("/"):
         yield Path(database)
         return
@@ -119,16 +120,16 @@ def _is_sqlite(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _connected(path: Path) -> Iterator[sqlite3.Connection]:
-    """Raises ToolFailed, of what goes wrong with the connection too."""
-    limit = time.monotonic() + SECONDS
+    """Open a database. Raises ToolFailed, also for errors within the block."""
+    limit = time.monotonic() + TIMEOUT_S
     try:
         with closing(sqlite3.connect(_address(path), uri=True)) as connection:
             connection.text_factory = lambda data: data.decode(errors="replace")
             connection.execute("PRAGMA query_only = ON")
-            connection.execute(f"PRAGMA hard_heap_limit = {MEMORY}")
+            connection.execute(f"PRAGMA hard_heap_limit = {MAX_MEMORY_BYTES}")
             connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 10_000_000)
             connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
-            connection.set_progress_handler(lambda: time.monotonic() > limit, STEPS)
+            connection.set_progress_handler(lambda: time.monotonic() > limit, STEPS_BETWEEN_CHECKS)
             yield connection
     except (sqlite3.Error, sqlite3.Warning, MemoryError) as error:
         raise ToolFailed(f"SQLite: {_reason(str(error) or 'out of memory')}", HINT) from error
@@ -147,9 +148,9 @@ def _sqlite_tables(path: Path) -> list[Table]:
     """Each by itself: a view may be of what is gone, a virtual table of a module that is not
     there."""
     found: list[Table] = []
-    room = COLUMNS
+    room = MAX_COLUMNS
     with _connected(path) as connection:
-        for (name,) in connection.execute(SQLITE_TABLES).fetchmany(COLUMNS):
+        for (name,) in connection.execute(SQLITE_TABLES).fetchmany(MAX_COLUMNS):
             table = Table(name, [])
             try:
                 columns = connection.execute(SQLITE_COLUMNS, (name,)).fetchmany(room)
@@ -182,7 +183,7 @@ def _duckdb(path: Path, query: str, count: int) -> Rows:
             statements = connection.extract_statements(query)
             if [one.type for one in statements] != [duckdb.StatementType.SELECT]:
                 raise ToolFailed("that is not one SELECT", HINT)
-            timer = threading.Timer(SECONDS, connection.interrupt)
+            timer = threading.Timer(TIMEOUT_S, connection.interrupt)
             timer.start()
             try:
                 cursor = connection.execute(statements[0])
@@ -196,12 +197,12 @@ def _duckdb(path: Path, query: str, count: int) -> Rows:
 
 def _reason(error: str) -> str:
     took_too_long = "interrupt" in error.lower()
-    return f"the query took longer than {SECONDS:g} s" if took_too_long else error[:1000]
+    return f"the query took longer than {TIMEOUT_S:g} s" if took_too_long else error[:1000]
 
 
 def _rows(columns: list[str], found: Iterator[Any], count: int) -> Rows:
     rows: list[list[Any]] = []
-    room = ALL
+    room = MAX_RESULT_CHARS
     for row in found:
         if len(rows) == count or room < 0:
             return Rows(columns, rows, more=True)
@@ -222,4 +223,8 @@ def _cell(value: Any) -> Any:
     if isinstance(value, bytes):
         return f"{len(value)} bytes"
     text = str(value)
-    return text if len(text) <= CELL else f"{text[:CELL]}... ({len(text)} characters)"
+    return (
+        text
+        if len(text) <= MAX_CELL_CHARS
+        else f"{text[:MAX_CELL_CHARS]}... ({len(text)} characters)"
+    )
