@@ -93,7 +93,7 @@ class Folder(click.Path):
 
 
 def set_home(ctx: click.Context, _: click.Parameter, home: Path | None) -> None:
-    """The value of --home, wherever it is given: what `click.pass_obj` passes."""
+    """Set the object of `click.pass_obj` to the value of --home, wherever it is given."""
     if home is not None:
         ctx.obj = home.absolute()
 
@@ -124,7 +124,7 @@ def cli(ctx: click.Context) -> int:
 
 
 def take_home(command: click.Command) -> None:
-    """Let it be given behind the command as well: `aios stop --home FOLDER`."""
+    """Allow --home behind the command as well: `aios stop --home FOLDER`."""
     command.params.append(home_option())
     if isinstance(command, click.Group):
         for each in command.commands.values():
@@ -173,7 +173,7 @@ def execute(args: Sequence[str]) -> int:
 
 
 def file_error(error: OSError) -> AiosError:
-    """Of a file that was named, or of what Linux names no file of."""
+    """Turn an OSError into an error that names its file, if Linux tells one."""
     about = error.filename or ("this folder" if error.errno == errno.ENOENT else "the output")
     text = f"{about}: {error.strerror}"
     if error.errno == errno.ENOSPC:
@@ -182,7 +182,7 @@ def file_error(error: OSError) -> AiosError:
 
 
 def complain(error: AiosError, as_json: bool) -> int:
-    """Say it; the exit code."""
+    """Print an error, and return its exit code."""
     if as_json:
         say(as_json_text(error.to_wire()), err=True)
     else:

@@ -1,4 +1,4 @@
-"""What an argument can be completed to, in the interactive shell as in bash, zsh and fish."""
+"""Completion of arguments, in the interactive shell and in bash, zsh and fish."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def programs(_: click.Context, __: click.Parameter, incomplete: str) -> list[Com
 
 
 def below(folder: str, begin: str) -> list[str]:
-    """What may be a program in a folder, as "FOLDER/NAME.py" and "FOLDER/NAME/"."""
+    """List possible programs in a folder, as "FOLDER/NAME.py" and "FOLDER/NAME/"."""
     where = Path(folder or ".").expanduser()
     try:
         entries = sorted(where.iterdir())

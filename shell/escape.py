@@ -1,4 +1,4 @@
-"""What is shown of a text that somebody else wrote. Pure.
+"""Escaping of untrusted text for terminals and JSON. Pure.
 
 Agents choose names, paths, arguments, results and log lines, and their models write without end. In
 a terminal such a text could move the cursor, hide a part of itself, or draw what looks like a word
@@ -60,9 +60,9 @@ def folded(text: str, width: int, mark: str) -> list[str]:
 
 
 def as_json_text(data: Any, indent: int = 2) -> str:
-    r"""Any reply of the ABI as JSON; bytes as base64. An indent below 0: in one line.
+    r"""Write any reply of the ABI as JSON, with bytes as base64. An indent below 0: in one line.
 
-    What `shown` would escape is written as JSON's own `\uXXXX`, which loses nothing.
+    Characters that `shown` would escape are written as JSON's own `\uXXXX`, which loses nothing.
     """
     text = msgspec.json.format(msgspec.json.encode(data), indent=indent).decode()
     return UNUSUAL.sub(lambda run: "".join(map(_json_code, run[0])), text)

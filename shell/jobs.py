@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .launch import exit_code
 
-WIDTH = 76  # columns of a job's output: text without line ends is shown in parts of this size
+WIDTH = 76  # columns of a job's output: longer lines are shown in parts
 
 
 def cut(text: str, width: int) -> tuple[list[str], str]:

@@ -186,8 +186,8 @@ def appending(path: Path) -> BinaryIO:
 
 
 def open_environment() -> dict[str, str]:
-    """What init may hold, whose memory every agent gets a copy of. The rest, among which may be
-    keys and tokens, is for the kernel and its services: they are told by a file."""
+    """Return the variables that init may hold: every agent gets a copy of its memory. The rest may
+    have keys and tokens, and reaches the kernel and its services by a file."""
     names = OPEN.union(FOR_INIT)
     found = {name: value for name, value in os.environ.items() if name in names}
     for name in ("AIOS_KEY_FILE", *CERTIFICATE_VARIABLES):  # init runs in another folder

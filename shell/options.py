@@ -1,5 +1,5 @@
-"""The types of options and arguments. What the ABI bounds is bounded here by the same message, so
-that a value out of range is told with its option before anything is sent."""
+"""The types of options and arguments, with the bounds that the messages of the ABI have, so that a
+value out of range is reported with its option before anything is sent."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def write(text: str) -> None:
 
 @contextmanager
 def whole(path: Path) -> Iterator[BinaryIO]:
-    """What to write the content of `path` to: it gets all of that, or stays as it was.
+    """Open `path` for writing: it gets all of the content, or stays as it was.
 
     Raises:
         OSError: it cannot be written.
@@ -203,8 +203,8 @@ def live() -> Live:
 
 
 def choose(text: str, answers: Sequence[str]) -> str:
-    """Ask for one of `answers`, in the terminal. What was typed before the question is dropped: it
-    answered something else. Raises click.Abort at Ctrl-C."""
+    """Ask for one of `answers` in the terminal. Earlier input is dropped: it answered something
+    else. Raises click.Abort at Ctrl-C."""
     forget_typed()
     answer: str = click.prompt(shown(text), type=click.Choice(answers), err=True)
     return answer

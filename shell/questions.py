@@ -1,4 +1,4 @@
-"""What agents ask a person: put into words, asked in the terminal, and told above a prompt."""
+"""Questions of rules to a person: in words, asked in the terminal, and told above a prompt."""
 
 from __future__ import annotations
 

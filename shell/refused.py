@@ -1,4 +1,4 @@
-"""What Linux refused to an agent that was run, and the option of `aios run` that lets it."""
+"""Refusals of the sandbox to an agent, and the options of `aios run` that lift them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DOES = {"read": "reading", "write": "writing"}
 
 
 class Refused:
-    """What `call`, of kernel.events, has told of process `pid` so far: (call, object, needs)."""
+    """The refusals of process `pid` that a kernel.events call has told: (call, object, needs)."""
 
     def __init__(self, call: Pending) -> None:
         self.call = call
@@ -45,7 +45,7 @@ class Refused:
 
 
 def line(call: str, about: str, needs: str, home: Path) -> str:
-    """What was refused, and the option; `about` is an agent's words, and is escaped."""
+    """Describe a refusal, and the option that lifts it. `about` is untrusted, and is escaped."""
     if needs == "processes":
         return "starting a process (let it: --processes)"
     if needs == "ports":
@@ -60,8 +60,8 @@ def line(call: str, about: str, needs: str, home: Path) -> str:
 
 
 def option(path: Path, needs: str, home: Path) -> str:
-    """What lets an agent through to `path`. A file that is not there is made in a folder that is;
-    but nobody is told to hand over the folder that a home is in, or that all share."""
+    """Return the option that lets an agent use `path`. For a file that does not exist it names the
+    folder, but never one that a home is in, or that all share."""
     if path.is_relative_to(home):
         return "no option lets an agent into the system's home"
     if path.parts[:2] == ("/", "proc"):

@@ -297,7 +297,7 @@ def ending(end: Exited) -> str:
 
 
 def value(result: Any) -> str:
-    """What an agent returned: text as it is, anything else as JSON."""
+    """Render the result of an agent: text as it is, anything else as JSON."""
     return result if isinstance(result, str) else as_json_text(result)
 
 

@@ -13,7 +13,7 @@ GRACE_S = 2.0  # between TERM and KILL
 
 
 def pid_of(aios: Aios, who: int | str, *, ended: bool = False) -> int:
-    """The PID of the process that is meant; with `ended` it may have ended.
+    """Return the PID of a process by name or number; with `ended` it may have ended.
 
     Raises:
         NotFound: none has that name.
@@ -23,7 +23,7 @@ def pid_of(aios: Aios, who: int | str, *, ended: bool = False) -> int:
 
 
 def find(rows: Sequence[ProcessInfo], name: str, *, ended: bool = False) -> int:
-    """As `pid_of`, of these rows: an agent, else a worker of tools; of dead ones the newest."""
+    """Find a process by name: an agent, else a worker of tools; the newest of those that ended."""
     named = [row for row in rows if name in (row.name, row.principal) and row.kind != "client"]
     named = [row for row in named if not row.tool] or named
     alive = [row.pid for row in named if row.state != "zombie"]
@@ -36,7 +36,7 @@ def find(rows: Sequence[ProcessInfo], name: str, *, ended: bool = False) -> int:
 
 
 def finish_off(aios: Aios, pid: int) -> None:
-    """TERM; KILL if that does not help in time, or at another Ctrl-C."""
+    """End an agent by TERM, and by KILL if it does not end in time, or at another Ctrl-C."""
     with contextlib.suppress(ProcessGone):
         aios.kill(pid, "TERM")
         try:

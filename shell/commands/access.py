@@ -239,7 +239,7 @@ def _row(each: GrantRow) -> list[Any]:
 
 @click.group()
 def policy() -> None:
-    """What the gate says of a call, and what it asks.
+    """Ask what the rules say of a call, and answer questions.
 
     \b
     Examples:
@@ -260,9 +260,9 @@ def check(
     home: Path, who: int | str, right: str, object: str, args: dict[str, Any], explain: bool,
     as_json: bool,
 ) -> int:  # fmt: skip
-    """What an agent may do, and by which rule. Exits with 0 for allow, 1 else.
+    """Check if an agent may do something, and by which rule. Exits with 0 for allow, 1 else.
 
-    Of the rules alone: as if the object were its own, or shared with it. An agent that is not
+    Only the rules count: as if the object were its own, or shared with it. An agent that is not
     alive is named as /NAME.
 
     \b
@@ -287,7 +287,7 @@ def check(
 
 
 def as_number(value: Any) -> Any:
-    """What an argument that was typed stands for."""
+    """Return the number that an argument stands for, or the text itself."""
     try:
         return float(value)
     except (TypeError, ValueError):

@@ -1,7 +1,7 @@
-"""`aios audit`: who asked for what, what was decided, and whether the log is as it was written.
+"""`aios audit`: search the log of all calls and decisions, and verify that it is unchanged.
 
-What reads the log is a process of its own, aios.kernel.audit, which the shell knows only as a
-program to run. It needs the folder alone: no system has to run.
+A process of its own reads the log: aios.kernel.audit, which the shell knows only as a program to
+run. It needs the folder alone: no system has to run.
 """
 
 from __future__ import annotations
@@ -164,8 +164,8 @@ def verify(
 ) -> int:  # fmt: skip
     """Verify that the log is as it was written: exit code 1 if not.
 
-    What a person keeps elsewhere (receipts, a checkpoint, the key) is what even somebody with all
-    rights on this machine cannot work around.
+    Receipts, a checkpoint or the key that you keep elsewhere show even changes by somebody with all
+    rights on this machine.
 
     \b
     Examples:
@@ -214,7 +214,7 @@ def prove(home: Path, number: int, growth: bool, folder: Path | None, as_json: b
 
 
 def said(home: Path, folder: Path | None, action: str, **fields: Any) -> Iterator[tuple[str, Any]]:
-    """What the process that reads the log says, a kind and what. Raises AiosError."""
+    """Yield the messages of the process that reads the log, as (kind, body). Raises AiosError."""
     where = str(folder.absolute() if folder else home / "audit")
     request = {"action": action, "folder": where, **fields}
     return helper.said("aios.kernel.audit", request, "reads the log")
@@ -224,7 +224,7 @@ def ask(
     home: Path, folder: Path | None, action: str,
     step: Callable[[dict[str, int]], None] = lambda _: None, **fields: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """Its report."""
+    """Return the report of the process that reads the log."""
     return helper.report(said(home, folder, action, **fields), step)
 
 

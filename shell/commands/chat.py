@@ -92,7 +92,7 @@ def partner(aios: Aios, who: int | str | None) -> Iterator[int]:
 
 
 def lines(aios: Aios, pid: int) -> Iterator[str]:
-    """What a person types; empty lines are none. Raises KeyboardInterrupt."""
+    """Yield the lines that a person types, except empty ones. Raises KeyboardInterrupt."""
     if not sys.stdin.isatty():
         yield from (line.strip() for line in sys.stdin if line.strip())
         return

@@ -89,7 +89,7 @@ def allow(home: Path, name: str, public: str, person: bool, as_json: bool) -> No
 def remove(home: Path, name: str, as_json: bool) -> None:
     """Take a key out of the list.
 
-    What is connected with it ends at once.
+    Its connections end at once.
 
     \b
     Example:
@@ -139,7 +139,7 @@ def overview(keys: Keys) -> Iterator[RenderableType]:
 def rotate(home: Path, new_key_file: Path | None, new_passphrase: bool, as_json: bool) -> None:
     """Encrypt what is written from now on with another key.
 
-    The system must not run. It is a data key that changes. What was written before stays readable.
+    The system must not run. It is a data key that changes. Older data stay readable.
     The data keys are wrapped anew by the key file or passphrase that the home has, or by a new one.
 
     \b

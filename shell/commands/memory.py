@@ -23,7 +23,7 @@ from ..output import json_option, show, stdout, whole
 from ..who import pid_of
 
 FORMAT = {"aios": "memory", "version": 1}
-BATCH = 16 << 10  # bytes of items, about, that one call of an import takes
+BATCH_BYTES = 16 << 10  # of items, about, in one call of an import
 
 SPACE = field(mem_calls.PutItems, "space", "a name: letters, digits and . _ + -")
 KEY = field(mem_calls.GetItems, "keys")
@@ -125,7 +125,7 @@ def put(
 ) -> None:
     """Set a value: TEXT, or what stdin has.
 
-    What is no text in UTF-8 is stored as bytes. Memory of /NAME is kept until that agent comes.
+    Bytes that are no UTF-8 are stored as they are. Memory of /NAME is kept until that agent comes.
 
     \b
     Examples:
@@ -204,7 +204,7 @@ def keep(home: Path, who: int | str) -> None:
 def forget(home: Path, who: int | str) -> None:
     """Drop an agent's memory with the agent.
 
-    What an ended agent has left is gone at once.
+    The memory of an ended agent is gone at once.
 
     \b
     Example:
@@ -316,7 +316,7 @@ def batches(items: dict[str, Any]) -> Iterator[dict[str, Any]]:
     size = 0
     for key, value in items.items():
         grown = len(msgpack.packb([key, value]))
-        if batch and (size + grown > BATCH or len(batch) == 256):
+        if batch and (size + grown > BATCH_BYTES or len(batch) == 256):
             yield batch
             batch, size = {}, 0
         batch[key] = value

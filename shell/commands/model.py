@@ -1,7 +1,7 @@
 """`aios model`: the file that a system loads, and the format that suits this machine best.
 
-What loads a model runs in a process of its own, aios.kernel.core.fit, which the shell knows only
-as a program to run.
+A process of its own loads the models: aios.kernel.core.fit, which the shell knows only as a
+program to run.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ def row(version: dict[str, Any]) -> list[object]:
 
 
 def outcome(report: dict[str, Any], name: str, home: Path) -> str:
-    """What became of it, and what to type next."""
+    """Describe the outcome, and the next command to type."""
     if not name:
         return f"none is both quicker and as good: {report['chosen'] or 'the original'} stays"
     if report["chosen"] == name:

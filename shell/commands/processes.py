@@ -28,7 +28,7 @@ PROGRAM = field(Spawn, "program")
 
 
 def spawn_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What `run` and `spawn` share."""
+    """Add the options that `run` and `spawn` share."""
     for decorate in (
         click.option("--limit", "limits", multiple=True, callback=parse_limits,
                      metavar="NAME=NUMBER", help="A limit, as tokens=1000; may be repeated."),
@@ -97,7 +97,7 @@ def run(home: Path, /, as_json: bool, **given: Any) -> int:
     PROGRAM is a registered name (see `aios agents`), a .py file that defines an Agent, or an
     executable. TASK is what the agent makes of it: of summarize and extract the name of a file, of
     chat a line. Files that it names are the agent's to read. Ctrl-C ends the agent. With --json
-    the log goes to stderr. What a rule asks about is asked in the terminal.
+    the log goes to stderr. Questions by rules are asked in the terminal.
 
     \b
     Examples:
@@ -132,14 +132,14 @@ def run(home: Path, /, as_json: bool, **given: Any) -> int:
 
 
 def asking(aios: Aios, pid: int) -> Callable[[], None]:
-    """Where nobody sits at a terminal, `aios policy ask` may run elsewhere."""
+    """Return a function that asks in the terminal, if there is one (see `aios policy ask`)."""
     if sys.stdin.isatty() and at_terminal(err=True):
         return asking_in_place(aios, pid)
     return lambda: None
 
 
 def report(end: Exited, as_json: bool) -> None:
-    """Print its result, unless that is an error, which its log has told."""
+    """Print the result of an agent, unless it is an error, which is in its log."""
     told = isinstance(end.result, dict) and end.result.keys() == {"error"}
     if as_json or not (end.result is None or (end.code and told)):
         show(end, as_json, render.value(end.result))

@@ -48,7 +48,7 @@ def list_(
 ) -> None:
     """List objects whose path begins with PREFIX.
 
-    Those of one owner or, with --all, of everybody.
+    Objects of one owner or, with --all, of all owners.
 
     \b
     Examples:

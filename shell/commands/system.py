@@ -56,8 +56,8 @@ THREADS = Whole(0, 512)
 def start(home: Path, /, detach: bool, as_json: bool, **given: Any) -> int:
     """Start a system.
 
-    Stays with it until Ctrl-C or, with --detach, returns when it is ready. What is not given
-    comes from config.toml in the home, or is the default.
+    Stays with it until Ctrl-C or, with --detach, returns when it is ready. Options that are not
+    given come from config.toml in the home, or have their defaults.
 
     \b
     Examples:

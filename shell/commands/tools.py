@@ -23,12 +23,12 @@ from ..escape import as_json_text, brief
 from ..options import field
 from ..output import bars, json_option, say, show
 
-ABOUT = 320  # characters, at most, of what a list says about a tool
+MAX_ABOUT_CHARS = 320  # of a description in a list
 
 
 def about(spec: Spec) -> str:
     """The first paragraph of its description, or how it begins."""
-    return brief(spec.description.strip().partition("\n\n")[0], ABOUT)
+    return brief(spec.description.strip().partition("\n\n")[0], MAX_ABOUT_CHARS)
 
 
 @click.group()
@@ -68,7 +68,7 @@ def list_(home: Path, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def show_(home: Path, name: str, as_json: bool) -> None:
-    """What a tool does, what it takes and what it returns.
+    """Show a tool: its description, arguments and result.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""What the agents of `aios demo` are asked to do."""
+"""The tasks of the agents of `aios demo`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ JOBS = (
 
 
 def pick(count: int, max_tokens: int) -> list[DemoJob]:
-    """`count` jobs; beyond those above the same again, each with another seed."""
+    """Return `count` jobs. If there are not enough they repeat, each with another seed."""
     jobs = []
     for number in range(count):
         turn, at = divmod(number, len(JOBS))

@@ -29,7 +29,7 @@ from .jobs import DemoJob
 from .view import Report, Runner
 
 REFRESH_S = 0.1  # between two looks at the agents
-TAIL = 160  # bytes of an agent's log that are looked at
+TAIL_BYTES = 160  # of an agent's log
 Draw = Callable[[Sequence[Runner]], None]
 
 
@@ -99,7 +99,7 @@ def observe(aios: Aios, runners: dict[int, Runner], events: Any) -> None:
         if event.pid in runners:
             runners[event.pid].take(event)
     for pid, runner in runners.items():
-        runner.tail = aios.log(pid, -TAIL).data.decode(errors="ignore")
+        runner.tail = aios.log(pid, -TAIL_BYTES).data.decode(errors="ignore")
 
 
 def result_of(aios: Aios, end: Exited) -> Result:

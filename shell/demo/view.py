@@ -1,4 +1,4 @@
-"""What the demo shows: the agents as they run, and the summary with the proof. Pure."""
+"""The views of the demo: the agents as they run, and the summary with the proof. Pure."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Runner:
 
     @property
     def identical(self) -> bool:
-        """Whether its output beside the others is bit for bit what it is alone."""
+        """True if the output beside the others is bit for bit the output alone."""
         if self.result is None or self.solo is None or self.result.digest is None:
             return False
         return (self.result.tokens, self.result.digest) == (self.solo.tokens, self.solo.digest)
@@ -90,7 +90,7 @@ class Report:
         return sum(runner.identical for runner in self.runners)
 
     def summary(self) -> dict[str, Any]:
-        """What `--json` prints; times in seconds."""
+        """Return the output of `--json`; times in seconds."""
         results = [runner.result for runner in self.runners if runner.result is not None]
         tokens = sum(result.usage.completion for result in results)
         return {

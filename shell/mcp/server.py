@@ -22,7 +22,7 @@ from aios.syscalls.errors import BadInput
 from ..output import say
 
 TOKEN = "AIOS_MCP_TOKEN"
-PIECE = 65_536  # bytes of stdin that are read at once
+READ_BYTES = 65_536  # of stdin at once
 FAREWELL_S = 2  # that answers have when the server is ended
 
 
@@ -40,7 +40,7 @@ def serve_stdio(server: MCPServer[Any]) -> None:
 
     def fill() -> None:
         with contextlib.suppress(OSError):  # it has ended
-            while data := os.read(source, PIECE):
+            while data := os.read(source, READ_BYTES):
                 own.sendall(data)
             own.shutdown(socket.SHUT_WR)
 

@@ -1,7 +1,7 @@
-"""What AIOS offers to other programs as an MCP server: agents, the model, memory, storage.
+"""The tools of AIOS as an MCP server: agents, the model, memory, storage.
 
-Each tool is a few system calls by way of one connection. What an agent of this server may run, read
-and write was said by the person who started the server, not by the model that calls it.
+Each tool is a few system calls on one connection. The person who starts the server decides which
+programs its agents may be, and what they may read and write; the model that calls it does not.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from .. import render
 from ..who import GRACE_S
 
 LOG_WAIT_S = 5.0  # that one call waits for more of a log, and so between reports of progress
-LAST = 4096  # bytes of an agent's log that come with its result
+LOG_TAIL_BYTES = 4096  # of an agent's log, with its result
 READS = ToolAnnotations(read_only_hint=True, open_world_hint=False)
 WRITES = ToolAnnotations(read_only_hint=False, destructive_hint=True, open_world_hint=False)
 
@@ -112,7 +112,7 @@ class Tools:
         log, offset, ended = b"", 0, False
         while not ended:
             part = await aios.call(LogPart, "proc.log", pid=pid, offset=offset, wait=LOG_WAIT_S)
-            log, offset, ended = (log + part.data)[-LAST:], part.offset, part.ended
+            log, offset, ended = (log + part.data)[-LOG_TAIL_BYTES:], part.offset, part.ended
             lines = part.data.decode(errors="replace").strip().splitlines()
             await ctx.report_progress(offset, message=lines[-1] if lines else "it runs")
         return log.decode(errors="replace")
