@@ -64,7 +64,7 @@ from .processes.limits import LimitEnforcer
 from .processes.mailbox import Mailroom
 from .processes.wait import Waiters
 from .storage.blobs import open_blobs
-from .storage.maintenance import Upkeep
+from .storage.maintenance import Maintenance
 from .storage.manager import Storage
 from .storage.shares import Shares
 from .store.probe import try_store
@@ -122,7 +122,7 @@ class Kernel:
         )  # fmt: skip
         self.gate = Gate(self.table, self.grants, self.storage.shared)
         self.approvals = Approvals(self.gate, config.ask_timeout, self.loop.after)
-        self.upkeep = Upkeep(self.storage, self.store, post, self.seal)
+        self.maintenance = Maintenance(self.storage, self.store, post, self.seal)
         self.owners = self._owners(system)
         self.memory = Memory(self.owners)
         self.interactions = InteractionLog(self.owners, config.log_bytes)
@@ -260,7 +260,7 @@ class Kernel:
                 try_store(folder)
             return Store(
                 folder, self.loop.post, limit=self.config.store_bytes, system=takeover.system,
-                barrier=self.audit.log.sync, keeper=self.seal or ChecksumCodec(),
+                barrier=self.audit.log.sync, codec=self.seal or ChecksumCodec(),
             )  # fmt: skip
         except (StoreDamaged, DiskFull) as error:
             print(f"no store: {error}", file=sys.stderr, flush=True)
@@ -296,9 +296,9 @@ class Kernel:
         self.loop.every(WINDOW_S, self.audit.flush_counts)
         self.loop.run()
         self.ledger.journal.close()
-        self.memory.puts.flush()
+        self.memory.batch.flush()
         self.interactions.flush()
-        self.upkeep.close()
+        self.maintenance.close()
         self.lifecycle.sweeper.close()
         self.blobs.close()
         self.loop.run_posted()  # what it was to commit

@@ -286,15 +286,15 @@ def sto_delete(k: Kernel, call: Call, args: sto.Delete) -> Any:
 
 
 def sto_verify(k: Kernel, call: Call, args: sto.Verify) -> Any:
-    return k.upkeep.verify(call)
+    return k.maintenance.verify(call)
 
 
 def sto_compact(k: Kernel, call: Call, args: sto.Compact) -> Any:
-    return k.upkeep.compact(call, args.keep)
+    return k.maintenance.compact(call, args.keep)
 
 
 def sto_backup(k: Kernel, call: Call, args: sto.Backup) -> Any:
-    return k.upkeep.backup(call, Path(args.target))
+    return k.maintenance.backup(call, Path(args.target))
 
 
 def sto_search(k: Kernel, call: Call, args: sto.Search) -> Any:

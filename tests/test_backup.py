@@ -14,7 +14,7 @@ from bucket import bucket_at, put
 from conftest import Boot, eventually, run_system
 
 from aios.agents import Aios, connect
-from aios.kernel.storage.blobs import Folder
+from aios.kernel.storage.backends import FolderBackend
 from aios.syscalls.errors import BadInput, Cancelled, Malformed
 
 SMALL = {"slots": 1, "ctx": 256}
@@ -86,7 +86,7 @@ def test_backed_up_and_restored(
 
 
 def upload(server: str, bucket: str, blobs: Path) -> None:
-    for name in Folder(blobs).names():
+    for name in FolderBackend(blobs).names():
         put(server, f"{bucket}/{name}", (blobs / name[:2] / name).read_bytes())
 
 
@@ -142,7 +142,7 @@ def test_a_backup_that_ends_early_leaves_nothing(boot: Boot, tmp_path: Path) -> 
         assert not (tmp_path / "copy").exists()
         aios.sto_purge("big")
         eventually(lambda: aios.sto_compact().wait()["chunks"] == 0)
-        names = [*Folder(tmp_path / "blobs").names()]
+        names = [*FolderBackend(tmp_path / "blobs").names()]
         assert len(names) == len(CONTENTS) - 1
 
 

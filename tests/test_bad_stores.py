@@ -67,7 +67,7 @@ def wiped(kind: int) -> Callable[[bytes], bytes]:
 
 
 def of_calls(aios: Aios) -> dict[str, Any]:
-    """What each call comes to: "done", or its error."""
+    """Return the outcome of each call: "done", or its error."""
     calls: dict[str, Callable[[], Any]] = {
         "spaces": aios.mem_spaces,
         "items": lambda: list(aios.mem_items(principal="/w")),

@@ -21,8 +21,9 @@ from waits import hear
 
 from aios.agents import connect
 from aios.kernel.storage import blobs as module
-from aios.kernel.storage.blobs import Blobs, Bucket, Elsewhere, Folder, LmdbBlobs, open_blobs
-from aios.kernel.storage.catalog import KEY
+from aios.kernel.storage.backends import BucketBackend, FolderBackend
+from aios.kernel.storage.blobs import Blobs, ExternalBlobs, LmdbBlobs, open_blobs
+from aios.kernel.storage.catalog import KEY_BYTES
 from aios.kernel.store.store import Store
 from aios.kernel.store.transaction import Txn
 from aios.shell.launch import System
@@ -36,7 +37,7 @@ from aios.syscalls.errors import (
 )
 
 LIMIT = 30.0  # seconds
-KEYS = [bytes([number]) * KEY for number in range(8)]
+KEYS = [bytes([number]) * KEY_BYTES for number in range(8)]
 
 
 class Opened:
@@ -68,9 +69,9 @@ class Opened:
 
     def put_there(self, key: bytes, data: bytes) -> AiosError | None:
         """Into the place itself."""
-        assert isinstance(self.blobs, Elsewhere)
+        assert isinstance(self.blobs, ExternalBlobs)
         try:
-            self.blobs.place.put(key.hex(), data)
+            self.blobs.backend.put(key.hex(), data)
         except AiosError as error:
             return error
         return None
@@ -85,7 +86,7 @@ class Opened:
 
     def settle(self) -> None:
         """Until a place elsewhere has done what it was asked for."""
-        if isinstance(self.blobs, Elsewhere):
+        if isinstance(self.blobs, ExternalBlobs):
             done = self.blobs.writer.submit(lambda: self.posted.put(lambda: None))
             self.turn(done.done)
 
@@ -157,7 +158,7 @@ def test_a_large_chunk(opened: Opened) -> None:
 def test_all_are_listed(opened: Opened) -> None:
     assert list(opened.blobs.all()) == []
     many = {bytes([number % 256, number // 256]) * 8: b"%d" % number for number in range(1100)}
-    if isinstance(opened.blobs, Elsewhere):
+    if isinstance(opened.blobs, ExternalBlobs):
         many = dict(list(many.items())[:300])
     opened.write(many)
     assert sorted(opened.blobs.all()) == sorted(many)
@@ -217,14 +218,14 @@ def test_what_fails_takes_no_other_s_chunk(opened: Opened) -> None:
 def test_many_at_once(opened: Opened) -> None:
     answers: list[Any] = []
     for number in range(60):
-        chunks = {bytes([number]) * KEY: b"%d" % number}
+        chunks = {bytes([number]) * KEY_BYTES: b"%d" % number}
         refer_to = partial(referred, chunks)
         hear(opened.blobs.write(chunks, refer_to), answers.append)
     opened.turn(lambda: len(answers) == 60)
     assert answers == [None] * 60
     got: list[Any] = []
     for number in range(60):
-        hear(opened.blobs.read([bytes([number]) * KEY]), got.append)
+        hear(opened.blobs.read([bytes([number]) * KEY_BYTES]), got.append)
     opened.turn(lambda: len(got) == 60)
     assert sorted(data for (data,) in got) == sorted(b"%d" % number for number in range(60))
 
@@ -271,7 +272,7 @@ def test_what_is_dropped_while_the_system_ends_is_no_trouble(
     opened.blobs.close()
     opened.turn(lambda: answers)
     assert answers == [None]
-    if isinstance(opened.blobs, Elsewhere):
+    if isinstance(opened.blobs, ExternalBlobs):
         assert "left for `aios sto compact`" in capfd.readouterr().err
         assert list(opened.blobs.all()) == [KEYS[0]]
 
@@ -280,19 +281,19 @@ def test_what_is_dropped_while_the_system_ends_is_no_trouble(
 
 
 @pytest.mark.parametrize("opened", ["folder", "bucket"], indirect=True)
-def test_a_place_that_is_down_is_a_typed_error(
+def test_a_backend_that_is_down_is_a_typed_error(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was committed stays as it was."""
+    """Committed contents stay as they were."""
     opened.write({KEYS[0]: b"one"})
-    assert isinstance(opened.blobs, Elsewhere)
+    assert isinstance(opened.blobs, ExternalBlobs)
     with monkeypatch.context() as broken:
-        if isinstance(opened.blobs.place, Folder):
-            gone = opened.blobs.place.path / "gone"
-            broken.setattr(opened.blobs.place, "path", gone)
-            broken.setattr(opened.blobs.place, "new", gone)
+        if isinstance(opened.blobs.backend, FolderBackend):
+            gone = opened.blobs.backend.path / "gone"
+            broken.setattr(opened.blobs.backend, "path", gone)
+            broken.setattr(opened.blobs.backend, "new", gone)
         else:
-            broken.setattr(opened.blobs, "place", Bucket("s3://none/x", NOWHERE))
+            broken.setattr(opened.blobs, "backend", BucketBackend("s3://none/x", NOWHERE))
         assert isinstance(opened.write({KEYS[1]: b"two"}), BackendDown)
         opened.drop(KEYS[0])  # of the catalogue; the chunk is left over
         opened.settle()
@@ -306,19 +307,19 @@ def test_a_full_disk_is_a_typed_error(opened: Opened, monkeypatch: pytest.Monkey
         raise OSError(errno.ENOSPC, "No space left on device")
 
     opened.write({KEYS[0]: b"one"})
-    assert isinstance(opened.blobs, Elsewhere)
-    assert isinstance(opened.blobs.place, Folder)
+    assert isinstance(opened.blobs, ExternalBlobs)
+    assert isinstance(opened.blobs.backend, FolderBackend)
     with monkeypatch.context() as broken:
         broken.setattr(os, "fsync", full)
         assert isinstance(opened.put_there(KEYS[1], b"two"), DiskFull)
-    assert list(opened.blobs.place.new.iterdir()) == []
+    assert list(opened.blobs.backend.new.iterdir()) == []
     assert list(opened.blobs.all()) == [KEYS[0]]
 
 
 def test_a_file_is_synced_before_it_has_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = Folder(tmp_path)
+    folder = FolderBackend(tmp_path)
     steps: list[str] = []
     fsync, rename = os.fsync, Path.rename
 
@@ -332,13 +333,13 @@ def test_a_file_is_synced_before_it_has_its_name(
 
     monkeypatch.setattr(os, "fsync", sync)
     monkeypatch.setattr(Path, "rename", renamed)
-    folder.put("ab" * KEY, b"data")
+    folder.put("ab" * KEY_BYTES, b"data")
     assert steps == ["file", "rename", "folder"]
 
 
 def test_what_a_crash_left_half_written_is_removed(tmp_path: Path) -> None:
-    (Folder(tmp_path).new / "half").write_bytes(b"ha")
-    assert list(Folder(tmp_path).new.iterdir()) == []
+    (FolderBackend(tmp_path).new / "half").write_bytes(b"ha")
+    assert list(FolderBackend(tmp_path).new.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -389,9 +390,9 @@ def test_what_a_death_left_over_is_compacted(boot: Boot, tmp_path: Path) -> None
     system = boot(blobs=f"file://{tmp_path}/blobs")
     with connect(system.home) as aios:
         aios.sto_put("a", b"kept")
-        Folder(tmp_path / "blobs").put("cd" * KEY, b"left over")
+        FolderBackend(tmp_path / "blobs").put("cd" * KEY_BYTES, b"left over")
         assert aios.sto_compact().wait() == {"versions": 0, "chunks": 1}
-        eventually(lambda: len(list(Folder(tmp_path / "blobs").names())) == 1)
+        eventually(lambda: len(list(FolderBackend(tmp_path / "blobs").names())) == 1)
         assert aios.sto_get("a") == b"kept"
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from aios.kernel.config import Config
 from aios.kernel.lib.coroutine import Wait
-from aios.kernel.memory.interactions import WAITING, InteractionLog
+from aios.kernel.memory.interactions import MAX_WAITING_ENTRIES, InteractionLog
 from aios.kernel.memory.owners import Owners
 from aios.kernel.process import ProcessTable
 from aios.kernel.store.store import NoStore
@@ -37,12 +37,12 @@ def test_what_waits_for_the_disk_is_bounded(
     log = InteractionLog(Owners(store, table, Config(home=str(tmp_path)), "system"), 1 << 20)
     ann = table.add("agent", "ann", 0, 0, Limits(), 0.0)
     log.sent(ann, ann, "the first is being written")
-    for number in range(2 * WAITING):
+    for number in range(2 * MAX_WAITING_ENTRIES):
         log.sent(ann, ann, number)
-    assert len(log.waiting) == WAITING
+    assert len(log.waiting) == MAX_WAITING_ENTRIES
     said = capsys.readouterr().err
     assert said.splitlines() == [
-        f"interaction log: not written: {WAITING} entries wait for the disk"
+        f"interaction log: not written: {MAX_WAITING_ENTRIES} entries wait for the disk"
     ]
     store.waiting.pop().done(None)  # it is done: those that wait are its next job
     assert (log.waiting, len(store.waiting)) == ([], 1)

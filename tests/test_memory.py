@@ -30,7 +30,7 @@ IDLE = "aios.mem_put({'mine': task})\naios.recv()"
 
 
 def run(aios: Aios, program: Program, body: str, task: Any = None, **options: Any) -> Any:
-    """What an agent of this body returns."""
+    """Run an agent of this body; return its result."""
     pid = aios.spawn(program(body), task, **options)
     exited = aios.wait(pid, timeout=60)
     assert exited.code == 0, aios.log(pid).data.decode()

@@ -69,7 +69,7 @@ def test_values_come_back_as_they_were(aios: Aios, system: System, tmp_path: Pat
 
 
 def test_an_export_is_whole_or_none(aios: Aios, system: System, tmp_path: Path) -> None:
-    """What fails leaves the file as it was; what was cut short is told from what was not."""
+    """An export that fails leaves the file as it was; one that was cut short is not imported."""
     file = tmp_path / "a.mem"
     file.write_text("precious")
     assert run(system.home, "mem", "export", "/nobody", str(file)).returncode == 1

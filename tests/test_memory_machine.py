@@ -17,7 +17,7 @@ from waits import hear
 
 from aios.kernel.config import Config
 from aios.kernel.lib.coroutine import Wait
-from aios.kernel.memory.lru_k import Resident
+from aios.kernel.memory.lru_k import LruKCache
 from aios.kernel.memory.manager import Memory
 from aios.kernel.memory.owners import Owners
 from aios.kernel.process import Process, ProcessTable
@@ -206,7 +206,7 @@ class Machine(RuleBasedStateMachine):
         """Wait until nothing is written."""
         answers: list[Any] = []
         while not answers or self.owners.sweeping:
-            self.memory.puts.flush()
+            self.memory.batch.flush()
             count = len(answers) + 1
             hear(self.store.write(lambda _: None), answers.append)
             self.loop.wait(answers, count)
@@ -232,7 +232,7 @@ class Machine(RuleBasedStateMachine):
             if process.pid in self.model:
                 assert self.found(process) == self.model[process.pid]
                 assert self.read(process) == self.model[process.pid]
-                assert self.owners.by_pid[process.pid].resident.bytes <= RAM
+                assert self.owners.by_pid[process.pid].cache.bytes <= RAM
         self.settle()
         assert self.owners.check() == []
 
@@ -252,37 +252,37 @@ TestMachine = Machine.TestCase
 
 
 def test_a_scan_drives_out_nothing_that_is_in_use() -> None:
-    resident: Resident[int] = Resident(100)
-    resident.put(0, b"x" * 40)
-    resident.get(0)
+    cache: LruKCache[int] = LruKCache(100)
+    cache.put(0, b"x" * 40)
+    cache.get(0)
     for name in range(1, 20):
-        resident.put(name, b"y" * 40)
-    assert sorted(resident.items) == [0, 19]
-    assert resident.bytes == 80
-    assert resident.evicted == 18
+        cache.put(name, b"y" * 40)
+    assert sorted(cache.items) == [0, 19]
+    assert cache.bytes == 80
+    assert cache.evicted == 18
 
 
 def test_of_those_used_twice_the_one_whose_use_before_is_the_oldest_goes() -> None:
-    resident: Resident[str] = Resident(30)
+    cache: LruKCache[str] = LruKCache(30)
     for name in "abcabcc":
-        if resident.get(name) is None:
-            resident.put(name, b"x" * 10)
-    resident.get("a")  # before: a 4, b 2, c 6
-    resident.put("d", b"")
-    resident.get("d")
-    resident.put("d", b"x" * 10)
-    assert sorted(resident.items) == ["a", "c", "d"]
+        if cache.get(name) is None:
+            cache.put(name, b"x" * 10)
+    cache.get("a")  # before: a 4, b 2, c 6
+    cache.put("d", b"")
+    cache.get("d")
+    cache.put("d", b"x" * 10)
+    assert sorted(cache.items) == ["a", "c", "d"]
 
 
 def test_one_that_comes_back_is_known_again() -> None:
-    resident: Resident[str] = Resident(10)
-    resident.put("a", b"x" * 10)
-    resident.put("b", b"x" * 10)  # a goes
-    resident.put("a", b"x" * 10)  # the second use of a: b goes, which had one
-    assert list(resident.items) == ["a"]
+    cache: LruKCache[str] = LruKCache(10)
+    cache.put("a", b"x" * 10)
+    cache.put("b", b"x" * 10)  # a goes
+    cache.put("a", b"x" * 10)  # the second use of a: b goes, which had one
+    assert list(cache.items) == ["a"]
 
 
 def test_what_is_larger_than_the_budget_is_in_no_ram() -> None:
-    resident: Resident[str] = Resident(5)
-    resident.put("a", b"x" * 10)
-    assert (resident.items, resident.bytes) == ({}, 0)
+    cache: LruKCache[str] = LruKCache(5)
+    cache.put("a", b"x" * 10)
+    assert (cache.items, cache.bytes) == ({}, 0)

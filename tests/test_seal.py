@@ -32,7 +32,7 @@ from aios.kernel.lib.encryption import (
     KeyRing,
     ValueCodec,
 )
-from aios.kernel.storage.blobs import Folder, Sealed, sealed
+from aios.kernel.storage.backends import EncryptedBackend, FolderBackend, encrypted
 from aios.shell.launch import System
 from aios.syscalls.errors import BadInput, KeyMissing, KeyWrong, StoreDamaged
 
@@ -45,21 +45,21 @@ tables, keys = st.sampled_from(["memory", "log"]), st.binary(max_size=20)
 # --- one value ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("keeper", KEEPERS)
+@pytest.mark.parametrize("codec", KEEPERS)
 @given(table=tables, key=keys, data=st.binary(max_size=300), change=st.integers(1, 255))
 def test_every_changed_byte_is_found(
-    keeper: ValueCodec, table: str, key: bytes, data: bytes, change: int
+    codec: ValueCodec, table: str, key: bytes, data: bytes, change: int
 ) -> None:
-    kept = keeper.encode(table, key, data)
-    assert len(kept) == len(data) + keeper.overhead
-    assert keeper.decode(table, key, kept) == data
+    kept = codec.encode(table, key, data)
+    assert len(kept) == len(data) + codec.overhead
+    assert codec.decode(table, key, kept) == data
     for at in range(len(kept)):
         changed = bytearray(kept)
         changed[at] ^= change
         with pytest.raises(Damaged):
-            keeper.decode(table, key, bytes(changed))
+            codec.decode(table, key, bytes(changed))
         with pytest.raises(Damaged):
-            keeper.decode(table, key, kept[:at])
+            codec.decode(table, key, kept[:at])
 
 
 @given(places=st.lists(st.tuples(tables, keys), min_size=2, max_size=2, unique=True))
@@ -150,7 +150,7 @@ def test_a_kv_block_is_sealed_under_a_name_that_tells_nothing(tmp_path: Path) ->
 
 
 def test_chunks_elsewhere_are_sealed_by_name(tmp_path: Path) -> None:
-    place = Sealed(Folder(tmp_path / "blobs"), AeadCodec(RING))
+    place = EncryptedBackend(FolderBackend(tmp_path / "blobs"), AeadCodec(RING))
     place.put("aa01", b"content of one")
     place.put("aa02", b"content of two")
     assert place.get("aa01") == b"content of one"
@@ -304,7 +304,7 @@ def test_what_is_said_is_in_the_files_of_a_home_in_clear_only(
     assert found(system.home, answer) | found(tmp_path / "blobs", answer) <= expected
     key = {"key_file": str(tmp_path / "key")}
     seal = AeadCodec(unlock(config(system.home, **key), KeyRequest())) if encrypt else None
-    place = sealed(Folder(copy / "blobs"), seal)
+    place = encrypted(FolderBackend(copy / "blobs"), seal)
     assert SAID["content"].encode() in [place.get(name) for name in place.names()]
 
 

@@ -54,7 +54,7 @@ def storage(aios: Aios) -> Iterator[Aios]:
 
 
 def done(aios: Aios, program: str, *task: Any, name: str | None = None) -> Any:
-    """What an agent returns."""
+    """Run an agent; return its result."""
     pid = aios.spawn(program, *task, name=name)
     exited = aios.wait(pid, timeout=60)
     assert exited.code == 0, aios.log(pid).data.decode()
@@ -530,7 +530,7 @@ def test_a_full_store_refuses_and_reads_on(boot: Boot) -> None:
 
 @pytest.mark.parametrize("place", ["lmdb", "folder"])
 def test_rows_alone_do_not_fill_a_store_for_good(boot: Boot, tmp_path: Path, place: str) -> None:
-    """What adds a row is refused in time, so that what makes room always has enough of it."""
+    """Adding rows is refused while there is still room in which to remove some."""
     blobs = "lmdb" if place == "lmdb" else f"file://{tmp_path}/blobs"
     system = boot(store_bytes=1 << 25, blobs=blobs)
     tags = [f"{number:02}" + "t" * 62 for number in range(32)]
@@ -662,7 +662,7 @@ def _count(aios: Aios, name: str) -> int:
 
 
 def _further(aios: Aios, names: list[str], pids: list[int], at: list[int]) -> bool:
-    """Whether each that is alive has put some more."""
+    """Tell whether each writer that is alive has put more objects."""
     alive = {row.pid for row in aios.ps()}
     return all(
         pid not in alive or _count(aios, name) > before + 10
@@ -671,7 +671,7 @@ def _further(aios: Aios, names: list[str], pids: list[int], at: list[int]) -> bo
 
 
 def test_a_kernel_killed_under_an_upload(boot: Boot) -> None:
-    """What was staged is gone; the SDK sends it again, and a raw caller is told."""
+    """The pieces sent are gone; the SDK sends them again, and a raw caller gets an error."""
     system = boot()
     with connect(system.home) as aios, connect(system.home, "second") as second:
         upload = second.sto_upload(io.BytesIO(BIG))
@@ -694,7 +694,7 @@ def test_a_kernel_killed_under_an_upload(boot: Boot) -> None:
         assert aios.check() == []
 
 
-# --- upkeep ---------------------------------------------------------------------------------------
+# --- maintenance ----------------------------------------------------------------------------------
 
 
 def test_compact_drops_old_versions(storage: Aios) -> None:
@@ -709,7 +709,7 @@ def test_compact_drops_old_versions(storage: Aios) -> None:
     assert storage.sto_compact(keep=1).wait()["versions"] == 2
 
 
-def test_upkeep_is_a_person_s(aios: Aios, program: Program) -> None:
+def test_maintenance_is_a_person_s(aios: Aios, program: Program) -> None:
     path = program(
         "found = []\n"
         "for call in (aios.sto_verify(), aios.sto_compact(1), aios.sto_backup('/tmp/x')):\n"

@@ -38,7 +38,7 @@ COMMANDS = ["list", "get", "put", "history", "diff", "rollback", "delete", "purg
 
 @pytest.fixture(scope="module")
 def home(homes: Path) -> Iterator[Path]:
-    """Of a system that only these tests use."""
+    """The home of a system that only these tests use."""
     for system in run_system(homes / "sto", {"slots": 1, "ctx": 256}):
         yield system.home
 
@@ -215,7 +215,7 @@ def test_a_file_is_whole_or_as_it_was(home: Path, tmp_path: Path) -> None:
 
 
 def _waits_for_more(os_pid: int, pipe: IO[bytes]) -> bool:
-    """Whether all is read: Python hears of no signal between two reads of a pipe."""
+    """Tell whether all is read: Python hears of no signal between two reads of a pipe."""
     left = fcntl.ioctl(pipe, termios.FIONREAD, bytes(4))
     return not any(left) and psutil.Process(os_pid).status() == psutil.STATUS_SLEEPING
 

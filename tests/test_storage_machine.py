@@ -21,7 +21,7 @@ from aios.kernel.process import Process, ProcessTable
 from aios.kernel.storage.blobs import LmdbBlobs
 from aios.kernel.storage.catalog import Catalog
 from aios.kernel.storage.fsck import Verification
-from aios.kernel.storage.maintenance import Upkeep
+from aios.kernel.storage.maintenance import Maintenance
 from aios.kernel.storage.manager import Storage
 from aios.kernel.storage.shares import Shares, covers
 from aios.kernel.store.store import Store
@@ -69,7 +69,7 @@ class System:
         self.store = Store(folder, self.posted.put, system=str(boot))
         shares = Shares(lambda: {"team": Group(members=["/a/*"])})
         self.storage = Storage(self.store, LmdbBlobs(self.store), shares, QUOTA, "lmdb")
-        self.upkeep = Upkeep(self.storage, self.store, self.posted.put)
+        self.maintenance = Maintenance(self.storage, self.store, self.posted.put)
         table = ProcessTable(9, 9, 9)
         self.processes = {PERSON: table.add("client", "me", 0, 0, Limits(), 0.0)}
         for name in OWNERS[1:]:
@@ -146,7 +146,7 @@ class Machine(RuleBasedStateMachine):
         return "" if fits else "store.conflict"
 
     def agree(self, answer: Any, expected: str) -> bool:
-        """Whether it was done; where the model knows why not, that was told."""
+        """Tell whether the change was made; if not, check that the error is the one expected."""
         code = answer.code if isinstance(answer, AiosError) else ""
         if code == "limit" and not expected:  # the quota, which `it_holds_the_model` checks
             return False
@@ -282,7 +282,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(keep=st.integers(1, 3))
     def compact(self, keep: int) -> None:
-        answer = self.system.ask(PERSON, lambda call: self.system.upkeep.compact(call, keep))
+        answer = self.system.ask(PERSON, lambda call: self.system.maintenance.compact(call, keep))
         dropped = 0
         for held in self.model.values():
             for version in sorted(held.versions)[:-keep]:
@@ -392,7 +392,7 @@ class Machine(RuleBasedStateMachine):
         assert len(changed) == len(found)
 
     def teardown(self) -> None:
-        self.system.upkeep.close()
+        self.system.maintenance.close()
         self.system.close()
         shutil.rmtree(self.base)
 

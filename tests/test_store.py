@@ -23,9 +23,9 @@ from waits import hear
 
 from aios.kernel.lib.encryption import AeadCodec, ChecksumCodec, KeyRing, ValueCodec
 from aios.kernel.store import store as module
-from aios.kernel.store.file_space import ROOM
+from aios.kernel.store.file_space import RESERVED_BYTES
 from aios.kernel.store.probe import try_store
-from aios.kernel.store.store import DONE, Store
+from aios.kernel.store.store import MAX_REPLIES, Store
 from aios.kernel.store.transaction import Txn
 from aios.syscalls.errors import (
     BadInput,
@@ -173,7 +173,7 @@ def test_a_call_that_comes_again_is_done_once(tmp_path: Path) -> None:
     opened = Opened(tmp_path, system="one")  # the kernel was killed
     assert opened.write(count, once=(3, 7)) == [1]
     assert opened.write(count, once=(3, 8)) == [2]
-    assert opened.write(count, once=(3, 7 + DONE)) == [3]  # by then 7 is forgotten
+    assert opened.write(count, once=(3, 7 + MAX_REPLIES)) == [3]  # by then 7 is forgotten
     assert opened.write(count, once=(3, 7)) == [4]
     opened.store.close()
     opened = Opened(tmp_path, system="two")  # pids begin anew
@@ -188,7 +188,7 @@ def remembered(opened: Opened) -> int:
 
 def test_no_more_calls_are_remembered_than_a_caller_may_repeat(opened: Opened) -> None:
     """Also where most of its calls are others, and until it ends."""
-    for call in (1, 2, 500, 501, DONE + 1, DONE + 600, 9000):
+    for call in (1, 2, 500, 501, MAX_REPLIES + 1, MAX_REPLIES + 600, 9000):
         assert opened.write(lambda _: "done", once=(3, call)) == ["done"]
         opened.write(lambda _: "done", once=(4, 1))
     assert remembered(opened) == 2
@@ -213,8 +213,8 @@ def test_a_call_that_failed_is_tried_again(opened: Opened) -> None:
 def test_the_file_is_extended_ahead_of_what_is_written(opened: Opened) -> None:
     for number in range(6):
         assert opened.put(b"%d" % number, b"x" * (4 << 20)) is None
-    assert opened.write(lambda _: opened.store.room.behind() >= ROOM) == [True]
-    assert opened.store.path.stat().st_blocks * 512 >= opened.store.room.size - (
+    assert opened.write(lambda _: opened.store.space.unused() >= RESERVED_BYTES) == [True]
+    assert opened.store.path.stat().st_blocks * 512 >= opened.store.space.size - (
         1 << 20
     )  # no holes
 
@@ -298,7 +298,7 @@ def test_a_full_disk_refuses_what_grows_and_lets_delete(
     assert answers[0] is None
     assert isinstance(answers[-1], DiskFull)
     size = opened.store.path.stat().st_size
-    assert size == opened.store.room.size
+    assert size == opened.store.space.size
     assert opened.get(b"0") is not None
     assert opened.write(lambda txn: txn.delete("memory", b"0")) == [True]
     monkeypatch.setattr(os, "pwrite", real)
@@ -422,7 +422,7 @@ from aios.kernel.lib.coroutine import Driver
 from aios.kernel.store.store import Store
 from aios.kernel.lib.encryption import ChecksumCodec, KeyRing, AeadCodec
 codec = AeadCodec(KeyRing({b"ring": bytes.fromhex(sys.argv[3])}, b"ring")) if sys.argv[3:] else None
-store = Store(Path(sys.argv[1]), lambda run: run(), keeper=codec or ChecksumCodec())
+store = Store(Path(sys.argv[1]), lambda run: run(), codec=codec or ChecksumCodec())
 def put(number):
     def do(txn):
         for half in (b"a", b"b"):
@@ -439,13 +439,13 @@ while True:
 """
 
 
-@pytest.mark.parametrize("keeper", KEEPERS)
-def test_kill_loses_nothing_that_was_acknowledged(tmp_path: Path, keeper: ValueCodec) -> None:
+@pytest.mark.parametrize("codec", KEEPERS)
+def test_kill_loses_nothing_that_was_acknowledged(tmp_path: Path, codec: ValueCodec) -> None:
     acknowledged: list[int] = []
     for round_ in range(4):
         first = 1000 * round_
         command = [sys.executable, "-c", WRITER, str(tmp_path), str(first), RING]
-        command = command[: 5 + isinstance(keeper, AeadCodec)]
+        command = command[: 5 + isinstance(codec, AeadCodec)]
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
         ) as writer:
@@ -458,7 +458,7 @@ def test_kill_loses_nothing_that_was_acknowledged(tmp_path: Path, keeper: ValueC
             writer.send_signal(signal.SIGKILL)
             data += writer.stdout.read()
         acknowledged += map(int, data.split(b"\n")[:-1])
-        opened = Opened(tmp_path, keeper=keeper)
+        opened = Opened(tmp_path, codec=codec)
         for number in acknowledged:
             assert opened.get(b"a%d" % number) == opened.get(b"b%d" % number) == b"%d" % number * 50
         halves = opened.store.read(
@@ -472,12 +472,12 @@ class Machine(RuleBasedStateMachine):
     """Against a dict; the store is closed and opened, and its file as it is at any moment, with
     what no reply has come for yet, opened as after a power cut."""
 
-    keeper: ValueCodec = ChecksumCodec()
+    codec: ValueCodec = ChecksumCodec()
 
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp())
-        self.opened = Opened(self.folder / "0", keeper=self.keeper)
+        self.opened = Opened(self.folder / "0", codec=self.codec)
         self.model: dict[bytes, bytes] = {}
         self.count = 0
 
@@ -509,7 +509,7 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def reopen(self) -> None:
         self.opened.store.close()
-        self.opened = Opened(self.opened.store.folder, keeper=self.keeper)
+        self.opened = Opened(self.opened.store.folder, codec=self.codec)
 
     @rule(key=keys, value=values)
     def crash(self, key: bytes, value: bytes) -> None:
@@ -522,7 +522,7 @@ class Machine(RuleBasedStateMachine):
         shutil.copy(self.opened.store.path, copy)
         self.opened.loop.wait(answers, 1)
         self.opened.store.close()
-        self.opened = Opened(copy, keeper=self.keeper)
+        self.opened = Opened(copy, codec=self.codec)
         if self.opened.get(key) == value:
             self.model[key] = value
 
@@ -541,7 +541,7 @@ TestMachine = Machine.TestCase
 
 
 class SealedMachine(Machine):
-    keeper: ValueCodec = KEEPERS[1]
+    codec: ValueCodec = KEEPERS[1]
 
 
 SealedMachine.TestCase.settings = fewer(10)

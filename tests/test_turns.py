@@ -136,7 +136,7 @@ def test_what_many_follow_costs_no_more_than_there_are_pieces(
             one.send("kernel.events", {"kinds": ["policy"]})
             sent += 1
     turns.turn()
-    mine = [call for call, (other, _) in turns.kernel.storage.watchers if other == owner]
+    mine = [call for call, (other, _) in turns.kernel.storage.watches if other == owner]
     assert MAX_OF_PROCESS < len(mine) <= MAX_OF_TREE < sent
     batch = [{"path": f"b/{number}", "data": b""} for number in range(256)]
     assert all_steps(caller, "sto.batch", changes=batch) < 3 * TIMES * plain

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from aios.syscalls.errors import NotFound, StoreDamaged
 
 from ..storage.blobs import Blobs
-from ..storage.catalog import Catalog, Row
+from ..storage.catalog import Catalog, VersionRow
 from ..store.store import NoStore, Store
 from .protocol import Change, PutDocument, RemoveDocument
 
@@ -47,7 +47,7 @@ class ChangeFeed:
         return [_change(epoch, held, *each) for each in found]
 
 
-def _rows(cat: Catalog, after: int, count: int) -> list[tuple[int, str, str, Row | None]]:
+def _rows(cat: Catalog, after: int, count: int) -> list[tuple[int, str, str, VersionRow | None]]:
     """Return (number, owner, path, newest version or None) of the changes after a number."""
     found = []
     for number, owner, path in cat.changes(after, count):
@@ -58,7 +58,7 @@ def _rows(cat: Catalog, after: int, count: int) -> list[tuple[int, str, str, Row
     return found
 
 
-def _indexed_chunks(row: Row) -> list[bytes]:
+def _indexed_chunks(row: VersionRow) -> list[bytes]:
     """Return the keys of the chunks that have the first MAX_TEXT_BYTES of an object."""
     sizes, keys = 0, []
     for key, size in row.pieces():
@@ -69,7 +69,7 @@ def _indexed_chunks(row: Row) -> list[bytes]:
 
 
 def _change(
-    epoch: int, held: Iterator[bytes], number: int, owner: str, path: str, row: Row | None
+    epoch: int, held: Iterator[bytes], number: int, owner: str, path: str, row: VersionRow | None
 ) -> Change:
     if row is None:
         return RemoveDocument(epoch, number, owner, path)

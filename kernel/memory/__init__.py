@@ -1,1 +1,1 @@
-"""The memory manager: what agents keep, and their interaction logs."""
+"""The memory manager: the short-term memory of agents, and their interaction logs."""

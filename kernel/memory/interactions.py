@@ -1,6 +1,6 @@
-"""The interaction log of each agent (paper, section 3.5): what it generated, sent and received. The
-kernel alone writes it, behind its replies: entries that wait are written by one job at a time. A
-kernel that is killed loses those of the last moments, as long as a commit takes.
+"""The interaction log of each agent (paper, section 3.5): its generations and its messages. Only
+the kernel writes it, after its replies: waiting entries are written by one job at a time. A kernel
+that is killed loses the entries of the last moments, as long as a commit takes.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from ..entry.call import Call
 from ..lib.coroutine import background
 from ..process import Process
 from ..store.transaction import Txn
-from .owners import Owner, Owners
+from .owners import MemoryOwner, Owners
 
 if TYPE_CHECKING:
     from ..llm.work import Generation
 
-CUT = 4096  # characters of a text that are logged
-ENTRY = 1024  # bytes of one, about
-WAITING = 4096  # entries that wait to be written: the disk may be slower than agents are
-PAGE = 256 << 10  # bytes that one reply holds, about
+MAX_TEXT_CHARS = 4096  # that are logged of a text
+ENTRY_BYTES = 1024  # of one entry, about
+MAX_WAITING_ENTRIES = 4096  # to be written: the disk may be slower than the agents
+REPLY_BYTES = 256 << 10  # of one reply, about
 
 _encode = msgspec.msgpack.Encoder().encode
 _entry = msgspec.msgpack.Decoder(Interaction).decode
 
 
 class InteractionLog:
-    """`limit`: bytes of one agent's log; the oldest entries go."""
+    """All interaction logs. `limit`: bytes of one agent's log, whose oldest entries are dropped."""
 
     def __init__(self, owners: Owners, limit: int) -> None:
         self.store, self.owners, self.limit = owners.store, owners, limit
-        self.waiting: list[tuple[Owner, Interaction]] = []
-        self.jobs = 0  # that are being written
+        self.waiting: list[tuple[MemoryOwner, Interaction]] = []
+        self.jobs = 0  # writes under way
         self.failed = False
 
-    # --- what the parts tell ----------------------------------------------------------------------
+    # --- adding -----------------------------------------------------------------------------------
 
     def generated(self, gen: Generation) -> None:
-        """It has ended, with an answer or without."""
+        """Log a generation that has ended, with an answer or without."""
         process, work = gen.call.process, gen.work
         cut: dict[str, int] = {}
         entry = self._entry(
@@ -73,13 +73,13 @@ class InteractionLog:
         return Interaction(turn=0, time=time.time(), pid=process.pid, kind=kind, **what)
 
     def _add(self, process: Process, entry: Interaction, cut: dict[str, int]) -> None:
-        """Nothing is logged of a person."""
+        """Log an entry, unless it is a person's."""
         if process.kind == "client":
             return
         if cut:
             entry.cut = cut
-        if len(self.waiting) >= WAITING:
-            self._lost(f"{WAITING} entries wait for the disk")
+        if len(self.waiting) >= MAX_WAITING_ENTRIES:
+            self._lost(f"{MAX_WAITING_ENTRIES} entries wait for the disk")
             return
         owner = self.owners.of(process)
         owner.stored = True
@@ -90,13 +90,13 @@ class InteractionLog:
     # --- writing ----------------------------------------------------------------------------------
 
     def flush(self) -> None:
-        """Have what waits written: before a read, or the end."""
+        """Write the entries that wait: before a read, or the end."""
         if self.waiting:
             entries, self.waiting = self.waiting, []
             background(self._write(entries), lambda error: self._lost(str(error)))
 
-    async def _write(self, entries: list[tuple[Owner, Interaction]]) -> None:
-        """Entries that cannot be written are lost; the first error is told."""
+    async def _write(self, entries: list[tuple[MemoryOwner, Interaction]]) -> None:
+        """Write entries. If that fails they are lost, and the first error is printed."""
 
         def do(txn: Txn) -> None:
             for owner, entry in entries:
@@ -104,7 +104,7 @@ class InteractionLog:
 
         self.jobs += 1
         try:
-            await self.store.write(do, size=ENTRY * len(entries))
+            await self.store.write(do, size=ENTRY_BYTES * len(entries))
             self.failed = False
         finally:
             self.jobs -= 1
@@ -116,8 +116,8 @@ class InteractionLog:
             print(f"interaction log: not written: {why}", file=sys.stderr, flush=True)
         self.failed = True
 
-    def _append(self, txn: Txn, owner: Owner, entry: Interaction) -> None:
-        if owner.id not in self.owners.by_id:  # it is forgotten
+    def _append(self, txn: Txn, owner: MemoryOwner, entry: Interaction) -> None:
+        if owner.id not in self.owners.by_id:  # forgotten meanwhile
             return
         row = self.owners.row(txn, owner)
         row.last_turn += 1
@@ -135,7 +135,7 @@ class InteractionLog:
     # --- reading ----------------------------------------------------------------------------------
 
     async def read(self, call: Call, args: Interactions) -> LogPage:
-        """Read a page of what was logged until now: behind the entries that are being written."""
+        """Read a page of the log, after the entries that are being written."""
         owners = self._whose(call, args)
         self.flush()
 
@@ -145,8 +145,8 @@ class InteractionLog:
         page: LogPage = await self.store.write(do) if self.jobs else self.store.read(do)
         return page
 
-    def _whose(self, call: Call, args: Interactions) -> list[Owner]:
-        """All lives of a principal; or the one of a process, alive or not."""
+    def _whose(self, call: Call, args: Interactions) -> list[MemoryOwner]:
+        """Return all owners of a principal; or the one of a process, alive or not."""
         if args.principal is not None:
             found = [o for o in self.owners.by_id.values() if o.principal == args.principal]
         elif args.pid is None:
@@ -160,11 +160,11 @@ class InteractionLog:
         return found
 
 
-def _key(owner: Owner, turn: int) -> bytes:
+def _key(owner: MemoryOwner, turn: int) -> bytes:
     return owner.key + turn.to_bytes(8, "big")
 
 
-def _page(txn: Txn, owners: list[Owner], args: Interactions) -> LogPage:
+def _page(txn: Txn, owners: list[MemoryOwner], args: Interactions) -> LogPage:
     page, size = LogPage(entries=[], after=None), 0
     at = args.after
     for owner in sorted(owners, key=lambda owner: owner.id, reverse=args.back):
@@ -174,7 +174,7 @@ def _page(txn: Txn, owners: list[Owner], args: Interactions) -> LogPage:
         elif at is not None and (owner.id < at[0]) != args.back:
             continue
         for key in txn.keys("log", owner.key, start, back=args.back):
-            if len(page.entries) == args.limit or size > PAGE:
+            if len(page.entries) == args.limit or size > REPLY_BYTES:
                 return page
             try:
                 data = txn.get("log", key) or b""
@@ -191,9 +191,9 @@ def _page(txn: Txn, owners: list[Owner], args: Interactions) -> LogPage:
 
 
 def _cut(name: str, text: str, cut: dict[str, int]) -> str:
-    if len(text) > CUT:
+    if len(text) > MAX_TEXT_CHARS:
         cut[name] = len(text)
-    return text[:CUT]
+    return text[:MAX_TEXT_CHARS]
 
 
 def _cut_message(message: PastMessage, cut: dict[str, int]) -> PastMessage:
@@ -201,10 +201,10 @@ def _cut_message(message: PastMessage, cut: dict[str, int]) -> PastMessage:
 
 
 def _cut_body(body: Any, cut: dict[str, int]) -> Any:
-    """As it was sent, as bytes: as objects it may take seventy times the room while it waits.
-    Where it is long, the first part of its JSON."""
+    """Return a body as bytes: while it waits, its objects may take seventy times the room. A long
+    body is cut to the first part of its JSON."""
     data = _encode(body)
-    if len(data) <= CUT:
+    if len(data) <= MAX_TEXT_CHARS:
         return msgspec.Raw(data)
     text = body if isinstance(body, str) else msgspec.json.encode(body).decode()
     return _cut("body", text, cut)

@@ -1,7 +1,7 @@
-"""Which items of an agent's memory are in RAM: LRU-K with K = 2 (the paper's K-LRU swap).
+"""An LRU-K cache with K = 2 (the paper's K-LRU swap): the items of an agent's memory in RAM.
 
-What goes first is the item whose last access but one is the longest ago; one that was accessed once
-goes before all others, so a scan through everything does not drive out what is in use. Pure: time
+The cache evicts the item whose last access but one is the longest ago. Items that were accessed
+once go before all others, so a scan of everything does not drive out the items in use. Pure: time
 is a count of accesses.
 """
 
@@ -12,20 +12,22 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-REMEMBERED = 1024  # items that have gone, whose last access is still known
+MAX_GHOSTS = 1024  # evicted items whose last access is still known
 
 N = TypeVar("N")
 
 
 @dataclass
 class Item:
+    """A cached value, and the times of its last two accesses."""
+
     data: bytes
     last: int
     before: int  # the access before the last one; 0: there was none
 
 
-class Resident(Generic[N]):
-    """Items by name, of at most `budget` bytes. All of them are in the store as well."""
+class LruKCache(Generic[N]):
+    """A cache of at most `budget` bytes, by name. Each item is in the store as well."""
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
@@ -34,9 +36,10 @@ class Resident(Generic[N]):
         self.clock = 0
         self.once: OrderedDict[N, None] = OrderedDict()  # accessed once, the oldest first
         self.twice: list[tuple[int, int, N]] = []  # a heap by `before`; entries may be outdated
-        self.gone: OrderedDict[N, int] = OrderedDict()
+        self.ghosts: OrderedDict[N, int] = OrderedDict()
 
     def get(self, name: N) -> bytes | None:
+        """Return an item, if it is cached, and count the access."""
         item = self.items.get(name)
         if item is None:
             return None
@@ -44,10 +47,10 @@ class Resident(Generic[N]):
         return item.data
 
     def put(self, name: N, data: bytes) -> None:
-        """It was written, or read from the store."""
+        """Cache an item that was written to the store, or read from it."""
         item = self.items.get(name)
         if item is None:
-            item = self.items[name] = Item(b"", self.gone.pop(name, 0), 0)
+            item = self.items[name] = Item(b"", self.ghosts.pop(name, 0), 0)
         self.bytes += len(data) - len(item.data)
         item.data = data
         self._access(name, item)
@@ -55,7 +58,7 @@ class Resident(Generic[N]):
             self._evict()
 
     def drop(self, name: N) -> None:
-        """It is no more, or has changed."""
+        """Drop an item that was deleted or has changed."""
         item = self.items.pop(name, None)
         if item is not None:
             self.bytes -= len(item.data)
@@ -69,7 +72,7 @@ class Resident(Generic[N]):
             return
         self.once.pop(name, None)
         heapq.heappush(self.twice, (item.before, item.last, name))
-        if len(self.twice) > 2 * len(self.items) + REMEMBERED:
+        if len(self.twice) > 2 * len(self.items) + MAX_GHOSTS:
             self.twice = [entry for entry in self.twice if self._is_current(entry)]
             heapq.heapify(self.twice)
 
@@ -82,9 +85,9 @@ class Resident(Generic[N]):
         item = self.items[name]
         self.drop(name)
         self.evicted += 1
-        self.gone[name] = item.last
-        if len(self.gone) > REMEMBERED:
-            self.gone.popitem(last=False)
+        self.ghosts[name] = item.last
+        if len(self.ghosts) > MAX_GHOSTS:
+            self.ghosts.popitem(last=False)
 
     def _longest_ago(self) -> N:
         while not self._is_current(entry := heapq.heappop(self.twice)):

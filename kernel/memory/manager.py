@@ -1,9 +1,9 @@
 """The memory manager: short-term memory of agents, spaces of keys and values (paper, section 3.5).
 
-All of it is in the store; what an agent uses is in RAM as well, up to a budget (lru_k.py). So
-what moves out is dropped, and read again when it is asked for. A write becomes visible when it is
-on disk, or, where it was acknowledged before, at least to all who ask after that: reads of what is
-being written wait in the store's queue behind it.
+All items are in the store; those in use are cached in RAM as well, up to a budget (lru_k.py). So an
+evicted item is simply dropped, and read again when it is asked for. A write becomes visible when it
+is on disk; a write that is acknowledged earlier, to every read that comes after: reads of an item
+that is being written wait in the store's queue behind the write.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from ..entry.call import Call
 from ..lib.coroutine import Wait
 from ..process import Process
 from ..store.transaction import Txn
-from .owners import Owner, Owners, Row, item_key
-from .write_batch import Put, Puts
+from .owners import MemoryOwner, Owners
+from .rows import OwnerRow, item_key
+from .write_batch import PendingPut, WriteBatch
 
-PAGE = 256 << 10  # bytes of values that one reply holds, about
-ACCEPTED = 64  # puts of one owner that may be acknowledged before they are written
+REPLY_BYTES = 256 << 10  # of values in one reply, about
+MAX_ACCEPTED_PUTS = 64  # of one owner, acknowledged before they are written
 
 _encode = msgspec.msgpack.Encoder().encode
 Name = tuple[str, str]  # space and key
@@ -39,24 +40,24 @@ class Memory:
 
     def __init__(self, owners: Owners) -> None:
         self.store, self.owners = owners.store, owners
-        self.puts = Puts(owners)
+        self.batch = WriteBatch(owners)
 
     # --- writing ----------------------------------------------------------------------------------
 
     def put(self, call: Call, args: mem.PutItems) -> Done | Wait[Done]:
-        """Put items; they wait as bytes, where a coroutine would hold them as objects.
+        """Put items. They wait as bytes, where a coroutine would hold them as objects.
 
         Raises:
-            LimitReached: it goes past the agent's mem_bytes; then nothing has changed.
+            LimitReached: they exceed the agent's mem_bytes; then nothing has changed.
         """
         for key in args.items:
             if len(key.encode()) > mem.MAX_KEY_BYTES:
                 raise BadInput(f"a key of over {mem.MAX_KEY_BYTES} bytes", "shorten it")
         owner = self.owners.find(call, args, make=True)
         data = {key: _encode(value) for key, value in args.items.items()}
-        early = args.ack == "accepted" and owner.accepted < ACCEPTED
-        put = Put(owner, args.space, data, early)
-        self.puts.add(put)
+        early = args.ack == "accepted" and owner.accepted < MAX_ACCEPTED_PUTS
+        put = PendingPut(owner, args.space, data, early)
+        self.batch.add(put)
         return Done() if early and not put.end.is_over else put.end  # there may be no store
 
     async def delete(self, call: Call, args: mem.DeleteItems) -> mem.Deleted:
@@ -71,7 +72,7 @@ class Memory:
 
         count = await self._write(owner, names, do, once=(call.process.pid, call.id))
         for name in names:
-            owner.resident.drop(name)
+            owner.cache.drop(name)
         return mem.Deleted(count=count)
 
     async def clear(self, call: Call, args: mem.Clear) -> Done:
@@ -84,14 +85,15 @@ class Memory:
             self.owners.put_row(txn, owner, row)
 
         await self._write(owner, [], do)
-        for name in list(owner.resident.items):
+        for name in list(owner.cache.items):
             if args.space in (None, name[0]):
-                owner.resident.drop(name)
+                owner.cache.drop(name)
         self.owners.sweep()
         return Done()
 
     async def keep(self, call: Call, args: mem.Keep) -> Done:
-        """Raises Conflict where other memory is kept under the same name."""
+        """Keep memory for its principal, or no more. Raises Conflict where other memory is kept
+        under the same name."""
         owner = self.owners.find(call, args, make=args.keep)
         before = owner.keep
         self.owners.keep(owner, keep=args.keep)
@@ -112,43 +114,44 @@ class Memory:
         return Done()
 
     async def _write(
-        self, owner: Owner, names: list[Name], do: Callable[[Txn], Any], **options: Any
+        self, owner: MemoryOwner, names: list[Name], do: Callable[[Txn], Any], **options: Any
     ) -> Any:
-        """Write these items, or without any all of an owner's: until then reads wait for that."""
-        self.puts.flush()
+        """Write these items, or all of an owner's where none are named. Reads of them wait."""
+        self.batch.flush()
         owner.stored = True
         owner.busy += not names
         for name in names:
-            owner.begin(name)
+            owner.begin_write(name)
 
         try:
             return await self.store.write(do, **options)
         finally:
             owner.busy -= not names
             for name in names:
-                owner.settled(name)
+                owner.end_write(name)
 
     def ended(self, process: Process) -> None:
-        self.puts.flush()
+        """Write the puts that wait, then end the memory of a process."""
+        self.batch.flush()
         self.owners.ended(process)
 
     # --- reading ----------------------------------------------------------------------------------
 
     async def _read(self, do: Callable[[Txn], T], *, settled: bool) -> T:
-        """Read now; or, where something that it reads is being written, behind that."""
+        """Read at once where `settled`, else behind the writes under way."""
         if not settled:
-            self.puts.flush()
+            self.batch.flush()
         read: T = self.store.read(do) if settled else await self.store.write(do)
         return read
 
     async def get(self, call: Call, args: mem.GetItems) -> mem.Items:
-        """Raises StoreDamaged where a value is not the one that was put."""
+        """Get items. Raises StoreDamaged where a value fails its checksum."""
         owner = self.owners.find(call, args)
         settled = owner.is_settled((args.space, key) for key in args.keys)
         found: dict[str, bytes] = {}
         if settled:
             for key in args.keys:
-                data = owner.resident.get((args.space, key))
+                data = owner.cache.get((args.space, key))
                 if data is not None:
                     found[key] = data
         away = [key for key in args.keys if key not in found]
@@ -157,19 +160,21 @@ class Memory:
             read = await self._read(partial(self._fetch, owner, args.space, away), settled=settled)
         for key, data in read.items():
             if data is not None:
-                owner.resident.put((args.space, key), data)
+                owner.cache.put((args.space, key), data)
                 owner.fetched += 1
         return _page(args.keys, found | read)
 
-    def _fetch(self, owner: Owner, name: str, keys: list[str], txn: Txn) -> dict[str, bytes | None]:
-        """Values of as many keys as one reply has room for; None: there is no such key."""
+    def _fetch(
+        self, owner: MemoryOwner, name: str, keys: list[str], txn: Txn
+    ) -> dict[str, bytes | None]:
+        """Read the values of as many keys as one reply holds; None where there is no such key."""
         space = self.owners.row(txn, owner).spaces.get(name)
         found: dict[str, bytes | None] = {}
         size = 0
         for key in keys:
-            if size > PAGE:
+            if size > REPLY_BYTES:
                 break
-            data = None if space is None else txn.get("memory", item_key(owner, space, key))
+            data = None if space is None else txn.get("memory", item_key(owner.key, space, key))
             found[key] = data
             size += len(data or b"")
         return found
@@ -178,16 +183,16 @@ class Memory:
         owner = self.owners.find(call, args)
         return await self._read(partial(self._scan, owner, args), settled=owner.is_settled())
 
-    def _scan(self, owner: Owner, args: mem.Scan, txn: Txn) -> mem.Scanned:
+    def _scan(self, owner: MemoryOwner, args: mem.Scan, txn: Txn) -> mem.Scanned:
         page = mem.Scanned(items=[], damaged=[], after=None)
         space = self.owners.row(txn, owner).spaces.get(args.space)
         if space is None:
             return page
-        head, size, last = item_key(owner, space, ""), 0, None
-        start = b"" if args.after is None else item_key(owner, space, args.after)
+        head, size, last = item_key(owner.key, space, ""), 0, None
+        start = b"" if args.after is None else item_key(owner.key, space, args.after)
         start += b"" if args.back or not start else b"\0"  # the next possible key
         for at in txn.keys("memory", head + args.prefix.encode(), start, back=args.back):
-            if len(page.items) + len(page.damaged) == args.limit or size >= PAGE:
+            if len(page.items) + len(page.damaged) == args.limit or size >= REPLY_BYTES:
                 page.after = last
                 break
             last = at[len(head) :].decode()
@@ -209,7 +214,7 @@ class Memory:
 
         return await self._read(do, settled=all(owner.is_settled() for owner in shown))
 
-    def _info(self, owner: Owner, row: Row) -> mem.Memory:
+    def _info(self, owner: MemoryOwner, row: OwnerRow) -> mem.Memory:
         holder = self.owners.kept.get(owner.principal)
         return mem.Memory(
             pid=owner.pid,
@@ -222,22 +227,22 @@ class Memory:
             ],
             bytes=row.bytes,
             limit=owner.limit,
-            resident=len(owner.resident.items),
-            resident_bytes=owner.resident.bytes,
-            evicted=owner.resident.evicted,
+            resident=len(owner.cache.items),
+            resident_bytes=owner.cache.bytes,
+            evicted=owner.cache.evicted,
             fetched=owner.fetched,
             failed=owner.failed,
         )
 
 
-def _delete(txn: Txn, owner: Owner, row: Row, names: list[Name]) -> int:
+def _delete(txn: Txn, owner: MemoryOwner, row: OwnerRow, names: list[Name]) -> int:
     count = 0
     for name, key in names:
         space = row.spaces.get(name)
-        old = None if space is None else txn.size("memory", item_key(owner, space, key))
+        old = None if space is None else txn.size("memory", item_key(owner.key, space, key))
         if space is None or old is None:
             continue
-        txn.delete("memory", item_key(owner, space, key))
+        txn.delete("memory", item_key(owner.key, space, key))
         count += 1
         space.count -= 1
         space.bytes -= old + len(key.encode())
@@ -247,11 +252,11 @@ def _delete(txn: Txn, owner: Owner, row: Row, names: list[Name]) -> int:
 
 
 def _page(keys: list[str], found: Mapping[str, bytes | None]) -> mem.Items:
-    """As many of those that were read as a reply holds, at least one."""
+    """Return as many of the items read as a reply holds, at least one."""
     items: dict[str, Any] = {}
     rest, size = [], 0
     for key in dict.fromkeys(keys):
-        if key not in found or size > PAGE:
+        if key not in found or size > REPLY_BYTES:
             rest.append(key)
         elif (data := found[key]) is not None:
             items[key] = msgspec.Raw(data)

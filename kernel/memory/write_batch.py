@@ -1,9 +1,10 @@
-"""Puts of many agents, written together: while one job is being committed the next one gathers.
+"""The write batch: puts of many agents, written together. While one batch is being committed the
+next one gathers.
 
-So a commit has one transaction and one sync for hundreds of calls, which is where the throughput of
-memory comes from. Each put is all or nothing by itself: it is known to fit its owner's limit before
-it changes anything; and where the store has no room for all, each is tried in a transaction of its
-own, so that one that is too large fails alone.
+So hundreds of calls share one transaction and one sync, from which memory has its throughput. Each
+put is all or nothing by itself: its owner's limit is checked before it changes anything; and where
+the store has no room for all, each put is tried in a nested transaction, so that only the one which
+is too large fails.
 """
 
 from __future__ import annotations
@@ -16,14 +17,17 @@ from aios.syscalls.errors import AiosError
 
 from ..lib.coroutine import Wait, background
 from ..store.transaction import Txn
-from .owners import Owner, Owners, Row, item_key
+from .owners import MemoryOwner, Owners
+from .rows import OwnerRow, item_key
 
-JOB = 1 << 20  # bytes of values that one job has, about
+MAX_BATCH_BYTES = 1 << 20  # of values, about
 
 
 @dataclass(slots=True)
-class Put:
-    owner: Owner
+class PendingPut:
+    """A put that waits to be written, and then its outcome."""
+
+    owner: MemoryOwner
     space: str
     data: dict[str, bytes]  # values as msgpack
     early: bool  # it was acknowledged already
@@ -35,38 +39,41 @@ class Put:
         self.size = sum(map(len, self.data.values()))
 
 
-class Puts:
+class WriteBatch:
+    """The puts that gather while others are being written."""
+
     def __init__(self, owners: Owners) -> None:
         self.store, self.owners = owners.store, owners
-        self.waiting: list[Put] = []
+        self.waiting: list[PendingPut] = []
         self.size = 0
-        self.jobs = 0  # that are being written
+        self.jobs = 0  # batches that are being written
 
-    def add(self, put: Put) -> None:
+    def add(self, put: PendingPut) -> None:
+        """Add a put; write the batch if no other is being written, or if it is full."""
         owner = put.owner
         owner.stored = True
         for key in put.data:
-            owner.begin((put.space, key))
+            owner.begin_write((put.space, key))
         owner.accepted += put.early
         self.waiting.append(put)
         self.size += put.size
-        if not self.jobs or self.size > JOB:
+        if not self.jobs or self.size > MAX_BATCH_BYTES:
             self.flush()
 
     def flush(self) -> None:
-        """Have those that wait written: before whatever is to come behind them."""
+        """Write the puts that wait, so that later writes come after them."""
         if self.waiting:
             puts, size = self.waiting, self.size
             self.waiting, self.size = [], 0
             self.jobs += 1
             background(self._write(puts, size), partial(self._end, puts))
 
-    async def _write(self, puts: list[Put], size: int) -> None:
+    async def _write(self, puts: list[PendingPut], size: int) -> None:
         tried: list[bool] = []
         await self.store.write(partial(self._do, puts, tried), size=size)
         self._end(puts)
 
-    def _end(self, puts: list[Put], error: AiosError | None = None) -> None:
+    def _end(self, puts: list[PendingPut], error: AiosError | None = None) -> None:
         self.jobs -= 1
         for put in puts:
             _settle(put, error or put.error)
@@ -75,7 +82,7 @@ class Puts:
 
     # --- in the writer's thread -------------------------------------------------------------------
 
-    def _do(self, puts: list[Put], tried: list[bool], txn: Txn) -> None:
+    def _do(self, puts: list[PendingPut], tried: list[bool], txn: Txn) -> None:
         if not tried:
             tried.append(True)
             self._do_all(puts, txn)
@@ -83,8 +90,8 @@ class Puts:
         for put in puts:
             put.error = txn.attempt(partial(self._do_all, [put])) or put.error
 
-    def _do_all(self, puts: list[Put], txn: Txn) -> None:
-        rows: dict[int, Row] = {}
+    def _do_all(self, puts: list[PendingPut], txn: Txn) -> None:
+        rows: dict[int, OwnerRow] = {}
         for put in puts:
             put.error = None
             try:
@@ -100,10 +107,10 @@ class Puts:
             if changed is not None:
                 self.owners.put_row(txn, put.owner, changed)
 
-    def _put(self, txn: Txn, put: Put, row: Row) -> None:
-        """Raises LimitReached before it changes anything."""
+    def _put(self, txn: Txn, put: PendingPut, row: OwnerRow) -> None:
+        """Put the items of one put. Raises LimitReached before anything is changed."""
         space = row.space(put.space)
-        head = item_key(put.owner, space, "")
+        head = item_key(put.owner.key, space, "")
         count = grown = 0
         items = []
         for name, value in put.data.items():
@@ -123,14 +130,14 @@ class Puts:
         self.owners.grow(put.owner, grown)
 
 
-def _settle(put: Put, error: AiosError | None) -> None:
-    """It is on disk, or it failed."""
+def _settle(put: PendingPut, error: AiosError | None) -> None:
+    """Tell the caller that its put is on disk, or has failed."""
     owner = put.owner
     owner.accepted -= put.early
     for key, value in put.data.items():
-        owner.settled((put.space, key))
+        owner.end_write((put.space, key))
         if error is None and not owner.ended:
-            owner.resident.put((put.space, key), value)
+            owner.cache.put((put.space, key), value)
     if error is not None:
         owner.failed += put.early
         put.end.fail(error)

@@ -1,1 +1,1 @@
-"""The storage manager: versioned objects."""
+"""The storage manager: versioned objects, and the chunks of their contents."""

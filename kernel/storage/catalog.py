@@ -1,16 +1,17 @@
-"""The catalogue of storage: which objects there are, in which versions, made of which chunks.
+"""The catalogue of storage: the objects, their versions, and the chunks of each.
 
-Everything here happens within one transaction of the store, in its table "catalog". The first byte
-of a key says what the row is; O stands for 16 bytes that are an owner's.
+A catalogue works within one transaction of the store, in its table "catalog". The first byte of a
+key is the kind of its row; O stands for 16 bytes, a hash of the owner's name.
 
     o O                  the owner's name, and the bytes that count against its quota
     h O path             the newest version, and the number of the last change
     v O path NUL version a version
-    c chunk              how many versions and uploads have it; its size
+    c chunk              the number of versions and uploads that have it; its size
     u upload index       a chunk that an upload holds until it is put
     s number             the object whose last change has this number
-    g O prefix NUL to    a grant (shares.py), and again below `t`, by whom it is to
-    k                    the key that chunks are hashed with; `b`: where they are; `n`: last number
+    g O prefix NUL to    a share (shares.py); `t`: the same, by whom it is to
+    b                    the setting `blobs` that the chunks were written with
+    n                    the number of the last change
 """
 
 from __future__ import annotations
@@ -31,28 +32,32 @@ from ..lib.trees import Trees, root
 from ..store.transaction import Txn
 
 TABLE = "catalog"
-IN_BACKUP = "the folder `blobs` of a backup"  # where the contents of a copied catalogue are
+IN_BACKUP = "the folder `blobs` of a backup"  # instead of the setting, in a backup's catalogue
 LISTED = "`aios sto list` lists what there is"
-KEY = 16  # bytes of a chunk's key, and of what stands for an owner
-ENTRY = 256  # bytes that an object, and each version of it, counts for at least, beside its content
+KEY_BYTES = 16  # of a chunk's key, and of the hash of an owner's name
+ENTRY_BYTES = 256  # charged for an object and each version at least, beside the content
 NUMBER, INDEX = struct.Struct(">Q"), struct.Struct(">QI")
 
 encode = msgspec.msgpack.Encoder().encode
 
 
-class Owned(Struct, array_like=True):
+class OwnerUsage(Struct, array_like=True):
+    """An owner's name, and the bytes that count against its quota."""
+
     name: str
     used: int = 0
 
 
 class Head(Struct, array_like=True):
+    """The newest version of an object, and the number of its last change."""
+
     version: int = 0
     number: int = 0
     state: Literal["live", "deleted", "purged"] = "purged"
 
 
-class Row(Struct, array_like=True):
-    """A version."""
+class VersionRow(Struct, array_like=True):
+    """A version of an object."""
 
     version: int
     what: sto.What
@@ -61,14 +66,20 @@ class Row(Struct, array_like=True):
     by: str
     tags: list[str]
     media: str
-    chunks: bytes  # keys, one behind the other; all chunks but the last have the full size
-    labels: list[str] = []  # of who wrote it: where it may come from
+    chunks: bytes  # keys, one after the other; all chunks but the last have the full size
+    labels: list[str] = []  # taint labels of the process that wrote it
 
     def pieces(self) -> Iterator[tuple[bytes, int]]:
-        """Each chunk's key and size."""
+        """Iterate over the keys and sizes of the chunks."""
         yield from pieces(self.chunks, self.size)
 
+    def labels_for(self, owner: str, reader: str) -> set[str]:
+        """Return the taint labels of a process, by its principal, that reads this version."""
+        own = owner in ("", reader)
+        return set(self.labels) | (set() if own else {f"sto:{owner}"})
+
     def told(self, owner: str, path: str) -> sto.Version:
+        """Return this version as a reply has it."""
         return sto.Version(
             owner=owner, path=path, version=self.version, what=self.what, size=self.size,
             time=self.time, by=self.by, tags=self.tags, media=self.media,
@@ -76,30 +87,33 @@ class Row(Struct, array_like=True):
         )  # fmt: skip
 
 
-class Held(Struct, array_like=True):
-    """A chunk of an upload."""
+class UploadChunk(Struct, array_like=True):
+    """A chunk that an upload holds until it is put."""
 
     owner: str
     chunk: bytes
     size: int
 
 
-owned = msgspec.msgpack.Decoder(Owned).decode
+owned = msgspec.msgpack.Decoder(OwnerUsage).decode
 head_of = msgspec.msgpack.Decoder(Head).decode
-row_of = msgspec.msgpack.Decoder(Row).decode
-held_of = msgspec.msgpack.Decoder(Held).decode
+row_of = msgspec.msgpack.Decoder(VersionRow).decode
+held_of = msgspec.msgpack.Decoder(UploadChunk).decode
 count_of = msgspec.msgpack.Decoder(tuple[int, int]).decode
 changed_of = msgspec.msgpack.Decoder(tuple[str, str]).decode
 
 
 def pieces(chunks: bytes, size: int) -> Iterator[tuple[bytes, int]]:
-    for at in range(0, len(chunks), KEY):
-        yield chunks[at : at + KEY], min(sto.CHUNK_BYTES, size - at // KEY * sto.CHUNK_BYTES)
+    for at in range(0, len(chunks), KEY_BYTES):
+        yield (
+            chunks[at : at + KEY_BYTES],
+            min(sto.CHUNK_BYTES, size - at // KEY_BYTES * sto.CHUNK_BYTES),
+        )
 
 
 def short(name: str) -> bytes:
-    """What stands for an owner, whose name may be longer than a key."""
-    return hashlib.blake2b(name.encode(), digest_size=KEY).digest()
+    """Return the hash that stands for an owner's name, which may be longer than a key."""
+    return hashlib.blake2b(name.encode(), digest_size=KEY_BYTES).digest()
 
 
 def key(kind: bytes, owner: str, rest: bytes = b"") -> bytes:
@@ -107,13 +121,13 @@ def key(kind: bytes, owner: str, rest: bytes = b"") -> bytes:
 
 
 def version_key(owner: str, path: str, version: int | None = None) -> bytes:
-    """Without a version: what the keys of all of them begin with."""
+    """Return the key of a version; without one, the prefix of the keys of all versions."""
     number = b"" if version is None else NUMBER.pack(version)
     return key(b"v", owner, path.encode() + b"\0" + number)
 
 
 def check_path(path: str) -> None:
-    """Raises BadInput for what is no path."""
+    """Raise BadInput for a malformed path."""
     if len(path.encode()) > sto.MAX_PATH_BYTES:
         raise BadInput(f"a path of more than {sto.MAX_PATH_BYTES} bytes", "choose a shorter one")
     if any(segment in ("", ".", "..") for segment in path.split("/")):
@@ -123,12 +137,16 @@ def check_path(path: str) -> None:
 
 
 def charged(row: bytes) -> int:
-    """Return what a version counts for beside its content: tags and labels may be much longer."""
-    return max(ENTRY, len(row))
+    """Return the bytes charged for a version beside its content: its tags may be long."""
+    return max(ENTRY_BYTES, len(row))
 
 
 def is_used(txn: Txn, chunk: bytes) -> bool:
     return txn.get(TABLE, b"c" + chunk) is not None
+
+
+def has_chunks(txn: Txn) -> bool:
+    return next(txn.keys(TABLE, b"c"), None) is not None
 
 
 def missing(owner: str, path: str, hint: str = LISTED) -> NotFound:
@@ -136,7 +154,8 @@ def missing(owner: str, path: str, hint: str = LISTED) -> NotFound:
 
 
 class Catalog:
-    """`drop` hears of each chunk that nothing refers to any more."""
+    """The catalogue in one transaction. `drop` is called with each chunk that nothing refers to any
+    more."""
 
     def __init__(self, txn: Txn, drop: Callable[[bytes], None] = lambda _: None) -> None:
         self.txn, self.drop = txn, drop
@@ -148,11 +167,11 @@ class Catalog:
         data = self.txn.get(TABLE, key(b"h", owner, path.encode()))
         return Head() if data is None else head_of(data)
 
-    def find(self, owner: str, path: str, version: int | None = None) -> Row:
-        """A version, without one the newest.
+    def find(self, owner: str, path: str, version: int | None = None) -> VersionRow:
+        """Return a version, by default the newest.
 
         Raises:
-            NotFound: there is none.
+            NotFound: there is no such version.
         """
         head = self.head(owner, path)
         if version is None and head.state != "live":
@@ -164,7 +183,7 @@ class Catalog:
         return row_of(data)
 
     def check_version(self, owner: str, path: str, wanted: int | None) -> None:
-        """Raises Conflict unless the newest version is the wanted one; 0: there is none."""
+        """Raise Conflict unless the newest version is the wanted one; 0 stands for no object."""
         head = self.head(owner, path)
         held = 0 if head.state == "purged" else head.version
         if wanted is not None and wanted != held and (wanted or head.state == "live"):
@@ -172,9 +191,9 @@ class Catalog:
             raise Conflict(f"version {wanted} of {path!r} was expected: {now}")
 
     def add(
-        self, owner: str, path: str, row: Row, *, upload: int | None = None
+        self, owner: str, path: str, row: VersionRow, *, upload: int | None = None
     ) -> sto.Version:  # fmt: skip
-        """A new version, numbered here; its chunks may have been held by an upload until now."""
+        """Add a version, numbered here. An upload may have held its chunks until now."""
         head = self.head(owner, path)
         row.version = head.version + 1
         for chunk, size in row.pieces():
@@ -183,22 +202,22 @@ class Catalog:
             self.release(upload)
         data = encode(row)
         self.txn.put(TABLE, version_key(owner, path, row.version), data)
-        self._grow(owner, charged(data) + (0 if head.version else ENTRY))
+        self._grow(owner, charged(data) + (0 if head.version else ENTRY_BYTES))
         self._note(owner, path, head, row.version, "deleted" if row.what == "delete" else "live")
         return row.told(owner, path)
 
     def purge(self, owner: str, path: str, by: str, time: float) -> sto.Version:
-        """Raises NotFound where there is nothing to purge."""
+        """Forget all versions of an object. Raises NotFound where it has none."""
         head = self.head(owner, path)
         if head.state == "purged":
             raise missing(owner, path)
         for row in list(self.versions(owner, path)):
             self.forget(owner, path, row.version)
         self._note(owner, path, head, head.version + 1, "purged")
-        return Row(head.version + 1, "purge", 0, time, by, [], "", b"").told(owner, path)
+        return VersionRow(head.version + 1, "purge", 0, time, by, [], "", b"").told(owner, path)
 
     def forget(self, owner: str, path: str, version: int) -> None:
-        """Drop one version, if it is there."""
+        """Drop one version, if it exists."""
         place = version_key(owner, path, version)
         data = self.txn.get(TABLE, place)
         if data is not None:
@@ -207,15 +226,15 @@ class Catalog:
             self.txn.delete(TABLE, place)
             self._grow(owner, -charged(data))
 
-    def versions(self, owner: str, path: str, before: int | None = None) -> Iterator[Row]:
-        """The newest first."""
+    def versions(self, owner: str, path: str, before: int | None = None) -> Iterator[VersionRow]:
+        """Iterate over the versions of an object, the newest first."""
         prefix = version_key(owner, path)
         start = b"" if before is None else prefix + NUMBER.pack(before)
         for _, data in self.txn.scan(TABLE, prefix, start, back=True):
             yield row_of(data)
 
     def paths(self, owner: str, prefix: str, after: str) -> Iterator[tuple[str, Head]]:
-        """Objects, also those that are deleted or purged, behind `after`."""
+        """Iterate over the objects after `after`, including deleted and purged ones."""
         begin = key(b"h", owner)
         start = begin + after.encode() + b"\0" if after else b""
         for found, data in self.txn.scan(TABLE, begin + prefix.encode(), start):
@@ -234,12 +253,12 @@ class Catalog:
         self.txn.put(TABLE, key(b"h", owner, path.encode()), encode(now))
 
     def last(self) -> int:
-        """The number of the last change."""
+        """Return the number of the last change."""
         return int.from_bytes(self.txn.get(TABLE, b"n") or b"")
 
     def changes(self, since: int, limit: int) -> list[tuple[int, str, str]]:
-        """(number, owner, path) of the objects whose last change came after `since`. Where it is
-        damaged which object that was, it is the one that never is: path ""."""
+        """Return (number, owner, path) of the objects whose last change came after `since`. Where
+        that row is damaged, owner and path are ""."""
         found = []
         for place in islice(self.txn.keys(TABLE, b"s", b"s" + NUMBER.pack(since + 1)), limit):
             try:
@@ -267,30 +286,30 @@ class Catalog:
         self._grow(owner, -size)
         self.drop(chunk)
 
-    def hold(self, upload: int, index: int, held: Held) -> None:
+    def hold(self, upload: int, index: int, held: UploadChunk) -> None:
         self._refer(held.owner, held.chunk, held.size)
         self.txn.put(TABLE, b"u" + INDEX.pack(upload, index), encode(held))
 
-    def held(self, upload: int | None = None) -> Iterator[tuple[bytes, Held]]:
-        """The chunks of an upload in their order, or of all."""
+    def held(self, upload: int | None = None) -> Iterator[tuple[bytes, UploadChunk]]:
+        """Iterate over the chunks that an upload holds, in order; by default, that all hold."""
         prefix = b"u" if upload is None else b"u" + NUMBER.pack(upload)
         for found, data in self.txn.scan(TABLE, prefix):
             yield found, held_of(data)
 
     def release(self, upload: int | None = None) -> None:
-        """An upload has ended, or all have."""
+        """Release the chunks of an upload that has ended; by default, of all."""
         for found, held in list(self.held(upload)):
             self._unrefer(held.owner, held.chunk, held.size)
             self.txn.delete(TABLE, found)
 
     # --- owners -----------------------------------------------------------------------------------
 
-    def owner(self, name: str) -> Owned:
+    def owner(self, name: str) -> OwnerUsage:
         data = self.txn.get(TABLE, key(b"o", name))
-        return Owned(name) if data is None else owned(data)
+        return OwnerUsage(name) if data is None else owned(data)
 
-    def owners(self, after: str | None = None) -> Iterator[Owned]:
-        """Those behind `after`, in the order of their keys."""
+    def owners(self, after: str | None = None) -> Iterator[OwnerUsage]:
+        """Iterate over the owners after `after`, in the order of their keys."""
         start = b"" if after is None else key(b"o", after) + b"\0"
         for _, data in self.txn.scan(TABLE, b"o", start):
             yield owned(data)
@@ -299,8 +318,8 @@ class Catalog:
         self.grown[owner] = self.grown.get(owner, 0) + size
 
     def settle(self, quota: int | None, trees: Trees) -> None:
-        """Comes last. Raises LimitReached where an agent, with all of its tree, has grown past its
-        quota."""
+        """Charge the owners for what this transaction has changed; comes last. Raises LimitReached
+        where a tree of agents has grown past the quota."""
         for name, size in self.grown.items():
             row, tree = self.owner(name), root(name)
             row.used += size

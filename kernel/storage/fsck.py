@@ -1,4 +1,4 @@
-"""Goes through all of storage, and says what does not fit."""
+"""The verification of storage: reads all of it, and reports what is inconsistent."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from aios.syscalls.errors import StoreDamaged
 
 from ..store.transaction import Txn
 from .catalog import (
-    ENTRY,
-    KEY,
+    ENTRY_BYTES,
+    KEY_BYTES,
     TABLE,
     changed_of,
     charged,
@@ -26,20 +26,20 @@ from .catalog import (
 )
 from .manager import Storage
 
-OWNER = slice(1, 1 + KEY)  # of a key
+OWNER = slice(1, 1 + KEY_BYTES)  # the owner's hash in a key
 
 
 class Verification:
-    """`step` is called between any two parts of the work. The catalogue is read as it is at one
-    moment, then each chunk that it refers to."""
+    """Reads the catalogue as of one moment, then each chunk that it refers to. `step` is called
+    between any two small parts of the work."""
 
     def __init__(self, storage: Storage, step: Callable[[str], None]) -> None:
         self.storage, self.step = storage, step
         self.problems: list[str] = []
         self.referred: Counter[bytes] = Counter()
-        self.owner_of: dict[bytes, bytes] = {}  # chunk: what stands for its owner
+        self.owner_of: dict[bytes, bytes] = {}  # chunk: the hash of its owner's name
         self.sizes: dict[bytes, int] = {}
-        self.used: Counter[bytes] = Counter()  # bytes by what stands for an owner
+        self.used: Counter[bytes] = Counter()  # bytes by the hash of an owner's name
         self.names: dict[bytes, str] = {}
         self.objects = self.versions = 0
 
@@ -77,9 +77,9 @@ class Verification:
 
     def _heads(self, txn: Txn) -> None:
         for place, data in self._rows(txn, b"h"):
-            head, path = head_of(data), place[1 + KEY :]
+            head, path = head_of(data), place[1 + KEY_BYTES :]
             self.objects += head.state == "live"
-            self.used[place[OWNER]] += ENTRY
+            self.used[place[OWNER]] += ENTRY_BYTES
             newest = b"v" + place[OWNER] + path + b"\0" + head.version.to_bytes(8)
             if (txn.size(TABLE, newest) is None) != (head.state == "purged"):
                 self._say(f"{self._named(place)}: its newest version {head.version} is missing")
@@ -100,7 +100,7 @@ class Verification:
                           f"{self.referred[chunk]} times")  # fmt: skip
 
     def _rows(self, txn: Txn, kind: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Those that are whole."""
+        """Iterate over the rows of a kind that pass their checksums; report the others."""
         for place in txn.keys(TABLE, kind):
             self.step("rows")
             try:
@@ -129,7 +129,7 @@ class Verification:
 
     def _named(self, place: bytes) -> str:
         owner = self.names.get(place[OWNER], place[OWNER].hex())
-        return f"{place[1 + KEY :].decode()!r} of {owner!r}"
+        return f"{place[1 + KEY_BYTES :].decode()!r} of {owner!r}"
 
     def _say(self, problem: str) -> None:
         self.problems.append(problem)

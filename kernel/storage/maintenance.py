@@ -1,4 +1,4 @@
-"""What is done to storage as a whole, in a thread beside the loop: verify, compact, back up."""
+"""Maintenance of storage as a whole, in a thread beside the loop: verify, compact, back up."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from ..lib.coroutine import Driver, Wait
 from ..lib.encryption import AeadCodec
 from ..store.store import NoStore, Store
 from ..store.transaction import Txn
-from .blobs import Folder, Place, sealed
+from .backends import BlobBackend, FolderBackend, encrypted
 from .catalog import IN_BACKUP, TABLE, Catalog, is_used
 from .fsck import Verification
 from .manager import Storage
 
-SLICE, BREATH = 0.002, 0.001  # seconds of work, and of leaving the interpreter to the loop
-REPORT = 0.25  # seconds between two words of progress
-BATCH = 100  # versions or chunks that one transaction drops
+SLICE_S, PAUSE_S = 0.002, 0.001  # of work, and of leaving the interpreter to the loop
+PROGRESS_INTERVAL_S = 0.25
+MAX_BATCH_ITEMS = 100  # versions or chunks that one transaction drops
 
 T = TypeVar("T")
 
 
-class Errand:
-    """A work in its thread. `step` is called between any two small parts of it."""
+class BackgroundTask:
+    """A call that is served in a thread. The work calls `step` between any two small parts."""
 
     def __init__(self, call: Call, post: Callable[[Callable[[], None]], None]) -> None:
         self.call, self.post = call, post
@@ -51,20 +51,20 @@ class Errand:
         self.end = Wait[Any](cancel=self.stop.set)
 
     def step(self, what: str) -> None:
-        """Raises Cancelled where it is to end."""
+        """Report progress, and leave the interpreter to the loop. Raises Cancelled."""
         if self.stop.is_set():
             raise Cancelled(f"{self.call.row.name} was cancelled")
         self.done += 1
         now = time.monotonic()
-        if now - self.told > REPORT:
+        if now - self.told > PROGRESS_INTERVAL_S:
             self.told = now
             piece = sto.Progress(done=self.done, what=what)
             self.post(lambda: self.call.piece(piece))
-        if now - self.began > SLICE:
-            time.sleep(BREATH)
+        if now - self.began > SLICE_S:
+            time.sleep(PAUSE_S)
             self.began = time.monotonic()
 
-    def run(self, work: Callable[[Errand], Any]) -> None:
+    def run(self, work: Callable[[BackgroundTask], Any]) -> None:
         answer: Callable[[], None]
         try:
             result = work(self)
@@ -77,68 +77,71 @@ class Errand:
         self.post(answer)
 
 
-class Upkeep:
+class Maintenance:
     def __init__(
         self, storage: Storage, store: Store | NoStore,
         post: Callable[[Callable[[], None]], None], seal: AeadCodec | None = None,
     ) -> None:  # fmt: skip
         self.storage, self.store, self.post, self.seal = storage, store, post, seal
-        self.errand: Errand | None = None
+        self.task: BackgroundTask | None = None
         self.thread = threading.Thread()
 
     async def verify(self, call: Call) -> sto.Verified:
-        return await self._run(call, lambda errand: Verification(self.storage, errand.step).run())
+        return await self._run(call, lambda task: Verification(self.storage, task.step).run())
 
     async def compact(self, call: Call, keep: int | None) -> sto.Compacted:
-        return await self._run(call, lambda errand: self._compact(errand, keep))
+        return await self._run(call, lambda task: self._compact(task, keep))
 
     async def backup(self, call: Call, target: Path) -> sto.BackedUp:
         if not target.is_absolute():
             raise BadInput(f"{target} is a relative path", "name a folder from the root on")
         return await self._run(
-            call, lambda errand: self._backup(errand, target), self.storage.blobs.hold
+            call, lambda task: self._backup(task, target), self.storage.blobs.hold
         )
 
     def close(self) -> None:
-        """End what runs; before the store is closed."""
-        if self.errand is not None:
-            self.errand.stop.set()
+        """End the task that runs; to be called before the store is closed."""
+        if self.task is not None:
+            self.task.stop.set()
             self.thread.join()
 
     async def _run(
-        self, call: Call, work: Callable[[Errand], T], before: Callable[[], None] = lambda: None
+        self,
+        call: Call,
+        work: Callable[[BackgroundTask], T],
+        before: Callable[[], None] = lambda: None,
     ) -> T:
-        """Have the work done in its thread; `before` is done here, if the work is."""
-        if self.errand is not None and not self.errand.end.is_over:
-            raise LimitReached(f"{self.errand.call.row.name} runs already", "wait for its end")
+        """Do the work in a thread, unless another task runs. `before` runs here, before that."""
+        if self.task is not None and not self.task.end.is_over:
+            raise LimitReached(f"{self.task.call.row.name} runs already", "wait for its end")
         before()
-        self.errand = errand = Errand(call, self.post)
-        self.thread = threading.Thread(target=errand.run, args=(work,), name="upkeep")
+        self.task = task = BackgroundTask(call, self.post)
+        self.thread = threading.Thread(target=task.run, args=(work,), name="maintenance")
         self.thread.start()
         try:
-            result: T = await errand.end
+            result: T = await task.end
             return result
         finally:
-            errand.stop.set()
+            task.stop.set()
 
     # --- back up ----------------------------------------------------------------------------------
 
-    def _backup(self, errand: Errand, target: Path) -> sto.BackedUp:
+    def _backup(self, task: BackgroundTask, target: Path) -> sto.BackedUp:
         try:
             with self.store.backup(target) as copy:
-                if not self.storage.blobs.apart:
+                if not self.storage.blobs.external:
                     return sto.BackedUp(chunks=0, missing=0)
                 copy.put(TABLE, b"b", IN_BACKUP.encode())
-                place = sealed(Folder(target / "blobs"), self.seal)
-                return self._copy_contents(errand, copy, place)
+                place = encrypted(FolderBackend(target / "blobs"), self.seal)
+                return self._copy_contents(task, copy, place)
         finally:
             self.post(self.storage.blobs.release)
 
-    def _copy_contents(self, errand: Errand, copy: Txn, place: Place) -> sto.BackedUp:
-        """The chunks that the copied catalogue refers to, which are not removed meanwhile."""
+    def _copy_contents(self, task: BackgroundTask, copy: Txn, place: BlobBackend) -> sto.BackedUp:
+        """Copy the chunks that the copied catalogue refers to; `hold` keeps them meanwhile."""
         copied = missing = 0
         for key in copy.keys(TABLE, b"c"):
-            errand.step("contents")
+            task.step("contents")
             chunk = key[1:]
             try:
                 data = self.storage.blobs.load(chunk)
@@ -151,22 +154,22 @@ class Upkeep:
 
     # --- compact ----------------------------------------------------------------------------------
 
-    def _compact(self, errand: Errand, keep: int | None) -> sto.Compacted:
+    def _compact(self, task: BackgroundTask, keep: int | None) -> sto.Compacted:
         old = 0
-        for batch in _batches(self._old(errand, keep) if keep else iter(())):
-            self._commit(errand, partial(_forget, batch))
+        for batch in _batches(self._old(task, keep) if keep else iter(())):
+            self._commit(task, partial(_forget, batch))
             old += len(batch)
         unused = 0
-        for batch in _batches(self._unused(errand)):
-            self._commit(errand, partial(_drop, batch))
+        for batch in _batches(self._unused(task)):
+            self._commit(task, partial(_drop, batch))
             unused += len(batch)
         return sto.Compacted(versions=old, chunks=unused)
 
-    def _old(self, errand: Errand, keep: int) -> Iterator[tuple[str, str, int]]:
-        """The versions behind the newest `keep` of each object."""
+    def _old(self, task: BackgroundTask, keep: int) -> Iterator[tuple[str, str, int]]:
+        """Iterate over the versions older than the newest `keep` of each object."""
         for owner in self.store.read(lambda txn: list(Catalog(txn).owners())):
             for path in self._paths(owner.name):
-                errand.step("versions")
+                task.step("versions")
                 versions = self.store.read(partial(_versions, owner.name, path))
                 yield from ((owner.name, path, version) for version in versions[keep:])
 
@@ -176,18 +179,18 @@ class Upkeep:
             yield from page
             at = page[-1]
 
-    def _unused(self, errand: Errand) -> Iterator[bytes]:
+    def _unused(self, task: BackgroundTask) -> Iterator[bytes]:
         for chunk in self.storage.blobs.all():
-            errand.step("chunks")
+            task.step("chunks")
             if not self.store.read(partial(is_used, chunk=chunk)):
                 yield chunk
 
-    def _commit(self, errand: Errand, do: Callable[[Catalog], None]) -> None:
+    def _commit(self, task: BackgroundTask, do: Callable[[Catalog], None]) -> None:
         answers: queue.SimpleQueue[AiosError | None] = queue.SimpleQueue()
         driver = Driver(self.storage.write({}, do), answers.put, answers.put)
         self.post(driver.go_on)
         while True:
-            errand.step("removed")
+            task.step("removed")
             try:
                 answer = answers.get(timeout=0.1)
             except queue.Empty:
@@ -198,12 +201,12 @@ class Upkeep:
 
 
 def _batches(items: Iterator[Any]) -> Iterator[list[Any]]:
-    while batch := list(islice(items, BATCH)):
+    while batch := list(islice(items, MAX_BATCH_ITEMS)):
         yield batch
 
 
 def _page(owner: str, after: str, txn: Txn) -> list[str]:
-    return [path for path, _ in islice(Catalog(txn).paths(owner, "", after), BATCH)]
+    return [path for path, _ in islice(Catalog(txn).paths(owner, "", after), MAX_BATCH_ITEMS)]
 
 
 def _versions(owner: str, path: str, txn: Txn) -> list[int]:

@@ -1,8 +1,8 @@
-"""The storage manager: versioned objects that outlive who wrote them, under the paths of owners.
+"""The storage manager: versioned objects that outlive their writers, under the paths of owners.
 
 The catalogue (catalog.py) is in the store; contents are chunks (blobs.py). A change is one
-transaction of the store: what is acknowledged is on disk, and a call that comes again after the
-kernel's death is done once. Reads run in the kernel's loop.
+transaction of the store: it is on disk before its caller hears of it, and a call that comes again
+after the kernel's death is done once. Reads run in the kernel's loop.
 """
 
 from __future__ import annotations
@@ -21,14 +21,11 @@ from aios.syscalls.errors import (
     AiosError,
     BadInput,
     Denied,
-    LimitReached,
     NotFound,
     StoreDamaged,
-    UploadGone,
 )
 
 from ..entry.call import Call
-from ..entry.followers import Followers
 from ..lib.coroutine import background
 from ..lib.trees import Trees
 from ..process import Process, check_principal
@@ -36,18 +33,29 @@ from ..rules import Mode
 from ..store.store import NoStore, Store
 from ..store.transaction import Txn
 from .blobs import Blobs
-from .catalog import ENTRY, IN_BACKUP, KEY, TABLE, Catalog, Owned, Row, check_path, missing
+from .catalog import (
+    ENTRY_BYTES,
+    IN_BACKUP,
+    KEY_BYTES,
+    TABLE,
+    Catalog,
+    OwnerUsage,
+    VersionRow,
+    check_path,
+    has_chunks,
+    missing,
+)
+from .changes import Step, changed, rolled_back
 from .shares import Shares, covers
 from .uploads import Upload, Uploads
+from .watches import Watches
 
-TOLD = 1024  # pieces about one commit, to all who follow
-SCANNED = 500  # rows that a list looks at, for one page
-
-Step = Callable[[Catalog], sto.Version]
+MAX_SCANNED_ROWS = 500  # by a list, for one page
 
 
 class Storage:
-    """`quota`: bytes of objects of an agent and all below it; `place`: the setting `blobs`."""
+    """The objects of all owners. `quota`: bytes of an agent's objects and of all below it; `place`:
+    the setting `blobs`."""
 
     def __init__(
         self, store: Store | NoStore, blobs: Blobs, shares: Shares, quota: int, place: str
@@ -55,19 +63,19 @@ class Storage:
         self.store, self.blobs, self.shares, self.quota = store, blobs, shares, quota
         self.changed: Callable[[str, str], None] = lambda _owner, _path: None
         self.uploads = Uploads(self)
-        self.watchers: Followers[tuple[str, str]] = Followers()  # owner, prefix
+        self.watches = Watches(self._reach)
         self.trees = Trees()  # bytes, in the writer's thread
-        self.wrong: AiosError | None = None  # why no call is served
+        self.wrong: AiosError | None = None  # the error of every call, if none can be served
         try:
             self._begin(place)
         except AiosError as error:
             self.wrong = error
 
     def _begin(self, place: str) -> None:
-        """Note where contents are, and end the uploads that another kernel had."""
+        """Store the setting `blobs`, and end the uploads of the kernel before."""
         before = (self.store.read(lambda txn: txn.get(TABLE, b"b")) or place.encode()).decode()
         restored = before == IN_BACKUP and place != "lmdb"
-        if before != place and not restored and self.store.read(_has_chunks):
+        if before != place and not restored and self.store.read(has_chunks):
             raise BadInput(
                 f"the contents of this store are in {before}, not in {place}",
                 "set `blobs` to that; `aios sto export` and `import` move objects",
@@ -100,9 +108,9 @@ class Storage:
         steps = []
         for change in changes:
             what: sto.What = "delete" if change.delete else "put"
-            row = Row(0, what, 0, now, by, change.tags, change.media, b"", labels)
+            row = VersionRow(0, what, 0, now, by, change.tags, change.media, b"", labels)
             upload = self._fill(call, at, change, row, chunks)
-            steps.append(_step(at, change, row, upload))
+            steps.append(changed(at, change, row, upload))
 
         paths = [change.path for change in changes]
         versions = await self._commit(call, at, paths, "write", steps, chunks)
@@ -111,9 +119,14 @@ class Storage:
         return versions
 
     def _fill(
-        self, call: Call, owner: str, change: sto.Change, row: Row, chunks: dict[bytes, bytes]
+        self,
+        call: Call,
+        owner: str,
+        change: sto.Change,
+        row: VersionRow,
+        chunks: dict[bytes, bytes],
     ) -> Upload | None:
-        """Put the content into `row`; of an upload, what is not held yet."""
+        """Put the content of a change into `row`: for an upload, the part that is not held yet."""
         if (change.data is not None) + (change.upload is not None) + change.delete != 1:
             raise BadInput("give exactly one of data, upload and delete")
         upload = self.uploads.find(call.process, owner, change.upload)
@@ -127,15 +140,8 @@ class Storage:
     async def rollback(self, call: Call, args: sto.Restore) -> sto.Version:
         owner, by = self._owner(call, args.owner), call.process.principal
 
-        def restore(cat: Catalog) -> sto.Version:
-            cat.check_version(owner, args.path, args.if_version)
-            old = cat.find(owner, args.path, args.version)
-            if old.what == "delete":
-                raise NotFound(f"version {old.version} of {args.path!r} is a deletion")
-            row = msgspec.structs.replace(old, what="rollback", by=by, time=time.time())
-            return cat.add(owner, args.path, row)
-
-        return (await self._commit(call, owner, [args.path], "write", [restore]))[0]
+        step = rolled_back(owner, args, by)
+        return (await self._commit(call, owner, [args.path], "write", [step]))[0]
 
     async def purge(self, call: Call, args: sto.Purge) -> sto.Version:
         owner, by = self._owner(call, args.owner), call.process.principal
@@ -149,7 +155,7 @@ class Storage:
         self, call: Call, owner: str, paths: list[str], mode: Mode, steps: list[Step],
         chunks: dict[bytes, bytes] | None = None,
     ) -> list[sto.Version]:  # fmt: skip
-        """Do the steps in one transaction; tell of it when it is on disk."""
+        """Run the steps in one transaction; tell the watching calls when it is on disk."""
         for path in paths:
             check_path(path)
 
@@ -161,8 +167,8 @@ class Storage:
             check(cat.txn)
             return [step(cat) for step in steps]
 
-        self.store.read(check)  # before chunks are written for whoever may not
-        size = 0 if mode == "own" else ENTRY * len(steps)  # a purge makes room
+        self.store.read(check)  # before any chunk is written for a caller that may not
+        size = 0 if mode == "own" else ENTRY_BYTES * len(steps)  # a purge makes room
         result = await self.write(chunks or {}, run, call, size)
         versions = msgspec.convert(result, list[sto.Version])  # plain, where the call came before
         is_new = bool(result) and isinstance(result[0], sto.Version)
@@ -174,8 +180,8 @@ class Storage:
         self, chunks: dict[bytes, bytes], do: Callable[[Catalog], Any], call: Call | None = None,
         size: int = 0,
     ) -> Any:  # fmt: skip
-        """Have the chunks durable, and `do` committed, for `call` once. `size`: bytes of the rows
-        that it adds, 0 if it makes room."""
+        """Make the chunks durable, then commit `do`, once for `call`. `size`: bytes of the rows
+        that `do` adds, 0 if it makes room."""
         quota = None if call is None or call.process.kind == "client" else self.quota
 
         def run(txn: Txn, drop: Callable[[bytes], None]) -> Any:
@@ -188,28 +194,10 @@ class Storage:
         return await self.blobs.write(chunks, run, size=size, once=once)
 
     def _tell(self, versions: list[sto.Version]) -> None:
-        """Tell whoever follows, and the index, of one commit of one owner's."""
+        """Tell the index and the watching calls of one commit, which is one owner's."""
         for version in versions:
             self.changed(version.owner, version.path)
-        told = 0
-        for call, (owner, prefix) in self.watchers:
-            if owner != versions[0].owner:
-                continue
-            found = [version for version in versions if version.path.startswith(prefix)]
-            told += len(found)
-            try:
-                if found and told > TOLD:
-                    raise LimitReached(
-                        "too much has changed at once for all who follow it",
-                        "follow again, then list what is there",
-                    )
-                reach = self._reach(call, owner, "read") if found else []
-            except AiosError as error:
-                call.fail(error)
-                continue
-            for version in found:
-                if any(covers(each, version.path) for each in reach):
-                    call.piece(version)
+        self.watches.tell(versions)
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -220,7 +208,7 @@ class Storage:
         first, last = args.offset // sto.CHUNK_BYTES, -(-end // sto.CHUNK_BYTES)
         if end <= args.offset:
             last = first
-        wanted = [row.chunks[i * KEY : i * KEY + KEY] for i in range(first, last)]
+        wanted = [row.chunks[i * KEY_BYTES : i * KEY_BYTES + KEY_BYTES] for i in range(first, last)]
 
         try:
             chunks = await self.blobs.read(wanted)
@@ -229,13 +217,13 @@ class Storage:
         except AiosError:
             self._find(call, owner, args)  # or it was purged meanwhile
             raise
-        call.process.taint(labels_of(row, owner, call.process))
+        call.process.taint(row.labels_for(owner, call.process.principal))
         start = args.offset - first * sto.CHUNK_BYTES
         data = b"".join(chunks)[start : start + max(0, end - args.offset)]
         return sto.Content(data=data, info=row.told(owner, args.path))
 
     def tell_read(self, process: Process, found: Iterable[tuple[str, str, int]]) -> None:
-        """A process hears of what is in these versions, as (owner, path, version)."""
+        """Taint a process that was told the text of these versions, as (owner, path, version)."""
 
         def look(txn: Txn) -> set[str]:
             labels: set[str] = set()
@@ -245,23 +233,23 @@ class Storage:
                 except NotFound:  # purged meanwhile, and so nobody knows
                     labels.add(f"sto:{owner}")
                 else:
-                    labels |= labels_of(row, owner, process)
+                    labels |= row.labels_for(owner, process.principal)
             return labels
 
         process.taint(self.store.read(look))
 
-    def _find(self, call: Call, owner: str, args: sto.Get) -> Row:
-        def find(txn: Txn) -> Row:
+    def _find(self, call: Call, owner: str, args: sto.Get) -> VersionRow:
+        def find(txn: Txn) -> VersionRow:
             self.shares.check(txn, call.process, owner, args.path, "read")
             return Catalog(txn).find(owner, args.path, args.version)
 
-        row: Row = self.store.read(find)
+        row: VersionRow = self.store.read(find)
         if row.what == "delete":
             raise NotFound(f"version {row.version} of {args.path!r} is a deletion")
         return row
 
     def scopes(self, call: Call, owner: str | None, path: str) -> list[tuple[str, str]]:
-        """What a search of the caller may look at; Denied as with Shares.scopes."""
+        """Return the scopes that a search of the caller may read. Raises as Shares.scopes does."""
         if owner:
             check_principal(owner)
         found: list[tuple[str, str]] = self.store.read(
@@ -278,7 +266,7 @@ class Storage:
             for count, (path, head) in enumerate(cat.paths(owner, args.prefix, args.after), 1):
                 if head.state in states and any(covers(each, path) for each in reach):
                     found.append(cat.find(owner, path, head.version).told(owner, path))
-                if len(found) == args.limit or count == SCANNED:
+                if len(found) == args.limit or count == MAX_SCANNED_ROWS:
                     return sto.Listed(objects=found, after=path)
             return sto.Listed(objects=found, after=None)
 
@@ -300,11 +288,11 @@ class Storage:
 
     async def watch(self, call: Call, args: sto.Watch) -> Any:
         owner, _ = self.reachable(call, args.owner, "read")
-        await self.watchers.follow(call, (owner, args.prefix))
+        await self.watches.follow(call, (owner, args.prefix))
 
     def changes(self, since: int, limit: int = 1000) -> list[tuple[int, str, str]]:
-        """(number, owner, path) of what was changed after the change of that number, rising; each
-        object once, with its last change."""
+        """Return (number, owner, path) of the objects that changed after the change of a number, in
+        rising order; each object once, with its last change."""
         found: list[tuple[int, str, str]] = self.store.read(
             lambda txn: Catalog(txn).changes(since, limit)
         )
@@ -321,7 +309,7 @@ class Storage:
             self.shares.check(cat.txn, call.process, owner, args.prefix, "own")
             self.shares.give(cat.txn, owner, args)
 
-        size = 0 if args.mode == "none" else ENTRY
+        size = 0 if args.mode == "none" else ENTRY_BYTES
         await self.write({}, do, call, size)
         return Done()
 
@@ -337,15 +325,15 @@ class Storage:
         return grants
 
     def owners(self, call: Call, args: sto.Owners) -> sto.Holdings:
-        """All, for a person; an agent hears of itself."""
+        """Return the owners and their bytes: all for a person, itself alone for an agent."""
         name = call.process.principal
         self._owner(call, None)
 
-        def look(txn: Txn) -> list[Owned]:
+        def look(txn: Txn) -> list[OwnerUsage]:
             cat = Catalog(txn)
             return [cat.owner(name)] if name else [*islice(cat.owners(args.after), args.limit)]
 
-        rows: list[Owned] = self.store.read(look)
+        rows: list[OwnerUsage] = self.store.read(look)
         held = [
             sto.Holding(owner=row.name, bytes=row.used, limit=self.quota if row.name else None)
             for row in rows
@@ -356,9 +344,9 @@ class Storage:
     # --- parts ------------------------------------------------------------------------------------
 
     def check(self, live: list[Process]) -> list[str]:
-        """What is wrong, in words."""
+        """Return broken invariants, in words."""
         pids = {process.pid for process in live}
-        return [*self.watchers.check()] + [
+        return [*self.watches.check()] + [
             f"an upload of process {upload.pid} is kept, which is gone"
             for upload in self.uploads.rows.values()
             if upload.pid not in pids
@@ -378,14 +366,15 @@ class Storage:
         return reach
 
     def shared(self, principal: str, owner: str, path: str | None, mode: Mode) -> bool:
-        """Whether an owner has shared that with another; None: anything at all."""
+        """Tell whether an owner has shared a path with a principal; None stands for any path."""
         reach: list[str] = self.store.read(
             lambda txn: self.shares.shared(txn, principal, owner, mode)
         )
         return bool(reach) if path is None else any(covers(each, path) for each in reach)
 
     def reachable(self, call: Call, owner: str | None, mode: Mode) -> tuple[str, list[str]]:
-        """The owner's name, and prefixes. Raises Denied where nothing of it may be reached."""
+        """Return the owner's name, and the prefixes that the caller may reach. Raises Denied where
+        there are none."""
         at = self._owner(call, owner)
         reach = self._reach(call, at, mode)
         if not reach:
@@ -396,34 +385,7 @@ class Storage:
         return at, reach
 
     def key(self, owner: str, data: bytes) -> bytes:
-        """Of a chunk. Equal contents have equal keys below one owner only, and nobody outside the
-        store can tell from a key what it stands for."""
+        """Return the key of a chunk. Equal contents have equal keys under one owner only, and
+        nobody outside the store can tell a content from its key."""
         own = hashlib.blake2b(owner.encode(), key=self.store.id, digest_size=32).digest()
-        return hashlib.blake2b(data, key=own, digest_size=KEY).digest()
-
-
-def labels_of(row: Row, owner: str, reader: Process) -> set[str]:
-    """Where that may come from, as a process has to know that reads it."""
-    own = owner in ("", reader.principal)
-    return set(row.labels) | (set() if own else {f"sto:{owner}"})
-
-
-def _has_chunks(txn: Txn) -> bool:
-    return next(txn.keys(TABLE, b"c"), None) is not None
-
-
-def _step(owner: str, change: sto.Change, row: Row, upload: Upload | None) -> Step:
-    chunks = 0 if upload is None else upload.chunks
-
-    def step(cat: Catalog) -> sto.Version:
-        if change.upload is not None and upload is None:
-            raise UploadGone(f"no upload {change.upload}")
-        cat.check_version(owner, change.path, change.if_version)
-        if change.delete:
-            cat.find(owner, change.path)
-        if upload is None:
-            return cat.add(owner, change.path, row)
-        whole = msgspec.structs.replace(row, chunks=upload.held(cat, chunks) + row.chunks)
-        return cat.add(owner, change.path, whole, upload=upload.id)
-
-    return step
+        return hashlib.blake2b(data, key=own, digest_size=KEY_BYTES).digest()

@@ -1,4 +1,4 @@
-"""Who may reach whose objects: the owner, a person, and those whom a grant names."""
+"""Shares of objects: an owner's prefixes, and the principals or groups that may reach them."""
 
 from __future__ import annotations
 
@@ -16,32 +16,33 @@ from ..rules import Mode
 from ..store.transaction import Txn
 from .catalog import TABLE, Catalog, key, short
 
-GRANTS = 256  # of one owner
-TO = 200  # bytes of whom a grant is to
+MAX_SHARES = 256  # of one owner
+MAX_TO_BYTES = 200  # of the name that a share is to
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(sto.SharedPrefix).decode
 
 
 def covers(prefix: str, path: str) -> bool:
-    """Whether `path` is `prefix` or below it."""
+    """Tell whether `path` is `prefix` or below it."""
     return not prefix or path == prefix or path.startswith(prefix + "/")
 
 
 class Shares:
-    """`groups` gives those that there are, by name."""
+    """Decides who may reach whose objects. `groups` returns all groups by name."""
 
     def __init__(self, groups: Callable[[], Mapping[str, Group]]) -> None:
         self.groups = groups
 
     def reach(self, txn: Txn, process: Process, owner: str, mode: Mode) -> list[str]:
-        """The one decision: the prefixes of the owner's objects that `process` may reach so."""
+        """Return the prefixes of the owner's objects that `process` may reach with `mode`. All
+        decisions on storage come from here."""
         if process.kind == "client" or process.principal == owner:
             return [""]
         return self.shared(txn, process.principal, owner, mode)
 
     def shared(self, txn: Txn, principal: str, owner: str, mode: Mode) -> list[str]:
-        """The prefixes that an owner has shared with another."""
+        """Return the prefixes that an owner has shared with a principal."""
         names = self._names(principal)
         return [
             grant.prefix
@@ -50,7 +51,7 @@ class Shares:
         ]
 
     def check(self, txn: Txn, process: Process, owner: str, path: str, mode: Mode) -> None:
-        """Raises Denied, whether or not there is such an object."""
+        """Raise Denied where a process may not reach a path, whether or not there is an object."""
         if not any(covers(prefix, path) for prefix in self.reach(txn, process, owner, mode)):
             raise Denied(
                 f"{process.principal!r} may not {mode} {path!r} of {owner!r}",
@@ -60,10 +61,11 @@ class Shares:
     def scopes(
         self, txn: Txn, process: Process, owner: str | None, path: str
     ) -> list[tuple[str, str]]:
-        """What `process` may read of that path and below, of one owner or of all: (owner, prefix).
+        """Return (owner, prefix) of all that `process` may read at a path and below it, of one
+        owner or of all.
 
         Raises:
-            Denied: of that one owner nothing.
+            Denied: it may read nothing there of the one owner.
         """
         if owner is not None:
             owners = {owner}
@@ -91,7 +93,7 @@ class Shares:
         return [_decode(data) for _, data in txn.scan(TABLE, key(b"g", owner))]
 
     def to(self, txn: Txn, principal: str) -> list[sto.SharedPrefix]:
-        """What others have shared with an agent."""
+        """Return the shares that an agent was given."""
         return [
             _decode(data)
             for name in sorted(self._names(principal))
@@ -99,9 +101,12 @@ class Shares:
         ]
 
     def give(self, txn: Txn, owner: str, share: sto.Share) -> None:
-        """Raises NotFound: no such group, or no such grant to take back."""
-        if len(share.to.encode()) > TO:
-            raise BadInput(f"a name of more than {TO} bytes", "share with a subtree, or a group")
+        """Share a prefix, or end a share. Raises NotFound where there is no such group, or no such
+        share to end."""
+        if len(share.to.encode()) > MAX_TO_BYTES:
+            raise BadInput(
+                f"a name of more than {MAX_TO_BYTES} bytes", "share with a subtree, or a group"
+            )
         if share.to.startswith("/"):
             if share.to != "/*":
                 check_principal(share.to.removesuffix("/*"))
@@ -116,12 +121,14 @@ class Shares:
                 raise NotFound(f"{share.prefix!r} is not shared with {share.to!r}")
             txn.delete(TABLE, mirror)
             return
-        if txn.get(TABLE, place) is None and len(self.of(txn, owner)) >= GRANTS:
-            raise LimitReached(f"{owner!r} has {GRANTS} grants", "share a prefix, or with a group")
+        if txn.get(TABLE, place) is None and len(self.of(txn, owner)) >= MAX_SHARES:
+            raise LimitReached(
+                f"{owner!r} has {MAX_SHARES} grants", "share a prefix, or with a group"
+            )
         grant = sto.SharedPrefix(owner=owner, prefix=share.prefix, to=share.to, mode=share.mode)
         for each in (place, mirror):
             txn.put(TABLE, each, _encode(grant))
 
     def _names(self, principal: str) -> frozenset[str]:
-        """All that a share can say to mean this agent; a person needs none."""
+        """Return the names by which a share can mean this agent; a person has none."""
         return names_of(principal) | groups_of(principal, self.groups())

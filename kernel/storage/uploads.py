@@ -1,4 +1,5 @@
-"""Large contents, sent in pieces: the catalogue holds whole chunks of them until they are put."""
+"""Uploads: large contents sent in pieces, whose whole chunks the catalogue holds until they are
+put."""
 
 from __future__ import annotations
 
@@ -20,17 +21,17 @@ from ..entry.call import Call
 from ..lib.coroutine import background
 from ..lib.trees import check_tree, in_tree
 from ..process import Process
-from .catalog import ENTRY, KEY, Catalog, Held
+from .catalog import ENTRY_BYTES, KEY_BYTES, Catalog, UploadChunk
 
 if TYPE_CHECKING:
     from .manager import Storage
 
-UPLOADS, OF_TREE = 16, 256  # of one process, of a tree of agents; each may have 256 KiB here
+MAX_OF_PROCESS, MAX_OF_TREE = 16, 256  # uploads, each of which may hold 256 KiB here
 
 
 @dataclass
 class Upload:
-    """What was sent of a content: whole chunks are in the catalogue, the rest is here."""
+    """A content that is being sent. Whole chunks are in the catalogue, the rest is here."""
 
     pid: int
     by: str  # the principal of that process
@@ -41,22 +42,22 @@ class Upload:
     rest: bytearray = field(default_factory=bytearray)
 
     def held(self, cat: Catalog, chunks: int) -> bytes:
-        """The keys of its chunks, which are to be so many."""
+        """Return the keys of its chunks. Raises OutOfOrder unless there are `chunks` of them."""
         held = b"".join(each.chunk for _, each in cat.held(self.id))
-        if len(held) != chunks * KEY:
+        if len(held) != chunks * KEY_BYTES:
             raise OutOfOrder("pieces of the upload are on their way", "wait for their replies")
         return held
 
 
 class Uploads:
-    """Those of all processes. They end with their process, and with the kernel."""
+    """The uploads of all processes. An upload ends with its process, and with the kernel."""
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
         self.rows: dict[int, Upload] = {}
 
     def find(self, process: Process, owner: str, upload: int | None) -> Upload | None:
-        """The process's own of that number, for that owner."""
+        """Return the upload of a number, if it is the process's own and for that owner."""
         found = self.rows.get(upload or 0)
         mine = found is not None and (found.pid, found.owner) == (process.pid, owner)
         return found if mine else None
@@ -79,14 +80,14 @@ class Uploads:
     async def _hold(self, call: Call, upload: Upload) -> None:
         data = bytes(upload.rest[: sto.CHUNK_BYTES])
         del upload.rest[: sto.CHUNK_BYTES]
-        held = Held(upload.owner, self.storage.key(upload.owner, data), len(data))
+        held = UploadChunk(upload.owner, self.storage.key(upload.owner, data), len(data))
         index, upload.chunks = upload.chunks, upload.chunks + 1
 
         def hold(cat: Catalog) -> None:
             cat.hold(upload.id, index, held)
 
         try:
-            await self.storage.write({held.chunk: data}, hold, call, ENTRY)
+            await self.storage.write({held.chunk: data}, hold, call, ENTRY_BYTES)
         except AiosError:
             self.release(upload)
             raise
@@ -98,11 +99,11 @@ class Uploads:
             raise UploadGone(f"no upload {args.upload}")
         if args.offset:
             raise BadInput(f"the first piece of an upload is at 0, not {args.offset}")
-        if sum(each.pid == process.pid for each in self.rows.values()) >= UPLOADS:
-            raise LimitReached(f"{UPLOADS} uploads are open", "put them, or end")
+        if sum(each.pid == process.pid for each in self.rows.values()) >= MAX_OF_PROCESS:
+            raise LimitReached(f"{MAX_OF_PROCESS} uploads are open", "put them, or end")
         if process.kind != "client":
             begun = in_tree(process.principal, (each.by for each in self.rows.values()))
-            check_tree(process.principal, begun, OF_TREE, "uploads open", "put some of them")
+            check_tree(process.principal, begun, MAX_OF_TREE, "uploads open", "put some of them")
         upload = Upload(process.pid, process.principal, owner, secrets.randbelow(2**53 - 1) + 1)
         self.rows[upload.id] = upload
         return upload
@@ -112,7 +113,7 @@ class Uploads:
         background(self.storage.write({}, lambda cat: cat.release(upload.id)), _left)
 
     def ended(self, process: Process) -> None:
-        """What it has not put goes with it."""
+        """Release the uploads that a process has not put."""
         for upload in [each for each in self.rows.values() if each.pid == process.pid]:
             self.release(upload)
 

@@ -1,5 +1,5 @@
-"""Whether a store can be read: LMDB ends the process that meets some kinds of damage, so after a
-kernel has crashed a process of its own reads all of it first.
+"""A process that reads all of a store, to find out whether that crashes. Some kinds of damage make
+LMDB end the process, so after the crash of a kernel this one reads the store first.
 
     python -m aios.kernel.store.probe FOLDER
 """
@@ -18,7 +18,7 @@ from .store import RESTORE, TABLES
 
 
 def try_store(folder: Path) -> None:
-    """Raises StoreDamaged where reading the store in `folder` ends in a crash or an error."""
+    """Raise StoreDamaged where reading the store in `folder` ends in a crash or an error."""
     if not (folder / "data.mdb").exists():
         return
     done = subprocess.run(
@@ -31,6 +31,7 @@ def try_store(folder: Path) -> None:
 
 
 def read(folder: Path) -> None:
+    """Visit each row of each table."""
     env = lmdb.open(str(folder), max_dbs=len(TABLES), readonly=True)
     with env.begin() as txn, txn.cursor() as names:
         tables = [env.open_db(name, txn=txn, create=False) for name, _ in names]

@@ -1,8 +1,8 @@
-"""The store: one LMDB environment, opened by the kernel alone. What is acknowledged is on disk.
+"""The store: one LMDB environment, opened by the kernel alone. An acknowledged write is on disk.
 
 Reads run in the kernel's loop. Writes are functions over a transaction; a thread runs all that
-wait in one transaction (group commit), each in a transaction of its own below it, so one that
-raises leaves nothing behind. Each value is checked, or sealed (encryption.py).
+wait in one transaction (group commit), each in a nested transaction of its own, so one that raises
+leaves nothing behind. Each value has a checksum, or is encrypted (kernel/lib/encryption.py).
 """
 
 from __future__ import annotations
@@ -39,21 +39,23 @@ from aios.syscalls.errors import (
 
 from ..lib.coroutine import Wait, background
 from ..lib.encryption import ChecksumCodec, ValueCodec
-from .file_space import GROUP, Room
+from .file_space import GROUP_BYTES, FileSpace
 from .transaction import Txn
 
 FORMAT = 1
 TABLES = ("meta", "done", "memory", "log", "catalog", "blobs")
-PAGES = 8192  # bytes that a job adds to a group, about: the pages that its keys are in
+JOB_OVERHEAD_BYTES = 8192  # that a job adds to a group, about: the pages of its keys
 RESTORE = "restore a backup, or move the folder away to begin with an empty store"
-DONE = 1024  # replies that are kept for one caller
-CALL = struct.Struct(">QQ")  # who called, and its number
+MAX_REPLIES = 1024  # kept for one caller
+CALL = struct.Struct(">QQ")  # the caller's pid, and the call's number
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
 
 
-class Job(msgspec.Struct):
+class WriteJob(msgspec.Struct):
+    """A write that waits for the writer's thread, and then its outcome."""
+
     do: Callable[[Txn], Any]
     end: Wait[Any]
     size: int
@@ -64,10 +66,10 @@ class Job(msgspec.Struct):
 
 class Store:
     """The store in `folder`. `post` runs a function in the kernel's loop, from another thread.
-    `limit` is what the file may grow to, in bytes. `barrier` runs in the writer's thread before
-    each commit: what it makes durable lasts if the commit does. `system` names what the callers
-    belong to: what was kept of calls to another one is dropped. `id` is this store's for good, and
-    secret.
+    `limit` is the size in bytes that the file may grow to. `barrier` runs in the writer's thread
+    before each commit, and makes durable whatever must not be lost if the commit lasts. `system`
+    names the system that the callers belong to: replies to calls of another one are dropped. `id`
+    is secret, and never changes.
 
     Raises:
         HomeBusy: another process has it open.
@@ -78,14 +80,14 @@ class Store:
     def __init__(
         self, folder: Path, post: Callable[[Callable[[], None]], None], *, limit: int = 8 << 30,
         system: str = "", barrier: Callable[[], None] = lambda: None,
-        keeper: ValueCodec = ChecksumCodec(),  # noqa: B008 (it has no state)
+        codec: ValueCodec = ChecksumCodec(),  # noqa: B008 (it has no state)
     ) -> None:  # fmt: skip
         self.folder, self.post, self.limit, self.barrier = folder, post, limit, barrier
-        self.keeper = keeper
+        self.codec = codec
         self.path = folder / "data.mdb"
         self.broken: AiosError | None = None
         self.tables: dict[str, Any] = {}
-        self.callers: set[int] = set()  # of whom calls are remembered
+        self.callers: set[int] = set()  # whose replies are kept, by pid
         self.commits = self.written = 0
         self.freed = False  # there was a commit since the last put that had no room
         try:
@@ -98,7 +100,7 @@ class Store:
                 raise
         except (lmdb.Error, OSError) as error:
             raise _cannot_open(folder, error) from error
-        self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self.jobs: queue.SimpleQueue[WriteJob | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._work, name="store", daemon=True)
         self.thread.start()
 
@@ -109,19 +111,21 @@ class Store:
         )  # fmt: skip
         try:
             self.env.reader_check()
-            self.room = Room(self.env, self.path, self.limit, self.tables)
-            if self.room.behind() < 0:  # LMDB maps it: a page that is not there would be our SIGBUS
-                raise StoreDamaged(f"{self.path} is cut short: {self.room.size} bytes", RESTORE)
+            self.space = FileSpace(self.env, self.path, self.limit, self.tables)
+            if (
+                self.space.unused() < 0
+            ):  # LMDB maps it: a page that is not there would be our SIGBUS
+                raise StoreDamaged(f"{self.path} is cut short: {self.space.size} bytes", RESTORE)
             with self.env.begin(write=True) as txn:
                 self._begin(txn, system)
-            self.room.extend()
+            self.space.extend()
         except BaseException:
             self.env.close()
             raise
 
     def _begin(self, txn: lmdb.Transaction, system: str) -> None:
         self.tables.update((name, self.env.open_db(name.encode(), txn=txn)) for name in TABLES)
-        new = Txn(self.env, txn, self.tables, self.keeper)
+        new = Txn(self.env, txn, self.tables, self.codec)
         known = new.get("meta", b"format")
         if known is not None and _decode(known) > FORMAT:
             raise StoreDamaged(
@@ -141,10 +145,10 @@ class Store:
     # --- use --------------------------------------------------------------------------------------
 
     def read(self, do: Callable[[Txn], Any]) -> Any:
-        """Run `do` over what is committed.
+        """Run `do` over the last commit.
 
         Raises:
-            StoreDamaged: what it read is damaged; and whatever `do` raises.
+            StoreDamaged: a value that `do` read is damaged; and whatever `do` raises.
         """
         try:
             return self._read(do)
@@ -153,40 +157,40 @@ class Store:
                 f"cannot read the store in {self.folder}: {error}", RESTORE
             ) from None
         except AiosError as error:
-            # Whoever keeps it would keep the transaction alive, which has one of few slots.
+            # A kept traceback would keep the transaction alive, which has one of few slots.
             raise error.with_traceback(None) from None
 
     def _read(self, do: Callable[[Txn], Any]) -> Any:
         with self.env.begin() as txn:
-            return do(Txn(self.env, txn, self.tables, self.keeper))
+            return do(Txn(self.env, txn, self.tables, self.codec))
 
     def write(
         self, do: Callable[[Txn], Any], *, size: int = 0, once: tuple[int, int] | None = None
     ) -> Wait[Any]:
-        """Have `do` run in the writer's thread; its result comes when all that it put is on disk.
-        An error that it raises undoes it. It may run twice: when one of its group fails the
-        commit, each is tried by itself.
+        """Run `do` in the writer's thread; return its result once all that it put is on disk.
+        An error that `do` raises undoes it. `do` may run twice: when one job of a group fails the
+        commit, each job is tried by itself.
 
-        `size`: bytes of the values that it puts, 0 if it makes room. `once`: the pid and the id of
-        the call that this is; should the same call come again, it gets the first result, which
-        has to be plain.
+        `size`: bytes of the values that `do` puts, 0 if it makes room. `once`: the pid and the id
+        of the call that this write serves; if the same call comes again, it gets the first result,
+        which has to be made of plain types.
         """
         if once is not None:
             self.callers.add(once[0])
         end = Wait[Any](shielded=True)
-        self.jobs.put(Job(do, end, size, None if once is None else CALL.pack(*once)))
+        self.jobs.put(WriteJob(do, end, size, None if once is None else CALL.pack(*once)))
         return end
 
     def forget(self, pid: int) -> None:
-        """That caller has ended, and sends no call again."""
+        """Drop the replies kept for a caller that has ended, and sends no call again."""
         if pid in self.callers:
             self.callers.remove(pid)
             background(self.write(partial(_forget, pid)), _not_forgotten)
 
     @contextmanager
     def backup(self, target: Path) -> Iterator[Txn]:
-        """Copy what is committed now to the folder `target`, compacted; from any thread. The block
-        has a transaction over the copy; if it fails, nothing is left.
+        """Copy the last commit to the folder `target`, compacted; from any thread. The block gets a
+        transaction over the copy; if it fails, nothing is left.
 
         Raises:
             BadInput: the folder cannot be made, or cannot hold the copy.
@@ -202,7 +206,7 @@ class Store:
             with self._open_copy(target) as env:
                 tables = {name: env.open_db(name.encode()) for name in TABLES}
                 with env.begin(write=True) as txn:
-                    yield Txn(env, txn, tables, self.keeper)
+                    yield Txn(env, txn, tables, self.codec)
                 env.sync(True)
         except BaseException as error:
             shutil.rmtree(target)
@@ -218,7 +222,7 @@ class Store:
         )  # fmt: skip
 
     def close(self) -> None:
-        """Have what was asked for committed, and stop."""
+        """Commit the writes that were asked for, and stop."""
         self.jobs.put(None)
         self.thread.join()
         self.env.close()
@@ -229,18 +233,18 @@ class Store:
     def _work(self) -> None:
         while (job := self.jobs.get()) is not None:
             group, size = [job], job.size
-            while size < GROUP and not self.jobs.empty():
+            while size < GROUP_BYTES and not self.jobs.empty():
                 following = self.jobs.get()
                 if following is None:
                     self._commit(group)
                     return
                 group.append(following)
-                size += following.size + PAGES
+                size += following.size + JOB_OVERHEAD_BYTES
             self._commit(group)
-            self.room.extend()
+            self.space.extend()
 
-    def _commit(self, group: list[Job]) -> None:
-        """All at once, or each by itself if that fails, so that it fails whom it must."""
+    def _commit(self, group: list[WriteJob]) -> None:
+        """Commit a group at once; if that fails, each job by itself, so that only one fails."""
         try:
             self._run(group)
         except (lmdb.Error, OSError) as error:
@@ -255,7 +259,7 @@ class Store:
                 job.error = self._error(error)
         self.post(lambda: _tell(group))
 
-    def _run(self, group: list[Job]) -> None:
+    def _run(self, group: list[WriteJob]) -> None:
         if self.broken is not None:
             for job in group:
                 job.error = self.broken
@@ -264,33 +268,33 @@ class Store:
             for job in group:
                 self._do(txn, job)
             if any(job.size and job.error is None for job in group):
-                self.room.check_limit(txn)
+                self.space.check_limit(txn)
             self.barrier()
         self.freed = True
         self.commits += 1
         self.written += sum(job.size for job in group)
 
-    def _do(self, txn: lmdb.Transaction, job: Job) -> None:
+    def _do(self, txn: lmdb.Transaction, job: WriteJob) -> None:
         job.result, job.error = None, None
         try:
             if job.size:
-                self.room.check_disk()
+                self.space.check_disk()
             with self.env.begin(write=True, parent=txn) as child:
-                job.result = self._once(Txn(self.env, child, self.tables, self.keeper), job)
+                job.result = self._once(Txn(self.env, child, self.tables, self.codec), job)
         except AiosError as error:
             job.error = error
         except lmdb.BadValsizeError as error:
             job.error = BadInput(f"a key or value that the store cannot hold: {error}")
         except lmdb.Error:
             raise
-        except Exception:  # noqa: BLE001 (a defect in `do`: its caller is told, the store goes on)
+        except Exception:  # noqa: BLE001 (a defect in `do`: its caller hears, the store goes on)
             traceback.print_exc(file=sys.stderr)
             job.error = Internal("the kernel failed to serve this call")
 
     def _reclaim(self) -> bool:
-        """LMDB reuses pages from the second commit after they came free on. A put that is refused
-        makes no commit, so there has to be one more, or it would be refused for ever. Nor does it
-        reuse what a reader might see, also one that was killed: which that is has to be asked."""
+        """Make free pages usable, and tell whether some may be. LMDB reuses pages from the second
+        commit after they came free on; a refused put makes no commit, so one is made here. Nor does
+        LMDB reuse pages that a reader might see, even a killed one: `reader_check` drops those."""
         if not self.env.reader_check() and not self.freed:
             return False
         self.freed = False
@@ -301,7 +305,7 @@ class Store:
             return False
         return True
 
-    def _once(self, txn: Txn, job: Job) -> Any:
+    def _once(self, txn: Txn, job: WriteJob) -> Any:
         if job.once is None:
             return job.do(txn)
         known = txn.get("done", job.once)
@@ -310,13 +314,13 @@ class Store:
         result = job.do(txn)
         txn.put("done", job.once, _encode(result))
         pid, call = CALL.unpack(job.once)
-        last = CALL.pack(pid, max(0, call - DONE))
+        last = CALL.pack(pid, max(0, call - MAX_REPLIES))
         for key in list(takewhile(lambda key: key <= last, txn.keys("done", job.once[:8]))):
             txn.delete("done", key)
         return result
 
     def _recovers(self, error: Exception) -> bool:
-        """Whether one of a group may be what failed it."""
+        """Tell whether a single job may have failed its group."""
         return self.broken is None and isinstance(error, lmdb.MapFullError | lmdb.DiskError)
 
     def _error(self, error: Exception) -> AiosError:
@@ -324,7 +328,7 @@ class Store:
             return StoreFull(f"the store has reached its {self.limit} bytes")
         if isinstance(error, lmdb.DiskError):
             return DiskFull("the store cannot be written: its disk is full")
-        # What a failed write or sync has left of the file's pages in memory is not known.
+        # After a failed write or sync nobody knows which of the file's pages in memory are good.
         self.broken = self.broken or StoreDamaged(
             f"the store failed: {error}", "see to the disk, then `aios stop` and `aios start`"
         )
@@ -332,7 +336,7 @@ class Store:
 
 
 class NoStore:
-    """In the place of a store that cannot be opened: everything else goes on."""
+    """A stand-in for a store that cannot be opened: each use raises `error`."""
 
     commits = 0
     id = b""
@@ -362,7 +366,7 @@ class NoStore:
         pass
 
 
-def _tell(group: list[Job]) -> None:
+def _tell(group: list[WriteJob]) -> None:
     for job in group:
         if job.error is not None:
             job.end.fail(job.error)

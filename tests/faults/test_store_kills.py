@@ -25,7 +25,7 @@ from aios.agents import connect
 from aios.kernel.config import Config
 from aios.kernel.init.keyring import KeyRequest, unlock
 from aios.kernel.lib.encryption import AeadCodec, ChecksumCodec, ValueCodec
-from aios.kernel.memory.owners import Row
+from aios.kernel.memory.rows import OwnerRow
 from aios.kernel.store.store import Store
 from aios.kernel.store.transaction import Txn
 from aios.shell.launch import System
@@ -199,14 +199,14 @@ def keeper_of(home: Path, settings: dict[str, Any]) -> ValueCodec:
     return AeadCodec(unlock(Config(home=str(home), **settings), KeyRequest()))
 
 
-def content(folder: Path, keeper: ValueCodec) -> Found:
+def content(folder: Path, codec: ValueCodec) -> Found:
     """What a kernel that starts there would find."""
-    store = Store(folder, lambda run: run(), keeper=keeper)
+    store = Store(folder, lambda run: run(), codec=codec)
     try:
 
         def do(txn: Txn) -> Found:
             pids = {
-                key[1:]: msgspec.msgpack.decode(data, type=Row).pid
+                key[1:]: msgspec.msgpack.decode(data, type=OwnerRow).pid
                 for key, data in txn.scan("memory", b"o")
             }
             found: Found = {pid: {} for pid in pids.values()}
@@ -243,13 +243,13 @@ def campaign(folder: Path, cuts: int, *, mounts: bool, **settings: Any) -> list[
         writers(system.home) as crowd,
         connect(system.home, "test") as aios,
     ):
-        keeper = keeper_of(home, settings)
+        codec = keeper_of(home, settings)
         for _ in range(cuts):
             time.sleep(rng.random() * 0.3)  # a random moment is the point here
             acknowledged = cut(aios.status().os_pid, crowd, partial(copy.become, disk))
             with copy as there:
                 try:
-                    problems += wrong(crowd, acknowledged, content(there / "store", keeper))
+                    problems += wrong(crowd, acknowledged, content(there / "store", codec))
                 except AiosError as error:
                     problems.append(str(error))
     return problems
