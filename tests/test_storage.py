@@ -746,7 +746,7 @@ def test_a_damaged_content_is_found_and_harms_no_other(homes: Path) -> None:
         second.end()
 
 
-def test_an_upkeep_that_runs_is_cancelled_and_alone(boot: Boot) -> None:
+def test_maintenance_that_runs_is_cancelled_and_alone(boot: Boot) -> None:
     system = boot()
     with connect(system.home) as aios, Raw(system.home) as raw:
         for at in range(0, 4000, 250):

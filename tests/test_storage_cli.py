@@ -249,7 +249,7 @@ def test_ctrl_c_ends_a_transfer(home: Path, tmp_path: Path) -> None:
         assert list(aios.sto_list("half")) == []
 
 
-def test_upkeep(home: Path, tmp_path: Path) -> None:
+def test_maintenance(home: Path, tmp_path: Path) -> None:
     for text in (b"1", b"2", b"3"):
         fine(home, "put", "u", stdin=text)
     assert answer(home, "sto", "compact", "--keep", "1")["versions"] >= 2

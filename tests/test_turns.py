@@ -319,7 +319,7 @@ def test_the_rules_of_an_agent_are_kept_once_whatever_it_asks_for(turns: Turns) 
 def test_a_tree_has_so_many_uploads_and_no_more(
     turns: Turns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upload, "OF_TREE", 3)
+    monkeypatch.setattr(upload, "MAX_OF_TREE", 3)
     above, other = turns.agent("sender"), turns.agent("another")
     below = turns.agent("below", parent=above.pid)
     for caller in (above, below, below):

@@ -193,7 +193,7 @@ def sealed(folder: Path) -> dict[str, Any]:
     return {"encrypt": True, "key_file": str(path)}
 
 
-def keeper_of(home: Path, settings: dict[str, Any]) -> ValueCodec:
+def codec_of(home: Path, settings: dict[str, Any]) -> ValueCodec:
     if not settings:
         return ChecksumCodec()
     return AeadCodec(unlock(Config(home=str(home), **settings), KeyRequest()))
@@ -243,7 +243,7 @@ def campaign(folder: Path, cuts: int, *, mounts: bool, **settings: Any) -> list[
         writers(system.home) as crowd,
         connect(system.home, "test") as aios,
     ):
-        codec = keeper_of(home, settings)
+        codec = codec_of(home, settings)
         for _ in range(cuts):
             time.sleep(rng.random() * 0.3)  # a random moment is the point here
             acknowledged = cut(aios.status().os_pid, crowd, partial(copy.become, disk))
