@@ -36,7 +36,7 @@ def fields(member: tarfile.TarInfo) -> dict[str, Any]:
     return {**known, "tags": msgspec.json.decode(tags, type=list[str])}
 
 
-class Content:
+class ObjectReader:
     """An object's content as a file that tarfile reads."""
 
     def __init__(self, aios: Aios, info: s.Version) -> None:

@@ -32,7 +32,7 @@ def cut(text: str, width: int) -> tuple[list[str], str]:
             text = text[at + 1 :]
 
 
-class Job:
+class BackgroundJob:
     """`emit` gets each line of output, and one more at the end, from a thread of the job."""
 
     def __init__(

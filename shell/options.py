@@ -64,7 +64,7 @@ class Number(click.FloatRange):
         return float(super().convert(value, param, ctx))
 
 
-class Text(click.ParamType[str]):
+class BoundedText(click.ParamType[str]):
     """A text of bounded length and, with a pattern, of the form that `says` puts into words."""
 
     name = "text"
@@ -156,7 +156,7 @@ def _click_type(kind: inspect.Type, says: str) -> click.ParamType[Any]:
                 min_open=kind.gt is not None, max_open=kind.lt is not None,
             )  # fmt: skip
         case inspect.StrType():
-            return Text(kind, says)
+            return BoundedText(kind, says)
     raise TypeError(f"no option has the type {kind}")
 
 

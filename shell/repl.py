@@ -16,7 +16,7 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory
 from prompt_toolkit.patch_stdout import patch_stdout
 
-from .jobs import Job
+from .jobs import BackgroundJob
 from .launch import usable
 from .output import say
 from .questions import Notices
@@ -68,7 +68,9 @@ def split_at_cursor(text: str) -> tuple[list[str], str]:
 class CommandCompleter(Completer):
     """Completes as `aios` does in bash, through click, and the shell's own commands."""
 
-    def __init__(self, home: Path, cli: click.Command, jobs: Callable[[], Iterable[Job]]) -> None:
+    def __init__(
+        self, home: Path, cli: click.Command, jobs: Callable[[], Iterable[BackgroundJob]]
+    ) -> None:
         self.home, self.jobs = home, jobs
         self.click = ShellComplete(cli, {}, "aios", "_AIOS_COMPLETE")
 
@@ -96,7 +98,7 @@ class Shell:
         self, home: Path, cli: click.Command, execute: Callable[[Sequence[str]], int]
     ) -> None:
         self.home, self.cli, self.execute = home, cli, execute
-        self.jobs: list[Job] = []
+        self.jobs: list[BackgroundJob] = []
         self.printing = threading.Lock()  # jobs print while the prompt comes and goes
 
     def interactive(self) -> int:
@@ -178,7 +180,7 @@ class Shell:
         return self.execute(["--home", str(self.home), *line.args])
 
     def _start_job(self, args: Sequence[str]) -> int:
-        job = Job(len(self.jobs) + 1, self.home, args, self._emit)
+        job = BackgroundJob(len(self.jobs) + 1, self.home, args, self._emit)
         self.jobs.append(job)
         say(f"[{job.number}] started: {job.command}")
         return 0

@@ -23,7 +23,7 @@ from mcp.client.streamable_http import streamable_http_client
 from aios.agents import Aios, connect
 from aios.shell.cli import execute
 from aios.shell.launch import System
-from aios.shell.mcp.tools import Tools
+from aios.shell.mcp.tools import ServedTools
 from aios.syscalls.errors import ProcessGone, TimedOut
 
 Program = Callable[[str], str]
@@ -364,7 +364,7 @@ def test_an_agent_that_ends_of_itself_before_kill_is_no_error(tmp_path: Path) ->
         if error := ends.pop(f"{name} {signal}".strip(), None):
             raise error
 
-    asyncio.run(Tools(tmp_path, {}, {})._finish_off(Mock(call=call), 1))
+    asyncio.run(ServedTools(tmp_path, {}, {})._finish_off(Mock(call=call), 1))
     assert not ends
 
 

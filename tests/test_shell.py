@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from aios.agents import Aios, connect
 from aios.shell import questions
 from aios.shell.cli import cli, execute
-from aios.shell.jobs import Job, cut
+from aios.shell.jobs import BackgroundJob, cut
 from aios.shell.launch import System
 from aios.shell.repl import BUILTINS, Line, Shell, parse, split_at_cursor
 from aios.syscalls.errors import BadVersion
@@ -141,7 +141,7 @@ def test_exit_ends_the_jobs(system: System, aios: Aios, program: Callable[[str],
 
 def test_a_job_that_a_signal_ended_has_the_code_of_a_shell(system: System) -> None:
     said: list[str] = []
-    job = Job(1, system.home, ["events", "policy"], said.append)
+    job = BackgroundJob(1, system.home, ["events", "policy"], said.append)
     job.process.kill()
     assert job.wait() == 137
     assert said == ["[1] exit code 137: events policy"]

@@ -181,9 +181,8 @@ def _answer(value: Any, digits: int) -> Calculation:
     shown = _each(plain, lambda item: _rounded(item, digits) if _long(item) else item)
     exact = not any(item.has(sympy.Float) for item in _leaves(shown))
     inner = [item for item in _leaves(plain) if item.is_number and not item.is_Integer]
-    result, decimal = (
-        sympy.sstr(what, full_prec=False)[:MAX_ANSWER_CHARS] for what in (shown, rounded)
-    )
+    texts = (sympy.sstr(what, full_prec=False) for what in (shown, rounded))
+    result, decimal = (text[:MAX_ANSWER_CHARS] for text in texts)
     return Calculation(result, decimal if exact and inner and decimal != result else None, exact)
 
 

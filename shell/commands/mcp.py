@@ -84,11 +84,11 @@ def mcp(
     if importlib.util.find_spec("mcp") is None:
         raise BadInput("the package mcp is not installed", "pip install 'aios-system[mcp]'")
     from ..mcp.server import serve_http, serve_stdio  # noqa: PLC0415 (half a second, for this alone)
-    from ..mcp.tools import Tools  # noqa: PLC0415
+    from ..mcp.tools import ServedTools  # noqa: PLC0415
 
     reach = Reach(read=list(read), write=list(write))
     spawn = msgspec.to_builtins({"reach": reach, "limits": limits or None, "manifest": manifest})
-    server = Tools(home, programs, spawn).server()
+    server = ServedTools(home, programs, spawn).server()
     if port is None:
         if sys.stdin.isatty():
             say(

@@ -14,7 +14,7 @@ from aios.agents import Aios, connect
 from aios.agents.sdk.connection import Pending
 from aios.syscalls import sto as s
 
-from ..archive import Content, header, reading
+from ..archive import ObjectReader, header, reading
 from ..options import Whole
 from ..output import STREAM, json_option, progress, show, whole
 from ..render import counted
@@ -52,7 +52,7 @@ def export_(home: Path, file: Path, prefix: str, everyone: bool, owner: str, as_
         owners = [holding.owner for holding in aios.sto_owners()] if everyone else [owner]
         for each in owners:
             for info in aios.sto_list(prefix, owner=each):
-                tar.addfile(header(info), Content(aios, info))
+                tar.addfile(header(info), ObjectReader(aios, info))
                 count += 1
                 tell(counted(count, "object"))
     if file != STREAM:

@@ -61,7 +61,7 @@ class Kernel:
             raise ToolError(str(error)) from error
 
 
-class Tools:
+class ServedTools:
     """`agents` are programs of the user's by name; `spawn` is what each agent is started with."""
 
     def __init__(self, home: Path, agents: dict[str, str], spawn: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ import pytest
 import uvicorn
 from conftest import Boot, eventually
 
-from aios.shell.mcp.tools import Tools
+from aios.shell.mcp.tools import ServedTools
 
 pytestmark = pytest.mark.faults
 
@@ -89,7 +89,7 @@ def test_the_client(tmp_path: Path) -> None:
 @pytest.fixture
 def address(boot: Boot) -> Iterator[str]:
     """Of `aios mcp --http`, but for its token, which the suite cannot be given."""
-    app = Tools(boot(slots=1, ctx=256).home, {}, {}).server().streamable_http_app()
+    app = ServedTools(boot(slots=1, ctx=256).home, {}, {}).server().streamable_http_app()
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical"))
     thread = threading.Thread(target=server.run)
     thread.start()
