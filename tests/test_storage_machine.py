@@ -52,6 +52,10 @@ class Asked(Call):
         super().__init__(None, session, process, call_id, TABLE["sto.get"])  # type: ignore[arg-type]
         self.answer: Any = None
 
+    def piece(self, body: Any, *, durable: bool = False, keep: bool = True) -> None:
+        """Take the progress that a slow compaction reports."""
+        assert isinstance(body, sto.Progress)
+
     def done(self, body: Any) -> None:
         self.answer, self.ended = body, True
 
@@ -146,7 +150,7 @@ class Machine(RuleBasedStateMachine):
         return "" if fits else "store.conflict"
 
     def agree(self, answer: Any, expected: str) -> bool:
-        """Tell whether the change was made; if not, check that the error is the one expected."""
+        """Tell whether a change was made, and check that it failed as expected otherwise."""
         code = answer.code if isinstance(answer, AiosError) else ""
         if code == "limit" and not expected:  # the quota, which `it_holds_the_model` checks
             return False
