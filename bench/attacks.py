@@ -1,4 +1,4 @@
-"""What attacks can do: figures with a bound each, and `missed` names those that are above theirs.
+"""The effects of attacks: figures with a bound each; `missed` names those that are above theirs.
 
     pids_taken            connections of processes that had ended, on which the kernel took a hello,
                           of `pids_tried`; `pids_reused` of these had their pid taken by another
@@ -145,7 +145,7 @@ def flooded(progress: Progress, kind: str, seconds: float) -> Figures:
 
 
 def answers(aios: Aios) -> bool:
-    """Whether another agent is told who it is."""
+    """Tell whether another agent is told who it is."""
     try:
         return aios.wait(start(aios, "who", 0.0, ALL), ANSWER_S).code == 0
     except TimedOut:
@@ -200,7 +200,7 @@ def token_cpu_us(progress: Progress, home: Path, count: int, window: float) -> f
 
 
 def cpu_seconds(os_pid: int) -> float:
-    """What a process has computed, by its clock: clock_getcpuclockid(3)."""
+    """Return the processor time of a process, by its clock: clock_getcpuclockid(3)."""
     return time.clock_gettime((~os_pid << 3) | 2)
 
 

@@ -1,4 +1,4 @@
-"""What the benches share: the text they run on, and a system of their own."""
+"""Parts that the benches share: the text they run on, and a system of their own."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def text() -> str:
 
 
 def threads() -> int:
-    """Those that both sides of a bench compute with: one a processor, as `aios start` takes."""
+    """Return the threads that both sides of a bench compute with: one a processor, as `aios start`
+    takes."""
     return os.cpu_count() or 1
 
 

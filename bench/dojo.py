@@ -173,9 +173,9 @@ class Agent:
 
 @cache
 def agentdojo() -> tuple[Any, Any]:
-    """What finds its suites, and what runs their tools.
+    """Import what finds its suites and runs their tools.
 
-    What drives models stays out: it imports the clients of five vendors, and is not used here.
+    Its drivers of models stay out: they import the clients of five vendors.
 
     Raises:
         AiosError: a package is not installed.

@@ -61,7 +61,7 @@ def broken_calls(number: int, pid: int) -> bytes:
 
 
 def cancels(number: int, _pid: int) -> bytes:
-    """Of what waits in the kernel, and of what waits for the core."""
+    """Cancel calls that wait in the kernel, and calls that wait for the core."""
     if number % 2:
         return call(number, "call.cancel", number - 2, call=number - 1)
     if number % 4:

@@ -110,7 +110,7 @@ def ask(query: str, mode: Mode, count: int) -> Search:
 def quality(
     progress: Progress, collection: Collection, model: Embedder, ours: dict[str, float]
 ) -> None:
-    """Of each ranking, over all queries; of the fused one also over the odd ones."""
+    """Measure each ranking over all queries, the fused one also over the odd ones."""
     with tempfile.TemporaryDirectory(prefix="aios-") as folder:
         index = Index(Path(folder), model)
         index.apply([put(doc.id, f"{doc.title}\n\n{doc.text}") for doc in collection.documents])

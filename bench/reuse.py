@@ -17,8 +17,8 @@ LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
 
 
 def take_over(progress: Progress, home: Path, count: int) -> dict[str, int]:
-    """Of `count` connections, how many were taken for whoever has the pid of their maker, and how
-    many who had it were not welcome on one of their own."""
+    """Return how many of `count` connections were taken for whoever has the pid of their maker, and
+    how many who had it were not welcome on one of their own."""
     found = {"pids_tried": count, "pids_reused": 0, "pids_taken": 0, "pids_refused": 0}
     with connect(home, "bench") as aios:
         kernel = aios.status().os_pid

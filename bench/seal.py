@@ -1,4 +1,4 @@
-"""What encryption at rest costs: durable puts a second, and snapshots to and from disk, with it
+"""The cost of encryption at rest: durable puts a second, and snapshots to and from disk, with it
 (ours) and without (peer), in turns. `ratio` is that of the puts.
 
 Snapshots are random bytes of a page of 64 tokens, through the core's own files; what is read was
@@ -43,7 +43,7 @@ def run(
 def puts_per_second(
     progress: Progress, puts: int, rounds: int
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Of 64 writers, of a sealed system and of one in clear, side by side and in turns."""
+    """Return puts a second of 64 writers, to a sealed system and to one in clear, in turns."""
     with ExitStack() as stack:
         key = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aios-"))) / "key"
         key.write_bytes(os.urandom(32))

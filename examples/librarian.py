@@ -66,7 +66,7 @@ class Librarian(Agent):
 
 
 def found(value: Any) -> list[str]:
-    """What a tool returned, as lines: rows, or passages."""
+    """Return the result of a tool as lines: rows, or passages."""
     if isinstance(value, list):
         return [hit["text"] for hit in value]
     rows = [zip(value["columns"], row, strict=True) for row in value["rows"]]

@@ -30,7 +30,7 @@ class Difference(msgspec.Struct):
 
 @tool(name="time.now")
 def now(zone: Zone = "UTC") -> Now:
-    """What time and day it is, in a time zone."""
+    """Tell the time and day in a time zone."""
     try:
         moment = datetime.now(ZoneInfo(zone))
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:

@@ -51,14 +51,14 @@ _encode = msgspec.msgpack.Encoder().encode
 Handler = Callable[[Call, Any], Any]
 
 
-class Gate(Protocol):
+class Authorizer(Protocol):
     def check(self, process: Process, row: Syscall, args: Any) -> Permit:
         """By which rule the call is allowed, and what a person has to be asked first, if anything.
         Raises Denied."""
 
 
-class Ledger(Protocol):
-    """What the trap asks of the kernel's ledger."""
+class Outbox(Protocol):
+    """The part of the kernel's ledger that the trap uses."""
 
     def check_room(self) -> None:
         """Raises DiskFull where nothing that has an effect may begin."""
@@ -70,7 +70,7 @@ class Ledger(Protocol):
 
 
 class Recorder(Protocol):
-    """What the trap asks of the audit log."""
+    """The part of the audit log that the trap uses."""
 
     def check_room(self, row: Syscall, process: Process | None) -> None:
         """Raises DiskFull where the call could not be recorded."""
@@ -103,9 +103,9 @@ class Trap:
         handlers: dict[str, Handler],
         send: Callable[[bytes, bytes], None],
         hello: Callable[[Session, Any], Any],
-        gate: Gate,
+        gate: Authorizer,
         ask: Callable[[Call, Message, Permit], tuple[int, Awaitable[Sequence[str]]]],
-        ledger: Ledger,
+        ledger: Outbox,
         audit: Recorder,
         sessions: Sessions,
         settle: Callable[[Process], None] = lambda _: None,

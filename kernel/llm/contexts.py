@@ -52,12 +52,12 @@ class Turn(Struct):
 
     @property
     def content(self) -> str | None:
-        """What the chat template is given; None where the tokens are in the context already."""
+        """The text for the chat template; None where the tokens are in the context already."""
         return None if self.generated else self.note + self.text
 
 
 class Past(Struct, kw_only=True):
-    """What a context holds; what a checkpoint remembers and a fork begins with."""
+    """The content of a context, which a checkpoint remembers and a fork begins with."""
 
     history: list[Segment] = []
     turns: list[Turn] = []
@@ -143,7 +143,7 @@ class Past(Struct, kw_only=True):
             held -= len(self.dropped.pop(0).text) + TURN
 
     def answered(self, text: str, drawn: int) -> None:
-        """What was generated, the newest tokens, is a turn of the conversation, if there is one."""
+        """Make a turn of the newest tokens, which were generated, if this is a conversation."""
         if not self.turns:
             return
         if self.turns[-1].generated:

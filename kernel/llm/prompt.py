@@ -30,7 +30,7 @@ class Asked:
 
 
 class Entering(NamedTuple):
-    """What is to enter a context: one of turns, text, tokens."""
+    """Input that is to enter a context: one of turns, text, tokens."""
 
     turns: list[Turn]
     text: str | None
@@ -91,7 +91,7 @@ class Prompts:
             self._ask_next(asked.queue)
 
     def asked(self) -> list[Question]:
-        """Those that are with the core."""
+        """List the questions that the core has."""
         begun = sorted(self.grammars.begun | self.texts.begun)
         return [self.questions[req].question for req in begun]
 

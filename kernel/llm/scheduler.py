@@ -55,13 +55,13 @@ class Task:
 
 
 class Policy(Protocol):
-    """What a scheduling policy decides; the rest is the Scheduler's."""
+    """The decisions of a scheduling policy; the Scheduler does the rest."""
 
     def order(self, task: Task) -> float:
         """The ready task with the smallest is dispatched next."""
 
     def expired(self, task: Task, quantum: int) -> bool:
-        """Whether a running task must make room for one that waits."""
+        """Tell whether a running task must make room for one that waits."""
 
 
 class Fifo:

@@ -1,4 +1,4 @@
-"""What enters a context, and what leaves it when its window is full: by the context's own choice.
+"""Input enters a context; when its window is full, something leaves, by the context's own choice.
 
     error       nothing leaves: the call fails, and the context is as it was
     slide       the oldest turns go; what comes first (system text, tools) and the newest stay
@@ -83,7 +83,7 @@ class Windows:
         return len(tokens), moved
 
     def _room(self, args: Append | Generate) -> int:
-        """What an answer may need, as far as it is kept free for it."""
+        """Return how many tokens to keep free for the answer."""
         wanted = args.max_tokens if isinstance(args, Generate) else 0
         return min(wanted, int(self.contexts.window * ANSWER))
 

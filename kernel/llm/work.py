@@ -1,4 +1,4 @@
-"""What a generation is, what it has done so far, and what comes of it."""
+"""A generation: its request, what it has done so far, and its result."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def packed(asked: D) -> D:
 
 
 class Work(Struct, kw_only=True):
-    """What a generation is and has done so far: what it goes on from after the kernel's death."""
+    """A generation's request and progress, from which it goes on after the kernel's death."""
 
     call: int  # its id; 0: the kernel itself needs it, on the way of a call
     decoding: Decoding
@@ -55,7 +55,7 @@ class Work(Struct, kw_only=True):
         return sum(len(piece.tokens) for piece in self.pieces)
 
     def take(self, out: Out) -> Piece | None:
-        """What one step of the core brought."""
+        """Take the output of one step of the core."""
         if out.digest:
             self.digest = out.digest
         if out.token is None:
@@ -94,7 +94,7 @@ class Generation:
         self.turn = None
 
     def result(self, finish: Finish, now: float) -> Result:
-        """What its call gets in the end."""
+        """Return the final reply of its call."""
         work = self.work
         logprobs = [each for piece in work.pieces for each in piece.logprobs or []]
         return Result(

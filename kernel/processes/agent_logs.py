@@ -1,4 +1,4 @@
-"""What agents print: read from their logs, waiting for more where that is asked for."""
+"""Agents' logs: reads what agents print, and waits for more where a call asks for that."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an agent has of whoever spawns it: limits, and what its walls let it through to."""
+"""Inheritance: the limits and the sandbox grants that an agent has from its spawner."""
 
 from __future__ import annotations
 

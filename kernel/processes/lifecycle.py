@@ -247,7 +247,7 @@ class Lifecycle:
     # --- after the kernel's death ---------------------------------------------------------------
 
     def recover(self, takeover: Takeover) -> None:
-        """What became of the processes meanwhile, as init knows it."""
+        """Take over the processes of the kernel before, as init knows them."""
         keys = {key: os_pid for os_pid, key in takeover.children.items()}
         ended = {frame.key for frame in takeover.gone}
         for process in self.agents_alive():
@@ -308,7 +308,7 @@ class Lifecycle:
             self.after(self.config.grace, lambda: self._kill_if_alive(process))
 
     def _end(self, process: Process, code: int, reason: str) -> None:
-        """What falls with a process: calls, contexts, messages, children."""
+        """End a process, and with it its calls, contexts, messages and children."""
         session = self.sessions.by_pid.get(process.pid)
         if session is not None:
             self.sessions.close(session)
@@ -340,7 +340,7 @@ class Lifecycle:
             self.sweeper.remove(self.logs.path(process.pid))
 
     def _clear_others(self) -> None:
-        """What agents of an earlier system left, or such that are forgotten. Nobody gets the number
+        """Remove what agents of an earlier system, or forgotten ones, left. Nobody gets the number
         of one, should a journal have been lost: the sweeper may still be at its folder."""
         left = [(path.name, path) for path in (self.config.path / "agents").iterdir()]
         logs = self.logs.folder.glob("agent-*.log")
@@ -351,7 +351,7 @@ class Lifecycle:
                 self.sweeper.remove(path)
 
     def _take_back(self, process: Process) -> None:
-        """What it has of the managers'."""
+        """Take back what the process has of the managers."""
         for ctx in list(process.contexts):
             self.contexts.close(self.contexts.contexts[ctx])
         for tell in self.ended:

@@ -128,7 +128,7 @@ class Mailroom:
                     wait.fail(_gone(pid))
 
     def check(self, processes: Iterable[Process]) -> list[str]:
-        """What is wrong, if anything."""
+        """List each broken invariant in words."""
         kept = {number: each for process in processes for number, each in process.mailbox.items()}
         apart = kept.keys() ^ self.unread.keys()
         counted: Counter[str] = Counter()

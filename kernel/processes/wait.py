@@ -1,4 +1,4 @@
-"""Those who wait for the end of a process (proc.wait)."""
+"""Calls that wait for the end of a process (proc.wait)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Waiters:
                 del self.waiters[about]
 
     def _end_for(self, caller: Process, pid: int | None) -> Exited | None:
-        """What a wait of `caller` gets now. Waiting for any child hands out each child once."""
+        """Return the end that a wait of `caller` gets now; one for any child gets each once."""
         if pid is not None:
             child = self.table.get(pid)
             if child.kind != "agent":

@@ -1,4 +1,4 @@
-"""What the tool manager keeps: jobs, the workers that do them, what toolboxes have said."""
+"""The records of the tool manager: jobs, workers, and what toolboxes have said."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .toolbox import Box
 
 
 class JobRow(msgspec.Struct, array_like=True):
-    """What is journaled of a job with an effect."""
+    """The row in the journal of a job with an effect."""
 
     caller: int
     call: int
@@ -78,7 +78,7 @@ class Worker:
 
 @dataclass
 class State:
-    """What is known of a toolbox."""
+    """The state of a toolbox."""
 
     box: Box
     specs: dict[str, m.Spec] | None = None  # None: no worker has said yet

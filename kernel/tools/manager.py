@@ -52,7 +52,7 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class Starter(Protocol):
-    """What the tool manager asks of those who see to processes."""
+    """The part of the process manager that the tool manager uses."""
 
     def start_worker(self, name: str, box: Box, caller: Process | None) -> Process:
         """Raises Denied, LimitReached."""
@@ -242,7 +242,7 @@ class Tools:
         self.locks.discard(spec.exclusive)
 
     def _leave(self, worker: Worker, job: Job) -> None:
-        """What becomes of the worker that had it."""
+        """Free, keep or end the worker that had a job."""
         box, process = self.states[worker.pool.box].box, worker.process
         if process.pid not in self.workers:  # it has ended
             return
@@ -341,7 +341,7 @@ class Tools:
             self.starter.end_now(worker.process, "has said what it serves")
 
     def _has_told(self, worker: Worker) -> None:
-        """What its toolbox has. Those that have another from its file before it changed, go."""
+        """Note the tools of a worker's toolbox, and end the idle workers of an older file."""
         state = self.states[worker.pool.box]
         state.specs, state.stamp, state.is_known = worker.offered, worker.stamp, True
         for other in self.workers.values():
@@ -350,7 +350,11 @@ class Tools:
                 self.starter.end_now(other.process, "its toolbox has changed")
 
     def progress(self, process: Process, args: m.JobProgress) -> None:
-        """What comes too often to be looked at is left out. Raises Denied, NotFound."""
+        """Tell the caller how far a job is; reports that come too often are left out.
+
+        Raises:
+            Denied, NotFound.
+        """
         job, now = self._job(process, args.id), time.monotonic()
         job.steps += 1
         if job.steps <= STEPS or now >= job.next_step:
@@ -412,7 +416,7 @@ class Tools:
         self._look()
 
     def _did_not_start(self, worker: Worker) -> None:
-        """Those hear of it who wait for it: why it did not may be theirs alone."""
+        """Fail the jobs that wait for a worker that did not start: why may be theirs alone."""
         pool = worker.pool
         error = f"{_how(worker.process)} (see `aios logs {worker.process.pid}`)"
         if not pool.caller:
@@ -424,7 +428,7 @@ class Tools:
     # --- after the kernel's death -----------------------------------------------------------------
 
     def recover(self, workers: list[Process]) -> None:
-        """Those of the kernel before have nobody to tell; new ones are started for new calls."""
+        """End the workers of the kernel before, which have nobody to tell."""
         for process in workers:
             self.starter.end_now(process, "the kernel has died")
 
@@ -456,6 +460,6 @@ def _how(process: Process) -> str:
 
 
 def _broken(job: Job, what: str, kind: type[AiosError]) -> AiosError:
-    """What its caller hears of a job that had no end of its own."""
+    """Return the error for the caller of a job that had no end of its own."""
     effect = job.spec is not None and job.spec.effect
     return (ToolUnknown if effect else kind)(f"{job.args.name} {what}")

@@ -37,7 +37,7 @@ DNS = 53
 
 
 class Own(Reach, forbid_unknown_fields=True, kw_only=True):
-    """What AIOS is told of a server, besides what other programs are."""
+    """Settings of a server that are for AIOS alone; other programs ignore them."""
 
     limit: Annotated[int, Meta(ge=1, le=1024)] = 8  # of each of its tools run at once
     timeout: Annotated[float, Meta(gt=0, le=86400)] = 60.0  # seconds, of each call
@@ -96,8 +96,9 @@ def mcp_boxes(path: str, data: bytes) -> dict[str, Box]:
 
 
 def servers(path: Path, data: bytes, variables: Mapping[str, str]) -> dict[str, Found]:
-    """Those in the file with these `data`, by the names of their toolboxes. `variables` stand for
-    `${NAME}`. One that is wrong is there as well: its worker says what is wrong with it.
+    """Return the servers in a file with these `data`, by the names of their toolboxes.
+
+    `variables` stand for `${NAME}`. A wrong one is there as well: its worker says why.
 
     Raises:
         BadInput: it is not such a file.
@@ -208,7 +209,11 @@ def server_of(name: str, entry: Entry) -> Found:
 
 
 def reach_of(server: McpServer, own: Own) -> Reach:
-    """What it was given, and what it does not run without. Raises ValueError."""
+    """Return the sandbox grants that a server was given, and those it does not run without.
+
+    Raises:
+        ValueError: a grant is not understood.
+    """
     ports = [*own.ports, *([port_of(server.url)] if server.url else [])]
     read = [*own.read, *(str(path) for path in named(server))]
     return Reach(

@@ -49,8 +49,8 @@ class Box(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
             return 0
 
     def spawn(self, name: str, home: Path) -> Spawn:
-        """What starts a worker in the system of `home`. A program of the user's is read with what
-        is beside it."""
+        """Return the call that starts a worker in the system of `home`. A program of the user's may
+        read what is beside it."""
         own = "/" in self.program
         read = [*self.reach.read, *(program_paths(self.program, home) if own else ())]
         reach = structs.replace(self.reach, read=read)
@@ -91,6 +91,6 @@ SHIPPED: dict[str, Box] = {
 
 
 def boxes_of(settings: Mapping[str, Box]) -> dict[str, Box]:
-    """Those that ship, and those of the settings, which may be another under the same name."""
+    """Return the toolboxes that ship and those of the settings, which may replace others."""
     found = {**SHIPPED, **settings}
     return {name: box for name, box in found.items() if not box.off}
