@@ -299,7 +299,7 @@ class Kernel:
         self.memory.batch.flush()
         self.interactions.flush()
         self.maintenance.close()
-        self.lifecycle.sweeper.close()
+        self.lifecycle.leftovers.sweeper.close()
         self.blobs.close()
         self.loop.run_posted()  # what it was to commit
         self.store.close()

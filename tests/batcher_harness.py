@@ -14,7 +14,7 @@ from aios.kernel.core.batcher import Batcher
 from aios.kernel.core.disk import Disk
 from aios.kernel.core.engine import CHUNK_TOKENS, Engine
 from aios.kernel.core.protocol import Halt, Halted, Out, Run
-from aios.kernel.llm.contexts import Past
+from aios.kernel.llm.past import Past
 from aios.syscalls.llm import Decoding, Logprob
 
 PLENTY = 1 << 30  # bytes for snapshots

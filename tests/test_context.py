@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from aios.kernel.core.engine import CHUNK_TOKENS
 from aios.kernel.core.history import Op, plan
 from aios.kernel.core.protocol import DECODED, PREFILLED
-from aios.kernel.llm.contexts import DROPPED, KEPT, PAST, ContextManager, Past
-from aios.kernel.llm.contexts import Turn as Message
+from aios.kernel.llm.contexts import KEPT, ContextManager
+from aios.kernel.llm.past import DROPPED, PAST, Past
+from aios.kernel.llm.past import Turn as Message
 from aios.kernel.process import Process
 from aios.syscalls.errors import BadInput, ContextBusy, ContextFull, LimitReached, NotFound
 from aios.syscalls.proc import Limits

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from aios.kernel.core.protocol import Halted, Out
 from aios.kernel.ledger.context_rows import ContextRow, ContextRows, read_row
-from aios.kernel.llm.contexts import Turn
+from aios.kernel.llm.past import Turn
 from aios.kernel.llm.work import Work
 from aios.syscalls.llm import Decoding
 

@@ -33,7 +33,7 @@ from aios.kernel.core.batcher import Batcher
 from aios.kernel.core.llama import LlamaEngine
 from aios.kernel.core.protocol import decode_question, encode
 from aios.kernel.core.text import answer
-from aios.kernel.processes.lifecycle import Birth
+from aios.kernel.processes.pending_spawn import PendingSpawn
 from aios.syscalls.kernel import ModelInfo
 from aios.syscalls.proc import Limits, Spawn
 
@@ -107,7 +107,7 @@ class System:
         )
         process = self.kernel.table.add("agent", name, 0, 0, free, time.monotonic())
         process.manifest = ALL
-        birth = Birth(process, secrets.token_bytes(32), Spawn(program=name), None)
+        birth = PendingSpawn(process, secrets.token_bytes(32), Spawn(program=name), None)
         self.kernel.lifecycle.births[process.pid] = birth
         return birth.token
 

@@ -17,7 +17,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from ..core.protocol import Halted, Out, Segment
 from ..journal import Journal
-from ..llm.contexts import Past, Turn
+from ..llm.past import Past, Turn
 from ..llm.work import Work
 
 SLACK_BYTES = 4096  # of changes, before a short row is written whole again

@@ -32,12 +32,14 @@ from ..core.protocol import Halted, Out
 from ..entry.trap import Trap
 from ..init.protocol import ToInit
 from ..journal import Journal
-from ..llm.contexts import Context, ContextManager, Past
+from ..llm.contexts import Context, ContextManager
 from ..llm.generations import Generations
+from ..llm.past import Past
 from ..llm.scheduler import Scheduler
 from ..process import Process, ProcessTable
-from ..processes.lifecycle import Birth, Lifecycle
+from ..processes.lifecycle import Lifecycle
 from ..processes.mailbox import Mailroom
+from ..processes.pending_spawn import PendingSpawn
 from ..tools.jobs import JobRow
 from .context_rows import ContextRow, ContextRows, read_row
 from .field_rows import FieldRows, read_fields
@@ -293,7 +295,7 @@ class Ledger:
         process = self.table.rows[ids[0]]
         known = row.caller in self.trap.sessions.by_pid
         call = self.trap.detached(row.caller, row.call, "proc.spawn") if known else None
-        birth = Birth(process, row.token, row.spawn, call, row.signals, row.greeted)
+        birth = PendingSpawn(process, row.token, row.spawn, call, row.signals, row.greeted)
         self.lifecycle.births[process.pid] = birth
         if call is not None:
             call.run(self.lifecycle.reply(birth))
@@ -324,7 +326,7 @@ def _process_row(process: Process) -> dict[str, Any]:
     return {name: getattr(process, name) for name in FIELDS}
 
 
-def _birth_row(birth: Birth) -> dict[str, Any]:
+def _birth_row(birth: PendingSpawn) -> dict[str, Any]:
     call = birth.call
     who = (0, 0) if call is None or call.ended else (call.process.pid, call.id)
     row = PendingSpawnRow(birth.token, birth.spawn, *who, birth.signals, birth.greeted)

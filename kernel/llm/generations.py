@@ -37,7 +37,8 @@ from ..events import EventLog
 from ..lib.coroutine import Wait
 from ..lib.trees import root
 from ..process import Process
-from .contexts import Context, ContextManager, Turn
+from .contexts import Context, ContextManager
+from .past import Turn
 from .prompt import DEATHS, Entering, Prompts
 from .scheduler import Decision, Dispatch, Scheduler
 from .statistics import Statistics

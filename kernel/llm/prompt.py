@@ -15,7 +15,8 @@ from ..lib.coroutine import Wait
 from ..lib.fair_queue import FairQueue
 from ..lib.trees import root
 from ..process import Process
-from .contexts import ContextManager, Past, Turn
+from .contexts import ContextManager
+from .past import Past, Turn
 
 GRAMMARS, TEXTS = 1, 8  # questions of a kind that are with the core at once
 DEATHS = 3  # of the core, after which a question or a generation is given up

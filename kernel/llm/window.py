@@ -23,7 +23,8 @@ from aios.syscalls.llm import Append, Decoding, Generate, Moved, PastMessage
 from ..core.protocol import PREFILLED
 from ..entry.call import Call
 from ..process import Process
-from .contexts import Context, ContextManager, Past, Turn
+from .contexts import Context, ContextManager
+from .past import Past, Turn
 from .prompt import Entering, Prompts
 
 LEFT = 0.5  # of the window: what stays at most, once something has to go

@@ -6,11 +6,8 @@ import secrets
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
-
-import msgspec
 
 from aios.syscalls.errors import (
     Denied,
@@ -36,44 +33,23 @@ from ..init.protocol import (
     Takeover,
     ToInit,
 )
-from ..lib.coroutine import Wait
 from ..lib.patterns import check_visible
-from ..lib.sweeper import Sweeper
 from ..llm.contexts import ContextManager
 from ..llm.generations import Generations
 from ..manifests import check_rights, check_rules
 from ..process import Process, ProcessTable, named_by
-from ..sandbox.sandbox import AgentDirectory, merge_grants
+from ..sandbox.sandbox import merge_grants
 from ..tools.toolbox import Box
 from .agent_logs import Logs
 from .inherited import limits_of, reach_of, tightened
+from .leftovers import Leftovers
 from .mailbox import Mailroom
+from .pending_spawn import PendingSpawn
 from .wait import Waiters
 
 LAST_WORD = 0.2  # seconds that init has to say of what a process died whose connection is lost
 MOST_TOLD = 1000  # reasons for which connections were cut off, before the oldest is told again
 SIGNALS = 16  # that one gets at its start, of those sent before
-
-_encode = msgspec.msgpack.Encoder().encode
-
-
-@dataclass
-class Birth:
-    """A process between spawn and its first call. Until then it may say hello again, should the
-    kernel die before the welcome was heard."""
-
-    process: Process
-    token: bytes
-    spawn: Spawn
-    call: Call | None  # None: its caller has had the reply, or is gone
-    signals: list[str] = field(default_factory=list)  # sent before it has an OS pid
-    greeted: bool = False
-    told: Wait[Spawned] = field(default_factory=Wait)  # the reply to its caller
-
-    def __post_init__(self) -> None:
-        """Have the task wait as bytes: as objects it may take seventy times the room."""
-        task = msgspec.Raw(_encode(self.spawn.task))
-        self.spawn = msgspec.structs.replace(self.spawn, task=task)
 
 
 class Lifecycle:
@@ -89,10 +65,9 @@ class Lifecycle:
         self.to_init, self.after = to_init, after
         self.sessions = sessions
         self.ended: list[Callable[[Process], object]] = [mailroom.ended]  # who hears of an end
-        self.births: dict[int, Birth] = {}  # by pid
+        self.births: dict[int, PendingSpawn] = {}  # by pid
         self.told: dict[tuple[int, str], None] = {}  # connections that were cut off: OS pid, why
-        self.sweeper = Sweeper()
-        table.on_forget = self._forgotten
+        self.leftovers = Leftovers(config.path, table, logs)
         self.on_empty: Callable[[], None] | None = None  # set while the system winds up
 
     # --- birth ----------------------------------------------------------------------------------
@@ -104,13 +79,13 @@ class Lifecycle:
         self._start(birth)
         return await self.reply(birth)
 
-    async def reply(self, birth: Birth) -> Spawned:
+    async def reply(self, birth: PendingSpawn) -> Spawned:
         try:
             return await birth.told
         finally:
             birth.process.touch()  # its birth has no caller any more
 
-    def _conceive(self, call: Call, args: Spawn) -> Birth:
+    def _conceive(self, call: Call, args: Spawn) -> PendingSpawn:
         if self.on_empty is not None:
             raise Denied("the system is stopping: nothing new is started")
         if call.process.state == "ending":
@@ -141,7 +116,7 @@ class Lifecycle:
         except LimitReached:
             self._drop_unstarted(process)
             raise
-        birth = Birth(process, secrets.token_bytes(32), args, call)
+        birth = PendingSpawn(process, secrets.token_bytes(32), args, call)
         self.births[process.pid] = birth
         return birth
 
@@ -167,12 +142,12 @@ class Lifecycle:
             process.principal, process.labels = caller.principal, set(caller.labels)
         else:
             process.principal = f"/@{name}"  # no agent's: of those below "/" some may have the name
-        birth = Birth(process, secrets.token_bytes(32), args, None)
+        birth = PendingSpawn(process, secrets.token_bytes(32), args, None)
         self.births[process.pid] = birth
         self._start(birth)
         return process
 
-    def _start(self, birth: Birth) -> None:
+    def _start(self, birth: PendingSpawn) -> None:
         pid, spawn = birth.process.pid, birth.spawn
         cwd, log = spawn.cwd or "", str(self.logs.path(pid))
         around = merge_grants(self.config.walls, birth.process.reach)
@@ -186,7 +161,7 @@ class Lifecycle:
             self.born(birth, frame.os_pid)
         self.after(self.config.hello, lambda: self._check_hello(frame.key))
 
-    def born(self, birth: Birth, os_pid: int) -> None:
+    def born(self, birth: PendingSpawn, os_pid: int) -> None:
         process = birth.process
         self.table.bind(process, os_pid)
         birth.told.done(Spawned(pid=process.pid))
@@ -270,8 +245,8 @@ class Lifecycle:
             self.gone(frame)
         for process in self.table.rows.values():
             if process.tool and not process.alive:  # the kernel may have died over it
-                self._clear(process)
-        self._clear_others()
+                self.leftovers.remove(process)
+        self.leftovers.remove_unknown()
 
     def _end_soon(self, process: Process) -> None:
         if not process.reported:
@@ -320,7 +295,7 @@ class Lifecycle:
         self._take_back(process)
         children = self.table.end(process, code, reason, time.monotonic())
         if process.tool:
-            self._clear(process)
+            self.leftovers.remove(process)
         self.events.publish(
             "process", "ended", process.pid, code=process.code, reason=process.reason
         )
@@ -328,27 +303,6 @@ class Lifecycle:
             self.terminate(child, "parent gone")
             children += [self.table.rows[pid] for pid in child.children]
         self._ended(process)
-
-    def _clear(self, process: Process) -> None:
-        """There may be a worker a call: what they leave would fill the disk."""
-        self.sweeper.remove(AgentDirectory(self.config.path, process.pid).own)
-
-    def _forgotten(self, process: Process) -> None:
-        """It is listed no more, and so nobody asks for what it has left."""
-        if process.kind == "agent":
-            self._clear(process)
-            self.sweeper.remove(self.logs.path(process.pid))
-
-    def _clear_others(self) -> None:
-        """Remove what agents of an earlier system, or forgotten ones, left. Nobody gets the number
-        of one, should a journal have been lost: the sweeper may still be at its folder."""
-        left = [(path.name, path) for path in (self.config.path / "agents").iterdir()]
-        logs = self.logs.folder.glob("agent-*.log")
-        left += [(path.stem.removeprefix("agent-"), path) for path in logs]
-        for number, path in left:
-            if number.isdigit() and int(number) not in self.table.rows:
-                self.table.last = max(self.table.last, int(number))
-                self.sweeper.remove(path)
 
     def _take_back(self, process: Process) -> None:
         """Take back what the process has of the managers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -9,11 +10,18 @@ import msgspec
 
 from aios.syscalls import tool as m
 from aios.syscalls.base import Done
+from aios.syscalls.errors import AiosError, BadInput, ToolArguments, ToolFailed, ToolUnknown
 
 from ..entry.call import Call
 from ..lib.coroutine import Wait
 from ..process import Process
 from .toolbox import Box
+
+PROGRESS_BURST, PROGRESS_INTERVAL_S = 16, 0.1  # reports that are told; then between two
+RETRY_S = 60.0  # until a box that could not be started, and is as it was, is tried again
+MAX_OFFER_BYTES = 1 << 20  # of what a toolbox says of its tools
+
+_encode = msgspec.msgpack.Encoder().encode
 
 
 class JobRow(msgspec.Struct, array_like=True):
@@ -51,6 +59,25 @@ class Job:
     def turn(self) -> tuple[int, int]:
         return self.round, self.id
 
+    def tells(self, now: float) -> bool:
+        """Tell whether this report of its progress is passed on."""
+        self.steps += 1
+        if self.steps > PROGRESS_BURST and now < self.next_step:
+            return False
+        self.next_step = now + PROGRESS_INTERVAL_S
+        return True
+
+    def end_with(self, said: m.JobDone, principal: str) -> None:
+        """End the job by its worker's word; `principal` is the worker's."""
+        if said.error is not None:
+            kind = ToolArguments if said.code == "tool.arguments" else ToolFailed
+            self.end.fail(kind(said.error))
+            return
+        owner = principal if said.stored else ""
+        self.end.done(
+            m.ToolResult(value=said.value, owner=owner, stored=said.stored, size=said.size)
+        )
+
 
 @dataclass
 class Worker:
@@ -64,6 +91,21 @@ class Worker:
     at_once: int = 0  # 0: it has not said yet
     jobs: dict[int, Job] = field(default_factory=dict)
     owed: dict[int, m.Spec] = field(default_factory=dict)  # of jobs that are over, but not for it
+
+    def offer(self, args: m.Offer) -> None:
+        """Add tools. Raises BadInput for a name that is not the box's to use, and for too much."""
+        for spec in args.tools:
+            if spec.name.partition(".")[0] != self.pool.box:
+                raise BadInput(
+                    f"{spec.name!r} is no tool of {self.pool.box}", "name it BOX or BOX.NAME"
+                )
+        offered = {} if args.anew else dict(self.offered)
+        offered |= {spec.name: spec for spec in args.tools}
+        if len(_encode(list(offered.values()))) > MAX_OFFER_BYTES:
+            raise BadInput(
+                f"the tools of {self.pool.box} take more than {MAX_OFFER_BYTES} bytes to tell"
+            )
+        self.offered = offered
 
     @property
     def is_free(self) -> bool:
@@ -86,3 +128,24 @@ class State:
     is_known: bool = False  # they are of the file as it is
     error: str = ""  # why none could
     failed: tuple[float, int] = (0.0, 0)  # when that was, monotonic, and of which file
+
+    def look_again(self) -> None:
+        """Have a file that has changed read anew, and one that could not be started tried again."""
+        stamp, (when, failed) = self.box.stamp(), self.failed
+        self.is_known = self.is_known and self.stamp == stamp
+        if stamp != failed or time.monotonic() - when > RETRY_S:
+            self.error = ""
+
+
+def how_ended(process: Process) -> str:
+    said = msgspec.msgpack.decode(process.result)
+    if isinstance(said, dict) and "error" in said:  # as the runner has it
+        return str(said["error"])
+    code = "" if process.code is None else f", code {process.code}"
+    return f"{process.reason}{code}"
+
+
+def broken(job: Job, what: str, kind: type[AiosError]) -> AiosError:
+    """Return the error for the caller of a job that had no end of its own."""
+    effect = job.spec is not None and job.spec.effect
+    return (ToolUnknown if effect else kind)(f"{job.args.name} {what}")

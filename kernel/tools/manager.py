@@ -11,10 +11,9 @@ hears that it is unknown what has happened, and nothing is done again.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -22,15 +21,12 @@ from aios.syscalls import tool as m
 from aios.syscalls.base import Done
 from aios.syscalls.errors import (
     AiosError,
-    BadInput,
     Denied,
     LimitReached,
     NotFound,
-    ToolArguments,
     ToolCrashed,
     ToolFailed,
     ToolTimeout,
-    ToolUnknown,
 )
 
 from ..access.gate import Gate
@@ -38,26 +34,15 @@ from ..entry.call import Call
 from ..lib.coroutine import Wait
 from ..lib.trees import root
 from ..process import Process
+from .concurrency import Concurrency
 from .job_queue import JobQueue
-from .jobs import Job, JobRow, Pool, State, Worker
-from .toolbox import Box
+from .jobs import Job, JobRow, Pool, State, Worker, broken, how_ended
+from .toolbox import Box, Starter
 
-STEPS, OFTEN = 16, 0.1  # of a job's progress that are told; then seconds between two
 START = 60.0  # seconds that a worker has until it serves
-RETRY = 60.0  # seconds until one that could not be started, and is as it was, is tried again
 LET_GO = 5.0  # seconds that a shared one has to let go of a job that is cancelled
-MOST = 1 << 20  # bytes of what a toolbox says of its tools
 
 _encode = msgspec.msgpack.Encoder().encode
-
-
-class Starter(Protocol):
-    """The part of the process manager that the tool manager uses."""
-
-    def start_worker(self, name: str, box: Box, caller: Process | None) -> Process:
-        """Raises Denied, LimitReached."""
-
-    def end_now(self, process: Process, reason: str) -> None: ...
 
 
 class Tools:
@@ -75,8 +60,7 @@ class Tools:
         self.pools: dict[Pool, list[Worker]] = {}
         self.queue = JobQueue()
         self.running: dict[int, Job] = {}
-        self.at_work: Counter[str] = Counter()  # jobs that run, by their tools
-        self.locks: set[str] = set()  # of those
+        self.concurrency = Concurrency()
         self.listing: list[tuple[Call, Wait[m.Tools]]] = []
         self.looking = self.look_again = False
         self.last = time.time_ns() // 1000  # above those of the kernels before
@@ -86,10 +70,7 @@ class Tools:
     async def tell(self, call: Call) -> m.Tools:
         """Tell of all tools, once each toolbox has said what it serves, or could not be started."""
         for state in self.states.values():
-            stamp, (when, failed) = state.box.stamp(), state.failed
-            state.is_known = state.is_known and state.stamp == stamp
-            if stamp != failed or time.monotonic() - when > RETRY:
-                state.error = ""
+            state.look_again()
         entry = (call, Wait[m.Tools]())
         self.listing.append(entry)
         try:
@@ -162,7 +143,7 @@ class Tools:
         """`stuck`: pools in which nobody is free, and tools that may not run now."""
         try:
             spec = self._spec(job)
-            if spec is not None and not self._may_run(spec):
+            if spec is not None and not self.concurrency.may_run(spec):
                 stuck.add(spec.name)
                 return
             there = self.pools.get(job.pool, [])
@@ -182,9 +163,6 @@ class Tools:
             raise NotFound(f"no tool {job.args.name!r}", f"there are: {', '.join(specs)}")
         return None if specs is None else specs[job.args.name]
 
-    def _may_run(self, spec: m.Spec) -> bool:
-        return self.at_work[spec.name] < spec.limit and spec.exclusive not in self.locks
-
     def _have_more(self, job: Job) -> None:
         """Start a worker, unless enough are coming, or there. Raises LimitReached, Denied."""
         pool = job.pool
@@ -203,9 +181,7 @@ class Tools:
         caller, name = job.call.process, job.args.name
         self.queue.begin(job)
         self.running[job.id] = worker.jobs[job.id] = job
-        self.at_work[name] += 1
-        if spec.exclusive:
-            self.locks.add(spec.exclusive)
+        self.concurrency.begin(spec)
         job.worker, job.spec = worker, spec
         worker.timer.cancel()
         job.timers.append(self.after(spec.timeout, partial(self._timed_out, job, spec.timeout)))
@@ -217,7 +193,7 @@ class Tools:
         worker.serve.piece(body, durable=spec.effect)
 
     def _timed_out(self, job: Job, seconds: float) -> None:
-        job.end.fail(_broken(job, f"was not done within {seconds:g} s", ToolTimeout))
+        job.end.fail(broken(job, f"was not done within {seconds:g} s", ToolTimeout))
 
     def _over(self, job: Job) -> None:
         """Its call ends, for whatever reason."""
@@ -229,17 +205,12 @@ class Tools:
             if job.spec.effect:
                 self.note(job.id, None)
             if job.told:
-                self._free(job.spec)
+                self.concurrency.end(job.spec)
             else:
                 job.worker.owed[job.id] = job.spec
             self._leave(job.worker, job)
         if job.told:  # else its places are free when its worker has let go of it
             self._look()
-
-    def _free(self, spec: m.Spec) -> None:
-        """Its worker does it no more."""
-        self.at_work[spec.name] -= 1
-        self.locks.discard(spec.exclusive)
 
     def _leave(self, worker: Worker, job: Job) -> None:
         """Free, keep or end the worker that had a job."""
@@ -301,18 +272,9 @@ class Tools:
         state = self.states[worker.pool.box]
         if worker.at_once and not state.box.shared:
             raise Denied("what it serves, a worker says before it does", "see docs/tools.md")
-        for spec in args.tools:
-            if spec.name.partition(".")[0] != worker.pool.box:
-                raise BadInput(
-                    f"{spec.name!r} is no tool of {worker.pool.box}", "name it BOX or BOX.NAME"
-                )
-        known = {} if args.anew else worker.offered
-        offered = known | {spec.name: spec for spec in args.tools}
-        if len(_encode(list(offered.values()))) > MOST:
-            raise BadInput(f"the tools of {worker.pool.box} take more than {MOST} bytes to tell")
-        worker.offered = offered
+        worker.offer(args)
         if worker.at_once:
-            state.specs = offered
+            state.specs = worker.offered
 
     async def serve(self, call: Call, args: m.Serve) -> Done:
         """Give a worker jobs, until it serves by another call. Raises Denied."""
@@ -356,9 +318,7 @@ class Tools:
             Denied, NotFound.
         """
         job, now = self._job(process, args.id), time.monotonic()
-        job.steps += 1
-        if job.steps <= STEPS or now >= job.next_step:
-            job.next_step = now + OFTEN
+        if job.tells(now):
             body = m.ToolProgress(done=args.done, total=args.total, message=args.message)
             self._hears(job, process)
             job.call.piece(body, keep=False)
@@ -368,20 +328,13 @@ class Tools:
         worker = self._worker(process)
         over = worker.owed.pop(args.id, None)
         if over is not None:
-            self._free(over)
+            self.concurrency.end(over)
             self._look()
             return
         job = self._job(process, args.id)
         job.told = True
         self._hears(job, process)
-        if args.error is not None:
-            kind = ToolArguments if args.code == "tool.arguments" else ToolFailed
-            job.end.fail(kind(args.error))
-            return
-        owner = process.principal if args.stored else ""
-        job.end.done(
-            m.ToolResult(value=args.value, owner=owner, stored=args.stored, size=args.size)
-        )
+        job.end_with(args, process.principal)
 
     def _hears(self, job: Job, process: Process) -> None:
         """Its caller is about to read what the worker says."""
@@ -409,16 +362,16 @@ class Tools:
         if not ended.at_once:
             self._did_not_start(ended)
         for job in list(ended.jobs.values()):
-            job.end.fail(_broken(job, f"ended: {_how(process)}", ToolCrashed))
+            job.end.fail(broken(job, f"ended: {how_ended(process)}", ToolCrashed))
         for spec in ended.owed.values():
-            self._free(spec)
+            self.concurrency.end(spec)
         ended.owed.clear()
         self._look()
 
     def _did_not_start(self, worker: Worker) -> None:
         """Fail the jobs that wait for a worker that did not start: why may be theirs alone."""
         pool = worker.pool
-        error = f"{_how(worker.process)} (see `aios logs {worker.process.pid}`)"
+        error = f"{how_ended(worker.process)} (see `aios logs {worker.process.pid}`)"
         if not pool.caller:
             state = self.states[pool.box]
             state.error, state.failed = error, (time.monotonic(), worker.stamp)
@@ -444,22 +397,4 @@ class Tools:
                          if i not in self.running]  # fmt: skip
         specs = [job.spec for job in self.running.values() if job.spec is not None]
         specs += [spec for worker in self.workers.values() for spec in worker.owed.values()]
-        if +self.at_work != Counter(spec.name for spec in specs):
-            problems.append(f"of tools that run these are counted: {dict(+self.at_work)}")
-        if self.locks != {spec.exclusive for spec in specs if spec.exclusive}:
-            problems.append(f"these locks are held: {sorted(self.locks)}")
-        return problems
-
-
-def _how(process: Process) -> str:
-    said = msgspec.msgpack.decode(process.result)
-    if isinstance(said, dict) and "error" in said:  # as the runner has it
-        return str(said["error"])
-    code = "" if process.code is None else f", code {process.code}"
-    return f"{process.reason}{code}"
-
-
-def _broken(job: Job, what: str, kind: type[AiosError]) -> AiosError:
-    """Return the error for the caller of a job that had no end of its own."""
-    effect = job.spec is not None and job.spec.effect
-    return (ToolUnknown if effect else kind)(f"{job.args.name} {what}")
+        return problems + self.concurrency.check(specs)

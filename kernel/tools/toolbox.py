@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 from msgspec import Meta, Struct, field, structs
 
@@ -15,6 +15,7 @@ from aios.syscalls.proc import Reach, Spawn
 from aios.syscalls.rules import Manifest, Rule, Rules
 
 from ..manifests import check_rules
+from ..process import Process
 from ..sandbox.sandbox import import_folder, program_paths
 
 # By name: the kernel knows the SDK only as programs to run.
@@ -88,6 +89,15 @@ SHIPPED: dict[str, Box] = {
     "time": Box(program="time"),
     "web": Box(program="web", allow=["sto.read"], reach=WEB),
 }
+
+
+class Starter(Protocol):
+    """The part of the process manager that the tool manager uses."""
+
+    def start_worker(self, name: str, box: Box, caller: Process | None) -> Process:
+        """Raises Denied, LimitReached."""
+
+    def end_now(self, process: Process, reason: str) -> None: ...
 
 
 def boxes_of(settings: Mapping[str, Box]) -> dict[str, Box]:
