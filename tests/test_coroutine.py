@@ -89,6 +89,15 @@ def test_one_that_stops_itself_ends_where_it_waits_next() -> None:
     assert said == ["on", "released"]
 
 
+def test_a_wait_tells_its_end_without_a_coroutine() -> None:
+    first, second, heard = Wait[int](), Wait[int](), list[Any]()
+    first.tell(heard.append, heard.append)
+    first.done(1)
+    second.fail(NotFound("gone"))
+    second.tell(heard.append, heard.append)
+    assert (heard[0], type(heard[1])) == (1, NotFound)
+
+
 def test_a_defect_is_told_and_no_other_work_hears_of_it(capfd: Any) -> None:
     async def run() -> None:
         await wait

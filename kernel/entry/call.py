@@ -11,7 +11,7 @@ from aios.syscalls.errors import AiosError, Cancelled
 from aios.syscalls.table import Syscall
 from aios.syscalls.wire import Receipt
 
-from ..lib.coroutine import Driver
+from ..lib.coroutine import Driver, Wait
 from ..process import Process
 
 if TYPE_CHECKING:
@@ -56,6 +56,9 @@ class Call:
 
     def run(self, work: Awaitable[Any]) -> None:
         """Have `work` serve it: what that returns or raises is the final reply."""
+        if isinstance(work, Wait) and work.cancel is None:  # nothing to be stopped, or released
+            work.tell(self.done, self.fail)
+            return
         self.driver = Driver(work, self.done, self.fail)
         self.driver.go_on()
 

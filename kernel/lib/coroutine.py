@@ -46,6 +46,19 @@ class Wait(Generic[T]):
             self.error = error
             self._end()
 
+    def tell(self, done: Callable[[T], object], fail: Callable[[AiosError], object]) -> None:
+        """Have one of these hear the end, where no coroutine awaits it."""
+
+        def over() -> None:
+            if self.error is not None:
+                fail(self.error)
+            else:
+                done(self.result)
+
+        self.resume = over
+        if self.is_over:
+            over()
+
     def _end(self) -> None:
         self.is_over = True
         resume, self.resume = self.resume, None
@@ -56,7 +69,7 @@ class Wait(Generic[T]):
         if not self.is_over:
             yield self
         if self.error is not None:
-            # Whoever keeps the error, and this wait is no other, keeps the frames it was raised in.
+            # An error that is kept would keep the frames that it was raised in, and these the wait.
             error, self.error = self.error, None
             try:
                 raise error.with_traceback(None)

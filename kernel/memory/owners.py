@@ -217,9 +217,9 @@ class Owners:
         self.grow(owner, row.bytes - owner.size)
 
     def grow(self, owner: MemoryOwner, grown: int) -> None:
-        if grown:
+        owner.size += grown
+        if grown and owner.principal:  # a person's memory counts for no tree
             self.trees.add(owner.principal, grown)
-            owner.size += grown
 
     def check_limits(self, owner: MemoryOwner, grown: int) -> None:
         """Raise LimitReached where an owner may not grow by `grown` bytes. The limit of an agent
