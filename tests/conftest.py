@@ -27,6 +27,7 @@ from models import tiny_model
 
 from aios.agents import Aios, connect
 from aios.shell.launch import System
+from aios.syscalls.errors import ProcessGone
 
 Boot = Callable[..., System]
 EMBEDDED = ""  # the setting `model`
@@ -211,8 +212,13 @@ def left_whole(shared: System) -> Iterator[System]:
             eventually(lambda: aios.status().contexts == 0)
             assert aios.check() == []
         finally:
-            for row in aios.ps():  # or the next test would be blamed as well
-                aios.kill(row.pid, "KILL")
+            kill_agents(aios)  # or the next test would be blamed as well
+
+
+def kill_agents(aios: Aios) -> None:
+    for row in aios.ps():
+        with contextlib.suppress(ProcessGone):  # it has ended by itself meanwhile
+            aios.kill(row.pid, "KILL")
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import pytest
 from commands import AIOS, LEAVES, LIMIT, environment, every_command
-from conftest import eventually, run_system
+from conftest import eventually, kill_agents, run_system
 from models import tiny_model
 
 from aios.agents import Aios, connect
@@ -110,8 +110,7 @@ def home(homes: Path, folder: Path) -> Iterator[Path]:
 def aios(home: Path) -> Iterator[Aios]:
     with connect(home, "test") as aios:
         yield aios
-        for row in aios.ps():
-            aios.kill(row.pid, "KILL")
+        kill_agents(aios)
         eventually(lambda: not aios.ps())
         assert aios.check() == []
 

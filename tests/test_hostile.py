@@ -17,7 +17,7 @@ import pexpect
 import pytest
 from click.shell_completion import get_completion_class
 from commands import AIOS, LEAVES, LIMIT, environment, started
-from conftest import eventually, run_system
+from conftest import eventually, kill_agents, run_system
 from hostile import EVIL, RAW
 
 from aios.agents import Aios, connect
@@ -143,8 +143,7 @@ def pids(aios: Aios) -> Iterator[dict[str, int]]:
     while aios.recv(stay, timeout=LIMIT).body == EVIL:
         pass
     yield {"ended": ended, "stay": stay}
-    for row in aios.ps():
-        aios.kill(row.pid, "KILL")
+    kill_agents(aios)
     eventually(lambda: not aios.ps())
     assert aios.check() == []
 
