@@ -1,4 +1,4 @@
-"""Where a system call enters: decode, identify, authorize, dispatch. The kernel's only catch-all.
+"""Where a system call enters: decode, identify, authorize, dispatch.
 
 Whatever comes in, each call gets exactly one final reply, and what has an effect has it once: a
 caller that comes back after the kernel's death sends again what it has no final reply to. Such a
@@ -7,8 +7,6 @@ call is then still on its way (detached), or has ended (its reply is kept), or h
 
 from __future__ import annotations
 
-import sys
-import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from types import CoroutineType
@@ -21,7 +19,6 @@ from aios.syscalls.base import Message
 from aios.syscalls.errors import (
     AiosError,
     Denied,
-    Internal,
     LimitReached,
     Malformed,
     OutOfOrder,
@@ -30,6 +27,7 @@ from aios.syscalls.errors import (
 from aios.syscalls.table import TABLE, Syscall
 from aios.syscalls.wire import Receipt
 
+from ..lib import defects
 from ..lib.coroutine import Wait
 from ..lib.trees import Trees, check_tree, root
 from ..process import Process, ProcessTable
@@ -139,9 +137,7 @@ class Trap:
         except AiosError as error:  # whatever goes wrong with a call is its final reply
             self._refuse(session, call or _unopened(frames), error)
         except Exception:  # noqa: BLE001 (a defect of the kernel: its caller is told)
-            traceback.print_exc(file=sys.stderr)
-            defect = Internal("the kernel failed to serve this call")
-            self._refuse(session, call or _unopened(frames), defect)
+            self._refuse(session, call or _unopened(frames), defects.report())
 
     def _came_before(self, session: Session, call: Envelope) -> bool:
         """Answer one that was sent again. Raises OutOfOrder for an id that is another's."""

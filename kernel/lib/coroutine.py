@@ -5,12 +5,12 @@ There is no queue of tasks: whoever ends a Wait resumes its coroutine at once, i
 
 from __future__ import annotations
 
-import sys
-import traceback
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Generic, TypeVar
 
-from aios.syscalls.errors import AiosError, Internal
+from aios.syscalls.errors import AiosError
+
+from . import defects
 
 T = TypeVar("T")
 
@@ -114,8 +114,7 @@ class Driver:
         except AiosError as error:
             self.fail(error.with_traceback(None))
         except Exception:  # noqa: BLE001 (a defect of the kernel: its caller is told)
-            traceback.print_exc(file=sys.stderr)
-            self.fail(Internal("the kernel failed to serve this call"))
+            self.fail(defects.report())
         else:
             self.is_running = False
             self.wait, wait.resume = wait, self.go_on

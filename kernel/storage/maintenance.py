@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import queue
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
@@ -18,12 +16,12 @@ from aios.syscalls.errors import (
     AiosError,
     BadInput,
     Cancelled,
-    Internal,
     LimitReached,
     StoreDamaged,
 )
 
 from ..entry.call import Call
+from ..lib import defects
 from ..lib.coroutine import Driver, Wait
 from ..lib.encryption import AeadCodec
 from ..store.store import NoStore, Store
@@ -72,8 +70,7 @@ class BackgroundTask:
         except AiosError as error:
             answer = partial(self.end.fail, error)
         except Exception:  # noqa: BLE001 (a defect: its caller is told, the kernel goes on)
-            traceback.print_exc(file=sys.stderr)
-            answer = partial(self.end.fail, Internal("the kernel failed to serve this call"))
+            answer = partial(self.end.fail, defects.report())
         self.post(answer)
 
 

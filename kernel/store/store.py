@@ -16,7 +16,6 @@ import shutil
 import struct
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -32,11 +31,11 @@ from aios.syscalls.errors import (
     BadInput,
     DiskFull,
     HomeBusy,
-    Internal,
     StoreDamaged,
     StoreFull,
 )
 
+from ..lib import defects
 from ..lib.coroutine import Wait, background
 from ..lib.encryption import ChecksumCodec, ValueCodec
 from .file_space import GROUP_BYTES, FileSpace
@@ -288,8 +287,7 @@ class Store:
         except lmdb.Error:
             raise
         except Exception:  # noqa: BLE001 (a defect in `do`: its caller hears, the store goes on)
-            traceback.print_exc(file=sys.stderr)
-            job.error = Internal("the kernel failed to serve this call")
+            job.error = defects.report()
 
     def _reclaim(self) -> bool:
         """Make free pages usable, and tell whether some may be. LMDB reuses pages from the second
