@@ -54,8 +54,8 @@ class Loop:
     is_waiting: Callable[[], bool]  # True: read no calls now
 
     def __init__(self, home: Path, init_fd: int) -> None:
-        self.poll, self.peers = Poll(), Poll()
-        self.poll.watch(self.peers.fd, self._from_peers)
+        # `peers` has all descriptors; while no call is read, `own` is waited for, without callers.
+        self.own, self.peers = Poll(), Poll()
         self.calls = Listener(
             home / "run" / "kernel.sock", self.peers, MAX_CALL_FRAME_BYTES, bounded=True
         )
@@ -71,13 +71,14 @@ class Loop:
         self.listeners = [self.calls, *(channel.listener for channel in channels)]
         self.init = socket.socket(fileno=init_fd)
         self.init.setblocking(False)
-        self.poll.watch(init_fd, self._from_init)
         self.to_init: deque[bytes] = deque()
         self.to_callers: list[tuple[bytes, bytes]] = []
         self.bytes_to_callers = 0
         self.posted: deque[Callable[[], None]] = deque()
         self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.poll.watch(self.wake, self._woken)
+        for poll in (self.own, self.peers):
+            poll.watch(init_fd, self._from_init)
+            poll.watch(self.wake, self._woken)
         self.lost: dict[bytes, str] = {}
         self.timers: list[tuple[float, int, Timer]] = []
         self.crowded = MAX_TIMERS
@@ -102,10 +103,7 @@ class Loop:
 
     def _end_turn(self) -> None:
         committed = self.on_turn()
-        listening = committed and not self.is_waiting()  # otherwise calls would pile up
-        if listening != self.listening:
-            self.listening = listening
-            self.poll.change(self.peers.fd, READ if listening else 0)
+        self.listening = committed and not self.is_waiting()  # otherwise calls would pile up
         if not committed:
             self.after(COMMIT_RETRY_S, lambda: None)  # nothing is sent until the commit
             return
@@ -171,10 +169,12 @@ class Loop:
     def run(self) -> None:
         while self.running:
             self._end_turn()
-            self.poll.change(self.init.fileno(), READ | WRITE if self.to_init else READ)
+            poll = self.peers if self.listening else self.own
+            poll.change(self.init.fileno(), READ | WRITE if self.to_init else READ)
             wait = max(0.0, self.timers[0][0] - time.monotonic()) if self.timers else 1.0
             more = self.calls.waiting and not self.calls.is_busy()
-            self.poll.wait(0.0 if self.lost or more else wait)
+            # News from init about a caller come before its calls.
+            poll.wait(0.0 if self.lost or more else wait, self._from_init)
             self.calls.resume()
             self._run_timers()
             while self.lost:
@@ -185,14 +185,10 @@ class Loop:
         os.eventfd_read(self.wake)
         self.run_posted()
 
-    def _from_peers(self, _events: int) -> None:
-        self._from_init(READ)  # news from init about a caller come before its calls
-        self.peers.wait(0.0)
-
     def _from_caller(self, route: bytes, os_pid: int, data: bytes | None) -> None:
         self.on_call(route, os_pid, [b"", b""] if data is None else [data])
 
-    def _from_init(self, _events: int) -> None:
+    def _from_init(self, _events: int = READ) -> None:
         for _ in range(FRAMES_PER_TURN):
             try:
                 data = self.init.recv(MAX_FRAME_BYTES)
@@ -222,4 +218,4 @@ class Loop:
         for listener in self.listeners:
             listener.close()
         self.peers.close()
-        self.poll.close()
+        self.own.close()

@@ -60,7 +60,7 @@ class Turns:
 
     def turn(self, wait: float = 0.0) -> None:
         """Everything that is there to be done now, and what goes out."""
-        self.loop.poll.wait(wait)
+        self.loop.own.wait(wait)
         self.loop._run_timers()
         self.loop.lost.clear()
         self.loop._end_turn()
@@ -90,7 +90,8 @@ class Turns:
 
     def close(self) -> None:
         self.init.close()
-        self.loop.poll.close()
+        self.loop.own.close()
+        self.loop.peers.close()
 
 
 class Caller:

@@ -14,7 +14,6 @@ class Poll:
 
     def __init__(self) -> None:
         self.epoll = select.epoll()
-        self.fd = self.epoll.fileno()  # readable when one of the descriptors is ready
         self.run: dict[int, Callable[[int], None]] = {}
         self.events: dict[int, int] = {}  # by descriptor, as epoll has them
 
@@ -33,9 +32,12 @@ class Poll:
         del self.run[fd], self.events[fd]
         self.epoll.unregister(fd)
 
-    def wait(self, seconds: float) -> None:
-        """Wait at most `seconds` for the first ready descriptors, and run their callbacks."""
-        for fd, events in self.epoll.poll(seconds, MAX_EVENTS):
+    def wait(self, seconds: float, first: Callable[[], None] = lambda: None) -> None:
+        """Wait at most `seconds` for the first ready descriptors; run `first`, then their
+        callbacks."""
+        ready = self.epoll.poll(seconds, MAX_EVENTS)
+        first()
+        for fd, events in ready:
             if fd in self.run:  # unless an earlier callback closed it
                 self.run[fd](events)
 
