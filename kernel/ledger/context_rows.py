@@ -32,6 +32,7 @@ class ContextRow(Past, kw_only=True):
 
     owner: int  # 0: asleep
     principal: str = ""
+    owner_name: str | UnsetType = UNSET  # in its place, in rows of before contexts had one
     name: str | None
     checkpoints: dict[str, Past]
     own: bool
@@ -172,6 +173,8 @@ def read_row(items: Iterable[bytes]) -> ContextRow:
     """Rebuild a row from its items."""
     first, *notes = items
     row = _row(first)
+    if row.owner_name:
+        row.principal, row.owner_name = f"/{row.owner_name}", UNSET
     for note in map(_note, notes):
         if isinstance(note, Change):
             apply_change(row, note)
