@@ -6,10 +6,19 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
+
 from aios.agents import Agent
+from aios.examples._texts import as_task
 from aios.syscalls.errors import ContextFull, LimitReached, NotFound
 
 SYSTEM = "You are a friendly assistant. Answer in one or two short sentences."
+TOO_LONG = "(that is too long for me: say less at once)"
+
+
+class Task(msgspec.Struct, forbid_unknown_fields=True):
+    turns: list[str] | None = None
+    max_tokens: int = 64
 
 
 class Chat(Agent):
@@ -22,10 +31,11 @@ class Chat(Agent):
     name = "chat"
 
     def run(self, task: Any) -> dict[str, Any]:
-        self.tokens = task.get("max_tokens", 64) if isinstance(task, dict) else 64
+        job = as_task(self, {"turns": [task]} if isinstance(task, str) else task, Task)
+        self.tokens = job.max_tokens
         self.talk = self.aios.open(SYSTEM)
         transcript = []
-        for sender, line in self.lines(task):
+        for sender, line in self.lines(job.turns):
             answer = self.answer(line)
             transcript.append({"user": line, "assistant": answer})
             if sender is not None:
@@ -33,24 +43,27 @@ class Chat(Agent):
                     self.aios.send(sender, answer)
         return {"transcript": transcript}
 
-    def lines(self, task: Any) -> Iterator[tuple[int | None, str]]:
-        if task is None:
+    def lines(self, turns: list[str] | None) -> Iterator[tuple[int | None, str]]:
+        if turns is None:
             print(f"talk to it with `aios chat {self.aios.pid}`; an empty message ends it")
             while (mail := self.aios.recv()).body:
-                yield mail.sender, mail.body
+                yield mail.sender, mail.body if isinstance(mail.body, str) else repr(mail.body)
         else:
-            for line in [task] if isinstance(task, str) else task["turns"]:
+            for line in turns:
                 yield None, line
 
     def answer(self, line: str) -> str:
         print(f"> {line}")
+        with contextlib.suppress(ContextFull):
+            return self.say(line)
+        print("(the context is full: what was said so far is forgotten)")
+        self.talk.close()
+        self.talk = self.aios.open(SYSTEM)
         try:
             return self.say(line)
         except ContextFull:
-            print("(the context is full: what was said so far is forgotten)")
-            self.talk.close()
-            self.talk = self.aios.open(SYSTEM)
-            return self.say(line)
+            print(TOO_LONG)
+            return TOO_LONG
 
     def say(self, line: str) -> str:
         answer = self.talk.generate(line, max_tokens=self.tokens)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
+import msgspec
+
 from aios.agents import Agent
-from aios.examples._texts import ALICE, read_text
+from aios.examples._texts import ALICE, as_task, read_text
+from aios.syscalls.errors import ContextFull, TooBig
 
 FIELDS = ["name", "animal", "color of its eyes", "date"]
 SHOTS = """\
@@ -24,6 +28,12 @@ object: 40 chairs
 Text: """
 
 
+class Task(msgspec.Struct, forbid_unknown_fields=True):
+    path: str | None = None
+    text: str | None = None
+    fields: list[str] = msgspec.field(default_factory=FIELDS.copy)
+
+
 class Extract(Agent):
     """Its task is the path of a text, or {"path" or "text": ..., "fields": [...]}; its result
     {"fields": {field: value}}. Without a task it is the beginning of Alice.
@@ -35,12 +45,15 @@ class Extract(Agent):
     name = "extract"
 
     def run(self, task: Any) -> dict[str, Any]:
-        task = {"path": task} if isinstance(task, str) else task or {}
-        text = _plain(task["text"] if "text" in task else self.read(task.get("path")))
+        job = as_task(self, task, Task, "path")
+        text = _plain(self.read(job.path) if job.text is None else job.text)
         found = {}
         with self.aios.open() as context:  # one for all fields: the text is prefilled once
-            context.append(f"{SHOTS}{text}\n", raw=True)
-            for field in task.get("fields", FIELDS):
+            try:
+                context.append(f"{SHOTS}{text}\n", raw=True)
+            except (ContextFull, TooBig) as error:
+                sys.exit(f"the text is too long: {error}")
+            for field in job.fields:
                 answer = context.generate(f"{field}:", raw=True, max_tokens=24, stop=["\n"])
                 if answer.finish == "length":  # else the stop string is in the context already
                     context.append("\n", raw=True)
@@ -50,7 +63,9 @@ class Extract(Agent):
         return {"fields": found}
 
     def read(self, path: str | None) -> str:
-        return read_text(path) if path else "\n\n".join(read_text(ALICE).split("\n\n")[:3])
+        return (
+            read_text(path) if path is not None else "\n\n".join(read_text(ALICE).split("\n\n")[:3])
+        )
 
 
 def _plain(text: str) -> str:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from aios.agents import Agent, AiosError
 from aios.agents.reasoning import LoopLimits, ReAct
+from aios.examples._texts import as_task
 
 SQL = "You ask a database. Its tables: {}."
 TEXTS = "You search texts."
@@ -16,6 +19,13 @@ SEARCHES: dict[str, dict[str, str]] = {
     "Who is the director?": {"query": "the director"},
 }
 ONE_CALL = LoopLimits(steps=1, calls=1, parallel=1, answer=160)
+
+
+class Task(msgspec.Struct, forbid_unknown_fields=True):
+    database: str
+    folder: str
+    ask: list[str]
+    examples: dict[str, str] = {}
 
 
 class Librarian(Agent):
@@ -29,18 +39,19 @@ class Librarian(Agent):
 
     name = "librarian"
 
-    def run(self, task: dict[str, Any]) -> list[dict[str, Any]]:
-        self.aios.sto_put("library/database", Path(task["database"]).read_bytes())
-        for path in Path(task["folder"]).glob("*.txt"):
+    def run(self, task: Any) -> list[dict[str, Any]]:
+        job = as_task(self, task, Task)
+        self.aios.sto_put("library/database", Path(job.database).read_bytes())
+        for path in Path(job.folder).glob("*.txt"):
             self.aios.sto_put(f"library/texts/{path.name}", path.read_text())
-        queries = {asked: {"query": sql} for asked, sql in task.get("examples", {}).items()}
+        queries = {asked: {"query": sql} for asked, sql in job.examples.items()}
         database = {"database": "library/database", "rows": 20}
         texts = {"path": "library/texts", "count": 1}
         self.asked = [
             self.one_call("sql.query", SQL.format(self.tables()), database, queries),
             self.one_call("search", TEXTS, texts, SEARCHES),
         ]
-        return [self.answer(question) for question in task["ask"]]
+        return [self.answer(question) for question in job.ask]
 
     def tables(self) -> str:
         found = self.aios.call_tool("sql.tables", {"database": "library/database"}).result().value

@@ -7,9 +7,13 @@ tags; `links/0007` the names of its neighbours, which get a link back in the sam
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
+import msgspec
+
 from aios.agents import Agent
+from aios.examples._texts import as_task, usage
 from aios.syscalls.errors import NotJson
 
 NEAR = 0.35  # cosine from which on two notes are neighbours
@@ -17,6 +21,11 @@ TAGS = {
     "type": "array", "minItems": 1, "maxItems": 3,
     "items": {"type": "string", "pattern": "^[a-z]{3,16}$"},
 }  # fmt: skip
+
+
+class Task(msgspec.Struct, forbid_unknown_fields=True):
+    learn: list[str] = []
+    ask: str = ""
 
 
 class Notes(Agent):
@@ -27,8 +36,11 @@ class Notes(Agent):
     name = "notes"
 
     def run(self, task: Any) -> dict[str, Any]:
-        noted = dict(self.learn(text) for text in task.get("learn", []))
-        found = self.ask(task["ask"]) if "ask" in task else []
+        job = as_task(self, task, Task)
+        if not (job.learn or job.ask):
+            sys.exit(f"nothing to learn, and nothing to answer\n{usage(self)}")
+        noted = dict(self.learn(text) for text in job.learn)
+        found = self.ask(job.ask) if job.ask else []
         return {"notes": noted, "found": found}
 
     def learn(self, text: str) -> tuple[str, dict[str, list[str]]]:

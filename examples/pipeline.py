@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from aios.agents import Agent
-from aios.examples._texts import ALICE, read_text
+from aios.examples._texts import ALICE, as_task, cut, read_text
 from aios.examples.summarize_piece import INSTRUCTION
 from aios.syscalls.errors import TimedOut
 
@@ -31,6 +33,12 @@ STAGES: list[dict[str, Any]] = [
 ]
 
 
+class Task(msgspec.Struct, forbid_unknown_fields=True):
+    path: str = str(ALICE)
+    items: list[str] = []
+    stages: list[dict[str, Any]] = msgspec.field(default_factory=STAGES.copy)
+
+
 class Pipeline(Agent):
     """Its task is the path of a text, or {"path": ... or "items": [text, ...], "stages": [...]};
     without one it takes the first paragraphs of Alice.
@@ -42,11 +50,11 @@ class Pipeline(Agent):
     name = "pipeline"
 
     def run(self, task: Any) -> dict[str, Any]:
-        task = {"path": task} if isinstance(task, str) else task or {}
-        items = task.get("items") or paragraphs(read_text(task.get("path", ALICE)))
+        job = as_task(self, task, Task, "path")
+        items = job.items or paragraphs(read_text(job.path))
         stages: list[int] = []
         to = self.aios.pid
-        for stage in reversed(task.get("stages", STAGES)):
+        for stage in reversed(job.stages):
             to = self.aios.spawn("pipeline_stage", {**stage, "to": to}, name=stage["writes"])
             stages.insert(0, to)
         cards: list[dict[str, Any]] = []
@@ -80,6 +88,8 @@ class Pipeline(Agent):
 
 
 def paragraphs(text: str, count: int = 6) -> list[str]:
-    """The first `count` that are neither a line of speech nor longer than the model grasps."""
+    """The first `count` that are neither a line of speech nor longer than the model grasps; the
+    first pieces of the text if there are none."""
     found = [" ".join(part.split()) for part in text.split("\n\n")]
-    return [part for part in found if 300 < len(part) < 1000][:count] or found[:count]
+    short = [part for part in found if 300 < len(part) < 1000][:count]
+    return short or [piece for part in found for piece in cut(part)][:count]

@@ -14,6 +14,9 @@ from conftest import eventually
 
 from aios.agents import Aios, connect
 from aios.agents.runtime.runner import load, registered, resolve
+from aios.examples._texts import LONGEST, cut
+from aios.examples.chat import TOO_LONG
+from aios.examples.pipeline import paragraphs
 from aios.examples.summarize import WORKERS
 from aios.shell.launch import System
 from aios.syscalls.kernel import Event
@@ -112,6 +115,17 @@ def test_chat_goes_on_when_its_context_is_full(aios: Aios) -> None:
     assert aios.log(end.pid, -4096).data.decode().count("(the context is full") == 1
 
 
+def test_chat_lives_on_when_a_line_is_longer_than_its_context(aios: Aios) -> None:
+    window = aios.status().model.window  # type: ignore[union-attr]
+    pid = aios.spawn("chat")
+    aios.send(pid, "so " * window)
+    assert aios.recv(pid, timeout=60).body == TOO_LONG
+    aios.send(pid, {"no": "line"})
+    assert aios.recv(pid, timeout=60).body
+    aios.send(pid, "")
+    assert aios.wait(pid, timeout=30).code == 0
+
+
 # --- summarize ---------------------------------------------------------------------------------
 
 
@@ -175,6 +189,53 @@ def test_a_file_that_is_no_text_is_named(
     path.mkdir() if content is None else path.write_bytes(content)
     end = run(aios, program, str(path))
     assert (end.code, end.result) == (1, {"error": says.replace("PATH", str(path))})
+
+
+@pytest.mark.parametrize(
+    ("program", "task", "says"),
+    [
+        ("librarian", None, "Object missing required field `database`"),
+        ("librarian", "Who wrote Emma?", "Expected `object`, got `str`"),
+        ("notes", None, "nothing to learn, and nothing to answer"),
+        ("summarize", {"text": 5}, "Expected `str | null`, got `int` - at `$.text`"),
+        ("summarize", [1], "Expected `object`, got `array`"),
+        ("summarize", {"pathh": "a.txt"}, "Object contains unknown field `pathh`"),
+        ("chat", 5, "Expected `object`, got `int`"),
+        ("chat", {"turns": "hello"}, "Expected `array | null`, got `str` - at `$.turns`"),
+        ("extract", {"fields": "name"}, "Expected `array`, got `str` - at `$.fields`"),
+        ("pipeline", {"items": "name"}, "Expected `array`, got `str` - at `$.items`"),
+    ],
+)
+def test_a_task_that_none_can_do_is_answered_with_what_it_takes(
+    aios: Aios, program: str, task: Any, says: str
+) -> None:
+    end = run(aios, program, task)
+    first, _, takes = end.result["error"].partition("\n")
+    assert end.code == 1
+    assert says in first
+    assert takes.startswith("Its task is ")
+    assert aios.log(end.pid).data.decode() == end.result["error"] + "\n"
+
+
+@pytest.mark.parametrize("text", ["word " * 1_000, "\u65e5\u672c" * 800, "So it was. " * 400])
+def test_a_long_text_is_cut_where_it_has_no_paragraphs(text: str) -> None:
+    pieces = cut(text)
+    assert all(0 < len(piece.encode()) <= 2 * LONGEST for piece in pieces)
+    assert "".join("".join(pieces).split()) == "".join(text.split())
+    assert len(cut(text, 3)) == 3
+
+
+def test_what_is_too_long_for_extract_is_said_in_one_line(aios: Aios) -> None:
+    for text in ("word " * 3_000, "word " * 12_000):
+        end = run(aios, "extract", {"text": text})
+        assert end.code == 1
+        assert end.result["error"].startswith("the text is too long: ")
+
+
+def test_pipeline_takes_the_first_pieces_of_a_text_without_paragraphs() -> None:
+    items = paragraphs("Tom fed the cat. " * 6_000)
+    assert len(items) == 6
+    assert all(len(item) <= LONGEST for item in items)
 
 
 # --- files that the command line names ---------------------------------------------------------

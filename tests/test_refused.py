@@ -103,6 +103,12 @@ def test_a_program_beside_a_home_tries_nothing_that_it_may_not(
     assert (done.returncode, done.stdout, done.stderr) == (0, "7\n", "")
 
 
+NO_RUN = (
+    "aios.syscalls.errors.NoProgram: PATH: A has no `run` that takes a task"
+    " (write `def run(self, task):`)\n"
+)
+
+
 @pytest.mark.parametrize(
     ("text", "first"),
     [
@@ -110,7 +116,11 @@ def test_a_program_beside_a_home_tries_nothing_that_it_may_not(
             'Traceback (most recent call last):\n  File "PATH", line 4, in run\n'),
         ("class A(Agent):\n    def run(self, task)\n", '  File "PATH", line 3\n'),
         ("print('up')\n", "up\naios.syscalls.errors.NoProgram: PATH defines 0 agents"),
-        ("class A(Agent):\n    def run(self):\n        return 1\n", "Traceback (most recent"),
+        ("class A(Agent):\n    def run(self):\n        return 1\n", NO_RUN),
+        ("class A(Agent):\n    pass\n", NO_RUN),
+        ("class A(Agent):\n    def run(self, task):\n        self.aios.send('nobody', 1)\n",
+            'Traceback (most recent call last):\n  File "PATH", line 4, in run\n'
+            "    self.aios.send('nobody', 1)\naios.syscalls.errors.NotFound: "),
     ],
 )  # fmt: skip
 def test_an_error_is_told_from_the_program_s_own_line_on(

@@ -23,6 +23,7 @@ from aios.syscalls.errors import AiosError, KernelGone, NoProgram
 from .agent import Agent
 
 REGISTRY = "aios.examples"  # a bare name is a module in here
+SDK = f"{Path(__file__).parents[1]}/"  # the folder of aios.agents
 
 
 def registered() -> dict[str, str]:
@@ -73,7 +74,7 @@ def load(path: str, loader: SourceFileLoader | None = None) -> type[Agent]:
     """Return the one Agent subclass that the file at `path` defines.
 
     Raises:
-        NoProgram: it defines none, or several.
+        NoProgram: it defines none, or several, or one that cannot be run.
     """
     spec = importlib.util.spec_from_file_location("aios_agent", path, loader=loader)
     if spec is None or spec.loader is None:
@@ -90,7 +91,22 @@ def load(path: str, loader: SourceFileLoader | None = None) -> type[Agent]:
         raise NoProgram(
             f"{path} defines {len(found)} agents, not one", "subclass aios.agents.Agent"
         )
+    if not takes_task(found[0]):
+        raise NoProgram(
+            f"{path}: {found[0].__name__} has no `run` that takes a task",
+            "write `def run(self, task):`",
+        )
     return found[0]
+
+
+def takes_task(agent: type[Agent]) -> bool:
+    if inspect.isabstract(agent) or not callable(agent.run):
+        return False
+    try:
+        inspect.signature(agent.run).bind("self", "task")
+    except TypeError:
+        return False
+    return True
 
 
 def main(beside: str = "") -> int:
@@ -120,12 +136,21 @@ def _outcome(result: Any) -> Any:
 
 def own_part(error: BaseException, path: str) -> TracebackType | None:
     """Cut the frames of the runner off the traceback of `error`: all of it is kept if the program
-    was called wrongly, and none if it could not begin."""
+    has none, and nothing if it could not begin."""
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename != path:
         trace = trace.tb_next
     began = not isinstance(error, SyntaxError | NoProgram)
     return trace or (error.__traceback__ if began else None)
+
+
+def print_error(error: BaseException) -> None:
+    """Print `error` with its traceback. That of a system call ends where the SDK was called."""
+    told = traceback.TracebackException.from_exception(error)
+    if isinstance(error, AiosError):
+        while told.stack and told.stack[-1].filename.startswith(SDK):
+            told.stack.pop()
+    print(*told.format(), sep="", end="", file=sys.stderr)
 
 
 def _run(aios: Aios, beside: str) -> tuple[int, Any]:
@@ -140,7 +165,7 @@ def _run(aios: Aios, beside: str) -> tuple[int, Any]:
         print(leave.code, file=sys.stderr)
         return 1, {"error": str(leave.code)}
     except BaseException as error:  # noqa: BLE001 (whatever it is, its parent gets to know)
-        traceback.print_exception(error.with_traceback(own_part(error, path)))
+        print_error(error.with_traceback(own_part(error, path)))
         if isinstance(error, ModuleNotFoundError) and not beside and "/" in program:
             print(
                 "A program reads no modules beside it where your home is in that folder: put all "
