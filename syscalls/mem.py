@@ -14,7 +14,8 @@ MAX_SPACES = 64  # of one agent
 
 Key = Annotated[str, Meta(min_length=1, max_length=MAX_KEY_BYTES)]
 Principal = Annotated[str, Meta(max_length=4096)]
-Place = tuple[int, int]  # of an entry in a log
+Number = Annotated[int, Meta(ge=0, lt=2**53)]
+Place = tuple[Number, Number]  # of an entry in a log
 
 
 class Whose(Message):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from turns import Turns
 
 from aios.kernel.config import Config
 from aios.kernel.lib.coroutine import Wait
@@ -16,6 +17,7 @@ from aios.kernel.process import ProcessTable
 from aios.kernel.store.store import NoStore
 from aios.syscalls.errors import StoreDamaged
 from aios.syscalls.proc import Limits
+from aios.syscalls.wire import FAILED
 
 
 class Slow(NoStore):
@@ -46,3 +48,14 @@ def test_what_waits_for_the_disk_is_bounded(
     ]
     store.waiting.pop().done(None)  # it is done: those that wait are its next job
     assert (log.waiting, len(store.waiting)) == ([], 1)
+
+
+@pytest.mark.parametrize("turn", [-1, 2**53, 2**64 - 1])
+def test_a_place_that_no_entry_can_have_is_malformed(tmp_path: Path, turn: int) -> None:
+    turns = Turns(tmp_path)
+    caller = turns.agent("caller")
+    caller.done("msg.send", to=caller.pid, body=1)
+    after = caller.done("mem.log", limit=1)["entries"][0]["turn"]
+    kind, body = caller.wait(caller.send("mem.log", {"after": [after, turn]}))
+    assert (kind, body["code"]) == (FAILED, "call.malformed")
+    turns.close()
