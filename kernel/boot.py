@@ -208,7 +208,7 @@ class Kernel:
         self.lifecycle.recover(takeover)
         self.tools.recover([process for process in self.table.live() if process.tool])
         self.owners.recover()
-        for pid in [pid for pid in self.store.callers if not self.table.is_alive(pid)]:
+        for pid in [pid for pid in self.store.done.callers if not self.table.is_alive(pid)]:
             self.store.forget(pid)
         self.core.recover(takeover)
         self.index.recover(takeover)

@@ -24,6 +24,7 @@ from aios.kernel.storage import blobs as module
 from aios.kernel.storage.backends import BucketBackend, FolderBackend
 from aios.kernel.storage.blobs import Blobs, ExternalBlobs, LmdbBlobs, open_blobs
 from aios.kernel.storage.catalog import KEY_BYTES
+from aios.kernel.store.done_calls import CallId
 from aios.kernel.store.store import Store
 from aios.kernel.store.transaction import Txn
 from aios.shell.launch import System
@@ -129,7 +130,7 @@ def opened(
 
 def test_put_and_get(opened: Opened) -> None:
     chunks = {KEYS[0]: b"one", KEYS[1]: b"\x00\xff" * 1000}
-    assert opened.write(chunks, once=(1, 1)) is None
+    assert opened.write(chunks, once=CallId(1, 1, "sto.put")) is None
     assert opened.read(KEYS[1], KEYS[0]) == [chunks[KEYS[1]], b"one"]
     assert opened.read() == []
     assert opened.blobs.load(KEYS[0]) == b"one"

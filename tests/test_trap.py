@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -129,3 +130,23 @@ def test_the_alternatives_of_each_token_wait_as_bytes() -> None:
     gc.collect()
     assert len(gc.get_objects()) - before < 1000 * 5
     assert msgpack.decode(msgpack.encode(work), type=Work).pieces[-1].logprobs == [logprob]
+
+
+def test_an_id_that_its_caller_has_done_with_is_refused(turns: Turns) -> None:
+    """What was done for it would pass for what is asked now, and be told as done."""
+    caller = turns.agent("caller")
+    caller.done("sto.put", path="a", data=b"x")
+    caller.done("proc.whoami")
+    caller.ids = itertools.count(1)
+    kind, error = caller.wait(caller.send("sto.put", {"path": "b", "data": b"x"}, heard=False))
+    assert (kind, error["code"]) == (FAILED, "call.out_of_order")
+    caller.ids = itertools.count(3)
+    assert [each["path"] for each in caller.done("sto.list")["objects"]] == ["a"]
+
+
+def test_a_number_used_again_for_another_call_is_no_defect(turns: Turns) -> None:
+    caller = turns.agent("caller")
+    for name, args in (("mem.delete", {"keys": ["a"]}), ("sto.put", {"path": "a", "data": b"x"})):
+        caller.ids = itertools.count(1)
+        kind, body = caller.wait(caller.send(name, args, heard=False))
+    assert (kind, body["code"]) == (FAILED, "call.out_of_order")

@@ -28,6 +28,7 @@ class Session:
     calls: dict[int, Call] = field(default_factory=dict)
     closed: bool = False
     key: str = ""
+    heard: int = 0  # the caller has had the final replies of all calls up to this id
 
     @property
     def peer(self) -> str:

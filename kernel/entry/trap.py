@@ -143,6 +143,9 @@ class Trap:
         """Answer one that was sent again. Raises OutOfOrder for an id that is another's."""
         pid = session.process.pid if session.process is not None else 0
         self.replies.heard(pid, call.heard)
+        session.heard = max(session.heard, call.heard)
+        if call.id <= session.heard:  # what was done for that id would pass for done now
+            raise OutOfOrder(f"call id {call.id} was one that is over", "choose a higher one")
         kept = self.replies.get(pid, call.id)
         if kept is not None:
             self._say_again(session, call.id, kept)

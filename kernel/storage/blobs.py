@@ -28,6 +28,7 @@ from aios.syscalls.errors import (
 
 from ..lib.coroutine import Wait, background
 from ..lib.encryption import AeadCodec
+from ..store.done_calls import CallId
 from ..store.store import NoStore, Store
 from ..store.transaction import Txn
 from .backends import BlobBackend, BucketBackend, FolderBackend, encrypted
@@ -48,7 +49,7 @@ class Blobs(Protocol):
 
     async def write(
         self, chunks: Mapping[bytes, bytes], do: Do, *,
-        size: int = 0, once: tuple[int, int] | None = None,
+        size: int = 0, once: CallId | None = None,
     ) -> Any:  # fmt: skip
         """Make the chunks durable, then commit `do`. Chunks that exist stay as they are. The rest
         is as with Store.write, where `size` is that of the rows."""
@@ -85,7 +86,7 @@ class LmdbBlobs:
 
     async def write(
         self, chunks: Mapping[bytes, bytes], do: Do, *,
-        size: int = 0, once: tuple[int, int] | None = None,
+        size: int = 0, once: CallId | None = None,
     ) -> Any:  # fmt: skip
         def job(txn: Txn) -> Any:
             for key, data in chunks.items():
@@ -151,7 +152,7 @@ class ExternalBlobs:
 
     async def write(
         self, chunks: Mapping[bytes, bytes], do: Do, *,
-        size: int = 0, once: tuple[int, int] | None = None,
+        size: int = 0, once: CallId | None = None,
     ) -> Any:  # fmt: skip
         dropped: list[bytes] = []
         pinned = Counter(list(chunks))

@@ -30,6 +30,7 @@ from ..lib.coroutine import background
 from ..lib.trees import Trees
 from ..process import Process, check_principal
 from ..rules import Mode
+from ..store.done_calls import CallId
 from ..store.store import NoStore, Store
 from ..store.transaction import Txn
 from .blobs import Blobs
@@ -190,7 +191,7 @@ class Storage:
             cat.settle(quota, self.trees)
             return result
 
-        once = None if call is None else (call.process.pid, call.id)
+        once = None if call is None else CallId(call.process.pid, call.id, call.row.name)
         return await self.blobs.write(chunks, run, size=size, once=once)
 
     def _tell(self, versions: list[sto.Version]) -> None:

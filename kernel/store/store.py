@@ -13,13 +13,10 @@ import os
 import queue
 import secrets
 import shutil
-import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +35,7 @@ from aios.syscalls.errors import (
 from ..lib import defects
 from ..lib.coroutine import Wait, background
 from ..lib.encryption import ChecksumCodec, ValueCodec
+from .done_calls import CallId, DoneCalls
 from .file_space import GROUP_BYTES, FileSpace
 from .transaction import Txn
 
@@ -45,8 +43,6 @@ FORMAT = 1
 TABLES = ("meta", "done", "memory", "log", "catalog", "blobs")
 JOB_OVERHEAD_BYTES = 8192  # that a job adds to a group, about: the pages of its keys
 RESTORE = "restore a backup, or move the folder away to begin with an empty store"
-MAX_REPLIES = 1024  # kept for one caller
-CALL = struct.Struct(">QQ")  # the caller's pid, and the call's number
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
@@ -58,7 +54,7 @@ class WriteJob(msgspec.Struct):
     do: Callable[[Txn], Any]
     end: Wait[Any]
     size: int
-    once: bytes | None
+    once: CallId | None
     result: Any = None
     error: AiosError | None = None
 
@@ -86,7 +82,7 @@ class Store:
         self.path = folder / "data.mdb"
         self.broken: AiosError | None = None
         self.tables: dict[str, Any] = {}
-        self.callers: set[int] = set()  # whose replies are kept, by pid
+        self.done = DoneCalls()
         self.commits = self.written = 0
         self.freed = False  # there was a commit since the last put that had no room
         try:
@@ -139,7 +135,7 @@ class Store:
         if new.get("meta", b"system") != system.encode():
             new.drop("done")
             new.put("meta", b"system", system.encode())
-        self.callers = {CALL.unpack(key)[0] for key in new.keys("done", b"")}
+        self.done.load(new)
 
     # --- use --------------------------------------------------------------------------------------
 
@@ -164,27 +160,27 @@ class Store:
             return do(Txn(self.env, txn, self.tables, self.codec))
 
     def write(
-        self, do: Callable[[Txn], Any], *, size: int = 0, once: tuple[int, int] | None = None
+        self, do: Callable[[Txn], Any], *, size: int = 0, once: CallId | None = None
     ) -> Wait[Any]:
         """Run `do` in the writer's thread; return its result once all that it put is on disk.
         An error that `do` raises undoes it. `do` may run twice: when one job of a group fails the
         commit, each job is tried by itself.
 
-        `size`: bytes of the values that `do` puts, 0 if it makes room. `once`: the pid and the id
-        of the call that this write serves; if the same call comes again, it gets the first result,
-        which has to be made of plain types.
+        `size`: bytes of the values that `do` puts, 0 if it makes room. `once`: the call that this
+        write serves; if it comes again, it gets the first result, which has to be made of plain
+        types.
         """
         if once is not None:
-            self.callers.add(once[0])
+            self.done.callers.add(once.pid)
         end = Wait[Any](shielded=True)
-        self.jobs.put(WriteJob(do, end, size, None if once is None else CALL.pack(*once)))
+        self.jobs.put(WriteJob(do, end, size, once))
         return end
 
     def forget(self, pid: int) -> None:
         """Drop the replies kept for a caller that has ended, and sends no call again."""
-        if pid in self.callers:
-            self.callers.remove(pid)
-            background(self.write(partial(_forget, pid)), _not_forgotten)
+        if pid in self.done.callers:
+            self.done.callers.remove(pid)
+            background(self.write(lambda txn: self.done.forget(txn, pid)), _not_forgotten)
 
     @contextmanager
     def backup(self, target: Path) -> Iterator[Txn]:
@@ -246,7 +242,9 @@ class Store:
         """Commit a group at once; if that fails, each job by itself, so that only one fails."""
         try:
             self._run(group)
+            self.done.settle()
         except (lmdb.Error, OSError) as error:
+            self.done.undo()
             if len(group) > 1 and self._recovers(error):
                 for job in group:
                     self._commit([job])
@@ -274,12 +272,13 @@ class Store:
         self.written += sum(job.size for job in group)
 
     def _do(self, txn: lmdb.Transaction, job: WriteJob) -> None:
-        job.result, job.error = None, None
+        job.result, job.error, once = None, None, job.once
         try:
             if job.size:
                 self.space.check_disk()
             with self.env.begin(write=True, parent=txn) as child:
-                job.result = self._once(Txn(self.env, child, self.tables, self.codec), job)
+                mine = Txn(self.env, child, self.tables, self.codec)
+                job.result = job.do(mine) if once is None else self.done.once(mine, once, job.do)
         except AiosError as error:
             job.error = error
         except lmdb.BadValsizeError as error:
@@ -303,20 +302,6 @@ class Store:
             return False
         return True
 
-    def _once(self, txn: Txn, job: WriteJob) -> Any:
-        if job.once is None:
-            return job.do(txn)
-        known = txn.get("done", job.once)
-        if known is not None:
-            return _decode(known)
-        result = job.do(txn)
-        txn.put("done", job.once, _encode(result))
-        pid, call = CALL.unpack(job.once)
-        last = CALL.pack(pid, max(0, call - MAX_REPLIES))
-        for key in list(takewhile(lambda key: key <= last, txn.keys("done", job.once[:8]))):
-            txn.delete("done", key)
-        return result
-
     def _recovers(self, error: Exception) -> bool:
         """Tell whether a single job may have failed its group."""
         return self.broken is None and isinstance(error, lmdb.MapFullError | lmdb.DiskError)
@@ -338,7 +323,7 @@ class NoStore:
 
     commits = 0
     id = b""
-    callers: frozenset[int] = frozenset()
+    done = DoneCalls()
 
     def barrier(self) -> None:
         pass
@@ -370,11 +355,6 @@ def _tell(group: list[WriteJob]) -> None:
             job.end.fail(job.error)
         else:
             job.end.done(job.result)
-
-
-def _forget(pid: int, txn: Txn) -> None:
-    for key in list(txn.keys("done", CALL.pack(pid, 0)[:8])):
-        txn.delete("done", key)
 
 
 def _not_forgotten(error: AiosError) -> None:
