@@ -201,7 +201,7 @@ class Result(Reply):
 
 class Tokenize(Message):
     text: str | None = None
-    messages: list[ChatMessage] | None = None  # as the model's chat template renders them
+    messages: Messages | None = None  # as the model's chat template renders them
 
 
 class Tokens(Reply):

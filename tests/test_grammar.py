@@ -204,6 +204,20 @@ def test_a_grammar_that_is_none(engine: LlamaEngine, gbnf: str, why: str) -> Non
     assert why in refusal(engine, grammar=gbnf)
 
 
+def test_a_defect_of_the_compiler_is_an_answer_too(
+    engine: LlamaEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the core ends, and with it all that generates."""
+
+    def fail(_gbnf: str) -> str:
+        raise IndexError("a defect")
+
+    monkeypatch.setattr("aios.kernel.core.grammar.to_lark", fail)
+    error = engine.grammars.answer(Compile(1, None, "root ::= [0-9]")).error
+    assert error is not None
+    assert error["code"] == "internal"
+
+
 @pytest.mark.parametrize("form", [TAGS, BARE], ids=["tags", "bare"])
 def test_calls_can_be_chosen_from_a_large_vocabulary(form: CallFormat) -> None:
     """The vocabulary is as large as Qwen2.5's; an answer is any text, or a call."""

@@ -17,6 +17,7 @@ from aios.syscalls.errors import (
     ContextBusy,
     ContextFull,
     LimitReached,
+    Malformed,
     NotFound,
 )
 
@@ -196,6 +197,12 @@ def test_a_token_out_of_the_vocabulary_is_refused(aios: Aios, call: str) -> None
         acts[call]([5, model.vocab])
     with pytest.raises(BadInput, match="vocabulary"):
         acts[call]([2**31 - 1])
+    assert aios.status().core_restarts == 0
+
+
+def test_no_messages_are_refused(aios: Aios) -> None:
+    with pytest.raises(Malformed):
+        aios.start("llm.tokenize", messages=[]).wait()
     assert aios.status().core_restarts == 0
 
 

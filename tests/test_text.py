@@ -14,7 +14,7 @@ from aios.kernel.core.llama import LlamaEngine
 from aios.kernel.core.protocol import DetokenizeRequest, TokenizeRequest, decode_tokenized, encode
 from aios.kernel.core.template import TemplateRenderer
 from aios.kernel.core.text import TextStream, answer, parts_after
-from aios.syscalls.errors import BY_CODE, BadInput
+from aios.syscalls.errors import BY_CODE, AiosError, BadInput, Internal
 
 # --- the stream ---------------------------------------------------------------------------------
 
@@ -208,13 +208,22 @@ def test_text_survives_tokens(engine: LlamaEngine, text: str) -> None:
     assert answer(engine, DetokenizeRequest(2, encoded.tokens)).text == text
 
 
-def test_an_error_is_an_answer_too() -> None:
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (BadInput("this model carries no chat template"), BadInput),
+        (IndexError("a defect"), Internal),
+    ],
+)
+def test_an_error_is_an_answer_too(error: Exception, told: type[AiosError]) -> None:
+    """A defect as well: whoever generates meanwhile has no part in it."""
+
     class NoTemplate:
         controls = ControlTokens([])
 
         @property
         def template(self) -> TemplateRenderer:
-            raise BadInput("this model carries no chat template")
+            raise error
 
         def tokenize_parts(self, parts: Sequence[PromptPart], *, start: bool) -> list[int]:
             return []
@@ -225,13 +234,12 @@ def test_an_error_is_an_answer_too() -> None:
     encoded = answer(NoTemplate(), TokenizeRequest(7, messages=[("user", "Hi")]))
     assert encoded.req == 7
     assert encoded.error is not None
-    assert BY_CODE[encoded.error["code"]] is BadInput
+    assert BY_CODE[encoded.error["code"]] is told
 
 
 numbers = st.integers(0, 2**31 - 1) | st.integers(0, 300)
 dialogs = st.lists(
     st.tuples(st.sampled_from(["system", "user", "assistant", "tool", "tools"]), st.text()),
-    min_size=1,
     max_size=3,
 )
 questions = st.one_of(

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from aios.syscalls.errors import AiosError, BadGrammar
 from aios.syscalls.llm import Decoding
 
+from ..lib import defects
 from . import grammar_probe
 from .grammar_probe import TokenPieces
 from .protocol import Compile, Tokenized
@@ -235,6 +236,8 @@ class Grammars:
             self._probed(_source(question))
         except AiosError as error:
             return Tokenized(question.req, error=error.to_wire())
+        except Exception:  # noqa: BLE001 (a defect of the core: all that generates goes on)
+            return Tokenized(question.req, error=defects.report().to_wire())
         return Tokenized(question.req)
 
     def _probe(self, source: str) -> None:

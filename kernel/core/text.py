@@ -8,6 +8,7 @@ from typing import Protocol
 
 from aios.syscalls.errors import AiosError, BadInput
 
+from ..lib import defects
 from .chat import Chat, ControlTokens, PromptPart
 from .protocol import DetokenizeRequest, Tokenized, TokenizeRequest
 from .template import TemplateRenderer
@@ -69,6 +70,8 @@ def parts_after(vocab: Vocabulary, question: TokenizeRequest) -> list[PromptPart
     if old and any(role == "tools" for role, _ in question.messages):
         raise BadInput("tools come first in a context", "open another for them")
     turns = [*question.turns, *question.messages]
+    if not turns:
+        raise BadInput("there is no message to render", "send one at least")
     chat = Chat(vocab.template, vocab.controls, turns, question.tokens)
     return chat.parts_after(old, reply=question.reply)
 
@@ -84,3 +87,5 @@ def answer(vocab: Vocabulary, question: TokenizeRequest | DetokenizeRequest) -> 
         return Tokenized(question.req, vocab.tokenize_parts(parts, start=question.start))
     except AiosError as error:
         return Tokenized(question.req, error=error.to_wire())
+    except Exception:  # noqa: BLE001 (a defect of the core: all that generates goes on)
+        return Tokenized(question.req, error=defects.report().to_wire())
