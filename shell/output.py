@@ -64,20 +64,28 @@ def say(text: str = "", *, err: bool = False, nl: bool = True) -> None:
 
 
 def show(data: Any, as_json: bool, rendered: RenderableType) -> None:
-    """Print `data` as JSON, or else as what was rendered of it. Nothing of that is cut: a table
-    with no room for its columns is wider than the terminal."""
+    """Print `data` as JSON, or else as what was rendered of it. Nothing of that is cut: of a table
+    with no room for its columns each cell has a line."""
     if as_json:
         say(as_json_text(data))
     elif isinstance(rendered, str):
         say(rendered)
     elif at_terminal():
-        least = rendered.least if isinstance(rendered, Listing) else 0
-        Screen(width=max(shutil.get_terminal_size().columns, least)).print(rendered)
+        width = shutil.get_terminal_size().columns
+        if isinstance(rendered, Listing) and rendered.least > width:
+            rendered = rendered.stacked()
+        Screen(width=width).print(rendered)
     else:
         screen = Screen(width=WIDE, force_terminal=False)
         with screen.capture() as text:
             screen.print(rendered)
         say("\n".join(line.rstrip() for line in text.get().splitlines()))
+
+
+def done(data: Any, as_json: bool) -> None:
+    """Print what was done as JSON, if that is asked for: else no news is good news."""
+    if as_json:
+        say(as_json_text(data))
 
 
 def headline(text: str) -> None:

@@ -29,6 +29,19 @@ class Listing(Table):
     """A table that takes at least so many columns of the terminal."""
 
     least = 0
+    cells: Sequence[Sequence[Text]] = ()
+
+    def stacked(self) -> Group:
+        """Put each cell on a line of its own, behind its title: for a terminal that is narrower
+        than `least`."""
+        titles = [Text(str(column.header)) for column in self.columns]
+        parts: list[RenderableType] = []
+        for row in self.cells:
+            parts += [Text()] * bool(parts)
+            parts.append(
+                _beside((title, cell) for title, cell in zip(titles, row, strict=True) if cell)
+            )
+        return Group(*(parts or [Text("none")]))
 
 
 def columns(
@@ -37,6 +50,7 @@ def columns(
     """A table without lines. No cell is cut: those that are wide are folded."""
     cells = [[Text(shown(str(cell))) for cell in row] for row in rows]
     table = Listing(box=None, pad_edge=False, header_style="bold")
+    table.cells = cells
     for at, title in enumerate(titles):
         widest = max([len(title), *(row[at].cell_len for row in cells)])
         number = title in right
@@ -52,11 +66,15 @@ def columns(
 
 
 def pairs(rows: Iterable[tuple[str, object]]) -> Table:
+    return _beside((Text(shown(name)), Text(shown(str(cell), lines=True))) for name, cell in rows)
+
+
+def _beside(rows: Iterable[tuple[Text, Text]]) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, cell in rows:
-        table.add_row(Text(shown(name)), Text(shown(str(cell), lines=True)))
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

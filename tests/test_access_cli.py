@@ -190,7 +190,7 @@ def test_errors_say_what_to_do(home: Path, tmp_path: Path) -> None:
         assert done.returncode == code, done
         assert said in done.stderr, done
         assert done.stdout == ""
-    assert json.loads(run(home, "revoke", "999", "--json").stderr)["code"] == "usage"
+    assert json.loads(run(home, "revoke", "999", "--json").stderr)["code"] == "not_found"
 
 
 def test_a_manifest_binds_what_is_run(

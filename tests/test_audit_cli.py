@@ -196,6 +196,20 @@ def test_receipts_may_be_many_and_are_to_be_text(home: Path, tmp_path: Path) -> 
         assert done.stderr == f"aios: cannot read '{path}': it is no text in UTF-8\n"
 
 
+def test_a_checkpoint_that_is_none_is_answered_with_where_there_are_some(
+    home: Path, tmp_path: Path
+) -> None:
+    junk = tmp_path / "junk"
+    junk.write_text("junk")
+    done = run(home, "audit", "verify", "--checkpoint", str(junk))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "aios: what was kept: a checkpoint cannot be read\n"
+        "hint: give one checkpoint as audit/checkpoints has them, and --key if another log"
+        " signed it\n"
+    )
+
+
 def test_the_commands_of_the_document_run(home: Path, tmp_path: Path) -> None:
     text = (Path(__file__).parent.parent / "docs" / "audit.md").read_text()
     commands = re.findall(r"(?m)^\$ aios (.*)$", text)

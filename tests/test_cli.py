@@ -184,7 +184,10 @@ def test_ps_kill_nice_and_wait(system: System, program: Program) -> None:
     assert (late.returncode, json.loads(late.stderr)["code"]) == (1, "call.timed_out")
     assert run(system.home, "kill", "-s", "CONT", str(pid)).returncode == 0
     eventually(lambda: state() == "running")
-    assert run(system.home, "kill", str(pid), str(other)).returncode == 0
+    told = run(system.home, "kill", str(pid), str(other), "--json")
+    assert (told.returncode, json.loads(told.stdout)) == (
+        0, {"pids": [pid, other], "signal": "TERM"}
+    )  # fmt: skip
     done = run(system.home, "wait", str(pid), str(other), "--json")
     assert done.returncode == 143
     assert [end["reason"] for end in json.loads(done.stdout)] == ["signal TERM"] * 2

@@ -65,6 +65,20 @@ def test_every_command_has_examples_of_itself(
     assert any(" ".join(path) in line for line in lines)
 
 
+# What these print is a content or a talk; a server's words are not for a person.
+SPOKEN = {("audit", "export"), ("chat",), ("mcp",), ("mem", "export"), ("sto", "get")}
+
+
+def test_every_command_answers_in_json() -> None:
+    silent = {
+        path
+        for path, command in every_command()
+        if not isinstance(command, click.Group)
+        and not any("--json" in option.opts for option in command.params)
+    }
+    assert silent == SPOKEN
+
+
 @pytest.mark.parametrize("path", [path for path, _ in every_command()], ids=" ".join)
 def test_help_fits_80_columns_and_cuts_no_sentence(
     path: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

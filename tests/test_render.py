@@ -81,19 +81,30 @@ def test_what_is_stored_and_what_is_granted_fit_into_80_columns(
         assert max(map(len, printed(what, monkeypatch))) <= 80
 
 
+TITLES = [
+    "PID", "PARENT", "NAME", "KIND", "STATE", "NICE", "AGE", "CPU", "MEMORY", "CTX", "MAIL",
+    "TOKENS", "WAITING", "TURNAROUND", "TTFT", "SWITCHES", "CODE", "REASON", "TOOL", "PRINCIPAL",
+]  # fmt: skip
+
+
+def test_all_of_it_is_a_row_where_the_terminal_is_wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = printed(render.processes(ROWS, "long"), monkeypatch, 400)
+    assert len(lines) == 1 + len(ROWS)
+    assert lines[0].split() == TITLES
+    assert all("99999.90 s" in line and "/" in line for line in lines[1:])
+
+
 @pytest.mark.parametrize("width", [80, 40])
-def test_all_of_it_is_wider_than_the_terminal_rather_than_cut(
+def test_a_row_that_no_terminal_has_room_for_is_a_line_a_cell(
     width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = printed(render.processes(ROWS, "long"), monkeypatch, width)
-    assert len(lines) == 1 + len(ROWS)
-    assert len(lines[0]) > 80
-    assert lines[0].split() == [
-        "PID", "PARENT", "NAME", "KIND", "STATE", "NICE", "AGE", "CPU", "MEMORY", "CTX", "MAIL",
-        "TOKENS", "WAITING", "TURNAROUND", "TTFT", "SWITCHES", "CODE", "REASON", "TOOL",
-        "PRINCIPAL",
-    ]  # fmt: skip
-    assert all("99999.90 s" in line and "/" in line for line in lines[1:])
+    assert max(map(len, lines)) <= width
+    titles = [line.split()[0] for line in lines if line[:1].isupper()]
+    assert titles.count("PID") == titles.count("WAITING") == len(ROWS)
+    assert set(titles) <= set(TITLES)
+    assert sum("99999.90 s" in line for line in lines) >= len(ROWS)
+    assert printed(render.processes([], "long"), monkeypatch, width) == ["none"]
 
 
 def test_a_tree_has_each_below_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pexpect
 import pytest
 from click.testing import CliRunner
-from commands import run, started
+from commands import AIOS, LIMIT, environment, run, started
 from conftest import eventually, run_system
 
 from aios.agents import connect
@@ -55,6 +56,13 @@ def test_tools_are_listed_with_boxes_that_did_not_start(home: Path) -> None:
     assert re.search(r"^broken \(not there\) .*/nowhere\.py", text, re.MULTILINE)
     found = json.loads(done(home, "list", "--json"))
     assert {tool["name"] for tool in found["tools"]} > {"lab.add", "calculate", "sql.query"}
+
+
+def test_a_list_that_is_waited_for_says_so(home: Path) -> None:
+    argv = [*AIOS[1:], "tool", "list"]
+    seen = pexpect.spawn(AIOS[0], argv, env=environment(home), timeout=LIMIT, encoding="utf-8")
+    seen.expect("asking the toolboxes what they offer")
+    seen.expect(pexpect.EOF)
 
 
 def test_a_tool_is_shown(home: Path) -> None:

@@ -18,7 +18,7 @@ from msgspec import Struct
 from aios.syscalls.errors import AiosError, BadInput, NotFound
 
 from . import prove
-from .checkpoint import open_note, public_key
+from .checkpoint import open_kept, public_key
 from .read import Filter, entries, follow, last, one, plain
 from .segment import Record
 from .verify import known_keys, verify
@@ -102,7 +102,7 @@ def _ends(outcome: Record, intent: Record) -> bool:
 def _verify(request: AuditRequest, folder: Path) -> Any:
     keys = [public_key(request.key)] if request.key else known_keys(folder)
     receipts = [(sequence, bytes.fromhex(head)) for sequence, head in request.receipts]
-    kept = [] if request.checkpoint is None else [open_note(request.checkpoint.encode(), keys)]
+    kept = [] if request.checkpoint is None else [open_kept(request.checkpoint, keys)]
 
     def progress(done: int, total: int) -> None:
         write_line("progress", {"done": done, "total": total})

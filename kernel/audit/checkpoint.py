@@ -35,6 +35,7 @@ from ..lib.files import sync_folder
 
 ED25519 = b"\1"  # the algorithm's number in signed-note
 DASH = "— "
+KEPT = "give one checkpoint as audit/checkpoints has them, and --key if another log signed it"
 NEWEST_SUFFIX = "-newest"  # suffix of the private key's name
 
 
@@ -146,6 +147,14 @@ def open_note(note: bytes, keys: Sequence[PublicKey]) -> Checkpoint:
     except ValueError as error:
         raise AuditDamaged("a checkpoint cannot be read") from error
     raise AuditDamaged(f"the checkpoint at {found.size} is signed by none of the log's keys")
+
+
+def open_kept(note: str, keys: Sequence[PublicKey]) -> Checkpoint:
+    """Verify a note that was kept elsewhere. Raises AuditDamaged as `open_note` does."""
+    try:
+        return open_note(note.encode(), keys)
+    except AuditDamaged as error:
+        raise AuditDamaged(f"what was kept: {error.message}", KEPT) from error
 
 
 def split_notes(data: bytes) -> tuple[list[bytes], int]:

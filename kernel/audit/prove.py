@@ -14,7 +14,7 @@ from typing import Any
 
 from aios.syscalls.errors import AuditDamaged, BadInput, NotFound
 
-from .checkpoint import Checkpoint, PublicKey, open_note, split_notes
+from .checkpoint import Checkpoint, PublicKey, open_kept, open_note, split_notes
 from .merkle import (
     Peaks,
     consistency,
@@ -145,7 +145,7 @@ def check(text: str, keys: Sequence[PublicKey], before: str | None) -> dict[str,
         return {"record": plain(decode(body)), "signed": checkpoint.size}
     if before is None:
         raise BadInput("growth is proved from an earlier checkpoint", "give --checkpoint FILE")
-    old = open_note(before.encode(), keys)
+    old = open_kept(before, keys)
     if old.size != index or not is_consistent(
         index, checkpoint.size, path, old.root, checkpoint.root
     ):

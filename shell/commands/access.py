@@ -20,7 +20,7 @@ from .. import render
 from ..completion import grant_numbers, group_names, live_processes
 from ..escape import as_json_text, shown
 from ..options import MEMBER, NAME, RIGHT, WHO, Whole, field, read_toml
-from ..output import json_option, say, show
+from ..output import done, json_option, say, show
 from ..questions import ANSWERS, ask_person
 from ..who import pid_of
 
@@ -82,9 +82,11 @@ def list_(home: Path, as_json: bool) -> None:
 @click.option("--allow", multiple=True, metavar="'RIGHT [OBJECT]'", help="Add a rule.")
 @click.option("--ask", multiple=True, metavar="'RIGHT [OBJECT]'", help="Add a rule.")
 @click.option("--deny", multiple=True, metavar="'RIGHT [OBJECT]'", help="Add a rule.")
+@json_option
 @click.pass_obj
 def set_(
-    home: Path, /, name: str, path: Path | None, member: tuple[str, ...], **rules: tuple[str, ...]
+    home: Path, /, name: str, path: Path | None, member: tuple[str, ...], as_json: bool,
+    **rules: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Make a group, or add to it.
 
@@ -101,14 +103,18 @@ def set_(
             held = getattr(made, effect)
             setattr(made, effect, [*held, *(rule for rule in added if rule not in held)])
         aios.set_group(name, made)
+    done({name: made}, as_json)
 
 
 @group.command()
 @click.argument("name", type=NAME, shell_complete=group_names)
 @click.option("--member", multiple=True, metavar="/NAME", help="Only these, not the group.")
 @click.option("--rule", multiple=True, metavar="'RIGHT [OBJECT]'", help="Only these rules.")
+@json_option
 @click.pass_obj
-def remove(home: Path, name: str, member: tuple[str, ...], rule: tuple[str, ...]) -> None:
+def remove(
+    home: Path, name: str, member: tuple[str, ...], rule: tuple[str, ...], as_json: bool
+) -> None:  # fmt: skip
     """Remove a group, or members and rules of it.
 
     \b
@@ -121,6 +127,7 @@ def remove(home: Path, name: str, member: tuple[str, ...], rule: tuple[str, ...]
         made = aios.groups().get(name)
         if not member and not rule:
             aios.set_group(name, None)
+            done({name: None}, as_json)
             return
         if made is None:
             raise NotFound(f"no group {name!r}", "`aios group list` lists them")
@@ -132,6 +139,7 @@ def remove(home: Path, name: str, member: tuple[str, ...], rule: tuple[str, ...]
         for effect in EFFECTS:
             setattr(made, effect, [each for each in getattr(made, effect) if each not in rule])
         aios.set_group(name, made)
+    done({name: made}, as_json)
 
 
 # --- grants -----------------------------------------------------------------------------------
@@ -192,8 +200,9 @@ def grant(
 
 @click.command()
 @click.argument("number", type=field(Revoke, "id"), shell_complete=grant_numbers)
+@json_option
 @click.pass_obj
-def revoke(home: Path, number: int) -> None:
+def revoke(home: Path, number: int, as_json: bool) -> None:
     """Take a grant back, with all that hangs on it.
 
     \b
@@ -202,6 +211,7 @@ def revoke(home: Path, number: int) -> None:
     """
     with connect(home, "aios-grant") as aios:
         aios.revoke(number)
+    done({"revoked": number}, as_json)
 
 
 @click.command()
@@ -324,8 +334,9 @@ def ask(home: Path, count: int | None, as_json: bool) -> None:
 @policy.command()
 @click.argument("number", type=field(Answer, "id"))
 @click.argument("answer", type=click.Choice(ANSWERS))
+@json_option
 @click.pass_obj
-def answer(home: Path, number: int, answer: Any) -> None:
+def answer(home: Path, number: int, answer: Any, as_json: bool) -> None:
     """Answer one question.
 
     \b
@@ -334,6 +345,7 @@ def answer(home: Path, number: int, answer: Any) -> None:
     """
     with connect(home, "aios-ask") as aios:
         aios.answer(number, answer)
+    done({"id": number, "answer": answer}, as_json)
 
 
 COMMANDS: tuple[click.Command, ...] = (group, grant, revoke, grants, policy)

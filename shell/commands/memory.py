@@ -19,7 +19,7 @@ from .. import render
 from ..completion import live_processes
 from ..escape import brief
 from ..options import WHO, Whole, field, json_value
-from ..output import json_option, show, stdout, whole
+from ..output import done, json_option, show, stdout, whole
 from ..who import pid_of
 
 FORMAT = {"aios": "memory", "version": 1}
@@ -119,10 +119,12 @@ def get(home: Path, who: int | str, key: str, space: str, as_json: bool) -> None
 @click.argument("text", required=False)
 @click.option("--value-json", metavar="JSON", help="The value, when it is not text.")
 @space_option
+@json_option
 @click.pass_obj
 def put(
-    home: Path, who: int | str, key: str, text: str | None, value_json: str | None, space: str
-) -> None:
+    home: Path, who: int | str, key: str, text: str | None, value_json: str | None, space: str,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Set a value: TEXT, or what stdin has.
 
     Bytes that are no UTF-8 are stored as they are. Memory of /NAME is kept until that agent comes.
@@ -139,6 +141,7 @@ def put(
         value = from_stdin() if text is None else text
     with connect(home, "aios-mem") as aios:
         aios.mem_put({key: value}, space=space, **target(aios, who))
+    done({"key": key, "space": space}, as_json)
 
 
 def from_stdin() -> str | bytes:
@@ -170,8 +173,9 @@ def delete(home: Path, who: int | str, keys: tuple[str, ...], space: str, as_jso
 @mem.command()
 @who_argument
 @click.option("--space", type=SPACE, help="One space only.")
+@json_option
 @click.pass_obj
-def clear(home: Path, who: int | str, space: str | None) -> None:
+def clear(home: Path, who: int | str, space: str | None, as_json: bool) -> None:
     """Remove everything, or all of one space.
 
     \b
@@ -180,12 +184,14 @@ def clear(home: Path, who: int | str, space: str | None) -> None:
     """
     with connect(home, "aios-mem") as aios:
         aios.mem_clear(space, **target(aios, who))
+    done({"cleared": space or "all"}, as_json)
 
 
 @mem.command()
 @who_argument
+@json_option
 @click.pass_obj
-def keep(home: Path, who: int | str) -> None:
+def keep(home: Path, who: int | str, as_json: bool) -> None:
     """Have an agent's memory outlive the agent.
 
     The next agent of that name gets it.
@@ -196,12 +202,14 @@ def keep(home: Path, who: int | str) -> None:
     """
     with connect(home, "aios-mem") as aios:
         aios.mem_keep(True, **target(aios, who))
+    done({"keep": True}, as_json)
 
 
 @mem.command()
 @who_argument
+@json_option
 @click.pass_obj
-def forget(home: Path, who: int | str) -> None:
+def forget(home: Path, who: int | str, as_json: bool) -> None:
     """Drop an agent's memory with the agent.
 
     The memory of an ended agent is gone at once.
@@ -212,6 +220,7 @@ def forget(home: Path, who: int | str) -> None:
     """
     with connect(home, "aios-mem") as aios:
         aios.mem_keep(False, **target(aios, who))
+    done({"keep": False}, as_json)
 
 
 @mem.command()

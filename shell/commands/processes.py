@@ -17,7 +17,7 @@ from aios.syscalls.proc import Exited, Reach, Spawn
 from .. import render
 from ..completion import files, live_processes, programs
 from ..options import NAME, READABLE, WAIT, WHO, Whole, field, json_value, manifest, parse_limits
-from ..output import Copy, at_terminal, json_option, say, show
+from ..output import Copy, at_terminal, done, json_option, say, show
 from ..questions import asking_in_place
 from ..refused import Refused
 from ..who import finish_off, pid_of
@@ -209,8 +209,9 @@ whom_argument = click.argument(
     default="TERM", show_default=True,
 )  # fmt: skip
 @whom_argument
+@json_option
 @click.pass_obj
-def kill(home: Path, signal: Any, whom: tuple[int | str, ...]) -> None:
+def kill(home: Path, signal: Any, whom: tuple[int | str, ...], as_json: bool) -> None:
     """Send a signal to agents. STOP halts an agent and its generation; CONT lets them go on.
 
     \b
@@ -225,6 +226,7 @@ def kill(home: Path, signal: Any, whom: tuple[int | str, ...]) -> None:
             aios.connection.pump()
         for call in calls:
             call.wait()
+    done({"pids": pids, "signal": signal}, as_json)
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

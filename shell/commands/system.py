@@ -18,7 +18,7 @@ from ..completion import policies
 from ..escape import as_json_text
 from ..launch import System, exit_code, init_of
 from ..options import QUANTUM, SLOTS, Whole, field
-from ..output import at_terminal, json_option, progress, say, show
+from ..output import at_terminal, done, json_option, progress, say, show
 from . import keys
 
 STOP_TIMEOUT_S = 30.0  # for agents, core, kernel and init to end
@@ -40,7 +40,11 @@ THREADS = Whole(0, 512)
 @click.option("--slots", type=SLOTS, help="Contexts that the model works on at once.")
 @click.option("--ctx", type=WINDOW, help="Tokens that a context can hold; 0: up to 2,048.")
 @click.option("--threads", type=THREADS, help="Threads of the LLM core; 0: one a processor.")
-@click.option("--policy", shell_complete=policies, help="Scheduling policy: fifo, rr.")
+@click.option(
+    "--policy",
+    shell_complete=policies,
+    help="Scheduling policy, as rr or fifo; `aios status` has all.",
+)
 @click.option("--quantum", type=QUANTUM, help="Tokens of a turn.")
 @click.option(
     "--exact/--no-exact", default=None,
@@ -108,8 +112,9 @@ def wind_up(launched: System) -> int:
 
 
 @click.command()
+@json_option
 @click.pass_obj
-def stop(home: Path) -> None:
+def stop(home: Path, as_json: bool) -> None:
     """End every agent, then the system.
 
     Returns when all of it is gone.
@@ -128,6 +133,7 @@ def stop(home: Path) -> None:
             f"init, process {init.pid}, is still there after {STOP_TIMEOUT_S:g} s",
             f"see {home / 'init.log'}, or end it with `kill -KILL {init.pid}`",
         ) from error
+    done({"stopped": str(home)}, as_json)
 
 
 @click.command()

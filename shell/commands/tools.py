@@ -15,13 +15,13 @@ from rich.progress import BarColumn, Progress
 from aios.agents import Aios, connect
 from aios.agents.sdk.tools import absent
 from aios.syscalls.errors import BadInput
-from aios.syscalls.tool import CallTool, Spec, ToolProgress
+from aios.syscalls.tool import CallTool, Spec, ToolProgress, Tools
 
 from .. import render
 from ..completion import tool_names
 from ..escape import as_json_text, brief
 from ..options import field
-from ..output import bars, json_option, say, show
+from ..output import bars, json_option, progress, say, show
 
 MAX_ABOUT_CHARS = 320  # of a description in a list
 
@@ -57,7 +57,7 @@ def list_(home: Path, as_json: bool) -> None:
       aios tool list --json
     """
     with connect(home, "aios-tool") as aios:
-        found = aios.toolboxes()
+        found = toolboxes(aios)
     rows = [[each.name, "yes" if each.effect else "", about(each)] for each in found.tools]
     rows += [[f"{box.name} (not there)", "", box.error] for box in found.boxes if box.error]
     show(found, as_json, render.columns(["tool", "changes", "what it does"], rows))
@@ -130,9 +130,16 @@ def follow(running: Iterable[ToolProgress], bar: Progress) -> None:
         bar.update(task, completed=step.done, total=step.total, description=said, visible=True)
 
 
+def toolboxes(aios: Aios) -> Tools:
+    """List the tools. Those that nobody has called yet start first, which can take a minute."""
+    with progress() as tell:
+        tell("asking the toolboxes what they offer")
+        return aios.toolboxes()
+
+
 def find(aios: Aios, name: str) -> Spec:
     """Raises NotFound, and ToolFailed where its toolbox did not start."""
-    found = aios.toolboxes()
+    found = toolboxes(aios)
     for spec in found.tools:
         if spec.name == name:
             return spec
