@@ -193,8 +193,9 @@ def token_cpu_us(progress: Progress, home: Path, count: int, window: float) -> f
         calls = [callers[at // CALLS].start("llm.generate", **options) for at in range(count)]
         while aios.status().ready < count - 2 * SLOTS:  # of the others some may be changing places
             time.sleep(LOOK_S)
-        tokens, seconds = received(callers, calls, 0.0), cpu_seconds(kernel)
-        tokens = received(callers, calls, window) - tokens
+        before, seconds = received(callers, calls, 0.0), cpu_seconds(kernel)
+        while not (tokens := received(callers, calls, window) - before):
+            progress(f"{count} generations queued; no token yet")  # the machine is that busy
         seconds = cpu_seconds(kernel) - seconds
     return seconds / tokens * 1e6
 

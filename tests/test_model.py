@@ -375,7 +375,8 @@ def test_a_file_has_no_name_until_it_is_whole(tmp_path: Path) -> None:
 def test_ctrl_c_leaves_nothing_half_written(moment: str, home: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        with started(home, "model", "fit", "--model", str(embedded_model())) as fitting:
+        command = "model", "fit", "--model", str(embedded_model()), "--formats", "q8_0"
+        with started(home, *command) as fitting:
             assert fitting.stderr is not None
             while moment not in fitting.stderr.readline():
                 assert fitting.poll() is None
