@@ -9,7 +9,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from aios.syscalls import VERSION
 from aios.syscalls.errors import BadInput, Cancelled, DiskFull, StoreDamaged
@@ -57,7 +57,7 @@ from .loop import Loop
 from .memory.interactions import InteractionLog
 from .memory.manager import Memory
 from .memory.owners import Owners
-from .process import ProcessTable
+from .process import Process, ProcessTable
 from .processes.agent_logs import Logs
 from .processes.lifecycle import Lifecycle
 from .processes.limits import LimitEnforcer
@@ -75,6 +75,7 @@ from .tools.toolbox import boxes_of
 
 SWEEP_S = 0.1  # between checks of limits, figures and logs
 CHECKPOINT_S = 5.0  # between signatures of the audit log
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -110,11 +111,11 @@ class Kernel:
         """Build storage, memory and access control."""
         post, sync = self.loop.post, self.audit.log.sync
         self.blobs = self._or_close(
-            lambda: open_blobs(config.blobs, config.blobs_options, self.store, post, self.seal)
+            open_blobs, config.blobs, config.blobs_options, self.store, post, self.seal
         )
         policy = config.path / "policy.json"
         self.grants = self._or_close(
-            lambda: Grants(policy, self.table, self.ledger.note_grant, sync, steady())
+            Grants, policy, self.table, self.ledger.note_grant, sync, steady()
         )
         self.storage = Storage(
             self.store, self.blobs, Shares(lambda: self.grants.groups), config.storage_bytes,
@@ -132,24 +133,27 @@ class Kernel:
         )  # fmt: skip
 
     def _make_llm(self, config: Config) -> None:
-        def to_core(command: Command) -> None:
-            self.loop.work.send(encode(command))
-
         self.stats = Statistics()
-        self.contexts = ContextManager(lambda ctx: to_core(Drop(ctx)))
-        self.scheduler = self._or_close(lambda: Scheduler(config.policy, config.quantum))
+        self.contexts = ContextManager(self._drop_context)
+        self.scheduler = self._or_close(Scheduler, config.policy, config.quantum)
         self.prompts = Prompts(self.contexts)
         self.generations = Generations(
             self.scheduler, self.contexts, self.prompts, self.stats, self.events,
-            to_core, self.ledger.note_work, self.ledger.journal.check_running,
+            self._to_core, self.ledger.note_work, self.ledger.journal.check_running,
         )  # fmt: skip
         self.core = CoreLink(config, self.loop, self.generations, self.events)
+
+    def _drop_context(self, ctx: int) -> None:
+        self._to_core(Drop(ctx))
+
+    def _to_core(self, command: Command) -> None:
+        self.loop.work.send(encode(command))
 
     def _make_processes(self, config: Config, mcp: bytes) -> None:
         """Build the parts that serve callers and their calls."""
         loop, ledger = self.loop, self.ledger
         self.gateway = self._or_close(
-            lambda: GatewayClient(config, loop, self.table, self.events, self.audit.log.sync)
+            GatewayClient, config, loop, self.table, self.events, self.audit.log.sync
         )
         self.services: dict[int, CoreLink | IndexClient | GatewayClient] = {
             CORE_KEY: self.core, INDEX_KEY: self.index, GATEWAY_KEY: self.gateway,
@@ -164,7 +168,7 @@ class Kernel:
         )  # fmt: skip
         self.limits = LimitEnforcer(self.lifecycle)
         self.greeter = Greeter(config, self.boot, self.lifecycle, self.gateway, loop.calls.is_here)
-        servers = self._or_close(lambda: mcp_boxes(config.mcp, mcp))
+        servers = self._or_close(mcp_boxes, config.mcp, mcp)
         self.tools = Tools(
             boxes_of(servers | config.tools), config.tool_workers, self.lifecycle, self.gate,
             loop.after, ledger.note_job,
@@ -190,7 +194,7 @@ class Kernel:
         self.lifecycle.ended += [
             self.storage.uploads.ended, self.memory.ended, self.tools.ended, self.gate.ended,
             self.grants.ended,
-            lambda process: self.store.forget(process.pid),
+            self._forget_replies,
         ]  # fmt: skip
         ledger.table, ledger.contexts, ledger.generations, ledger.scheduler = (
             self.table, self.contexts, self.generations, self.scheduler,
@@ -201,6 +205,9 @@ class Kernel:
         loop.on_call, loop.calls.is_known = self.trap.receive, self.sessions.by_route.__contains__
         loop.on_lost, loop.on_closed = self._lost, self._closed
         loop.calls.on_refused, loop.on_init = self.lifecycle.cut_off, self._from_init
+
+    def _forget_replies(self, process: Process) -> None:
+        self.store.forget(process.pid)
 
     def _recover(self, takeover: Takeover) -> None:
         """Recover what the last kernel of this system left."""
@@ -274,14 +281,14 @@ class Kernel:
             print(f"no memory: {error}", file=sys.stderr, flush=True)
             return Owners(NoStore(error), self.table, self.config, system)
 
-    def _or_close(self, make: Callable[[], T]) -> T:
+    def _or_close(self, make: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
         """Make a part that a wrong setting or file may prevent; close the kernel then.
 
         Raises:
             BadInput: a setting or a file is wrong.
         """
         try:
-            return make()
+            return make(*args, **options)
         except BadInput:
             self.store.close()
             self.loop.close()

@@ -241,9 +241,7 @@ async def llm_tokenize(k: Kernel, call: Call, args: llm.Tokenize) -> llm.Tokens:
     messages: list[tuple[str, str]] = [
         (message.role, message.content) for message in args.messages or []
     ]
-    encoded = await k.prompts.question(
-        call.process, lambda req: TokenizeRequest(req, args.text, messages)
-    )
+    encoded = await k.prompts.question(call.process, TokenizeRequest, args.text, messages)
     return llm.Tokens(tokens=encoded.tokens)
 
 

@@ -24,12 +24,14 @@ import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from aios.syscalls.errors import DiskFull, StoreDamaged
 
+from .lib.callbacks import ignore
 from .lib.encryption import AeadCodec, Damaged
 from .lib.files import make_ahead, sync_folder
 
@@ -57,7 +59,7 @@ class Journal:
 
     def __init__(
         self, folder: Path, post: Callable[[Callable[[], None]], None], log_bytes: int = LOG_BYTES,
-        codec: AeadCodec | None = None, before_sync: Callable[[], None] = lambda: None,
+        codec: AeadCodec | None = None, before_sync: Callable[[], None] = ignore,
     ) -> None:  # fmt: skip
         self.folder, self.post, self.log_bytes, self.codec = folder, post, log_bytes, codec
         self.before_sync = before_sync
@@ -159,7 +161,7 @@ class Journal:
         if not self.is_making_next:
             self.is_making_next = True
             number = self.number + 1
-            self.jobs.put(lambda: self._make_next(number))
+            self.jobs.put(partial(self._make_next, number))
 
     def _make_next(self, number: int) -> None:
         made, full = None, ""
@@ -221,7 +223,7 @@ class Journal:
             try:
                 self.jobs.get()()
             except OSError as error:  # a failed sync: the disk's state is unknown
-                self.post(lambda error=error: _stop(error))  # type: ignore[misc]
+                self.post(partial(_stop, error))
 
 
 def _stop(error: OSError) -> None:

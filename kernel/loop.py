@@ -20,6 +20,7 @@ from .entry.channel import Channel
 from .entry.listener import Listener, PeerLost
 from .init.protocol import MAX_FRAME_BYTES, Takeover, ToInit, ToKernel, decode_to_kernel
 from .init.protocol import encode as encode_to_init
+from .lib.callbacks import ignore
 from .lib.poll import READ, WRITE, Poll
 
 MAX_CALL_FRAME_BYTES = 1 << 20  # a longer one is disconnected; over 64 KiB is TooBig
@@ -39,7 +40,7 @@ class Timer:
 
     def cancel(self) -> None:
         self.cancelled = True
-        self.run = lambda: None  # what it holds may be large
+        self.run = ignore  # what it holds may be large
 
 
 class Loop:
@@ -105,7 +106,7 @@ class Loop:
         committed = self.on_turn()
         self.listening = committed and not self.is_waiting()  # otherwise calls would pile up
         if not committed:
-            self.after(COMMIT_RETRY_S, lambda: None)  # nothing is sent until the commit
+            self.after(COMMIT_RETRY_S, ignore)  # nothing is sent until the commit
             return
         self._flush_init()
         ready, self.to_callers, self.bytes_to_callers = self.to_callers, [], 0

@@ -21,6 +21,7 @@ from aios.syscalls.errors import BadInput, LimitReached, NotFound
 from aios.syscalls.proc import Kind, Limits, ProcessInfo, ProcessState, Reach
 from aios.syscalls.rules import Manifest
 
+from .lib.callbacks import ignore
 from .lib.patterns import check_visible
 from .lib.trees import above, root
 
@@ -205,7 +206,7 @@ class ProcessTable:
         self.spent: set[int] = set()
         self.by_os_pid: dict[int, Process] = {}
         self.last = 0
-        self.on_forget: Callable[[Process], None] = lambda _: None
+        self.on_forget: Callable[[Process], None] = ignore
 
     def add(
         self, kind: Kind, name: str, parent: int, nice: int, limits: Limits,

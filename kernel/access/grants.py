@@ -16,6 +16,7 @@ from aios.syscalls.errors import BadInput, DiskFull, NotFound
 from aios.syscalls.rules import Group, Rule
 
 from ..lib import files
+from ..lib.callbacks import ignore
 from ..lib.trees import check_tree, in_tree
 from ..manifests import AGENTS, DEFAULT, check_rights, check_rules, names_of
 from ..process import Process, ProcessTable
@@ -47,7 +48,7 @@ class Grants:
 
     def __init__(
         self, path: Path, table: ProcessTable, note: Callable[[int, bytes | None], None],
-        barrier: Callable[[], None] = lambda: None, now: Callable[[], float] = time.time,
+        barrier: Callable[[], None] = ignore, now: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
         self.now = now
         self.path, self.table, self.note, self.barrier = path, table, note, barrier
@@ -59,7 +60,7 @@ class Grants:
         for grant in kept.grants:
             self._insert(self._in_time(grant))
         self.expire()
-        self.changed: Callable[[], None] = lambda: None  # called when a group has changed
+        self.changed: Callable[[], None] = ignore  # called when a group has changed
 
     # --- groups ---------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ import msgspec
 from aios.syscalls.errors import AuditDamaged, BadInput
 from aios.syscalls.wire import Receipt
 
+from ..lib.callbacks import ignore
 from .checkpoint import Checkpoint, PublicKey, newest_of, open_note, public_key, split_notes
 from .segment import SegmentState, begin, end_of, follow, is_blank, segments
 
@@ -76,7 +77,7 @@ class SegmentResult(msgspec.Struct, array_like=True):
 def verify(
     folder: Path, *, keys: Sequence[PublicKey] = (), receipts: Iterable[Receipt] = (),
     kept: Sequence[Checkpoint] = (),
-    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    progress: Callable[[int, int], None] = ignore,
 ) -> Report:  # fmt: skip
     """Verify a log.
 

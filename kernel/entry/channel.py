@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
+from ..lib.callbacks import ignore
 from ..lib.poll import Poll
 from .listener import Listener, PeerLost
 
@@ -27,7 +28,7 @@ class Channel:
         self.listener.on_message = self._receive
         self.listener.is_known = lambda route: route == self.route
         self.listener.may_connect = lambda os_pid: os_pid == self.os_pid
-        self.listener.on_closed = lambda _route: None  # init reports its end
+        self.listener.on_closed = ignore  # init reports its end
         self.listener.on_refused = lambda _os_pid, why: print(f"{path.name}: {why}", flush=True)
         self.os_pid = 0
         self.route: bytes | None = None

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from aios.syscalls.connection import Return
 from aios.syscalls.errors import AiosError, BadToken, Cancelled, OutOfOrder, ProcessGone
 
+from ..lib.callbacks import ignore
 from ..process import Process
 from .call import Session
 from .replies import Replies
@@ -22,7 +23,7 @@ class Sessions:
         self.by_route: dict[bytes, Session] = {}
         self.by_pid: dict[int, Session] = {}
         self.greeted: set[bytes] = set()  # connections of this machine on which somebody said hello
-        self.on_parted: Callable[[bytes], None] = lambda _: None
+        self.on_parted: Callable[[bytes], None] = ignore
 
     def expect(self, process: Process) -> Session:
         """A session for a process that is to come back."""

@@ -28,6 +28,7 @@ from aios.syscalls.table import TABLE, Syscall
 from aios.syscalls.wire import Receipt
 
 from ..lib import defects
+from ..lib.callbacks import ignore
 from ..lib.coroutine import Wait
 from ..lib.trees import Trees, check_tree, root
 from ..process import Process, ProcessTable
@@ -106,7 +107,7 @@ class Trap:
         ledger: Outbox,
         audit: Recorder,
         sessions: Sessions,
-        settle: Callable[[Process], None] = lambda _: None,
+        settle: Callable[[Process], None] = ignore,
     ) -> None:
         self.gate, self.ask, self.ledger, self.audit = gate, ask, ledger, audit
         self.settle = settle

@@ -31,6 +31,7 @@ from ..init.protocol import (
     Takeover,
 )
 from ..lib import files
+from ..lib.callbacks import ignore
 from ..loop import REMOTE, Loop
 from ..process import Process, ProcessTable
 from .protocol import (
@@ -69,7 +70,7 @@ class GatewayClient:
 
     def __init__(
         self, config: Config, loop: Loop, table: ProcessTable, events: EventLog,
-        barrier: Callable[[], None] = lambda: None,
+        barrier: Callable[[], None] = ignore,
     ) -> None:  # fmt: skip
         self.config, self.table, self.events, self.barrier = config, table, events, barrier
         self.channel, self.to_init, self.after = loop.gate, loop.send_init, loop.after

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from aios.syscalls.sto import Hit, Standing
 
+from ..lib.callbacks import ignore
 from . import ranking
 from .database import FILE_NAME, IndexDamaged, checksum, connect, is_damage, remove, set_aside
 from .embedder import Embedder, WordsOnly
@@ -127,7 +128,7 @@ class Index:
         self.db.execute("UPDATE state SET store = ?", (store,))
         self.store = store
 
-    def apply(self, changes: Sequence[Change], between: Callable[[], None] = lambda: None) -> None:
+    def apply(self, changes: Sequence[Change], between: Callable[[], None] = ignore) -> None:
         """Apply all of `changes`, or none. They are in the order of their `seq`, and the last one's
         becomes the position. `between` is called before the model reads a passage, which may take
         long; it may search, and an exception of it aborts the work.

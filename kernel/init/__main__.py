@@ -32,6 +32,7 @@ from aios.syscalls.errors import AiosError, BadInput, NoProgram
 from aios.syscalls.home import endpoint
 
 from ..config import Config, load, try_embedder
+from ..lib.callbacks import ignore
 from ..lib.linux import PR_SET_CHILD_SUBREAPER, prctl
 from ..lib.log_stream import become_log
 from ..tools.mcp_config import open_block
@@ -86,7 +87,7 @@ class Init:
         self.wake, wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
         for number in CAUGHT_SIGNALS:
-            signal.signal(number, lambda *_: None)
+            signal.signal(number, ignore)
         prctl(PR_SET_CHILD_SUBREAPER, 1)
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # each agent has a listener here
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -128,9 +129,9 @@ class Init:
             case None:
                 return False
             case StartAgent():
-                self.start(frame.key, lambda: self.start_agent(frame))
+                self.start(frame.key, partial(self.start_agent, frame))
             case StartService():
-                self.start(frame.key, lambda: self.start_service(frame))
+                self.start(frame.key, partial(self.start_service, frame))
             case SignalChild() if frame.os_pid in self.children:
                 signal_group(frame.os_pid, frame.signal)
             case ExitAcknowledged():
@@ -229,7 +230,7 @@ class Init:
 
     def fork(
         self, main: Callable[[], object], output: int, *, keep: Sequence[int] = (),
-        enter_sandbox: Callable[[], None] = lambda: None,
+        enter_sandbox: Callable[[], None] = ignore,
     ) -> int:  # fmt: skip
         sys.stdout.flush()
         sys.stderr.flush()

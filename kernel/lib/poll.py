@@ -5,6 +5,8 @@ from __future__ import annotations
 import select
 from collections.abc import Callable
 
+from .callbacks import ignore
+
 READ, WRITE = select.EPOLLIN, select.EPOLLOUT
 MAX_EVENTS = 64  # handled before the rest of a turn
 
@@ -32,7 +34,7 @@ class Poll:
         del self.run[fd], self.events[fd]
         self.epoll.unregister(fd)
 
-    def wait(self, seconds: float, first: Callable[[], None] = lambda: None) -> None:
+    def wait(self, seconds: float, first: Callable[[], None] = ignore) -> None:
         """Wait at most `seconds` for the first ready descriptors; run `first`, then their
         callbacks."""
         ready = self.epoll.poll(seconds, MAX_EVENTS)

@@ -34,6 +34,7 @@ from aios.syscalls.llm import (
 from ..core.protocol import Command, Halt, Halted, Out, Prefetch, Run, Step
 from ..entry.call import Call
 from ..events import EventLog
+from ..lib.callbacks import ignore
 from ..lib.coroutine import Wait
 from ..lib.trees import root
 from ..process import Process
@@ -71,7 +72,7 @@ class Generations:
         self.send = send
         self.windows = Windows(contexts, prompts, self._generate_for)
         self.active: dict[int, Generation] = {}
-        self.on_end: Callable[[Generation], None] = lambda _: None
+        self.on_end: Callable[[Generation], None] = ignore
         self.last_run = time.monotonic_ns()  # a core may still run what another kernel sent
 
     # --- calls ----------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from aios.syscalls.errors import AiosError, BadInput, CoreFailed, LimitReached, from_wire
 from aios.syscalls.llm import Decoding
@@ -55,11 +55,12 @@ class Prompts:
         self.last = time.monotonic_ns()  # a core may still answer what another kernel asked
         self.core_error: AiosError | None = None  # there is no core now: nobody waits for it
 
-    async def question(self, process: Process, make: Callable[[int], Question]) -> Tokenized:
-        """Ask, in turn with the other trees of agents. Raises what is the answer's error."""
+    async def question(self, process: Process, kind: type[Question], *fields: Any) -> Tokenized:
+        """Ask for a process, in turn with the other trees of agents. `fields` are those behind the
+        number. Raises what is the answer's error."""
         self.check_core()
         self.last += 1
-        req, question = self.last, make(self.last)
+        req, question = self.last, kind(self.last, *fields)
         queue = self.grammars if isinstance(question, Compile) else self.texts
         asked = self.questions[req] = Asked(question, queue)
         try:
@@ -115,7 +116,7 @@ class Prompts:
         if args.schema is not None and args.grammar is not None:
             raise BadInput("schema and grammar exclude each other", "send one of them")
         if args.schema is not None or args.grammar is not None:
-            await self.question(process, lambda req: Compile(req, args.schema, args.grammar))
+            await self.question(process, Compile, args.schema, args.grammar)
 
     async def encode(self, process: Process, context: Past, new: Entering) -> list[int]:
         """Return the tokens that `new` is, behind what is in `context`."""
@@ -129,8 +130,7 @@ class Prompts:
         start = context.used == 0
         text = new.text if new.tokens is None else ""  # just to wait for the first core
         encoded = await self.question(
-            process,
-            lambda req: TokenizeRequest(req, text, messages, turns, new.reply, start, tokens),
+            process, TokenizeRequest, text, messages, turns, new.reply, start, tokens
         )
         return new.tokens or encoded.tokens
 
@@ -148,7 +148,7 @@ class Prompts:
                 )
 
     async def detokenize(self, process: Process, tokens: list[int]) -> str:
-        return (await self.question(process, lambda req: DetokenizeRequest(req, tokens))).text
+        return (await self.question(process, DetokenizeRequest, tokens)).text
 
     def check_core(self) -> None:
         if self.core_error is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,7 +60,7 @@ class Logs:
         reader = Reader(pid, part.offset, call, Wait())
         self.readers.append(reader)
         try:
-            return await within(reader.wait, wait_s, self.after, lambda: reader.wait.done(part))
+            return await within(reader.wait, wait_s, self.after, partial(reader.wait.done, part))
         finally:
             self.readers.remove(reader)
 

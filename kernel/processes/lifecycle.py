@@ -159,7 +159,7 @@ class Lifecycle:
             return
         if not birth.process.os_pid:  # or its hello came first
             self.born(birth, frame.os_pid)
-        self.after(self.config.hello, lambda: self._check_hello(frame.key))
+        self.after(self.config.hello, partial(self._check_hello, frame.key))
 
     def born(self, birth: PendingSpawn, os_pid: int) -> None:
         process = birth.process
@@ -251,7 +251,7 @@ class Lifecycle:
     def _end_soon(self, process: Process) -> None:
         if not process.reported:
             self.signal(process, "TERM")
-        self.after(self.config.grace, lambda: self._kill_if_alive(process))
+        self.after(self.config.grace, partial(self._kill_if_alive, process))
 
     def closed(self, session: Session) -> None:
         """Its connection is no more: a client goes with it, an agent may have work left."""
@@ -267,7 +267,7 @@ class Lifecycle:
         if process.kind != "agent":
             self._end(process, 0, why)
         else:  # most likely it has ended, and init is about to say how
-            self.after(LAST_WORD, lambda: self._disconnected(process, why))
+            self.after(LAST_WORD, partial(self._disconnected, process, why))
 
     def _disconnected(self, process: Process, why: str) -> None:
         if process.alive and process.state != "ending":
@@ -277,10 +277,10 @@ class Lifecycle:
         """proc.exit: an agent is to be gone within the grace; a client is gone now."""
         process = call.process
         if process.kind != "agent":
-            self.after(0, lambda: self.lost(call.session, "exit"))
+            self.after(0, partial(self.lost, call.session, "exit"))
         elif process.state != "ending":
             process.move("ending")
-            self.after(self.config.grace, lambda: self._kill_if_alive(process))
+            self.after(self.config.grace, partial(self._kill_if_alive, process))
 
     def _end(self, process: Process, code: int, reason: str) -> None:
         """End a process, and with it its calls, contexts, messages and children."""

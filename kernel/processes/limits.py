@@ -19,7 +19,10 @@ class LimitEnforcer:
         self.lifecycle, self.table = lifecycle, lifecycle.table
         self.figures: dict[int, psutil.Process] = {}  # by pid
         self.next = 0  # of the live processes, the one that the next sweep begins with
-        lifecycle.ended.append(lambda process: self.figures.pop(process.pid, None))
+        lifecycle.ended.append(self._forget)
+
+    def _forget(self, process: Process) -> None:
+        self.figures.pop(process.pid, None)
 
     def sweep(self) -> None:
         """Check the time of all processes, and measure some."""

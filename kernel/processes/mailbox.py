@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from aios.syscalls.errors import LimitReached, ProcessGone, TimedOut
 from aios.syscalls.msg import Mail
 
 from ..entry.call import Call
+from ..lib.callbacks import ignore
 from ..lib.coroutine import Wait, within
 from ..lib.trees import Trees, check_tree, root
 from ..process import Letter, Process
@@ -38,8 +40,8 @@ class Mailroom:
         self.after = after
         self.is_alive = is_alive
         self.note = note
-        self.on_sent: Callable[[Process, Process, Any], None] = lambda *_: None
-        self.on_received: Callable[[Process, Mail], None] = lambda *_: None
+        self.on_sent: Callable[[Process, Process, Any], None] = ignore
+        self.on_received: Callable[[Process, Mail], None] = ignore
         self.last = 0
         self.unread: dict[int, int] = {}  # bytes, by number
         self.trees = Trees()  # of them by sender
@@ -102,7 +104,7 @@ class Mailroom:
         wait = Wait[Mail]()
         waiting.append((sender, wait))
         try:
-            return await within(wait, timeout, self.after, lambda: wait.fail(_timeout(timeout)))
+            return await within(wait, timeout, self.after, partial(_time_out, wait, timeout))
         finally:
             waiting.remove((sender, wait))
             if not waiting:
@@ -144,5 +146,5 @@ def _gone(pid: int) -> ProcessGone:
     )
 
 
-def _timeout(seconds: float | None) -> TimedOut:
-    return TimedOut(f"no message within {seconds:g} s")
+def _time_out(wait: Wait[Mail], seconds: float | None) -> None:
+    wait.fail(TimedOut(f"no message within {seconds:g} s"))

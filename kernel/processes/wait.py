@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
@@ -43,7 +44,7 @@ class Waiters:
         about, wait = -call.process.pid if pid is None else pid, Wait[Exited]()
         self.waiters.setdefault(about, {})[id(wait)] = Waiter(pid, call, wait)
         try:
-            return await within(wait, timeout, self.after, lambda: wait.fail(_timeout(timeout)))
+            return await within(wait, timeout, self.after, partial(_time_out, wait, timeout))
         finally:
             del self.waiters[about][id(wait)]
             if not self.waiters[about]:
@@ -101,8 +102,8 @@ class Waiters:
         return [f"a wait of call {call.id} is kept" for call in calls if call.ended]
 
 
-def _timeout(seconds: float | None) -> TimedOut:
-    return TimedOut(f"it has not ended within {seconds:g} s")
+def _time_out(wait: Wait[Exited], seconds: float | None) -> None:
+    wait.fail(TimedOut(f"it has not ended within {seconds:g} s"))
 
 
 def exited(process: Process) -> Exited:

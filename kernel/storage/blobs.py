@@ -164,7 +164,7 @@ class ExternalBlobs:
         self.pins += pinned
         try:
             if chunks:
-                await self._run(self.writer, lambda: self._put(chunks))
+                await self._run(self.writer, partial(self._put, chunks))
             return await self.store.write(job, size=size, once=once)
         finally:
             self.pins -= pinned
@@ -188,7 +188,7 @@ class ExternalBlobs:
             _left_over(error)
             return
         if unused:
-            background(self._run(self.writer, lambda: self._delete(unused)), _left_over)
+            background(self._run(self.writer, partial(self._delete, unused)), _left_over)
 
     def hold(self) -> None:
         self.holds += 1
@@ -203,7 +203,10 @@ class ExternalBlobs:
             self.backend.delete(key.hex())
 
     async def read(self, keys: list[bytes]) -> list[bytes]:
-        return await self._run(self.readers, lambda: [self.load(key) for key in keys])
+        return await self._run(self.readers, partial(self._load_all, keys))
+
+    def _load_all(self, keys: list[bytes]) -> list[bytes]:
+        return [self.load(key) for key in keys]
 
     def load(self, key: bytes) -> bytes:
         data = self.backend.get(key.hex())

@@ -28,6 +28,7 @@ from msgspec import Struct
 from aios.syscalls import sto
 from aios.syscalls.errors import BadInput, Conflict, LimitReached, NotFound, StoreDamaged
 
+from ..lib.callbacks import ignore
 from ..lib.trees import Trees, root
 from ..store.transaction import Txn
 
@@ -153,11 +154,15 @@ def missing(owner: str, path: str, hint: str = LISTED) -> NotFound:
     return NotFound(f"no object {path!r} of {owner or 'a person'}", hint)
 
 
+def all_owners(txn: Txn) -> list[OwnerUsage]:
+    return list(Catalog(txn).owners())
+
+
 class Catalog:
     """The catalogue in one transaction. `drop` is called with each chunk that nothing refers to any
     more."""
 
-    def __init__(self, txn: Txn, drop: Callable[[bytes], None] = lambda _: None) -> None:
+    def __init__(self, txn: Txn, drop: Callable[[bytes], None] = ignore) -> None:
         self.txn, self.drop = txn, drop
         self.grown: dict[str, int] = {}  # bytes by owner, in this transaction
 

@@ -22,12 +22,13 @@ from aios.syscalls.errors import (
 
 from ..entry.call import Call
 from ..lib import defects
+from ..lib.callbacks import ignore
 from ..lib.coroutine import Driver, Wait
 from ..lib.encryption import AeadCodec
 from ..store.store import NoStore, Store
 from ..store.transaction import Txn
 from .backends import BlobBackend, FolderBackend, encrypted
-from .catalog import IN_BACKUP, TABLE, Catalog, is_used
+from .catalog import IN_BACKUP, TABLE, Catalog, all_owners, is_used
 from .fsck import Verification
 from .manager import Storage
 
@@ -106,7 +107,7 @@ class Maintenance:
         self,
         call: Call,
         work: Callable[[BackgroundTask], T],
-        before: Callable[[], None] = lambda: None,
+        before: Callable[[], None] = ignore,
     ) -> T:
         """Do the work in a thread, unless another task runs. `before` runs here, before that."""
         if self.task is not None and not self.task.end.is_over:
@@ -164,7 +165,7 @@ class Maintenance:
 
     def _old(self, task: BackgroundTask, keep: int) -> Iterator[tuple[str, str, int]]:
         """Iterate over the versions older than the newest `keep` of each object."""
-        for owner in self.store.read(lambda txn: list(Catalog(txn).owners())):
+        for owner in self.store.read(all_owners):
             for path in self._paths(owner.name):
                 task.step("versions")
                 versions = self.store.read(partial(_versions, owner.name, path))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -26,6 +27,7 @@ from aios.syscalls.errors import (
 )
 
 from ..entry.call import Call
+from ..lib.callbacks import ignore
 from ..lib.coroutine import background
 from ..lib.trees import Trees
 from ..process import Process, check_principal
@@ -42,6 +44,7 @@ from .catalog import (
     Catalog,
     OwnerUsage,
     VersionRow,
+    all_owners,
     check_path,
     has_chunks,
     missing,
@@ -62,7 +65,7 @@ class Storage:
         self, store: Store | NoStore, blobs: Blobs, shares: Shares, quota: int, place: str
     ) -> None:
         self.store, self.blobs, self.shares, self.quota = store, blobs, shares, quota
-        self.changed: Callable[[str, str], None] = lambda _owner, _path: None
+        self.changed: Callable[[str, str], None] = ignore
         self.uploads = Uploads(self)
         self.watches = Watches(self._reach)
         self.trees = Trees()  # bytes, in the writer's thread
@@ -82,7 +85,7 @@ class Storage:
                 "set `blobs` to that; `aios sto export` and `import` move objects",
             )
 
-        for held in self.store.read(lambda txn: list(Catalog(txn).owners())):
+        for held in self.store.read(all_owners):
             self.trees.set(held.name, held.used)
 
         def begin(cat: Catalog) -> None:
@@ -254,7 +257,7 @@ class Storage:
         if owner:
             check_principal(owner)
         found: list[tuple[str, str]] = self.store.read(
-            lambda txn: self.shares.scopes(txn, call.process, owner, path)
+            partial(self.shares.scopes, process=call.process, owner=owner, path=path)
         )
         return found
 
@@ -362,14 +365,14 @@ class Storage:
 
     def _reach(self, call: Call, owner: str, mode: Mode) -> list[str]:
         reach: list[str] = self.store.read(
-            lambda txn: self.shares.reach(txn, call.process, owner, mode)
+            partial(self.shares.reach, process=call.process, owner=owner, mode=mode)
         )
         return reach
 
     def shared(self, principal: str, owner: str, path: str | None, mode: Mode) -> bool:
         """Tell whether an owner has shared a path with a principal; None stands for any path."""
         reach: list[str] = self.store.read(
-            lambda txn: self.shares.shared(txn, principal, owner, mode)
+            partial(self.shares.shared, principal=principal, owner=owner, mode=mode)
         )
         return bool(reach) if path is None else any(covers(each, path) for each in reach)
 

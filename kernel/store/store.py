@@ -33,6 +33,7 @@ from aios.syscalls.errors import (
 )
 
 from ..lib import defects
+from ..lib.callbacks import ignore
 from ..lib.coroutine import Wait, background
 from ..lib.encryption import ChecksumCodec, ValueCodec
 from .done_calls import CallId, DoneCalls
@@ -74,7 +75,7 @@ class Store:
 
     def __init__(
         self, folder: Path, post: Callable[[Callable[[], None]], None], *, limit: int = 8 << 30,
-        system: str = "", barrier: Callable[[], None] = lambda: None,
+        system: str = "", barrier: Callable[[], None] = ignore,
         codec: ValueCodec = ChecksumCodec(),  # noqa: B008 (it has no state)
     ) -> None:  # fmt: skip
         self.folder, self.post, self.limit, self.barrier = folder, post, limit, barrier
