@@ -19,12 +19,13 @@ from aios.kernel.entry.envelope import MAX_DEPTH, arguments
 from aios.kernel.entry.followers import MAX_OF_PROCESS, MAX_OF_TREE
 from aios.kernel.lib.linux import real
 from aios.kernel.sandbox.sandbox import SandboxPolicy, can_read
+from aios.kernel.storage import shares
 from aios.kernel.storage import uploads as upload
 from aios.shell.escape import as_json_text
 from aios.syscalls.errors import Malformed
 from aios.syscalls.rules import Manifest
 from aios.syscalls.table import TABLE
-from aios.syscalls.wire import FAILED
+from aios.syscalls.wire import DONE, FAILED
 
 TIMES = 200  # the steps of a plain call
 LIMIT = 10_000_000
@@ -167,6 +168,27 @@ def test_an_end_is_told_to_those_who_wait_for_it_alone(
     ended |= {call_id for call_id, _, _ in turns.replies.pop(caller.route)}
     assert ended == set(waits)
     assert turns.kernel.waiters.waiters == {}
+
+
+def test_a_tree_has_so_many_shares_whatever_the_names_of_its_agents(
+    turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each search of whom they are to reads them, also when their owners have ended."""
+    monkeypatch.setattr(shares, "MAX_OF_TREE", 10)
+    one, kept = turns.agent("generous"), turns.kernel.storage.shares
+    for number in range(4):
+        child = turns.agent(f"child{number}", parent=one.pid)
+        ends = [child.wait(child.send("sto.share", {"prefix": f"{n}", "to": "/*"})) for n in "abc"]
+        turns.kernel.lifecycle._end(turns.kernel.table.rows[child.pid], 0, "exit")
+    assert [kind for kind, _ in ends] == [DONE, FAILED, FAILED]
+    assert "/generous and all below it have 10 shares" in ends[1][1]["message"]
+    other = turns.agent("other")
+    other.done("sto.share", prefix="a", to="/*")
+    other.done("sto.share", prefix="a", to="/*", mode="none")
+    after_a_restart = shares.Shares(dict)
+    turns.kernel.store.read(after_a_restart.load)
+    assert after_a_restart.trees.held == kept.trees.held
+    assert kept.trees.total("/generous") == 10
 
 
 def test_a_spawn_whose_contexts_there_is_no_room_for_leaves_nothing(

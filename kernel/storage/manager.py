@@ -87,6 +87,7 @@ class Storage:
 
         for held in self.store.read(all_owners):
             self.trees.set(held.name, held.used)
+        self.store.read(self.shares.load)
 
         def begin(cat: Catalog) -> None:
             cat.txn.put(TABLE, b"b", place.encode())

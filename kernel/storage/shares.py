@@ -10,13 +10,14 @@ from aios.syscalls import sto
 from aios.syscalls.errors import BadInput, Denied, LimitReached, NotFound
 from aios.syscalls.rules import Group
 
+from ..lib.trees import Trees, check_tree, root
 from ..manifests import groups_of, names_of
 from ..process import Process, check_principal
 from ..rules import Mode
 from ..store.transaction import Txn
 from .catalog import TABLE, Catalog, key, short
 
-MAX_SHARES = 256  # of one owner
+MAX_SHARES, MAX_OF_TREE = 256, 1024  # of one owner; of a tree of agents, read by whom they are to
 MAX_TO_BYTES = 200  # of the name that a share is to
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -33,6 +34,12 @@ class Shares:
 
     def __init__(self, groups: Callable[[], Mapping[str, Group]]) -> None:
         self.groups = groups
+        self.trees = Trees()  # shares by owner, in the writer's thread
+
+    def load(self, txn: Txn) -> None:
+        """Count the shares that are stored."""
+        for _, data in txn.scan(TABLE, b"g"):
+            self.trees.add(_decode(data).owner, 1)
 
     def reach(self, txn: Txn, process: Process, owner: str, mode: Mode) -> list[str]:
         """Return the prefixes of the owner's objects that `process` may reach with `mode`. All
@@ -101,8 +108,12 @@ class Shares:
         ]
 
     def give(self, txn: Txn, owner: str, share: sto.Share) -> None:
-        """Share a prefix, or end a share. Raises NotFound where there is no such group, or no such
-        share to end."""
+        """Share a prefix, or end a share.
+
+        Raises:
+            NotFound: there is no such group, or no such share to end.
+            LimitReached: the owner, or its tree of agents, has shared as much as it may.
+        """
         if len(share.to.encode()) > MAX_TO_BYTES:
             raise BadInput(
                 f"a name of more than {MAX_TO_BYTES} bytes", "share with a subtree, or a group"
@@ -120,14 +131,29 @@ class Shares:
             if not txn.delete(TABLE, place):
                 raise NotFound(f"{share.prefix!r} is not shared with {share.to!r}")
             txn.delete(TABLE, mirror)
+            self._count(txn, owner)
             return
-        if txn.get(TABLE, place) is None and len(self.of(txn, owner)) >= MAX_SHARES:
-            raise LimitReached(
-                f"{owner!r} has {MAX_SHARES} grants", "share a prefix, or with a group"
-            )
+        if txn.get(TABLE, place) is None:
+            self._check_room(txn, owner)
         grant = sto.SharedPrefix(owner=owner, prefix=share.prefix, to=share.to, mode=share.mode)
         for each in (place, mirror):
             txn.put(TABLE, each, _encode(grant))
+        self._count(txn, owner)
+
+    def _check_room(self, txn: Txn, owner: str) -> None:
+        if len(self.of(txn, owner)) >= MAX_SHARES:
+            raise LimitReached(
+                f"{owner!r} has {MAX_SHARES} grants", "share a prefix, or with a group"
+            )
+        if owner:
+            check_tree(
+                owner, self.trees.total(root(owner)), MAX_OF_TREE, "shares",
+                "end some: sto.share with the mode `none`",
+            )  # fmt: skip
+
+    def _count(self, txn: Txn, owner: str) -> None:
+        """Count all of an owner, so that no commit that fails leaves a difference for long."""
+        self.trees.set(owner, len(self.of(txn, owner)))
 
     def _names(self, principal: str) -> frozenset[str]:
         """Return the names by which a share can mean this agent; a person has none."""
