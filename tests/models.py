@@ -90,6 +90,17 @@ def with_template(model: Path, path: Path, template: str | None) -> None:
         copy_with_new_metadata(reader, writer, {key: new}, [])
 
 
+def without_vocabulary(model: Path, path: Path) -> None:
+    """A copy of a model that carries no tokenizer."""
+    reader = gguf.GGUFReader(model)
+    tokenizer = [name for name in reader.fields if name.startswith("tokenizer.")]
+    writer = GGUFWriter(path, "llama", endianess=reader.endianess)
+    none = MetadataDetails(gguf.GGUFValueType.STRING, "none")
+    size = MetadataDetails(gguf.GGUFValueType.UINT32, int(reader.tensors[0].shape[-1]))
+    new = {gguf.Keys.Tokenizer.MODEL: none, "llama.vocab_size": size}
+    copy_with_new_metadata(reader, writer, new, tokenizer)
+
+
 # --- a vocabulary -------------------------------------------------------------------------------
 
 
@@ -139,15 +150,16 @@ Shapes = dict[str, tuple[int, ...]]
 
 def tiny_model(
     path: Path, arch: str = "llama", *, layers: int = 0, trained: int = 8192, window: int = 0,
-    head: int = HEAD, vocabulary: int = 0, seed: int = 1, matrices: str = "Q8_0",
+    head: int = HEAD, vocabulary: int = 0, seed: int = 1, matrices: str = "Q8_0", split: int = 0,
 ) -> Path:  # fmt: skip
-    """Write a language model of `arch` to `path`, and return the path.
+    """Write a language model of `arch` to `path`, and return the path; with a `split`, write
+    several files of so many tensors each, and return the path of the first.
 
     The model says it was `trained` for so many tokens. `window` is that of sliding attention, for
     the archs that have it. `vocabulary` adds tokens that no text has, up to so many in all.
     """
     layers = layers or {"gemma3": 6, "jamba": 4}.get(arch, 2)
-    out = GGUFWriter(path, arch)
+    out = GGUFWriter(path, arch, split_max_tensors=split)
     heads = [0 if arch == "jamba" and layer % 2 == 0 else 1 for layer in range(layers)]
     out.add_file_type(gguf.LlamaFileType[f"MOSTLY_{matrices}"])
     _add_shape(out, arch, layers, trained, window, head, heads)
@@ -159,8 +171,10 @@ def tiny_model(
     for layer in range(layers):
         names = _layer(arch, head, recurrent=arch.startswith("mamba") or not heads[layer])
         shapes |= {f"blk.{layer}.{name}": shape for name, shape in names.items()}
+    if arch == "t5":
+        shapes = {"token_embd.weight": (len(tokens), EMBD)} | _encoder_and_decoder(layers)
     weights = {name: _weights(name, shape, dice) for name, shape in shapes.items()}
-    if arch != "gemma2":  # which has the embeddings in that place
+    if arch not in {"gemma2", "gemma-embedding", "t5"}:  # which have the embeddings there, or none
         line_end = weights["token_embd.weight"][tokens.index("Ċ")] * weights["output_norm.weight"]
         weights["output.weight"] = _output(tokens, line_end, dice)
     for name, weight in weights.items():
@@ -169,7 +183,7 @@ def tiny_model(
     out.write_kv_data_to_file()
     out.write_tensors_to_file()
     out.close()
-    return path
+    return min(path.parent.glob(f"{path.stem}-00001-of-*")) if split else path
 
 
 def _add_shape(
@@ -190,11 +204,14 @@ def _add_shape(
         out.add_layer_norm_eps(1e-5)
     if not arch.startswith("mamba"):
         out.add_head_count(QUERIES)
-        out.add_head_count_kv(heads if arch == "jamba" else QUERIES if arch == "gpt2" else 1)
+        alone = arch in {"gpt2", "t5"}
+        out.add_head_count_kv(heads if arch == "jamba" else QUERIES if alone else 1)
         out.add_key_length(head)
         out.add_value_length(head)
     if window:
         out.add_sliding_window(window)
+    if arch == "t5":
+        out.add_relative_attn_buckets_count(32)
 
 
 def merges() -> list[str]:
@@ -250,11 +267,24 @@ def _layer(arch: str, head: int, *, recurrent: bool) -> Shapes:
         "attn_v.weight": (head, EMBD),
         "attn_output.weight": (EMBD, QUERIES * head),
     }
-    if arch in {"gemma2", "gemma3"}:
+    if arch in {"gemma2", "gemma3", "gemma-embedding"}:
         dense |= {"post_attention_norm.weight": (EMBD,), "post_ffw_norm.weight": (EMBD,)}
-    if arch in {"gemma3", "qwen3"}:
+    if arch in {"gemma3", "gemma-embedding", "qwen3"}:
         dense |= {"attn_q_norm.weight": (head,), "attn_k_norm.weight": (head,)}
     return dense
+
+
+def _encoder_and_decoder(layers: int) -> Shapes:
+    shapes: Shapes = {"enc.output_norm.weight": (EMBD,), "dec.output_norm.weight": (EMBD,)}
+    for side, attentions in (("enc", ["attn"]), ("dec", ["attn", "cross_attn"])):
+        for layer in range(layers):
+            at = f"{side}.blk.{layer}"
+            for attention in attentions:
+                shapes[f"{at}.{attention}_norm.weight"] = (EMBD,)
+                shapes |= {f"{at}.{attention}_{each}.weight": (EMBD, EMBD) for each in "qkvo"}
+            shapes |= {f"{at}.ffn_norm.weight": (EMBD,), f"{at}.attn_rel_b.weight": (32, QUERIES)}
+            shapes |= {f"{at}.ffn_up.weight": (FF, EMBD), f"{at}.ffn_down.weight": (EMBD, FF)}
+    return shapes
 
 
 def _recurrent(arch: str) -> Shapes:

@@ -16,7 +16,7 @@ import pytest
 from batcher_harness import PLENTY, CheckedBatcher, Job, at_random, finish, report, run_solo
 from conftest import Boot
 from helpers import STORY
-from models import tiny_model, write_bert
+from models import tiny_model, without_vocabulary, write_bert
 
 from aios.agents import Generation, connect
 from aios.kernel.core import fit
@@ -338,6 +338,25 @@ def test_a_model_that_only_embeds_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot generate") as caught:
         LlamaEngine(path, slots=2, window=60, threads=1)
     assert "--embedder" in caught.value.hint
+
+
+@pytest.mark.parametrize(("arch", "says"), [
+    ("gemma-embedding", "keeps nothing of what it has read"),
+    ("t5", "reads prompts by an encoder"),
+    ("llada", "writes the tokens of an answer all at once"),
+])  # fmt: skip
+def test_what_does_not_write_token_by_token_is_refused(load: Load, arch: str, says: str) -> None:
+    """To compute a token with it ends the process."""
+    with pytest.raises(ModelError, match=says) as caught:
+        load(arch, window=SLIDING)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_without_a_vocabulary_is_refused(tmp_path: Path) -> None:
+    """To tokenize a text with it ends the process."""
+    without_vocabulary(tiny_model(tmp_path / "tiny.gguf"), tmp_path / "none.gguf")
+    with pytest.raises(ModelError, match="has no vocabulary"):
+        LlamaEngine(tmp_path / "none.gguf", slots=2, window=60, threads=1)
 
 
 def test_a_cache_that_does_not_fit_the_heads_is_named(tmp_path: Path) -> None:

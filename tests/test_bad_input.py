@@ -63,6 +63,19 @@ def test_a_file_that_is_no_model_is_named(homes: Path, tmp_path: Path, kind: str
     assert str(path) in error.message
 
 
+def test_what_is_no_whole_language_model_is_told_from_one_that_is_cut(
+    homes: Path, tmp_path: Path
+) -> None:
+    """As the second of several files, or an adapter."""
+    first = tiny_model(tmp_path / "tiny.gguf", split=8)
+    *_, last = sorted(tmp_path.iterdir())
+    assert last != first
+    error = refused(homes / "last", model=str(last))
+    assert str(last) in error.message
+    assert "of one in several files the first" in error.hint
+    assert "adapter" in error.hint
+
+
 def test_a_model_with_recurrent_layers_is_refused_in_a_sentence(
     homes: Path, tmp_path: Path
 ) -> None:

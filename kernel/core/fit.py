@@ -24,7 +24,7 @@ from aios.syscalls.errors import AiosError, BadInput, ModelError, NoRoom
 
 from .certify import certify
 from .compare import SPAN_TOKENS, measure_divergence, race
-from .gguf import BINDING, FORMATS, describe
+from .gguf import BINDING, FORMATS, describe, file_bytes
 from .llama import LlamaEngine
 from .variants import Conditions, FitRecord, Variant, VariantStore, choose, lock, sha256
 
@@ -117,7 +117,7 @@ def report(config: Config, store: VariantStore) -> Report:
     return Report(
         model=str(store.original),
         format=describe(store.original)[0],
-        size=store.original.stat().st_size,
+        size=file_bytes(store.original),
         sha256=store.sha256,
         folder=str(store.folder),
         loaded=str(choice.path),
@@ -170,7 +170,7 @@ def measure(store: VariantStore, formats: Sequence[str], here: Conditions) -> No
     missing = [name for name in formats if name not in known | {own}]
     if not missing:
         return
-    missing = drop_too_large(missing, store.original.stat().st_size, params)
+    missing = drop_too_large(missing, file_bytes(store.original), params)
     for name in missing:
         tell(f"requantizing to {name}", 0, 1)
         if name not in intact:
@@ -219,7 +219,7 @@ def compare(store: VariantStore, names: list[str], here: Conditions) -> list[Var
         ModelError: the model's window is too short to be measured.
     """
     paths = [store.original, *map(store.path, names[1:])]
-    sizes = [path.stat().st_size for path in paths]
+    sizes = [file_bytes(path) for path in paths]
     engines = [
         LlamaEngine(path, slots=here.slots, window=SPAN_TOKENS, threads=here.threads)
         for path in paths

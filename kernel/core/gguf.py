@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ FORMATS = {  # llama.cpp's file type; bits per weight
     "f16": (ll.LLAMA_FTYPE_MOSTLY_F16, 16.0),
     "bf16": (ll.LLAMA_FTYPE_MOSTLY_BF16, 16.0),
 }
+FIRST_PART = re.compile(r"(.+-)00001(-of-(\d{5})\.gguf)")
 
 
 class ErrorLog:
@@ -66,7 +68,8 @@ def load(path: Path, option: str = "--model") -> Any:
     if not model:
         raise ModelError(
             f"llama.cpp cannot load {path}: {'; '.join(log.errors) or 'no reason given'}",
-            "the file may be truncated: compare its size with its source",
+            f"name a language model with {option}, whole and of a kind that llama.cpp knows: no "
+            "adapter or projector, and of one in several files the first",
         )
     return model
 
@@ -83,19 +86,37 @@ def tokenize(vocab: Any, text: str, *, start: bool, special: bool) -> list[int]:
     return list(buffer[:count])
 
 
+def parts(path: Path) -> list[Path]:
+    """Return the files that llama.cpp loads a model from: `path`, and those behind it where that is
+    named as the first of several."""
+    first = FIRST_PART.fullmatch(path.name)
+    if first is None:
+        return [path]
+    start, end, count = first.groups()
+    named = (path.with_name(f"{start}{at:05}{end}") for at in range(2, int(count) + 1))
+    return [path, *(part for part in named if part.exists())]
+
+
+def file_bytes(path: Path) -> int:
+    """Return the size of a model's files. Raises OSError if one cannot be read."""
+    return sum(part.stat().st_size for part in parts(path))
+
+
 def identity(path: Path) -> str:
-    """Return a hash of a model file's first and last MiB and its size, as its name: hashing all of
-    a large file would take seconds at each start.
+    """Return a hash of the first and last MiB and the size of each of a model's files, as its name:
+    hashing all of a large file would take seconds at each start.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: a file cannot be read.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        ends = file.read(1 << 20)
-        file.seek(max(0, size - (1 << 20)))
-        ends += file.read()
-    return blake2b(ends + str(size).encode(), digest_size=16).hexdigest()
+    name = blake2b(digest_size=16)
+    for part in parts(path):
+        size = part.stat().st_size
+        with part.open("rb") as file:
+            name.update(file.read(1 << 20))
+            file.seek(max(0, size - (1 << 20)))
+            name.update(file.read() + str(size).encode())
+    return name.hexdigest()
 
 
 def requantize(source: Path, target: Path, name: str, threads: int) -> None:

@@ -30,7 +30,7 @@ from aios.syscalls import VERSION
 from aios.syscalls.errors import Internal, ModelError, NoRoom
 
 from .engine import CHUNK_TOKENS
-from .gguf import identity, load, log
+from .gguf import identity, load, log, parts
 from .state_layout import BlockSlice, Bytes, StateLayout
 from .vocabulary import LlamaVocabulary
 
@@ -62,8 +62,8 @@ class LlamaEngine(LlamaVocabulary):
     no order.
 
     Raises:
-        ModelError: the file is missing, truncated or not a GGUF; or the model cannot forget the end
-            of what it has read, as one with recurrent layers.
+        ModelError: the file is missing, truncated or not a GGUF; or the model is of a kind that
+            cannot serve contexts.
         NoRoom: there is no memory for the KV cache.
     """
 
@@ -75,6 +75,7 @@ class LlamaEngine(LlamaVocabulary):
         self.path = path
         self.slots, self.threads, self.cache = slots, threads, cache
         super().__init__(load(path))
+        self._check_kind()
         self.window = min(window or 2048, self._max_window())
         self.streams = max(slots, 2)
         self.cells = self.window // 256 * 256 + 256  # at least one more than the window: padding
@@ -102,6 +103,25 @@ class LlamaEngine(LlamaVocabulary):
         ll.llama_batch_free(self.batch)
         ll.llama_free(self.ctx)
         ll.llama_model_free(self.model)
+
+    def _check_kind(self) -> None:
+        """Raise ModelError unless the model writes one token after the other, and can forget the
+        last ones. To compute with one of another kind would end the process."""
+        model, tokenwise = self.model, "use a model that writes one token after the other"
+        if ll.llama_model_is_recurrent(model) or ll.llama_model_is_hybrid(model):
+            raise ModelError(
+                f"{self.path} has recurrent layers, which cannot forget a part of what they read",
+                "use a model with attention in all layers",
+            )
+        if ll.llama_model_has_encoder(model):
+            raise ModelError(f"{self.path} reads prompts by an encoder, all at once", tokenwise)
+        if ll.llama_model_is_diffusion(model):
+            raise ModelError(f"{self.path} writes the tokens of an answer all at once", tokenwise)
+        if ll.llama_vocab_type(self.vocab) == ll.LLAMA_VOCAB_TYPE_NONE:
+            raise ModelError(
+                f"{self.path} has no vocabulary, so it cannot read a text",
+                "use a model whose file carries its tokenizer",
+            )
 
     def _max_window(self) -> int:
         """Return the longest window in tokens. Where positions are learned it is one less than the
@@ -134,7 +154,7 @@ class LlamaEngine(LlamaVocabulary):
         so a small context is made to see by how much its state grows.
 
         Raises:
-            ModelError: the model cannot run, or cannot forget a token.
+            ModelError: the model cannot run, or keeps nothing of what it reads.
         """
         try:
             context = self._context(256, 1, 2)
@@ -144,29 +164,24 @@ class LlamaEngine(LlamaVocabulary):
                 f"{log.errors[-1] if log.errors else 'no reason given'}",
                 'use another model, or cache = "f16" in config.toml',
             ) from error
-        memory, batch = ll.llama_get_memory(context), ll.llama_batch_init(1, 0, 1)
+        if not ll.llama_get_memory(context):
+            ll.llama_free(context)
+            raise ModelError(
+                f"{self.path} keeps nothing of what it has read, so it cannot generate",
+                "name an embedding model with --embedder",
+            )
+        batch = ll.llama_batch_init(1, 0, 1)
         sizes = []
         for pos in range(2):
             batch.n_tokens, batch.token[0], batch.pos[0] = 1, 0, pos
             batch.n_seq_id[0], batch.seq_id[0][0], batch.logits[0] = 1, 0, False
             code = ll.llama_decode(context, batch)
             sizes.append(int(ll.llama_state_seq_get_size(context, 0)))
-        forgets = memory and ll.llama_memory_seq_rm(memory, 0, 1, -1)
         ll.llama_batch_free(batch)
         ll.llama_free(context)
         if code != 0:
             raise ModelError(
                 f"llama.cpp cannot run {self.path}: {'; '.join(log.errors)}", "use another model"
-            )
-        if not memory:
-            raise ModelError(
-                f"{self.path} keeps nothing of what it has read, so it cannot generate",
-                "name an embedding model with --embedder",
-            )
-        if not forgets:
-            raise ModelError(
-                f"{self.path} has recurrent layers, which cannot forget a part of what they read",
-                "use a model with attention in all layers",
             )
         return sizes[1] - sizes[0]
 
@@ -333,9 +348,10 @@ class LlamaEngine(LlamaVocabulary):
         """Return 16 bytes that name all that decides the bits of the KV cache: the model, the build
         and the processor, the cache's format, the threads, the size of prefill chunks, the largest
         decode batch, and which sequences get padding."""
+        times = [part.stat().st_mtime_ns for part in parts(self.path)]
         inputs = (
             VERSION, ll.__version__, ll.llama_print_system_info(), self.cache, self.threads,
-            CHUNK_TOKENS, batch, self.pad_solo_from, self.path.stat().st_mtime_ns, self.model_id,
+            CHUNK_TOKENS, batch, self.pad_solo_from, times, self.model_id,
         )  # fmt: skip
         return blake2b(repr(inputs).encode(), digest_size=16).digest()
 

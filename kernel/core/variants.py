@@ -24,7 +24,7 @@ from aios.syscalls.errors import ModelError, NotFound
 from aios.syscalls.kernel import Fitted
 
 from .compare import Divergence, Speed
-from .gguf import requantize
+from .gguf import parts, requantize
 
 REFIT_HINT = "`aios model fit` makes it anew"
 
@@ -69,14 +69,17 @@ def cache_folder() -> Path:
 
 
 def sha256(path: Path) -> str:
-    """Return the hash of a file. Raises ModelError if it cannot be read."""
+    """Return the hash of a model's files. Raises ModelError if one cannot be read."""
+    whole = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        for part in parts(path):
+            with part.open("rb") as file:
+                hashlib.file_digest(file, lambda: whole)
     except OSError as error:
         raise ModelError(
             f"cannot read {path}: {error.strerror}", "name a GGUF file with --model"
         ) from error
+    return whole.hexdigest()
 
 
 class VariantStore:
