@@ -46,7 +46,7 @@ class Office:
     """A mailroom with the kernel's real calls around it; `replies` is what went out."""
 
     folder: Path  # of its journal
-    queue: int | None = 3
+    queue: int | None = 6
     timers: list[Timer] = field(default_factory=list)
     replies: dict[int, tuple[int, Any]] = field(default_factory=dict)
     last: int = 0
@@ -125,14 +125,41 @@ def test_mail_says_who_sent_it(office: Office) -> None:
 
 
 def test_a_full_mailbox_refuses_and_keeps_what_it_has(office: Office) -> None:
-    ann, bob = office.process("ann"), office.process("bob")
-    for body in range(3):
+    bob = office.process("bob")
+    ann = office.table.add("agent", "ann", bob.pid, 0, Limits(), 0.0)
+    for body in range(6):
         office.mailroom.send(ann, bob, body)
-    with pytest.raises(LimitReached, match="mailbox of process 2 is full: 3 messages"):
-        office.mailroom.send(ann, bob, 3)
+    with pytest.raises(LimitReached, match="mailbox of process 1 is full: 6 messages"):
+        office.mailroom.send(ann, bob, 6)
     assert office.body(office.receive(bob)) == 0
-    office.mailroom.send(ann, bob, 4)
-    assert [office.body(office.receive(bob)) for _ in range(3)] == [1, 2, 4]
+    office.mailroom.send(ann, bob, 7)
+    assert [office.body(office.receive(bob)) for _ in range(6)] == [1, 2, 3, 4, 5, 7]
+
+
+def test_a_tree_of_agents_never_fills_the_mailbox_of_another(tmp_path: Path) -> None:
+    """Or nobody could send anything to an agent that reads only what certain others send."""
+    office = Office(tmp_path, queue=8)
+    bob, evil, third = (office.process(name) for name in ("bob", "evil", "third"))
+    helper = office.table.add("agent", "helper", evil.pid, 0, Limits(), 0.0)
+    own = office.table.add("agent", "own", bob.pid, 0, Limits(), 0.0)
+    person = office.table.add("client", "person", 0, 0, Limits(), 0.0)
+    for number in range(4):
+        office.mailroom.send((evil, helper)[number % 2], bob, "junk")
+    for one in (evil, helper):
+        with pytest.raises(LimitReached, match="/evil and all below it have 4 messages in the mai"):
+            office.mailroom.send(one, bob, "junk")
+    office.mailroom.send(third, bob, "from another tree")
+    office.mailroom.send(own, bob, "from its child")
+    office.mailroom.send(person, bob, "from a person")
+    assert office.body(office.receive(bob, person.pid)) == "from a person"
+    assert office.body(office.receive(bob, evil.pid)) == "junk"
+    with pytest.raises(LimitReached):  # the others have two
+        office.mailroom.send(evil, bob, "junk")
+    office.receive(bob, evil.pid)
+    office.mailroom.send(evil, bob, "again")
+    assert office.mailroom.check([bob]) == []
+    office.mailroom.ended(bob)
+    assert office.mailroom.shares == {}
 
 
 def test_what_a_tree_has_others_keep_is_bounded_by_bytes(

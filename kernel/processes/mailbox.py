@@ -45,10 +45,11 @@ class Mailroom:
         self.last = 0
         self.unread: dict[int, int] = {}  # bytes, by number
         self.trees = Trees()  # of them by sender
+        self.shares: Counter[tuple[int, str]] = Counter()  # messages, by receiver and sender's tree
         self.waiting: dict[int, deque[tuple[int | None, Wait[Mail]]]] = {}  # by pid: from whom
 
     def send(self, sender: Process, receiver: Process, body: Any) -> None:
-        """Raises LimitReached when the receiver's mailbox is full: try again later."""
+        """Raises LimitReached when the receiver's mailbox, or its sender's share of it, is full."""
         mail = Mail(
             sender=sender.pid, name=sender.name, principal=sender.principal, body=body,
             labels=sorted(sender.marks),
@@ -59,12 +60,7 @@ class Mailroom:
                 self._hand_out(receiver, mail)
                 wait.done(mail)
                 return
-        limit = receiver.limits.queue
-        if limit is not None and len(receiver.mailbox) >= limit:
-            raise LimitReached(
-                f"the mailbox of process {receiver.pid} is full: {limit} messages",
-                "send again when it has read some",
-            )
+        self._check_room(receiver, mail.principal)
         if mail.principal:
             check_tree(
                 mail.principal, self.trees.total(root(mail.principal)), UNREAD_BYTES,
@@ -76,6 +72,21 @@ class Mailroom:
         self.note(receiver.pid, self.last, data)
         self.on_sent(sender, receiver, body)
 
+    def _check_room(self, receiver: Process, sender: str) -> None:
+        """Raises LimitReached. Agents of other trees leave some room for all others: each tree has
+        half of what they leave."""
+        limit, hint = receiver.limits.queue, "send again when it has read some"
+        if limit is None:
+            return
+        waiting, tree = len(receiver.mailbox), root(sender)
+        if waiting >= limit:
+            raise LimitReached(
+                f"the mailbox of process {receiver.pid} is full: {limit} messages", hint
+            )
+        held = self.shares[receiver.pid, tree]
+        if sender and tree != root(receiver.principal) and 2 * held >= limit - (waiting - held):
+            check_tree(sender, held, held, f"messages in the mailbox of {receiver.pid}", hint)
+
     def keep(self, receiver: Process, number: int, data: bytes) -> None:
         """Until it is read: a Mail as it was sent, or is in the journal."""
         self.last = max(self.last, number)
@@ -83,6 +94,7 @@ class Mailroom:
         letter.data = data
         self.unread[number] = len(data)
         self.trees.add(letter.principal, len(data))
+        self.shares[receiver.pid, root(letter.principal)] += 1
 
     async def receive(self, call: Call, sender: int | None, timeout: float | None) -> Mail:
         """Return the oldest message that fits, or the next one.
@@ -117,6 +129,10 @@ class Mailroom:
     def _remove(self, process: Process, number: int) -> None:
         letter = process.mailbox.pop(number)
         self.trees.add(letter.principal, -self.unread.pop(number))
+        share = process.pid, root(letter.principal)
+        self.shares[share] -= 1
+        if not self.shares[share]:
+            del self.shares[share]
         self.note(process.pid, number, None)
 
     def ended(self, process: Process) -> None:
@@ -131,13 +147,19 @@ class Mailroom:
 
     def check(self, processes: Iterable[Process]) -> list[str]:
         """List each broken invariant in words."""
+        processes = list(processes)
         kept = {number: each for process in processes for number, each in process.mailbox.items()}
         apart = kept.keys() ^ self.unread.keys()
         counted: Counter[str] = Counter()
         for number in kept.keys() & self.unread.keys():
             counted[kept[number].principal] += self.unread[number]
         problems = [f"message {number} is counted or in a mailbox, not both" for number in apart]
-        return problems + ["the bytes of messages are miscounted"] * (counted != self.trees.held)
+        shares = Counter(
+            (each.pid, root(letter.principal))
+            for each in processes for letter in each.mailbox.values()
+        )  # fmt: skip
+        wrong = (counted, shares) != (self.trees.held, self.shares)
+        return problems + ["the bytes of messages, or their shares, are miscounted"] * wrong
 
 
 def _gone(pid: int) -> ProcessGone:
