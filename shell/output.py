@@ -29,7 +29,6 @@ from rich.segment import Segment
 from rich.text import Text
 
 from .escape import as_json_text, shown
-from .render import Listing
 
 WIDE = 10_000  # columns: a table that goes into a pipe is not folded
 STREAM = Path("-")  # stdin or stdout, where a file is named
@@ -71,10 +70,7 @@ def show(data: Any, as_json: bool, rendered: RenderableType) -> None:
     elif isinstance(rendered, str):
         say(rendered)
     elif at_terminal():
-        width = shutil.get_terminal_size().columns
-        if isinstance(rendered, Listing) and rendered.least > width:
-            rendered = rendered.stacked()
-        Screen(width=width).print(rendered)
+        Screen(width=shutil.get_terminal_size().columns).print(rendered)
     else:
         screen = Screen(width=WIDE, force_terminal=False)
         with screen.capture() as text:

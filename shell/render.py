@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
-from rich.console import Group, RenderableType
+from rich.console import ConsoleOptions, Group, RenderableType, RenderResult
 from rich.filesize import decimal
 from rich.padding import Padding
 from rich.table import Table
@@ -26,14 +26,20 @@ FOLDS = 12  # columns that a cell has at least, where a table is folded to fit t
 
 
 class Listing(Table):
-    """A table that takes at least so many columns of the terminal."""
+    """A table that takes at least so many columns of the terminal: in a narrower one, where rich
+    would leave columns out, it is no table."""
 
     least = 0
     cells: Sequence[Sequence[Text]] = ()
 
-    def stacked(self) -> Group:
-        """Put each cell on a line of its own, behind its title: for a terminal that is narrower
-        than `least`."""
+    def __rich_console__(self, console: Any, options: ConsoleOptions) -> RenderResult:
+        if options.max_width < self.least:
+            yield self._stacked()
+        else:
+            yield from super().__rich_console__(console, options)
+
+    def _stacked(self) -> Group:
+        """Put each cell on a line of its own, behind its title."""
         titles = [Text(str(column.header)) for column in self.columns]
         parts: list[RenderableType] = []
         for row in self.cells:

@@ -45,7 +45,7 @@ class TooBig(AiosError):
     """The message passes the size of a system call, 64 KiB."""
 
     code = "call.too_big"
-    default_hint = "send it in several calls"
+    default_hint = "send it in several calls, or the path of a file that has it"
 
 
 class UnknownCall(AiosError):

@@ -40,8 +40,8 @@ RESULT = Result(
 )  # fmt: skip
 
 
-def printed(what: Any) -> str:
-    console = Console(width=200)
+def printed(what: Any, width: int = 200) -> str:
+    console = Console(width=width)
     with console.capture() as text:
         console.print(what)
     return text.get()
@@ -134,6 +134,8 @@ def test_one_difference_is_seen(change: dict[str, Any]) -> None:
     report = Report(STATUS, [same, other], together=1.0)
     assert report.summary()["identical"] == 1
     text = printed(summary(report))
+    narrow = printed(summary(report), width=40)
+    assert narrow.count("AS ALONE") == 2  # a line for each agent, where rich left columns out
     assert "DIFFERS" in text
     assert "1 of 2 agents: output identical to a solo run" in text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import run as command
 from conftest import Boot, eventually, on_tiny
 from helpers import end
 
@@ -167,6 +169,9 @@ def test_a_damaged_value_is_told_and_can_be_replaced(boot: Boot) -> None:
         assert (page.items, page.damaged) == ([("a", "before"), ("c", "after")], ["b"])
         with pytest.raises(StoreDamaged, match="b"):
             list(aios.mem_items(principal="/w"))
+        listed = command(system.home, "mem", "list", "/w", "--json")
+        assert (listed.returncode, json.loads(listed.stdout)) == (1, {"a": "before", "c": "after"})
+        assert json.loads(listed.stderr)["message"] == "damaged values: b"
         aios.mem_put({"b": "new"}, principal="/w")
         assert aios.mem_get(["a", "b"], principal="/w") == {"a": "before", "b": "new"}
         assert aios.check() == []

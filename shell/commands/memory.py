@@ -13,7 +13,7 @@ import msgpack
 
 from aios.agents import Aios, connect
 from aios.syscalls import mem as mem_calls
-from aios.syscalls.errors import BadInput, NotFound
+from aios.syscalls.errors import BadInput, NotFound, StoreDamaged
 
 from .. import render
 from ..completion import live_processes
@@ -83,9 +83,22 @@ def list_(home: Path, who: int | str | None, prefix: str, space: str, as_json: b
             found = aios.mem_spaces()
             show(found, as_json, render.memories(found))
             return
-        items = list(aios.mem_items(prefix, space=space, **target(aios, who)))
-    rows = ((key, brief(render.value(value))) for key, value in items)
-    show(dict(items), as_json, render.columns(["key", "value"], rows))
+        items, damage = whole_items(aios.mem_items(prefix, space=space, **target(aios, who)))
+    rows = ((key, brief(render.value(value))) for key, value in items.items())
+    show(items, as_json, render.columns(["key", "value"], rows))
+    if damage is not None:
+        raise damage
+
+
+def whole_items(found: Iterator[tuple[str, Any]]) -> tuple[dict[str, Any], StoreDamaged | None]:
+    """Return the items that are whole, and the error that names the others, if there are any."""
+    items = {}
+    try:
+        for key, value in found:
+            items[key] = value
+    except StoreDamaged as error:
+        return items, error
+    return items, None
 
 
 @mem.command()

@@ -136,7 +136,9 @@ def live(status: Status, runners: Sequence[Runner], now: float, width: int, heig
     words = max(0, min(WORDS, width - taken))
     rows = [[*row, last_words(r.tail, words)] for row, r in zip(cells, listed, strict=True)]
     head = Text(f"{len(runners)} {heading(status)}", style="bold")
-    return Group(head, render.columns(LIVE_TITLES, rows, right=RIGHT), *([rest] if rest else []))
+    table = render.columns(LIVE_TITLES, rows, right=RIGHT)
+    table.least = 0  # it is to be as high as `height`: where it is narrow, columns are left out
+    return Group(head, table, *([rest] if rest else []))
 
 
 def last_words(text: str, width: int) -> str:
