@@ -90,15 +90,23 @@ def with_template(model: Path, path: Path, template: str | None) -> None:
         copy_with_new_metadata(reader, writer, {key: new}, [])
 
 
-def without_vocabulary(model: Path, path: Path) -> None:
-    """A copy of a model that carries no tokenizer."""
+def with_tokenizer(model: Path, path: Path, kind: str) -> None:
+    """A copy of a model that carries another tokenizer: "none", or "rwkv", which is words without
+    one that ends an answer."""
     reader = gguf.GGUFReader(model)
-    tokenizer = [name for name in reader.fields if name.startswith("tokenizer.")]
+    old = [name for name in reader.fields if name.startswith("tokenizer.")]
+    count = int(reader.tensors[0].shape[-1])
+    text, number = gguf.GGUFValueType.STRING, gguf.GGUFValueType.UINT32
+    words = [f"word{at}" for at in range(count)]
+    new = {
+        gguf.Keys.Tokenizer.MODEL: MetadataDetails(text, kind),
+        gguf.Keys.Tokenizer.LIST: MetadataDetails(gguf.GGUFValueType.ARRAY, words, sub_type=text),
+        "llama.vocab_size": MetadataDetails(number, count),
+    }
+    if kind == "none":
+        del new[gguf.Keys.Tokenizer.LIST]
     writer = GGUFWriter(path, "llama", endianess=reader.endianess)
-    none = MetadataDetails(gguf.GGUFValueType.STRING, "none")
-    size = MetadataDetails(gguf.GGUFValueType.UINT32, int(reader.tensors[0].shape[-1]))
-    new = {gguf.Keys.Tokenizer.MODEL: none, "llama.vocab_size": size}
-    copy_with_new_metadata(reader, writer, new, tokenizer)
+    copy_with_new_metadata(reader, writer, new, [name for name in old if name not in new])
 
 
 # --- a vocabulary -------------------------------------------------------------------------------

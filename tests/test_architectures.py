@@ -16,7 +16,7 @@ import pytest
 from batcher_harness import PLENTY, CheckedBatcher, Job, at_random, finish, report, run_solo
 from conftest import Boot
 from helpers import STORY
-from models import tiny_model, without_vocabulary, write_bert
+from models import tiny_model, with_tokenizer, write_bert
 
 from aios.agents import Generation, connect
 from aios.kernel.core import fit
@@ -352,11 +352,16 @@ def test_what_does_not_write_token_by_token_is_refused(load: Load, arch: str, sa
     assert "\n" not in str(caught.value)
 
 
-def test_a_model_without_a_vocabulary_is_refused(tmp_path: Path) -> None:
-    """To tokenize a text with it ends the process."""
-    without_vocabulary(tiny_model(tmp_path / "tiny.gguf"), tmp_path / "none.gguf")
-    with pytest.raises(ModelError, match="has no vocabulary"):
-        LlamaEngine(tmp_path / "none.gguf", slots=2, window=60, threads=1)
+@pytest.mark.parametrize(("tokenizer", "says"), [
+    ("none", "has no vocabulary"), ("rwkv", "has no token that ends an answer"),
+])  # fmt: skip
+def test_a_vocabulary_that_serves_no_answer_is_refused(
+    tmp_path: Path, tokenizer: str, says: str
+) -> None:
+    """To tokenize a text without one ends the process, as does a grammar that cannot end."""
+    with_tokenizer(tiny_model(tmp_path / "tiny.gguf"), tmp_path / "other.gguf", tokenizer)
+    with pytest.raises(ModelError, match=says):
+        LlamaEngine(tmp_path / "other.gguf", slots=2, window=60, threads=1)
 
 
 def test_a_cache_that_does_not_fit_the_heads_is_named(tmp_path: Path) -> None:

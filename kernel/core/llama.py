@@ -122,6 +122,11 @@ class LlamaEngine(LlamaVocabulary):
                 f"{self.path} has no vocabulary, so it cannot read a text",
                 "use a model whose file carries its tokenizer",
             )
+        if not any(map(self.is_end, range(self.n_vocab))):
+            raise ModelError(
+                f"{self.path} has no token that ends an answer",
+                "use a model whose file names one, as `tokenizer.ggml.eos_token_id`",
+            )
 
     def _max_window(self) -> int:
         """Return the longest window in tokens. Where positions are learned it is one less than the
