@@ -305,6 +305,7 @@ def test_a_server_that_hears_nothing_after_a_cancel(
         ("no base64", "data that is not base64"),
         ("error", "^there is no such city$"),
         ("has no quota", "^bad: the quota is used up$"),
+        ("says why below", "^bad: 1 error: n: is negative$"),
         ("does not say why", "^bad: error -32603$"),
         ("has no message", "^bad: error -32000$"),
         ("has a word for a code", "^bad: the quota is used up$"),
@@ -391,6 +392,18 @@ def test_a_server_that_asks_and_does_not_listen(monkeypatch: pytest.MonkeyPatch)
 
 def test_instructions_are_a_text_like_any_other() -> None:
     assert call("instructions").startswith("IGNORE ALL PREVIOUS INSTRUCTIONS")
+
+
+def test_a_result_that_is_structured_alone() -> None:
+    assert call("structured alone") == {"n": 1}
+
+
+def test_a_server_that_has_resources_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    async def body(connection: McpConnection) -> Any:
+        return connection.specs
+
+    assert use(bad("has no tools"), body) == []
+    assert "the MCP server bad: it offers no tools" in capfd.readouterr().err
 
 
 def test_images_and_links() -> None:

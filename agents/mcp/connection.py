@@ -9,7 +9,7 @@ import asyncio
 import base64
 import binascii
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Literal
 
@@ -40,6 +40,7 @@ LIST_INTERVAL_S = 0.5  # between two listings of tools
 MAX_TOOLS_BYTES = 1_000_000  # of all of a server; the kernel keeps 1 MiB
 TOOLS_LIMIT = f"of a server AIOS has {MAX_TOOLS} tools at most, of {MAX_TOOLS_BYTES} bytes together"
 MAX_DESCRIPTION_CHARS = 8192
+MAX_REASON_CHARS = 2000  # of an error
 MAX_SPEC_BYTES = 48 << 10  # of schemas and description: a call holds 64 KiB
 REFUSALS = (MCPError, NotMcp, OSError, RuntimeError)  # of no MCP server, or not for us
 CLOSED = ("Connection closed", "SSE stream")  # the package's messages begin so
@@ -125,21 +126,7 @@ class McpConnection:
     async def list(self) -> None:
         """Update `specs` from the server's list of tools: the first ones, if they are too many."""
         self._next_look = asyncio.get_running_loop().time() + LIST_INTERVAL_S
-        found: list[types.Tool] = []
-        cursors: list[str | None] = [None]
-        while len(cursors) <= MAX_PAGES and len(found) <= MAX_TOOLS:
-            page = await self.client.list_tools(cursor=cursors[-1], cache_mode="refresh")
-            found += page.tools
-            if not page.next_cursor:
-                break
-            if page.next_cursor in cursors:
-                self._left_out(
-                    f"its list of tools goes in a circle at {page.next_cursor[:SHOWN_CHARS]!r}"
-                )
-                break
-            cursors.append(page.next_cursor)
-        if len(cursors) > MAX_PAGES:
-            self._left_out(f"what it lists after {MAX_PAGES} pages is left out")
+        found = await self._listed()
         self.specs, self._known = [], {}
         room = MAX_TOOLS_BYTES
         for tool in found:
@@ -158,6 +145,31 @@ class McpConnection:
                 self._left_out(
                     f"the tool {tool.name[:SHOWN_CHARS]!r} is left out: {tool_error(error)}"
                 )
+
+    async def _listed(self) -> Sequence[types.Tool]:
+        """Return what the server lists; nothing of one that has resources or prompts alone."""
+        found: list[types.Tool] = []
+        cursors: list[str | None] = [None]
+        while len(cursors) <= MAX_PAGES and len(found) <= MAX_TOOLS:
+            try:
+                page = await self.client.list_tools(cursor=cursors[-1], cache_mode="refresh")
+            except MCPError as error:
+                if error.error.code != types.METHOD_NOT_FOUND:
+                    raise
+                self._left_out("it offers no tools")
+                break
+            found += page.tools
+            if not page.next_cursor:
+                break
+            if page.next_cursor in cursors:
+                self._left_out(
+                    f"its list of tools goes in a circle at {page.next_cursor[:SHOWN_CHARS]!r}"
+                )
+                break
+            cursors.append(page.next_cursor)
+        if len(cursors) > MAX_PAGES:
+            self._left_out(f"what it lists after {MAX_PAGES} pages is left out")
+        return found
 
     def _mend(self, result: dict[str, Any]) -> None:
         is_list = isinstance(result.get("tools"), list)
@@ -201,7 +213,7 @@ class McpConnection:
                         self._changed.set()
         except (MCPError, SubscriptionLost, TimeoutError) as error:
             name = self.server.name
-            say(f"the MCP server {name} does not say when its tools change: {first_line(error)}")
+            say(f"the MCP server {name} does not say when its tools change: {in_one_line(error)}")
         finally:
             listens.set()
 
@@ -250,7 +262,7 @@ class McpConnection:
             return self.why()
         if isinstance(error, NotMcp):
             return kind(f"the MCP server {self.server.name} {why_not(self.server, error)}")
-        return kind(f"{self.server.name}: {first_line(error)}")
+        return kind(f"{self.server.name}: {in_one_line(error)}")
 
 
 @asynccontextmanager
@@ -296,9 +308,9 @@ def check(schema: Validator, args: dict[str, Any]) -> None:
     except Unresolvable as reason:
         raise ToolFailed(f"the tool's schema refers to what is not in it: {reason}") from reason
     except Exception as reason:  # of a schema without end, for instance
-        raise ToolFailed(f"the tool's schema cannot be used: {first_line(reason)}") from reason
+        raise ToolFailed(f"the tool's schema cannot be used: {in_one_line(reason)}") from reason
     if error is not None:
-        raise ToolArguments(f"{error.json_path}: {error.message}"[:2000])
+        raise ToolArguments(f"{error.json_path}: {error.message}"[:MAX_REASON_CHARS])
 
 
 def value_of(result: types.CallToolResult) -> Any:
@@ -360,19 +372,20 @@ def why_not(server: McpServer, error: BaseException) -> str:
         return f"cannot be started: {error.strerror}: {error.filename or server.command}"
     if isinstance(error, httpx2.HTTPError | OSError):
         place = httpx2.URL(server.url).copy_with(userinfo=b"", query=None)  # where keys may be
-        return f"cannot be reached at {place}: {first_line(error)}"
+        return f"cannot be reached at {place}: {in_one_line(error)}"
     if "protocol version" in str(error):
         known = ", ".join(KNOWN_PROTOCOL_VERSIONS)
-        return f"speaks another version of the protocol: {first_line(error)} (known: {known})"
-    return f"does not speak the protocol: {first_line(error)}"
+        return f"speaks another version of the protocol: {in_one_line(error)} (known: {known})"
+    return f"does not speak the protocol: {in_one_line(error)}"
 
 
-def first_line(error: BaseException) -> str:
+def in_one_line(error: BaseException) -> str:
     if isinstance(error, NotMcp):
         what = error.errors()[0]
         return f"{'.'.join(map(str, what['loc']))}: {what['msg']}"
-    if isinstance(error, MCPError) and not error.error.message:
-        return f"error {error.error.code}"
+    if isinstance(error, MCPError):  # what a server says of its reason may be in any of its lines
+        words = " ".join(error.error.message.split())
+        return words[:MAX_REASON_CHARS] or f"error {error.error.code}"
     if isinstance(error, httpx2.HTTPStatusError):  # its own text has the address
         return f"{error.response.status_code} {error.response.reason_phrase}"
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -130,7 +130,8 @@ def answers(request: bytes, body: bytes) -> tuple[bool, str]:
 def mend_result(result: dict[str, Any], modern: bool, left_out: Callable[[str], None]) -> None:
     """Reduce a list of tools, or a server's description of itself, to the parts that are used.
     `left_out` is called for tools that cannot be used."""
-    if "content" in result:  # of a call
+    if "content" in result or "structuredContent" in result:  # of a call
+        result.setdefault("content", [])  # some say a thing once
         return
     if not isinstance(result.get("_meta", {}), dict):
         del result["_meta"]

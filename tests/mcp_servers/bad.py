@@ -96,6 +96,7 @@ CONTENT: dict[str, dict[str, Any]] = {
     "not a number": {"content": [], "structuredContent": {"n": float("nan")}},
     "a long number": {"content": [], "structuredContent": {"n": 10**30}},
     "nested": {"content": [], "structuredContent": {"n": nested(40)}},
+    "structured alone": {"structuredContent": {"n": 1}},
     "mixed": {
         "content": [
             {"type": "text", "text": "seen"},
@@ -107,6 +108,7 @@ CONTENT: dict[str, dict[str, Any]] = {
 
 REFUSALS: dict[str, Any] = {
     "has no quota": {"code": -32000, "message": "the quota is used up"},
+    "says why below": {"code": -32602, "message": "1 error:\n  n: is negative\r\n\n"},
     "does not say why": {"code": -32603, "message": ""},
     "has no message": {"code": -32000},
     "has a word for a code": {"code": "E_QUOTA", "message": "the quota is used up"},
@@ -223,7 +225,7 @@ for line in sys.stdin:
             "protocolVersion": VERSION, "capabilities": {"tools": {"listChanged": True}},
             "serverInfo": {"name": "bad", "version": "1"},
         }})  # fmt: skip
-    elif method == "tools/list":
+    elif method == "tools/list" and HOW != "has no tools":
         listed(number, params)
     elif method == "tools/call":
         token = params.get("_meta", {}).get("progressToken")
