@@ -3,6 +3,7 @@ meanwhile: in steps, and bounded by the steps of a plain call."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from aios.kernel.entry.envelope import MAX_DEPTH, arguments
 from aios.kernel.entry.followers import MAX_OF_PROCESS, MAX_OF_TREE
 from aios.kernel.lib.linux import real
 from aios.kernel.sandbox.sandbox import SandboxPolicy, can_read
-from aios.kernel.storage import shares
+from aios.kernel.storage import catalog, shares
 from aios.kernel.storage import uploads as upload
 from aios.shell.escape import as_json_text
 from aios.syscalls.errors import Malformed
@@ -168,6 +169,37 @@ def test_an_end_is_told_to_those_who_wait_for_it_alone(
     ended |= {call_id for call_id, _, _ in turns.replies.pop(caller.route)}
     assert ended == set(waits)
     assert turns.kernel.waiters.waiters == {}
+
+
+def test_others_write_while_a_long_history_is_purged(
+    turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "MAX_DROPPED_ROWS", 100)
+    one, store = turns.agent("prolific"), turns.kernel.store
+    for _ in range(4):
+        one.done("sto.batch", changes=[{"path": "a", "data": b"x"}] * 250)
+    commits = store.commits
+    assert one.done("sto.purge", path="a")["version"] == 1001
+    assert store.commits - commits >= 1000 // 100
+    assert one.wait(one.send("sto.history", {"path": "a"}))[1]["code"] == "not_found"
+    assert turns.kernel.storage.trees.total("/prolific") == catalog.ENTRY_BYTES
+    assert one.done("sto.put", path="a", data=b"")["version"] == 1002
+
+
+def test_a_purge_that_comes_again_drops_nothing_that_was_put_since(
+    turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was done, and the kernel died before its caller heard of that."""
+    monkeypatch.setattr(catalog, "MAX_DROPPED_ROWS", 2)
+    one = turns.agent("one")
+    one.done("sto.put", path="a", data=b"")
+    purged = one.wait(one.send("sto.purge", {"path": "a"}, heard=False))
+    for _ in range(6):
+        one.wait(one.send("sto.put", {"path": "a", "data": b""}, heard=False))
+    one.ids = itertools.count(2)
+    assert one.wait(one.send("sto.purge", {"path": "a"}, heard=False)) == purged
+    one.ids = itertools.count(20)
+    assert len(one.done("sto.history", path="a")) == 6
 
 
 def test_a_tree_has_so_many_shares_whatever_the_names_of_its_agents(

@@ -13,6 +13,7 @@ from aios.syscalls.wire import Receipt
 
 from ..lib.coroutine import Driver, Wait
 from ..process import Process
+from ..store.done_calls import CallId
 
 if TYPE_CHECKING:
     from .trap import Trap
@@ -54,6 +55,11 @@ class Call:
     receipted: bool = False  # its caller wants that
     bytes: int = 0  # that it takes, about, while it waits
     ended: bool = False
+
+    @property
+    def once(self) -> CallId:
+        """Its identity, should it come again."""
+        return CallId(self.process.pid, self.id, self.row.name)
 
     def run(self, work: Awaitable[Any]) -> None:
         """Have `work` serve it: what that returns or raises is the final reply."""

@@ -22,7 +22,6 @@ from aios.syscalls.errors import AiosError, BadInput, Conflict, StoreDamaged
 from ..entry.call import Call
 from ..lib.coroutine import Wait
 from ..process import Process
-from ..store.done_calls import CallId
 from ..store.transaction import Txn
 from .owners import MemoryOwner, Owners
 from .rows import OwnerRow, item_key
@@ -71,8 +70,7 @@ class Memory:
             self.owners.put_row(txn, owner, row)
             return count
 
-        once = CallId(call.process.pid, call.id, call.row.name)
-        count = await self._write(owner, names, do, once=once)
+        count = await self._write(owner, names, do, once=call.once)
         for name in names:
             owner.cache.drop(name)
         return mem.Deleted(count=count)

@@ -36,6 +36,7 @@ TABLE = "catalog"
 IN_BACKUP = "the folder `blobs` of a backup"  # instead of the setting, in a backup's catalogue
 LISTED = "`aios sto list` lists what there is"
 KEY_BYTES = 16  # of a chunk's key, and of the hash of an owner's name
+MAX_DROPPED_ROWS = 1024  # of versions and their chunks, in one transaction
 ENTRY_BYTES = 256  # charged for an object and each version at least, beside the content
 NUMBER, INDEX = struct.Struct(">Q"), struct.Struct(">QI")
 
@@ -220,6 +221,23 @@ class Catalog:
             self.forget(owner, path, row.version)
         self._note(owner, path, head, head.version + 1, "purged")
         return VersionRow(head.version + 1, "purge", 0, time, by, [], "", b"").told(owner, path)
+
+    def drop_oldest(self, owner: str, path: str) -> bool:
+        """Drop as many of the oldest versions as one transaction may, where there are more than
+        that. Tell whether there were."""
+        rows = 0
+        found: list[int] = []
+        for _, data in self.txn.scan(TABLE, version_key(owner, path)):
+            row = row_of(data)
+            rows += 1 + len(row.chunks) // KEY_BYTES
+            if rows > MAX_DROPPED_ROWS and found:
+                break
+            found.append(row.version)
+        else:
+            return False
+        for version in found:
+            self.forget(owner, path, version)
+        return True
 
     def forget(self, owner: str, path: str, version: int) -> None:
         """Drop one version, if it exists."""

@@ -32,7 +32,7 @@ from ..lib.coroutine import background
 from ..lib.trees import Trees
 from ..process import Process, check_principal
 from ..rules import Mode
-from ..store.done_calls import CallId
+from ..store.done_calls import is_done
 from ..store.store import NoStore, Store
 from ..store.transaction import Txn
 from .blobs import Blobs
@@ -124,13 +124,9 @@ class Storage:
         return versions
 
     def _fill(
-        self,
-        call: Call,
-        owner: str,
-        change: sto.Change,
-        row: VersionRow,
+        self, call: Call, owner: str, change: sto.Change, row: VersionRow,
         chunks: dict[bytes, bytes],
-    ) -> Upload | None:
+    ) -> Upload | None:  # fmt: skip
         """Put the content of a change into `row`: for an upload, the part that is not held yet."""
         if (change.data is not None) + (change.upload is not None) + change.delete != 1:
             raise BadInput("give exactly one of data, upload and delete")
@@ -149,7 +145,15 @@ class Storage:
         return (await self._commit(call, owner, [args.path], "write", [step]))[0]
 
     async def purge(self, call: Call, args: sto.Purge) -> sto.Version:
+        """Drop a long history in several transactions, between which others write."""
         owner, by = self._owner(call, args.owner), call.process.principal
+
+        def drop_some(cat: Catalog) -> bool:
+            self.shares.check(cat.txn, call.process, owner, args.path, "own")
+            return not is_done(cat.txn, call.once) and cat.drop_oldest(owner, args.path)
+
+        while await self.write({}, drop_some):
+            pass
 
         def step(cat: Catalog) -> sto.Version:
             return cat.purge(owner, args.path, by, time.time())
@@ -195,7 +199,7 @@ class Storage:
             cat.settle(quota, self.trees)
             return result
 
-        once = None if call is None else CallId(call.process.pid, call.id, call.row.name)
+        once = None if call is None else call.once
         return await self.blobs.write(chunks, run, size=size, once=once)
 
     def _tell(self, versions: list[sto.Version]) -> None:

@@ -41,6 +41,10 @@ class CallId(NamedTuple):
         return KEY.pack(self.pid, self.number)
 
 
+def is_done(txn: Txn, call: CallId) -> bool:
+    return txn.get(TABLE, call.key) is not None
+
+
 class DoneCalls:
     """The results that are kept, and their counts. Call `settle` after each commit, or `undo` after
     one that failed."""
