@@ -27,11 +27,11 @@ from .entry.replies import Replies
 from .entry.sessions import Sessions
 from .entry.trap import Trap
 from .events import EventLog
-from .gateway.client import GATEWAY_KEY, GatewayClient
+from .gateway.client import GatewayClient
 from .handlers import handlers
 from .hello import Greeter
 from .index.change_feed import ChangeFeed
-from .index.client import INDEX_KEY, IndexClient
+from .index.client import IndexClient
 from .init.protocol import (
     Gone,
     Paused,
@@ -48,7 +48,7 @@ from .lib.coroutine import Wait
 from .lib.encryption import AeadCodec, ChecksumCodec
 from .lib.patterns import quoted
 from .llm.contexts import ContextManager
-from .llm.core_client import CORE_KEY, CoreLink
+from .llm.core_client import CoreLink
 from .llm.generations import Generations
 from .llm.prompt import Prompts
 from .llm.scheduler import Scheduler
@@ -155,9 +155,8 @@ class Kernel:
         self.gateway = self._or_close(
             GatewayClient, config, loop, self.table, self.events, self.audit.log.sync
         )
-        self.services: dict[int, CoreLink | IndexClient | GatewayClient] = {
-            CORE_KEY: self.core, INDEX_KEY: self.index, GATEWAY_KEY: self.gateway,
-        }  # fmt: skip
+        owners = (self.core, self.index, self.gateway)
+        self.services = {owner.service.key: owner.service for owner in owners}
         self.logs = Logs(config.path / "log", self.table, loop.after)
         self.mailroom = Mailroom(loop.after, self.table.is_alive, ledger.note_mail)
         self.waiters = Waiters(self.table, loop.after)

@@ -29,7 +29,7 @@ def status(k: Kernel, call: Call, args: Empty) -> Status:
         uptime=time.monotonic() - k.began,
         core=k.core.state,
         core_error=k.core.error.to_wire() if k.core.error else None,
-        core_restarts=k.core.restarts,
+        core_restarts=k.core.service.restarts,
         model=k.core.model,
         slots=k.config.slots,
         policy=k.scheduler.policy_name,

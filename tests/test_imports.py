@@ -20,9 +20,9 @@ ALLOWED = {
 # The kernel's packages and lone files: each imports only those before it.
 LEVELS = (
     "lib", "process", "manifests", "rules", "store", "sandbox", "journal", "entry", "audit",
-    "events", "storage", "access", "tools", "config", "init", "core", "memory", "loop", "index",
-    "llm", "gateway", "processes", "status", "handlers", "hello", "ledger", "boot", "__main__",
-    "__init__",
+    "events", "storage", "access", "tools", "config", "init", "core", "memory", "loop", "service",
+    "index", "llm", "gateway", "processes", "status", "handlers", "hello", "ledger", "boot",
+    "__main__", "__init__",
 )  # fmt: skip
 SDK_LEVELS = ("sdk", "runtime", "tools", "mcp", "reasoning", "__init__")  # as are those of agents/
 SHELL_LEVELS = (

@@ -88,7 +88,7 @@ class System:
         del vars(self.loop)["send_now"]  # replies leave by the socket
         self.kernel.ledger.send = self.loop.send_now
         self.kernel.greeter.init_pid = os.getppid()  # who has started the agents: this process
-        self.kernel.core._set_pid(os.getpid())
+        self.kernel.core.service.adopt(os.getpid())
         path = tiny_model(home / "tiny.gguf")
         self.engine = LlamaEngine(path, slots=1, window=WINDOW, threads=1)
         self.batcher = Batcher(self.engine, 1, 1 << 28)

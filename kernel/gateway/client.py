@@ -21,19 +21,12 @@ from ..config import Config
 from ..entry.call import Session
 from ..entry.trap import Trap
 from ..events import EventLog
-from ..init.protocol import (
-    ExitAcknowledged,
-    Gone,
-    SignalChild,
-    Started,
-    StartFailed,
-    StartService,
-    Takeover,
-)
+from ..init.protocol import Gone, SignalChild, StartFailed, Takeover
 from ..lib import files
 from ..lib.callbacks import ignore
 from ..loop import REMOTE, Loop
 from ..process import Process, ProcessTable
+from ..service import BACKOFF_S, Service
 from .protocol import (
     Allow,
     ListenFailed,
@@ -46,7 +39,6 @@ from .protocol import (
 )
 
 GATEWAY_KEY = -2
-BACKOFF_S, MAX_BACKOFF_S = 0.05, 5.0
 RECONNECT_S = 30.0  # for callers, after kernel or gateway have died
 
 
@@ -74,6 +66,9 @@ class GatewayClient:
     ) -> None:  # fmt: skip
         self.config, self.table, self.events, self.barrier = config, table, events, barrier
         self.channel, self.to_init, self.after = loop.gate, loop.send_init, loop.after
+        self.service = Service(GATEWAY_KEY, "gateway", config, loop, (self.channel,))
+        self.service.start = self._start
+        self.service.on_died, self.service.on_not_started = self._died, self._not_started
         self.channel.on_here = self._send_keys
         self.channel.on_data = self._report
         loop.say_remote = lambda route, data: self.channel.send(encode(SendReply(route, data)))
@@ -81,7 +76,6 @@ class GatewayClient:
         self.keys = {each.public: each for each in read_keys(self.path)}
         self.listening = Listening("", "")
         self.error: dict[str, str] | None = None
-        self.backoff = BACKOFF_S
 
     # --- keys -------------------------------------------------------------------------------------
 
@@ -152,7 +146,8 @@ class GatewayClient:
                 if session is not None:
                     self.on_lost(session, closed.why)
             case Listening() as listening:
-                self.listening, self.error, self.backoff = listening, None, BACKOFF_S
+                self.listening, self.error = listening, None
+                self.service.backoff_s = BACKOFF_S
                 self.events.publish("gateway", "listening", address=listening.address)
             case ListenFailed() as refused:
                 self.error = refused.error
@@ -164,40 +159,25 @@ class GatewayClient:
         """End the gateway of the previous kernel, and start another; its callers have to
         reconnect.
         """
-        running = [os_pid for os_pid, key in takeover.children.items() if key == GATEWAY_KEY]
-        for frame in takeover.gone:
-            if frame.key == GATEWAY_KEY:
-                self.to_init(ExitAcknowledged(frame.os_pid))
-        for os_pid in running:
-            self.to_init(SignalChild(os_pid, signal.SIGKILL))
+        running = self.service.left_running(takeover)
+        if running:
+            self.to_init(SignalChild(running, signal.SIGKILL))
         self._await_reconnects()
         if not running:
             self._start()
 
     def _start(self) -> None:
         if self.config.listen:
-            home = self.config.path
-            settings = msgspec.json.encode({"home": str(home), "address": self.config.listen})
-            argv = [sys.executable, "-m", "aios.kernel.gateway", settings.decode()]
-            self.to_init(StartService(GATEWAY_KEY, argv, str(home / "log" / "gateway.log")))
+            self.service.launch({"home": self.config.home, "address": self.config.listen})
 
-    def started(self, frame: Started) -> None:
-        self.channel.os_pid = frame.os_pid
+    def _not_started(self, _frame: StartFailed) -> None:
+        self.service.launch_later()
 
-    def start_failed(self, frame: StartFailed) -> None:
-        self._start_later()
-
-    def gone(self, frame: Gone) -> None:
-        self.to_init(ExitAcknowledged(frame.os_pid))
-        self.channel.gone()
+    def _died(self, _how: str, _frame: Gone) -> None:
         self.listening = Listening("", "")
         if self.error is None:  # otherwise the next one would fail as well
             self._await_reconnects()
-            self._start_later()
-
-    def _start_later(self) -> None:
-        self.after(self.backoff, self._start)
-        self.backoff = min(self.backoff * 2, MAX_BACKOFF_S)
+            self.service.launch_later()
 
     def _await_reconnects(self) -> None:
         """End callers that do not reconnect in time, before the next gateway reuses their

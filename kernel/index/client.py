@@ -8,12 +8,9 @@ position are sent next.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-
-import msgspec
 
 from aios.syscalls import sto
 from aios.syscalls.errors import AiosError, IndexFailed, from_wire
@@ -22,12 +19,13 @@ from aios.syscalls.sto import Hit, Hits, IndexReport, IndexState
 from ..config import Config
 from ..entry.call import Call
 from ..events import EventLog
-from ..init.protocol import ExitAcknowledged, Gone, Started, StartFailed, StartService, Takeover
+from ..init.protocol import Gone, StartFailed, Takeover
 from ..lib.coroutine import Wait, background
 from ..lib.fair_queue import FairQueue
 from ..lib.trees import root
 from ..loop import Loop
 from ..process import Process
+from ..service import BACKOFF_S, Service
 from .change_feed import ChangeFeed
 from .protocol import (
     IndexUnusable,
@@ -41,7 +39,6 @@ from .protocol import (
 )
 
 INDEX_KEY = -1
-BACKOFF_S, MAX_BACKOFF_S = 0.05, 5.0
 MAX_DEATHS = 3  # in a row without a report, until the index is given up; the next search starts it
 STORAGE_RETRY_S = 5.0  # until storage is read again after an error
 DISK_FULL_HINT = "make room on its disk; a search that is not `fresh` goes on"
@@ -70,7 +67,10 @@ class IndexClient:
         """Connect to the index; `tell_read(process, found)` notes the versions a process reads."""
         self.config, self.changes, self.events = config, changes, events
         self.tell_read = tell_read
-        self.line, self.to_init, self.after = loop.index, loop.send_init, loop.after
+        self.line, self.after = loop.index, loop.after
+        self.service = Service(INDEX_KEY, "index", config, loop, (self.line,))
+        self.service.start = self._start
+        self.service.on_died, self.service.on_not_started = self._ended, self._not_started
         self.line.on_here = self._connected
         self.line.on_data = lambda data: self._on_report(decode_report(data))
         self.state: IndexState = "asleep"
@@ -84,8 +84,7 @@ class IndexClient:
         self.rebuilt_because = ""
         self.pending: dict[int, PendingSearch] = {}
         self.queue = FairQueue(MAX_SEARCHES)
-        self.restarts = self.deaths = 0
-        self.backoff = BACKOFF_S
+        self.deaths = 0
 
     # --- use --------------------------------------------------------------------------------------
 
@@ -131,7 +130,7 @@ class IndexClient:
         at = self.position
         return IndexReport(
             state=self.state, position=at.seq, behind=self._behind(), documents=at.documents,
-            passages=at.passages, restarts=self.restarts,
+            passages=at.passages, restarts=self.service.restarts,
             trouble=(
                 str(self.error) if self.error
                 else at.trouble or at.began_again or self.rebuilt_because
@@ -223,7 +222,7 @@ class IndexClient:
     def _on_position(self, report: Position) -> None:
         if self.state == "starting":
             self.state, self.error, self.drop = "ready", None, False
-            self.deaths, self.backoff = 0, BACKOFF_S
+            self.deaths, self.service.backoff_s = 0, BACKOFF_S
             self.sent = report.seq
             if report.began_again:
                 self.events.publish("index", "begun again", why=report.began_again)
@@ -255,47 +254,33 @@ class IndexClient:
     def _start(self) -> None:
         self.state = "starting"
         home = self.config.path
-        settings = {
+        self.service.launch({
             "home": str(home),
             "folder": "" if self.config.encrypt else str(home / "index"),
             "embedder": self.config.embedder,
             "embedder_prefixes": self.config.embedder_prefixes,
-        }
-        argv = [sys.executable, "-m", "aios.kernel.index", msgspec.json.encode(settings).decode()]
-        self.to_init(StartService(INDEX_KEY, argv, str(home / "log" / "index.log")))
+        })  # fmt: skip
 
     def recover(self, takeover: Takeover) -> None:
         """Take over the index of the kernel before, or start one if there is anything to index."""
-        running = [os_pid for os_pid, key in takeover.children.items() if key == INDEX_KEY]
-        for frame in takeover.gone:
-            if frame.key == INDEX_KEY:
-                self.to_init(ExitAcknowledged(frame.os_pid))
-        if running:
-            self.line.os_pid = running[0]
+        if running := self.service.left_running(takeover):
+            self.service.adopt(running)
             self.state = "starting"
         elif self._newest():
             self._start()
 
-    def started(self, frame: Started) -> None:
-        self.line.os_pid = frame.os_pid
-
-    def start_failed(self, frame: StartFailed) -> None:
-        """Note that init could not fork the index: too many processes, or no memory."""
+    def _not_started(self, frame: StartFailed) -> None:
         self._died(frame.error["message"])
 
-    def gone(self, frame: Gone) -> None:
-        self.to_init(ExitAcknowledged(frame.os_pid))
-        self.line.gone()
-        self.restarts += 1
-        self._died(f"signal {frame.signal}" if frame.signal else f"exit code {frame.code}")
+    def _ended(self, how: str, _frame: Gone) -> None:
+        self._died(how)
 
     def _died(self, how: str) -> None:
         self.state = "starting"
         self.deaths += 1
         self.events.publish("index", "died", how=how)
         if self.deaths < MAX_DEATHS:
-            self.after(self.backoff, self._start)
-            self.backoff = min(self.backoff * 2, MAX_BACKOFF_S)
+            self.service.launch_later()
             return
         self.state = "failed"
         self.error = self.error or IndexFailed(f"the index died {self.deaths} times: {how}")

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import Literal
-
-import msgspec
 
 from aios.syscalls.errors import AiosError, CoreFailed, from_wire
 from aios.syscalls.kernel import ModelInfo
@@ -25,12 +22,12 @@ from ..core.protocol import (
     encode,
 )
 from ..events import EventLog
-from ..init.protocol import ExitAcknowledged, Gone, Started, StartFailed, StartService, Takeover
+from ..init.protocol import Gone, StartFailed, Takeover
 from ..loop import Loop
+from ..service import BACKOFF_S, MAX_BACKOFF_S, Service
 from .generations import Generations
 
 CORE_KEY = 0  # agents have their pid for key
-BACKOFF, LONGEST_BACKOFF = 0.05, 5.0  # seconds
 LOADS = 3  # deaths in a row while loading, after which nobody waits for the core any more
 SELDOM = 60.0  # seconds between two tries at most from there on
 REBUILD = (
@@ -44,8 +41,11 @@ class CoreLink:
         self, config: Config, loop: Loop, generations: Generations, events: EventLog
     ) -> None:
         self.config, self.generations, self.events = config, generations, events
-        self.to_init, self.after = loop.send_init, loop.after
         self.work, self.text = loop.work, loop.text
+        channels = (self.work, self.text)
+        self.service = Service(CORE_KEY, "core", config, loop, channels, ring=config.encrypt)
+        self.service.start = self.start
+        self.service.on_died, self.service.on_not_started = self._died, self._not_started
         self.work.on_here = self._here
         self.work.on_data = lambda data: self.report(decode_report(data))
         self.text.on_here = self._ask_again
@@ -54,9 +54,7 @@ class CoreLink:
         self.model: ModelInfo | None = None
         self.error: AiosError | None = None  # why there is none
         self.is_final = False  # that one will not be tried again
-        self.restarts = 0
         self.deaths = 0  # in a row, while loading
-        self.backoff = BACKOFF
         self.counters = Counters()
 
     def start(self) -> None:
@@ -67,7 +65,7 @@ class CoreLink:
             self.is_final = True
             self._fail(error)
             return
-        settings = {
+        self.service.launch({
             "home": config.home,
             "model": model,
             "fitted": config.fitted,
@@ -83,27 +81,14 @@ class CoreLink:
             "disk_codec": config.disk_codec,
             "idle_ttl": config.idle_ttl,
             "encrypt": config.encrypt,
-        }
-        argv = [sys.executable, "-m", "aios.kernel.core", msgspec.json.encode(settings).decode()]
-        log = str(config.path / "log" / "core.log")
-        self.to_init(StartService(CORE_KEY, argv, log, ring=config.encrypt))
+        })  # fmt: skip
 
     def recover(self, takeover: Takeover) -> None:
         """Take over the core of the kernel before, or start one."""
-        running = [os_pid for os_pid, key in takeover.children.items() if key == CORE_KEY]
-        for frame in takeover.gone:
-            if frame.key == CORE_KEY:
-                self.to_init(ExitAcknowledged(frame.os_pid))
-        if running:
-            self._set_pid(running[0])
+        if running := self.service.left_running(takeover):
+            self.service.adopt(running)
         else:
             self.start()
-
-    def started(self, frame: Started) -> None:
-        self._set_pid(frame.os_pid)
-
-    def _set_pid(self, os_pid: int) -> None:
-        self.work.os_pid = self.text.os_pid = os_pid
 
     def _here(self) -> None:
         """It has just connected, to this kernel or to this one as well: it starts afresh."""
@@ -126,7 +111,7 @@ class CoreLink:
             case Step() if self.state != "ready":
                 pass  # it is still of what another kernel sent
             case Step():
-                self.backoff = BACKOFF
+                self.service.backoff_s = BACKOFF_S
                 self._notice(report.counters)
                 self.generations.step(report)
             case Ready():
@@ -147,16 +132,11 @@ class CoreLink:
                 self.events.publish("core", name.replace("_", " "), count=count)
         self.counters = counters
 
-    def gone(self, frame: Gone) -> None:
-        self.to_init(ExitAcknowledged(frame.os_pid))
-        self.work.gone()
-        self.text.gone()
+    def _died(self, how: str, frame: Gone) -> None:
         if self.is_final:
             return
-        self.restarts += 1
         was_ready = self.state == "ready"
         self.deaths += not was_ready
-        how = f"signal {frame.signal}" if frame.signal else f"exit code {frame.code}"
         self.events.publish("core", "died", how=how)
         self._load()
         if was_ready:
@@ -165,7 +145,7 @@ class CoreLink:
             self._fail(
                 CoreFailed(
                     f"the LLM core died {self.deaths} times while loading ({how}); it is tried "
-                    f"again in {self.backoff:.1f} s",
+                    f"again in {self.service.backoff_s:.1f} s",
                     REBUILD if frame.signal == "ILL" else "",
                 )
             )
@@ -175,15 +155,12 @@ class CoreLink:
         """A core is to come. One that failed before is waited for by nobody until it is ready."""
         self.state = "loading" if self.error is None else "failed"
 
-    def start_failed(self, frame: StartFailed) -> None:
-        """init could not fork it: too many processes, or no memory."""
+    def _not_started(self, frame: StartFailed) -> None:
         self.events.publish("core", "not started", error=frame.error)
         self._start_later()
 
     def _start_later(self) -> None:
-        self.after(self.backoff, self.start)
-        longest = LONGEST_BACKOFF if self.deaths < LOADS else SELDOM
-        self.backoff = min(self.backoff * 2, longest)
+        self.service.launch_later(MAX_BACKOFF_S if self.deaths < LOADS else SELDOM)
 
     def _fail(self, error: AiosError) -> None:
         self.state, self.error = "failed", error
