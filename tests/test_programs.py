@@ -53,6 +53,15 @@ WORKS: dict[str, tuple[str, str]] = {
         "git commit -qm first; git gc -q; cd ..; git clone -q one two; cd two; git mv f g; "
         "git commit -qm second; git push -q origin HEAD:other; git -C ../one log --format=%s other "
         "| xargs", "second first"),
+    "git: branches, hooks, a worktree": (
+        "set -e; export GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@b GIT_COMMITTER_NAME=a "
+        "GIT_COMMITTER_EMAIL=a@b; git init -q -b main r; cd r; seq 9 > f; git add f; "
+        "git commit -qm 1; git switch -qc b; sed -i s/9/nine/ f; git commit -qam 2; "
+        "git switch -q main; sed -i s/1/one/ f; git commit -qam 3; git merge -q b -m 4; "
+        "git switch -q b; sed -i s/5/five/ f; git commit -qam 5; git rebase -q main; echo >> f; "
+        "git stash -q; git stash pop -q; printf '#!/bin/sh\nfalse' > .git/hooks/pre-commit; "
+        "chmod +x .git/hooks/pre-commit; ! git commit -qam 6; git worktree add -q ../w main; "
+        "git -C ../w log --format=%s | xargs; git log -1 --format=%s", "5"),
     "a venv, and a wheel": (
         f"set -e; {PYTHON} -m venv v; v/bin/pip install -q --no-index $WHEEL; "
         "v/bin/python -c 'import parrot; print(parrot.WORD)'", "Zanzibar"),
@@ -76,6 +85,13 @@ WORKS: dict[str, tuple[str, str]] = {
         f"{PYTHON} -c 'import duckdb; duckdb.sql(\"select 1\").fetchall()'; "
         "cat /proc/self/cgroup /proc/self/mounts > f; cut -d' ' -f2 /proc/thread-self/stat",
         "(cut)"),
+    "asyncio": (f"{PYTHON} $SAMPLES/waits.py", "[0, 1, 2] -15 b'half' usr1"),
+    "files": (f"{PYTHON} $SAMPLES/keeps_files.py", "locked b'mmap' b'1' 0o640 2.0 named"),
+    "perl": (
+        "perl -e 'use File::Temp; use Socket; my $f = File::Temp->new; "
+        "socketpair(my $a, my $b, AF_UNIX, SOCK_STREAM, 0) or die; if (my $p = fork) { waitpid $p, "
+        "0; print $? >> 8 } else { exit 3 } $SIG{ALRM} = sub { print 4 }; alarm 1; sleep 9; "
+        "print `echo 5`'", "345"),
     "multiprocessing": (f"{PYTHON} $SAMPLES/shares_work.py", "6 [1, 4, 9] b'shared' 9"),
     "pytest": (
         f"cp $SAMPLES/passes.py .; {PYTHON} -m pytest -q passes.py | cut -d' ' -f1,2", "1 passed"),
@@ -95,6 +111,10 @@ REFUSED: dict[str, str] = {
     "a repository of another's": "git clone -q $PERSON/repository",
     "a network": "exec 3<> /dev/tcp/127.0.0.1/$PORT",
     "a port": f"{PYTHON} -c 'import socket; socket.create_server((\"127.0.0.1\", 0))'",
+    "a socket with a name": f"{PYTHON} -c 'import multiprocessing; multiprocessing.Manager()'",
+    "a terminal": f"{PYTHON} -c 'import pty; pty.openpty()'",
+    "memory that is nobody's": f"{PYTHON} -c 'import os; os.memfd_create(\"m\")'",
+    "a file for all": "f=$(TMPDIR= mktemp -p /tmp) && rm $f",
     "a signal to another's process": "kill -0 $PARENT",
     "a mount": "mkdir m && mount -t tmpfs x m && umount m",
     "a namespace": "unshare -U true",
@@ -144,6 +164,61 @@ if __name__ == "__main__":
     memory.unlink()
 """
 
+WAITS = """
+import asyncio
+import os
+import signal
+import socket
+
+
+async def main():
+    shells = [await asyncio.create_subprocess_shell(f"exit {n}") for n in range(3)]
+    codes = [await shell.wait() for shell in shells]
+    slow = await asyncio.create_subprocess_exec("sleep", "60")
+    slow.terminate()
+    one, other = socket.socketpair()
+    reader, writer = await asyncio.open_connection(sock=one)
+    other.send(b"half")
+    half = await reader.read(4)
+    writer.close()
+    heard = asyncio.get_running_loop().create_future()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, heard.set_result, "usr1")
+    os.kill(os.getpid(), signal.SIGUSR1)
+    print(codes, await slow.wait(), half, await heard)
+
+
+asyncio.run(main())
+"""
+KEEPS_FILES = """
+import fcntl
+import mmap
+import os
+import tempfile
+from pathlib import Path
+
+folder = Path(tempfile.mkdtemp())
+one, other = open(folder / "f", "wb+"), open(folder / "f", "a", opener=os.open)
+fcntl.flock(one, fcntl.LOCK_EX)
+try:
+    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    print("locked", end=" ")
+os.posix_fallocate(one.fileno(), 0, 8192)
+memory = mmap.mmap(one.fileno(), 8192)
+memory[:4] = b"mmap"
+memory.flush()
+os.setxattr(folder / "f", "user.a", b"1")
+os.chmod(folder / "f", 0o640)
+os.utime(folder / "f", (1, 2))
+about = os.stat(folder / "f")
+print((folder / "f").read_bytes()[:4], os.getxattr(folder / "f", "user.a"),
+      oct(about.st_mode & 0o777), about.st_mtime, end=" ")
+with tempfile.NamedTemporaryFile(dir=folder) as named:
+    os.link(named.name, folder / "named")
+os.rename(folder / "named", folder / "g")
+print("named" if (folder / "g").exists() else "")
+"""
+
 
 def wheel(folder: Path) -> Path:
     path = folder / "parrot-1.0-py3-none-any.whl"
@@ -163,13 +238,15 @@ def wheel(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def named(homes: Path) -> Iterator[str]:
     """What all scripts begin with: where `samples` are, and what else the person has."""
-    for program in ("bash", "git", "tar", "sed"):
+    for program in ("bash", "git", "tar", "sed", "perl"):
         assert shutil.which(program), f"the tests need {program}: install it"
     samples, person = homes / "samples", homes / "person"
     for folder in (samples, person):
         folder.mkdir()
     (person / "file").write_text("a person's")
     samples.joinpath("shares_work.py").write_text(SHARES_WORK)
+    samples.joinpath("waits.py").write_text(WAITS)
+    samples.joinpath("keeps_files.py").write_text(KEEPS_FILES)
     samples.joinpath("passes.py").write_text("def test_one(): assert 1\n")
     subprocess.run(["git", "init", "-q", str(person / "repository")], check=True)
     names = {
