@@ -41,11 +41,15 @@ def test_what_waits_for_the_disk_is_bounded(
     log.sent(ann, ann, "the first is being written")
     for number in range(2 * MAX_WAITING_ENTRIES):
         log.sent(ann, ann, number)
-    assert len(log.waiting) == MAX_WAITING_ENTRIES
+    half = MAX_WAITING_ENTRIES // 2
+    assert len(log.waiting) == half
     said = capsys.readouterr().err
     assert said.splitlines() == [
-        f"interaction log: not written: {MAX_WAITING_ENTRIES} entries wait for the disk"
+        f"interaction log: not written: {half} entries of /ann wait for the disk"
     ]
+    bob = table.add("agent", "bob", 0, 0, Limits(), 0.0)
+    log.sent(bob, ann, "another tree's is not lost by that")
+    assert len(log.waiting) == half + 1
     store.waiting.pop().done(None)  # it is done: those that wait are its next job
     assert (log.waiting, len(store.waiting)) == ([], 1)
 

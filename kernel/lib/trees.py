@@ -35,6 +35,12 @@ def check_tree(principal: str, held: int, most: int, what: str, hint: str) -> No
         raise LimitReached(f"{tree} have {held} {what}: {most} is the limit", hint)
 
 
+def leaves_room(held: int, of_all: int, most: int) -> bool:
+    """Tell whether a tree that holds `held` of a room for `most` may take one more, where each has
+    at most half of what the others leave: so there is always some for one that holds nothing."""
+    return 2 * held < most - (of_all - held)
+
+
 class Trees:
     """Amounts by principal: `held` by it alone, `below` by all strictly below it."""
 

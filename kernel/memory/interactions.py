@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,6 +19,7 @@ from aios.syscalls.msg import Mail
 
 from ..entry.call import Call
 from ..lib.coroutine import background
+from ..lib.trees import leaves_room, root
 from ..process import Process
 from ..store.transaction import Txn
 from .owners import MemoryOwner, Owners
@@ -40,6 +42,7 @@ class InteractionLog:
     def __init__(self, owners: Owners, limit: int) -> None:
         self.store, self.owners, self.limit = owners.store, owners, limit
         self.waiting: list[tuple[MemoryOwner, Interaction]] = []
+        self.shares: Counter[str] = Counter()  # of those that wait, by tree of agents
         self.jobs = 0  # writes under way
         self.failed = False
 
@@ -78,9 +81,11 @@ class InteractionLog:
             return
         if cut:
             entry.cut = cut
-        if len(self.waiting) >= MAX_WAITING_ENTRIES:
-            self._lost(f"{MAX_WAITING_ENTRIES} entries wait for the disk")
+        tree = root(process.principal)
+        if not leaves_room(self.shares[tree], len(self.waiting), MAX_WAITING_ENTRIES):
+            self._lost(f"{self.shares[tree]} entries of {tree} wait for the disk")
             return
+        self.shares[tree] += 1
         owner = self.owners.of(process)
         owner.stored = True
         self.waiting.append((owner, entry))
@@ -93,6 +98,7 @@ class InteractionLog:
         """Write the entries that wait: before a read, or the end."""
         if self.waiting:
             entries, self.waiting = self.waiting, []
+            self.shares.clear()
             background(self._write(entries), lambda error: self._lost(str(error)))
 
     async def _write(self, entries: list[tuple[MemoryOwner, Interaction]]) -> None:

@@ -16,7 +16,7 @@ from aios.syscalls.msg import Mail
 from ..entry.call import Call
 from ..lib.callbacks import ignore
 from ..lib.coroutine import Wait, within
-from ..lib.trees import Trees, check_tree, root
+from ..lib.trees import Trees, check_tree, leaves_room, root
 from ..process import Letter, Process
 
 UNREAD_BYTES = 64 << 20  # of messages of one tree of agents, which others have not read
@@ -84,7 +84,8 @@ class Mailroom:
                 f"the mailbox of process {receiver.pid} is full: {limit} messages", hint
             )
         held = self.shares[receiver.pid, tree]
-        if sender and tree != root(receiver.principal) and 2 * held >= limit - (waiting - held):
+        other = sender and tree != root(receiver.principal)
+        if other and not leaves_room(held, waiting, limit):
             check_tree(sender, held, held, f"messages in the mailbox of {receiver.pid}", hint)
 
     def keep(self, receiver: Process, number: int, data: bytes) -> None:
