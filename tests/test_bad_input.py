@@ -182,7 +182,7 @@ def test_a_home_that_cannot_be_written_is_refused(homes: Path, kind: str) -> Non
         ("x = 1\n", "NoProgram"),
         ("import nothing_like_that\n", "ModuleNotFoundError"),
         (b"\xff\0", "SyntaxError"),
-        ("from aios.agents import Agent\nclass A(Agent):\n    pass\n", "TypeError"),
+        ("from aios.agents import Agent\nclass A(Agent):\n    pass\n", "NoProgram"),
     ],
 )
 def test_a_file_without_an_agent_ends_with_the_reason(
