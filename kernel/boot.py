@@ -44,6 +44,8 @@ from .init.protocol import (
 )
 from .journal import Journal
 from .ledger.ledger import Ledger
+from .ledger.outbox import Outbox
+from .ledger.recovery import Recovery
 from .lib.coroutine import Wait
 from .lib.encryption import AeadCodec, ChecksumCodec
 from .lib.patterns import quoted
@@ -97,7 +99,7 @@ class Kernel:
         self.loop = Loop(config.path, init_fd)
         takeover = self.loop.receive_takeover()
         self.walls = takeover.mechanisms
-        self.ledger = self._ledger(patient=bool(takeover.children))
+        self.outbox = self._outbox(patient=bool(takeover.children))
         self.store = self._store(takeover)
         self.events = EventLog(self._note)
         self.table = ProcessTable(config.agents, config.clients, config.dead)
@@ -115,7 +117,7 @@ class Kernel:
         )
         policy = config.path / "policy.json"
         self.grants = self._or_close(
-            Grants, policy, self.table, self.ledger.note_grant, sync, steady()
+            Grants, policy, self.table, self.outbox.note_grant, sync, steady()
         )
         self.storage = Storage(
             self.store, self.blobs, Shares(lambda: self.grants.groups), config.storage_bytes,
@@ -139,7 +141,7 @@ class Kernel:
         self.prompts = Prompts(self.contexts)
         self.generations = Generations(
             self.scheduler, self.contexts, self.prompts, self.stats, self.events,
-            self._to_core, self.ledger.note_work, self.ledger.journal.check_running,
+            self._to_core, self.outbox.note_work, self.outbox.journal.check_running,
         )  # fmt: skip
         self.core = CoreLink(config, self.loop, self.generations, self.events)
 
@@ -151,41 +153,41 @@ class Kernel:
 
     def _make_processes(self, config: Config, mcp: bytes) -> None:
         """Build the parts that serve callers and their calls."""
-        loop, ledger = self.loop, self.ledger
+        loop, outbox = self.loop, self.outbox
         self.gateway = self._or_close(
             GatewayClient, config, loop, self.table, self.events, self.audit.log.sync
         )
         owners = (self.core, self.index, self.gateway)
         self.services = {owner.service.key: owner.service for owner in owners}
         self.logs = Logs(config.path / "log", self.table, loop.after)
-        self.mailroom = Mailroom(loop.after, self.table.is_alive, ledger.note_mail)
+        self.mailroom = Mailroom(loop.after, self.table.is_alive, outbox.note_mail)
         self.waiters = Waiters(self.table, loop.after)
-        self.sessions = Sessions(Replies(ledger.keep_reply))
+        self.sessions = Sessions(Replies(outbox.keep_reply))
         self.lifecycle = Lifecycle(
             config, self.table, self.contexts, self.generations, self.mailroom, self.waiters,
-            self.events, self.logs, self.sessions, ledger.send_init, loop.after,
+            self.events, self.logs, self.sessions, outbox.send_init, loop.after,
         )  # fmt: skip
         self.limits = LimitEnforcer(self.lifecycle)
         self.greeter = Greeter(config, self.boot, self.lifecycle, self.gateway, loop.calls.is_here)
         servers = self._or_close(mcp_boxes, config.mcp, mcp)
         self.tools = Tools(
             boxes_of(servers | config.tools), config.tool_workers, self.lifecycle, self.gate,
-            loop.after, ledger.note_job,
+            loop.after, outbox.note_job,
         )  # fmt: skip
         self.trap = Trap(
             self.table, handlers(self), loop.send, self.greeter.hello, self.gate,
-            self.approvals.ask, ledger, self.audit, self.sessions, self.lifecycle.settle,
+            self.approvals.ask, outbox, self.audit, self.sessions, self.lifecycle.settle,
         )  # fmt: skip
 
     def _connect(self) -> None:
         """Tie parts that know each other both ways to each other and to the loop."""
-        ledger, loop = self.ledger, self.loop
+        loop = self.loop
         self.prompts.ask = self.core.ask
         self.storage.changed = lambda _owner, _path: self.index.changed()
         self.generations.on_end = self.interactions.generated
         self.mailroom.on_sent = self.interactions.sent
         self.mailroom.on_received = self.interactions.received
-        ledger.trap = self.gateway.trap = self.trap
+        self.gateway.trap = self.trap
         self.gateway.on_lost, self.sessions.on_parted = (
             self.lifecycle.lost,
             loop.calls.make_stranger,
@@ -195,12 +197,11 @@ class Kernel:
             self.grants.ended,
             self._forget_replies,
         ]  # fmt: skip
-        ledger.table, ledger.contexts, ledger.generations, ledger.scheduler = (
-            self.table, self.contexts, self.generations, self.scheduler,
+        self.ledger = Ledger(
+            self.outbox, self.audit, self.table, self.contexts, self.generations, self.scheduler,
+            self.lifecycle.births,
         )  # fmt: skip
-        ledger.lifecycle, ledger.mailroom = self.lifecycle, self.mailroom
-        ledger.grants = self.grants
-        loop.on_turn, loop.is_waiting = ledger.end_turn, lambda: ledger.journal.is_waiting
+        loop.on_turn, loop.is_waiting = self.ledger.end_turn, self.outbox.journal.is_waiting
         loop.on_call, loop.calls.is_known = self.trap.receive, self.sessions.by_route.__contains__
         loop.on_lost, loop.on_closed = self._lost, self._closed
         loop.calls.on_refused, loop.on_init = self.lifecycle.cut_off, self._from_init
@@ -210,7 +211,10 @@ class Kernel:
 
     def _recover(self, takeover: Takeover) -> None:
         """Recover what the last kernel of this system left."""
-        self.ledger.recover(takeover.system)
+        Recovery(
+            self.outbox.journal, self.table, self.trap, self.contexts, self.generations,
+            self.scheduler, self.lifecycle, self.mailroom, self.grants,
+        ).run(takeover.system)  # fmt: skip
         self.lifecycle.recover(takeover)
         self.tools.recover([process for process in self.table.live() if process.tool])
         self.owners.recover()
@@ -224,13 +228,13 @@ class Kernel:
         walls = ", ".join(f"{name}: {how or 'none'}" for name, how in takeover.mechanisms.items())
         self.audit.note("kernel.walls", detail=walls)
 
-    def _ledger(self, *, patient: bool) -> Ledger:
+    def _outbox(self, *, patient: bool) -> Outbox:
         """Open the audit log before the journal: the journal may have nothing that the log
         lacks.
         """
         self.audit = AuditRecorder(self._opened(self._log, patient=patient))
         journal = self._opened(self._journal, patient=patient)
-        return Ledger(journal, self.audit, self.loop.send_now, self.loop.tell_init)
+        return Outbox(journal, self.audit.is_safe, self.loop.send_now, self.loop.tell_init)
 
     def _log(self) -> AuditLog:
         return AuditLog(
@@ -301,7 +305,7 @@ class Kernel:
         self.loop.every(CHECKPOINT_S, self.audit.log.checkpoint)
         self.loop.every(WINDOW_S, self.audit.flush_counts)
         self.loop.run()
-        self.ledger.journal.close()
+        self.outbox.journal.close()
         self.memory.batch.flush()
         self.interactions.flush()
         self.maintenance.close()

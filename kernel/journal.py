@@ -103,7 +103,6 @@ class Journal:
         """Refuse all but what ends something on a full disk. Raises DiskFull."""
         self._check_room(self.reserve // 3)
 
-    @property
     def is_waiting(self) -> bool:
         """Tell whether a log that will soon be needed is being made."""
         return self.is_making_next and not self.full and self.size - self.at < self.reserve

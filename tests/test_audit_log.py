@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -32,6 +33,7 @@ from aios.kernel.audit.verify import verify
 from aios.kernel.init.protocol import ExitAcknowledged, SignalChild
 from aios.kernel.journal import Journal
 from aios.kernel.ledger.ledger import Ledger
+from aios.kernel.ledger.outbox import Outbox
 from aios.kernel.lib.coroutine import background
 from aios.kernel.llm.contexts import ContextManager
 from aios.kernel.llm.scheduler import Scheduler
@@ -395,25 +397,24 @@ def test_what_leaves_the_kernel_waits_for_its_intent(home: Path) -> None:
         assert opened.log.written == opened.log.size
         told.append(what)
 
-    ledger = Ledger(journal, audit, lambda *reply: tell(reply), tell)
-    ledger.table = ProcessTable(9, 9, 9)
-    ledger.contexts = ContextManager(lambda _: None)
-    ledger.scheduler = Scheduler("rr", 8)
+    outbox = Outbox(journal, audit.is_safe, lambda *reply: tell(reply), tell)
+    contexts, scheduler = ContextManager(lambda _: None), Scheduler("rr", 8)
+    ledger = Ledger(outbox, audit, ProcessTable(9, 9, 9), contexts, Mock(), scheduler, {})
     process = ProcessTable(9, 9, 9).add("client", "me", 0, 0, Limits(), 0.0)
     kill, ended = SignalChild(11, 9), ExitAcknowledged(12)
 
-    ledger.send_init(ended)
+    outbox.send_init(ended)
     assert ledger.end_turn()
     assert told == [ended]  # of no call
     row, raw = TABLE["proc.kill"], msgspec.Raw(b"")
     audit.called(process, 1, row, Kill(pid=11), raw, "")
-    ledger.send_init(kill)
-    ledger.send_synced(b"route", b"done")
+    outbox.send_init(kill)
+    outbox.send_synced(b"route", b"done")
     assert ledger.end_turn()
     assert opened.log.written == opened.log.size  # in time for the other replies of this turn
     first = posted.get(timeout=60)  # the sync is done, and not heard of
-    assert audit.is_safe
-    ledger.send_init(ended)
+    assert audit.is_safe()
+    outbox.send_init(ended)
     assert ledger.end_turn()
     assert told == [ended]
     first()

@@ -26,6 +26,7 @@ class Kept:
             owner=1, principal="/ann", name=None, checkpoints={}, own=False, labels=set(), work=None
         )
         self.rows = ContextRows(self, self.live)  # type: ignore[arg-type]
+        self.reports: dict[int, list[Out | Halted]] = {}
 
     def live(self, _ctx: int) -> ContextRow | None:
         """Return the row with the lists that go on to change, as a context's do."""
@@ -45,10 +46,14 @@ class Kept:
     def delete(self, _key: str) -> None:
         self.items = []
 
+    def report(self, what: Out | Halted) -> None:
+        self.reports.setdefault(7, []).append(what)
+
     def end_turn(self, *, changed: bool = True) -> int:
         """Write the row, and return how many bytes that took."""
         before = self.bytes
-        self.rows.end_turn([7] if changed else [])
+        self.rows.end_turn([7] if changed else [], self.reports)
+        self.reports = {}
         return self.bytes - before
 
 
@@ -85,7 +90,7 @@ class RowsMachine(RuleBasedStateMachine):
     def draw(self, token: int, digest: bytes) -> None:
         out = Out(7, 1, 1, token, "t", digest=digest)
         assert self.row.work is not None
-        self.kept.rows.note(7, out)
+        self.kept.report(out)
         self.row.draw(token)
         self.row.work.take(out)
 
@@ -93,7 +98,7 @@ class RowsMachine(RuleBasedStateMachine):
     @rule()
     def preempt(self) -> None:
         assert self.row.work is not None
-        self.kept.rows.note(7, Halted(7, 1, "preempted", "held"))
+        self.kept.report(Halted(7, 1, "preempted", "held"))
         self.row.work.held = "held"
         self.row.work.switches += 1
 

@@ -40,7 +40,7 @@ class Kept:
         self.journal = Journal(folder, self.posted.put, log_bytes, codec)
 
     def commit(self) -> None:
-        while not self.journal.commit() or self.journal.is_waiting:
+        while not self.journal.commit() or self.journal.is_waiting():
             self.posted.get(timeout=60)()
         self.drain()
 

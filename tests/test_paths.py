@@ -86,7 +86,7 @@ class System:
         self.turns = Turns(home, ctx=WINDOW, slots=1, threads=1)
         self.kernel, self.loop = self.turns.kernel, self.turns.loop
         del vars(self.loop)["send_now"]  # replies leave by the socket
-        self.kernel.ledger.send = self.loop.send_now
+        self.kernel.outbox.send = self.loop.send_now
         self.kernel.greeter.init_pid = os.getppid()  # who has started the agents: this process
         self.kernel.core.service.adopt(os.getpid())
         path = tiny_model(home / "tiny.gguf")

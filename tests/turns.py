@@ -48,7 +48,7 @@ class Turns:
         self.loop = self.kernel.loop
         self.replies: dict[bytes, list[tuple[int, int, Any]]] = {}
         self.loop.send_now = self._take  # type: ignore[method-assign]
-        self.kernel.ledger.send = self._take
+        self.kernel.outbox.send = self._take
         self.kernel.greeter.init_pid = -1
         self.kernel.greeter.is_here = lambda _: True
         self.routes = itertools.count(1)

@@ -164,7 +164,6 @@ class AuditRecorder:
         """Write all records; return False if there is no room now."""
         return self.log.flush()
 
-    @property
     def is_safe(self) -> bool:
         """Tell whether what calls announced may leave the kernel."""
         return self.log.synced >= self.due

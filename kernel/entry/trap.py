@@ -56,8 +56,8 @@ class Authorizer(Protocol):
         Raises Denied."""
 
 
-class Outbox(Protocol):
-    """The part of the kernel's ledger that the trap uses."""
+class ReplyOutbox(Protocol):
+    """The part of the kernel's outbox that the trap uses."""
 
     def check_room(self) -> None:
         """Raises DiskFull where nothing that has an effect may begin."""
@@ -104,12 +104,12 @@ class Trap:
         hello: Callable[[Session, Any], Any],
         gate: Authorizer,
         ask: Callable[[Call, Message, Permit], tuple[int, Awaitable[Sequence[str]]]],
-        ledger: Outbox,
+        outbox: ReplyOutbox,
         audit: Recorder,
         sessions: Sessions,
         settle: Callable[[Process], None] = ignore,
     ) -> None:
-        self.gate, self.ask, self.ledger, self.audit = gate, ask, ledger, audit
+        self.gate, self.ask, self.outbox, self.audit = gate, ask, outbox, audit
         self.settle = settle
         self.table = table
         self.handlers = handlers
@@ -182,7 +182,7 @@ class Trap:
             self.settle(process)
         passed = self.gate.check(process, row, args)
         if row.exactly_once and not row.allowed_when_full:
-            self.ledger.check_room()
+            self.outbox.check_room()
         if name not in UNLIMITED:
             self._check_waiting(session, process)
         call = Call(
@@ -265,7 +265,7 @@ class Trap:
         receipt: Receipt | None = None,
     ) -> None:  # fmt: skip
         if not session.closed:
-            send = self.ledger.send_synced if durable else self.send
+            send = self.outbox.send_synced if durable else self.send
             frame = (call_id, kind, body) if receipt is None else (call_id, kind, body, receipt)
             send(session.route, _encode(frame))
 

@@ -206,27 +206,21 @@ class ContextRows:
     def __init__(self, journal: Journal, row_of: Callable[[int], ContextRow | None]) -> None:
         self.journal, self.row_of = journal, row_of
         self.written: dict[int, WrittenContext] = {}
-        self.notes: dict[int, list[Out | Halted]] = {}  # in this turn
 
-    def note(self, ctx: int, what: Out | Halted) -> None:
-        """Add a report of the core about a generating context."""
-        self.notes.setdefault(ctx, []).append(what)
-
-    def end_turn(self, changed: Iterable[int]) -> None:
-        """Write the rows of changed contexts, and the notes of the others."""
+    def end_turn(self, changed: Iterable[int], reports: dict[int, list[Out | Halted]]) -> None:
+        """Write the rows of changed contexts, and of the others what the core reports of them."""
         for ctx in changed:
-            self.notes.pop(ctx, None)  # the row has it
+            reports.pop(ctx, None)  # the row has it
             row = self.row_of(ctx)
             if row is None:
                 self.journal.delete(f"context/{ctx}")
                 self.written.pop(ctx, None)
             else:
                 self._write(ctx, row)
-        for ctx, notes in self.notes.items():
+        for ctx, notes in reports.items():
             for note in notes:
                 if not self._add(ctx, note):
                     break
-        self.notes.clear()
 
     def _write(self, ctx: int, row: ContextRow) -> None:
         known = self.written.get(ctx)
