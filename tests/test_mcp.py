@@ -246,7 +246,8 @@ def test_what_a_server_says_taints_its_caller(aios: Aios, program: Program) -> N
 
 
 def test_arguments_that_do_not_fit_do_not_reach_it(aios: Aios) -> None:
-    with pytest.raises(ToolArguments, match="'seven' is not of type 'integer'"):
+    says = r"dies\.go: \$\.n: 'seven' is not of type 'integer'"
+    with pytest.raises(ToolArguments, match=says):
         call(aios, "dies.go", n="seven")
     worker(aios, "dies")  # it lives
 

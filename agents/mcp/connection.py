@@ -81,7 +81,7 @@ class McpConnection:
         if tool not in self._known:
             raise ToolFailed(f"the MCP server {self.server.name} does not offer {tool} any more")
         own, schema = self._known[tool]
-        check(schema, args)
+        check(tool, schema, args)
 
         async def told(
             progress: float, total: float | None = None, message: str | None = None
@@ -301,8 +301,13 @@ async def connected(server: McpServer) -> AsyncIterator[McpConnection]:
         raise cause from None
 
 
-def check(schema: Validator, args: dict[str, Any]) -> None:
-    """Check arguments by a schema. Raises ToolArguments, or ToolFailed for an unusable schema."""
+def check(tool: str, schema: Validator, args: dict[str, Any]) -> None:
+    """Check arguments by a tool's schema.
+
+    Raises:
+        ToolArguments: they do not fit.
+        ToolFailed: the schema cannot be used.
+    """
     try:
         error = best_match(schema.iter_errors(args))
     except Unresolvable as reason:
@@ -310,7 +315,7 @@ def check(schema: Validator, args: dict[str, Any]) -> None:
     except Exception as reason:  # of a schema without end, for instance
         raise ToolFailed(f"the tool's schema cannot be used: {in_one_line(reason)}") from reason
     if error is not None:
-        raise ToolArguments(f"{error.json_path}: {error.message}"[:MAX_REASON_CHARS])
+        raise ToolArguments(f"{tool}: {error.json_path}: {error.message}"[:MAX_REASON_CHARS])
 
 
 def value_of(result: types.CallToolResult) -> Any:
