@@ -22,6 +22,7 @@ from aios.kernel.lib.linux import real
 from aios.kernel.sandbox.sandbox import SandboxPolicy, can_read
 from aios.kernel.storage import catalog, shares
 from aios.kernel.storage import uploads as upload
+from aios.kernel.storage.turns import MAX_WRITES
 from aios.shell.escape import as_json_text
 from aios.syscalls.errors import Malformed
 from aios.syscalls.rules import Manifest
@@ -169,6 +170,20 @@ def test_an_end_is_told_to_those_who_wait_for_it_alone(
     ended |= {call_id for call_id, _, _ in turns.replies.pop(caller.route)}
     assert ended == set(waits)
     assert turns.kernel.waiters.waiters == {}
+
+
+def test_trees_take_turns_at_the_stores_writer(turns: Turns) -> None:
+    """Who has many changes on their way delays others by as many as the writer has at once."""
+    greedy, other = turns.agent("greedy"), turns.agent("other")
+    changes = [{"path": "a", "data": b"x"}] * 20
+    for _ in range(4 * MAX_WRITES):
+        greedy.send("sto.batch", {"changes": changes})
+    other.done("sto.put", path="b", data=b"x")
+    ends = turns.replies[greedy.route]
+    assert len(ends) <= 2 * MAX_WRITES  # those that had begun, and those beside the other's
+    while turns.kernel.storage.turns.queue.begun:
+        turns.turn(0.01)
+    assert len(ends) == 4 * MAX_WRITES
 
 
 def test_others_write_while_a_long_history_is_purged(

@@ -35,6 +35,15 @@ def changed(owner: str, change: sto.Change, row: VersionRow, upload: Upload | No
     return step
 
 
+def purged(owner: str, args: sto.Purge, by: str) -> Step:
+    """Return the step that removes an object and all its versions."""
+
+    def step(cat: Catalog) -> sto.Version:
+        return cat.purge(owner, args.path, by, time.time())
+
+    return step
+
+
 def rolled_back(owner: str, args: sto.Restore, by: str) -> Step:
     """Return the step that makes an old version of an object the newest."""
 

@@ -29,7 +29,7 @@ from aios.syscalls.errors import (
 from ..entry.call import Call
 from ..lib.callbacks import ignore
 from ..lib.coroutine import background
-from ..lib.trees import Trees
+from ..lib.trees import Trees, root
 from ..process import Process, check_principal
 from ..rules import Mode
 from ..store.done_calls import is_done
@@ -49,8 +49,9 @@ from .catalog import (
     has_chunks,
     missing,
 )
-from .changes import Step, changed, rolled_back
+from .changes import Step, changed, purged, rolled_back
 from .shares import Shares, covers
+from .turns import WriteTurns
 from .uploads import Upload, Uploads
 from .watches import Watches
 
@@ -68,6 +69,7 @@ class Storage:
         self.changed: Callable[[str, str], None] = ignore
         self.uploads = Uploads(self)
         self.watches = Watches(self._reach)
+        self.turns = WriteTurns()
         self.trees = Trees()  # bytes, in the writer's thread
         self.wrong: AiosError | None = None  # the error of every call, if none can be served
         try:
@@ -140,7 +142,6 @@ class Storage:
 
     async def rollback(self, call: Call, args: sto.Restore) -> sto.Version:
         owner, by = self._owner(call, args.owner), call.process.principal
-
         step = rolled_back(owner, args, by)
         return (await self._commit(call, owner, [args.path], "write", [step]))[0]
 
@@ -154,10 +155,7 @@ class Storage:
 
         while await self.write({}, drop_some):
             pass
-
-        def step(cat: Catalog) -> sto.Version:
-            return cat.purge(owner, args.path, by, time.time())
-
+        step = purged(owner, args, by)
         return (await self._commit(call, owner, [args.path], "own", [step]))[0]
 
     async def _commit(
@@ -199,8 +197,10 @@ class Storage:
             cat.settle(quota, self.trees)
             return result
 
-        once = None if call is None else call.once
-        return await self.blobs.write(chunks, run, size=size, once=once)
+        if call is None:
+            return await self.blobs.write(chunks, run, size=size)
+        write = partial(self.blobs.write, chunks, run, size=size, once=call.once)
+        return await self.turns.take(root(call.process.principal), write)
 
     def _tell(self, versions: list[sto.Version]) -> None:
         """Tell the index and the watching calls of one commit, which is one owner's."""
