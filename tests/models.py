@@ -218,6 +218,8 @@ def _add_shape(
         out.add_value_length(head)
     if window:
         out.add_sliding_window(window)
+    if arch == "qwen2vl":
+        out.add_rope_dimension_sections([8, 4, 4, 0])
     if arch == "t5":
         out.add_relative_attn_buckets_count(32)
 

@@ -88,7 +88,7 @@ def test_a_context_beyond_the_window_that_moves_goes_on_the_same(load: Load, arc
     check_the_same(engine, [short, long])
 
 
-@pytest.mark.parametrize("arch", WINDOWED)
+@pytest.mark.parametrize("arch", [*WINDOWED, "qwen2vl"])
 @pytest.mark.parametrize("seed", [1, 2])
 def test_no_schedule_can_be_told_from_the_output(
     load: Load, tmp_path: Path, arch: str, seed: int
@@ -110,7 +110,7 @@ def test_no_schedule_can_be_told_from_the_output(
     check_the_same(engine, jobs)
 
 
-@pytest.mark.parametrize("arch", WINDOWED)
+@pytest.mark.parametrize("arch", [*WINDOWED, "qwen2vl"])  # whose positions have several parts
 def test_many_contexts_on_few_slots_compute_nothing_again(load: Load, arch: str) -> None:
     engine = load(arch, window=SLIDING)
     jobs = [Job(at, prompt(engine, 40 * at + 5, at), some(24)) for at in range(1, 12)]

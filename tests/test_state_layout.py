@@ -18,11 +18,13 @@ Bytes = NDArray[np.uint8]
 def state_of(
     cells: int, rows: list[int], slot: int = 0, streams: int = 2, *, transposed: int = 0,
     positions: range | None = None, seed: int = 0, window: tuple[list[int], int] | None = None,
+    token: int | None = None,
 ) -> Bytes:  # fmt: skip
     """A state of `cells` tokens with one plane for each size in `rows`, each row its own; behind it
-    that of a cache with a window: its planes, and how many tokens it has."""
+    that of a cache with a window: its planes, and how many tokens it has. With a `token`, which all
+    are, positions have several parts."""
     data = struct.pack("<Ii", 0xAF143CD8, slot)
-    data += cache_of(range(cells), rows, slot, streams, transposed, positions, seed)
+    data += cache_of(range(cells), rows, slot, streams, transposed, positions, seed, token)
     if window is not None:
         planes, last = window
         data += cache_of(range(cells)[-last:], planes, slot, streams, transposed, None, seed + 1)
@@ -31,29 +33,34 @@ def state_of(
 
 def cache_of(
     tokens: range, rows: list[int], slot: int, streams: int, transposed: int,
-    positions: range | None, seed: int,
+    positions: range | None, seed: int, token: int | None = None,
 ) -> bytes:  # fmt: skip
     """Rows depend on the token, the plane and the seed alone."""
     data = struct.pack("<I", streams) + bytes(4 * slot) + struct.pack("<I", len(tokens))
     for pos in positions or tokens:
-        data += struct.pack("<iIi", pos, 1, slot)
+        places = (pos, pos, token) if token is not None else ()
+        data += struct.pack(f"<iI{len(places)}ii", pos, 1, *places, slot)
     data += struct.pack("<II", transposed, (len(rows) + 1) // 2)
     for plane, row in enumerate(rows):
         data += struct.pack("<iQ", 1, row)
-        for token in tokens:
-            data += np.random.default_rng([seed, plane, token]).bytes(row)
+        for each in tokens:
+            data += np.random.default_rng([seed, plane, each]).bytes(row)
     return data + bytes(4 * (streams - slot - 1))
 
 
 SIZES = st.sampled_from([[8, 8], [4, 4, 4, 4], [8, 6, 8, 6], [34, 34, 2, 2, 2, 2], [3]])
 
 
-@given(SIZES, st.integers(0, 3), st.lists(st.integers(1, 9), min_size=1, max_size=5))
+@given(
+    SIZES, st.integers(0, 3), st.lists(st.integers(1, 9), min_size=1, max_size=5),
+    st.sampled_from([None, 0, 7]),
+)  # fmt: skip
 def test_what_is_cut_and_joined_is_the_same_bytes(
-    rows: list[int], slot: int, lengths: list[int]
+    rows: list[int], slot: int, lengths: list[int], token: int | None
 ) -> None:
+    """But for the tokens, where a state has them."""
     cells = sum(lengths)
-    state = state_of(cells, rows, slot, streams=4)
+    state = state_of(cells, rows, slot, streams=4, token=token)
     layout = StateLayout.of(state, slot)
     assert layout.row_bytes == sum(rows)
     assert layout.size(cells) == state.size
@@ -61,7 +68,8 @@ def test_what_is_cut_and_joined_is_the_same_bytes(
     cut = layout.cut(state, slot, cells, spans)
     parts = [BlockSlice(data, n, 0, n) for data, n in zip(cut, lengths, strict=True)]
     buffer = np.full(state.size + 7, 0xEE, np.uint8)  # as a buffer that was used before
-    assert layout.join(buffer, slot, parts).tobytes() == state.tobytes()
+    expected = state_of(cells, rows, slot, streams=4, token=token and 0)
+    assert layout.join(buffer, slot, parts).tobytes() == expected.tobytes()
 
 
 @given(SIZES, SIZES, st.integers(0, 3), st.integers(1, 9), st.integers(1, 9))

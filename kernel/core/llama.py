@@ -312,7 +312,7 @@ class LlamaEngine(LlamaVocabulary):
         """Return the layout of this model's states. None: rows that were cut and joined are not,
         byte for byte, the state that llama.cpp writes, so no rows can leave their slot."""
         count = 7
-        self.prefill(0, tuple(range(count)), 0)
+        self.prefill(0, (PADDING_TOKEN,) * count, 0)  # 0, as tokens are in a state that is joined
         try:
             state = self._state(0).copy()
             layout = StateLayout.of(state, 0)

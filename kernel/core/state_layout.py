@@ -4,27 +4,30 @@
     per cache (a model has one for full-attention layers, one for sliding-window layers):
         u32 streams
         per stream: u32 cells; after the count of the sequence's stream, the only one with cells:
-            per cell: i32 position, u32 1, i32 sequence
+            per cell: i32 position, u32 1, i32 sequence; where a position has several parts, as in
+                models that see images: i32 position, u32 1, two i32 for places in an image, which
+                are the position in a text, i32 token, i32 sequence
             u32 0 (values are not transposed), u32 layers
             per plane, the keys of each layer, then the values: i32 type, u64 bytes of a row, rows
 
 A row is one token's part of a plane. llama.cpp leaves out of a state the rows that have left a
 layer's sliding window, though the cache has them; a *whole* state has the rows of all tokens in
 every cache, and is accepted as well. A model whose state has another layout (a recurrent state) has
-no rows that could be cut.
+no rows that could be cut. The token in a cell decides nothing, and is 0 in what is joined.
 """
 
 from __future__ import annotations
 
 import struct
-from itertools import groupby
+from itertools import groupby, product
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
-HEAD_BYTES, CELL_BYTES, PLANE_BYTES = 8, 12, 12  # a plane: before its rows
+HEAD_BYTES, PLANE_BYTES = 8, 12  # a plane: before its rows
+CELL_WORDS, LONG_CELL_WORDS, TOKEN_WORD = 3, 6, 4  # of 4 bytes
 
 
 class PlaneGroup(NamedTuple):
@@ -47,8 +50,8 @@ class BlockSlice(NamedTuple):
 class CacheLayout:
     """The layout of one cache within a state."""
 
-    def __init__(self, streams: int, layers: int, planes: list[bytes]) -> None:
-        self.streams, self.layers = streams, layers
+    def __init__(self, streams: int, layers: int, planes: list[bytes], words: int) -> None:
+        self.streams, self.layers, self.words = streams, layers, words
         self.groups = []
         for row, heads in groupby(planes, key=lambda head: int(struct.unpack("<iQ", head)[1])):
             joined = np.frombuffer(b"".join(heads), np.uint8).reshape(-1, PLANE_BYTES)
@@ -56,8 +59,11 @@ class CacheLayout:
         self.row_bytes = sum(group.planes * group.row for group in self.groups)
 
     @classmethod
-    def read(cls, data: bytes, at: int, slot: int, values: int) -> tuple[CacheLayout, int]:
-        """Read the layout of the cache that begins at `at`; some models have no planes of `values`.
+    def read(
+        cls, data: bytes, at: int, slot: int, values: int, words: int
+    ) -> tuple[CacheLayout, int]:
+        """Read the layout of the cache that begins at `at`; some models have no planes of `values`,
+        and some have cells of more `words`.
 
         Returns:
             The layout, and where the cache ends.
@@ -68,33 +74,49 @@ class CacheLayout:
         (streams,) = struct.unpack_from("<I", data, at)
         before = min(slot, streams - 1)
         (cells,) = struct.unpack_from("<I", data, at + 4 + 4 * before)
-        start = at + 8 + 4 * before + CELL_BYTES * cells
+        start = at + 8 + 4 * before + 4 * words * cells
         _, layers = struct.unpack_from("<II", data, start)
         start += 8
         planes = []
         for _ in range(min(layers, len(data)) * (1 + values)):
+            if start > len(data):
+                raise ValueError("the state has another layout")
             (row,) = struct.unpack_from("<Q", data, start + 4)
             planes.append(data[start : start + PLANE_BYTES])
             start += PLANE_BYTES + cells * row
-        layout = cls(streams, layers, planes)
+        layout = cls(streams, layers, planes, words)
         end = at + layout.size(cells)
-        head = layout.head(slot, 0, cells)
-        if end > len(data) or any(data[start:end]) or data[at : at + len(head)] != head:
+        whole = np.frombuffer(data, np.uint8)
+        if end > len(data) or any(data[start:end]) or not layout.begins(whole, at, slot, 0, cells):
             raise ValueError("the state has another layout")
         return layout, end
 
     def head(self, slot: int, first: int, cells: int) -> bytes:
         """Return the bytes before the planes, with `cells` cells from token `first` on."""
         before = min(slot, self.streams - 1)
-        meta = np.empty((cells, 3), np.int32)
-        meta[:, 0], meta[:, 1], meta[:, 2] = np.arange(first, first + cells), 1, slot
+        meta = np.empty((cells, self.words), np.int32)
+        meta[:] = np.arange(first, first + cells)[:, None]
+        meta[:, 1], meta[:, TOKEN_WORD:-1], meta[:, -1] = 1, 0, slot
         start = struct.pack("<I", self.streams) + bytes(4 * before) + struct.pack("<I", cells)
         return start + meta.tobytes() + struct.pack("<II", 0, self.layers)
+
+    def begins(self, state: Bytes, at: int, slot: int, first: int, cells: int) -> bool:
+        """Tell whether the cache at `at` begins as `head` has it, whatever its tokens are."""
+        size = self.head_bytes(slot, cells)
+        found = state[at : at + size].copy()
+        if len(found) == size:
+            meta = found[size - 8 - 4 * self.words * cells : -8].view(np.int32)
+            meta.reshape(cells, self.words)[:, TOKEN_WORD:-1] = 0
+        return found.tobytes() == self.head(slot, first, cells)
+
+    def head_bytes(self, slot: int, cells: int) -> int:
+        """Return the length of a `head`."""
+        return 16 + 4 * min(slot, self.streams - 1) + 4 * self.words * cells
 
     def size(self, cells: int) -> int:
         """Return the bytes of this cache for a sequence with `cells` cells, at least one."""
         planes = sum(group.planes * (PLANE_BYTES + cells * group.row) for group in self.groups)
-        return 4 + 4 * self.streams + CELL_BYTES * cells + 8 + planes
+        return 4 + 4 * self.streams + 4 * self.words * cells + 8 + planes
 
     def cells(self, state: Bytes, at: int, slot: int) -> int:
         """Return how many cells the sequence has in the cache that begins at `at`."""
@@ -176,9 +198,10 @@ class StateLayout:
         whole = struct.pack("<Ii", self.magic, slot) == state[:HEAD_BYTES].tobytes()
         for cache in self.caches:
             here = cache.cells(state, at, slot)
-            head = cache.head(slot, cells - here, here)
-            whole = whole and 0 < here <= cells and state[at : at + len(head)].tobytes() == head
-            found.append((cache, at + len(head), cells - here, here))
+            whole = whole and 0 < here <= cells
+            whole = whole and cache.begins(state, at, slot, cells - here, here)
+            planes = at + cache.head_bytes(slot, here)
+            found.append((cache, planes, cells - here, here))
             at += cache.size(here)
         if not whole or at != state.size:
             raise ValueError("the state is not of the tokens up to its last, in their order")
@@ -234,17 +257,17 @@ class StateLayout:
 
 
 def _read_caches(data: bytes, at: int, slot: int) -> list[CacheLayout]:
-    """Read the layouts of the caches from `at` on. If a cache has no planes of values, the rest
-    cannot be read as if it had.
+    """Read the layouts of the caches from `at` on. If a cache has no planes of values, or cells
+    of another length, the rest cannot be read as if it had not.
 
     Raises:
         ValueError: the caches have another layout.
     """
     if at == len(data):
         return []
-    for values in (1, 0):
+    for values, words in product((1, 0), (CELL_WORDS, LONG_CELL_WORDS)):
         try:
-            layout, end = CacheLayout.read(data, at, slot, values)
+            layout, end = CacheLayout.read(data, at, slot, values, words)
             return [layout, *_read_caches(data, end, slot)]
         except (ValueError, struct.error):
             continue
