@@ -18,6 +18,7 @@ from aios.kernel.access import approvals
 from aios.kernel.access.grants import MAX_GRANTS
 from aios.kernel.entry.envelope import MAX_DEPTH, arguments
 from aios.kernel.entry.followers import MAX_OF_PROCESS, MAX_OF_TREE
+from aios.kernel.entry.trap import ENTRY_BYTES, WAITING_BYTES
 from aios.kernel.lib.linux import real
 from aios.kernel.sandbox.sandbox import SandboxPolicy, can_read
 from aios.kernel.storage import catalog, shares
@@ -170,6 +171,18 @@ def test_an_end_is_told_to_those_who_wait_for_it_alone(
     ended |= {call_id for call_id, _, _ in turns.replies.pop(caller.route)}
     assert ended == set(waits)
     assert turns.kernel.waiters.waiters == {}
+
+
+def test_the_items_of_maps_that_wait_count_as_what_they_take(turns: Turns) -> None:
+    """Else a tree could have forty times its bytes wait for the store, and others behind it."""
+    one, most = turns.agent("one"), WAITING_BYTES // (1024 * ENTRY_BYTES)
+    items = {str(number): 0 for number in range(1024)}
+    sent = [one.send("mem.put", {"items": items}) for _ in range(most + 1)]
+    ((refused, kind, error),) = turns.replies[one.route]
+    assert (kind, error["code"]) == (FAILED, "limit.reached")
+    assert refused >= sent[-most // 4]  # what a call takes besides counts as well
+    other = turns.agent("other")
+    other.done("mem.put", items={"a": 1})
 
 
 def test_trees_take_turns_at_the_stores_writer(turns: Turns) -> None:

@@ -39,8 +39,9 @@ from .replies import KeptReply
 from .sessions import Sessions
 
 WAITING_BYTES = 48 << 20  # of calls of one tree of agents that wait
-# That one takes besides the bytes of its arguments, and each item of lists in them, about.
-CALL_BYTES, STRUCT_BYTES, ITEM_BYTES = 2048, 256, 40
+# That one takes besides the bytes of its arguments, and each item in them, about: of a list, of a
+# list of objects, of a map.
+CALL_BYTES, ITEM_BYTES, STRUCT_BYTES, ENTRY_BYTES = 2048, 40, 256, 256
 WAITING = (CoroutineType, Wait)  # what a handler returns that has no result yet
 UNLIMITED = ("call.cancel", "proc.exit")  # whoever waits for too much can still make an end
 
@@ -298,9 +299,13 @@ def _unopened(frames: list[bytes]) -> Envelope:
 
 
 def _items(args: Message) -> int:
-    """Return the bytes, about, that the items of lists take as objects, besides their own."""
-    lists = [value for value in msgspec.structs.astuple(args) if type(value) is list and value]
-    return sum(
-        len(each) * (STRUCT_BYTES if isinstance(each[0], msgspec.Struct) else ITEM_BYTES)
-        for each in lists
-    )
+    """Return the bytes, about, that the items of lists and maps take as objects, besides their
+    own."""
+    size = 0
+    for value in msgspec.structs.astuple(args):
+        if type(value) is dict:
+            size += len(value) * ENTRY_BYTES
+        elif type(value) is list and value:
+            is_struct = isinstance(value[0], msgspec.Struct)
+            size += len(value) * (STRUCT_BYTES if is_struct else ITEM_BYTES)
+    return size
