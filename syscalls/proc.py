@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from .base import CtxId, Message, Name, Pid, Reply, Seconds
 from .rules import Manifest
@@ -15,19 +15,35 @@ Signal = Literal["TERM", "KILL", "STOP", "CONT"]
 ProcessState = Literal["starting", "running", "stopped", "ending", "zombie"]
 
 
+Amount = Annotated[int, Meta(ge=0)]
+
+
 class Limits(Message):
     """The limits of one agent; None is no limit. A call that would pass one ends with `limit`.
 
     Tokens, mem_bytes and children are budgets that all agents below it draw from as well.
     """
 
-    tokens: Annotated[int, Meta(ge=0)] | None = None  # prefilled plus decoded, all calls
+    tokens: Amount | None = None  # prefilled plus decoded, all calls
     wall: Seconds | None = None  # since the start of the process
-    memory: Annotated[int, Meta(ge=0)] | None = None  # resident set
-    mem_bytes: Annotated[int, Meta(ge=0)] | None = 64 << 20  # of keys and values in its memory
-    contexts: Annotated[int, Meta(ge=0)] | None = 64  # open at once
-    queue: Annotated[int, Meta(ge=0)] | None = 256  # messages waiting, and calls waiting
-    children: Annotated[int, Meta(ge=0)] | None = 512  # alive at once, theirs too
+    memory: Amount | None = None  # resident set
+    mem_bytes: Amount | None = 64 << 20  # of keys and values in its memory
+    contexts: Amount | None = 64  # open at once
+    queue: Amount | None = 256  # messages waiting, and calls waiting
+    children: Amount | None = 512  # alive at once, theirs too
+
+
+class NewLimits(Message):
+    """Limits to be set. One that is left out stays: as it is, or for a spawn as its parent has it,
+    or where a person spawns as the settings say."""
+
+    tokens: Amount | UnsetType | None = UNSET
+    wall: Seconds | UnsetType | None = UNSET
+    memory: Amount | UnsetType | None = UNSET
+    mem_bytes: Amount | UnsetType | None = UNSET
+    contexts: Amount | UnsetType | None = UNSET
+    queue: Amount | UnsetType | None = UNSET
+    children: Amount | UnsetType | None = UNSET
 
 
 AbsolutePath = Annotated[str, Meta(pattern=r"^/[^\0]*\Z", max_length=4096)]
@@ -53,7 +69,7 @@ class Spawn(Message):
     args: Annotated[list[str], Meta(max_length=256)] = []
     task: Any = None
     name: Name | None = None
-    limits: Limits | None = None
+    limits: NewLimits | None = None
     nice: Nice | None = None  # the parent's unless given
     cwd: Annotated[str, Meta(max_length=4096)] | None = None  # its own folder unless given
     contexts: Annotated[list[CtxId], Meta(max_length=64)] = []  # of the caller: it gets forks
@@ -98,10 +114,10 @@ class NiceReply(Reply):
 
 
 class SetLimits(Message):
-    """Read limits; with `limits`, replace them. An agent can only tighten its own."""
+    """Read limits; with `limits`, change those. An agent can only tighten its own."""
 
     pid: Pid | None = None
-    limits: Limits | None = None
+    limits: NewLimits | None = None
 
 
 class Ps(Message):

@@ -21,6 +21,7 @@ from aios.kernel.memory.lru_k import LruKCache
 from aios.kernel.memory.manager import Memory
 from aios.kernel.memory.owners import Owners
 from aios.kernel.process import Process, ProcessTable
+from aios.kernel.store.done_calls import CallId
 from aios.kernel.store.store import Store
 from aios.syscalls import mem
 from aios.syscalls.errors import AiosError, Conflict, LimitReached
@@ -41,7 +42,8 @@ class Call:
 
     def __init__(self, process: Process) -> None:
         Call.last += 1
-        self.process, self.id = process, Call.last
+        self.process = process
+        self.once = CallId(process.pid, Call.last, "mem.delete")
 
 
 class Machine(RuleBasedStateMachine):

@@ -12,8 +12,11 @@ from helpers import end, row, script
 from raw import Raw
 
 from aios.agents import Aios
+from aios.kernel.config import Config
+from aios.kernel.processes.inherited import limits_of
 from aios.shell.launch import System
 from aios.syscalls.errors import BadInput, BadToken, Denied, LimitReached, Malformed
+from aios.syscalls.proc import Limits, NewLimits, Spawn
 from aios.syscalls.wire import ABI_VERSION
 
 Program = Callable[[str], str]
@@ -164,15 +167,25 @@ def test_an_agent_is_denied_what_is_not_its_own(aios: Aios, program: Program, ac
     end(aios, stranger)
 
 
+def test_a_limit_that_is_left_out_stays_as_the_settings_say() -> None:
+    config = Config(home="/", limits=Limits(tokens=90, contexts=8))
+    for new, limits in (
+        (None, config.limits),
+        (NewLimits(tokens=5), Limits(tokens=5, contexts=8)),
+        (NewLimits(tokens=None, queue=9), Limits(contexts=8, queue=9)),
+    ):
+        assert limits_of(config, None, Spawn(program="x", limits=new)) == limits
+
+
 def test_an_agent_loosens_no_limit_of_its_own_or_its_children(aios: Aios, program: Program) -> None:
     path = program(
         "aios.limits(limits={'tokens': 50, 'contexts': None})\n"
         "child = aios.spawn(task, limits={'tokens': 90, 'wall': 5.0})\n"
-        "aios.limits(child, {})\n"
-        "return [[l.tokens, l.wall, l.contexts] for l in (aios.limits(), aios.limits(child))]"
+        "limits = [aios.limits(), aios.limits(child, {}), aios.limits(child, {'wall': None})]\n"
+        "return [[each.tokens, each.wall, each.contexts] for each in limits]"
     )
     pid = aios.spawn(path, program(IDLE), limits={"tokens": 60, "wall": 100.0, "contexts": 3})
-    assert aios.wait(pid, timeout=30).result == [[50, 100.0, 3], [50, 100.0, 3]]
+    assert aios.wait(pid, timeout=30).result == [[50, 100.0, 3], [50, 5.0, 3], [50, 100.0, 3]]
 
 
 def test_an_agent_controls_what_it_started(aios: Aios, program: Program) -> None:

@@ -240,8 +240,10 @@ def test_what_had_an_effect_and_is_sent_again_is_answered_again_until_it_was_hea
     raw.send(msgpack.packb([60, "proc.whoami", {}, 59]))
     raw.final(60)
     raw.send(pack(50, "msg.send", {"to": raw.pid, "body": "anew"}))
-    raw.final(50)
-    assert raw.done("msg.recv", timeout=0)["body"] == "anew"
+    kind, error = raw.final(50)
+    assert (kind, error["code"]) == (FAILED, "call.out_of_order")
+    raw.send(pack(61, "msg.recv", {"timeout": 0}))
+    assert raw.final(61)[1]["code"] == "call.timed_out"
 
 
 def test_a_cancelled_call_ends_with_an_error_and_cancelling_it_again_finds_nothing(

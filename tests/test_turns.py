@@ -178,9 +178,10 @@ def test_the_items_of_maps_that_wait_count_as_what_they_take(turns: Turns) -> No
     one, most = turns.agent("one"), WAITING_BYTES // (1024 * ENTRY_BYTES)
     items = {str(number): 0 for number in range(1024)}
     sent = [one.send("mem.put", {"items": items}) for _ in range(most + 1)]
-    ((refused, kind, error),) = turns.replies[one.route]
-    assert (kind, error["code"]) == (FAILED, "limit.reached")
-    assert refused >= sent[-most // 4]  # what a call takes besides counts as well
+    turns.turn()
+    refused = [call for call, kind, _ in turns.replies[one.route] if kind == FAILED]
+    assert refused == sent[-len(refused) :]
+    assert 1 <= len(refused) <= most // 10  # what a call takes besides counts as well
     other = turns.agent("other")
     other.done("mem.put", items={"a": 1})
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
+from msgspec import UNSET
+
 from aios.syscalls.errors import Denied, NoProgram
-from aios.syscalls.proc import Limits, Reach, Spawn
+from aios.syscalls.proc import Limits, NewLimits, Reach, Spawn
 
 from ..config import Config
 from ..process import Process
@@ -15,8 +18,15 @@ MORE = "a person lets it through to more: docs/walls.md"
 def limits_of(config: Config, parent: Process | None, args: Spawn) -> Limits:
     """Return the limits of what is spawned by an agent, or with None by a person."""
     if parent is None:
-        return args.limits or config.limits
-    return tightened(parent.limits, args.limits or parent.limits)
+        return changed(config.limits, args.limits)
+    return tightened(parent.limits, changed(parent.limits, args.limits))
+
+
+def changed(limits: Limits, new: NewLimits | None) -> Limits:
+    """Return `limits` with those that `new` sets."""
+    fields = {} if new is None else msgspec.structs.asdict(new)
+    said = {name: value for name, value in fields.items() if value is not UNSET}
+    return msgspec.structs.replace(limits, **said)
 
 
 def tightened(above: Limits, wanted: Limits) -> Limits:

@@ -15,7 +15,7 @@ from aios.syscalls.errors import (
     ProcessGone,
     from_wire,
 )
-from aios.syscalls.proc import Limits, Reach, Spawn, Spawned
+from aios.syscalls.proc import NewLimits, Reach, Spawn, Spawned
 
 from ..config import Config
 from ..entry.call import Call, Session
@@ -41,7 +41,7 @@ from ..process import Process, ProcessTable, named_by
 from ..sandbox.sandbox import merge_grants
 from ..tools.toolbox import Box
 from .agent_logs import Logs
-from .inherited import limits_of, reach_of, tightened
+from .inherited import changed, limits_of, reach_of, tightened
 from .leftovers import Leftovers
 from .mailbox import Mailroom
 from .pending_spawn import PendingSpawn
@@ -378,9 +378,9 @@ class Lifecycle:
         elif process.kind == "remote":
             self._end(process, 0, f"limit {which}")
 
-    def set_limits(self, caller: Process, process: Process, limits: Limits) -> None:
-        is_agent = caller.kind != "client"
-        process.limits = tightened(caller.limits, limits) if is_agent else limits
+    def set_limits(self, caller: Process, process: Process, new: NewLimits) -> None:
+        limits = changed(process.limits, new)
+        process.limits = limits if caller.kind == "client" else tightened(caller.limits, limits)
         process.touch()
 
     def check(self) -> list[str]:
