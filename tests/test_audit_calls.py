@@ -133,7 +133,7 @@ def test_what_is_changed_of_who_may_do_what_is_there_to_read(
         pid = aios.spawn(
             program("aios.recv()"), SECRET, manifest={"allow": ["msg"]}, limits={"tokens": 7},
         )  # fmt: skip
-        aios.limits(pid, {"tokens": 5})
+        aios.limits(pid, {"tokens": 5, "wall": None})
         aios.kill(pid, "KILL")
         records = list(read(system.home))
     intents = {r.sequence: r.call for r in records if r.pid == aios.pid and r.kind == "intent"}
@@ -147,8 +147,8 @@ def test_what_is_changed_of_who_may_do_what_is_there_to_read(
     last = said.index("[removed]")
     assert all(f"allow sto.read /{n:0100}" in "".join(said[1:last]) for n in range(100))
     assert said[last + 1] == "[tool on pay, to like x@*] [seconds=60.0]"
-    assert said[last + 2].startswith("[allow msg] [limits tokens=7 wall=None")
-    assert said[last + 3].startswith("[limits tokens=5 wall=None")
+    assert said[last + 2].startswith("[allow msg] [limits tokens=7]")
+    assert said[last + 3] == "[limits tokens=5 wall=None]"
     assert not any(SECRET in each for each in said)
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from msgspec import Struct
+from msgspec import UNSET, Struct
 from msgspec.structs import asdict
 
 from aios.syscalls import acc
 from aios.syscalls.base import Message
-from aios.syscalls.proc import SetLimits, Spawn
+from aios.syscalls.proc import NewLimits, SetLimits, Spawn
 from aios.syscalls.rules import Manifest, Rule
 
 from ..lib.patterns import quoted
@@ -58,7 +58,8 @@ def _as_written(rule: str) -> str:
 def _fields(name: str, value: Struct | None) -> str:
     if value is None:
         return ""
-    given = {field: each for field, each in asdict(value).items() if each not in ([], False)}
+    left_out: tuple[object, ...] = ([], False, UNSET)
+    given = {field: each for field, each in asdict(value).items() if each not in left_out}
     return " ".join([name, *(f"{field}={_listed(each)}" for field, each in given.items())])
 
 
@@ -76,11 +77,11 @@ def _grant(args: acc.Grant) -> list[str]:
 
 def _spawn(args: Spawn) -> list[str]:
     rules = [] if args.manifest is None else [*_rules(args.manifest)]
-    return [*rules, _fields("limits", args.limits), _fields("reach", args.reach)]
+    return [*rules, *_limits(args), _fields("reach", args.reach)]
 
 
-def _limits(args: SetLimits) -> list[str]:
-    return [_fields("limits", args.limits)]
+def _limits(args: Spawn | SetLimits) -> list[str]:
+    return [] if args.limits == NewLimits() else [_fields("limits", args.limits)]
 
 
 _DESCRIBE: dict[type[Message], Callable[[Any], list[str]]] = {

@@ -24,9 +24,11 @@ def limits_of(config: Config, parent: Process | None, args: Spawn) -> Limits:
 
 def changed(limits: Limits, new: NewLimits | None) -> Limits:
     """Return `limits` with those that `new` sets."""
-    fields = {} if new is None else msgspec.structs.asdict(new)
-    said = {name: value for name, value in fields.items() if value is not UNSET}
-    return msgspec.structs.replace(limits, **said)
+    if new is None:
+        return limits
+    fields = ((name, getattr(new, name)) for name in NewLimits.__struct_fields__)
+    said = {name: value for name, value in fields if value is not UNSET}
+    return msgspec.structs.replace(limits, **said) if said else limits
 
 
 def tightened(above: Limits, wanted: Limits) -> Limits:
