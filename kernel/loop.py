@@ -113,7 +113,8 @@ class Loop:
         for route, data in ready:
             self.send_now(route, data)
         for listener in self.listeners:
-            listener.flush()
+            if listener.to_flush:
+                listener.flush()
 
     def send_now(self, route: bytes, data: bytes) -> None:
         """Send at once. A peer that is gone or does not read is reported to `on_lost` later."""
@@ -175,7 +176,7 @@ class Loop:
             wait = max(0.0, self.timers[0][0] - time.monotonic()) if self.timers else 1.0
             more = self.calls.waiting and not self.calls.is_busy()
             # News from init about a caller come before its calls.
-            poll.wait(0.0 if self.lost or more else wait, self._from_init)
+            poll.wait(0.0 if self.lost or more else wait, first=self.init.fileno())
             self.calls.resume()
             self._run_timers()
             while self.lost:
@@ -189,7 +190,7 @@ class Loop:
     def _from_caller(self, route: bytes, os_pid: int, data: bytes | None) -> None:
         self.on_call(route, os_pid, [b"", b""] if data is None else [data])
 
-    def _from_init(self, _events: int = READ) -> None:
+    def _from_init(self, _events: int) -> None:
         for _ in range(FRAMES_PER_TURN):
             try:
                 data = self.init.recv(MAX_FRAME_BYTES)

@@ -216,6 +216,8 @@ class Listener:
         most.
         """
         held = peer.held_bytes
+        if held == peer.counted_bytes:
+            return
         self.held_bytes += held - peer.counted_bytes
         peer.counted_bytes = held
         while self.bounded and self.held_bytes > MAX_HELD_BYTES:

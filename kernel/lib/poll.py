@@ -5,8 +5,6 @@ from __future__ import annotations
 import select
 from collections.abc import Callable
 
-from .callbacks import ignore
-
 READ, WRITE = select.EPOLLIN, select.EPOLLOUT
 MAX_EVENTS = 64  # handled before the rest of a turn
 
@@ -34,11 +32,14 @@ class Poll:
         del self.run[fd], self.events[fd]
         self.epoll.unregister(fd)
 
-    def wait(self, seconds: float, first: Callable[[], None] = ignore) -> None:
-        """Wait at most `seconds` for the first ready descriptors; run `first`, then their
-        callbacks."""
+    def wait(self, seconds: float, first: int = -1) -> None:
+        """Wait at most `seconds` for ready descriptors, and run their callbacks: that of `first`
+        before all others."""
         ready = self.epoll.poll(seconds, MAX_EVENTS)
-        first()
+        if len(ready) == MAX_EVENTS:  # there may be more, and `first` among those
+            ready.append((first, READ))
+        if len(ready) > 1:
+            ready.sort(key=lambda each: each[0] != first)
         for fd, events in ready:
             if fd in self.run:  # unless an earlier callback closed it
                 self.run[fd](events)
