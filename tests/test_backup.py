@@ -18,7 +18,7 @@ from aios.kernel.storage.backends import FolderBackend
 from aios.syscalls.errors import BadInput, Cancelled, Malformed
 
 SMALL = {"slots": 1, "ctx": 256}
-CONTENTS = {f"n{number}": os.urandom(3000) for number in range(300)} | {"big": os.urandom(900_000)}
+CONTENTS = {f"n{number}": os.urandom(3000) for number in range(120)} | {"big": os.urandom(900_000)}
 
 
 @pytest.fixture(params=["lmdb", "folder", "bucket"])

@@ -34,20 +34,23 @@ with aios.open("Be brief.", name=f"story{task}") as context:
 """
 
 
-def collect(aios: Aios, path: str, total: int, disturb: Callable[[], None]) -> dict[int, list[Any]]:
-    """What AGENTS agents send until each has sent `total` parts, in order."""
+def collect(aios: Aios, path: str, total: int, disturb: Callable[[], bool]) -> dict[int, list[Any]]:
+    """Return what AGENTS agents send, in order, until each has sent `total` parts and there is
+    nothing more to `disturb`. All mail is read each time: else the mailbox would be full."""
     pids = [aios.spawn(path, task, limits={"queue": None}) for task in range(AGENTS)]
     parts: dict[int, list[Any]] = {task: [] for task in range(AGENTS)}
-    while min(map(len, parts.values())) < total:
-        disturb()
-        task, *part = aios.recv(timeout=60).body
-        parts[task].append(part)
+
+    def read() -> None:
+        while aios.whoami().queue:
+            task, *part = aios.recv(timeout=0).body
+            parts[task].append(part)
+
+    while disturb() or min(map(len, parts.values())) < total:
+        read()
     for pid in pids:
         aios.kill(pid, "KILL")
         aios.wait(pid)
-    while aios.whoami().queue:
-        task, *part = aios.recv(timeout=0).body
-        parts[task].append(part)
+    read()
     for context in aios.contexts():
         assert context.state == "asleep"
     return parts
@@ -61,13 +64,13 @@ def test_the_kernel_killed_at_random_moments(
     kills, parts_each = (100, 16) if full else (8, 3)
     path = program(BODY)
     with connect(boot(slots=4, ctx=512).home, "collector") as aios:
-        control = collect(aios, path, parts_each, lambda: None)
+        control = collect(aios, path, 4 * parts_each, lambda: False)
     system = boot(slots=4, ctx=512)
     took: list[float] = []
 
-    def kill() -> None:
+    def kill() -> bool:
         if len(took) == kills:
-            return
+            return False
         time.sleep(rng.random() * 0.3)  # a random moment is the point here
         begin = time.monotonic()
         os.kill(aios.status().os_pid, signal.SIGKILL)
@@ -75,6 +78,7 @@ def test_the_kernel_killed_at_random_moments(
         aios.status()
         took.append(time.monotonic() - before)
         assert before - begin < 60
+        return True
 
     with connect(system.home, "collector") as aios:
         found = collect(aios, path, parts_each, kill)
