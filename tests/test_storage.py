@@ -532,7 +532,7 @@ def test_a_full_store_refuses_and_reads_on(boot: Boot) -> None:
 def test_rows_alone_do_not_fill_a_store_for_good(boot: Boot, tmp_path: Path, place: str) -> None:
     """Adding rows is refused while there is still room in which to remove some."""
     blobs = "lmdb" if place == "lmdb" else f"file://{tmp_path}/blobs"
-    system = boot(store_bytes=1 << 24, blobs=blobs)
+    system = boot(store_bytes=1 << 25, blobs=blobs)
     tags = [f"{number:02}" + "t" * 62 for number in range(32)]
     with connect(system.home) as aios:
         count = 0
