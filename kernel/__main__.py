@@ -18,7 +18,10 @@ from .config import Config
 from .init.child import TOKEN_FD
 from .init.protocol import FATAL
 from .lib.encryption import inherited_codec
+from .lib.linux import give_back_blocks
 from .lib.log_stream import become_log
+
+BLOCK_BYTES = 32 << 10  # of messages; what most calls need is less
 
 
 def main() -> int:
@@ -37,6 +40,7 @@ def main() -> int:
     except AiosError as error:
         print(json.dumps(error.to_wire()), file=sys.stderr)  # as init does: the starter reads it
         return FATAL
+    give_back_blocks(BLOCK_BYTES)
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)  # what a thousand calls on their way hold is no garbage
     kernel.run()

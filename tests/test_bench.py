@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from conftest import Boot
+from conftest import Boot, eventually
 from models import tiny_model
 
 from aios.agents import connect
@@ -124,6 +125,21 @@ def test_each_kind_of_flood_is_sent(boot: Boot) -> None:
         for kind in (*attacks.FLOODS, "one_token"):
             assert sum(attacks.flood(aios, kind, 0.3, attacks.ALL, lambda: None)) > 0, kind
         assert aios.check() == []
+
+
+def test_what_a_flood_has_taken_goes_back_to_linux(boot: Boot) -> None:
+    """glibc keeps blocks that are free between others: 50 MiB of this flood."""
+    with connect(boot().home) as aios:
+        kernel = psutil.Process(aios.status().os_pid)
+
+        def own() -> int:
+            size = kernel.memory_info()
+            return int(size.rss - size.shared)
+
+        attacks.answers(aios)
+        before = own()
+        attacks.flood(aios, "big_arguments", 4.0, attacks.ALL, lambda: None)
+        eventually(lambda: own() - before < 20 << 20)
 
 
 def test_switch_measures_the_engine_and_the_system() -> None:

@@ -137,6 +137,7 @@ class Listener:
         self.to_flush: dict[bytes, Peer] = {}
         self.waiting: dict[bytes, Peer] = {}  # with messages left for the next turn
         self.held_bytes = 0
+        self.received = memoryview(bytearray(READ_BYTES))
         self.numbers = itertools.count(1)
         if path.exists():
             if _is_served(path):
@@ -325,17 +326,17 @@ class Listener:
             self._watch(peer)
             return
         try:
-            data = peer.socket.recv(READ_BYTES)
+            size = peer.socket.recv_into(self.received)
         except BlockingIOError:
             return
         except OSError:
-            data = b""
-        if data:
-            self._receive(peer, data)
+            size = 0
+        if size:
+            self._receive(peer, self.received[:size])
         else:
             self._drop(peer)
 
-    def _receive(self, peer: Peer, data: bytes) -> None:
+    def _receive(self, peer: Peer, data: bytes | memoryview) -> None:
         """Handle received data, within the limits of one turn."""
         protocol, route = peer.protocol, peer.route
         try:

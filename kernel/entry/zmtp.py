@@ -36,7 +36,7 @@ class ZmtpConnection:
         self.greeted = self.has_more = False
         self.parts = 0  # of the message that is being received
 
-    def receive(self, data: bytes) -> Iterator[bytes | None]:
+    def receive(self, data: bytes | memoryview) -> Iterator[bytes | None]:
         """Add received data and iterate over the next whole messages; None for one in several
         parts. Messages that the caller does not take are left for the next time.
 

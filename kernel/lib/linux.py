@@ -20,8 +20,15 @@ PEER_CREDENTIALS = (socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
 PEER_PIDFD = (socket.SOL_SOCKET, SO_PEERPIDFD, 4)
 MAX_CAPABILITIES, CAPABILITY_VERSION_3 = 64, 0x20080522
 PUNCH_HOLE, KEEP_SIZE = 2, 1  # of fallocate
+M_MMAP_THRESHOLD = -3  # of mallopt
 
 libc = ctypes.CDLL(None, use_errno=True)
+
+
+def give_back_blocks(size: int) -> None:
+    """Have malloc give blocks of `size` bytes and more back to Linux once they are free. Otherwise
+    glibc keeps those of a flood, between smaller ones that stay."""
+    libc.mallopt(M_MMAP_THRESHOLD, size)
 
 
 def checked(result: int) -> int:
