@@ -146,7 +146,7 @@ class Tight(Machine):
     @rule(data=st.data())
     def damage(self, data: st.DataObject) -> None:
         self.cache.tiers.flush()
-        files = sorted(self.disk.folder.iterdir())
+        files = sorted(path for path in self.disk.folder.iterdir() if path.stat().st_size)
         if files:
             path = data.draw(st.sampled_from(files))
             content = bytearray(path.read_bytes())
