@@ -90,6 +90,7 @@ class Machine(RuleBasedStateMachine):
         ops = self.contexts[ctx]
         self.cache.save(ctx, ops, chain(ops), Slot(ops).cut)
         self.saved[ctx] = len(ops)
+        self.came_back(ctx)
 
     @precondition(lambda self: self.contexts)
     @rule(data=st.data(), share=st.floats(0, 1))
@@ -102,8 +103,15 @@ class Machine(RuleBasedStateMachine):
         assert beyond <= count <= len(ops)
         assert slot.rows.tobytes() == rows_of(ops[:count]).tobytes()
         self.complete(ctx, count)
+        self.came_back(ctx)
 
     def complete(self, ctx: int, count: int) -> None:
+        pass
+
+    def came_back(self, ctx: int) -> None:
+        pass
+
+    def dropped(self, ops: list[Op]) -> None:
         pass
 
     @precondition(lambda self: self.contexts)
@@ -121,9 +129,11 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def drop(self, data: st.DataObject) -> None:
         ctx = self.one(data)
-        keys = chain(self.contexts.pop(ctx))
+        ops = self.contexts.pop(ctx)
+        keys = chain(ops)
         self.cache.drop(ctx, keys[: data.draw(st.integers(0, len(keys)))])
         self.saved.pop(ctx, None)
+        self.dropped(ops)
 
     @rule(seconds=st.floats(0, 100))
     def wait(self, seconds: float) -> None:
@@ -143,16 +153,17 @@ class Machine(RuleBasedStateMachine):
 
 class Tight(Machine):
     @precondition(lambda self: self.contexts)
-    @rule(data=st.data())
-    def damage(self, data: st.DataObject) -> None:
+    @rule(which=st.integers(0, 2**16), where=st.integers(0, 2**16), cut=st.booleans())
+    def damage(self, which: int, where: int, cut: bool) -> None:
+        """Which files there are depends on how far the writer was at a restart."""
         self.cache.tiers.flush()
         files = sorted(path for path in self.disk.folder.iterdir() if path.stat().st_size)
         if files:
-            path = data.draw(st.sampled_from(files))
+            path = files[which % len(files)]
             content = bytearray(path.read_bytes())
-            at = data.draw(st.integers(0, len(content) - 1))
+            at = where % len(content)
             content[at] ^= 0x10
-            path.write_bytes(content[: data.draw(st.sampled_from([at, len(content)]))])
+            path.write_bytes(content[:at] if cut else content)
 
     @rule()
     def restart(self) -> None:
@@ -162,9 +173,23 @@ class Tight(Machine):
 
 
 class Roomy(Machine):
-    """Room for all: all that was saved comes back, after a restart all that was put away."""
+    """Room for all: all that was saved comes back, after a restart all that was put away. Until a
+    context has come back nothing is known to be its own: what it shares with one that is dropped
+    goes with that."""
 
     ram = disk_bytes = PLENTY
+
+    def start(self) -> None:
+        super().start()
+        self.away: set[int] = set()  # contexts that have not come back since the restart
+
+    def came_back(self, ctx: int) -> None:
+        self.away.discard(ctx)
+
+    def dropped(self, ops: list[Op]) -> None:
+        for ctx in self.away & self.contexts.keys():
+            if self.contexts[ctx][0] == ops[0]:
+                self.saved[ctx] = 0
 
     def complete(self, ctx: int, count: int) -> None:
         assert count >= min(self.saved.get(ctx, 0), len(self.contexts[ctx]))
@@ -178,7 +203,7 @@ class Roomy(Machine):
         self.cache.tiers.flush()
         saved = self.saved
         self.start()
-        self.saved = saved
+        self.saved, self.away = saved, set(self.contexts)
 
 
 TestTight = Tight.TestCase

@@ -86,7 +86,10 @@ class Mailroom:
         held = self.shares[receiver.pid, tree]
         other = sender and tree != root(receiver.principal)
         if other and not leaves_room(held, waiting, limit):
-            check_tree(sender, held, held, f"messages in the mailbox of {receiver.pid}", hint)
+            raise LimitReached(
+                f"{tree} and all below it have {held} messages in the mailbox of process "
+                f"{receiver.pid}: the rest of its room is for others", hint,
+            )  # fmt: skip
 
     def keep(self, receiver: Process, number: int, data: bytes) -> None:
         """Until it is read: a Mail as it was sent, or is in the journal."""
