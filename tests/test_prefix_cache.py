@@ -81,6 +81,17 @@ def test_what_is_on_disk_is_not_written_again(cache: PrefixCache) -> None:
     assert load(cache, 1, ops) == 170
 
 
+def test_files_keep_within_the_budget_with_their_headers(tmp_path: Path, clock: Clock) -> None:
+    disk = Disk(tmp_path, b"f" * 16, 4 * PAGE)
+    cache = PrefixCache(PLENTY, ROW, disk, clock)
+    ops = history(("p", 4 * CHUNK_TOKENS))
+    save(cache, 1, ops)
+    offload(cache, ops)
+    assert 2 * PAGE < cache.tiers.on_disk <= disk.budget
+    assert sum(path.stat().st_size for path in disk.folder.iterdir()) <= disk.budget
+    assert load(cache, 1, ops) == length(ops)
+
+
 def test_contexts_that_begin_alike_share(cache: PrefixCache) -> None:
     one, other = (history(("p", 150), ("d", n)) for n in (5, 20))
     save(cache, 1, one)

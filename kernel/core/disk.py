@@ -55,6 +55,9 @@ def _parse_name(text: str) -> BlockName | None:
 class PlainCodec:
     """Stores rows as they are."""
 
+    def most(self, size: int) -> int:
+        return size
+
     def pack(self, rows: Bytes) -> Any:
         return rows
 
@@ -72,6 +75,10 @@ class ZstdCodec:
                 "pip install 'aios-system[compact]', or set disk_codec to plain",
             )
         self.library = importlib.import_module("zstandard")
+
+    def most(self, size: int) -> int:
+        """Return the most bytes that rows of `size` bytes may take: ZSTD_COMPRESSBOUND."""
+        return size + size // 256 + 64
 
     def pack(self, rows: Bytes) -> Any:
         return self.library.ZstdCompressor(level=1).compress(
@@ -131,6 +138,10 @@ class Disk:
             else:
                 key = self.seal.decrypt_name(name.key) if self.seal else name.key
                 yield name._replace(key=key), path.stat().st_size
+
+    def most(self, size: int) -> int:
+        """Return the most bytes that the file of a block with `size` bytes of rows may take."""
+        return HEADER.size + self.codec.most(size) + (self.seal.overhead if self.seal else 0)
 
     def write(self, name: BlockName, rows: Bytes) -> int:
         """Write a block's rows, and return the size of the file. Raises OSError, and leaves no file

@@ -84,7 +84,8 @@ class TieredCache:
         coming = self.size(block) if block.data is None and block.reading is not None else 0
         self.ram += sign * (size + coming)
         self.dirty += sign * size * block.dirty
-        self.writing += sign * size * (block.writing is not None)
+        if block.writing is not None and self.disk is not None:
+            self.writing += sign * self.disk.most(self.size(block))
         self.on_disk += sign * block.file
 
     def size(self, block: KVBlock) -> int:
@@ -185,10 +186,11 @@ class TieredCache:
         if self.disk is None or block.data is None or self.clock() < self.retry_at:
             return 0
         size = block.data.nbytes
-        if self.writing + size > MAX_WRITING_BYTES:
+        coming = self.writing + self.disk.most(size)
+        if coming > MAX_WRITING_BYTES:
             return 0
-        self.trim_disk(self.writing + size)
-        if self.on_disk + self.writing + size > self.disk.budget:
+        self.trim_disk(coming)
+        if self.on_disk + coming > self.disk.budget:
             return 0
         job = self.writer.submit(self.disk.write, block.name, block.data)
         self.jobs.append((job, partial(self._on_written, block)))
