@@ -99,7 +99,13 @@ class Kernel:
         self.loop = Loop(config.path, init_fd)
         takeover = self.loop.receive_takeover()
         self.walls = takeover.mechanisms
-        self.outbox = self._outbox(patient=bool(takeover.children))
+        patient = bool(takeover.children)
+        # The log before the journal: the journal may have nothing that the log lacks.
+        self.audit = AuditRecorder(self._opened(self._log, patient=patient))
+        self.journal = self._opened(self._journal, patient=patient)
+        self.outbox = Outbox(
+            self.journal, self.audit.is_safe, self.loop.send_now, self.loop.tell_init
+        )
         self.store = self._store(takeover)
         self.events = EventLog(self._note)
         self.table = ProcessTable(config.agents, config.clients, config.dead)
@@ -116,9 +122,7 @@ class Kernel:
             open_blobs, config.blobs, config.blobs_options, self.store, post, self.seal
         )
         policy = config.path / "policy.json"
-        self.grants = self._or_close(
-            Grants, policy, self.table, self.outbox.note_grant, sync, steady()
-        )
+        self.grants = self._or_close(Grants, policy, self.table, self.journal.put, sync, steady())
         self.storage = Storage(
             self.store, self.blobs, Shares(lambda: self.grants.groups), config.storage_bytes,
             config.blobs,
@@ -141,7 +145,7 @@ class Kernel:
         self.prompts = Prompts(self.contexts)
         self.generations = Generations(
             self.scheduler, self.contexts, self.prompts, self.stats, self.events,
-            self._to_core, self.outbox.note_work, self.outbox.journal.check_running,
+            self._to_core, self.journal.check_running,
         )  # fmt: skip
         self.core = CoreLink(config, self.loop, self.generations, self.events)
 
@@ -153,30 +157,31 @@ class Kernel:
 
     def _make_processes(self, config: Config, mcp: bytes) -> None:
         """Build the parts that serve callers and their calls."""
-        loop, outbox = self.loop, self.outbox
+        loop = self.loop
         self.gateway = self._or_close(
             GatewayClient, config, loop, self.table, self.events, self.audit.log.sync
         )
         owners = (self.core, self.index, self.gateway)
         self.services = {owner.service.key: owner.service for owner in owners}
         self.logs = Logs(config.path / "log", self.table, loop.after)
-        self.mailroom = Mailroom(loop.after, self.table.is_alive, outbox.note_mail)
+        self.mailroom = Mailroom(loop.after, self.table.is_alive, self.journal.put)
         self.waiters = Waiters(self.table, loop.after)
-        self.sessions = Sessions(Replies(outbox.keep_reply))
+        self.sessions = Sessions(Replies(self.journal.put))
         self.lifecycle = Lifecycle(
             config, self.table, self.contexts, self.generations, self.mailroom, self.waiters,
-            self.events, self.logs, self.sessions, outbox.send_init, loop.after,
+            self.events, self.logs, self.sessions, self.outbox.send_init, loop.after,
         )  # fmt: skip
         self.limits = LimitEnforcer(self.lifecycle)
         self.greeter = Greeter(config, self.boot, self.lifecycle, self.gateway, loop.calls.is_here)
         servers = self._or_close(mcp_boxes, config.mcp, mcp)
         self.tools = Tools(
             boxes_of(servers | config.tools), config.tool_workers, self.lifecycle, self.gate,
-            loop.after, outbox.note_job,
+            loop.after, self.journal.put,
         )  # fmt: skip
         self.trap = Trap(
             self.table, handlers(self), loop.send, self.greeter.hello, self.gate,
-            self.approvals.ask, outbox, self.audit, self.sessions, self.lifecycle.settle,
+            self.approvals.ask, self.journal, self.outbox.send_synced, self.audit, self.sessions,
+            self.lifecycle.settle,
         )  # fmt: skip
 
     def _connect(self) -> None:
@@ -198,10 +203,10 @@ class Kernel:
             self._forget_replies,
         ]  # fmt: skip
         self.ledger = Ledger(
-            self.outbox, self.audit, self.table, self.contexts, self.generations, self.scheduler,
-            self.lifecycle.births,
+            self.journal, self.outbox, self.audit.log, self.table, self.contexts, self.generations,
+            self.scheduler, self.lifecycle.births,
         )  # fmt: skip
-        loop.on_turn, loop.is_waiting = self.ledger.end_turn, self.outbox.journal.is_waiting
+        loop.on_turn, loop.is_waiting = self.ledger.end_turn, self.journal.is_waiting
         loop.on_call, loop.calls.is_known = self.trap.receive, self.sessions.by_route.__contains__
         loop.on_lost, loop.on_closed = self._lost, self._closed
         loop.calls.on_refused, loop.on_init = self.lifecycle.cut_off, self._from_init
@@ -212,11 +217,10 @@ class Kernel:
     def _recover(self, takeover: Takeover) -> None:
         """Recover what the last kernel of this system left."""
         Recovery(
-            self.outbox.journal, self.table, self.trap, self.contexts, self.generations,
+            self.journal, self.table, self.trap, self.contexts, self.generations,
             self.scheduler, self.lifecycle, self.mailroom, self.grants,
         ).run(takeover.system)  # fmt: skip
         self.lifecycle.recover(takeover)
-        self.tools.recover([process for process in self.table.live() if process.tool])
         self.owners.recover()
         for pid in [pid for pid in self.store.done.callers if not self.table.is_alive(pid)]:
             self.store.forget(pid)
@@ -227,14 +231,6 @@ class Kernel:
         self.audit.note("kernel.begin", detail=f"version {VERSION}, system {takeover.system}")
         walls = ", ".join(f"{name}: {how or 'none'}" for name, how in takeover.mechanisms.items())
         self.audit.note("kernel.walls", detail=walls)
-
-    def _outbox(self, *, patient: bool) -> Outbox:
-        """Open the audit log before the journal: the journal may have nothing that the log
-        lacks.
-        """
-        self.audit = AuditRecorder(self._opened(self._log, patient=patient))
-        journal = self._opened(self._journal, patient=patient)
-        return Outbox(journal, self.audit.is_safe, self.loop.send_now, self.loop.tell_init)
 
     def _log(self) -> AuditLog:
         return AuditLog(
@@ -305,7 +301,7 @@ class Kernel:
         self.loop.every(CHECKPOINT_S, self.audit.log.checkpoint)
         self.loop.every(WINDOW_S, self.audit.flush_counts)
         self.loop.run()
-        self.outbox.journal.close()
+        self.journal.close()
         self.memory.batch.flush()
         self.interactions.flush()
         self.maintenance.close()

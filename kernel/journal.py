@@ -1,8 +1,8 @@
 """The journal: rows that the kernel must not forget, written before anyone sees what follows from
 them.
 
-A row is a list of items with a key. `put` makes a row anew, `add` appends an item to it, `delete`
-drops it. All changes between two commits are one write, which counts as a whole or not at all. The
+A row is a list of items with a key. `put` makes a row anew or deletes it, `add` appends an item to
+it. All changes between two commits are one write, which counts as a whole or not at all. The
 kernel's death loses nothing that was committed; the machine's loses nothing that was synced.
 
 A folder holds a base, which is all rows at one time, and the logs written since. Logs are made
@@ -41,6 +41,7 @@ FRAME = struct.Struct("<II")  # length, CRC-32 of what follows
 PUT, ADD, DELETE, BEHIND = 0, 1, 2, 3  # BEHIND: how long the log before this one is
 Change = tuple[int, str, bytes]
 Rows = dict[str, list[bytes]]
+PutRow = Callable[[str, bytes | None], None]  # Journal.put, for those who write rows themselves
 
 _encode = msgspec.msgpack.Encoder().encode
 _changes = msgspec.msgpack.Decoder(list[Change]).decode
@@ -86,14 +87,12 @@ class Journal:
 
     # --- changes --------------------------------------------------------------------------------
 
-    def put(self, key: str, item: bytes) -> None:
-        self.changes.append((PUT, key, item))
+    def put(self, key: str, item: bytes | None) -> None:
+        """Write a row anew; with None, delete it."""
+        self.changes.append((DELETE, key, b"") if item is None else (PUT, key, item))
 
     def add(self, key: str, item: bytes) -> None:
         self.changes.append((ADD, key, item))
-
-    def delete(self, key: str) -> None:
-        self.changes.append((DELETE, key, b""))
 
     def check_room(self) -> None:
         """Refuse to begin something new on a full disk. Raises DiskFull."""

@@ -399,7 +399,16 @@ def test_what_leaves_the_kernel_waits_for_its_intent(home: Path) -> None:
 
     outbox = Outbox(journal, audit.is_safe, lambda *reply: tell(reply), tell)
     contexts, scheduler = ContextManager(lambda _: None), Scheduler("rr", 8)
-    ledger = Ledger(outbox, audit, ProcessTable(9, 9, 9), contexts, Mock(), scheduler, {})
+    ledger = Ledger(
+        journal,
+        outbox,
+        opened.log,
+        ProcessTable(9, 9, 9),
+        contexts,
+        Mock(reports={}),
+        scheduler,
+        {},
+    )
     process = ProcessTable(9, 9, 9).add("client", "me", 0, 0, Limits(), 0.0)
     kill, ended = SignalChild(11, 9), ExitAcknowledged(12)
 

@@ -35,16 +35,13 @@ class Kept:
         fields = {name: getattr(self.row, name) for name in ContextRow.__struct_fields__}
         return ContextRow(**fields | {"labels": set(self.row.labels)})
 
-    def put(self, _key: str, item: bytes) -> None:
-        self.items = [item]
-        self.bytes += len(item)
+    def put(self, _key: str, item: bytes | None) -> None:
+        self.items = [] if item is None else [item]
+        self.bytes += len(item or b"")
 
     def add(self, _key: str, item: bytes) -> None:
         self.items.append(item)
         self.bytes += len(item)
-
-    def delete(self, _key: str) -> None:
-        self.items = []
 
     def report(self, what: Out | Halted) -> None:
         self.reports.setdefault(7, []).append(what)

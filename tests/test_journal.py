@@ -75,7 +75,7 @@ class JournalMachine(RuleBasedStateMachine):
 
     @rule(key=keys)
     def delete(self, key: str) -> None:
-        self.kept.journal.delete(key)
+        self.kept.journal.put(key, None)
         self.rows.pop(key, None)
 
     @rule()

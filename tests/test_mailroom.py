@@ -22,7 +22,6 @@ from aios.kernel.entry.replies import Replies
 from aios.kernel.entry.sessions import Sessions
 from aios.kernel.entry.trap import Trap
 from aios.kernel.journal import Journal
-from aios.kernel.ledger.outbox import Outbox
 from aios.kernel.process import Process, ProcessTable
 from aios.kernel.processes.mailbox import Mailroom
 from aios.syscalls import wire
@@ -58,15 +57,23 @@ class Office:
             AuditLog(self.folder / "audit", signer, lambda run: run(), boot=b"boot")
         )
         journal = Journal(self.folder / "journal", lambda run: run())
-        self.outbox = Outbox(journal, audit.is_safe, self.sent, lambda _frame: None)
-        grants = Grants(self.folder / "policy.json", self.table, self.outbox.note_grant)
+        grants = Grants(self.folder / "policy.json", self.table, journal.put)
         gate = Gate(self.table, grants, lambda *_: False)
         ask = Approvals(gate, 60.0, self.after).ask
-        sessions = Sessions(Replies(self.outbox.keep_reply))
+        sessions = Sessions(Replies(journal.put))
         self.trap = Trap(
-            self.table, {}, self.sent, lambda *_: None, gate, ask, self.outbox, audit, sessions
+            self.table,
+            {},
+            self.sent,
+            lambda *_: None,
+            gate,
+            ask,
+            journal,
+            self.sent,
+            audit,
+            sessions,
         )
-        self.mailroom = Mailroom(self.after, self.table.is_alive, self.outbox.note_mail)
+        self.mailroom = Mailroom(self.after, self.table.is_alive, journal.put)
 
     def after(self, seconds: float, run: Callable[[], None]) -> Timer:
         self.timers.append(Timer(seconds, run))

@@ -170,13 +170,13 @@ def test_a_pattern_shows_all_that_it_holds(text: str) -> None:
 
 def test_what_has_expired_is_gone(tmp_path: Path) -> None:
     """From the list, from the file, and from what counts for the limit on grants."""
-    now, notes = [1000.0], dict[int, bool]()
+    now, notes = [1000.0], dict[str, bool]()
     table = ProcessTable(9, 9, 9)
     person = table.add("client", "shell", 0, 0, Limits(), 0.0)
     agent = table.add("agent", "a", 0, 0, Limits(), 0.0)
 
     def opened() -> Grants:
-        note = lambda number, row: notes.update({number: row is not None})  # noqa: E731
+        note = lambda key, row: notes.update({key: row is not None})  # noqa: E731
         return Grants(tmp_path / "policy.json", table, note, now=lambda: now[0])
 
     grants = opened()

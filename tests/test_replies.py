@@ -28,13 +28,13 @@ steps = st.lists(
 
 class Journal:
     def __init__(self) -> None:
-        self.rows: dict[tuple[int, int], bytes] = {}
+        self.rows: dict[str, bytes] = {}
 
-    def note(self, pid: int, call_id: int, data: bytes | None) -> None:
-        if data is None:
-            del self.rows[pid, call_id]
+    def put(self, key: str, row: bytes | None) -> None:
+        if row is None:
+            del self.rows[key]
         else:
-            self.rows[pid, call_id] = data
+            self.rows[key] = row
 
 
 @given(steps)
@@ -43,7 +43,7 @@ def test_what_is_kept_is_bounded_and_as_it_is_journaled(found: list[tuple[str, i
     replies.MAX_REPLIES, replies.MAX_BYTES, replies.MAX_ALL_BYTES = 5, 150, 300
     try:
         journal = Journal()
-        kept, last = Replies(journal.note), 0
+        kept, last = Replies(journal.put), 0
         for what, pid, number in found:
             if what == "keep":
                 last += 1
@@ -59,14 +59,14 @@ def test_what_is_kept_is_bounded_and_as_it_is_journaled(found: list[tuple[str, i
             assert max(sizes.values(), default=0) <= 150
             assert sum(sizes.values()) == kept.bytes <= 300
             assert all(0 < len(each.rows) <= 5 for each in kept.callers.values())
-            rows = {(pid, call_id) for pid, each in kept.callers.items() for call_id in each.rows}
+            rows = {f"reply/{pid}/{i}" for pid, each in kept.callers.items() for i in each.rows}
             assert rows == journal.rows.keys()
     finally:
         replies.MAX_REPLIES, replies.MAX_BYTES, replies.MAX_ALL_BYTES = bounds
 
 
 def test_of_one_caller_the_oldest_go_and_nobody_elses() -> None:
-    kept = Replies(Journal().note)
+    kept = Replies(Journal().put)
     kept.keep(2, 1, DONE, "of another", [], None)
     for call_id in range(1, MAX_REPLIES + 10):
         kept.keep(1, call_id, DONE, None, [], None)

@@ -120,7 +120,7 @@ class World(RuleBasedStateMachine):
         self.now, self.count = 0.0, itertools.count()
         Changing.changes = 0
         self.table = ProcessTable(AGENTS, 100, 10)
-        self.journal: dict[int, bytes] = {}
+        self.journal: dict[str, bytes] = {}
         self.calls: list[Call] = []  # all that have no end yet
         self.serving: dict[int, Call] = {}
         self.doing: dict[int, dict[int, m.Spec]] = {}  # what processes do, by pid and job
@@ -133,7 +133,7 @@ class World(RuleBasedStateMachine):
 
     def _boot(self) -> None:
         self.timers: list[tuple[float, int, Timer]] = []
-        self.tools = Tools(BOXES, MOST, self, Gate(), self.after, self.note)  # type: ignore[arg-type]
+        self.tools = Tools(BOXES, MOST, self, Gate(), self.after, self.put_row)  # type: ignore[arg-type]
 
     def _add_caller(self, kind: Any) -> None:
         process = self.table.add(kind, kind, 0, 0, Limits(), self.now, 1)
@@ -160,12 +160,12 @@ class World(RuleBasedStateMachine):
         heapq.heappush(self.timers, (self.now + seconds, next(self.count), timer))
         return timer
 
-    def note(self, number: int, row: bytes | None) -> None:
+    def put_row(self, key: str, row: bytes | None) -> None:
         if row is None:
-            del self.journal[number]
+            del self.journal[key]
         else:
-            assert number not in self.journal
-            self.journal[number] = row
+            assert key not in self.journal
+            self.journal[key] = row
 
     # --- what happens -----------------------------------------------------------------------------
 
@@ -347,10 +347,11 @@ class World(RuleBasedStateMachine):
         self.journal.clear()
         self.serving.clear()
         dead = self.tools  # whose coroutines Python closes some time
-        dead.note, dead.starter, dead.after = Mock(), Mock(), Mock()
+        dead.put_row, dead.starter, dead.after = Mock(), Mock(), Mock()
         calls, self.calls = [call for call in self.calls if not call.ended], []
         self._boot()
-        self.tools.recover([process for process in self.table.live() if process.tool])
+        for process in [process for process in self.table.live() if process.tool]:
+            self.end_now(process, "the kernel has died")
         for call in calls:
             call.driver = None
             if call.id in rows:

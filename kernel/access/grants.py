@@ -15,6 +15,7 @@ from aios.syscalls import acc
 from aios.syscalls.errors import BadInput, DiskFull, NotFound
 from aios.syscalls.rules import Group, Rule
 
+from ..journal import PutRow
 from ..lib import files
 from ..lib.callbacks import ignore
 from ..lib.trees import check_tree, in_tree
@@ -38,8 +39,8 @@ class PolicyFile(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Grants:
-    """The groups and grants of a system. `note(number, row)` journals a grant, or its removal where
-    the row is None. `barrier` makes the audit log durable before policy.json is written.
+    """The groups and grants of a system. `put_row` journals a grant, or its removal. `barrier`
+    makes the audit log durable before policy.json is written.
 
     Raises:
         BadInput: policy.json cannot be read. The kernel does not start then: the file may hold
@@ -47,11 +48,11 @@ class Grants:
     """
 
     def __init__(
-        self, path: Path, table: ProcessTable, note: Callable[[int, bytes | None], None],
+        self, path: Path, table: ProcessTable, put_row: PutRow,
         barrier: Callable[[], None] = ignore, now: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
         self.now = now
-        self.path, self.table, self.note, self.barrier = path, table, note, barrier
+        self.path, self.table, self.put_row, self.barrier = path, table, put_row, barrier
         self.last = 0  # the highest number of a grant
         self.next_expiry = math.inf
         kept = read(path)
@@ -102,7 +103,7 @@ class Grants:
         if _lasts(grant):
             self._write(self.groups, {**self.by_id, grant.id: grant})
         else:
-            self.note(grant.id, _encode(grant))
+            self.put_row(f"grant/{grant.id}", _encode(grant))
         self._insert(grant)
         return grant.id
 
@@ -142,7 +143,7 @@ class Grants:
         for grant in over:
             del self.by_id[grant.id]
             if not _lasts(grant):
-                self.note(grant.id, None)
+                self.put_row(f"grant/{grant.id}", None)
         self.next_expiry = min((each.ends for each in self.by_id.values()), default=math.inf)
         if any(_lasts(grant) for grant in over):
             with suppress(DiskFull):  # the next change writes the file, and readers look at times
@@ -171,7 +172,7 @@ class Grants:
             left = {number: each for number, each in self.by_id.items() if number != grant.id}
             self._write(self.groups, left)
         else:
-            self.note(grant.id, None)
+            self.put_row(f"grant/{grant.id}", None)
         del self.by_id[grant.id]
 
     # --- the file -------------------------------------------------------------------------------

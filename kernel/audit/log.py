@@ -68,6 +68,7 @@ class AuditLog:
             raise DiskFull(f"no audit log in {folder}: {error.strerror}") from error
         self.trouble, self.torn = self.checkpoints.trouble or found.trouble, found.torn
         self.peaks, self.chain, self.end = found.peaks, found.chain, found.end
+        self.size = self.peaks.size  # records ever; the sequence of the next
         self.files, self.at, self.room = found.files, found.at, found.room
         self.sizes, self.kept = found.sizes, found.kept
         self.written, self.synced = self.size, 0
@@ -79,29 +80,24 @@ class AuditLog:
         self.thread = threading.Thread(target=self._work, name="audit", daemon=True)
         self.thread.start()
 
-    @property
-    def size(self) -> int:
-        """The number of records ever; the sequence of the next."""
-        return self.peaks.size
-
     # --- appending --------------------------------------------------------------------------------
 
     def append(self, fields: Fields) -> Receipt:
         """Append a record. Nothing that follows from it may be shown before `flush` has written
         it.
         """
-        peaks = self.peaks
-        if peaks.size == self.end:
+        if self.size == self.end:
             self._begin()
-        sequence = peaks.size
+        sequence = self.size
         body = encode((sequence, self.boot, time.time_ns(), time.monotonic_ns(), *fields))
         leaf = sha256(b"\0" + body).digest()
         chain = sha256(self.chain + leaf).digest()
         self.unwritten.append((None, encode_frame(body, chain)))
         self.chain = chain
-        peaks.push(leaf)
+        self.peaks.push(leaf)
+        self.size += 1
         self.spare -= 1
-        if sequence + 1 == self.end:
+        if self.size == self.end:
             self.checkpoint()
         elif self.spare < 2 * RESERVE_RECORDS:
             self._request_room()

@@ -160,10 +160,6 @@ class AuditRecorder:
             records=log.size, signed=log.checkpoints.size, kept=log.kept, trouble=log.trouble
         )
 
-    def flush(self) -> bool:
-        """Write all records; return False if there is no room now."""
-        return self.log.flush()
-
     def is_safe(self) -> bool:
         """Tell whether what calls announced may leave the kernel."""
         return self.log.synced >= self.due

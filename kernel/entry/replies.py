@@ -7,13 +7,14 @@ caller and for all. Beyond that the oldest goes; over all callers, one of who ha
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 from aios.syscalls.wire import Receipt
+
+from ..journal import PutRow
 
 MAX_REPLIES, MAX_BYTES = 1024, 2 << 20  # of one caller; those that acknowledge have far less
 MAX_ALL_BYTES = 16 << 20
@@ -42,10 +43,10 @@ class Unacknowledged:
 
 
 class Replies:
-    """The kept replies of all callers. `note` journals a reply; with None it deletes it."""
+    """The kept replies of all callers. `put_row` journals a reply, or its removal."""
 
-    def __init__(self, note: Callable[[int, int, bytes | None], None]) -> None:
-        self.note = note
+    def __init__(self, put_row: PutRow) -> None:
+        self.put_row = put_row
         self.callers: dict[int, Unacknowledged] = {}
         self.bytes = 0
 
@@ -54,7 +55,7 @@ class Replies:
         receipt: Receipt | None,
     ) -> None:  # fmt: skip
         data = _encode((kind, body, pieces, receipt))
-        self.note(pid, call_id, data)
+        self.put_row(f"reply/{pid}/{call_id}", data)
         self.take(pid, call_id, data)
         unacknowledged = self.callers[pid]
         while len(unacknowledged.rows) > MAX_REPLIES or unacknowledged.held_bytes > MAX_BYTES:
@@ -92,4 +93,4 @@ class Replies:
         self.bytes -= size
         if not unacknowledged.rows:
             del self.callers[pid]
-        self.note(pid, call_id, None)
+        self.put_row(f"reply/{pid}/{call_id}", None)

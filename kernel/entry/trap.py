@@ -27,6 +27,7 @@ from aios.syscalls.errors import (
 from aios.syscalls.table import TABLE, Syscall
 from aios.syscalls.wire import Receipt
 
+from ..journal import Journal
 from ..lib import defects
 from ..lib.callbacks import ignore
 from ..lib.coroutine import Wait
@@ -55,18 +56,6 @@ class Authorizer(Protocol):
     def check(self, process: Process, row: Syscall, args: Any) -> Permit:
         """By which rule the call is allowed, and what a person has to be asked first, if anything.
         Raises Denied."""
-
-
-class ReplyOutbox(Protocol):
-    """The part of the kernel's outbox that the trap uses."""
-
-    def check_room(self) -> None:
-        """Raises DiskFull where nothing that has an effect may begin."""
-
-    def keep_reply(self, pid: int, call_id: int, data: bytes | None) -> None:
-        """With None, it was heard."""
-
-    def send_synced(self, route: bytes, data: bytes) -> None: ...
 
 
 class Recorder(Protocol):
@@ -105,13 +94,14 @@ class Trap:
         hello: Callable[[Session, Any], Any],
         gate: Authorizer,
         ask: Callable[[Call, Message, Permit], tuple[int, Awaitable[Sequence[str]]]],
-        outbox: ReplyOutbox,
+        journal: Journal,
+        send_synced: Callable[[bytes, bytes], None],
         audit: Recorder,
         sessions: Sessions,
         settle: Callable[[Process], None] = ignore,
     ) -> None:
-        self.gate, self.ask, self.outbox, self.audit = gate, ask, outbox, audit
-        self.settle = settle
+        self.gate, self.ask, self.journal, self.audit = gate, ask, journal, audit
+        self.send_synced, self.settle = send_synced, settle
         self.table = table
         self.handlers = handlers
         self.send = send
@@ -183,7 +173,7 @@ class Trap:
             self.settle(process)
         passed = self.gate.check(process, row, args)
         if row.exactly_once and not row.allowed_when_full:
-            self.outbox.check_room()
+            self.journal.check_room()
         if name not in UNLIMITED:
             self._check_waiting(session, process)
         call = Call(
@@ -266,7 +256,7 @@ class Trap:
         receipt: Receipt | None = None,
     ) -> None:  # fmt: skip
         if not session.closed:
-            send = self.outbox.send_synced if durable else self.send
+            send = self.send_synced if durable else self.send
             frame = (call_id, kind, body) if receipt is None else (call_id, kind, body, receipt)
             send(session.route, _encode(frame))
 

@@ -213,7 +213,7 @@ class ContextRows:
             reports.pop(ctx, None)  # the row has it
             row = self.row_of(ctx)
             if row is None:
-                self.journal.delete(f"context/{ctx}")
+                self.journal.put(f"context/{ctx}", None)
                 self.written.pop(ctx, None)
             else:
                 self._write(ctx, row)

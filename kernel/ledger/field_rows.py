@@ -39,7 +39,7 @@ class FieldRows:
         """Write a row, or what changed in it; with None delete it, if there is one."""
         if values is None:
             self.written.pop(key, None)
-            self.journal.delete(key)
+            self.journal.put(key, None)
             return
         fields = {name: _encode(value) for name, value in values.items()}
         known = self.written.get(key)

@@ -20,12 +20,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from aios.syscalls.proc import Spawn
 
+from ..audit.log import AuditLog
+from ..journal import Journal
 from ..llm.contexts import ContextManager
 from ..llm.generations import Generations
 from ..llm.past import Past
@@ -56,45 +58,45 @@ class PendingSpawnRow(msgspec.Struct):
     greeted: bool
 
 
-class AuditBarrier(Protocol):
-    """The part of the audit log that the ledger needs."""
-
-    def flush(self) -> bool:
-        """Write all records; return False if there is no room now."""
-
-
 class Ledger:
-    """Writes what has changed at the end of a turn, and has the outbox commit it."""
+    """Commits what has changed in a turn, and has the outbox send what follows from it."""
 
     def __init__(
-        self, outbox: Outbox, audit: AuditBarrier, table: ProcessTable, contexts: ContextManager,
-        generations: Generations, scheduler: Scheduler, births: Mapping[int, PendingSpawn],
+        self, journal: Journal, outbox: Outbox, log: AuditLog, table: ProcessTable,
+        contexts: ContextManager, generations: Generations, scheduler: Scheduler,
+        births: Mapping[int, PendingSpawn],
     ) -> None:  # fmt: skip
-        self.outbox, self.audit, self.table, self.births = outbox, audit, table, births
+        self.journal, self.outbox, self.log = journal, outbox, log
+        self.table, self.births = table, births
         self.contexts, self.generations, self.scheduler = contexts, generations, scheduler
-        self.context_rows = ContextRows(outbox.journal, self._context_row)
-        self.field_rows = FieldRows(outbox.journal)
+        self.context_rows = ContextRows(journal, self._context_row)
+        self.field_rows = FieldRows(journal)
         self.written: dict[str, tuple[Any, ...]] = {}  # rows of which there is one each
 
     def end_turn(self) -> bool:
         """Commit all changes. Return False if there is no room now."""
-        if not self.audit.flush():
+        if self.log.written < self.log.size and not self.log.flush():
             return False
         for pid in self.table.changed | self.table.spent:
             self._put_process(pid)
         self.table.changed.clear()
         self.table.spent.clear()
-        work, self.outbox.work = self.outbox.work, {}
-        self.context_rows.end_turn(self.contexts.changed, work)
-        self.contexts.changed.clear()
+        if self.contexts.changed or self.generations.reports:
+            self.context_rows.end_turn(self.contexts.changed, self.generations.reports)
+            self.contexts.changed.clear()
+            self.generations.reports.clear()
         self._put_one("next", self.table.last, self.contexts.last)
         self._put_one("model", self.contexts.model, self.contexts.window, self.contexts.vocab)
         self._put_one("policy", self.scheduler.policy_name, self.scheduler.quantum)
-        return self.outbox.commit()
+        if not self.journal.commit():
+            return False
+        if self.outbox.to_init or self.outbox.synced:
+            self.outbox.release()
+        return True
 
     def _put_one(self, key: str, *values: Any) -> None:
         if self.written.get(key) != values:
-            self.outbox.put(key, _encode(values))
+            self.journal.put(key, _encode(values))
             self.written[key] = values
 
     def _put_process(self, pid: int) -> None:
@@ -105,7 +107,7 @@ class Ledger:
                 f"process/{pid}", None if process is None else _process_row(process)
             )
             self.field_rows.put(f"birth/{pid}", None if birth is None else _birth_row(birth))
-        self.outbox.put(
+        self.journal.put(
             f"tokens/{pid}", None if process is None else _encode((process.tokens, process.drawn))
         )
 

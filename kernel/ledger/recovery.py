@@ -57,7 +57,7 @@ class Recovery:
             if same or kind == "context":
                 grouped.setdefault(kind, []).append(([int(i) for i in ids], items))
             else:
-                self.journal.delete(key)
+                self.journal.put(key, None)
         for kind, take in (
             ("process", self._take_process),
             ("tokens", self._take_tokens),
@@ -91,7 +91,7 @@ class Recovery:
         self.trap.replies.take(pid, call_id, items[-1])
 
     def _take_job(self, ids: list[int], items: list[bytes]) -> None:
-        self.journal.delete(f"job/{ids[0]}")
+        self.journal.put(f"job/{ids[0]}", None)
         row = msgspec.msgpack.decode(items[-1], type=JobRow)
         if row.caller in self.trap.sessions.by_pid:
             call = self.trap.detached(row.caller, row.call, "tool.call")
@@ -115,7 +115,7 @@ class Recovery:
         owner = self.table.rows.get(row.owner)
         unfinished = row.own and (row.work is None or row.work.call == 0)
         if row.name is None and (owner is None or unfinished):
-            self.journal.delete(f"context/{ids[0]}")
+            self.journal.put(f"context/{ids[0]}", None)
             return
         context = Context(
             id=ids[0], owner=owner, principal=row.principal, name=row.name,

@@ -48,8 +48,9 @@ from .work import Generation, Work, packed
 
 
 class Generations:
-    """All generations, by context id. `send` takes commands to the core; `note` journals what came
-    from it, before anyone is shown it; `check_room` raises DiskFull where there is none for more.
+    """All generations, by context id.
+
+    `send` takes commands to the core; `check_room` raises DiskFull where the journal has no room.
     """
 
     def __init__(
@@ -60,10 +61,12 @@ class Generations:
         stats: Statistics,
         events: EventLog,
         send: Callable[[Command], None],
-        note: Callable[[int, Out | Halted], None],
         check_room: Callable[[], None],
     ) -> None:
-        self.note, self.check_room = note, check_room
+        self.check_room = check_room
+        # Reports of the core in this turn, by context: the ledger writes them before anyone is
+        # shown what follows from them.
+        self.reports: dict[int, list[Out | Halted]] = {}
         self.scheduler = scheduler
         self.contexts = contexts
         self.prompts = prompts
@@ -282,7 +285,7 @@ class Generations:
         now = time.monotonic()
         piece = gen.work.take(out)
         if piece is not None or out.digest:
-            self.note(out.ctx, out)
+            self.reports.setdefault(out.ctx, []).append(out)
         if out.token is not None and piece is not None:
             if gen.work.ttft is None:
                 self._first_token(gen, now)
@@ -315,7 +318,7 @@ class Generations:
             gen.end.fail(from_wire(halted.error))
         elif halted.why == "preempted" and not gen.work.cancelled:
             gen.work.held = halted.text
-            self.note(halted.ctx, halted)
+            self.reports.setdefault(halted.ctx, []).append(halted)
             self.apply(self.scheduler.halted(halted.ctx, now))
         else:
             why: Finish = "cancelled" if halted.why == "preempted" else halted.why

@@ -244,7 +244,9 @@ class Lifecycle:
                 self.born(birth, frame.os_pid)  # whoever spawned it hears of that first
             self.gone(frame)
         for process in self.table.rows.values():
-            if process.tool and not process.alive:  # the kernel may have died over it
+            if process.tool and process.alive:  # a worker has nobody to tell what it does
+                self.end_now(process, "the kernel has died")
+            elif process.tool:  # the kernel may have died over it
                 self.leftovers.remove(process)
         self.leftovers.remove_unknown()
 

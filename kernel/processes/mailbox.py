@@ -14,6 +14,7 @@ from aios.syscalls.errors import LimitReached, ProcessGone, TimedOut
 from aios.syscalls.msg import Mail
 
 from ..entry.call import Call
+from ..journal import PutRow
 from ..lib.callbacks import ignore
 from ..lib.coroutine import Wait, within
 from ..lib.trees import Trees, check_tree, leaves_room, root
@@ -30,16 +31,16 @@ class Mailroom:
     """Hands messages to those who wait, keeps them for those who don't.
 
     `after(seconds, run)` starts a timer that can be cancelled; `is_alive` knows processes by pid;
-    `note(pid, number, mail)` journals what lies in a mailbox; or with None that it does no more.
+    `put_row` journals a message in a mailbox, or its removal.
     """
 
     def __init__(
         self, after: Callable[[float, Callable[[], None]], Any], is_alive: Callable[[int], bool],
-        note: Callable[[int, int, bytes | None], None],
+        put_row: PutRow,
     ) -> None:  # fmt: skip
         self.after = after
         self.is_alive = is_alive
-        self.note = note
+        self.put_row = put_row
         self.on_sent: Callable[[Process, Process, Any], None] = ignore
         self.on_received: Callable[[Process, Mail], None] = ignore
         self.last = 0
@@ -69,7 +70,7 @@ class Mailroom:
         data = _encode(mail)
         self.last += 1
         self.keep(receiver, self.last, data)
-        self.note(receiver.pid, self.last, data)
+        self.put_row(f"mail/{receiver.pid}/{self.last}", data)
         self.on_sent(sender, receiver, body)
 
     def _check_room(self, receiver: Process, sender: str) -> None:
@@ -137,7 +138,7 @@ class Mailroom:
         self.shares[share] -= 1
         if not self.shares[share]:
             del self.shares[share]
-        self.note(process.pid, number, None)
+        self.put_row(f"mail/{process.pid}/{number}", None)
 
     def ended(self, process: Process) -> None:
         """Its mailbox is emptied, and whoever waits for a message of it waits in vain."""

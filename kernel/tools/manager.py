@@ -31,6 +31,7 @@ from aios.syscalls.errors import (
 
 from ..access.gate import Gate
 from ..entry.call import Call
+from ..journal import PutRow
 from ..lib.coroutine import Wait
 from ..lib.trees import root
 from ..process import Process
@@ -46,15 +47,15 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class Tools:
-    """At most `most` workers are alive. `note` journals a job; with None, that it is over."""
+    """At most `most` workers are alive. `put_row` journals a job, or its end."""
 
     def __init__(
         self, boxes: dict[str, Box], most: int, starter: Starter, gate: Gate,
         after: Callable[[float, Callable[[], None]], Any],
-        note: Callable[[int, bytes | None], None],
+        put_row: PutRow,
     ) -> None:  # fmt: skip
         self.most, self.starter, self.gate, self.after = most, starter, gate, after
-        self.note = note
+        self.put_row = put_row
         self.states = {name: State(box) for name, box in boxes.items()}
         self.workers: dict[int, Worker] = {}  # by pid
         self.pools: dict[Pool, list[Worker]] = {}
@@ -186,7 +187,7 @@ class Tools:
         worker.timer.cancel()
         job.timers.append(self.after(spec.timeout, partial(self._timed_out, job, spec.timeout)))
         if spec.effect:
-            self.note(job.id, _encode(JobRow(caller.pid, job.call.id, name)))
+            self.put_row(f"job/{job.id}", _encode(JobRow(caller.pid, job.call.id, name)))
         if job.pool.caller:
             worker.process.taint(caller.labels)
         body = m.Job(id=job.id, tool=name, args=job.args.args, caller=caller.principal)
@@ -203,7 +204,7 @@ class Tools:
         if job.worker is not None and job.spec is not None:
             del self.running[job.id], job.worker.jobs[job.id]
             if job.spec.effect:
-                self.note(job.id, None)
+                self.put_row(f"job/{job.id}", None)
             if job.told:
                 self.concurrency.end(job.spec)
             else:
@@ -377,13 +378,6 @@ class Tools:
             state.error, state.failed = error, (time.monotonic(), worker.stamp)
         for job in self.queue.of(pool):
             job.end.fail(ToolFailed(f"the toolbox {pool.box} did not start: {error}"))
-
-    # --- after the kernel's death -----------------------------------------------------------------
-
-    def recover(self, workers: list[Process]) -> None:
-        """End the workers of the kernel before, which have nobody to tell."""
-        for process in workers:
-            self.starter.end_now(process, "the kernel has died")
 
     def check(self) -> list[str]:
         jobs = [*self.queue.all(), *self.running.values()]
