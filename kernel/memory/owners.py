@@ -20,7 +20,7 @@ from aios.syscalls.mem import Whose
 from ..config import Config
 from ..entry.call import Call
 from ..lib.coroutine import background
-from ..lib.trees import Trees, check_tree, in_tree
+from ..lib.trees import Trees, check_tree, in_tree, root
 from ..process import Process, ProcessTable, check_principal
 from ..store.store import NoStore, Store
 from ..store.transaction import Txn
@@ -82,7 +82,8 @@ class Owners:
         self.by_id: dict[int, MemoryOwner] = {}
         self.by_pid: dict[int, MemoryOwner] = {}  # with owners whose process has ended
         self.kept: dict[str, MemoryOwner] = {}  # by principal
-        self.ended_ones: deque[MemoryOwner] = deque()  # the next to be forgotten first
+        self.ended_ones: dict[str, deque[MemoryOwner]] = {}  # by tree, the oldest first
+        self.ended_count = 0
         self.last = 0
         self.trees = Trees()  # bytes, in the writer's thread
         self.sweeping = False
@@ -115,7 +116,8 @@ class Owners:
             owner.pid = 0
             if not owner.keep and not owner.ended:
                 self.stale.append(owner)
-        self.ended_ones += [owner for _, owner in sorted(ended, key=itemgetter(0))]
+        for _, owner in sorted(ended, key=itemgetter(0)):
+            self._note_ended(owner)
 
     def recover(self) -> None:
         """End the owners whose process ended unseen. The process table is up to date by now."""
@@ -302,15 +304,24 @@ class Owners:
 
         background(self._remove(do), _tell)
         if owner.ended and owner.principal:
-            self.ended_ones.append(owner)
+            self._note_ended(owner)
             self._forget_oldest()
         elif owner.ended:  # a client has no log
             self._forget(owner)
 
+    def _note_ended(self, owner: MemoryOwner) -> None:
+        self.ended_ones.setdefault(root(owner.principal), deque()).append(owner)
+        self.ended_count += 1
+
     def _forget_oldest(self) -> None:
-        """Keep the logs of as many ended agents as the settings say."""
-        while len(self.ended_ones) > self.config.logs:
-            self._forget(self.ended_ones.popleft())
+        """Keep the logs of as many ended agents as the settings say. The oldest goes of the tree
+        that has most, so that no tree pushes out the logs of others."""
+        while self.ended_count > self.config.logs:
+            tree = max(self.ended_ones, key=lambda each: len(self.ended_ones[each]))
+            self._forget(self.ended_ones[tree].popleft())
+            self.ended_count -= 1
+            if not self.ended_ones[tree]:
+                del self.ended_ones[tree]
 
     def _forget(self, owner: MemoryOwner) -> None:
         self._drop(owner)
