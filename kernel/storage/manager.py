@@ -153,7 +153,7 @@ class Storage:
             self.shares.check(cat.txn, call.process, owner, args.path, "own")
             return not is_done(cat.txn, call.once) and cat.drop_oldest(owner, args.path)
 
-        while await self.write({}, drop_some):
+        while await self.write({}, drop_some, call, is_part=True):
             pass
         step = purged(owner, args, by)
         return (await self._commit(call, owner, [args.path], "own", [step]))[0]
@@ -185,21 +185,21 @@ class Storage:
 
     async def write(
         self, chunks: dict[bytes, bytes], do: Callable[[Catalog], Any], call: Call | None = None,
-        size: int = 0,
+        size: int = 0, *, is_part: bool = False,
     ) -> Any:  # fmt: skip
-        """Make the chunks durable, then commit `do`, once for `call`. `size`: bytes of the rows
-        that `do` adds, 0 if it makes room."""
+        """Make the chunks durable, then commit `do` in the turn of `call`, and once for it unless
+        it is a part of more. `size`: bytes of the rows that `do` adds, 0 if it makes room."""
         quota = None if call is None or call.process.kind == "client" else self.quota
 
         def run(txn: Txn, drop: Callable[[bytes], None]) -> Any:
-            cat = Catalog(txn, drop)
-            result = do(cat)
+            result = do(cat := Catalog(txn, drop))
             cat.settle(quota, self.trees)
             return result
 
         if call is None:
             return await self.blobs.write(chunks, run, size=size)
-        write = partial(self.blobs.write, chunks, run, size=size, once=call.once)
+        once = None if is_part else call.once
+        write = partial(self.blobs.write, chunks, run, size=size, once=once)
         return await self.turns.take(root(call.process.principal), write)
 
     def _tell(self, versions: list[sto.Version]) -> None:
