@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from typing import Any
 
@@ -45,6 +46,11 @@ TOOL = st.fixed_dictionaries(
 def test_any_line_is_read_or_let_pass(line: bytes) -> None:
     messages_of(line)
     assert mended_body(line) is not None
+
+
+def test_a_mark_of_the_encoding_before_a_message_is_let_pass() -> None:
+    line = b'{"jsonrpc": "2.0", "id": 1, "result": {}}'
+    assert messages_of(codecs.BOM_UTF8 + line) == messages_of(line) != []
 
 
 @given(ENVELOPE, st.integers(0, 60))

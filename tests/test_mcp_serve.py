@@ -19,6 +19,7 @@ from conftest import Boot, eventually, on_tiny
 from helpers import kill_kernel
 from mcp import Client, MCPError, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
+from mcp_types import INVALID_PARAMS, INVALID_REQUEST, PARSE_ERROR
 
 from aios.agents import Aios, connect
 from aios.shell.cli import execute
@@ -130,8 +131,9 @@ def test_contents_that_are_no_text(system: System, aios: Aios) -> None:
         assert (part["text"], part["next"]) == ("a", 1)
         read = await client.read_resource("aios://storage/mcp/bytes")
         assert read.contents[0].model_dump()["blob"] == "/wA="
-        with pytest.raises(MCPError, match="mcp/none"):
+        with pytest.raises(MCPError, match="mcp/none") as caught:
             await client.read_resource("aios://storage/mcp/none")
+        assert caught.value.error.code == INVALID_PARAMS
 
     by_stdio(system.home, body)
     aios.sto_purge("mcp/bytes")
@@ -397,6 +399,40 @@ def test_a_signal_ends_it(system: System, number: signal.Signals) -> None:
         assert '"id":1' in line_of(server)
         server.send_signal(number)
         assert server.wait(timeout=20) == 130
+
+
+PING = '{"jsonrpc":"2.0","id":1,"method":"ping"}\n'
+
+
+def answers(home: Path, text: str, count: int) -> list[Any]:
+    with started(home, "mcp", stdin=subprocess.PIPE) as server:
+        assert server.stdin is not None
+        server.stdin.write(text)
+        server.stdin.flush()
+        lines = [json.loads(line_of(server)) for _ in range(count)]
+        server.stdin.close()
+        assert server.wait(timeout=20) == 0
+    return lines
+
+
+@pytest.mark.parametrize(("message", "code"), [
+    ('{"jsonrpc":"2.0","id":1,', PARSE_ERROR),
+    ("hello", PARSE_ERROR),
+    ('{"jsonrpc":"2.0","id":1,"method":7}', INVALID_REQUEST),
+    ('{"id":1,"method":"ping"}', INVALID_REQUEST),
+    ('[{"jsonrpc":"2.0","id":1,"method":"ping"}]', INVALID_REQUEST),
+    ("7", INVALID_REQUEST),
+])  # fmt: skip
+def test_what_is_no_message_is_answered_and_the_next_one_too(
+    tmp_path: Path, message: str, code: int
+) -> None:
+    refused, answered = answers(tmp_path, f"\n{message}\n{PING}", 2)
+    assert (refused["id"], refused["error"]["code"]) == (None, code)
+    assert (answered["id"], answered["result"]) == (1, {})
+
+
+def test_a_mark_of_the_encoding_before_the_first_message_is_let_pass(tmp_path: Path) -> None:
+    assert answers(tmp_path, "\ufeff" + PING, 1) == [{"jsonrpc": "2.0", "id": 1, "result": {}}]
 
 
 def test_the_package_is_asked_for_where_it_is_not(

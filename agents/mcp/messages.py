@@ -5,6 +5,7 @@ Pure: bytes and JSON in, messages out.
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -38,6 +39,7 @@ def messages_of(line: bytes) -> list[JSONRPCMessage]:
     Raises:
         BadMessage: the line begins as a message, and is not JSON.
     """
+    line = line.removeprefix(codecs.BOM_UTF8)  # some write it before the first
     try:
         return [jsonrpc_message_adapter.validate_json(line, by_name=False)]
     except ValidationError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import hmac
 import os
@@ -14,6 +15,10 @@ from typing import Any
 
 import uvicorn
 from mcp.server.mcpserver import MCPServer
+from mcp.server.stdio import stdio_server
+from mcp.shared.message import SessionMessage
+from mcp_types import INVALID_REQUEST, PARSE_ERROR, ErrorData, JSONRPCError
+from pydantic import ValidationError
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 
@@ -40,6 +45,7 @@ def serve_stdio(server: MCPServer[Any]) -> None:
 
     def fill() -> None:
         with contextlib.suppress(OSError):  # it has ended
+            own.sendall(os.read(source, READ_BYTES).removeprefix(codecs.BOM_UTF8))
             while data := os.read(source, READ_BYTES):
                 own.sendall(data)
             own.shutdown(socket.SHUT_WR)
@@ -51,7 +57,10 @@ def serve_stdio(server: MCPServer[Any]) -> None:
     async def serve() -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, interrupt, number)
-        await server.run_stdio_async()
+        low = server._lowlevel_server  # the package's own `run_stdio_async` answers requests alone
+        async with stdio_server() as (said, give):
+            answered: Any = AnsweredStream(said, give)
+            await low.run(answered, give, low.create_initialization_options())
 
     threading.Thread(target=fill, daemon=True).start()
     try:
@@ -60,6 +69,42 @@ def serve_stdio(server: MCPServer[Any]) -> None:
         pass
     if signals:
         raise KeyboardInterrupt
+
+
+class AnsweredStream:
+    """The messages of a client. To a line that is none the error goes back that JSON-RPC has for
+    it, as over HTTP."""
+
+    def __init__(self, said: Any, give: Any) -> None:
+        self.said, self.give = said, give
+
+    @property
+    def last_context(self) -> Any:
+        return getattr(self.said, "last_context", None)
+
+    def __aiter__(self) -> AnsweredStream:
+        return self
+
+    async def __anext__(self) -> SessionMessage:
+        while isinstance(item := await self.said.__anext__(), Exception):
+            if error := refused_line(item):
+                answer = JSONRPCError(jsonrpc="2.0", id=None, error=error)
+                await self.give.send(SessionMessage(answer))
+        message: SessionMessage = item
+        return message
+
+    async def aclose(self) -> None:
+        await self.said.aclose()
+
+
+def refused_line(error: Exception) -> ErrorData | None:
+    """Say what is wrong with a line that is no message; nothing is with one that is empty."""
+    found = error.errors(include_url=False) if isinstance(error, ValidationError) else []
+    if not found or found[0]["type"] != "json_invalid":
+        return ErrorData(code=INVALID_REQUEST, message="this is no message of JSON-RPC")
+    if not str(found[0]["input"]).strip():
+        return None
+    return ErrorData(code=PARSE_ERROR, message="this is not JSON")
 
 
 def serve_http(server: MCPServer[Any], port: int) -> None:

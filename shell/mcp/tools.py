@@ -18,7 +18,7 @@ from typing import Any, Literal
 import anyio
 import msgspec
 from mcp.server.mcpserver import Context, MCPServer
-from mcp.server.mcpserver.exceptions import ResourceError, ToolError
+from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError, ToolError
 from mcp_types import ToolAnnotations
 
 from aios.agents import connect
@@ -29,7 +29,7 @@ from aios.syscalls import VERSION
 from aios.syscalls import mem as m
 from aios.syscalls import sto as s
 from aios.syscalls.base import Done
-from aios.syscalls.errors import AiosError, ProcessGone, TimedOut
+from aios.syscalls.errors import AiosError, NotFound, ProcessGone, TimedOut
 from aios.syscalls.llm import Piece, Result
 from aios.syscalls.proc import Exited, LogPart, ProcessInfo, Spawned
 from aios.syscalls.sto import Hits
@@ -255,7 +255,9 @@ class ServedTools:
                 aios = calls.aios
                 data: bytes = calls.blocking(lambda: aios.sto_get(path, owner=""))
         except ToolError as error:
-            raise ResourceError(str(error)) from error
+            absent = isinstance(error.__cause__, NotFound)
+            kind = ResourceNotFoundError if absent else ResourceError
+            raise kind(str(error)) from error
         try:
             return data.decode()
         except UnicodeDecodeError:
