@@ -153,7 +153,7 @@ class Kernel:
         self._to_core(Drop(ctx))
 
     def _to_core(self, command: Command) -> None:
-        self.loop.work.send(encode(command))
+        self.core.work.send(encode(command))
 
     def _make_processes(self, config: Config, mcp: bytes) -> None:
         """Build the parts that serve callers and their calls."""

@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from .entry.channel import Channel
 from .entry.listener import Listener, PeerLost
 from .init.protocol import MAX_FRAME_BYTES, Takeover, ToInit, ToKernel, decode_to_kernel
 from .init.protocol import encode as encode_to_init
@@ -64,12 +63,7 @@ class Loop:
         self.calls.may_connect = lambda _os_pid: True
         self.calls.is_busy = lambda: not self.listening or self.bytes_to_callers > MAX_TURN_BYTES
         self.calls.on_closed = lambda route: self.after(0, lambda: self.on_closed(route))
-        self.work = Channel(home / "core.sock", self.peers)
-        self.text = Channel(home / "text.sock", self.peers)
-        self.index = Channel(home / "index.sock", self.peers)
-        self.gate = Channel(home / "gate.sock", self.peers)
-        channels = (self.work, self.text, self.index, self.gate)
-        self.listeners = [self.calls, *(channel.listener for channel in channels)]
+        self.listeners = [self.calls]  # and those of the kernel's services
         self.init = socket.socket(fileno=init_fd)
         self.init.setblocking(False)
         self.to_init: deque[bytes] = deque()

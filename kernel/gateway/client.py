@@ -65,8 +65,9 @@ class GatewayClient:
         barrier: Callable[[], None] = ignore,
     ) -> None:  # fmt: skip
         self.config, self.table, self.events, self.barrier = config, table, events, barrier
-        self.channel, self.to_init, self.after = loop.gate, loop.send_init, loop.after
-        self.service = Service(GATEWAY_KEY, "gateway", config, loop, (self.channel,))
+        self.to_init, self.after = loop.send_init, loop.after
+        self.service = Service(GATEWAY_KEY, "gateway", config, loop, "gate")
+        (self.channel,) = self.service.channels
         self.service.start = self._start
         self.service.on_died, self.service.on_not_started = self._died, self._not_started
         self.channel.on_here = self._send_keys

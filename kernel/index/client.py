@@ -67,12 +67,13 @@ class IndexClient:
         """Connect to the index; `tell_read(process, found)` notes the versions a process reads."""
         self.config, self.changes, self.events = config, changes, events
         self.tell_read = tell_read
-        self.line, self.after = loop.index, loop.after
-        self.service = Service(INDEX_KEY, "index", config, loop, (self.line,))
+        self.after = loop.after
+        self.service = Service(INDEX_KEY, "index", config, loop, "index")
+        (self.channel,) = self.service.channels
         self.service.start = self._start
         self.service.on_died, self.service.on_not_started = self._ended, self._not_started
-        self.line.on_here = self._connected
-        self.line.on_data = lambda data: self._on_report(decode_report(data))
+        self.channel.on_here = self._connected
+        self.channel.on_data = lambda data: self._on_report(decode_report(data))
         self.state: IndexState = "asleep"
         self.error: AiosError | None = None
         self.epoch = time.monotonic_ns()  # above those of the kernels before
@@ -161,7 +162,7 @@ class IndexClient:
         self.feeding = False
         for change in changes:
             if change.epoch == self.epoch:  # else they are read again, from where it stands now
-                self.line.send(encode(change))
+                self.channel.send(encode(change))
                 self.sent = change.seq
                 self.newest_known = max(self.newest_known, change.seq)
         self.after(0, self._feed)  # others get their turn
@@ -195,7 +196,7 @@ class IndexClient:
 
     def _send_searches(self) -> None:
         while (number := self.queue.begin()) is not None:
-            self.line.send(encode(self.pending[number].search))
+            self.channel.send(encode(self.pending[number].search))
 
     # --- reports ----------------------------------------------------------------------------------
 
@@ -206,7 +207,7 @@ class IndexClient:
         self.queue = FairQueue(MAX_SEARCHES)
         for pending in self.pending.values():
             pending.queued = False
-        self.line.send(encode(ResetIndex(self.epoch, self.changes.id, self.drop)))
+        self.channel.send(encode(ResetIndex(self.epoch, self.changes.id, self.drop)))
 
     def _on_report(self, report: Report) -> None:
         match report:

@@ -41,9 +41,8 @@ class CoreLink:
         self, config: Config, loop: Loop, generations: Generations, events: EventLog
     ) -> None:
         self.config, self.generations, self.events = config, generations, events
-        self.work, self.text = loop.work, loop.text
-        channels = (self.work, self.text)
-        self.service = Service(CORE_KEY, "core", config, loop, channels, ring=config.encrypt)
+        self.service = Service(CORE_KEY, "core", config, loop, "core", "text", ring=config.encrypt)
+        self.work, self.text = self.service.channels
         self.service.start = self.start
         self.service.on_died, self.service.on_not_started = self._died, self._not_started
         self.work.on_here = self._here
