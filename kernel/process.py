@@ -119,6 +119,18 @@ class Process:
         """Mark the row for the journal: something changed that must outlive the kernel."""
         self.changed.add(self.pid)
 
+    def check_tokens(self, tokens: int) -> None:
+        """Raise LimitReached where it, or the tree of one above it, may not use that many more."""
+        for each in self.line:
+            limit = each.limits.tokens
+            if limit is not None and each.drawn + tokens > limit:
+                below = " with all below it" if each.drawn != each.tokens else ""
+                raise LimitReached(
+                    f"process {each.pid}{below} has used {each.drawn} of {limit} tokens, and needs "
+                    f"{tokens} more",
+                    "give it more with --limit tokens=N, or proc.limits",
+                )
+
     def spend(self, tokens: int) -> None:
         """Charge tokens to the budgets of the process and of all its ancestors."""
         self.tokens += tokens

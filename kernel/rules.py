@@ -52,7 +52,8 @@ class Subject(NamedTuple):
 
 
 class AccessRequest(NamedTuple):
-    """A right on an object. `owned` tells whether a subject owns the object, or has it shared.
+    """A right on an object. `owned` tells whether a subject owns the object, or has it shared;
+    None: nobody owns it.
 
     `below` is ":*" where a call is about all objects that begin with `object`, and "/:*" where it
     is about that object and all below it. A rule that allows has to cover all of them; one that
@@ -63,7 +64,7 @@ class AccessRequest(NamedTuple):
     object: str = ""
     below: str = ""
     args: Mapping[str, Any] = {}
-    owned: Callable[[Subject], bool] = lambda _: True
+    owned: Callable[[Subject], bool] | None = None
 
     @property
     def all(self) -> str:
@@ -151,7 +152,7 @@ class RuleEvaluator:
         if subject.pid in evaluation.known:
             return evaluation.known[subject.pid]
         verdict, whole = by_rules(subject, request, evaluation.labels, effort)
-        stands = whole and request.owned(subject)
+        stands = whole and (request.owned is None or request.owned(subject))
         settled = ("deny", "allow") if stands else ("deny",)
         if verdict is not None and verdict.effect in settled:
             return verdict

@@ -17,7 +17,7 @@ from raw import Raw
 from turns import Turns
 
 from aios.agents import connect
-from aios.kernel.audit.details import details
+from aios.kernel.audit.details import DESCRIBED, details
 from aios.kernel.audit.recorder import about
 from aios.kernel.audit.segment import LENGTH, Record, begin, decode, segments
 from aios.kernel.audit.verify import verify
@@ -284,7 +284,7 @@ def test_what_was_signed_while_the_system_ran_cannot_be_taken_away(boot: Boot) -
     ],
 )  # fmt: skip
 def test_what_an_agent_chooses_is_not_read_as_more(args: Message, said: str) -> None:
-    assert (details(args) or about(args)) == said
+    assert (details(args) if type(args) in DESCRIBED else about(args)) == said
     assert " to=/eve" not in about(args).replace(r'"/x to=/eve"', "")
 
 

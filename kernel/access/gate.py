@@ -13,21 +13,11 @@ from dataclasses import replace
 from functools import partial
 
 from aios.syscalls import acc, mem, sto, tool
-from aios.syscalls.base import Empty, Message
+from aios.syscalls.base import Message
 from aios.syscalls.errors import BadInput, Denied
-from aios.syscalls.llm import (
-    Append,
-    Checkpoint,
-    Close,
-    Detokenize,
-    Fork,
-    Generate,
-    Open,
-    Rollback,
-    Tokenize,
-)
-from aios.syscalls.msg import Recv, Send
-from aios.syscalls.proc import Kill, Log, Ps, SetLimits, SetNice, Spawn
+from aios.syscalls.llm import Append, Generate
+from aios.syscalls.msg import Send
+from aios.syscalls.proc import Kill, Log, SetLimits, SetNice, Spawn
 from aios.syscalls.rules import Group, Rule
 from aios.syscalls.table import Syscall
 
@@ -48,10 +38,6 @@ from ..rules import (
 from .grants import Grants
 
 NICE = (SetNice, Spawn)
-ITS_OWN = (  # calls that concern the caller's own alone; others have their objects checked
-    Empty, Ps, Recv, Open, Append, Generate, Tokenize, Detokenize, Fork,
-    Checkpoint, Rollback, Close,
-)  # fmt: skip
 RAW = (Append, Generate)
 PERSON, EVERYBODY = Permit("a person may"), Permit("everybody may")
 
@@ -78,10 +64,14 @@ class Gate:
         if isinstance(args, RAW) and args.messages is None and (args.text or args.tokens):
             row = replace(row, right="llm.raw")  # it may hold control tokens
         layers, plain = self._layers(process, row.right)
-        if plain is not None and _is_of_its_own(args):
+        requests, subject = self.requests(process, row, args), self._subject(process, layers)
+        if (
+            plain is not None
+            and not isinstance(args, NICE)
+            and all(each.owned is None or each.owned(subject) for each in requests)
+        ):
             return plain
-        subject, evaluation = self._subject(process, layers), Evaluation(self.grants.now())
-        requests, rule = self.requests(process, row, args), ""
+        evaluation, rule = Evaluation(self.grants.now()), ""
         asked: list[tuple[AccessRequest, str]] = []
         for request in requests:
             found = self.evaluator.decide(subject, request, evaluation.now, evaluation)
@@ -245,11 +235,6 @@ def plainly(layers: list[list[SourcedRule]]) -> Permit | None:
         for named in layer
     )
     return Permit(layers[0][0].text) if plain and all(layers) else None
-
-
-def _is_of_its_own(args: Message) -> bool:
-    """Tell whether a call can only be about the caller's own objects."""
-    return isinstance(args, ITS_OWN) or (isinstance(args, SetLimits) and args.pid is None)
 
 
 def _objects(args: Message) -> Iterator[tuple[str, str, Mode]]:

@@ -25,9 +25,8 @@ MAX_PARTS = 2  # of one call of an agent; a person's are not limited
 
 
 def details(args: Message) -> str:
-    """Describe the change, each part in brackets; "" for a call that changes no rights."""
-    describe = _DESCRIBE.get(type(args))
-    return "" if describe is None else " ".join(f"[{each}]" for each in describe(args) if each)
+    """Describe the change that a call of a type in DESCRIBED makes, each part in brackets."""
+    return " ".join(f"[{each}]" for each in DESCRIBED[type(args)](args) if each)
 
 
 def parts(text: str, *, bound: bool) -> Iterator[str]:
@@ -84,6 +83,6 @@ def _limits(args: Spawn | SetLimits) -> list[str]:
     return [] if args.limits == NewLimits() else [_fields("limits", args.limits)]
 
 
-_DESCRIBE: dict[type[Message], Callable[[Any], list[str]]] = {
+DESCRIBED: dict[type[Message], Callable[[Any], list[str]]] = {
     acc.SetGroup: _group, acc.Grant: _grant, Spawn: _spawn, SetLimits: _limits,
 }  # fmt: skip

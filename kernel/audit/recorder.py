@@ -25,7 +25,7 @@ from aios.syscalls.wire import Receipt
 from ..lib.patterns import SEVERAL, quoted
 from ..process import Process
 from .coalesce import Coalescer, Fields
-from .details import details, parts
+from .details import DESCRIBED, details, parts
 from .log import RESERVE_RECORDS, AuditLog
 
 MAX_TEXT_BYTES = 160  # of one text in a record
@@ -91,9 +91,9 @@ class AuditRecorder:
             (process.pid, short(process.principal), kind, call_id, row.name, about(args),
              sha256(raw).digest(), short(rule), "", 0)
         )  # fmt: skip
-        last, text = receipt[0], details(args)
-        if text:
-            last = self.changed(process, call_id, row, last, text)
+        last = receipt[0]
+        if type(args) in DESCRIBED:
+            last = self.changed(process, call_id, row, last, details(args))
         if row.external:
             self.due = last + 1
         return receipt

@@ -110,7 +110,8 @@ class Batcher:
     def step(self) -> Step:
         """Compute one prefill chunk for one run and one token for each run that decodes."""
         self.step_count += 1
-        self.prefix_cache.tiers.poll()
+        if self.prefix_cache.tiers.jobs:
+            self.prefix_cache.tiers.poll()
         self._flush_idle()
         self._compact_slots()
         self._prefill()

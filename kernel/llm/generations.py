@@ -292,7 +292,7 @@ class Generations:
             gen.context.draw(out.token)
             gen.deaths = 0
             try:
-                self.prompts.check_limit(gen.call.process, 1)
+                gen.call.process.check_tokens(1)
                 self.check_room()
             except (LimitReached, DiskFull) as error:
                 gen.end.fail(error)

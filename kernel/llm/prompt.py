@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from aios.syscalls.errors import AiosError, BadInput, CoreFailed, LimitReached, from_wire
+from aios.syscalls.errors import AiosError, BadInput, CoreFailed, from_wire
 from aios.syscalls.llm import Decoding
 
 from ..core.protocol import Compile, DetokenizeRequest, Question, Tokenized, TokenizeRequest
@@ -133,19 +133,6 @@ class Prompts:
             process, TokenizeRequest, text, messages, turns, new.reply, start, tokens
         )
         return new.tokens or encoded.tokens
-
-    def check_limit(self, process: Process, tokens: int) -> None:
-        """Raises LimitReached where `process`, or the tree of one above it, may not use as many
-        `tokens` more."""
-        for each in process.line:
-            limit = each.limits.tokens
-            if limit is not None and each.drawn + tokens > limit:
-                below = " with all below it" if each.drawn != each.tokens else ""
-                raise LimitReached(
-                    f"process {each.pid}{below} has used {each.drawn} of {limit} tokens, and needs "
-                    f"{tokens} more",
-                    "give it more with --limit tokens=N, or proc.limits",
-                )
 
     async def detokenize(self, process: Process, tokens: list[int]) -> str:
         return (await self.question(process, DetokenizeRequest, tokens)).text

@@ -89,7 +89,7 @@ class Windows:
         return min(wanted, int(self.contexts.window * ANSWER))
 
     def _append(self, process: Process, context: Context, new: Entering, tokens: list[int]) -> None:
-        self.prompts.check_limit(process, len(tokens))
+        process.check_tokens(len(tokens))
         self.contexts.append(context, tokens)
         process.spend(len(tokens))
         if new.turns:
