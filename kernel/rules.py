@@ -17,7 +17,7 @@ never for one that denies.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -27,12 +27,15 @@ from msgspec import Struct
 from aios.syscalls.rules import Argument, Bounds, Effect, Rule
 
 from .lib.patterns import Effort, TooLong, exactly, literal, matches
+from .lib.trees import root
 from .manifests import ALL, STRICTEST, SourcedRule, names_of
 from .process import MANY
 
 Mode = Literal["read", "write", "own"]  # of storage; own: purge and share, never granted
 BELOW = {"": "", ":*": "**", "/:*": "/**"}  # a request's `below`, as a pattern
 MAX_CHAIN_GRANTS = 32  # grants that rest on one another; a longer chain gives nothing
+GRANT_STEPS = 20_000  # for the grants that one tree of agents gave, in one call
+GRANTS_PER_STEP = 16  # that are only passed over
 
 
 class Subject(NamedTuple):
@@ -111,15 +114,20 @@ class Permit(NamedTuple):
 
 @dataclass
 class Evaluation:
-    """The work spent on one call. Grants are counted apart from rules and arguments, since others
-    can give an agent grants without end. `known` has the decisions of one request, by pid."""
+    """The work spent on one call. Grants are counted apart from rules and arguments, and by the
+    tree of agents that gave them, since others can give an agent grants without end. `known` has
+    the decisions of one request, by pid."""
 
     now: float
     labels: frozenset[str] = frozenset()
     effort: Effort = field(default_factory=Effort)
-    grants: Effort = field(default_factory=Effort)
+    grants: dict[str, Effort] = field(default_factory=dict)
     known: dict[int, Decision] = field(default_factory=dict)
     chain: int = 0
+
+    def effort_for(self, grant: Grant) -> Effort:
+        tree = root(grant.giver) if grant.pid else ""
+        return self.grants.setdefault(tree, Effort(GRANT_STEPS))
 
 
 class RuleEvaluator:
@@ -169,39 +177,45 @@ class RuleEvaluator:
     def _by_grants(
         self, subject: Subject, request: AccessRequest, evaluation: Evaluation, asked: bool
     ) -> Decision:
-        """Decide by the grants of a subject, the eldest first. A person's grant stands for an
-        approval, an agent's does not."""
+        """Decide by the grants of a subject, those of persons first, then the eldest. A person's
+        grant stands for an approval, an agent's does not."""
         best = NONE
         if evaluation.chain == MAX_CHAIN_GRANTS:
             return best
         evaluation.chain += 1
-        with suppress(TooLong):  # the grants that were not reached count as not there
-            for grant in self._given(subject, request, evaluation):
-                giver = self.giver(grant)
-                if giver is None:
-                    continue
-                above = self._decide(giver, request, evaluation, evaluation.grants)
-                effect = "ask" if above.effect == "allow" and asked and grant.pid else above.effect
+        for grant in self._given(subject, evaluation):
+            with suppress(TooLong):  # the grants of a tree beyond its steps count as not there
+                effect = self._effect_of(grant, request, evaluation)
+                if effect == "allow" and asked and grant.pid:
+                    effect = "ask"
                 if STRICTEST.index(effect) > STRICTEST.index(best.effect):
                     best = Decision(effect, f"grant {grant.id} of {grant.giver or 'a person'}")
+            if best.effect == "allow":
+                break
         evaluation.chain -= 1
         return best
 
-    def _given(
-        self, subject: Subject, request: AccessRequest, evaluation: Evaluation
-    ) -> Iterator[Grant]:
-        names, effort = subject.names, evaluation.grants
-        for grant in self.grants.values():
-            effort.spend()
-            if evaluation.now >= grant.ends:
-                continue
-            if grant.to in names and fits(
-                "allow", grant.rule, request, "", evaluation.labels, effort
-            ):
-                yield grant
+    def _given(self, subject: Subject, evaluation: Evaluation) -> list[Grant]:
+        names = subject.names
+        given = [
+            grant
+            for grant in self.grants.values()
+            if grant.to in names and evaluation.now < grant.ends
+        ]
+        return sorted(given, key=lambda grant: grant.pid != 0)
 
-    def may_ever(self, subject: Subject, right: str, object: str, effort: Effort) -> bool:
+    def _effect_of(self, grant: Grant, request: AccessRequest, evaluation: Evaluation) -> Effect:
+        """Return the effect of a grant: what its giver may do, where it fits. Raises TooLong."""
+        effort = evaluation.effort_for(grant)
+        effort.spend(1 + len(self.grants) // GRANTS_PER_STEP)  # that are looked at for its giver
+        if not fits("allow", grant.rule, request, "", evaluation.labels, effort):
+            return "deny"
+        giver = self.giver(grant)
+        return "deny" if giver is None else self._decide(giver, request, evaluation, effort).effect
+
+    def may_ever(self, subject: Subject, right: str, object: str, evaluation: Evaluation) -> bool:
         """Tell whether some arguments may be allowed, or asked about. Raises TooLong."""
+        effort = evaluation.effort
 
         def fitting(layer: Sequence[SourcedRule]) -> set[str]:
             return {
@@ -217,14 +231,17 @@ class RuleEvaluator:
         found = [fitting(layer) for layer in subject.layers]
         if any("never" in effects for effects in found):
             return False
-        names = subject.names
-        granted = any(
-            grant.to in names
-            and covers(grant.rule.right, right)
-            and any(matches(each, object, "", effort) for each in grant.rule.on)
-            for grant in self.grants.values()
-        )
-        return granted or all(effects & {"allow", "ask"} for effects in found)
+        if all(effects & {"allow", "ask"} for effects in found):
+            return True
+        for grant in self._given(subject, evaluation):
+            with suppress(TooLong):
+                effort = evaluation.effort_for(grant)
+                effort.spend()
+                if covers(grant.rule.right, right) and any(
+                    matches(each, object, "", effort) for each in grant.rule.on
+                ):
+                    return True
+        return False
 
 
 NONE = Decision("deny", "no rule allows it")

@@ -25,7 +25,7 @@ from aios.kernel.lib.patterns import (
 )
 from aios.kernel.manifests import check_rules, rules_of
 from aios.kernel.process import ProcessTable
-from aios.kernel.rules import AccessRequest, Grant, RuleEvaluator, Subject, covers
+from aios.kernel.rules import AccessRequest, Evaluation, Grant, RuleEvaluator, Subject, covers
 from aios.syscalls.errors import BadInput, LimitReached
 from aios.syscalls.proc import Limits
 from aios.syscalls.rules import Argument, Bounds, Group, Manifest, Rule
@@ -115,6 +115,29 @@ def test_one_call_takes_so_many_steps_and_no_more() -> None:
     assert (
         RuleEvaluator(grants, lambda _: Subject("")).decide(subject, request, 0).effect == "allow"
     )
+
+
+@pytest.mark.parametrize("pid", [0, 1000])
+def test_the_grants_of_one_tree_take_nothing_from_those_of_another(pid: int) -> None:
+    """Whether a person gave them, or an agent; though they are older, and take many steps each."""
+    rules = [Rule("tool", [f"*a*{n}"] * 4) for n in range(250)]
+    costly = rules_of("/evil/x", Manifest(allow=[*rules]), {})
+    grants = {
+        n: Grant(n, f"/evil/{n}", n, "/a", Rule("tool", ["*p*y", "x"])) for n in range(1, 257)
+    }
+    grants[300] = Grant(300, "/b" if pid else "", pid, "/a", Rule("tool"))
+    free = Subject("/b", [rules_of("/b", Manifest(allow=["tool"]), {})], 1000)
+
+    def giver(grant: Grant) -> Subject:
+        if grant.id == 300:
+            return free if pid else Subject("")
+        return Subject(grant.giver, [costly], grant.pid)
+
+    evaluator, subject = RuleEvaluator(grants, giver), Subject("/a", [[]], 5000)
+    assert evaluator.decide(subject, AccessRequest("tool", "pay"), 0).effect == "allow"
+    evaluation = Evaluation(0)
+    names = [f"pa{'a' * 100}{n}" for n in range(100)]
+    assert all(evaluator.may_ever(subject, "tool", name, evaluation) for name in names)
 
 
 def test_a_chain_of_grants_has_an_end() -> None:

@@ -21,7 +21,7 @@ from aios.syscalls.proc import Kill, Log, SetLimits, SetNice, Spawn
 from aios.syscalls.rules import Group, Rule
 from aios.syscalls.table import Syscall
 
-from ..lib.patterns import Effort, TooLong
+from ..lib.patterns import TooLong
 from ..manifests import SourcedRule, check_right, check_rules, rules_of
 from ..process import Process, ProcessTable
 from ..rules import (
@@ -186,10 +186,11 @@ class Gate:
         takes too many steps, the rest are left out."""
         if process.kind == "client":
             return list(objects)
-        subject, effort = self.subject(process, right), Effort()
+        subject, evaluation = self.subject(process, right), Evaluation(self.grants.now())
         found: list[str] = []
         with suppress(TooLong):
-            found += (o for o in objects if self.evaluator.may_ever(subject, right, o, effort))
+            may_ever = self.evaluator.may_ever
+            found += (each for each in objects if may_ever(subject, right, each, evaluation))
         return found
 
     def grant(self, process: Process, args: acc.Grant) -> acc.Granted:

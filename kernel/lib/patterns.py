@@ -18,7 +18,7 @@ from aios.syscalls.visible import is_visible
 SELF = "{self}"
 MAX_WILDCARDS = 16  # of one pattern, with SELF
 CACHED_PATTERNS = 1024  # each may have 4 KB in the place of SELF
-MAX_STEPS = 200_000  # for the rules of one call, about a fifth of a second
+MAX_STEPS = 50_000  # for the rules of one call, about a twentieth of a second
 LETTERS_PER_STEP = 64
 
 TOKEN = re.compile(r"\\.|/\*\*\Z|\*\*|\*|\{self\}|[^*{\\/]+|[/{\\]", re.DOTALL)
