@@ -208,6 +208,7 @@ class Kernel:
         )  # fmt: skip
         loop.on_turn, loop.is_waiting = self.ledger.end_turn, self.journal.is_waiting
         loop.on_call, loop.calls.is_known = self.trap.receive, self.sessions.by_route.__contains__
+        loop.calls.tree_of = self.sessions.tree_of
         loop.on_lost, loop.on_closed = self._lost, self._closed
         loop.calls.on_refused, loop.on_init = self.lifecycle.cut_off, self._from_init
 

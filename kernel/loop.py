@@ -16,7 +16,8 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from .entry.listener import Listener, PeerLost
+from .entry.listener import Listener
+from .entry.peer import PeerLost
 from .init.protocol import MAX_FRAME_BYTES, Takeover, ToInit, ToKernel, decode_to_kernel
 from .init.protocol import encode as encode_to_init
 from .lib.callbacks import ignore
@@ -168,10 +169,11 @@ class Loop:
             poll = self.peers if self.listening else self.own
             poll.change(self.init.fileno(), READ | WRITE if self.to_init else READ)
             wait = max(0.0, self.timers[0][0] - time.monotonic()) if self.timers else 1.0
-            more = self.calls.waiting and not self.calls.is_busy()
+            more = any(each.waiting and not each.is_busy() for each in self.listeners)
             # News from init about a caller come before its calls.
             poll.wait(0.0 if self.lost or more else wait, first=self.init.fileno())
-            self.calls.resume()
+            for listener in self.listeners:
+                listener.resume()
             self._run_timers()
             while self.lost:
                 self.on_lost(*self.lost.popitem())

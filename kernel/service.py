@@ -13,7 +13,8 @@ from typing import Any
 import msgspec
 
 from .config import Config
-from .entry.listener import Listener, PeerLost
+from .entry.listener import Listener
+from .entry.peer import PeerLost
 from .init.protocol import ExitAcknowledged, Gone, Started, StartFailed, StartService, Takeover
 from .lib.callbacks import ignore
 from .loop import Loop

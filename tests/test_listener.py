@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import resource
 import socket
@@ -15,6 +16,7 @@ import msgpack
 import psutil
 import pytest
 from raw import Raw
+from turns import Turns
 
 from aios.agents import Aios
 from aios.kernel import hello
@@ -43,6 +45,7 @@ class Heard:
     def __init__(self, path: Path) -> None:
         self.poll, self.path = Poll(), path
         self.listener = Listener(path, self.poll, LONGEST, bounded=True)
+        self.listener.turn_s = math.inf  # else what a turn takes depends on the machine
         self.known: set[bytes] = set()
         self.messages: list[tuple[bytes, int, bytes | None]] = []
         self.refused: list[str] = []
@@ -117,6 +120,42 @@ def with_pid(os_pid: int) -> subprocess.Popen[str]:
             return process
         process.communicate()
     raise AssertionError(f"pid {os_pid} did not come again")
+
+
+# --- turns ----------------------------------------------------------------------------------------
+
+
+def test_all_of_one_tree_have_as_much_of_a_turn_as_another(heard: Heard) -> None:
+    """Else many agents of one, with calls that take long each, hold up everybody."""
+    ends = [connected(heard, known=True) for _ in range(3)]
+    trees = dict(zip(heard.listener.peers, ("/many", "/many", "/one"), strict=True))
+    heard.listener.tree_of, heard.listener.turn_s = trees.__getitem__, 1e-9  # one message
+    for end in ends:
+        end.send(b"".join(encode_frame(b"%d" % number) for number in range(4)))
+    heard.poll.wait(0.0)
+    said = []
+    while heard.messages:
+        said.append([f"{trees[route]} {int(data or b'')}" for route, _, data in heard.messages])
+        heard.messages.clear()
+        heard.listener.resume()
+    assert said == [
+        ["/many 0", "/one 0"], ["/many 1", "/one 1"], ["/many 0", "/one 2"], ["/many 2", "/one 3"],
+        ["/many 1"], ["/many 3"], ["/many 2"], ["/many 3"],
+    ]  # fmt: skip
+    assert heard.listener.waiting == {}
+    for end in ends:
+        end.close()
+
+
+def test_an_agent_has_the_turn_of_its_tree(tmp_path: Path) -> None:
+    turns = Turns(tmp_path)
+    above = turns.agent("above")
+    below, person = turns.agent("below", parent=above.pid), turns.person()
+    tree_of = turns.loop.calls.tree_of
+    assert tree_of(above.route) == tree_of(below.route) == "/above"
+    assert tree_of(person.route) == person.route.hex()
+    assert turns.kernel.gateway.channel.listener.turn_s == turns.loop.calls.turn_s < 1
+    turns.close()
 
 
 # --- who it is ------------------------------------------------------------------------------------

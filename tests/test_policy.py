@@ -119,7 +119,7 @@ def test_one_call_takes_so_many_steps_and_no_more() -> None:
 
 @pytest.mark.parametrize("pid", [0, 1000])
 def test_the_grants_of_one_tree_take_nothing_from_those_of_another(pid: int) -> None:
-    """Whether a person gave them, or an agent; though they are older, and take many steps each."""
+    """They are older than the one of a person or an agent, and take many steps each."""
     rules = [Rule("tool", [f"*a*{n}"] * 4) for n in range(250)]
     costly = rules_of("/evil/x", Manifest(allow=[*rules]), {})
     grants = {

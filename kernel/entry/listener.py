@@ -4,7 +4,7 @@ A stranger is a peer that has not said hello yet. The memory that peers can make
 bounded, for each and for all: one frame in and MAX_UNREAD_REPLIES out, and far less for a stranger.
 Strangers are limited to MAX_STRANGERS, and to MAX_STRANGERS_PER_PROCESS of one process; then the
 oldest is disconnected. The work that one peer can cause before the others get a turn is bounded
-too.
+too, and the time that all of one tree of agents take.
 
 Linux says which process made a connection. When that process has ended, the connection is closed,
 whoever holds it, since the pid may soon be another's.
@@ -14,21 +14,21 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import resource
-import select
 import socket
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from aios.syscalls.errors import HomeBusy
 
-from ..lib.linux import peer_of
 from ..lib.poll import READ, WRITE, Poll
-from .zmtp import ZmtpConnection, ZmtpError, encode_frame
+from .peer import Peer, PeerLost
+from .zmtp import ZmtpError, encode_frame
 
 MAX_STRANGERS, MAX_STRANGERS_PER_PROCESS = 512, 128
 PEER_FDS, SPARE_FDS = 2, 128  # descriptors for each peer, and for all else
@@ -38,71 +38,7 @@ MAX_HELD_BYTES = 48 << 20  # in and out, of all peers
 READ_BYTES = 1 << 16  # read from one peer before others get a turn
 ACCEPT_BACKLOG = 4096
 LINGER_S = 0.5  # for peers to read the last replies
-SENDMSG_BUFFERS = 64
-BUFFER_OVERHEAD_BYTES = 64  # of a buffer object in Python
-
-
-class PeerLost(Exception):
-    """Nothing can be sent to a peer any more; the text says why."""
-
-
-class Peer:
-    """One connection.
-
-    Raises:
-        OSError: the process at the other end has ended, or no descriptor is left.
-    """
-
-    def __init__(self, connected: socket.socket, route: bytes, max_frame_bytes: int) -> None:
-        self.socket, self.route = connected, route
-        self.os_pid, self.process = peer_of(connected)
-        self.ended = select.poll()
-        self.ended.register(self.process, select.POLLIN)
-        self.protocol = ZmtpConnection(max_frame_bytes)
-        self.unsent: deque[bytes | memoryview] = deque()
-        self.unsent_bytes = 0
-        self.counted_bytes = 0  # its part of the listener's held_bytes
-        self.given_up = False  # it does not read: nothing is sent to it any more
-
-    def send(self, data: bytes) -> None:
-        self.unsent.append(data)
-        self.unsent_bytes += len(data)
-
-    @property
-    def is_here(self) -> bool:
-        """Tell whether the process that made the connection still runs."""
-        return not self.ended.poll(0)
-
-    @property
-    def held_bytes(self) -> int:
-        return (
-            len(self.protocol.buffer) + self.unsent_bytes + BUFFER_OVERHEAD_BYTES * len(self.unsent)
-        )
-
-    def give_up(self) -> None:
-        """Send nothing any more, but stay connected.
-
-        libzmq does not notice a peer that closes while it holds more than it may for its own
-        program to read: it would wait forever to send.
-        """
-        self.given_up = True
-        self.unsent.clear()
-        self.unsent_bytes = 0
-
-    def flush(self) -> None:
-        """Send as much as the peer takes. Raises OSError if it is gone."""
-        with contextlib.suppress(BlockingIOError):
-            while self.unsent:
-                sent = self.socket.sendmsg(list(itertools.islice(self.unsent, SENDMSG_BUFFERS)))
-                self.unsent_bytes -= sent
-                while sent and sent >= len(self.unsent[0]):
-                    sent -= len(self.unsent.popleft())
-                if sent:
-                    self.unsent[0] = memoryview(self.unsent[0])[sent:]
-
-    def close(self) -> None:
-        self.socket.close()
-        os.close(self.process)
+TURN_S = 0.01  # that one tree of agents has of a turn, and one call more
 
 
 class Listener:
@@ -120,6 +56,7 @@ class Listener:
     on_closed: Callable[[bytes], object]  # of a route
     on_refused: Callable[[int, str], object]  # OS pid of the refused peer, and why
     is_busy: Callable[[], bool]  # True: read nothing now
+    tree_of: Callable[[bytes], str]  # of agents, by a route
 
     def __init__(self, path: Path, poll: Poll, max_frame_bytes: int, *, bounded: bool) -> None:
         """`bounded`: limit the memory and the turns of peers, and give up those that do not
@@ -131,7 +68,9 @@ class Listener:
             max_frame_bytes,
             bounded,
         )
-        self.is_busy = lambda: False
+        self.is_busy, self.tree_of = lambda: False, bytes.hex
+        self.turn_s = TURN_S if bounded else math.inf
+        self.taken_s: Counter[str] = Counter()  # of this turn, by tree
         self.peers: dict[bytes, Peer] = {}
         self.strangers: dict[bytes, Peer] = {}  # oldest first, with some that are known by now
         self.to_flush: dict[bytes, Peer] = {}
@@ -304,15 +243,20 @@ class Listener:
             self.strangers[route] = self.peers[route]
 
     def resume(self) -> None:
-        """Handle the messages that the last turn left."""
+        """Begin a turn: handle the messages that the last one left. Peers that have to wait again
+        come before those that had their turn."""
+        self.taken_s.clear()
         waiting, self.waiting = self.waiting, {}
+        left = {}
         for route, peer in waiting.items():
-            if route not in self.peers:
-                continue
-            if self.is_busy():
-                self.waiting[route] = peer
-            else:
-                self._receive(peer, b"")
+            if route in self.peers and self._has_to_wait(route):
+                left[route] = peer
+            elif route in self.peers:
+                self._receive(peer, b"") if peer.protocol.has_more else self._read(peer)
+        self.waiting = {route: p for route, p in left.items() if route in self.peers} | self.waiting
+
+    def _has_to_wait(self, route: bytes) -> bool:
+        return self.is_busy() or self.taken_s[self.tree_of(route)] >= self.turn_s
 
     def _ready(self, peer: Peer, events: int) -> None:
         if events & WRITE:
@@ -321,13 +265,17 @@ class Listener:
             self._drop(peer)  # readable while unwatched: it is gone
         if events == WRITE or peer.route in self.waiting or peer.route not in self.peers:
             return
-        if self.is_busy():
+        if self._has_to_wait(peer.route):
             self.waiting[peer.route] = peer
             self._watch(peer)
-            return
+        else:
+            self._read(peer)
+
+    def _read(self, peer: Peer) -> None:
         try:
             size = peer.socket.recv_into(self.received)
         except BlockingIOError:
+            self._watch(peer)
             return
         except OSError:
             size = 0
@@ -339,17 +287,21 @@ class Listener:
     def _receive(self, peer: Peer, data: bytes | memoryview) -> None:
         """Handle received data, within the limits of one turn."""
         protocol, route = peer.protocol, peer.route
+        began, tree, is_over = time.perf_counter(), self.tree_of(route), False
         try:
             while True:
                 for message in protocol.receive(data):
                     self.on_message(route, peer.os_pid, message)
+                    now = time.perf_counter()
+                    self.taken_s[tree] += now - began
+                    began, is_over = now, self.taken_s[tree] >= self.turn_s
                     if protocol.max_frame_bytes < self.max_frame_bytes and self.is_known(route):
                         protocol.max_frame_bytes = self.max_frame_bytes
-                    if route not in self.peers or (self.bounded and self.is_busy()):
+                    if is_over or route not in self.peers or (self.bounded and self.is_busy()):
                         break
                 data = b""
                 self._send_output(peer)
-                if self.bounded or not protocol.has_more or route not in self.peers:
+                if self.bounded or is_over or not protocol.has_more or route not in self.peers:
                     break
         except ZmtpError as why:
             self.on_refused(peer.os_pid, str(why))

@@ -9,6 +9,7 @@ from aios.syscalls.connection import Return
 from aios.syscalls.errors import AiosError, BadToken, Cancelled, OutOfOrder, ProcessGone
 
 from ..lib.callbacks import ignore
+from ..lib.trees import root
 from ..process import Process
 from .call import Session
 from .replies import Replies
@@ -24,6 +25,12 @@ class Sessions:
         self.by_pid: dict[int, Session] = {}
         self.greeted: set[bytes] = set()  # connections of this machine on which somebody said hello
         self.on_parted: Callable[[bytes], None] = ignore
+
+    def tree_of(self, route: bytes) -> str:
+        """Return the tree of agents that speaks there; all others have a name of their own."""
+        session = self.by_route.get(route)
+        process = session.process if session is not None else None
+        return root(process.principal) if process and process.principal else route.hex()
 
     def expect(self, process: Process) -> Session:
         """A session for a process that is to come back."""

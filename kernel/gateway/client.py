@@ -19,6 +19,7 @@ from aios.syscalls.errors import BadInput, Denied, DiskFull, NotFound
 
 from ..config import Config
 from ..entry.call import Session
+from ..entry.listener import TURN_S
 from ..entry.trap import Trap
 from ..events import EventLog
 from ..init.protocol import Gone, SignalChild, StartFailed, Takeover
@@ -72,6 +73,8 @@ class GatewayClient:
         self.service.on_died, self.service.on_not_started = self._died, self._not_started
         self.channel.on_here = self._send_keys
         self.channel.on_data = self._report
+        self.channel.listener.turn_s = TURN_S  # what comes is of callers, and not the kernel's own
+        self.channel.listener.is_busy = loop.calls.is_busy
         loop.say_remote = lambda route, data: self.channel.send(encode(SendReply(route, data)))
         self.path = config.path / "keys" / "allowed.json"
         self.keys = {each.public: each for each in read_keys(self.path)}
