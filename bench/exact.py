@@ -71,7 +71,7 @@ def run(
 ) -> dict[str, Any]:  # fmt: skip
     """Schedule at least `steps` decode batches; with a `sabotage`, some of them must differ.
 
-    Of four schedules one has room for all snapshots in RAM, one for `room` of all tokens and no
+    One of four schedules has room for all snapshots in RAM, one for `room` of all tokens and no
     disk, one for a quarter of that and a disk, and one for none, and its core is killed.
     """
     kind = Forgetful if sabotage == "lost-token" else LlamaEngine

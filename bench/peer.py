@@ -51,7 +51,7 @@ def server(progress: Progress, slots: int, window: int) -> Iterator[str]:
 def serve_peer(pipe: Connection, model: str, slots: int, window: int, n_threads: int) -> None:
     """Run the server until killed; its address goes into `pipe`.
 
-    What is not set here is llama-server's default, and it cost the least: continuous batching,
+    All else is llama-server's default, which cost the least: continuous batching,
     flash attention, a KV stream a slot, batches of 2,048 in parts of 512. Mean processor time of
     three rounds of this load, on a busy machine: 20.1 s; with one KV cache for all (kv_unified)
     20.5 s; with batches of 64 20.7 s; with flash attention forced instead of automatic 20.2 s.

@@ -13,7 +13,7 @@ class Talker(Agent):
 
     def run(self, task: Any) -> list[tuple[float, float, int, int]]:
         """`task`: pid of the `starter`, the `system` prompt, what the `user` says turn by turn, the
-        `count` to generate each time, the `pause` between. Of each turn: when it began, when it
+        `count` to generate each time, the `pause` between. For each turn: when it began, when it
         ended, tokens generated, tokens that entered."""
         self.aios.send(task["starter"], "ready")
         self.aios.recv()

@@ -6,7 +6,7 @@ import re
 
 from aios.agents import Agent, Aios
 
-# Of the wordings tried, the one that a 135M model follows without inventing a story of its own.
+# The one wording of those tried that a 135M model follows without inventing a story of its own.
 INSTRUCTION = (
     "You're an AI assistant for text re-writing. Rewrite the input text to make it more concise "
     "while preserving its core meaning."

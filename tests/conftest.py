@@ -24,6 +24,7 @@ import pytest
 from bucket import serving
 from jobs import FOLDER, Job
 from models import tiny_model
+from places import SUPPORT
 
 from aios.agents import Aios, connect
 from aios.shell.launch import System
@@ -89,7 +90,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def full(request: pytest.FixtureRequest) -> bool:
-    """Whether a fault campaign runs at full length; `make test` runs a short share."""
+    """Tell whether a fault campaign runs at full length; `make test` runs a short share."""
     return bool(request.config.getoption("--faults"))
 
 
@@ -117,7 +118,7 @@ def of_core(system: System) -> psutil.Process:
 
 @contextlib.contextmanager
 def core_stopped(system: System) -> Iterator[None]:
-    """What is asked of the core meanwhile waits, and what it is at gets no further."""
+    """Stop the core: questions to it wait, and its work gets no further."""
     core = of_core(system)
     core.suspend()
     try:
@@ -176,8 +177,8 @@ def run_system(home: Path, settings: dict[str, Any]) -> Iterator[System]:
 
 @pytest.fixture(scope="session")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Of the shared systems."""
-    read = [str(Path(__file__).parent), str(tmp_path_factory.getbasetemp())]
+    """Settings of the shared systems."""
+    read = [str(SUPPORT), str(tmp_path_factory.getbasetemp())]
     walls = {"processes": True, "read": read}
     return {"slots": 4, "ctx": 1024, "grace": 0.5, "walls": walls}
 
@@ -236,7 +237,7 @@ def talking(talker: System) -> Iterator[Aios]:
 
 @pytest.fixture
 def job(aios: Aios) -> Iterator[Job]:
-    """What a tool runs for; what it puts into FOLDER goes afterwards."""
+    """A job for a tool to run in; objects that it puts into FOLDER go afterwards."""
     yield Job(aios)
     for info in [*aios.sto_list(FOLDER, deleted=True)]:
         aios.sto_purge(info.path)

@@ -214,9 +214,9 @@ class Trap:
             call.done(body)
 
     async def _go_on(self, asked: Envelope, call: Call, answer: Awaitable[Sequence[str]]) -> Any:
-        """Serve a call once a person has said yes to what was shown. What denies by then wins, and
-        a name may have come to mean something else. The arguments wait as bytes: as objects they
-        may take seventy times the room."""
+        """Serve a call once a person has said yes to what was shown. A rule that denies by now
+        wins, and a name may have come to mean something else. The arguments wait as bytes: as
+        objects they may take seventy times the room."""
         shown = await answer
         args = arguments(call.row, asked.args)
         now = self.gate.check(call.process, call.row, args)

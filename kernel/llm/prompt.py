@@ -75,7 +75,7 @@ class Prompts:
         return encoded
 
     def _drop(self, req: int) -> None:
-        """Its call has ended. What is with the core is answered all the same."""
+        """Its call has ended. The core answers all the same what it has been asked."""
         queue = self.questions[req].queue
         if req not in queue.begun:
             del self.questions[req]

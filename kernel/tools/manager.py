@@ -1,8 +1,8 @@
-"""The tool manager: which tools there are, who runs them for whom, and what comes of a call.
+"""The tool manager: which tools there are, and which worker runs a call for whom.
 
 A call becomes a job. It waits for a worker that is free, for the tool's limit and for its lock, and
 has one of four ends: the worker's word, its time limit, its caller's cancel or end, the worker's
-death. Of those that wait a tree of agents has one turn a round, however many are its own. A worker
+death. A tree of agents has one turn a round, however many of its jobs wait. A worker
 that did not have the last word is ended: what a job leaves half done is met by no other. A job of a
 tool that has an effect is journaled before its worker hears of it; if the kernel dies, its caller
 hears that it is unknown what has happened, and nothing is done again.
@@ -124,7 +124,7 @@ class Tools:
     # --- jobs -------------------------------------------------------------------------------------
 
     def _look(self) -> None:
-        """Give what waits to whoever is free. What ends by it has this looked at once more."""
+        """Assign queued jobs to idle workers. A call from within is one more pass of the loop."""
         self.look_again = True
         if self.looking:
             return

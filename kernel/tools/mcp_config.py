@@ -44,7 +44,7 @@ class Own(Reach, forbid_unknown_fields=True, kw_only=True):
 
 
 class Entry(Struct, kw_only=True):
-    """A server in the block. What else other programs keep there is of no interest."""
+    """A server in the block. Other programs keep more there, which is of no interest."""
 
     type: str | None = None
     command: str | None = None

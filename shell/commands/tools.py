@@ -131,7 +131,7 @@ def follow(running: Iterable[ToolProgress], bar: Progress) -> None:
 
 
 def toolboxes(aios: Aios) -> Tools:
-    """List the tools. Those that nobody has called yet start first, which can take a minute."""
+    """List the tools. Toolboxes that nobody has called yet start first, which can take a minute."""
     with progress() as tell:
         tell("asking the toolboxes what they offer")
         return aios.toolboxes()

@@ -9,7 +9,8 @@ import subprocess
 from pathlib import Path
 
 from conftest import left_of
-from readme import ROOT, follow
+from places import PROJECT
+from readme import follow
 
 
 def cache_of_pip() -> str:
@@ -19,7 +20,7 @@ def cache_of_pip() -> str:
 def test_a_clone_is_set_up_and_the_readme_followed(tmp_path: Path, homes: Path) -> None:
     clone, home = tmp_path / "clone", homes / "new"
     home.mkdir()
-    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+    subprocess.run(["git", "clone", "--quiet", str(PROJECT), str(clone)], check=True)
     made = subprocess.run(
         ["make", "run"], cwd=clone, capture_output=True, text=True, check=False, timeout=3000
     )

@@ -1,5 +1,6 @@
-"""A disk that is really full: a small tmpfs below store, contents, index or home. What
-was acknowledged stays, reads go on, errors are typed, and with room again all of it works again."""
+"""A disk that is really full: a small tmpfs below store, contents, index or home. All
+that was acknowledged stays, reads go on, errors are typed, and with room again all of it works
+again."""
 
 from __future__ import annotations
 
@@ -140,7 +141,7 @@ def test_storage(homes: Path, place: str) -> None:
 
 
 def is_put(aios: Aios, path: str) -> bool:
-    """What was purged elsewhere is deleted by and by."""
+    """Contents that were purged elsewhere are deleted by and by."""
     try:
         aios.sto_put(path, content(0))
     except DiskFull:

@@ -1,6 +1,6 @@
 """MCP's own conformance suite, against the client of MCP servers and against `aios mcp`.
 
-What fails is known, and why; a scenario that is not in the tables passes, and one that is fails."""
+It is known which scenarios fail, and why; others pass, and those in the tables fail."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ import public_servers
 import pytest
 import uvicorn
 from conftest import Boot, eventually
+from places import SUPPORT
 
 from aios.shell.mcp.tools import ServedTools
 
 pytestmark = pytest.mark.faults
 
 SUITE = Path(sys.prefix, "conformance/node_modules/@modelcontextprotocol/conformance/dist/index.js")
-CLIENT = Path(__file__).parent.parent / "mcp_servers" / "conformance_client.py"
+CLIENT = SUPPORT / "mcp_servers" / "conformance_client.py"
 
 ASKS_NOBODY = "a server's questions to a person are refused"
 NO_LOGIN = "there is no OAuth: a server's `headers` have its key"
@@ -88,7 +89,7 @@ def test_the_client(tmp_path: Path) -> None:
 
 @pytest.fixture
 def address(boot: Boot) -> Iterator[str]:
-    """Of `aios mcp --http`, but for its token, which the suite cannot be given."""
+    """The address of `aios mcp --http`, but for its token, which the suite cannot be given."""
     app = ServedTools(boot(slots=1, ctx=256).home, {}, {}).server().streamable_http_app()
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical"))
     thread = threading.Thread(target=server.run)

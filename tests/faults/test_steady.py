@@ -1,4 +1,4 @@
-"""What was served leaves nothing in the kernel."""
+"""Calls that were served leave nothing in the kernel."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The store while 16 writers write to it: the kernel killed, the power cut. What was acknowledged
-is there, and no put is there by half."""
+"""The store while 16 writers write to it: the kernel killed, the power cut. All that was
+acknowledged is there, and no put is there by half."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def writers(home: Path) -> Iterator[list[Writer]]:
 
 
 def wrong(crowd: list[Writer], acknowledged: list[dict[int, int]], found: Found) -> list[str]:
-    """What is lost, of before its time, or half there."""
+    """Puts that are lost, older than they should be, or half there."""
     problems = []
     for writer, known in zip(crowd, acknowledged, strict=True):
         mine = found.get(writer.pid, {})
@@ -200,7 +200,7 @@ def codec_of(home: Path, settings: dict[str, Any]) -> ValueCodec:
 
 
 def content(folder: Path, codec: ValueCodec) -> Found:
-    """What a kernel that starts there would find."""
+    """Return what a kernel that starts there would find."""
     store = Store(folder, lambda run: run(), codec=codec)
     try:
 
@@ -284,7 +284,7 @@ def test_the_power_cut_while_16_write(
 
 @pytest.mark.faults
 def test_a_full_store_loses_nothing_and_is_told(boot: Boot) -> None:
-    """What a full disk does is in test_full_disk.py."""
+    """A full disk is in test_full_disk.py."""
     kept: list[str] = []
     system = boot(slots=1, ctx=256, store_bytes=1 << 25, mem_resident=0)
     with connect(system.home, "test") as aios:

@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 
 import psutil
 from conftest import Boot, eventually
+from places import SUPPORT
 
 from aios.agents import connect
 
-STORM = str(Path(__file__).parent.parent / "storm.py")
+STORM = str(SUPPORT / "storm.py")
 UNLOCKED = [0, 1, 2, 6]  # whoever calls another may wait until what hangs in it is ended
 MAY = {"allow": ["tool"]}
 CALLER = """
@@ -57,7 +57,7 @@ def test_what_fails_hangs_and_crashes_costs_only_itself(
         init = psutil.Process(system.process.pid)
 
         def storm(bad: float) -> tuple[dict[str, int], list[float]]:
-            """What callers counted; the p99 of two that only do what works."""
+            """The counts of the callers; the p99 of two that only do what works."""
             tasks = [
                 {"seed": seed, "seconds": seconds, "bad": 0, "tools": UNLOCKED}
                 if seed < 2

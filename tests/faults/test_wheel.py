@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
+from places import PROJECT
 
 
 def test_a_wheel_works_elsewhere(tmp_path: Path, homes: Path) -> None:
@@ -30,10 +30,10 @@ def test_a_wheel_works_elsewhere(tmp_path: Path, homes: Path) -> None:
         """The line behind "pip install" in what was said."""
         return "pip install" + said.partition("pip install")[2].partition(";")[0].splitlines()[0]
 
-    shell(f"{sys.executable} -m pip wheel --quiet --no-deps --wheel-dir {wheels} {ROOT}")
+    shell(f"{sys.executable} -m pip wheel --quiet --no-deps --wheel-dir {wheels} {PROJECT}")
     shell(f"{sys.executable} -m venv {venv}")
     (wheel,) = wheels.glob("aios_system-*.whl")
-    shell(f"pip install --quiet --constraint {ROOT / 'constraints.txt'} {wheel}")
+    shell(f"pip install --quiet --constraint {PROJECT / 'constraints.txt'} {wheel}")
     shell("aios --version && aios agents && aios status", code=3)
 
     said = shell("aios start --detach", code=78)
