@@ -19,7 +19,7 @@ import os
 import resource
 import socket
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -70,7 +70,7 @@ class Listener:
         )
         self.is_busy, self.tree_of = lambda: False, bytes.hex
         self.turn_s = TURN_S if bounded else math.inf
-        self.taken_s: Counter[str] = Counter()  # of this turn, by tree
+        self.taken_s: defaultdict[str, float] = defaultdict(float)  # of this turn, by tree
         self.peers: dict[bytes, Peer] = {}
         self.strangers: dict[bytes, Peer] = {}  # oldest first, with some that are known by now
         self.to_flush: dict[bytes, Peer] = {}

@@ -10,7 +10,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from conftest import eventually
+from conftest import core_stopped, eventually
 
 from aios.agents import Aios, connect
 from aios.agents.sdk.connection import Pending
@@ -18,10 +18,16 @@ from aios.shell.launch import System
 from aios.syscalls.errors import BadInput, KernelGone
 
 
-def test_leaving_a_context_cancels_what_runs_in_it(aios: Aios) -> None:
-    with aios.open() as context:
-        answer = context.generate("Tell me a story.", max_tokens=500, ignore_eos=True)
+def test_leaving_a_context_cancels_what_runs_in_it(aios: Aios, system: System) -> None:
+    context = aios.open()
+    with connect(system.home) as other, ThreadPoolExecutor(1) as thread:
+        before = other.stats().calls.get("call.cancel", 0)
+        answer = context.generate("Tell me a story.", max_tokens=900, ignore_eos=True)
         next(iter(answer))
+        with core_stopped(system):  # or the answer may end by itself
+            leaving = thread.submit(context.__exit__)
+            eventually(lambda: other.stats().calls.get("call.cancel", 0) > before)
+        leaving.result()
     assert answer.finish == "cancelled"
     assert aios.status().contexts == 0
 
