@@ -23,7 +23,7 @@ from aios.syscalls.rules import Manifest
 
 from .lib.callbacks import ignore
 from .lib.patterns import check_visible
-from .lib.trees import above, root
+from .lib.trees import above, in_tree, leaves_room, root
 
 MAX_DEPTH = 64  # of processes below each other
 MAX_LABELS, MAX_LABEL_LETTERS = 64, 4096  # of one process; beyond that it has one label:
@@ -229,9 +229,9 @@ class ProcessTable:
         Raises:
             LimitReached: too many of its kind are alive, or below one of its ancestors.
         """
-        if sum(p.kind == kind for p in self.live()) >= self.max[kind]:
-            raise LimitReached(f"{self.max[kind]} {kind}s are alive: no more", "see config.toml")
         above = self.rows.get(parent)
+        principal = f"{above.principal if above is not None else ''}/{name}"
+        self._check_room(kind, "" if kind == "agent" and above is None else root(principal))
         line = above.line if above is not None else []
         for each in line if not tool else []:
             if each.limits.children is not None and each.below >= each.limits.children:
@@ -247,11 +247,24 @@ class ProcessTable:
         state: ProcessState = "starting" if kind == "agent" else "running"
         process = Process(self.last, parent, name, kind, os_pid, nice, limits, now, state)
         if kind != "client":
-            process.principal = f"{above.principal if above is not None else ''}/{name}"
+            process.principal = principal
         process.tool = tool
         process.secret = secrets.token_bytes(16)
         self.insert(process)
         return process
+
+    def _check_room(self, kind: Kind, tree: str) -> None:
+        """Raises LimitReached. A tree of agents has half of the room that others leave; what a
+        person starts here has all."""
+        alive, most = [each for each in self.live() if each.kind == kind], self.max[kind]
+        if len(alive) >= most:
+            raise LimitReached(f"{most} {kind}s are alive: no more", "see config.toml")
+        held = in_tree(tree, (each.principal for each in alive))
+        if kind != "client" and tree and not leaves_room(held, len(alive), most):
+            raise LimitReached(
+                f"{tree} and all below it have {held} of {most} {kind}s: the rest is for others",
+                "end some of them",
+            )
 
     def insert(self, process: Process) -> None:
         """Insert a row, new or out of the journal."""

@@ -33,7 +33,7 @@ from ..access.gate import Gate
 from ..entry.call import Call
 from ..journal import PutRow
 from ..lib.coroutine import Wait
-from ..lib.trees import root
+from ..lib.trees import leaves_room, root
 from ..process import Process
 from .concurrency import Concurrency
 from .job_queue import JobQueue
@@ -242,9 +242,15 @@ class Tools:
     # --- workers ----------------------------------------------------------------------------------
 
     def _start(self, pool: Pool, caller: Process | None) -> None:
-        """Unless there is no room; the next end has this looked at. Raises LimitReached, Denied."""
-        if len(self.workers) >= self.most:
-            self._make_room()
+        """Unless there is no room; the next end has this looked at. A tree of agents has half of
+        the room that others leave. Raises LimitReached, Denied."""
+        tree, workers = root(caller.principal) if caller else "", list(self.workers.values())
+        own = [each for each in workers if tree and root(each.process.principal) == tree]
+        if len(workers) >= self.most:
+            self._make_room(workers)
+            return
+        if tree and not leaves_room(len(own), len(workers), self.most):
+            self._make_room(own)
             return
         box = self.states[pool.box].box
         stamp = box.stamp()
@@ -253,10 +259,10 @@ class Tools:
         worker = self.workers[process.pid] = Worker(process, pool, self.after(START, late), stamp)
         self.pools.setdefault(pool, []).append(worker)
 
-    def _make_room(self) -> None:
-        if any(worker.process.state == "ending" for worker in self.workers.values()):
+    def _make_room(self, workers: list[Worker]) -> None:
+        if any(worker.process.state == "ending" for worker in workers):
             return
-        for worker in self.workers.values():
+        for worker in workers:
             if worker.is_free and not worker.jobs and not self.states[worker.pool.box].box.shared:
                 self.starter.end_now(worker.process, "makes room")
                 return

@@ -104,8 +104,31 @@ def test_a_name_is_what_its_sender_means_by_it() -> None:
             table.find("/test", caller)
 
 
+@pytest.mark.parametrize("kind", ["agent", "remote"])
+def test_a_tree_leaves_room_for_processes_of_others(kind: Kind) -> None:
+    """Whether by children, or by connections with the key of one remote agent."""
+    table = ProcessTable(max_agents=8, max_clients=8, max_dead=2)
+    top = table.add(kind, "many", 0, 0, Limits(), 0.0)
+    above = top.pid if kind == "agent" else 0
+
+    def fill(name: str, above: int) -> int:
+        for count in range(9):
+            try:
+                table.add(kind, name, above, 0, Limits(), 0.0)
+            except LimitReached as error:
+                assert "the rest is for others" in str(error)
+                return count
+        raise AssertionError("no limit")
+
+    assert fill("many", above) == 3
+    other = table.add(kind, "other", 0, 0, Limits(), 0.0)
+    assert fill("other", other.pid if kind == "agent" else 0) == 1
+    if kind == "agent":
+        add(table, name="many")  # of a person
+
+
 def test_workers_of_tools_are_in_nobodys_way() -> None:
-    table = new_table()
+    table = ProcessTable(max_agents=9, max_clients=2, max_dead=2)
     worker = table.add("agent", "x", 0, 0, Limits(), 0.0, tool="x")
     agent = add(table)
     assert table.find("x") is agent
@@ -225,6 +248,7 @@ class Table(RuleBasedStateMachine):
         most = MAX_AGENTS if kind == "agent" else MAX_CLIENTS
         alive = sum(row.kind == kind and row.state != "zombie" for row in self.rows.values())
         full = alive >= most or any(self.below(pid) >= MAX_CHILDREN for pid in self.above(parent))
+        full = full or (parent > 0 and 2 * alive >= most)  # all of one name are one tree
         limits = Limits(children=MAX_CHILDREN)
         if full:
             with pytest.raises(LimitReached):

@@ -145,6 +145,7 @@ class World(RuleBasedStateMachine):
 
     def start_worker(self, name: str, box: Box, caller: Process | None) -> Process:
         process = self.table.add("agent", name, 0, 0, Limits(), self.now, tool=name)
+        process.principal = caller.principal if caller is not None else f"/@{name}"
         self.doing[process.pid] = {}
         return process
 
@@ -490,6 +491,17 @@ def test_a_tree_of_agents_that_calls_a_lot_waits_for_itself(name: str) -> None:
         world.call(who, name, None)
     world.call(2, name, None)
     assert order_of(world).index(20) <= MOST
+
+
+def test_a_tree_of_agents_leaves_workers_for_others() -> None:
+    world = World()
+    for who, principal in enumerate(("/evil", "/evil/child", "/good")):
+        world.callers[who].principal = principal
+        for _ in range(2 if who < 2 else 1):
+            world.call(who, "lab.add", None)
+    starting = [process.principal for process in world.workers("starting")]
+    assert sorted(starting) == ["/evil", "/evil", "/good"]
+    assert len(order_of(world)) == 5
 
 
 def test_calls_that_wait_take_as_much_memory_as_their_arguments_have_bytes() -> None:
