@@ -106,7 +106,7 @@ def test_a_name_is_what_its_sender_means_by_it() -> None:
 
 @pytest.mark.parametrize("kind", ["agent", "remote"])
 def test_a_tree_leaves_room_for_processes_of_others(kind: Kind) -> None:
-    """Whether by children, or by connections with the key of one remote agent."""
+    """An agent has children without end; or one elsewhere makes many connections."""
     table = ProcessTable(max_agents=8, max_clients=8, max_dead=2)
     top = table.add(kind, "many", 0, 0, Limits(), 0.0)
     above = top.pid if kind == "agent" else 0
