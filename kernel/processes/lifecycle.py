@@ -34,6 +34,7 @@ from ..init.protocol import (
     ToInit,
 )
 from ..lib.patterns import check_visible
+from ..lib.trees import root
 from ..llm.contexts import ContextManager
 from ..llm.generations import Generations
 from ..manifests import check_rights, check_rules
@@ -45,6 +46,7 @@ from .inherited import changed, limits_of, reach_of, tightened
 from .leftovers import Leftovers
 from .mailbox import Mailroom
 from .pending_spawn import PendingSpawn
+from .starts import Starts
 from .wait import Waiters
 
 LAST_WORD = 0.2  # seconds that init has to say of what a process died whose connection is lost
@@ -66,6 +68,7 @@ class Lifecycle:
         self.sessions = sessions
         self.ended: list[Callable[[Process], object]] = [mailroom.ended]  # who hears of an end
         self.births: dict[int, PendingSpawn] = {}  # by pid
+        self.starts = Starts(to_init)
         self.told: dict[tuple[int, str], None] = {}  # connections that were cut off: OS pid, why
         self.leftovers = Leftovers(config.path, table, logs)
         self.on_empty: Callable[[], None] | None = None  # set while the system winds up
@@ -151,9 +154,11 @@ class Lifecycle:
         pid, spawn = birth.process.pid, birth.spawn
         cwd, log = spawn.cwd or "", str(self.logs.path(pid))
         around = merge_grants(self.config.walls, birth.process.reach)
-        self.to_init(StartAgent(pid, spawn.program, spawn.args, birth.token, cwd, log, around))
+        frame = StartAgent(pid, spawn.program, spawn.args, birth.token, cwd, log, around)
+        self.starts.add(root(birth.process.principal), frame)
 
     def started(self, frame: Started) -> None:
+        self.starts.tried(frame.key)
         birth = self.births.get(frame.key)
         if birth is None or not birth.process.alive:
             return
@@ -170,6 +175,7 @@ class Lifecycle:
             self.signal(process, name)
 
     def start_failed(self, frame: StartFailed) -> None:
+        self.starts.tried(frame.key)
         birth = self.births.pop(frame.key, None)
         if birth is None:  # it was started after all, by a kernel that died of late
             return

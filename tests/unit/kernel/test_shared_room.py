@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 from turns import Caller, Turns
 
+from aios.kernel.init.protocol import Started, StartFailed
+from aios.kernel.processes.starts import MAX_STARTS
 from aios.kernel.storage import catalog
 from aios.kernel.storage.turns import MAX_WRITES
+from aios.syscalls.errors import Internal
 
 
 @pytest.fixture
@@ -40,6 +43,25 @@ def test_logs_of_ended_agents_push_out_those_of_their_own_tree(turns: Turns) -> 
     gone = person.wait(person.send("mem.log", {"principal": "/busy/child2"}))[1]
     assert gone["code"] == "not_found"
     assert len(turns.kernel.owners.check()) == 0
+
+
+def test_trees_take_turns_at_the_starts_of_processes(turns: Turns) -> None:
+    """init forks one after the other: else many starts of one are before that of another."""
+    lifecycle, greedy, other = turns.kernel.lifecycle, turns.agent("greedy"), turns.agent("other")
+    for _ in range(4 * MAX_STARTS):
+        greedy.send("proc.spawn", {"program": "echo"})
+    call = other.send("proc.spawn", {"program": "echo"})
+    begun = lifecycle.starts.queue.begun
+    first, last = min(begun), max(lifecycle.births)
+    assert len(begun) == MAX_STARTS and last not in begun
+    lifecycle.started(Started(first, first))
+    lifecycle.start_failed(StartFailed(first + 1, Internal("no memory").to_wire()))
+    assert last in begun and len(begun) == MAX_STARTS
+    lifecycle.started(Started(last, last))
+    assert other.wait(call)[1] == {"pid": last}
+    while begun:
+        lifecycle.started(Started(min(begun), min(begun)))
+    assert lifecycle.starts.frames == {}
 
 
 def test_trees_take_turns_at_the_parts_of_purges(
