@@ -35,6 +35,10 @@ WORKS: dict[str, tuple[str, str]] = {
         "echo in | cat /dev/stdin /dev/fd/3 3<<< three | xargs", "in three"),
     "bash: a pipe by name": ("mkfifo p; (echo in > p &); cat p", "in"),
     "bash: jobs": ("set -m; sleep 60 & kill %1; wait %1; echo $?", "143"),
+    "limits and priorities of its own": (
+        "set -e; sleep 60 & renice -n 3 -p $! > f; ionice -c 3 -p $!; taskset -cp 0 $! >> f; "
+        "prlimit --pid $! --nofile=50:50; prlimit --pid $! --nofile -o SOFT --noheadings; "
+        "renice -n 5 -p $$ >> f; prlimit --pid $$ --nofile=70; kill %1; nice; ulimit -n", "70"),
     "coreutils": (
         "set -e; mkdir a; echo one > a/f; chmod 640 a/f; touch -d 2001-02-03 a/f; ln -s f a/l; "
         "cp -p a/f p; cp -a a b; install -m 750 a/f i; mv p q; mkdir -m 700 d; "
@@ -117,6 +121,9 @@ REFUSED: dict[str, str] = {
     "memory that is nobody's": f"{PYTHON} -c 'import os; os.memfd_create(\"m\")'",
     "a file for all": "f=$(TMPDIR= mktemp -p /tmp) && rm $f",
     "a signal to another's process": "kill -0 $PARENT",
+    "a priority of another's": "renice -n 5 -p $SLEEPING",
+    "a limit of another's": "prlimit --pid $SLEEPING --nofile=100",
+    "a processor of another's": "taskset -cp 0 $SLEEPING",
     "a mount": "mkdir m && mount -t tmpfs x m && umount m",
     "a namespace": "unshare -U true",
     "shared memory without end": (
@@ -253,9 +260,13 @@ def named(homes: Path) -> Iterator[str]:
     names = {
         "WHEEL": wheel(samples), "SAMPLES": samples, "PERSON": person, "PARENT": os.getpid(),
     }  # fmt: skip
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        names["PORT"] = server.getsockname()[1]
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        subprocess.Popen(["sleep", "infinity"]) as sleeping,
+    ):
+        names |= {"PORT": server.getsockname()[1], "SLEEPING": sleeping.pid}
         yield "".join(f"{name}={shlex.quote(str(value))}; " for name, value in names.items())
+        sleeping.kill()
 
 
 @pytest.fixture(scope="module")
