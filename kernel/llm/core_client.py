@@ -143,8 +143,9 @@ class CoreLink:
         elif self.deaths >= LOADS:
             self._fail(
                 CoreFailed(
-                    f"the LLM core died {self.deaths} times while loading ({how}); it is tried "
-                    f"again in {self.service.backoff_s:.1f} s",
+                    f"the LLM core died {self.deaths} times while loading "
+                    f"{self.config.model_path} ({how}); it is tried again in "
+                    f"{self.service.backoff_s:.1f} s",
                     REBUILD if frame.signal == "ILL" else "",
                 )
             )

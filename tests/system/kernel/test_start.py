@@ -6,14 +6,17 @@ import importlib.util
 import json
 import shutil
 import signal
+import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
 
+import gguf
 import pytest
 from commands import LIMIT, answer, line_of, run, started
 from conftest import eventually, left_of, tiny
+from models import tiny_model
 
 from aios.shell import render
 from aios.shell.cli import execute
@@ -126,6 +129,23 @@ def test_a_bad_model(kind: str, homes: Path, tmp_path: Path) -> None:
     error = json.loads(done.stderr)
     assert error["code"] == "model.invalid"
     assert path in error["message"]
+    assert left_of(home) == []
+
+
+def test_a_model_that_ends_llama_cpp_is_named(homes: Path, tmp_path: Path) -> None:
+    """It aborts at more layers than it has room for."""
+    path = tiny_model(tmp_path / "model.gguf")
+    layers = b"llama.block_count" + struct.pack("<I", gguf.GGUFValueType.UINT32)
+    found = path.read_bytes()
+    assert found.count(layers) == 1
+    head, _, rest = found.partition(layers)
+    path.write_bytes(head + layers + struct.pack("<I", 1_000_000) + rest[4:])
+    home = homes / "bad-layers"
+    done = run(home, "start", "--detach", "--json", "--model", str(path))
+    assert (done.returncode, done.stdout) == (1, "")
+    error = json.loads(done.stderr)
+    assert error["code"] == "core.failed"
+    assert f"while loading {path} (signal ABRT)" in error["message"]
     assert left_of(home) == []
 
 
