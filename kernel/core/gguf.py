@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import re
+import stat
 from hashlib import blake2b
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +57,7 @@ def load(path: Path, option: str = "--model") -> Any:
         ModelError: the file is missing, truncated or not a GGUF.
     """
     try:
-        with path.open("rb") as file:
+        with open_part(path) as file:
             magic = file.read(4)
     except OSError as error:
         raise ModelError(
@@ -72,6 +75,13 @@ def load(path: Path, option: str = "--model") -> Any:
             "adapter or projector, and of one in several files the first",
         )
     return model
+
+
+def open_part(path: Path) -> BufferedReader:
+    """Open a file of a model. Raises OSError, also for a pipe or a device: each may have no end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    return path.open("rb")
 
 
 def tokenize(vocab: Any, text: str, *, start: bool, special: bool) -> list[int]:

@@ -24,7 +24,7 @@ from aios.syscalls.errors import ModelError, NotFound
 from aios.syscalls.kernel import Fitted
 
 from .compare import Divergence, Speed
-from .gguf import parts, requantize
+from .gguf import open_part, parts, requantize
 
 REFIT_HINT = "`aios model fit` makes it anew"
 
@@ -73,7 +73,7 @@ def sha256(path: Path) -> str:
     whole = hashlib.sha256()
     try:
         for part in parts(path):
-            with part.open("rb") as file:
+            with open_part(part) as file:
                 hashlib.file_digest(file, lambda: whole)
     except OSError as error:
         raise ModelError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 import signal
 import struct
@@ -117,14 +118,17 @@ def bad_model(kind: str, folder: Path) -> str:
             path.write_bytes(whole.read(4 << 20))
     elif kind == "text":
         path.write_text("not a model")
+    elif kind == "a pipe":
+        os.mkfifo(path)
     return str(path)
 
 
-@pytest.mark.parametrize("kind", ["missing", "truncated", "text"])
-def test_a_bad_model(kind: str, homes: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fitted", ["--fitted", "--no-fitted"])
+@pytest.mark.parametrize("kind", ["missing", "truncated", "text", "a pipe"])
+def test_a_bad_model(kind: str, fitted: str, homes: Path, tmp_path: Path) -> None:
     home = homes / f"bad-{kind}"
     path = bad_model(kind, tmp_path)
-    done = run(home, "start", "--detach", "--json", "--model", path)
+    done = run(home, "start", "--detach", "--json", "--model", path, fitted)
     assert (done.returncode, done.stdout) == (78, "")
     error = json.loads(done.stderr)
     assert error["code"] == "model.invalid"
