@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import Counter, deque
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,10 @@ from .protocol import (
 )
 
 MAX_FRAME_BYTES = 1 << 18  # over 64 KiB the kernel answers TooBig
-MAX_UNREAD_REPLIES = 4096  # of one caller
+MAX_UNREAD_REPLIES, MAX_UNREAD_BYTES = 4096, 16 << 20  # of one caller
+MAX_HELD_BYTES = 48 << 20  # of all callers
+QUEUED_REPLIES, QUEUED_CALLS = 16, 64  # of one caller, by libzmq, which does not count bytes
+RETRY_S = 0.02  # until replies that libzmq did not take are tried again
 PING_S = 2.0  # between two checks of which callers are still there
 HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 5_000, 15_000
 MESSAGES_PER_TURN = 64  # handled before other sockets get a turn
@@ -62,12 +66,15 @@ class Gateway:
         self.context: zmq.Context[Any] = zmq.Context()
         self.listens = False  # from the first list of keys on
         self.allowed: set[str] = set()
+        self.unread: dict[bytes, deque[bytes]] = {}  # what libzmq does not take, by caller
+        self.held: Counter[bytes] = Counter()  # bytes of that
         self.routes: dict[bytes, str] = {}  # of callers that have sent a message, with their keys
         self.zap: zmq.Socket[bytes] = self.context.socket(zmq.REP)
         self.zap.bind("inproc://zeromq.zap.01")  # libzmq asks here who may connect
         self.callers = self._for_callers()
         self.kernel: zmq.Socket[bytes] = self.context.socket(zmq.DEALER)
         self.kernel.setsockopt(zmq.PROBE_ROUTER, 1)
+        self.kernel.setsockopt(zmq.SNDHWM, QUEUED_CALLS)
         self.lost: zmq.Socket[bytes] = self.kernel.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self.kernel.connect(f"ipc://{config.home}/gate.sock")
 
@@ -79,7 +86,8 @@ class Gateway:
         bound.setsockopt(zmq.ZAP_DOMAIN, b"aios")
         bound.setsockopt(zmq.ROUTER_MANDATORY, 1)
         bound.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
-        bound.setsockopt(zmq.SNDHWM, MAX_UNREAD_REPLIES)
+        bound.setsockopt(zmq.SNDHWM, QUEUED_REPLIES)
+        bound.setsockopt(zmq.RCVHWM, QUEUED_CALLS)
         bound.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
         bound.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
         bound.setsockopt(zmq.LINGER, 0)
@@ -92,7 +100,7 @@ class Gateway:
             poller.register(each, zmq.POLLIN)
         ping = time.monotonic() + PING_S
         while True:
-            wait = max(0.0, ping - time.monotonic())
+            wait = RETRY_S if self.unread else max(0.0, ping - time.monotonic())
             ready = dict(poller.poll(int(wait * 1000) + 1))
             if self.lost in ready:
                 return
@@ -102,6 +110,7 @@ class Gateway:
                 self.authenticate()
             if self.callers in ready:
                 self.receive()
+            self.retry()
             if time.monotonic() >= ping:
                 ping = time.monotonic() + PING_S
                 for route in list(self.routes):
@@ -156,16 +165,48 @@ class Gateway:
         """Send to a caller. Empty data is dropped by callers, and shows whether they are still
         there.
         """
+        if route not in self.routes:  # it was lost, of which the kernel is about to hear
+            return
+        if route not in self.unread:
+            if self._is_taken(route, data):
+                return
+            self.unread[route] = deque()
+        if data:  # else there is enough to be sent already
+            self.unread[route].append(data)
+            self.held[route] += len(data)
+        if self.held[route] > MAX_UNREAD_BYTES or len(self.unread[route]) > MAX_UNREAD_REPLIES:
+            self._lose(route, "does not read its replies")
+        while self.held.total() > MAX_HELD_BYTES:
+            self._lose(max(self.held, key=self.held.__getitem__), "does not read its replies")
+
+    def retry(self) -> None:
+        """Send what callers have room for by now."""
+        for route, unread in list(self.unread.items()):
+            while unread and self._is_taken(route, unread[0]):
+                if unread:  # else it was lost
+                    self.held[route] -= len(unread.popleft())
+            if not unread:
+                self.unread.pop(route, None)
+                del self.held[route]
+
+    def _is_taken(self, route: bytes, data: bytes) -> bool:
+        """Hand data to libzmq, or drop that of a caller that is gone. Return False where it has
+        too much of that caller's."""
         try:
             self.callers.send_multipart([route, data], zmq.NOBLOCK)
+        except zmq.Again:
+            return False
         except zmq.ZMQError as error:
-            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+            if error.errno != zmq.EHOSTUNREACH:
                 raise
-            gone = error.errno == zmq.EHOSTUNREACH
-            self.routes.pop(route, None)
-            self.report(
-                PeerClosed(route, "closed its connection" if gone else "does not read its replies")
-            )
+            self._lose(route, "closed its connection")
+        return True
+
+    def _lose(self, route: bytes, why: str) -> None:
+        self.routes.pop(route, None)
+        self.unread.pop(route, deque()).clear()
+        del self.held[route]
+        self.report(PeerClosed(route, why))
 
     def report(self, frame: Any) -> None:
         self.kernel.send(encode(frame))
