@@ -1,4 +1,4 @@
-"""What the gateway holds for callers that do not read, with a kernel that this test plays."""
+"""Bounds of what the gateway holds for callers; these tests play its kernel."""
 
 from __future__ import annotations
 
