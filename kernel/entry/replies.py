@@ -2,11 +2,14 @@
 
 They are replies to calls that are done exactly once: when such a call is sent again, it gets the
 kept reply. The replies of callers that never acknowledge are limited by number and bytes, for one
-caller and for all. Beyond that the oldest goes; over all callers, one of who has most.
+caller and for all. Beyond that the oldest goes; over all callers, one of the tree of agents that
+has most.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +50,7 @@ class Replies:
 
     def __init__(self, put_row: PutRow) -> None:
         self.put_row = put_row
+        self.tree_of: Callable[[int], str] = str  # of agents, by pid; set by the sessions
         self.callers: dict[int, Unacknowledged] = {}
         self.bytes = 0
 
@@ -61,7 +65,16 @@ class Replies:
         while len(unacknowledged.rows) > MAX_REPLIES or unacknowledged.held_bytes > MAX_BYTES:
             self._forget_oldest(pid)
         while self.bytes > MAX_ALL_BYTES:
-            self._forget_oldest(max(self.callers, key=lambda other: self.callers[other].held_bytes))
+            self._forget_oldest(self._greediest())
+
+    def _greediest(self) -> int:
+        """Return the caller that has most, of the tree that has most."""
+        trees: Counter[str] = Counter()
+        for pid, each in self.callers.items():
+            trees[self.tree_of(pid)] += each.held_bytes
+        return max(
+            self.callers, key=lambda pid: (trees[self.tree_of(pid)], self.callers[pid].held_bytes)
+        )
 
     def take(self, pid: int, call_id: int, data: bytes) -> None:
         """Add a reply as the journal has it."""

@@ -21,6 +21,7 @@ class Sessions:
 
     def __init__(self, replies: Replies) -> None:
         self.replies = replies
+        replies.tree_of = self._tree_of_pid
         self.by_route: dict[bytes, Session] = {}
         self.by_pid: dict[int, Session] = {}
         self.greeted: set[bytes] = set()  # connections of this machine on which somebody said hello
@@ -28,9 +29,10 @@ class Sessions:
 
     def tree_of(self, route: bytes) -> str:
         """Return the tree of agents that speaks there; all others have a name of their own."""
-        session = self.by_route.get(route)
-        process = session.process if session is not None else None
-        return root(process.principal) if process and process.principal else route.hex()
+        return _tree_of(self.by_route.get(route)) or route.hex()
+
+    def _tree_of_pid(self, pid: int) -> str:
+        return _tree_of(self.by_pid.get(pid)) or f"pid {pid}"
 
     def expect(self, process: Process) -> Session:
         """A session for a process that is to come back."""
@@ -114,3 +116,9 @@ class Sessions:
                 f"call {i} has ended and is kept" for i, c in session.calls.items() if c.ended
             ]
         return problems
+
+
+def _tree_of(session: Session | None) -> str:
+    """Return the tree of agents that a session is of; "" if it is of none."""
+    process = session.process if session is not None else None
+    return root(process.principal) if process is not None else ""

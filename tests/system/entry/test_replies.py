@@ -6,6 +6,7 @@ import contextlib
 
 import msgpack
 import psutil
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from raw import Raw
@@ -77,6 +78,21 @@ def test_of_one_caller_the_oldest_go_and_nobody_elses() -> None:
         kept.keep(1, call_id, DONE, bytes(1 << 16), [], None)
     assert kept.callers[1].held_bytes <= MAX_BYTES
     assert kept.get(2, 1) is not None
+
+
+def test_where_all_have_too_much_the_oldest_go_of_the_tree_that_has_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else one with many children, each with little, pushes out what another has not heard."""
+    monkeypatch.setattr(replies, "MAX_ALL_BYTES", 2000)
+    kept = Replies(Journal().put)
+    kept.tree_of = lambda pid: "/one" if pid == 1 else "/many"
+    kept.keep(1, 1, DONE, bytes(500), [], None)
+    for pid in range(2, 40):
+        kept.keep(pid, 1, DONE, bytes(100), [], None)
+    assert kept.get(1, 1) is not None
+    assert kept.get(39, 1) is not None
+    assert kept.bytes <= 2000
 
 
 def test_who_never_says_what_it_heard_does_not_fill_the_kernel(aios: Aios, system: System) -> None:
