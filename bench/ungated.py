@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from aios.kernel.audit.recorder import AuditRecorder
 from aios.kernel.boot import Kernel
 from aios.kernel.config import Config
 from aios.kernel.entry.call import Session
@@ -27,21 +28,26 @@ from aios.syscalls.wire import Receipt
 NOTHING: Receipt = (0, b"")
 
 
-class NoAudit:
-    def check_room(self, row: Syscall, process: Process | None) -> None:
+class NoAudit(AuditRecorder):
+    def __init__(self) -> None:
+        """Record nothing."""
+
+    def check_room(self, syscall: Syscall, process: Process | None) -> None:
         pass
 
     def called(
-        self, process: Process, call_id: int, row: Syscall, args: Message, raw: msgspec.Raw,
+        self, process: Process, call_id: int, syscall: Syscall, args: Message, raw: msgspec.Raw,
         rule: str,
     ) -> Receipt:  # fmt: skip
         return NOTHING
 
-    def changed(self, process: Process, call_id: int, row: Syscall, intent: int, text: str) -> int:
+    def changed(
+        self, process: Process, call_id: int, syscall: Syscall, intent: int, text: str
+    ) -> int:
         return 0
 
     def ended(
-        self, process: Process, call_id: int, row: Syscall, intent: int, code: str
+        self, process: Process, call_id: int, syscall: Syscall, intent: int, code: str
     ) -> Receipt:
         return NOTHING
 
@@ -53,7 +59,7 @@ class NoAudit:
 
 
 class NoGate:
-    def check(self, process: Process, row: Syscall, args: Any) -> Permit:
+    def check(self, process: Process, syscall: Syscall, args: Any) -> Permit:
         return Permit("")
 
 

@@ -21,7 +21,7 @@ from .lib.encryption import inherited_codec
 from .lib.linux import give_back_blocks
 from .lib.log_stream import become_log
 
-BLOCK_BYTES = 32 << 10  # of messages; what most calls need is less
+BLOCK_BYTES = 32 << 10  # of messages; most calls need less
 
 
 def main() -> int:
@@ -42,7 +42,7 @@ def main() -> int:
         return FATAL
     give_back_blocks(BLOCK_BYTES)
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)  # what a thousand calls on their way hold is no garbage
+    gc.set_threshold(50_000, 20, 20)  # objects of a thousand calls on their way are no garbage
     kernel.run()
     return 0
 

@@ -204,13 +204,13 @@ class Kernel:
         ]  # fmt: skip
         self.ledger = Ledger(
             self.journal, self.outbox, self.audit.log, self.table, self.contexts, self.generations,
-            self.scheduler, self.lifecycle.births,
+            self.scheduler, self.lifecycle.pending_spawns,
         )  # fmt: skip
         loop.on_turn, loop.is_waiting = self.ledger.end_turn, self.journal.is_waiting
         loop.on_call, loop.calls.is_known = self.trap.receive, self.sessions.by_route.__contains__
         loop.calls.tree_of = self.sessions.tree_of
         loop.on_lost, loop.on_closed = self._lost, self._closed
-        loop.calls.on_refused, loop.on_init = self.lifecycle.cut_off, self._from_init
+        loop.calls.on_refused, loop.on_init = self.greeter.cut_off, self._from_init
 
     def _forget_replies(self, process: Process) -> None:
         self.store.forget(process.pid)

@@ -1,4 +1,4 @@
-"""Which part of the kernel serves which system call.
+"""The handlers of system calls: which part of the kernel serves which call.
 
 A handler returns the body of the final reply; or, where that comes later, a coroutine or a Wait.
 """
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 
 def handlers(k: Kernel) -> dict[str, Handler]:
-    """Return who serves which call: the manager whose call it is, or a function below that unpacks
-    what the manager does not know as a call."""
+    """Return the handlers by call: a method of the manager whose call it is, or a function below,
+    where the manager does not know it as a call."""
     return {
         **_process_calls(k), **_model_calls(k), **_data_calls(k), **_access_calls(k),
         **_kernel_calls(k),
@@ -41,7 +41,7 @@ def _process_calls(k: Kernel) -> dict[str, Handler]:
         "call.cancel": partial(call_cancel, k),
         "proc.spawn": k.lifecycle.spawn,
         "proc.exit": partial(proc_exit, k),
-        "proc.wait": partial(proc_wait, k),
+        "proc.wait": k.waiters.wait,
         "proc.kill": partial(proc_kill, k),
         "proc.nice": partial(proc_nice, k),
         "proc.limits": partial(proc_limits, k),
@@ -152,10 +152,6 @@ def proc_exit(k: Kernel, call: Call, args: proc.Exit) -> Done:
     call.process.touch()
     k.lifecycle.leave(call)
     return Done()
-
-
-def proc_wait(k: Kernel, call: Call, args: proc.Wait) -> Any:
-    return k.waiters.wait(call, args.pid, args.timeout)
 
 
 def proc_kill(k: Kernel, call: Call, args: proc.Kill) -> Done:

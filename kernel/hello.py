@@ -23,6 +23,7 @@ from .process import Process
 from .processes.lifecycle import Lifecycle
 
 MAX_READINGS = 8  # of the processes above one, until two agree
+MAX_TOLD = 1000  # connections that were cut off, until the oldest is told again
 
 
 class Greeter:
@@ -38,6 +39,7 @@ class Greeter:
         self.config, self.boot, self.lifecycle, self.gateway = config, boot, lifecycle, gateway
         self.sessions = lifecycle.sessions
         self.table, self.events, self.is_here = lifecycle.table, lifecycle.events, is_here
+        self.told: dict[tuple[int, str], None] = {}  # connections that were cut off: OS pid, why
         self.init_pid = os.getppid()
 
     def hello(self, session: Session, args: Hello) -> Welcome:
@@ -77,9 +79,9 @@ class Greeter:
         Raises:
             BadToken: the token is wrong or used up, or the peer is not the spawned process.
         """
-        for birth in self.lifecycle.births.values():
-            process = birth.process
-            if secrets.compare_digest(birth.token, token):
+        for pending in self.lifecycle.pending_spawns.values():
+            process = pending.process
+            if secrets.compare_digest(pending.token, token):
                 # init's word of the OS pid may come later than the agent's first message
                 if process.os_pid not in (0, session.os_pid):
                     break
@@ -87,11 +89,11 @@ class Greeter:
                     break
                 self._check_here(session)
                 if process.os_pid == 0:
-                    self.lifecycle.born(birth, session.os_pid)
-                if process.state != "ending" and not birth.greeted:
+                    self.lifecycle.has_started(pending, session.os_pid)
+                if process.state != "ending" and not pending.greeted:
                     process.move("running")
-                birth.greeted = True
-                return process, birth.spawn
+                pending.greeted = True
+                return process, pending.spawn
         raise BadToken(
             "the token is wrong, used up, or another process's", "an agent says hello once"
         )
@@ -133,6 +135,17 @@ class Greeter:
         process.key = session.key
         self.events.publish("process", "connected", process.pid, key=session.key)
         return process
+
+    def cut_off(self, os_pid: int, why: str) -> None:
+        """Publish that a connection was cut off, once for each OS pid and reason."""
+        if (os_pid, why) in self.told:
+            return
+        if len(self.told) == MAX_TOLD:
+            del self.told[next(iter(self.told))]
+        self.told[os_pid, why] = None
+        rows = self.table.rows.values()  # of several that had it one after the other the last
+        pid = max((row.pid for row in rows if row.os_pid == os_pid), default=0)
+        self.events.publish("process", "refused", pid, call="connection", object=why)
 
 
 def is_child(os_pid: int, init_pid: int) -> bool:

@@ -1,5 +1,5 @@
 """A process of the kernel's own: a core, the index, the gateway. init starts it, and again when it
-has died, later each time. The kernel and the process talk over sockets of which it has the path.
+has died, later each time. The kernel and the process talk over sockets in the home.
 """
 
 from __future__ import annotations

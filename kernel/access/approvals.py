@@ -79,7 +79,7 @@ class Approvals:
         self.last += 1
         question = acc.Question(
             id=self.last, pid=call.process.pid, principal=who,
-            call=call.row.name, right=permit.asked[0].right, objects=list(permit.objects),
+            call=call.syscall.name, right=permit.asked[0].right, objects=list(permit.objects),
             args=given(args), rule=permit.rule, tainted=sorted(call.process.labels),
             expires=time.time() + self.timeout,
         )  # fmt: skip
@@ -134,7 +134,7 @@ class Approvals:
             rule = Rule(question.right, on)
             self.gate.grants.give(call.process, to, rule)
             words = f"[{in_words(rule)}] [to {to}]"
-            call.trap.audit.changed(call.process, call.id, call.row, call.intent, words)
+            call.trap.audit.changed(call.process, call.id, call.syscall, call.intent, words)
         self._count_as_answered(approval)
         approval.answer.done(question.objects)
         return Done()

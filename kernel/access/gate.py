@@ -57,14 +57,14 @@ class Gate:
 
     # --- the check ------------------------------------------------------------------------------
 
-    def check(self, process: Process, row: Syscall, args: Message) -> Permit:
+    def check(self, process: Process, syscall: Syscall, args: Message) -> Permit:
         """Permit a call. Raises Denied, or NotFound where the process it is about is not there."""
-        if process.kind == "client" or row.right == "none":
+        if process.kind == "client" or syscall.right == "none":
             return PERSON if process.kind == "client" else EVERYBODY
         if isinstance(args, RAW) and args.messages is None and (args.text or args.tokens):
-            row = replace(row, right="llm.raw")  # it may hold control tokens
-        layers, plain = self._layers(process, row.right)
-        requests, subject = self.requests(process, row, args), self._subject(process, layers)
+            syscall = replace(syscall, right="llm.raw")  # it may hold control tokens
+        layers, plain = self._layers(process, syscall.right)
+        requests, subject = self.requests(process, syscall, args), self._subject(process, layers)
         if (
             plain is not None
             and not isinstance(args, NICE)
@@ -78,7 +78,7 @@ class Gate:
             if found.effect == "deny":
                 about = f" on {request.object!r}" if request.object else ""
                 raise Denied(
-                    f"{process.principal} may not {row.name}{about}: {found.rule}",
+                    f"{process.principal} may not {syscall.name}{about}: {found.rule}",
                     "a person sees why with `aios policy check`",
                     found.rule,
                 )
@@ -86,7 +86,9 @@ class Gate:
             if found.effect == "ask":
                 asked.append((request, rule))
         if isinstance(args, NICE) and args.nice is not None and args.nice < process.nice:
-            raise Denied(f"{row.name}: an agent cannot go below its own nice value, {process.nice}")
+            raise Denied(
+                f"{syscall.name}: an agent cannot go below its own nice value, {process.nice}"
+            )
         if not asked:
             return Permit(rule)
         rules = dict.fromkeys(rule for _, rule in asked)
@@ -131,9 +133,9 @@ class Gate:
         process = self.table.rows.get(grant.pid)
         return self.subject(process) if process is not None and process.alive else None
 
-    def requests(self, process: Process, row: Syscall, args: Message) -> list[AccessRequest]:
+    def requests(self, process: Process, syscall: Syscall, args: Message) -> list[AccessRequest]:
         """Return the requests of a call: one right, on one or more objects."""
-        make = partial(AccessRequest, row.right)
+        make = partial(AccessRequest, syscall.right)
         match args:
             case Kill() | Log() | SetNice() | SetLimits():
                 target = process if args.pid is None else self.table.get(args.pid)

@@ -54,7 +54,7 @@ class AuditRecorder:
 
     # --- calls ------------------------------------------------------------------------------------
 
-    def check_room(self, row: Syscall, process: Process | None) -> None:
+    def check_room(self, syscall: Syscall, process: Process | None) -> None:
         """Refuse a call that could not be recorded.
 
         The last of the room is for calls that end something, and the last of that for persons.
@@ -63,10 +63,10 @@ class AuditRecorder:
             DiskFull: the log cannot grow.
         """
         is_agent = process is not None and process.kind != "client"
-        if row.allowed_when_full:
+        if syscall.allowed_when_full:
             needed = RESERVE_RECORDS // 8 if is_agent else 1
         else:
-            needed = RESERVE_RECORDS if row.mutates else RESERVE_RECORDS // 2
+            needed = RESERVE_RECORDS if syscall.mutates else RESERVE_RECORDS // 2
         if not self.log.has_room(needed):
             raise DiskFull(f"the audit log cannot grow: {self.log.full}")
         if self.unrecorded:
@@ -77,7 +77,7 @@ class AuditRecorder:
         self,
         process: Process,
         call_id: int,
-        row: Syscall,
+        syscall: Syscall,
         args: Message,
         raw: msgspec.Raw,
         rule: str,
@@ -85,36 +85,38 @@ class AuditRecorder:
         """Record a call before it is served: an intent if it changes something, else all there
         is.
         """
-        kind = "intent" if row.mutates else "read"
-        append = self.coalescer.add if _is_free(process, row) else self.log.append
+        kind = "intent" if syscall.mutates else "read"
+        append = self.coalescer.add if _is_free(process, syscall) else self.log.append
         receipt = append(
-            (process.pid, short(process.principal), kind, call_id, row.name, about(args),
+            (process.pid, short(process.principal), kind, call_id, syscall.name, about(args),
              sha256(raw).digest(), short(rule), "", 0)
         )  # fmt: skip
         last = receipt[0]
         if type(args) in DESCRIBED:
-            last = self.changed(process, call_id, row, last, details(args))
-        if row.external:
+            last = self.changed(process, call_id, syscall, last, details(args))
+        if syscall.external:
             self.due = last + 1
         return receipt
 
-    def changed(self, process: Process, call_id: int, row: Syscall, intent: int, text: str) -> int:
+    def changed(
+        self, process: Process, call_id: int, syscall: Syscall, intent: int, text: str
+    ) -> int:
         """Record in words what a call changes of rights. Return the sequence of the last record."""
         last = intent
         for part in parts(text, bound=process.kind != "client"):
             last, _ = self.log.append(
-                (process.pid, short(process.principal), "note", call_id, row.name, part, b"", "",
-                 "", intent)
+                (process.pid, short(process.principal), "note", call_id, syscall.name, part, b"",
+                 "", "", intent)
             )  # fmt: skip
         return last
 
     def ended(
-        self, process: Process, call_id: int, row: Syscall, intent: int, code: str
+        self, process: Process, call_id: int, syscall: Syscall, intent: int, code: str
     ) -> Receipt:
         """Record the outcome of a call that changes something, before its final reply leaves."""
-        append = self.coalescer.add if _is_free(process, row) else self.log.append
+        append = self.coalescer.add if _is_free(process, syscall) else self.log.append
         return append(
-            (process.pid, short(process.principal), "outcome", call_id, row.name, "", b"", "",
+            (process.pid, short(process.principal), "outcome", call_id, syscall.name, "", b"", "",
              code, intent)
         )  # fmt: skip
 
@@ -165,9 +167,9 @@ class AuditRecorder:
         return self.log.synced >= self.due
 
 
-def _is_free(process: Process, row: Syscall) -> bool:
+def _is_free(process: Process, syscall: Syscall) -> bool:
     """Tell whether an agent could make such records without end."""
-    return row.right == "none" and process.kind != "client" and not process.tool
+    return syscall.right == "none" and process.kind != "client" and not process.tool
 
 
 def short(text: str, most: int = MAX_TEXT_BYTES) -> str:

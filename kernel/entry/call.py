@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class Session:
-    """One connection: its peer as Linux names it; after hello, the process it speaks for."""
+    """One connection: its peer as Linux names it, and after hello the process it speaks for."""
 
     route: bytes
-    os_pid: int  # 0: of none here, but of who has the key
+    os_pid: int  # 0: a remote peer, known by its key
     process: Process | None = None
     calls: dict[int, Call] = field(default_factory=dict)
     closed: bool = False
     key: str = ""
-    heard: int = 0  # the caller has had the final replies of all calls up to this id
+    heard: int = 0  # the caller has had the final replies to all calls up to this id
 
     @property
     def peer(self) -> str:
@@ -38,31 +38,31 @@ class Session:
 
 @dataclass(slots=True)
 class Call:
-    """A system call on its way. However it ends, a coroutine that serves it is stopped, and so
-    runs what it has behind `finally`."""
+    """A system call on its way. However a call ends, a coroutine that serves it is stopped, so its
+    `finally` clauses run."""
 
     trap: Trap
     session: Session
     process: Process
     id: int
-    row: Syscall
-    driver: Driver | None = None  # what serves it, where that waits
-    pieces: list[Any] = field(default_factory=list)  # sent so far, of a call that has an effect
+    syscall: Syscall
+    driver: Driver | None = None  # runs the coroutine that serves it
+    pieces: list[Any] = field(default_factory=list)  # sent so far, of a call done exactly once
     detached: bool = False  # its caller has to send it again to hear of it
     durable: bool = False  # the final reply waits until its effect would survive a power cut
-    intent: int = 0  # the sequence of its record
+    intent: int = 0  # the sequence of its record in the audit log
     receipt: Receipt | None = None  # of its last record
-    receipted: bool = False  # its caller wants that
-    bytes: int = 0  # that it takes, about, while it waits
+    receipted: bool = False  # the caller wants a receipt
+    bytes: int = 0  # that it takes while it waits, about
     ended: bool = False
 
     @property
     def once(self) -> CallId:
-        """Its identity, should it come again."""
-        return CallId(self.process.pid, self.id, self.row.name)
+        """The identity of the call, should it come again."""
+        return CallId(self.process.pid, self.id, self.syscall.name)
 
     def run(self, work: Awaitable[Any]) -> None:
-        """Have `work` serve it: what that returns or raises is the final reply."""
+        """Serve the call by `work`, whose result or error is the final reply."""
         if isinstance(work, Wait) and work.cancel is None:
             # There is nothing to stop or release; and a driver costs mem.put a microsecond.
             work.tell(self.done, self.fail)
@@ -71,17 +71,21 @@ class Call:
         self.driver.go_on()
 
     def piece(self, body: Any, *, durable: bool = False, keep: bool = True) -> None:
-        """With `durable`, once what it follows from would survive a power cut; without `keep`, not
-        for a caller that comes back."""
+        """Send a reply before the final one.
+
+        Args:
+            durable: send it once what it follows from would survive a power cut.
+            keep: send it again to a caller that comes back.
+        """
         if self.ended:
             return
-        if self.row.exactly_once and keep:
+        if self.syscall.exactly_once and keep:
             self.pieces.append(body)
         if not self.detached:
             self.trap.reply(self.session, self.id, wire.PIECE, body, durable=durable)
 
     def attach(self) -> None:
-        """Its caller is back: it hears all pieces again, and knows how many it has had."""
+        """Send all pieces again to a caller that is back, and that knows how many it has had."""
         self.detached = False
         for body in self.pieces:
             self.trap.reply(self.session, self.id, wire.PIECE, body)
@@ -95,18 +99,20 @@ class Call:
         self._end(wire.FAILED, error.to_wire())
 
     def _end(self, kind: int, body: Any) -> None:
-        """The one final reply; a call that has ended already takes no other."""
+        """Send the final reply, unless there has been one."""
         if self.ended:
             return
         self.ended = True
         self.session.calls.pop(self.id, None)
         if self.bytes:
             self.trap.waiting.add(self.process.principal, -self.bytes)
-        if self.row.mutates:
+        if self.syscall.mutates:
             code = "ok" if kind == wire.DONE else body["code"]
-            self.receipt = self.trap.audit.ended(self.process, self.id, self.row, self.intent, code)
+            self.receipt = self.trap.audit.ended(
+                self.process, self.id, self.syscall, self.intent, code
+            )
         receipt = self.receipt if self.receipted else None
-        if self.row.exactly_once:
+        if self.syscall.exactly_once:
             self.trap.replies.keep(self.process.pid, self.id, kind, body, self.pieces, receipt)
         if not self.detached:
             self.trap.reply(
@@ -121,4 +127,4 @@ class Call:
         if wait is not None and wait.cancel is not None:
             wait.cancel()
         else:
-            self.fail(Cancelled(f"{self.row.name} was cancelled"))
+            self.fail(Cancelled(f"{self.syscall.name} was cancelled"))

@@ -39,16 +39,16 @@ def _no_extensions(code: int, _data: memoryview) -> Any:
 
 _envelope = msgspec.msgpack.Decoder(Envelope).decode
 _passed_on = {
-    row.name: [
+    syscall.name: [
         name
         for name in ("body", "task", "result", "schema", "items", "args", "value", "tools")
-        if name in row.args.__struct_fields__
+        if name in syscall.args.__struct_fields__
     ]
-    for row in TABLE.values()
+    for syscall in TABLE.values()
 }
 _decoders = {
-    row.name: msgspec.msgpack.Decoder(row.args, ext_hook=_no_extensions).decode
-    for row in TABLE.values()
+    syscall.name: msgspec.msgpack.Decoder(syscall.args, ext_hook=_no_extensions).decode
+    for syscall in TABLE.values()
 }
 
 
@@ -62,18 +62,18 @@ def open_envelope(data: bytes) -> Envelope:
     return call
 
 
-def arguments(row: Syscall, raw: msgspec.Raw) -> Message:
+def arguments(syscall: Syscall, raw: msgspec.Raw) -> Message:
     size = len(memoryview(raw))
     if size > wire.MAX_CALL_BYTES:
-        raise TooBig(f"{row.name}: {size} bytes, a system call holds {wire.MAX_CALL_BYTES}")
+        raise TooBig(f"{syscall.name}: {size} bytes, a system call holds {wire.MAX_CALL_BYTES}")
     try:
-        args: Message = _decoders[row.name](raw)
+        args: Message = _decoders[syscall.name](raw)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise Malformed(f"{row.name}: {error}") from error
-    for name in _passed_on[row.name]:
+        raise Malformed(f"{syscall.name}: {error}") from error
+    for name in _passed_on[syscall.name]:
         value = getattr(args, name)
         if not _is_flat(value):
-            _check_plain(row, value)
+            _check_plain(syscall, value)
     return args
 
 
@@ -86,7 +86,7 @@ def _is_flat(value: Any) -> bool:
     )
 
 
-def _check_plain(row: Syscall, value: Any) -> None:
+def _check_plain(syscall: Syscall, value: Any) -> None:
     """Refuse values that not every msgpack library can decode.
 
     It goes level by level, so that the items of a level are checked by C code.
@@ -96,14 +96,14 @@ def _check_plain(row: Syscall, value: Any) -> None:
         kinds = set(map(type, level))
         others = kinds - PLAIN
         if depth == MAX_DEPTH and (others or kinds & {list, dict}):
-            raise Malformed(f"{row.name}: nested deeper than {MAX_DEPTH}")
+            raise Malformed(f"{syscall.name}: nested deeper than {MAX_DEPTH}")
         if any(not issubclass(kind, msgspec.Struct) for kind in others):
             what = next(each for each in level if type(each) in others)
-            raise Malformed(f"{row.name}: holds what is not plain: {str(what)[:64]}")
+            raise Malformed(f"{syscall.name}: holds what is not plain: {str(what)[:64]}")
         if others:  # the bounds of a grant
             level = [asdict(each) if type(each) in others else each for each in level]
         if float in kinds and any(map(math.isnan, _all_of(float, level))):
-            raise Malformed(f"{row.name}: holds what is not plain: nan")
+            raise Malformed(f"{syscall.name}: holds what is not plain: nan")
         level = list(filter(None, level))
         below: list[Any] = []
         if list in kinds:
@@ -111,7 +111,7 @@ def _check_plain(row: Syscall, value: Any) -> None:
         if dict in kinds or others:
             maps = list(_all_of(dict, level))
             if not set(map(type, chain.from_iterable(maps))) <= KEYS:
-                raise Malformed(f"{row.name}: a map's keys are strings or integers")
+                raise Malformed(f"{syscall.name}: a map's keys are strings or integers")
             below += chain.from_iterable(map(dict.values, maps))
         if not below:
             return

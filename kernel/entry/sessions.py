@@ -16,8 +16,7 @@ from .replies import Replies
 
 
 class Sessions:
-    """All sessions, from hello on. `on_parted` hears of a connection on which nobody is known any
-    more."""
+    """All sessions, from hello on. `on_parted` hears of a connection that nobody uses any more."""
 
     def __init__(self, replies: Replies) -> None:
         self.replies = replies
@@ -35,22 +34,22 @@ class Sessions:
         return _tree_of(self.by_pid.get(pid)) or f"pid {pid}"
 
     def expect(self, process: Process) -> Session:
-        """A session for a process that is to come back."""
+        """Return a session for a process that is to come back."""
         session = self.by_pid[process.pid] = Session(
             b"", process.os_pid, process, closed=True, key=process.key
         )
         return session
 
     def part(self, session: Session) -> None:
-        """Its connection is gone; the process is expected back by another."""
+        """Note that a connection is gone; its process is expected back by another one."""
         self.by_route.pop(session.route, None)
         session.route, session.closed = b"", True
 
     def back(self, session: Session, back: Return) -> Process:
-        """Whoever speaks in `session` goes on as the process it was.
+        """Have a peer that has come back speak for the process that it was, and return that.
 
         Raises:
-            BadToken: it is not that process.
+            BadToken: the peer is not that process.
         """
         known = self.by_pid.get(back.pid)
         if (
@@ -64,20 +63,22 @@ class Sessions:
         known.closed = True
         for call in list(known.calls.values()):
             call.detached = True
-            if not call.row.exactly_once:  # it will be sent again, and is another call then
+            if not call.syscall.exactly_once:  # it will be sent again, and is another call then
                 call.fail(Cancelled("its caller came back"))
         known.route, known.closed = session.route, False
         self.by_route[known.route] = known
         return known.process
 
     def greet(self, session: Session) -> None:
-        """Raises OutOfOrder where somebody said hello on that connection before, taken or not."""
+        """Note a hello on a connection. Raises OutOfOrder for a second one, even if the first was
+        refused."""
         if session.route in self.greeted:
             raise OutOfOrder("hello comes once on a connection", "make another connection")
         if not session.key:
             self.greeted.add(session.route)
 
     def bind(self, session: Session, process: Process) -> None:
+        """Have a session speak for a process."""
         before = self.by_pid.get(process.pid)
         if before is not None:  # an agent that says hello again
             self._leave(before.route)
@@ -90,13 +91,13 @@ class Sessions:
             self.on_parted(route)
 
     def end_calls(self, process: Process, error: AiosError) -> None:
-        """End all that a process waits for."""
+        """End all calls of a process with an error."""
         session = self.by_pid.get(process.pid)
         for call in list(session.calls.values()) if session else []:
             call.fail(error)
 
     def close(self, session: Session) -> None:
-        """The connection is gone: its calls end, unheard."""
+        """End the calls of a connection that is gone; nobody hears of it."""
         session.closed = True
         self._leave(session.route)
         if session.process is not None:

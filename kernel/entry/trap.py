@@ -1,8 +1,9 @@
-"""Where a system call enters: decode, identify, authorize, dispatch.
+"""The trap: decode, identify, authorize, record and dispatch each system call.
 
-Whatever comes in, each call gets exactly one final reply, and what has an effect has it once: a
-caller that comes back after the kernel's death sends again what it has no final reply to. Such a
-call is then still on its way (detached), or has ended (its reply is kept), or had no effect yet.
+Whatever comes in, each call gets exactly one final reply, and a call that has an effect has it
+once: a caller that comes back after the kernel's death sends again each call whose final reply it
+has not had. Such a call is still on its way (detached), or has ended (its reply is kept), or had no
+effect yet.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from aios.syscalls.errors import (
 from aios.syscalls.table import TABLE, Syscall
 from aios.syscalls.wire import Receipt
 
+from ..audit.recorder import AuditRecorder
 from ..journal import Journal
 from ..lib import defects
 from ..lib.callbacks import ignore
@@ -39,9 +41,9 @@ from .envelope import Envelope, arguments, open_envelope
 from .replies import KeptReply
 from .sessions import Sessions
 
-WAITING_BYTES = 48 << 20  # of calls of one tree of agents that wait
-# That one takes besides the bytes of its arguments, and each item in them, about: of a list, of a
-# list of objects, of a map.
+MAX_WAITING_BYTES = 48 << 20  # of calls of one tree of agents that wait
+# Taken by a call besides the bytes of its arguments, and by each item in them, about: in a list, in
+# a list of objects, in a map.
 CALL_BYTES, ITEM_BYTES, STRUCT_BYTES, ENTRY_BYTES = 2048, 40, 256, 256
 WAITING = (CoroutineType, Wait)  # what a handler returns that has no result yet
 UNLIMITED = ("call.cancel", "proc.exit")  # whoever waits for too much can still make an end
@@ -53,68 +55,39 @@ Handler = Callable[[Call, Any], Any]
 
 
 class Authorizer(Protocol):
-    def check(self, process: Process, row: Syscall, args: Any) -> Permit:
-        """By which rule the call is allowed, and what a person has to be asked first, if anything.
-        Raises Denied."""
+    """The part of the gate that the trap uses."""
 
-
-class Recorder(Protocol):
-    """The part of the audit log that the trap uses."""
-
-    def check_room(self, row: Syscall, process: Process | None) -> None:
-        """Raises DiskFull where the call could not be recorded."""
-
-    def called(
-        self, process: Process, call_id: int, row: Syscall, args: Message, raw: msgspec.Raw,
-        rule: str,
-    ) -> Receipt: ...  # fmt: skip
-
-    def changed(
-        self, process: Process, call_id: int, row: Syscall, intent: int, text: str
-    ) -> int: ...
-
-    def ended(
-        self, process: Process, call_id: int, row: Syscall, intent: int, code: str
-    ) -> Receipt: ...
-
-    def refused(
-        self, process: Process | None, peer: str, call_id: int, name: str, raw: bytes,
-        error: AiosError,
-    ) -> Receipt | None: ...  # fmt: skip
+    def check(self, process: Process, syscall: Syscall, args: Any) -> Permit:
+        """Permit a call, maybe once a person has approved it. Raises Denied."""
 
 
 class Trap:
-    """`hello` makes a Process out of a session; `handlers` has one function a row of the table."""
+    """Receives system calls.
+
+    `hello` makes a process of a session, `handlers` has one function a system call, `ask` asks a
+    person to approve a call, `settle` hears of a process's first call. `send` sends a reply at the
+    end of the turn, `send_synced` once all that was committed would survive a power cut.
+    """
 
     def __init__(
-        self,
-        table: ProcessTable,
-        handlers: dict[str, Handler],
-        send: Callable[[bytes, bytes], None],
-        hello: Callable[[Session, Any], Any],
+        self, table: ProcessTable, handlers: dict[str, Handler],
+        send: Callable[[bytes, bytes], None], hello: Callable[[Session, Any], Any],
         gate: Authorizer,
         ask: Callable[[Call, Message, Permit], tuple[int, Awaitable[Sequence[str]]]],
-        journal: Journal,
-        send_synced: Callable[[bytes, bytes], None],
-        audit: Recorder,
-        sessions: Sessions,
-        settle: Callable[[Process], None] = ignore,
-    ) -> None:
+        journal: Journal, send_synced: Callable[[bytes, bytes], None], audit: AuditRecorder,
+        sessions: Sessions, settle: Callable[[Process], None] = ignore,
+    ) -> None:  # fmt: skip
+        self.table, self.handlers, self.hello, self.settle = table, handlers, hello, settle
         self.gate, self.ask, self.journal, self.audit = gate, ask, journal, audit
-        self.send_synced, self.settle = send_synced, settle
-        self.table = table
-        self.handlers = handlers
-        self.send = send
-        self.hello = hello
+        self.send, self.send_synced = send, send_synced
         self.sessions, self.replies = sessions, sessions.replies
         self.calls: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
         self.waiting = Trees()  # bytes of calls that have not ended
 
     def receive(self, route: bytes, os_pid: int, frames: list[bytes], key: str = "") -> None:
-        session = self.sessions.by_route.get(route) or Session(
-            route, os_pid, key=key
-        )  # kept from hello on
+        """Serve a call, or refuse it. A session is kept from hello on."""
+        session = self.sessions.by_route.get(route) or Session(route, os_pid, key=key)
         call = None
         try:
             if (session.os_pid, session.key) != (os_pid, key):  # another, under an id that is taken
@@ -132,7 +105,11 @@ class Trap:
             self._refuse(session, call or _unopened(frames), defects.report())
 
     def _came_before(self, session: Session, call: Envelope) -> bool:
-        """Answer one that was sent again. Raises OutOfOrder for an id that is another's."""
+        """Answer a call that was sent again, and tell whether it was one.
+
+        Raises:
+            OutOfOrder: the id is another call's.
+        """
         pid = session.process.pid if session.process is not None else 0
         self.replies.heard(pid, call.heard)
         session.heard = max(session.heard, call.heard)
@@ -154,16 +131,16 @@ class Trap:
 
     def _dispatch(self, session: Session, asked: Envelope) -> None:
         name = asked.name
-        row = TABLE.get(name)
-        if row is None:
+        syscall = TABLE.get(name)
+        if syscall is None:
             raise UnknownCall(f"no system call {name[:64]!r}")
         if (session.process is None) != (name == "hello"):
             raise OutOfOrder("hello comes first, and once")
-        args = arguments(row, asked.args)
+        args = arguments(syscall, asked.args)
         self.calls[name] += 1
-        self.audit.check_room(row, session.process)
+        self.audit.check_room(syscall, session.process)
         if session.process is None:
-            self._hello(session, asked, row, args)
+            self._hello(session, asked, syscall, args)
             return
         process = session.process
         if process.reported:
@@ -171,15 +148,21 @@ class Trap:
         process.calls += 1
         if process.calls == 1:
             self.settle(process)
-        passed = self.gate.check(process, row, args)
-        if row.exactly_once and not row.allowed_when_full:
+        passed = self.gate.check(process, syscall, args)
+        if syscall.exactly_once and not syscall.allowed_when_full:
             self.journal.check_room()
         if name not in UNLIMITED:
             self._check_waiting(session, process)
         call = Call(
-            self, session, process, asked.id, row, durable=row.external, receipted=asked.receipt
+            self,
+            session,
+            process,
+            asked.id,
+            syscall,
+            durable=syscall.external,
+            receipted=asked.receipt,
         )
-        call.receipt = self.audit.called(process, asked.id, row, args, asked.args, passed.rule)
+        call.receipt = self.audit.called(process, asked.id, syscall, args, asked.args, passed.rule)
         call.intent, _ = call.receipt
         session.calls[asked.id] = call
         held = None
@@ -194,8 +177,8 @@ class Trap:
             self.waiting.add(process.principal, call.bytes)
 
     def _check_waiting(self, session: Session, process: Process) -> None:
-        """Raises LimitReached where a process has too many calls that wait, or a tree of agents
-        too much in them."""
+        """Raise LimitReached where a process has too many calls that wait, or a tree of agents too
+        much in them."""
         hint = "wait for one of them, or cancel it"
         limit = process.limits.queue
         if limit is not None and len(session.calls) >= limit:
@@ -204,35 +187,37 @@ class Trap:
             )
         if process.principal.startswith("/"):
             held = self.waiting.total(root(process.principal))
-            check_tree(process.principal, held, WAITING_BYTES, "bytes of calls that wait", hint)
+            check_tree(process.principal, held, MAX_WAITING_BYTES, "bytes of calls that wait", hint)
 
     def _serve(self, call: Call, args: Message) -> None:
-        body = self.handlers[call.row.name](call, args)
+        body = self.handlers[call.syscall.name](call, args)
         if type(body) in WAITING:
             call.run(body)
         else:
             call.done(body)
 
     async def _go_on(self, asked: Envelope, call: Call, answer: Awaitable[Sequence[str]]) -> Any:
-        """Serve a call once a person has said yes to what was shown. A rule that denies by now
-        wins, and a name may have come to mean something else. The arguments wait as bytes: as
-        objects they may take seventy times the room."""
+        """Serve a call once a person has approved what was shown.
+
+        The call is checked again, since rules may deny it by now, and a name may have come to mean
+        something else. The arguments wait as bytes: objects may take seventy times the room.
+        """
         shown = await answer
-        args = arguments(call.row, asked.args)
-        now = self.gate.check(call.process, call.row, args)
+        args = arguments(call.syscall, asked.args)
+        now = self.gate.check(call.process, call.syscall, args)
         if now.asked and now.objects != tuple(shown):
             raise Denied(
-                f"{call.row.name} is about something else than a person was shown", "call again"
+                f"{call.syscall.name} is about something else than a person was shown", "call again"
             )
-        body = self.handlers[call.row.name](call, args)
+        body = self.handlers[call.syscall.name](call, args)
         del args
         return await body if type(body) in WAITING else body
 
-    def _hello(self, session: Session, asked: Envelope, row: Syscall, args: Message) -> None:
+    def _hello(self, session: Session, asked: Envelope, syscall: Syscall, args: Message) -> None:
         body = self.hello(session, args)
         process = session.process or self.sessions.by_route[session.route].process
         assert process is not None
-        receipt = self.audit.called(process, asked.id, row, args, asked.args, "")
+        receipt = self.audit.called(process, asked.id, syscall, args, asked.args, "")
         self.reply(session, asked.id, wire.DONE, body, receipt=receipt if asked.receipt else None)
 
     def _refuse(self, session: Session, asked: Envelope, error: AiosError) -> None:
@@ -268,7 +253,7 @@ class Trap:
         self.reply(session, call_id, kept.kind, kept.body, durable=True, receipt=kept.receipt)
 
     def detached(self, pid: int, call_id: int, name: str) -> Call:
-        """A call that was on its way when the kernel died."""
+        """Return a call that was on its way when the kernel died."""
         session = self.sessions.by_pid[pid]
         assert session.process is not None
         call = Call(self, session, session.process, call_id, TABLE[name], detached=True)

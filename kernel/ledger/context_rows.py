@@ -17,27 +17,27 @@ from msgspec import UNSET, Struct, UnsetType
 
 from ..core.protocol import Halted, Out, Segment
 from ..journal import Journal
-from ..llm.past import Past, Turn
-from ..llm.work import Work
+from ..llm.context_state import ContextState, Turn
+from ..llm.generation import GenerationState
 
 SLACK_BYTES = 4096  # of changes, before a short row is written whole again
 NEAR_TOKENS = 64  # for a smaller change no checkpoint is compared
 LIST_FIELDS = ("history", "turns", "dropped")
-PAST_FIELDS = [name for name in Past.__struct_fields__ if name not in LIST_FIELDS]
+PAST_FIELDS = [name for name in ContextState.__struct_fields__ if name not in LIST_FIELDS]
 ROW_FIELDS = ("owner", "principal", "name", "own", "labels")
 
 
-class ContextRow(Past, kw_only=True):
+class ContextRow(ContextState, kw_only=True):
     """A context as it is written, with its checkpoints and its generation."""
 
     owner: int  # 0: asleep
     principal: str = ""
     owner_name: str | UnsetType = UNSET  # in its place, in rows of before contexts had one
     name: str | None
-    checkpoints: dict[str, Past]
+    checkpoints: dict[str, ContextState]
     own: bool
     labels: set[str]
-    work: Work | None
+    work: GenerationState | None
 
 
 TYPES = {field.name: field.type for field in msgspec.structs.fields(ContextRow)}
@@ -75,7 +75,7 @@ class Change(Struct, tag_field="t", omit_defaults=True):
     since: str | None = None  # the checkpoint that `past` differs from; None: the row
     fields: dict[str, Any] = {}
     checkpoints: dict[str, Difference] = {}  # new ones, as differences from the row
-    work: Work | UnsetType | None = UNSET
+    work: GenerationState | UnsetType | None = UNSET
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -96,7 +96,7 @@ def common_prefix(old: Sequence[Any], new: Sequence[Any]) -> int:
     return low
 
 
-def difference(old: Past, new: Past) -> Difference:
+def difference(old: ContextState, new: ContextState) -> Difference:
     """Return the difference that turns `old` into `new`."""
     stay = common_prefix(old.history, new.history)
     cut, history = 0, new.history[stay:]
@@ -108,7 +108,7 @@ def difference(old: Past, new: Past) -> Difference:
     return Difference(_others(PAST_FIELDS, old, new), stay, cut, history, turns, dropped)
 
 
-def _others(names: Iterable[str], old: Past, new: Past) -> dict[str, Any]:
+def _others(names: Iterable[str], old: ContextState, new: ContextState) -> dict[str, Any]:
     values = {name: getattr(new, name) for name in names}
     return {name: value for name, value in values.items() if value != getattr(old, name)}
 
@@ -118,7 +118,7 @@ def _tail(old: list[Turn], new: list[Turn]) -> Tail | None:
     return None if stay == len(old) == len(new) else Tail(stay, new[stay:])
 
 
-def apply_difference(past: Past, change: Difference) -> None:
+def apply_difference(past: ContextState, change: Difference) -> None:
     """Turn a past into another. It has to share no list with anyone."""
     for name, value in change.fields.items():
         setattr(past, name, msgspec.convert(value, TYPES[name]))
@@ -163,7 +163,7 @@ def apply_change(row: ContextRow, change: Change) -> None:
     for name, value in change.fields.items():
         setattr(row, name, msgspec.convert(value, TYPES[name]))
     for name, other in change.checkpoints.items():
-        row.checkpoints[name] = row.past()
+        row.checkpoints[name] = row.copy_state()
         apply_difference(row.checkpoints[name], other)
     if change.work is not UNSET:
         row.work = change.work
@@ -251,6 +251,6 @@ class ContextRows:
     def _write_whole(self, ctx: int, row: ContextRow) -> None:
         data = _encode(row)
         self.journal.put(f"context/{ctx}", data)
-        row.become(row.past())  # copies of its lists
+        row.become(row.copy_state())  # copies of its lists
         row.checkpoints = dict(row.checkpoints)
         self.written[ctx] = WrittenContext(row, len(data))

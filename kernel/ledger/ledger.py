@@ -28,9 +28,9 @@ from aios.syscalls.proc import Spawn
 
 from ..audit.log import AuditLog
 from ..journal import Journal
+from ..llm.context_state import ContextState
 from ..llm.contexts import ContextManager
 from ..llm.generations import Generations
-from ..llm.past import Past
 from ..llm.scheduler import Scheduler
 from ..process import Process, ProcessTable
 from ..processes.pending_spawn import PendingSpawn
@@ -64,10 +64,10 @@ class Ledger:
     def __init__(
         self, journal: Journal, outbox: Outbox, log: AuditLog, table: ProcessTable,
         contexts: ContextManager, generations: Generations, scheduler: Scheduler,
-        births: Mapping[int, PendingSpawn],
+        pending_spawns: Mapping[int, PendingSpawn],
     ) -> None:  # fmt: skip
         self.journal, self.outbox, self.log = journal, outbox, log
-        self.table, self.births = table, births
+        self.table, self.pending_spawns = table, pending_spawns
         self.contexts, self.generations, self.scheduler = contexts, generations, scheduler
         self.context_rows = ContextRows(journal, self._context_row)
         self.field_rows = FieldRows(journal)
@@ -102,11 +102,11 @@ class Ledger:
     def _put_process(self, pid: int) -> None:
         process = self.table.rows.get(pid)
         if pid in self.table.changed:
-            birth = self.births.get(pid)
+            pending = self.pending_spawns.get(pid)
             self.field_rows.put(
                 f"process/{pid}", None if process is None else _process_row(process)
             )
-            self.field_rows.put(f"birth/{pid}", None if birth is None else _birth_row(birth))
+            self.field_rows.put(f"birth/{pid}", None if pending is None else _spawn_row(pending))
         self.journal.put(
             f"tokens/{pid}", None if process is None else _encode((process.tokens, process.drawn))
         )
@@ -117,8 +117,8 @@ class Ledger:
             return None
         gen = self.generations.active.get(ctx)
         if gen is not None:
-            gen.work.waiting, gen.work.switches = gen.task.waiting, gen.task.switches
-        past = {name: getattr(context, name) for name in Past.__struct_fields__}
+            gen.state.waiting, gen.state.switches = gen.task.waiting, gen.task.switches
+        past = {name: getattr(context, name) for name in ContextState.__struct_fields__}
         return ContextRow(
             **past,
             owner=context.owner.pid if context.owner else 0,
@@ -127,7 +127,7 @@ class Ledger:
             checkpoints=context.checkpoints,
             own=context.own,
             labels=set(context.labels),
-            work=gen.work if gen is not None else None,
+            work=gen.state if gen is not None else None,
         )
 
 
@@ -135,8 +135,8 @@ def _process_row(process: Process) -> dict[str, Any]:
     return {name: getattr(process, name) for name in FIELDS}
 
 
-def _birth_row(birth: PendingSpawn) -> dict[str, Any]:
-    call = birth.call
+def _spawn_row(pending: PendingSpawn) -> dict[str, Any]:
+    call = pending.call
     who = (0, 0) if call is None or call.ended else (call.process.pid, call.id)
-    row = PendingSpawnRow(birth.token, birth.spawn, *who, birth.signals, birth.greeted)
+    row = PendingSpawnRow(pending.token, pending.spawn, *who, pending.signals, pending.greeted)
     return msgspec.structs.asdict(row)

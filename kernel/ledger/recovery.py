@@ -63,7 +63,7 @@ class Recovery:
             ("tokens", self._take_tokens),
             ("mail", self._take_mail),
             ("reply", self._take_reply),
-            ("birth", self._take_birth),
+            ("birth", self._take_spawn),
             ("job", self._take_job),
             ("grant", self._take_grant),
             ("context", self._take_context),
@@ -100,15 +100,15 @@ class Recovery:
     def _take_grant(self, _ids: list[int], items: list[bytes]) -> None:
         self.grants.take(items[-1])
 
-    def _take_birth(self, ids: list[int], items: list[bytes]) -> None:
+    def _take_spawn(self, ids: list[int], items: list[bytes]) -> None:
         row = msgspec.msgpack.decode(read_fields(items), type=PendingSpawnRow)
         process = self.table.rows[ids[0]]
         known = row.caller in self.trap.sessions.by_pid
         call = self.trap.detached(row.caller, row.call, "proc.spawn") if known else None
-        birth = PendingSpawn(process, row.token, row.spawn, call, row.signals, row.greeted)
-        self.lifecycle.births[process.pid] = birth
+        pending = PendingSpawn(process, row.token, row.spawn, call, row.signals, row.greeted)
+        self.lifecycle.pending_spawns[process.pid] = pending
         if call is not None:
-            call.run(self.lifecycle.reply(birth))
+            call.run(self.lifecycle.reply(pending))
 
     def _take_context(self, ids: list[int], items: list[bytes]) -> None:
         row = read_row(items)

@@ -1,12 +1,12 @@
-"""The context manager's record of each context: what entered it, and how (paper, section 3.4).
+"""The context manager: what each context holds, and how that entered (paper, section 3.4).
 
 History is the truth, KV is a cache of it. A context is a list of segments, prefilled or decoded.
 How a token entered is part of the context, since it decides the bits of its KV. The last token of
 a generation was drawn, but never decoded: it joins the next prefill, or is decoded when the
 generation goes on.
 
-A fork, a checkpoint and a rollback copy histories; the core finds out what they have in common. A
-context with a name outlives its process: it sleeps until a process of the same principal opens it.
+A fork, a checkpoint and a rollback copy histories; the core finds their common prefixes. A context
+with a name outlives its process: it sleeps until a process of the same principal opens it.
 """
 
 from __future__ import annotations
@@ -26,24 +26,26 @@ from aios.syscalls.llm import ContextInfo, OnFull
 
 from ..lib.trees import Trees, check_tree, in_tree, root
 from ..process import Process
-from .past import Past, Turn
+from .context_state import ContextState, Turn
 
-CHECKPOINTS = 64  # that one context may have
-KEPT = 1024  # contexts with a name that one tree of agents may have
-TREE_BYTES = 256 << 20  # of all contexts of one tree of agents, checkpoints included
+MAX_CHECKPOINTS = 64  # of one context
+MAX_NAMED = 1024  # contexts with a name, of one tree of agents
+MAX_TREE_BYTES = 256 << 20  # of all contexts of one tree of agents, with their checkpoints
 
 
-class Context(Past, kw_only=True):
+class Context(ContextState, kw_only=True):
+    """A context: its state, its checkpoints, and its owner."""
+
     id: int
     owner: Process | None  # None: asleep
-    principal: str  # whose it is, as memory and storage are; of a person's program, its name
+    principal: str  # that owns it; of a person's program, its name
     name: str | None = None
-    checkpoints: dict[str, Past] = {}
+    checkpoints: dict[str, ContextState] = {}
     busy: bool = False  # a call works on it
-    own: bool = False  # it lives for one call
-    labels: set[str] = set()  # of those who had it: where what it holds may come from
+    own: bool = False  # it ends with the call that it was made for
+    labels: set[str] = set()  # taint labels of the processes that have had it
     checkpoint_bytes: int = 0
-    counted: int = 0  # bytes of it, in those of its tree
+    counted: int = 0  # its bytes that are counted for its tree
 
     def info(self) -> ContextInfo:
         return ContextInfo(
@@ -65,35 +67,28 @@ def whose(process: Process) -> str:
 
 
 class ContextManager:
-    """All contexts. `drop` tells the core to forget one; `changed` is for the ledger."""
+    """All contexts. `drop` has the core forget one; the ledger writes those in `changed`."""
 
     def __init__(self, drop: Callable[[int], None]) -> None:
         self.drop = drop
         self.contexts: dict[int, Context] = {}
         self.changed: set[int] = set()
         self.trees = Trees()  # bytes
-        self.window = 0  # tokens; known when the core is ready
-        self.vocab = 0
-        self.model = ""  # its id
+        self.window = self.vocab = 0  # tokens; known when the core is ready
+        self.model = ""  # the id of the core's model
         self.last = 0
 
     def open(
-        self,
-        owner: Process,
-        system: str | None,
-        name: str | None = None,
-        on_full: OnFull | None = None,
-        *,
-        own: bool = False,
-        principal: str | None = None,
-    ) -> Context:
-        """A new context, or the one of that name, awake again; for a person also one of another
-        `principal`.
+        self, owner: Process, system: str | None, name: str | None = None,
+        on_full: OnFull | None = None, *, own: bool = False, principal: str | None = None,
+    ) -> Context:  # fmt: skip
+        """Return a new context, or the one of that name, awake again. A person may also open one of
+        another `principal`.
 
         Raises:
-            ContextBusy: the one of that name is open.
-            Denied: it is another's, and `owner` is an agent.
-            LimitReached: `owner` has all that it may have.
+            ContextBusy: the context of that name is open.
+            Denied: an agent names another principal.
+            LimitReached: `owner` has as many as it may.
         """
         self._check_limit(owner)
         principal = whose(owner) if principal is None else principal
@@ -105,15 +100,15 @@ class ContextManager:
         context = self._named(principal, name)
         if context is None:
             prelude = [] if system is None else [Turn("system", system)]
-            past = Past(prelude=prelude, on_full=on_full or "error")
-            return self._add(owner, past, name, principal, own=own)
+            state = ContextState(prelude=prelude, on_full=on_full or "error")
+            return self._add(owner, state, name, principal, own=own)
         if context.owner is not None:
             raise ContextBusy(
                 f"context {name!r} is open in process {context.owner.pid}", "close it there first"
             )
         if principal.startswith("/") and principal != owner.principal:  # forks of it say so
             context.labels.add(f"msg:{principal}")
-        self._hears(owner, context)
+        self._taint(owner, context)
         context.owner = owner
         context.on_full = on_full or context.on_full
         owner.contexts.add(context.id)
@@ -121,21 +116,21 @@ class ContextManager:
         return context
 
     def fork(self, context: Context, owner: Process, name: str | None = None) -> Context:
-        """A copy of it for `owner`.
+        """Copy a context for `owner`.
 
         Raises:
             ContextBusy: there is a context of that name.
-            LimitReached: `owner` has all that it may have.
+            LimitReached: `owner` has as many as it may.
         """
         self._check_limit(owner)
         if self._named(whose(owner), name) is not None:
             raise ContextBusy(f"there is a context {name!r}", "choose another name, or close that")
-        copy = self._add(owner, context.past(), name, whose(owner), labels=context.labels)
-        self._hears(owner, copy)
+        copy = self._add(owner, context.copy_state(), name, whose(owner), labels=context.labels)
+        self._taint(owner, copy)
         return copy
 
-    def _hears(self, owner: Process, context: Context) -> None:
-        """Taint a process by what it has read in a context; by its own words it is not."""
+    def _taint(self, owner: Process, context: Context) -> None:
+        """Taint a process by what it has read in a context, but for its own words."""
         owner.taint(context.labels - {f"msg:{owner.principal}"})
 
     def _named(self, principal: str, name: str | None) -> Context | None:
@@ -150,24 +145,25 @@ class ContextManager:
             )
 
     def scratch(self, owner: Process) -> Context:
-        """A context that the kernel itself needs for a call of `owner`."""
-        return self._add(owner, Past(), None, whose(owner), own=True)
+        """Return a context that the kernel itself needs for a call of `owner`."""
+        return self._add(owner, ContextState(), None, whose(owner), own=True)
 
     def _add(
-        self, owner: Process, past: Past, name: str | None, principal: str, *, own: bool = False,
-        labels: Collection[str] = (),
+        self, owner: Process, state: ContextState, name: str | None, principal: str, *,
+        own: bool = False, labels: Collection[str] = (),
     ) -> Context:  # fmt: skip
-        """Raises LimitReached for one with a name too many, or where its tree holds too much."""
+        """Add a context. Raise LimitReached where its tree holds too much, or too many with a
+        name."""
         if name is not None:
             named = (each.principal for each in self.contexts.values() if each.name is not None)
             check_tree(
-                principal, in_tree(principal, named), KEPT, "contexts with a name",
+                principal, in_tree(principal, named), MAX_NAMED, "contexts with a name",
                 "drop some: `aios contexts --forget OWNER/NAME`, close(forget=True)",
             )  # fmt: skip
         self._check_bytes(principal)
         self.last += 1
         context = Context(id=self.last, owner=owner, principal=principal, name=name, own=own)
-        context.become(past)
+        context.become(state)
         context.labels = {*labels, *owner.labels}
         self.contexts[context.id] = context
         owner.contexts.add(context.id)
@@ -175,13 +171,13 @@ class ContextManager:
         return context
 
     def take(self, context: Context) -> None:
-        """One that another kernel had."""
+        """Take over a context of the kernel before this one."""
         self.contexts[context.id] = context
-        context.checkpoint_bytes = sum(past.size for past in context.checkpoints.values())
+        context.checkpoint_bytes = sum(state.size for state in context.checkpoints.values())
         self.touch(context)
 
     def touch(self, context: Context) -> None:
-        """It has changed: the journal is to hear of it, and its tree holds more or less now."""
+        """Mark a context that has changed for the journal, and count its bytes."""
         self.changed.add(context.id)
         if context.id in self.contexts:
             self._count(context, context.size + context.checkpoint_bytes)
@@ -191,19 +187,19 @@ class ContextManager:
         context.counted = size
 
     def _check_bytes(self, principal: str) -> None:
-        """Raises LimitReached where a tree of agents holds as much as it may."""
+        """Raise LimitReached where a tree of agents holds as much as it may."""
         if principal.startswith("/"):
             check_tree(
-                principal, self.trees.total(root(principal)), TREE_BYTES, "bytes of contexts",
+                principal, self.trees.total(root(principal)), MAX_TREE_BYTES, "bytes of contexts",
                 "close some, those with a name by close(forget=True): checkpoints go with them",
             )  # fmt: skip
 
     def get(self, owner: Process, ctx: int) -> Context:
-        """The context `ctx` of `owner`, idle.
+        """Return the context `ctx` of `owner`.
 
         Raises:
-            NotFound: it has no such context.
-            ContextBusy: a call works on it.
+            NotFound: the process has no such context.
+            ContextBusy: another call works on it.
         """
         context = self.contexts.get(ctx)
         if context is None or context.owner is not owner:
@@ -213,6 +209,7 @@ class ContextManager:
         return context
 
     def append(self, context: Context, tokens: list[int]) -> None:
+        """Enter tokens. Raises BadInput, ContextForeign, ContextFull, LimitReached."""
         if max(tokens, default=0) >= self.vocab:
             raise BadInput(f"a token id is out of the model's vocabulary of {self.vocab}")
         self.check_model(context)
@@ -224,7 +221,7 @@ class ContextManager:
         self.touch(context)
 
     def check_model(self, context: Context) -> None:
-        """Raises ContextForeign where a context began with another model than the core's."""
+        """Raise ContextForeign where a context began with another model than the core's."""
         if context.model not in ("", self.model):
             raise ContextForeign(
                 f"context {context.id} was begun with another model",
@@ -232,20 +229,20 @@ class ContextManager:
             )
 
     def checkpoint(self, context: Context, name: str) -> None:
-        """Raises LimitReached for one too many, or where its tree holds too much."""
-        if name not in context.checkpoints and len(context.checkpoints) >= CHECKPOINTS:
+        """Remember the state of a context by a name. Raises LimitReached."""
+        if name not in context.checkpoints and len(context.checkpoints) >= MAX_CHECKPOINTS:
             raise LimitReached(
-                f"context {context.id} has {CHECKPOINTS} checkpoints: no more",
+                f"context {context.id} has {MAX_CHECKPOINTS} checkpoints: no more",
                 "take the name of one that may be replaced",
             )
         self._check_bytes(context.principal)
         before = context.checkpoints.get(name)
-        past = context.checkpoints[name] = context.past()
-        context.checkpoint_bytes += past.size - (before.size if before is not None else 0)
+        state = context.checkpoints[name] = context.copy_state()
+        context.checkpoint_bytes += state.size - (before.size if before is not None else 0)
         self.touch(context)
 
     def rollback(self, context: Context, name: str) -> None:
-        """Raises NotFound for a checkpoint that is not there."""
+        """Go back to a checkpoint. Raise NotFound where there is none of that name."""
         if name not in context.checkpoints:
             known = ", ".join(sorted(context.checkpoints)) or "none"
             raise NotFound(f"context {context.id} has no checkpoint {name!r}", f"it has: {known}")
@@ -253,7 +250,8 @@ class ContextManager:
         self.touch(context)
 
     def visible(self, process: Process) -> list[Context]:
-        """A person sees all; an agent its own, and those asleep that it could open."""
+        """List the contexts that a process may see: a person all, an agent its own, and those that
+        are asleep and that it could open."""
         return [
             context
             for context in self.contexts.values()
@@ -263,7 +261,7 @@ class ContextManager:
         ]
 
     def close(self, context: Context, *, forget: bool = False) -> None:
-        """It is gone; one with a name falls asleep, unless it is to be forgotten."""
+        """Drop a context. One with a name falls asleep, unless it is to be forgotten."""
         if context.owner is not None:
             context.owner.contexts.discard(context.id)
         self.touch(context)
@@ -278,6 +276,7 @@ class ContextManager:
         return sum(context.owner is not None for context in self.contexts.values())
 
     def check(self, processes: Collection[Process]) -> list[str]:
+        """List each broken invariant in words."""
         problems = []
         counted: Counter[str] = Counter()
         for context in self.contexts.values():

@@ -27,16 +27,18 @@ from ..loop import Loop
 from ..service import BACKOFF_S, MAX_BACKOFF_S, Service
 from .generations import Generations
 
-CORE_KEY = 0  # agents have their pid for key
-LOADS = 3  # deaths in a row while loading, after which nobody waits for the core any more
-SELDOM = 60.0  # seconds between two tries at most from there on
-REBUILD = (
+CORE_KEY = 0  # to init; that of an agent is its pid
+MAX_LOAD_DEATHS = 3  # in a row while loading, until nobody waits for a core any more
+MAX_FAILED_BACKOFF_S = 60.0  # between two tries from there on
+REBUILD_HINT = (
     "llama.cpp was built for another processor; build one for any: `CMAKE_ARGS=-DGGML_NATIVE=OFF "
     "pip install --force-reinstall --no-deps --no-cache-dir llama-cpp-python`"
 )
 
 
 class CoreLink:
+    """Keeps a core running, and passes its reports on."""
+
     def __init__(
         self, config: Config, loop: Loop, generations: Generations, events: EventLog
     ) -> None:
@@ -51,8 +53,8 @@ class CoreLink:
         self.text.on_data = lambda data: generations.prompts.answered(decode_tokenized(data))
         self.state: Literal["loading", "ready", "failed"] = "loading"
         self.model: ModelInfo | None = None
-        self.error: AiosError | None = None  # why there is none
-        self.is_final = False  # that one will not be tried again
+        self.error: AiosError | None = None  # why there is no core
+        self.is_final = False  # no other core is tried
         self.deaths = 0  # in a row, while loading
         self.counters = Counters()
 
@@ -90,14 +92,14 @@ class CoreLink:
             self.start()
 
     def _here(self) -> None:
-        """It has just connected, to this kernel or to this one as well: it starts afresh."""
+        """Have a core that has just connected start afresh; it may be another kernel's."""
         if self.state == "ready":  # the connection was lost, not the core
             self.generations.core_gone(None)
         self._load()
         self.work.send(encode(ResetCore(list(self.generations.contexts.contexts))))
 
     def ask(self, question: Question) -> None:
-        """Asked again when it is ready, if it is not."""
+        """Send a question. A core that is not ready is asked when it is."""
         if self.state == "ready":
             self.text.send(encode(question))
 
@@ -108,7 +110,7 @@ class CoreLink:
     def report(self, report: Report) -> None:
         match report:
             case Step() if self.state != "ready":
-                pass  # it is still of what another kernel sent
+                pass  # about commands of another kernel
             case Step():
                 self.service.backoff_s = BACKOFF_S
                 self._notice(report.counters)
@@ -140,19 +142,19 @@ class CoreLink:
         self._load()
         if was_ready:
             self.generations.core_gone(None)
-        elif self.deaths >= LOADS:
+        elif self.deaths >= MAX_LOAD_DEATHS:
             self._fail(
                 CoreFailed(
                     f"the LLM core died {self.deaths} times while loading "
                     f"{self.config.model_path} ({how}); it is tried again in "
                     f"{self.service.backoff_s:.1f} s",
-                    REBUILD if frame.signal == "ILL" else "",
+                    REBUILD_HINT if frame.signal == "ILL" else "",
                 )
             )
         self._start_later()
 
     def _load(self) -> None:
-        """A core is to come. One that failed before is waited for by nobody until it is ready."""
+        """Expect a core. Nobody waits for one after a failure, until it is ready."""
         self.state = "loading" if self.error is None else "failed"
 
     def _not_started(self, frame: StartFailed) -> None:
@@ -160,7 +162,9 @@ class CoreLink:
         self._start_later()
 
     def _start_later(self) -> None:
-        self.service.launch_later(MAX_BACKOFF_S if self.deaths < LOADS else SELDOM)
+        self.service.launch_later(
+            MAX_BACKOFF_S if self.deaths < MAX_LOAD_DEATHS else MAX_FAILED_BACKOFF_S
+        )
 
     def _fail(self, error: AiosError) -> None:
         self.state, self.error = "failed", error

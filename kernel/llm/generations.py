@@ -38,13 +38,13 @@ from ..lib.callbacks import ignore
 from ..lib.coroutine import Wait
 from ..lib.trees import root
 from ..process import Process
+from .context_state import Turn
 from .contexts import Context, ContextManager
-from .past import Turn
-from .prompt import DEATHS, Entering, Prompts
+from .generation import Generation, GenerationState, packed
+from .prompt import MAX_DEATHS, PromptInput, Prompts
 from .scheduler import Decision, Dispatch, Scheduler
 from .statistics import Statistics
 from .window import Windows
-from .work import Generation, Work, packed
 
 
 class Generations:
@@ -81,6 +81,7 @@ class Generations:
     # --- calls ----------------------------------------------------------------------------------
 
     async def append(self, call: Call, args: Append) -> Appended:
+        """Append to a context without an answer."""
         context = self.contexts.get(call.process, args.ctx)
         call.durable = context.name is not None
         with self._occupied(context):
@@ -99,23 +100,24 @@ class Generations:
         with self._occupied(context):
             await self.prompts.compile(call.process, args)
             added, moved = await self.windows.enter(call, context, args)
-            work = self._begin(call.process, call.id, context, args, added, moved)
-            return await self._run(call, context, work)
+            state = self._begin(call.process, call.id, context, args, added, moved)
+            return await self._run(call, context, state)
 
     async def _generate_for(self, call: Call, turns: list[Turn], decoding: Decoding) -> str:
-        """Have the model answer for the kernel itself, on the way of `call`."""
+        """Have the model answer for the kernel itself, while it serves `call`."""
         context = self.contexts.scratch(call.process)
         args = Generate(**msgspec.structs.asdict(decoding), stream=False)
         with self._occupied(context):
-            new = Entering(turns, None, None, reply=True)
+            new = PromptInput(turns, None, None, reply=True)
             tokens = await self.prompts.encode(call.process, context, new)
             self.contexts.append(context, tokens)
-            work = self._begin(call.process, 0, context, args, len(tokens), None)
-            return (await self._run(call, context, work)).text
+            state = self._begin(call.process, 0, context, args, len(tokens), None)
+            return (await self._run(call, context, state)).text
 
     @contextlib.contextmanager
     def _occupied(self, context: Context) -> Iterator[None]:
-        """Keep others out of a context; what generates in it in the end leaves the scheduler."""
+        """Keep other calls out of a context. In the end its generation, if any, leaves the
+        scheduler."""
         context.busy = True
         try:
             yield
@@ -127,28 +129,28 @@ class Generations:
             self.apply(decisions)
 
     def cancel(self, context: Context) -> None:
-        """End it at the next token, with what it has."""
+        """End the generation in a context at the next token, with what it has."""
         gen = self.active[context.id]
-        if gen.work.cancelled:
+        if gen.state.cancelled:
             return
-        gen.work.cancelled = True
+        gen.state.cancelled = True
         self.contexts.touch(context)
         if gen.task.state == "ready":
-            self._finish(gen, "cancelled", gen.work.held)
+            self._finish(gen, "cancelled", gen.state.held)
         else:
             self.send(Halt(context.id, "cancelled"))
 
     def suspend(self, process: Process, suspended: bool) -> None:
-        change = self.scheduler.suspend if suspended else self.scheduler.resume
-        self.apply(change(process.contexts, time.monotonic()))
+        """Suspend or resume all generations of a process."""
+        self.apply(self.scheduler.suspend(process.contexts, suspended, time.monotonic()))
 
     # --- a generation's life --------------------------------------------------------------------
 
     def _begin(
         self, process: Process, call: int, context: Context, args: Generate, added: int,
         moved: Moved | None,
-    ) -> Work:  # fmt: skip
-        """Make the context ready for an answer, of which nothing is there yet."""
+    ) -> GenerationState:  # fmt: skip
+        """Make a context ready for an answer; return the state of its generation."""
         if context.used == 0:
             raise BadInput("there is nothing to generate from", "send messages, text or tokens")
         self.contexts.check_model(context)
@@ -157,21 +159,23 @@ class Generations:
         self.contexts.touch(context)
         decoding = Decoding(*(getattr(args, name) for name in Decoding.__struct_fields__))
         self.events.publish("generation", "queued", process.pid, ctx=context.id, prompt=added)
-        return Work(
+        return GenerationState(
             call=call, decoding=decoding, stream=args.stream, prompt=added,
             began=time.monotonic(), moved=moved, given=_given(context, args),
         )  # fmt: skip
 
-    async def _run(self, call: Call, context: Context, work: Work) -> Result:
-        """Hand it to the scheduler, and wait for its end."""
-        cancel = partial(self.cancel, context) if work.call else None
+    async def _run(self, call: Call, context: Context, state: GenerationState) -> Result:
+        """Hand a generation to the scheduler, and wait for its end."""
+        cancel = partial(self.cancel, context) if state.call else None
         end = Wait[Result](cancel=cancel)
-        self.apply(self._add(call, end, context, work))
-        if work.cancelled:
-            self._finish(self.active[context.id], "cancelled", work.held)
+        self.apply(self._add(call, end, context, state))
+        if state.cancelled:
+            self._finish(self.active[context.id], "cancelled", state.held)
         return await end
 
-    def _add(self, call: Call, end: Wait[Result], context: Context, work: Work) -> list[Decision]:
+    def _add(
+        self, call: Call, end: Wait[Result], context: Context, state: GenerationState
+    ) -> list[Decision]:
         suspended = call.process.state == "stopped"
         now = time.monotonic()
         owner = root(call.process.principal) or f"pid {call.process.pid}"
@@ -179,24 +183,24 @@ class Generations:
             context.id, call.process.nice, now, owner=owner, suspended=suspended
         )
         task = self.scheduler.tasks[context.id]
-        task.waiting, task.switches = work.waiting, work.switches
+        task.waiting, task.switches = state.waiting, state.switches
         self.last_run += 1
-        self.active[context.id] = Generation(self.last_run, call, end, context, work, task)
+        self.active[context.id] = Generation(self.last_run, call, end, context, state, task)
         return decisions
 
-    def recover(self, call: Call, context: Context, work: Work) -> None:
-        """Go on with what another kernel began, once there is a core."""
-        work.decoding = packed(work.decoding)
-        call.pieces = list(work.pieces) if work.stream else []
+    def recover(self, call: Call, context: Context, state: GenerationState) -> None:
+        """Go on with a generation that another kernel began, once there is a core."""
+        state.decoding = packed(state.decoding)
+        call.pieces = list(state.pieces) if state.stream else []
         call.durable = context.name is not None
-        call.run(self._go_on(call, context, work))
+        call.run(self._go_on(call, context, state))
 
-    async def _go_on(self, call: Call, context: Context, work: Work) -> Result:
+    async def _go_on(self, call: Call, context: Context, state: GenerationState) -> Result:
         with self._occupied(context):
-            return await self._run(call, context, work)
+            return await self._run(call, context, state)
 
     def _leave(self, context: Context) -> list[Decision]:
-        """The call has ended, with its result or without: nothing of it is left behind."""
+        """Forget a generation whose call has ended, with a result or without."""
         gen = self.active.pop(context.id)
         process = gen.call.process
         decisions = self.scheduler.remove(context.id, time.monotonic())
@@ -206,9 +210,9 @@ class Generations:
         process.waiting += gen.task.waiting
         process.switches += gen.task.switches
         process.touch()
-        if gen.work.call:
+        if gen.state.call:
             self.on_end(gen)
-        context.answered(gen.work.text + gen.tail, gen.work.drawn)
+        context.answered(gen.state.text + gen.tail, gen.state.drawn)
         self.contexts.touch(context)
         self.stats.generations += 1
         self.stats.switches += gen.task.switches
@@ -220,10 +224,17 @@ class Generations:
             gen = self.active[decision.task]
             context = gen.context
             if isinstance(decision, Dispatch):
-                gen.turn, work = now, gen.work
-                generated = len(work.pieces)
+                gen.turn, state = now, gen.state
+                generated = len(state.pieces)
                 self.send(
-                    Run(context.id, gen.run, context.history, generated, work.decoding, work.digest)
+                    Run(
+                        context.id,
+                        gen.run,
+                        context.history,
+                        generated,
+                        state.decoding,
+                        state.digest,
+                    )
                 )
             else:
                 self.send(Halt(context.id, "preempted"))
@@ -234,7 +245,7 @@ class Generations:
             self._prefetch()
 
     def _prefetch(self) -> None:
-        """While others run, what is on disk of those that follow is read."""
+        """Have the core read from disk, while others run, what those that follow need."""
         for task in self.scheduler.upcoming():
             gen = self.active[task.id]
             if not gen.prefetched:
@@ -250,7 +261,7 @@ class Generations:
         self.apply(self.scheduler.set_slots(slots, time.monotonic()))
 
     def core_gone(self, error: AiosError | None) -> None:
-        """All that ran goes back to the ready queue; with an `error` nobody waits for another."""
+        """Put all that ran back into the ready queue; with an `error`, end all instead."""
         now = time.monotonic()
         for gen in self.active.values():
             if gen.task.state != "ready":
@@ -260,9 +271,9 @@ class Generations:
         for gen in list(self.active.values()):
             if error is not None:
                 gen.end.fail(error)
-            elif gen.work.cancelled:
-                self._finish(gen, "cancelled", gen.work.held)
-            elif gen.deaths >= DEATHS:
+            elif gen.state.cancelled:
+                self._finish(gen, "cancelled", gen.state.held)
+            elif gen.deaths >= MAX_DEATHS:
                 why = f"the LLM core died {gen.deaths} times in a row under this call"
                 gen.end.fail(CoreFailed(why))
         if error is not None:
@@ -283,11 +294,11 @@ class Generations:
 
     def _out(self, gen: Generation, out: Out) -> None:
         now = time.monotonic()
-        piece = gen.work.take(out)
+        piece = gen.state.take(out)
         if piece is not None or out.digest:
             self.reports.setdefault(out.ctx, []).append(out)
         if out.token is not None and piece is not None:
-            if gen.work.ttft is None:
+            if gen.state.ttft is None:
                 self._first_token(gen, now)
             gen.context.draw(out.token)
             gen.deaths = 0
@@ -298,15 +309,15 @@ class Generations:
                 gen.end.fail(error)
                 return
             gen.call.process.spend(1)
-            if gen.work.stream:
+            if gen.state.stream:
                 gen.call.piece(piece)
         self.apply(self.scheduler.served(out.ctx, out.fed, now, again=out.again))
 
     def _first_token(self, gen: Generation, now: float) -> None:
         if gen.turn is not None:
-            gen.work.prefill += now - gen.turn
+            gen.state.prefill += now - gen.turn
             gen.turn = now
-        gen.work.ttft = ttft = now - gen.work.began
+        gen.state.ttft = ttft = now - gen.state.began
         self.stats.ttft.add(ttft)
         gen.call.process.ttft_total += ttft
         gen.call.process.first_tokens += 1
@@ -316,8 +327,8 @@ class Generations:
         gen.stop_clock(now)
         if halted.why == "failed":
             gen.end.fail(from_wire(halted.error))
-        elif halted.why == "preempted" and not gen.work.cancelled:
-            gen.work.held = halted.text
+        elif halted.why == "preempted" and not gen.state.cancelled:
+            gen.state.held = halted.text
             self.reports.setdefault(halted.ctx, []).append(halted)
             self.apply(self.scheduler.halted(halted.ctx, now))
         else:
@@ -327,18 +338,19 @@ class Generations:
     def _finish(self, gen: Generation, finish: Finish, text: str) -> None:
         now = time.monotonic()
         gen.tail, gen.finish = text, finish
-        if text and gen.work.stream:
+        if text and gen.state.stream:
             gen.call.piece(Piece(text=text, tokens=[]))
         result = gen.result(finish, now)
         self.stats.waiting.add(result.timings.waiting)
         self.stats.turnaround.add(result.timings.turnaround)
         gen.call.process.turnaround += result.timings.turnaround
-        self.stats.prompt_tokens += gen.work.prompt
+        self.stats.prompt_tokens += gen.state.prompt
         self.stats.completion_tokens += len(result.tokens)
         self.events.publish("generation", finish, gen.call.process.pid, ctx=gen.context.id)
         gen.end.done(result)
 
     def check(self) -> list[str]:
+        """List each broken invariant in words."""
         problems = [
             f"context {ctx} is scheduled, not generating"
             for ctx in self.scheduler.tasks.keys() ^ self.active.keys()
@@ -355,7 +367,7 @@ class Generations:
 
 
 def _given(context: Context, args: Generate) -> list[PastMessage]:
-    """The messages since the last answer, or the text."""
+    """Return the messages since the last answer, or the text."""
     if args.text is not None:
         return [PastMessage(role="text", content=args.text)]
     since = takewhile(lambda turn: not turn.generated, reversed(context.turns))

@@ -1,4 +1,4 @@
-"""Text and messages become tokens, and tokens text, at the core's vocabulary."""
+"""Ask the core to make tokens of text and messages, text of tokens, and to compile grammars."""
 
 from __future__ import annotations
 
@@ -15,54 +15,56 @@ from ..lib.coroutine import Wait
 from ..lib.fair_queue import FairQueue
 from ..lib.trees import root
 from ..process import Process
+from .context_state import ContextState, Turn
 from .contexts import ContextManager
-from .past import Past, Turn
 
-GRAMMARS, TEXTS = 1, 8  # questions of a kind that are with the core at once
-DEATHS = 3  # of the core, after which a question or a generation is given up
+MAX_GRAMMARS, MAX_TEXTS = 1, 8  # questions of a kind that the core has at once
+MAX_DEATHS = 3  # of cores under a question or a generation, until it is given up
 
 
 @dataclass
-class Asked:
+class PendingQuestion:
+    """A question whose answer a call waits for."""
+
     question: Question
     queue: FairQueue
     end: Wait[Tokenized] = field(default_factory=Wait)
     deaths: int = 0
 
 
-class Entering(NamedTuple):
-    """Input that is to enter a context: one of turns, text, tokens."""
+class PromptInput(NamedTuple):
+    """Input that is to enter a context: turns, or text, or tokens."""
 
     turns: list[Turn]
     text: str | None
     tokens: list[int] | None
-    reply: bool  # the assistant's answer is opened
+    reply: bool  # the assistant's answer is to follow
 
 
 class Prompts:
-    """Questions to the core's vocabulary; those on their way when a core dies are asked again.
+    """Questions to the core; those on their way when a core dies are asked again.
 
-    The core answers one after the other. A long text takes it tens of milliseconds, a grammar half
-    a second: of those that wait each tree of agents has one in turn.
+    The core answers one after the other. A long text takes tens of milliseconds, a grammar half a
+    second, so trees of agents take turns.
     """
 
     ask: Callable[[Question], None]  # the core; set by the boot
 
     def __init__(self, contexts: ContextManager) -> None:
         self.contexts = contexts
-        self.questions: dict[int, Asked] = {}
-        self.grammars, self.texts = FairQueue(GRAMMARS), FairQueue(TEXTS)
+        self.questions: dict[int, PendingQuestion] = {}
+        self.grammars, self.texts = FairQueue(MAX_GRAMMARS), FairQueue(MAX_TEXTS)
         self.last = time.monotonic_ns()  # a core may still answer what another kernel asked
-        self.core_error: AiosError | None = None  # there is no core now: nobody waits for it
+        self.core_error: AiosError | None = None  # why there is no core; then nobody waits for one
 
     async def question(self, process: Process, kind: type[Question], *fields: Any) -> Tokenized:
         """Ask for a process, in turn with the other trees of agents. `fields` are those behind the
-        number. Raises what is the answer's error."""
+        question's number. Raises the answer's error."""
         self.check_core()
         self.last += 1
         req, question = self.last, kind(self.last, *fields)
         queue = self.grammars if isinstance(question, Compile) else self.texts
-        asked = self.questions[req] = Asked(question, queue)
+        asked = self.questions[req] = PendingQuestion(question, queue)
         try:
             queue.add(root(process.principal), req)
             self._ask_next(queue)
@@ -75,7 +77,7 @@ class Prompts:
         return encoded
 
     def _drop(self, req: int) -> None:
-        """Its call has ended. The core answers all the same what it has been asked."""
+        """Drop a question whose call has ended, unless the core has it."""
         queue = self.questions[req].queue
         if req not in queue.begun:
             del self.questions[req]
@@ -86,7 +88,8 @@ class Prompts:
             self.ask(self.questions[req].question)
 
     def answered(self, encoded: Tokenized) -> None:
-        if encoded.req in self.questions:  # or it was asked twice, around the death of a core
+        """End a question. After the death of a core it may be answered twice."""
+        if encoded.req in self.questions:
             asked = self.questions.pop(encoded.req)
             asked.queue.end(encoded.req)
             asked.end.done(encoded)
@@ -98,28 +101,29 @@ class Prompts:
         return [self.questions[req].question for req in begun]
 
     def core_gone(self) -> None:
-        """A question may be what the core dies of."""
+        """Count a death of the core for the questions it had: one of them may be the cause."""
         for question in self.asked():
             asked, req = self.questions[question.req], question.req
             asked.deaths += 1
-            if asked.deaths >= DEATHS:
+            if asked.deaths >= MAX_DEATHS:
                 error = CoreFailed(f"the LLM core died {asked.deaths} times under this call")
                 self.answered(Tokenized(req, error=error.to_wire()))
 
     def give_up(self, error: AiosError) -> None:
+        """End all questions with an error, until there is a core again."""
         self.core_error = error
         for req in list(self.questions):
             self.answered(Tokenized(req, error=error.to_wire()))
 
     async def compile(self, process: Process, args: Decoding) -> None:
-        """Return once the answer that `args` ask for is known to be possible."""
+        """Have the core compile the grammar that an answer must fit, if any. Raises BadInput."""
         if args.schema is not None and args.grammar is not None:
             raise BadInput("schema and grammar exclude each other", "send one of them")
         if args.schema is not None or args.grammar is not None:
             await self.question(process, Compile, args.schema, args.grammar)
 
-    async def encode(self, process: Process, context: Past, new: Entering) -> list[int]:
-        """Return the tokens that `new` is, behind what is in `context`."""
+    async def encode(self, process: Process, context: ContextState, new: PromptInput) -> list[int]:
+        """Return the tokens of an input behind what is in `context`."""
         if new.tokens is not None and self.contexts.window:
             self.check_core()
             return new.tokens
@@ -128,7 +132,7 @@ class Prompts:
         given = enumerate([*context.turns, *new.turns])
         tokens = {at: turn.tokens for at, turn in given if turn.tokens}
         start = context.used == 0
-        text = new.text if new.tokens is None else ""  # just to wait for the first core
+        text = new.text if new.tokens is None else ""  # asked just to wait for the first core
         encoded = await self.question(
             process, TokenizeRequest, text, messages, turns, new.reply, start, tokens
         )

@@ -22,10 +22,14 @@ State = Literal["ready", "running", "halting"]
 
 
 class Dispatch(NamedTuple):
+    """Give a task a slot."""
+
     task: int
 
 
 class Preempt(NamedTuple):
+    """Take a task's slot away after its next token."""
+
     task: int
 
 
@@ -34,22 +38,24 @@ Decision = Dispatch | Preempt
 
 @dataclass
 class Task:
+    """A context that generates."""
+
     id: int
     nice: int
     arrived: int  # order of arrival
     since: float  # time of the last change of state
-    owner: str = ""
+    owner: str = ""  # whom its turns count for
     queued: int = 0  # order of the last entry into the ready queue
-    round: int = 0  # in which its owner has this turn
+    round: int = 0  # of its owner, that this turn is in
     state: State = "ready"
     suspended: bool = False
     used: int = 0  # tokens of this turn
-    again: int = 0  # tokens computed again for it, since the context had left the core's memory
+    again: int = 0  # tokens computed again in this turn: they had left the core's memory
     waiting: float = 0.0
     switches: int = 0
 
     def waited(self, now: float) -> float:
-        """Seconds ready but not running; time spent suspended is not waiting."""
+        """Return the seconds that it was ready but did not run; time suspended does not count."""
         waits = self.state == "ready" and not self.suspended
         return self.waiting + (now - self.since if waits else 0.0)
 
@@ -58,7 +64,7 @@ class Policy(Protocol):
     """The decisions of a scheduling policy; the Scheduler does the rest."""
 
     def order(self, task: Task) -> float:
-        """The ready task with the smallest is dispatched next."""
+        """Return a task's place: the ready task with the smallest is dispatched next."""
 
     def expired(self, task: Task, quantum: int) -> bool:
         """Tell whether a running task must make room for one that waits."""
@@ -75,9 +81,11 @@ class Fifo:
 
 
 class RoundRobin:
-    """Turns of a quantum of tokens; nice changes the quantum by a quarter a step, as in Linux. One
-    is at least as long as what was computed again to begin it: half of all work is of use. An owner
-    has one turn a round, however many of its tasks wait."""
+    """Turns of a quantum of tokens; nice changes the quantum by a quarter a step, as in Linux.
+
+    A turn is at least as long as what was computed again to begin it, so half of all work is of
+    use. An owner has one turn a round, however many of its tasks wait.
+    """
 
     def order(self, task: Task) -> float:
         return task.round
@@ -91,7 +99,7 @@ class Queue:
 
     def __init__(self) -> None:
         self.orders: dict[int, float] = {}
-        self._heap: list[tuple[float, int]] = []  # what is in it and not in `orders` has left
+        self._heap: list[tuple[float, int]] = []  # with entries outdated by `orders`
 
     def __len__(self) -> int:
         return len(self.orders)
@@ -119,6 +127,8 @@ class Queue:
 
 @dataclass
 class Owner:
+    """An agent that tasks belong to, with all below it."""
+
     tasks: int = 0
     round: int = 0  # the last that one of its tasks has its turn in
 
@@ -128,21 +138,23 @@ POLICIES: dict[str, Callable[[], Policy]] = {"fifo": Fifo, "rr": RoundRobin}
 
 @dataclass
 class Scheduler:
+    """Decides which tasks run on the slots. Methods that change something return decisions."""
+
     policy_name: str
     quantum: int
     slots: int = 0
     tasks: dict[int, Task] = field(default_factory=dict)
     owners: dict[str, Owner] = field(default_factory=dict)  # of tasks
     clock: int = 0  # counts arrivals and entries into the ready queue
-    round: int = 0  # the latest of which a turn has begun
-    ready: Queue = field(default_factory=Queue)  # and not suspended
+    round: int = 0  # the latest that a turn has begun in
+    ready: Queue = field(default_factory=Queue)  # without suspended tasks
     running: dict[int, Task] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.set_policy(self.policy_name, self.quantum, 0.0)
 
     def set_policy(self, name: str, quantum: int, now: float) -> list[Decision]:
-        """Raises BadInput for a policy that is not registered."""
+        """Order the ready tasks anew. Raise BadInput for a policy that is not registered."""
         if name not in POLICIES:
             raise BadInput(f"no policy {name!r}", "one of " + ", ".join(sorted(POLICIES)))
         self.policy_name, self.quantum = name, quantum
@@ -153,7 +165,7 @@ class Scheduler:
         return self._decide(now)
 
     def set_slots(self, slots: int, now: float) -> list[Decision]:
-        """The core is ready with `slots`, or is gone: all that ran is ready again, in order."""
+        """Begin to use so many slots. With 0 the core is gone: all that ran is ready again."""
         self.slots = slots
         if slots == 0:
             for task in self.tasks.values():
@@ -171,7 +183,7 @@ class Scheduler:
         return self._decide(now)
 
     def served(self, task_id: int, tokens: int, now: float, *, again: int = 0) -> list[Decision]:
-        """`tokens` were prefilled or decoded for a task, or so many computed `again`."""
+        """Count tokens prefilled or decoded for a task, and those computed `again`."""
         task = self.tasks.get(task_id)
         if task is not None:
             task.used += tokens
@@ -179,7 +191,7 @@ class Scheduler:
         return self._decide(now)
 
     def halted(self, task_id: int, now: float) -> list[Decision]:
-        """The core confirms a preemption."""
+        """Put a task whose preemption the core has confirmed back into the ready queue."""
         task = self.tasks.get(task_id)
         if task is not None and task.state == "halting":
             self._line_up(task)
@@ -187,7 +199,7 @@ class Scheduler:
         return self._decide(now)
 
     def remove(self, task_id: int, now: float) -> list[Decision]:
-        """A task has ended, or was dropped together with its slot."""
+        """Remove a task that has ended, or was dropped together with its slot."""
         task = self.tasks.pop(task_id, None)
         if task is not None:
             self._move(task, task.state, now)  # its waiting time is final
@@ -198,11 +210,15 @@ class Scheduler:
                 del self.owners[task.owner]
         return self._decide(now)
 
-    def suspend(self, task_ids: Iterable[int], now: float) -> list[Decision]:
-        return self._suspend(task_ids, True, now)
-
-    def resume(self, task_ids: Iterable[int], now: float) -> list[Decision]:
-        return self._suspend(task_ids, False, now)
+    def suspend(self, task_ids: Iterable[int], suspended: bool, now: float) -> list[Decision]:
+        """Suspend tasks, or resume them."""
+        for task_id in task_ids:
+            task = self.tasks.get(task_id)
+            if task is not None and task.suspended != suspended:
+                self._move(task, task.state, now)
+                task.suspended = suspended
+                self._file(task)
+        return self._decide(now)
 
     def renice(self, task_ids: Iterable[int], nice: int) -> None:
         for task_id in task_ids:
@@ -211,20 +227,11 @@ class Scheduler:
                 self._file(self.tasks[task_id])
 
     def upcoming(self) -> list[Task]:
-        """Who is dispatched next, as many as there are slots."""
+        """List the tasks that are dispatched next, as many as there are slots."""
         return [self.tasks[each] for each in self.ready.first(self.slots)]
 
     def in_state(self, state: State) -> list[Task]:
         return [task for task in self.tasks.values() if task.state == state]
-
-    def _suspend(self, task_ids: Iterable[int], suspended: bool, now: float) -> list[Decision]:
-        for task_id in task_ids:
-            task = self.tasks.get(task_id)
-            if task is not None and task.suspended != suspended:
-                self._move(task, task.state, now)
-                task.suspended = suspended
-                self._file(task)
-        return self._decide(now)
 
     def _decide(self, now: float) -> list[Decision]:
         decisions: list[Decision] = []
@@ -244,7 +251,7 @@ class Scheduler:
         return decisions
 
     def _line_up(self, task: Task) -> None:
-        """Behind all of its owner's that wait, in the next round that this has no turn in."""
+        """Queue a task behind its owner's others, in the next round without a turn of the owner."""
         self.clock += 1
         owner = self.owners[task.owner]
         task.queued = self.clock
@@ -256,7 +263,7 @@ class Scheduler:
         self._file(task)
 
     def _file(self, task: Task) -> None:
-        """Have it where tasks of its state are."""
+        """Put a task where tasks of its state are."""
         self.ready.drop(task.id)
         self.running.pop(task.id, None)
         if task.state == "running":

@@ -8,12 +8,14 @@ from aios.syscalls.kernel import Summary
 
 from ..core.protocol import Counters
 
-KEPT = 10_000  # generations whose timings are summed up
+MAX_SAMPLES = 10_000  # of a series, the newest
 
 
 class Series:
+    """The newest values of a timing."""
+
     def __init__(self) -> None:
-        self.values: deque[float] = deque(maxlen=KEPT)
+        self.values: deque[float] = deque(maxlen=MAX_SAMPLES)
         self.count = 0
 
     def add(self, value: float) -> None:
@@ -21,7 +23,7 @@ class Series:
         self.count += 1
 
     def summary(self) -> Summary:
-        """Over the last KEPT values; zeros when there are none."""
+        """Sum up the values that are kept; zeros when there are none."""
         ranked = sorted(self.values)
         if not ranked:
             return Summary(count=0, mean=0.0, p50=0.0, p99=0.0, max=0.0)
@@ -35,6 +37,8 @@ class Series:
 
 
 class Statistics:
+    """Counters of generations, those of the core, and timings in seconds."""
+
     def __init__(self) -> None:
         self.generations = 0
         self.prompt_tokens = 0

@@ -1,4 +1,4 @@
-"""Input enters a context; when its window is full, something leaves, by the context's own choice.
+"""Enter input into contexts. Where a window is full, something leaves, by the context's `on_full`.
 
     error       nothing leaves: the call fails, and the context is as it was
     slide       the oldest turns go; what comes first (system text, tools) and the newest stay
@@ -6,8 +6,8 @@
     recall      they go, and come back in front of a message that is about them
 
 A context that loses something gets a new history: what stays is rendered and prefilled again. So
-what it generates is again a function of its history, which is journaled. Text that is no
-conversation, or not only, is cut by tokens: the first part of it stays, and the newest.
+its answers are again a function of its history, which is journaled. Text that is no conversation,
+or not only, is cut by tokens: the first part of it stays, and the newest.
 """
 
 from __future__ import annotations
@@ -23,24 +23,27 @@ from aios.syscalls.llm import Append, Decoding, Generate, Moved, PastMessage
 from ..core.protocol import PREFILLED
 from ..entry.call import Call
 from ..process import Process
+from .context_state import ContextState, Turn
 from .contexts import Context, ContextManager
-from .past import Past, Turn
-from .prompt import Entering, Prompts
+from .prompt import PromptInput, Prompts
 
-LEFT = 0.5  # of the window: what stays at most, once something has to go
-ANSWER = 0.25  # of the window: what is kept free for an answer at most
-SUMMARY = 0.125  # of the window, in tokens: a summary
-RECALLED = 3  # turns that are recalled for one message at most
-CHARS = 1  # for each token of the window: the length of all that is recalled for one message
-SLACK = 8  # tokens by which a message may grow when the turns in front of it change
-SUMMARIZE = (
+STAY_SHARE = 0.5  # of the window: stays at most, once something has to go
+ANSWER_SHARE = 0.25  # of the window: is kept free for an answer at most
+SUMMARY_SHARE = 0.125  # of the window: a summary takes at most
+MAX_RECALLED = 3  # turns for one message
+RECALLED_CHARS = 1  # of all turns that are recalled for one message, for each token of the window
+SLACK_TOKENS = 8  # that a message may grow by when the turns in front of it change
+SUMMARIZE_PROMPT = (
     "You condense conversations. Write down in short plain sentences every fact, name, number, "
     "decision and open question of the conversation that follows. Add nothing."
 )
 
 
 class Windows:
-    """`generate(call, turns, decoding)` has the model answer for the kernel itself."""
+    """Enters input into contexts, and makes room in them.
+
+    `generate(call, turns, decoding)` has the model answer for the kernel itself.
+    """
 
     def __init__(
         self,
@@ -53,8 +56,8 @@ class Windows:
     async def enter(
         self, call: Call, context: Context, args: Append | Generate
     ) -> tuple[int, Moved | None]:
-        """Append what `args` hold; in a full window of a context that allows it, make room first.
-        Return how many tokens entered, and what left and came back for them.
+        """Append the input in `args`; where the window is full, make room first if the context
+        allows it. Return how many tokens entered, and what left and came back for them.
 
         Raises:
             BadInput, ContextFull, LimitReached.
@@ -70,13 +73,13 @@ class Windows:
         if not given and not turns and (answer_is_open or not reply):
             return 0, None
         moved = self._recall(context, turns)
-        new = Entering(turns, args.text, args.tokens, reply)
+        new = PromptInput(turns, args.text, args.tokens, reply)
 
         tokens = await self.prompts.encode(call.process, context, new)
         room = len(tokens) + self._room(args)
         fits = context.used + room <= self.contexts.window
         if not fits and context.on_full != "error" and context.used:
-            left = await self._make_room(call, context, room + SLACK)
+            left = await self._make_room(call, context, room + SLACK_TOKENS)
             left.recalled = moved.recalled if moved is not None else []
             moved = left
             tokens = await self.prompts.encode(call.process, context, new)
@@ -86,9 +89,11 @@ class Windows:
     def _room(self, args: Append | Generate) -> int:
         """Return how many tokens to keep free for the answer."""
         wanted = args.max_tokens if isinstance(args, Generate) else 0
-        return min(wanted, int(self.contexts.window * ANSWER))
+        return min(wanted, int(self.contexts.window * ANSWER_SHARE))
 
-    def _append(self, process: Process, context: Context, new: Entering, tokens: list[int]) -> None:
+    def _append(
+        self, process: Process, context: Context, new: PromptInput, tokens: list[int]
+    ) -> None:
         process.check_tokens(len(tokens))
         self.contexts.append(context, tokens)
         process.spend(len(tokens))
@@ -101,14 +106,14 @@ class Windows:
     # --- what goes ------------------------------------------------------------------------------
 
     async def _make_room(self, call: Call, context: Context, room: int) -> Moved:
-        """Leave at least `room` tokens; the context changes once it is known that they fit."""
+        """Make room for `room` tokens; nothing changes before it is known that they fit."""
         if context.mixed or not context.turns:
             return await self._cut_text(call.process, context, room)
         stay = list(context.turns)
         head = 0
         for role in ("system", "tools"):
             head += [turn.role for turn in stay[head : head + 1]] == [role]
-        limit = min(self.contexts.window * LEFT, self.contexts.window - room)
+        limit = min(self.contexts.window * STAY_SHARE, self.contexts.window - room)
         scale = context.used / sum(len(turn.note + turn.text) + 1 for turn in stay)
         while len(stay) > head and sum(len(t.note + t.text) + 1 for t in stay) * scale > limit:
             del stay[head]
@@ -117,22 +122,22 @@ class Windows:
         gone = context.turns[head : len(context.turns) - len(stay) + head]
         summary = None
         if context.on_full == "summarize" and gone:
-            decoding = Decoding(max_tokens=max(16, int(self.contexts.window * SUMMARY)))
+            decoding = Decoding(max_tokens=max(16, int(self.contexts.window * SUMMARY_SHARE)))
             summary = await self.generate(call, _to_sum_up(context.summary, gone), decoding)
             note = f"Summary of the conversation so far: {summary}\n\n"
             old = stay.pop(0).text if head and stay[0].role == "system" else ""
             stay.insert(0, Turn("system", old, note))
         tokens: list[int] = []
         if stay:
-            new = Entering(stay, None, None, reply=False)
-            tokens = await self.prompts.encode(call.process, Past(), new)
+            new = PromptInput(stay, None, None, reply=False)
+            tokens = await self.prompts.encode(call.process, ContextState(), new)
         return self._move(context, room, stay, gone, tokens, summary)
 
     def _move(
         self, context: Context, room: int, stay: list[Turn], gone: list[Turn], tokens: list[int],
         summary: str | None,
     ) -> Moved:  # fmt: skip
-        """Have the turns that stay for a new history, if they are few enough."""
+        """Make the turns that stay the new history. Raise ContextFull where they are too many."""
         if len(tokens) + room > self.contexts.window:
             raise ContextFull(
                 f"{room} tokens do not fit behind the {len(tokens)} that stay: the window "
@@ -153,10 +158,10 @@ class Windows:
         return moved
 
     async def _cut_text(self, process: Process, context: Context, room: int) -> Moved:
-        """Leave an eighth of the window of the beginning, and the newest."""
+        """Cut out tokens between the beginning, an eighth of the window, and the newest."""
         window, old = self.contexts.window, context.tokens
         first = min(window // 8, len(old))
-        newest = int(min(window * LEFT, window - room)) - first
+        newest = int(min(window * STAY_SHARE, window - room)) - first
         if newest < 0:
             raise ContextFull(f"{room} tokens do not fit: the window holds {window}")
         cut = slice(first, max(first, len(old) - newest))
@@ -174,23 +179,25 @@ class Windows:
     # --- what comes back ------------------------------------------------------------------------
 
     def _recall(self, context: Context, turns: list[Turn]) -> Moved | None:
-        """Put what was dropped, and the newest of `turns` is about, in front of that."""
+        """Put dropped turns that the newest of `turns` is about in front of it."""
         if not context.dropped or not turns or context.on_full != "recall":
             return None
-        left = self.contexts.window * CHARS
+        left = self.contexts.window * RECALLED_CHARS
         recalled = []
-        for turn in relevant(turns[-1].text, context.dropped)[:RECALLED]:
+        for turn in relevant(turns[-1].text, context.dropped)[:MAX_RECALLED]:
             if left > 0:
                 recalled.append(PastMessage(role=turn.role, content=turn.text[:left]))
             left -= len(turn.text)
-        if recalled:
-            said = "".join(f"{message.role}: {message.content}\n" for message in recalled)
-            turns[-1].note = f"Earlier in this conversation:\n{said}\n"
-        return Moved(tokens=0, dropped=[], summary=None, recalled=recalled) if recalled else None
+        if not recalled:
+            return None
+        said = "".join(f"{message.role}: {message.content}\n" for message in recalled)
+        turns[-1].note = f"Earlier in this conversation:\n{said}\n"
+        return Moved(tokens=0, dropped=[], summary=None, recalled=recalled)
 
 
 def relevant(text: str, turns: list[Turn]) -> list[Turn]:
-    """The turns that share words with `text`, the best first: by BM25 without its length norm."""
+    """List the turns that share words with `text`, the best first, by BM25 without its length
+    norm."""
     bags = [Counter(words(turn.text)) for turn in turns]
     held = Counter(word for bag in bags for word in bag)
     weights = {
@@ -209,4 +216,4 @@ def words(text: str) -> list[str]:
 def _to_sum_up(summary: str | None, gone: list[Turn]) -> list[Turn]:
     before = [] if summary is None else [f"Before that: {summary}"]
     said = "\n".join([*before, *(f"{turn.role}: {turn.text}" for turn in gone)])
-    return [Turn("system", SUMMARIZE), Turn("user", said)]
+    return [Turn("system", SUMMARIZE_PROMPT), Turn("user", said)]

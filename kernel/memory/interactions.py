@@ -25,7 +25,7 @@ from ..store.transaction import Txn
 from .owners import MemoryOwner, Owners
 
 if TYPE_CHECKING:
-    from ..llm.work import Generation
+    from ..llm.generation import Generation
 
 MAX_TEXT_CHARS = 4096  # that are logged of a text
 ENTRY_BYTES = 1024  # of one entry, about
@@ -50,12 +50,12 @@ class InteractionLog:
 
     def generated(self, gen: Generation) -> None:
         """Log a generation that has ended, with an answer or without."""
-        process, work = gen.call.process, gen.work
+        process, state = gen.call.process, gen.state
         cut: dict[str, int] = {}
         entry = self._entry(
             process, "generation",
-            prompt=[_cut_message(each, cut) for each in work.given],
-            answer=_cut("answer", work.text + gen.tail, cut),
+            prompt=[_cut_message(each, cut) for each in state.given],
+            answer=_cut("answer", state.text + gen.tail, cut),
             finish=gen.finish, usage=gen.usage(),
         )  # fmt: skip
         self._add(process, entry, cut)

@@ -1,4 +1,4 @@
-"""Agents' logs: reads what agents print, and waits for more where a call asks for that."""
+"""Read what agents print, from their logs, and wait for more where a call asks for that."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ..init.outputs import MAX_LOG_BYTES
 from ..lib.coroutine import Wait, within
 from ..process import ProcessTable
 
-LOG_PART = 32 * 1024  # bytes of a log in one reply
-READERS = 16  # calls of one process that wait for more
-LOOKS = 64  # of them all that are looked after at once
+PART_BYTES = 32 << 10  # of a log in one reply
+MAX_READERS = 16  # calls of one process that wait for more
+READERS_PER_LOOK = 64
 
 
 class Reader(NamedTuple):
@@ -32,7 +32,7 @@ class Reader(NamedTuple):
 
 
 class Logs:
-    """`folder` has a file for each agent; `after(seconds, run)` starts a timer."""
+    """All logs. `folder` has a file for each agent; `after(seconds, run)` starts a timer."""
 
     def __init__(
         self, folder: Path, table: ProcessTable, after: Callable[[float, Callable[[], None]], Any]
@@ -44,7 +44,7 @@ class Logs:
         return self.folder / f"agent-{pid}.log"
 
     async def read(self, call: Call, pid: int, offset: int, wait_s: float) -> LogPart:
-        """Return a part of a log; where there is nothing to read yet, wait for it so long.
+        """Return a part of a log; where there is nothing to read yet, wait for it.
 
         Raises:
             LimitReached: too many calls of the process wait already.
@@ -52,9 +52,9 @@ class Logs:
         part = self._part(pid, offset)
         if part.data or part.ended or wait_s == 0:
             return part
-        if sum(other.call.process is call.process for other in self.readers) >= READERS:
+        if sum(other.call.process is call.process for other in self.readers) >= MAX_READERS:
             raise LimitReached(
-                f"{READERS} calls of process {call.process.pid} wait for logs",
+                f"{MAX_READERS} calls of process {call.process.pid} wait for logs",
                 "wait for one of them, or cancel it",
             )
         reader = Reader(pid, part.offset, call, Wait())
@@ -65,8 +65,8 @@ class Logs:
             self.readers.remove(reader)
 
     def look(self) -> None:
-        """Answer those for whom there is something to read now; of many, some each time."""
-        turn, self.readers = self.readers[:LOOKS], self.readers[LOOKS:]
+        """Answer calls for which there is something to read now; look at some of many each time."""
+        turn, self.readers = self.readers[:READERS_PER_LOOK], self.readers[READERS_PER_LOOK:]
         self.readers += turn
         for reader in turn:
             try:
@@ -86,16 +86,17 @@ class Logs:
             size = log.seek(0, os.SEEK_END)
             first = max(0, size - MAX_LOG_BYTES)  # before that there may be nothing any more
             offset = log.seek(max(first, size + offset if offset < 0 else min(size, offset)))
-            data = log.read(LOG_PART)
+            data = log.read(PART_BYTES)
             end = offset + len(data)
             return LogPart(data=data, offset=end, ended=ended and end >= size)
         return LogPart(data=b"", offset=0, ended=ended)
 
     def check(self) -> list[str]:
+        """List each broken invariant in words."""
         calls = [reader.call for reader in self.readers]
         return [f"a log read of call {call.id} is kept" for call in calls if call.ended]
 
 
 def _safe(path: str, flags: int) -> int:
-    """Whatever is there, it is not waited for, and is in this folder."""
+    """Open a log without waiting for what may be there instead, and without following a link."""
     return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW)

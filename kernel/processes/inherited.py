@@ -16,7 +16,7 @@ MORE = "a person lets it through to more: docs/walls.md"
 
 
 def limits_of(config: Config, parent: Process | None, args: Spawn) -> Limits:
-    """Return the limits of what is spawned by an agent, or with None by a person."""
+    """Return the limits of a process spawned by an agent, or with None by a person."""
     if parent is None:
         return changed(config.limits, args.limits)
     return tightened(parent.limits, changed(parent.limits, args.limits))
@@ -41,12 +41,12 @@ def tightened(above: Limits, wanted: Limits) -> Limits:
 
 
 def reach_of(config: Config, parent: Process | None, args: Spawn) -> Reach:
-    """Return what is let through of the walls of what is spawned by an agent, or with None by a
-    person: that has it read the program, with what is beside it, as well.
+    """Return the sandbox grants of a process spawned by an agent, or with None by a person, whose
+    process may also read its program and the files beside it.
 
     Raises:
-        NoProgram: an agent does not reach what it names; the same, whether that is there or not.
-        Denied: an agent hands on what it was not given, word for word.
+        NoProgram: an agent cannot read the program that it names, be it there or not.
+        Denied: an agent hands on a grant that it does not have itself, word for word.
     """
     if parent is None:
         given = args.reach or Reach()

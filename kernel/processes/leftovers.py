@@ -1,4 +1,4 @@
-"""Files that processes leave: removed when nobody asks for them any more."""
+"""Remove the files that processes leave, when nobody asks for them any more."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ class Leftovers:
         table.on_forget = self._forgotten
 
     def remove(self, process: Process) -> None:
-        """Remove a process's folder: there may be a worker a call, and the disk would fill."""
+        """Remove the folder of a process."""
         self.sweeper.remove(AgentDirectory(self.home, process.pid).own)
 
     def _forgotten(self, process: Process) -> None:
-        """Remove all of a process that is listed no more, so that nobody asks for it."""
+        """Remove folder and log of a process that is no longer in the table."""
         if process.kind == "agent":
             self.remove(process)
             self.sweeper.remove(self.logs.path(process.pid))
 
     def remove_unknown(self) -> None:
-        """Remove what agents of an earlier system, or forgotten ones, left. Nobody gets the number
-        of one, should a journal have been lost: the sweeper may still be at its folder."""
+        """Remove folders and logs of agents that are not in the table. No process gets such a pid,
+        should a journal have been lost, since the sweeper may still be at its folder."""
         left = [(path.name, path) for path in (self.home / "agents").iterdir()]
         logs = self.logs.folder.glob("agent-*.log")
         left += [(path.stem.removeprefix("agent-"), path) for path in logs]

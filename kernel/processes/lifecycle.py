@@ -1,4 +1,4 @@
-"""The life of processes: spawned by init, signalled, limited, reaped; and what falls with them."""
+"""The life of processes: spawned by init, signalled, limited, and ended with all they have."""
 
 from __future__ import annotations
 
@@ -9,12 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from aios.syscalls.errors import (
-    Denied,
-    LimitReached,
-    ProcessGone,
-    from_wire,
-)
+from aios.syscalls.errors import Denied, LimitReached, ProcessGone, from_wire
 from aios.syscalls.proc import NewLimits, Reach, Spawn, Spawned
 
 from ..config import Config
@@ -49,12 +44,13 @@ from .pending_spawn import PendingSpawn
 from .starts import Starts
 from .wait import Waiters
 
-LAST_WORD = 0.2  # seconds that init has to say of what a process died whose connection is lost
-MOST_TOLD = 1000  # reasons for which connections were cut off, before the oldest is told again
-SIGNALS = 16  # that one gets at its start, of those sent before
+EXIT_NOTICE_S = 0.2  # for init to say how a process ended whose connection is lost
+MAX_EARLY_SIGNALS = 16  # sent to a process before it has an OS pid
 
 
 class Lifecycle:
+    """Starts and ends processes; each function in `ended` is called at each end."""
+
     def __init__(
         self, config: Config, table: ProcessTable, contexts: ContextManager,
         generations: Generations, mailroom: Mailroom, waiters: Waiters,
@@ -66,31 +62,35 @@ class Lifecycle:
         self.mailroom, self.waiters, self.events, self.logs = mailroom, waiters, events, logs
         self.to_init, self.after = to_init, after
         self.sessions = sessions
-        self.ended: list[Callable[[Process], object]] = [mailroom.ended]  # who hears of an end
-        self.births: dict[int, PendingSpawn] = {}  # by pid
+        self.ended: list[Callable[[Process], object]] = [mailroom.ended]
+        self.pending_spawns: dict[int, PendingSpawn] = {}  # by pid
         self.starts = Starts(to_init)
-        self.told: dict[tuple[int, str], None] = {}  # connections that were cut off: OS pid, why
         self.leftovers = Leftovers(config.path, table, logs)
         self.on_empty: Callable[[], None] | None = None  # set while the system winds up
 
-    # --- birth ----------------------------------------------------------------------------------
+    # --- pending ----------------------------------------------------------------------------------
 
     async def spawn(self, call: Call, args: Spawn) -> Spawned:
-        """Begin a process; return when it has an OS process."""
-        birth = self._conceive(call, args)
-        del args  # it waits as bytes
-        self._start(birth)
-        return await self.reply(birth)
+        """Start an agent; return when it has an OS process."""
+        pending = self._add_agent(call, args)
+        del args  # the task waits as bytes
+        self._start(pending)
+        return await self.reply(pending)
 
-    async def reply(self, birth: PendingSpawn) -> Spawned:
+    async def reply(self, pending: PendingSpawn) -> Spawned:
+        """Wait for the OS process of a spawn."""
         try:
-            return await birth.told
+            return await pending.reply
         finally:
-            birth.process.touch()  # its birth has no caller any more
+            pending.process.touch()  # nobody waits for it any more
 
-    def _conceive(self, call: Call, args: Spawn) -> PendingSpawn:
+    def _check_running(self) -> None:
         if self.on_empty is not None:
             raise Denied("the system is stopping: nothing new is started")
+
+    def _add_agent(self, call: Call, args: Spawn) -> PendingSpawn:
+        """Add the process of a spawn, with its rights, limits and contexts."""
+        self._check_running()
         if call.process.state == "ending":
             raise Denied(f"process {call.process.pid} is ending: it starts nothing new")
         name = args.name or named_by(args.program)
@@ -108,7 +108,7 @@ class Lifecycle:
             check_rules([args.manifest])
             check_rights([args.manifest])
         reach = reach_of(self.config, above, args)
-        merge_grants(self.config.walls, reach)  # it is refused before anything is there
+        merge_grants(self.config.walls, reach)  # a wrong one is refused before anything is there
         parent = 0 if above is None else above.pid
         process = self.table.add("agent", name, parent, nice, limits, time.monotonic())
         process.manifest, process.labels = args.manifest, set(call.process.labels)
@@ -119,18 +119,21 @@ class Lifecycle:
         except LimitReached:
             self._drop_unstarted(process)
             raise
-        birth = PendingSpawn(process, secrets.token_bytes(32), args, call)
-        self.births[process.pid] = birth
-        return birth
+        return self._add_pending(process, args, call)
+
+    def _add_pending(self, process: Process, args: Spawn, call: Call | None) -> PendingSpawn:
+        pending = PendingSpawn(process, secrets.token_bytes(32), args, call)
+        self.pending_spawns[process.pid] = pending
+        return pending
 
     def start_worker(self, name: str, box: Box, caller: Process | None) -> Process:
-        """For a toolbox: it acts in its caller's storage, and ends with it.
+        """Start a worker of a toolbox, which acts in its caller's storage, and ends with it.
 
         Raises:
-            Denied, LimitReached.
+            Denied: the system is stopping.
+            LimitReached: too many agents are alive.
         """
-        if self.on_empty is not None:
-            raise Denied("the system is stopping: nothing new is started")
+        self._check_running()
         args = box.spawn(name, self.config.path)
         reach = merge_grants(caller.reach if caller is not None else Reach(), args.reach or Reach())
         above = caller if caller is not None and caller.kind != "client" else None
@@ -144,44 +147,42 @@ class Lifecycle:
         if caller is not None:
             process.principal, process.labels = caller.principal, set(caller.labels)
         else:
-            process.principal = f"/@{name}"  # no agent's: of those below "/" some may have the name
-        birth = PendingSpawn(process, secrets.token_bytes(32), args, None)
-        self.births[process.pid] = birth
-        self._start(birth)
+            process.principal = f"/@{name}"  # no agent has a name with "@"
+        self._start(self._add_pending(process, args, None))
         return process
 
-    def _start(self, birth: PendingSpawn) -> None:
-        pid, spawn = birth.process.pid, birth.spawn
+    def _start(self, pending: PendingSpawn) -> None:
+        pid, spawn = pending.process.pid, pending.spawn
         cwd, log = spawn.cwd or "", str(self.logs.path(pid))
-        around = merge_grants(self.config.walls, birth.process.reach)
-        frame = StartAgent(pid, spawn.program, spawn.args, birth.token, cwd, log, around)
-        self.starts.add(root(birth.process.principal), frame)
+        around = merge_grants(self.config.walls, pending.process.reach)
+        frame = StartAgent(pid, spawn.program, spawn.args, pending.token, cwd, log, around)
+        self.starts.add(root(pending.process.principal), frame)
 
     def started(self, frame: Started) -> None:
         self.starts.tried(frame.key)
-        birth = self.births.get(frame.key)
-        if birth is None or not birth.process.alive:
+        pending = self.pending_spawns.get(frame.key)
+        if pending is None or not pending.process.alive:
             return
-        if not birth.process.os_pid:  # or its hello came first
-            self.born(birth, frame.os_pid)
+        if not pending.process.os_pid:  # or its hello came first
+            self.has_started(pending, frame.os_pid)
         self.after(self.config.hello, partial(self._check_hello, frame.key))
 
-    def born(self, birth: PendingSpawn, os_pid: int) -> None:
-        process = birth.process
+    def has_started(self, pending: PendingSpawn, os_pid: int) -> None:
+        process = pending.process
         self.table.bind(process, os_pid)
-        birth.told.done(Spawned(pid=process.pid))
+        pending.reply.done(Spawned(pid=process.pid))
         self.events.publish("process", "started", process.pid, os_pid=os_pid)
-        for name in birth.signals:
+        for name in pending.signals:
             self.signal(process, name)
 
     def start_failed(self, frame: StartFailed) -> None:
         self.starts.tried(frame.key)
-        birth = self.births.pop(frame.key, None)
-        if birth is None:  # it was started after all, by a kernel that died of late
+        pending = self.pending_spawns.pop(frame.key, None)
+        if pending is None:  # it was started after all, by a kernel that has died since
             return
-        birth.told.fail(from_wire(frame.error))
-        birth.process.reason = f"not started: {from_wire(frame.error).message}"
-        self._drop_unstarted(birth.process)
+        pending.reply.fail(from_wire(frame.error))
+        pending.process.reason = f"not started: {from_wire(frame.error).message}"
+        self._drop_unstarted(pending.process)
 
     def _drop_unstarted(self, process: Process) -> None:
         self._take_back(process)
@@ -190,13 +191,13 @@ class Lifecycle:
         self._ended(process)
 
     def _check_hello(self, pid: int) -> None:
-        birth = self.births.get(pid)
-        if birth is not None and not birth.greeted:
-            self.terminate(birth.process, "no hello")
+        pending = self.pending_spawns.get(pid)
+        if pending is not None and not pending.greeted:
+            self.terminate(pending.process, "no hello")
 
     def settle(self, process: Process) -> None:
-        """Its first call: it has heard its welcome, and the token is used up."""
-        if self.births.pop(process.pid, None) is not None:
+        """Forget the spawn of a process that makes its first call: its token is used up."""
+        if self.pending_spawns.pop(process.pid, None) is not None:
             process.touch()
 
     # --- death ----------------------------------------------------------------------------------
@@ -209,45 +210,34 @@ class Lifecycle:
         self.to_init(ExitAcknowledged(frame.os_pid))
 
     def refused(self, frame: SandboxRefusal) -> None:
-        """A wall stopped it."""
+        """Publish what a sandbox has refused."""
         more = {"needs": frame.needs} if frame.needs else {}
         told = {"call": frame.call, "object": frame.object, **more}
         self.events.publish("process", "refused", frame.key, **told)
 
-    def cut_off(self, os_pid: int, why: str) -> None:
-        """The kernel has closed a connection of that process; told once of each reason."""
-        if (os_pid, why) in self.told:
-            return
-        if len(self.told) == MOST_TOLD:
-            del self.told[next(iter(self.told))]
-        self.told[os_pid, why] = None
-        rows = self.table.rows.values()  # of several that had it one after the other the last
-        pid = max((row.pid for row in rows if row.os_pid == os_pid), default=0)
-        self.events.publish("process", "refused", pid, call="connection", object=why)
-
     # --- after the kernel's death ---------------------------------------------------------------
 
     def recover(self, takeover: Takeover) -> None:
-        """Take over the processes of the kernel before, as init knows them."""
+        """Take over the processes of the kernel before this one, as init knows them."""
         keys = {key: os_pid for os_pid, key in takeover.children.items()}
         ended = {frame.key for frame in takeover.gone}
         for process in self.agents_alive():
-            birth = self.births.get(process.pid)
-            if process.pid in keys and not process.os_pid and birth is not None:
-                self.born(birth, keys[process.pid])
-            elif process.pid not in keys and process.pid not in ended and birth is not None:
-                self._start(birth)  # init never heard of it
+            pending = self.pending_spawns.get(process.pid)
+            if process.pid in keys and not process.os_pid and pending is not None:
+                self.has_started(pending, keys[process.pid])
+            elif process.pid not in keys and process.pid not in ended and pending is not None:
+                self._start(pending)  # init never heard of it
             paused = keys.get(process.pid) in takeover.paused
             if process.alive and paused != (process.state == "stopped"):
                 self.paused(Paused(process.os_pid, paused))
             if process.state == "ending":
                 self._end_soon(process)
-            elif birth is not None and not birth.greeted:
+            elif pending is not None and not pending.greeted:
                 self.after(self.config.hello, partial(self._check_hello, process.pid))
         for frame in takeover.gone:
-            birth = self.births.get(frame.key)
-            if birth is not None and not birth.process.os_pid:
-                self.born(birth, frame.os_pid)  # whoever spawned it hears of that first
+            pending = self.pending_spawns.get(frame.key)
+            if pending is not None and not pending.process.os_pid:
+                self.has_started(pending, frame.os_pid)  # its spawner hears of that first
             self.gone(frame)
         for process in self.table.rows.values():
             if process.tool and process.alive:  # a worker has nobody to tell what it does
@@ -262,27 +252,27 @@ class Lifecycle:
         self.after(self.config.grace, partial(self._kill_if_alive, process))
 
     def closed(self, session: Session) -> None:
-        """Its connection is no more: a client goes with it, an agent may have work left."""
+        """End a client whose connection is closed; an agent may have work left."""
         if session.process is not None and session.process.kind == "client":
             self.lost(session, "closed its connection")
 
     def lost(self, session: Session, why: str) -> None:
-        """Its connection does not take what is sent."""
+        """End a process whose connection is lost; an agent, unless init says soon how it ended."""
         self.sessions.close(session)
         process = session.process
         if process is None or not process.alive:
             return
         if process.kind != "agent":
             self._end(process, 0, why)
-        else:  # most likely it has ended, and init is about to say how
-            self.after(LAST_WORD, partial(self._disconnected, process, why))
+        else:
+            self.after(EXIT_NOTICE_S, partial(self._disconnected, process, why))
 
     def _disconnected(self, process: Process, why: str) -> None:
         if process.alive and process.state != "ending":
             self.terminate(process, why)
 
     def leave(self, call: Call) -> None:
-        """proc.exit: an agent is to be gone within the grace; a client is gone now."""
+        """Handle proc.exit: an agent has the grace to end in, a client ends now."""
         process = call.process
         if process.kind != "agent":
             self.after(0, partial(self.lost, call.session, "exit"))
@@ -295,10 +285,10 @@ class Lifecycle:
         session = self.sessions.by_pid.get(process.pid)
         if session is not None:
             self.sessions.close(session)
-        birth = self.births.pop(process.pid, None)
-        if birth is not None:
-            birth.told.done(Spawned(pid=process.pid))
-        process.reason = process.reason or reason  # for those who are told
+        pending = self.pending_spawns.pop(process.pid, None)
+        if pending is not None:
+            pending.reply.done(Spawned(pid=process.pid))
+        process.reason = process.reason or reason
         process.code = process.code if process.reported else code
         self._take_back(process)
         children = self.table.end(process, code, reason, time.monotonic())
@@ -307,20 +297,20 @@ class Lifecycle:
         self.events.publish(
             "process", "ended", process.pid, code=process.code, reason=process.reason
         )
-        for child in children:  # grows: all below go, or each could start another in its time
+        for child in children:  # grows: all below end, or each could start another meanwhile
             self.terminate(child, "parent gone")
             children += [self.table.rows[pid] for pid in child.children]
         self._ended(process)
 
     def _take_back(self, process: Process) -> None:
-        """Take back what the process has of the managers."""
+        """Close what a process has open, and tell all managers of its end."""
         for ctx in list(process.contexts):
             self.contexts.close(self.contexts.contexts[ctx])
         for tell in self.ended:
             tell(process)
 
     def _ended(self, process: Process) -> None:
-        """Tell those who wait for its end."""
+        """Tell those who wait for the end of a process."""
         self.waiters.ended(process)
         self.logs.look()
         if self.on_empty is not None and not self.agents_alive():
@@ -332,7 +322,7 @@ class Lifecycle:
     # --- signals and limits ---------------------------------------------------------------------
 
     def signal(self, process: Process, name: str) -> None:
-        """Raises ProcessGone when there is nobody to send it to."""
+        """Send a signal. Raise ProcessGone where there is no such agent."""
         if process.kind != "agent" or not process.alive:
             raise ProcessGone(
                 f"process {process.pid} is not an agent that is alive", "see `aios ps`"
@@ -340,12 +330,12 @@ class Lifecycle:
         if process.os_pid:
             self.to_init(SignalChild(process.os_pid, signal.Signals["SIG" + name]))
         else:
-            birth = self.births[process.pid]
-            birth.signals = [*birth.signals[1 - SIGNALS :], name]
+            pending = self.pending_spawns[process.pid]
+            pending.signals = [*pending.signals[1 - MAX_EARLY_SIGNALS :], name]
             process.touch()
 
     def terminate(self, process: Process, reason: str) -> None:
-        """TERM now, KILL after the grace; `reason` is what its parent will read."""
+        """Send TERM now and KILL after the grace; its parent will read `reason`."""
         if process.state == "ending" or not process.alive:
             return
         process.reason = reason
@@ -356,7 +346,7 @@ class Lifecycle:
             self.signal(process, "CONT")
 
     def end_now(self, process: Process, reason: str) -> None:
-        """KILL at once: nothing is asked of it any more."""
+        """Send KILL at once, to a process that nothing is asked of any more."""
         if process.alive and process.state != "ending":
             process.reason = reason
             process.move("ending")
@@ -367,18 +357,20 @@ class Lifecycle:
             self.signal(process, "KILL")
 
     def paused(self, frame: Paused) -> None:
+        """Note that a process was stopped or continued, and with it its generations."""
         process = self.table.by_os_pid.get(frame.os_pid)
         if process is None or process.state == "ending":
             return
         if frame.paused and process.state != "stopped":
             process.move("stopped")
         elif not frame.paused and process.state == "stopped":
-            birth = self.births.get(process.pid)
-            process.move("running" if birth is None or birth.greeted else "starting")
+            pending = self.pending_spawns.get(process.pid)
+            process.move("running" if pending is None or pending.greeted else "starting")
         self.generations.suspend(process, frame.paused)
         self.events.publish("process", process.state, process.pid)
 
     def end_over_limit(self, process: Process, which: str, what: str) -> None:
+        """End a process that is over a limit; a client only loses its calls."""
         error = LimitReached(f"process {process.pid} is ended by its limit on {which}: {what}")
         self.sessions.end_calls(process, error)
         if process.kind == "agent":
@@ -387,13 +379,15 @@ class Lifecycle:
             self._end(process, 0, f"limit {which}")
 
     def set_limits(self, caller: Process, process: Process, new: NewLimits) -> None:
+        """Change limits. An agent sets none above its own."""
         limits = changed(process.limits, new)
         process.limits = limits if caller.kind == "client" else tightened(caller.limits, limits)
         process.touch()
 
     def check(self) -> list[str]:
+        """List each broken invariant in words."""
         return [
-            f"a birth of process {pid} is kept, which is {birth.process.state}"
-            for pid, birth in self.births.items()
-            if not birth.process.alive
+            f"a spawn of process {pid} is kept, which is {pending.process.state}"
+            for pid, pending in self.pending_spawns.items()
+            if not pending.process.alive
         ]

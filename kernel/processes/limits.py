@@ -1,4 +1,4 @@
-"""Limits on time and memory: processes are measured as Linux has them, those over a limit ended."""
+"""Enforce limits on time and memory: measure processes, and end those that are over a limit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import psutil
 from ..process import Process
 from .lifecycle import Lifecycle
 
-SLICE = 25  # processes that one sweep measures
+PROCESSES_PER_SWEEP = 25  # that are measured
 
 
 class LimitEnforcer:
@@ -18,7 +18,7 @@ class LimitEnforcer:
     def __init__(self, lifecycle: Lifecycle) -> None:
         self.lifecycle, self.table = lifecycle, lifecycle.table
         self.figures: dict[int, psutil.Process] = {}  # by pid
-        self.next = 0  # of the live processes, the one that the next sweep begins with
+        self.next = 0  # place of the live process that the next sweep begins with
         lifecycle.ended.append(self._forget)
 
     def _forget(self, process: Process) -> None:
@@ -32,9 +32,11 @@ class LimitEnforcer:
             wall = process.limits.wall
             if wall is not None and now - process.started > wall:
                 self.lifecycle.end_over_limit(process, "wall", f"{wall:g} s have passed")
-        for process in live[self.next : self.next + SLICE]:
+        for process in live[self.next : self.next + PROCESSES_PER_SWEEP]:
             self._measure(process)
-        self.next = self.next + SLICE if self.next + SLICE < len(live) else 0
+        self.next = (
+            self.next + PROCESSES_PER_SWEEP if self.next + PROCESSES_PER_SWEEP < len(live) else 0
+        )
 
     def _measure(self, process: Process) -> None:
         if not process.alive or not process.os_pid:

@@ -1,11 +1,11 @@
-"""Messages between agents: one bounded mailbox a process, and a bound for what a tree of agents has
-others keep."""
+"""Messages between agents: a bounded mailbox a process, and a bound on what a tree of agents has
+others keep.
+"""
 
 from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -20,7 +20,7 @@ from ..lib.coroutine import Wait, within
 from ..lib.trees import Trees, check_tree, leaves_room, root
 from ..process import Letter, Process
 
-UNREAD_BYTES = 64 << 20  # of messages of one tree of agents, which others have not read
+MAX_UNREAD_BYTES = 64 << 20  # of messages that one tree of agents has sent
 
 _encode = msgspec.msgpack.Encoder().encode
 _letter = msgspec.msgpack.Decoder(Letter).decode
@@ -28,7 +28,7 @@ _mail = msgspec.msgpack.Decoder(Mail).decode
 
 
 class Mailroom:
-    """Hands messages to those who wait, keeps them for those who don't.
+    """Hands messages to receivers that wait, and keeps them for others.
 
     `after(seconds, run)` starts a timer that can be cancelled; `is_alive` knows processes by pid;
     `put_row` journals a message in a mailbox, or its removal.
@@ -45,12 +45,13 @@ class Mailroom:
         self.on_received: Callable[[Process, Mail], None] = ignore
         self.last = 0
         self.unread: dict[int, int] = {}  # bytes, by number
-        self.trees = Trees()  # of them by sender
+        self.trees = Trees()  # these bytes, by sender
         self.shares: Counter[tuple[int, str]] = Counter()  # messages, by receiver and sender's tree
-        self.waiting: dict[int, deque[tuple[int | None, Wait[Mail]]]] = {}  # by pid: from whom
+        # By pid of the receiver: from whom, if not from anyone.
+        self.waiting: dict[int, deque[tuple[int | None, Wait[Mail]]]] = {}
 
     def send(self, sender: Process, receiver: Process, body: Any) -> None:
-        """Raises LimitReached when the receiver's mailbox, or its sender's share of it, is full."""
+        """Send a message. Raise LimitReached where the mailbox, or a share of it, is full."""
         mail = Mail(
             sender=sender.pid, name=sender.name, principal=sender.principal, body=body,
             labels=sorted(sender.marks),
@@ -64,7 +65,7 @@ class Mailroom:
         self._check_room(receiver, mail.principal)
         if mail.principal:
             check_tree(
-                mail.principal, self.trees.total(root(mail.principal)), UNREAD_BYTES,
+                mail.principal, self.trees.total(root(mail.principal)), MAX_UNREAD_BYTES,
                 "bytes of messages that wait", "send again when some of it was read",
             )  # fmt: skip
         data = _encode(mail)
@@ -74,8 +75,10 @@ class Mailroom:
         self.on_sent(sender, receiver, body)
 
     def _check_room(self, receiver: Process, sender: str) -> None:
-        """Raises LimitReached. Agents of other trees leave some room for all others: each tree has
-        half of what they leave."""
+        """Raise LimitReached where a mailbox has no room for a message of this sender.
+
+        Each tree of agents but the receiver's own may have half of what the others leave.
+        """
         limit, hint = receiver.limits.queue, "send again when it has read some"
         if limit is None:
             return
@@ -93,7 +96,7 @@ class Mailroom:
             )  # fmt: skip
 
     def keep(self, receiver: Process, number: int, data: bytes) -> None:
-        """Until it is read: a Mail as it was sent, or is in the journal."""
+        """Keep a message, an encoded Mail, until it is read."""
         self.last = max(self.last, number)
         letter = receiver.mailbox[number] = _letter(data)
         letter.data = data
@@ -102,10 +105,10 @@ class Mailroom:
         self.shares[receiver.pid, root(letter.principal)] += 1
 
     async def receive(self, call: Call, sender: int | None, timeout: float | None) -> Mail:
-        """Return the oldest message that fits, or the next one.
+        """Return the oldest message, or the oldest from `sender`; wait for one if there is none.
 
         Raises:
-            ProcessGone: it can only come from a process that is not alive.
+            ProcessGone: the sender is not alive.
             TimedOut: none has come within `timeout` seconds.
         """
         mailbox = call.process.mailbox
@@ -121,7 +124,10 @@ class Mailroom:
         wait = Wait[Mail]()
         waiting.append((sender, wait))
         try:
-            return await within(wait, timeout, self.after, partial(_time_out, wait, timeout))
+            return await within(
+                wait, timeout, self.after,
+                lambda: wait.fail(TimedOut(f"no message within {timeout:g} s")),
+            )  # fmt: skip
         finally:
             waiting.remove((sender, wait))
             if not waiting:
@@ -141,7 +147,7 @@ class Mailroom:
         self.put_row(f"mail/{process.pid}/{number}", None)
 
     def ended(self, process: Process) -> None:
-        """Its mailbox is emptied, and whoever waits for a message of it waits in vain."""
+        """Empty the mailbox of a process that has ended, and fail all waits for its messages."""
         for number in list(process.mailbox):
             self._remove(process, number)
         pid = process.pid
@@ -171,7 +177,3 @@ def _gone(pid: int) -> ProcessGone:
     return ProcessGone(
         f"process {pid} has ended: no message will come from it", f"`aios logs {pid}` shows why"
     )
-
-
-def _time_out(wait: Wait[Mail], seconds: float | None) -> None:
-    wait.fail(TimedOut(f"no message within {seconds:g} s"))

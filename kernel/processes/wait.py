@@ -1,13 +1,13 @@
-"""Calls that wait for the end of a process (proc.wait)."""
+"""Wait for the end of processes (proc.wait)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
 
+from aios.syscalls import proc
 from aios.syscalls.errors import AiosError, BadInput, Denied, ProcessGone, TimedOut
 from aios.syscalls.proc import Exited
 
@@ -17,41 +17,47 @@ from ..process import Process, ProcessTable
 
 
 class Waiter(NamedTuple):
+    """A call that waits."""
+
     pid: int | None  # None: any child
     call: Call
     wait: Wait[Exited]
 
 
 class Waiters:
-    """`after(seconds, run)` starts a timer that can be cancelled."""
+    """All calls that wait. `after(seconds, run)` starts a timer that can be cancelled."""
 
     def __init__(
         self, table: ProcessTable, after: Callable[[float, Callable[[], None]], Any]
     ) -> None:
         self.table, self.after = table, after
-        # By whose end they wait for: a process, or with a minus all children of one.
+        # By the pid of the process that is to end; by minus its parent's where it is any child.
         self.waiters: dict[int, dict[int, Waiter]] = {}
 
-    async def wait(self, call: Call, pid: int | None, timeout: float | None) -> Exited:
-        """Return the end of `pid`, or of any child: the one that is there, or the next.
+    async def wait(self, call: Call, args: proc.Wait) -> Exited:
+        """Return the end of a process, or of any child: one that has ended, or the next.
 
         Raises:
-            TimedOut: none has come within `timeout` seconds.
+            TimedOut: none has ended within `timeout` seconds.
         """
+        pid, timeout = args.pid, args.timeout
         end = self._end_for(call.process, pid)
         if end is not None:
             return end
         about, wait = -call.process.pid if pid is None else pid, Wait[Exited]()
         self.waiters.setdefault(about, {})[id(wait)] = Waiter(pid, call, wait)
         try:
-            return await within(wait, timeout, self.after, partial(_time_out, wait, timeout))
+            return await within(
+                wait, timeout, self.after,
+                lambda: wait.fail(TimedOut(f"it has not ended within {timeout:g} s")),
+            )  # fmt: skip
         finally:
             del self.waiters[about][id(wait)]
             if not self.waiters[about]:
                 del self.waiters[about]
 
     def _end_for(self, caller: Process, pid: int | None) -> Exited | None:
-        """Return the end that a wait of `caller` gets now; one for any child gets each once."""
+        """Return the end that `caller` gets now, if any; for any child, each end once."""
         if pid is not None:
             child = self.table.get(pid)
             if child.kind != "agent":
@@ -73,7 +79,7 @@ class Waiters:
         return exited(ended[0])
 
     def ended(self, process: Process) -> None:
-        """Answer those for whom that is the end they wait for."""
+        """Answer those who wait for the end of this process."""
         self._child_ended([*self.waiters.get(-process.parent, {}).values()])
         for waiter in [*self.waiters.get(process.pid, {}).values()]:
             try:
@@ -85,7 +91,7 @@ class Waiters:
                 waiter.wait.done(end)
 
     def _child_ended(self, waiting: list[Waiter]) -> None:
-        """Answer some of one process that wait for any child."""
+        """Answer waits of one process for any child, while there are ends for them."""
         for at, waiter in enumerate(waiting):
             try:
                 end = self._end_for(waiter.call.process, None)
@@ -98,12 +104,9 @@ class Waiters:
             waiter.wait.done(end)
 
     def check(self) -> list[str]:
+        """List each broken invariant in words."""
         calls = [waiter.call for each in self.waiters.values() for waiter in each.values()]
         return [f"a wait of call {call.id} is kept" for call in calls if call.ended]
-
-
-def _time_out(wait: Wait[Exited], seconds: float | None) -> None:
-    wait.fail(TimedOut(f"it has not ended within {seconds:g} s"))
 
 
 def exited(process: Process) -> Exited:

@@ -52,7 +52,7 @@ class BackgroundTask:
     def step(self, what: str) -> None:
         """Report progress, and leave the interpreter to the loop. Raises Cancelled."""
         if self.stop.is_set():
-            raise Cancelled(f"{self.call.row.name} was cancelled")
+            raise Cancelled(f"{self.call.syscall.name} was cancelled")
         self.done += 1
         now = time.monotonic()
         if now - self.told > PROGRESS_INTERVAL_S:
@@ -111,7 +111,7 @@ class Maintenance:
     ) -> T:
         """Do the work in a thread, unless another task runs. `before` runs here, before that."""
         if self.task is not None and not self.task.end.is_over:
-            raise LimitReached(f"{self.task.call.row.name} runs already", "wait for its end")
+            raise LimitReached(f"{self.task.call.syscall.name} runs already", "wait for its end")
         before()
         self.task = task = BackgroundTask(call, self.post)
         self.thread = threading.Thread(target=task.run, args=(work,), name="maintenance")

@@ -9,9 +9,11 @@ from aios.syscalls.tool import Spec
 
 
 class Concurrency:
+    """Counts running jobs, and holds their locks."""
+
     def __init__(self) -> None:
         self.running: Counter[str] = Counter()  # jobs, by their tools
-        self.locks: set[str] = set()  # that these hold
+        self.locks: set[str] = set()  # held by these jobs
 
     def may_run(self, spec: Spec) -> bool:
         """Tell whether one more job of a tool may run now."""
@@ -23,7 +25,7 @@ class Concurrency:
             self.locks.add(spec.exclusive)
 
     def end(self, spec: Spec) -> None:
-        """Free what a job held, once its worker does it no more."""
+        """Free a job's place and lock, once its worker has stopped it."""
         self.running[spec.name] -= 1
         self.locks.discard(spec.exclusive)
 

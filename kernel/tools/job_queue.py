@@ -14,6 +14,8 @@ from .jobs import Job, Pool
 
 
 class JobQueue:
+    """Jobs by pool, and the turns of trees."""
+
     def __init__(self) -> None:
         self.pools: dict[Pool, dict[int, Job]] = {}  # the oldest first
         self.waiting: Counter[str] = Counter()  # jobs, by trees
@@ -49,14 +51,14 @@ class JobQueue:
     def all(self) -> list[Job]:
         return [job for waiting in self.pools.values() for job in waiting.values()]
 
-    def in_turn(self, stuck: set[Pool | str]) -> Iterator[Job]:
-        """Iterate over jobs by their turns, without those whose pool or tool gets into `stuck`."""
-        queues = [self._of_one(pool, stuck) for pool in self.pools]
+    def in_turn(self, blocked: set[Pool | str]) -> Iterator[Job]:
+        """Iterate over jobs by their turns; skip those whose pool or tool gets into `blocked`."""
+        queues = [self._of_one(pool, blocked) for pool in self.pools]
         return heapq.merge(*queues, key=attrgetter("turn"))
 
-    def _of_one(self, pool: Pool, stuck: set[Pool | str]) -> Iterator[Job]:
+    def _of_one(self, pool: Pool, blocked: set[Pool | str]) -> Iterator[Job]:
         for job in sorted(self.pools[pool].values(), key=attrgetter("turn")):
-            if pool in stuck:
+            if pool in blocked:
                 return
-            if job.args.name not in stuck:
+            if job.args.name not in blocked:
                 yield job

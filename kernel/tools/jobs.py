@@ -17,9 +17,9 @@ from ..lib.coroutine import Wait
 from ..process import Process
 from .toolbox import Box
 
-PROGRESS_BURST, PROGRESS_INTERVAL_S = 16, 0.1  # reports that are told; then between two
-RETRY_S = 60.0  # until a box that could not be started, and is as it was, is tried again
-MAX_OFFER_BYTES = 1 << 20  # of what a toolbox says of its tools
+PROGRESS_BURST, PROGRESS_INTERVAL_S = 16, 0.1  # reports passed on; then between two
+RETRY_S = 60.0  # until a toolbox that could not be started is tried again unchanged
+MAX_OFFER_BYTES = 1 << 20  # of the descriptions of a toolbox's tools
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -33,7 +33,7 @@ class JobRow(msgspec.Struct, array_like=True):
 
 
 class Pool(NamedTuple):
-    """Workers that do the same for the same."""
+    """Workers of one toolbox, for one caller or for all."""
 
     box: str
     caller: int  # pid; 0: all
@@ -41,26 +41,28 @@ class Pool(NamedTuple):
 
 @dataclass
 class Job:
+    """A call of a tool, from its call to its end."""
+
     id: int
     call: Call
     pool: Pool
     args: m.CallTool
-    tree: str  # of agents, that its caller is in
-    round: int = 0  # in which that has this turn
+    tree: str  # of agents, that the caller is in
+    round: int = 0  # that the tree has this turn in
     end: Wait[m.ToolResult] = field(default_factory=Wait)
     spec: m.Spec | None = None  # these two are set while it runs
     worker: Worker | None = None
     timers: list[Any] = field(default_factory=list)
     steps: int = 0  # of its progress
     next_step: float = 0.0
-    told: bool = False  # the worker has said how it ended
+    answered: bool = False  # the worker has said how it ended
 
     @property
     def turn(self) -> tuple[int, int]:
         return self.round, self.id
 
-    def tells(self, now: float) -> bool:
-        """Tell whether this report of its progress is passed on."""
+    def may_report(self, now: float) -> bool:
+        """Count a report of progress, and tell whether it is passed on."""
         self.steps += 1
         if self.steps > PROGRESS_BURST and now < self.next_step:
             return False
@@ -81,16 +83,20 @@ class Job:
 
 @dataclass
 class Worker:
+    """A process that does jobs."""
+
     process: Process
     pool: Pool
-    timer: Any  # that ends it
-    stamp: int  # of the file that it has its tools from
+    state: State  # of its toolbox
+    timer: Any  # ends it
+    stamp: int  # of the file with its tools, when it was started
     offered: dict[str, m.Spec] = field(default_factory=dict)
     serve: Call | None = None
-    served: Wait[Done] = field(default_factory=Wait)  # the end of that
-    at_once: int = 0  # 0: it has not said yet
+    served: Wait[Done] = field(default_factory=Wait)  # the end of that call
+    at_once: int = 0  # 0: it does not serve yet
     jobs: dict[int, Job] = field(default_factory=dict)
-    owed: dict[int, m.Spec] = field(default_factory=dict)  # of jobs that are over, but not for it
+    # Specs of jobs that ended without its answer, and that it may still do.
+    unfinished: dict[int, m.Spec] = field(default_factory=dict)
 
     def offer(self, args: m.Offer) -> None:
         """Add tools. Raises BadInput for a name that is not the box's to use, and for too much."""
@@ -109,9 +115,9 @@ class Worker:
 
     @property
     def is_free(self) -> bool:
-        # One that was stopped is given some as well: their time limit makes an end of it.
+        # A stopped worker is given jobs as well, whose time limit then ends it.
         ready = self.serve is not None and self.process.state in ("running", "stopped")
-        return ready and len(self.jobs) + len(self.owed) < self.at_once
+        return ready and len(self.jobs) + len(self.unfinished) < self.at_once
 
     @property
     def is_coming(self) -> bool:
@@ -123,14 +129,14 @@ class State:
     """The state of a toolbox."""
 
     box: Box
-    specs: dict[str, m.Spec] | None = None  # None: no worker has said yet
-    stamp: int = 0  # of the file that they are from
-    is_known: bool = False  # they are of the file as it is
-    error: str = ""  # why none could
-    failed: tuple[float, int] = (0.0, 0)  # when that was, monotonic, and of which file
+    specs: dict[str, m.Spec] | None = None  # None: no worker has offered any yet
+    stamp: int = 0  # of the file that the specs are from
+    is_known: bool = False  # the specs are those of the file as it is
+    error: str = ""  # why no worker could be started
+    failed: tuple[float, int] = (0.0, 0)  # when that was, monotonic, and the file's stamp
 
     def look_again(self) -> None:
-        """Have a file that has changed read anew, and one that could not be started tried again."""
+        """Forget tools of a file that has changed, and an error that may be gone."""
         stamp, (when, failed) = self.box.stamp(), self.failed
         self.is_known = self.is_known and self.stamp == stamp
         if stamp != failed or time.monotonic() - when > RETRY_S:
@@ -138,6 +144,7 @@ class State:
 
 
 def how_ended(process: Process) -> str:
+    """Return in words how a worker ended."""
     said = msgspec.msgpack.decode(process.result)
     if isinstance(said, dict) and "error" in said:  # as the runner has it
         return str(said["error"])

@@ -1,7 +1,7 @@
-"""MCP servers, out of the block of JSON that people have for the programs that use such.
+"""Read MCP servers from the block of JSON that people have for other programs.
 
 `{"mcpServers": {NAME: {...}}}`, as Claude Desktop, Cursor and others have it, or `{"servers": ...}`
-of VS Code. A server may have an `aios` of its own: what it can_read, and its limits.
+of VS Code. A server may have a field `aios`, with its sandbox grants and its limits.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ SHAPES = (("mcpServers",), ("servers",), ("mcp", "servers"))  # where the block 
 WORD = re.compile(r"\$\{([^}]*)\}")
 VARIABLE = re.compile(r"(?:env:)?(\w+)(?::-(.*))?$", re.DOTALL)
 HTTP, STDIO = ("http", "streamablehttp"), ("stdio", "local")  # kinds, without case and marks
-LONGEST_NAME = 48
+MAX_NAME_CHARS = 48
 PORTS = {"http": 80, "https": 443}
-DNS = 53
+DNS_PORT = 53
 
 
 class Own(Reach, forbid_unknown_fields=True, kw_only=True):
@@ -44,7 +44,7 @@ class Own(Reach, forbid_unknown_fields=True, kw_only=True):
 
 
 class Entry(Struct, kw_only=True):
-    """A server in the block. Other programs keep more there, which is of no interest."""
+    """A server in the block; its other fields are for other programs."""
 
     type: str | None = None
     command: str | None = None
@@ -62,15 +62,19 @@ class Entry(Struct, kw_only=True):
 
 
 class Found(Struct, frozen=True):
-    """A server: what its worker is told, and what the worker, and with it the server, can_read."""
+    """A server as its worker is told, and the sandbox grants of both."""
 
     server: McpServer
     reach: Reach
 
 
 def open_block(path: str) -> int:
-    """A descriptor of a copy of the file, for each kernel of a system: others may write the file
-    meanwhile. No byte of it comes into this process, of which agents are forks. Raises BadInput."""
+    """Return a descriptor of a copy of the file, for each kernel of a system: others may write the
+    file meanwhile. No byte of it comes into this process, of which agents are forks.
+
+    Raises:
+        BadInput: the file cannot be read.
+    """
     copy = os.memfd_create("aios-mcp")
     try:
         with Path(path or os.devnull).expanduser().open("rb") as file:
@@ -83,7 +87,7 @@ def open_block(path: str) -> int:
 
 
 def mcp_boxes(path: str, data: bytes) -> dict[str, Box]:
-    """The servers of the file, which has these `data`; without a file none. Raises BadInput."""
+    """Return the toolboxes of the servers in a file with these `data`. Raises BadInput."""
     if not path:
         return {}
     if importlib.util.find_spec("mcp") is None:
@@ -98,10 +102,11 @@ def mcp_boxes(path: str, data: bytes) -> dict[str, Box]:
 def servers(path: Path, data: bytes, variables: Mapping[str, str]) -> dict[str, Found]:
     """Return the servers in a file with these `data`, by the names of their toolboxes.
 
-    `variables` stand for `${NAME}`. A wrong one is there as well: its worker says why.
+    `variables` stand for `${NAME}`. A server that is not well described is returned as well: its
+    worker says what is wrong.
 
     Raises:
-        BadInput: it is not such a file.
+        BadInput: the file has no such block.
     """
     try:
         block = block_of(json.loads(data))
@@ -127,20 +132,20 @@ def is_off(given: Any) -> bool:
 
 
 def names_of(names: Iterable[str]) -> dict[str, str]:
-    """A toolbox's name for each server's: with - for what no such name has. Servers that would have
-    the same are told apart by a number that depends on nothing but the server's own name."""
+    """Return a toolbox's name for each server's, with - for characters that it cannot have. Servers
+    that would have the same are told apart by a number that depends on their own name alone."""
     plain: dict[str, str] = {}
     for name in names:
         short = re.sub(r"\W+", "-", name, flags=re.ASCII).strip("-")
         if not short:
             short = number_of(name)
-        if not short[0].isalpha() or short in SHIPPED:  # whose rules are not a server's
+        if not short[0].isalpha() or short in SHIPPED:  # the rules of those are not a server's
             short = f"mcp-{short}"
-        plain[name] = short[:LONGEST_NAME]
+        plain[name] = short[:MAX_NAME_CHARS]
     often = Counter(plain.values())
     return {
         name: short if short == name or often[short] == 1
-        else f"{short[: LONGEST_NAME - 9]}-{number_of(name)}"
+        else f"{short[: MAX_NAME_CHARS - 9]}-{number_of(name)}"
         for name, short in plain.items()
     }  # fmt: skip
 
@@ -150,8 +155,12 @@ def number_of(name: str) -> str:
 
 
 def entry_of(given: Any, variables: Mapping[str, str]) -> Entry:
-    """Raises ValidationError, ValueError."""
-    if isinstance(given, dict):  # what is for other programs is not looked at
+    """Read an entry of the block, but for fields of other programs.
+
+    Raises:
+        ValidationError, ValueError: it is no such entry.
+    """
+    if isinstance(given, dict):
         given = {key: given[key] for key in Entry.__struct_fields__ if given.get(key) is not None}
     return msgspec.convert(filled(given, variables), Entry)
 
@@ -167,7 +176,7 @@ def block_of(data: Any) -> dict[str, Any] | None:
 
 
 def filled(data: Any, variables: Mapping[str, str]) -> Any:
-    """`data` with variables in the place of their names. Raises ValueError."""
+    """Put variables in the place of their names. Raises ValueError."""
     if isinstance(data, dict):
         return {key: filled(value, variables) for key, value in data.items()}
     if isinstance(data, list):
@@ -187,7 +196,7 @@ def filled(data: Any, variables: Mapping[str, str]) -> Any:
 
 
 def server_of(name: str, entry: Entry) -> Found:
-    """Raises ValueError."""
+    """Return the server that an entry describes. Raises ValueError."""
     url = entry.httpUrl or entry.url or entry.serverUrl
     if bool(entry.command) == bool(url):
         raise ValueError("it takes a `command` or a `url`, and not both")
@@ -217,7 +226,7 @@ def reach_of(server: McpServer, own: Own) -> Reach:
     ports = [*own.ports, *([port_of(server.url)] if server.url else [])]
     read = [*own.read, *(str(path) for path in named(server))]
     return Reach(
-        read=list(dict.fromkeys(read)), write=own.write, ports=[*ports, DNS] if ports else [],
+        read=list(dict.fromkeys(read)), write=own.write, ports=[*ports, DNS_PORT] if ports else [],
         processes=not server.url, all_walls=own.all_walls,
     )  # fmt: skip
 
@@ -230,7 +239,8 @@ def port_of(url: str) -> int:
 
 
 def named(server: McpServer) -> Iterator[Path]:
-    """The program, and the files and folders that its arguments name, with what they stand on."""
+    """Iterate over the paths that a server's command, arguments and folder name, each with those
+    that it needs."""
     program = shutil.which(server.command, path=server.env.get("PATH", os.environ.get("PATH")))
     words = [program or "", *(word.partition("=")[2] or word for word in server.args)]
     for word in [*words, server.cwd or ""]:
@@ -247,7 +257,8 @@ def is_there(path: Path) -> bool:
 
 
 def stands_on(file: Path) -> Iterator[Path]:
-    """Where the rest of a program is: its node_modules, its environment, or beside it."""
+    """Iterate over the paths that a program needs: its node_modules, its environment, or its
+    folder."""
     for path in dict.fromkeys((file, file.resolve())):
         parts = path.parts
         config = path.parent.parent / "pyvenv.cfg"
@@ -255,14 +266,9 @@ def stands_on(file: Path) -> Iterator[Path]:
             yield Path(*parts[: parts.index("node_modules") + 1])
         elif config.exists():
             yield config.parent
-            yield from (
-                Path(home).parent for home in re.findall(r"(?m)^home = (.+)$", text(config))
-            )
+            homes = re.findall(r"(?m)^home = (.+)$", config.read_text(errors="replace"))
+            yield from (Path(home).parent for home in homes)
         elif path.name.startswith("python"):
             yield path.parent.parent
         else:
             yield path if Path.home().is_relative_to(path.parent) else path.parent
-
-
-def text(path: Path) -> str:
-    return path.read_text(errors="replace")

@@ -1,4 +1,4 @@
-"""Toolboxes: which there are, by the settings, and what their workers are let through to."""
+"""Toolboxes: those that ship and those of the settings, and the rights of their workers."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ class Box(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         check_rules([Manifest(allow=self.allow)])
 
     def stamp(self) -> int:
-        """Another, once the user's file has changed."""
+        """Return a number that is another one once the user's file has changed."""
         try:
             return Path(self.program).stat().st_mtime_ns if "/" in self.program else 0
-        except OSError:  # its worker says what is wrong
+        except OSError:  # the worker says what is wrong
             return 0
 
     def spawn(self, name: str, home: Path) -> Spawn:
@@ -70,6 +70,7 @@ class Box(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 @cache
 def origin(module: str) -> str:
+    """Return the file of a module."""
     spec = importlib.util.find_spec(module)
     assert spec is not None and spec.origin is not None
     return spec.origin

@@ -18,7 +18,7 @@ ALLOWED = {
 }
 # The kernel's packages and lone files: each imports only those before it.
 LEVELS = (
-    "lib", "process", "manifests", "rules", "store", "sandbox", "journal", "entry", "audit",
+    "lib", "process", "manifests", "rules", "store", "sandbox", "journal", "audit", "entry",
     "events", "storage", "access", "tools", "config", "init", "core", "memory", "loop", "service",
     "index", "llm", "gateway", "processes", "status", "handlers", "hello", "ledger", "boot",
     "__main__", "__init__",

@@ -107,9 +107,9 @@ class System:
         )
         process = self.kernel.table.add("agent", name, 0, 0, free, time.monotonic())
         process.manifest = ALL
-        birth = PendingSpawn(process, secrets.token_bytes(32), Spawn(program=name), None)
-        self.kernel.lifecycle.births[process.pid] = birth
-        return birth.token
+        pending = PendingSpawn(process, secrets.token_bytes(32), Spawn(program=name), None)
+        self.kernel.lifecycle.pending_spawns[process.pid] = pending
+        return pending.token
 
     def _connected(self, name: str) -> zmq.Socket[bytes]:
         connected: zmq.Socket[bytes] = self.context.socket(zmq.DEALER)

@@ -14,7 +14,7 @@ from aios.kernel.core.batcher import Batcher
 from aios.kernel.core.disk import Disk
 from aios.kernel.core.engine import CHUNK_TOKENS, Engine
 from aios.kernel.core.protocol import Halt, Halted, Out, Run
-from aios.kernel.llm.past import Past
+from aios.kernel.llm.context_state import ContextState
 from aios.syscalls.llm import Decoding, Logprob
 
 PLENTY = 1 << 30  # bytes for snapshots
@@ -78,7 +78,7 @@ class Job:
     why: str = ""
 
     def __post_init__(self) -> None:
-        self.context = Past()
+        self.context = ContextState()
         self.context.append(self.prompt, 10**6)
         self.context.seal()
 

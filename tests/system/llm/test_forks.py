@@ -10,7 +10,7 @@ from conftest import core_stopped
 from helpers import end, running
 
 from aios.agents import Aios, Context, connect
-from aios.kernel.llm.contexts import CHECKPOINTS
+from aios.kernel.llm.contexts import MAX_CHECKPOINTS
 from aios.shell.launch import System
 from aios.syscalls.errors import ContextBusy, LimitReached, NotFound
 
@@ -73,7 +73,7 @@ def test_rollback_to_a_name_that_is_not_there(aios: Aios) -> None:
 
 def test_checkpoints_are_bounded(aios: Aios) -> None:
     with aios.open(SYSTEM) as context:
-        for number in range(CHECKPOINTS):
+        for number in range(MAX_CHECKPOINTS):
             context.checkpoint(f"c{number}")
         context.checkpoint("c0")
         with pytest.raises(LimitReached):

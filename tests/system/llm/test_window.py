@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aios.agents import Aios, connect
-from aios.kernel.llm.past import Turn
+from aios.kernel.llm.context_state import Turn
 from aios.kernel.llm.window import relevant
 from aios.shell.launch import System
 from aios.syscalls.errors import ContextFull

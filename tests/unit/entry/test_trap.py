@@ -15,7 +15,7 @@ from turns import Caller, Turns
 from aios.kernel.core.protocol import Counters, Out, Step, decode_report, encode
 from aios.kernel.entry import trap
 from aios.kernel.entry.trap import CALL_BYTES, ITEM_BYTES, STRUCT_BYTES
-from aios.kernel.llm.work import Work
+from aios.kernel.llm.generation import GenerationState
 from aios.syscalls.llm import Decoding, Logprob
 from aios.syscalls.rules import Manifest
 from aios.syscalls.wire import DONE, FAILED
@@ -40,7 +40,7 @@ def wait_with(caller: Caller, letters: int) -> int:
 def test_a_tree_of_agents_has_so_many_bytes_of_calls_that_wait(
     turns: Turns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trap, "WAITING_BYTES", 100_000)
+    monkeypatch.setattr(trap, "MAX_WAITING_BYTES", 100_000)
     above, other = turns.agent("above"), turns.agent("other")
     below = turns.agent("below", parent=above.pid)
     first = [wait_with(each, 50_000) for each in (above, below)]
@@ -119,7 +119,9 @@ def test_a_question_counts_as_long_as_it_is(turns: Turns) -> None:
 
 
 def test_the_alternatives_of_each_token_wait_as_bytes() -> None:
-    work = Work(call=1, decoding=Decoding(logprobs=20), stream=False, prompt=1, began=0.0)
+    work = GenerationState(
+        call=1, decoding=Decoding(logprobs=20), stream=False, prompt=1, began=0.0
+    )
     logprob = Logprob(token=1, logprob=-1.0, top=[(at, -1.0) for at in range(20)])
     gc.collect()
     before = len(gc.get_objects())
@@ -129,7 +131,9 @@ def test_the_alternatives_of_each_token_wait_as_bytes() -> None:
         work.take(taken.outs[0])
     gc.collect()
     assert len(gc.get_objects()) - before < 1000 * 5
-    assert msgpack.decode(msgpack.encode(work), type=Work).pieces[-1].logprobs == [logprob]
+    assert msgpack.decode(msgpack.encode(work), type=GenerationState).pieces[-1].logprobs == [
+        logprob
+    ]
 
 
 def test_an_id_that_its_caller_has_done_with_is_refused(turns: Turns) -> None:

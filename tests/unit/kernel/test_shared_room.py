@@ -52,7 +52,7 @@ def test_trees_take_turns_at_the_starts_of_processes(turns: Turns) -> None:
         greedy.send("proc.spawn", {"program": "echo"})
     call = other.send("proc.spawn", {"program": "echo"})
     begun = lifecycle.starts.queue.begun
-    first, last = min(begun), max(lifecycle.births)
+    first, last = min(begun), max(lifecycle.pending_spawns)
     assert len(begun) == MAX_STARTS and last not in begun
     lifecycle.started(Started(first, first))
     lifecycle.start_failed(StartFailed(first + 1, Internal("no memory").to_wire()))

@@ -18,7 +18,7 @@ from aios.kernel.access import approvals
 from aios.kernel.access.grants import MAX_GRANTS
 from aios.kernel.entry.envelope import MAX_DEPTH, arguments
 from aios.kernel.entry.followers import MAX_OF_PROCESS, MAX_OF_TREE
-from aios.kernel.entry.trap import ENTRY_BYTES, WAITING_BYTES
+from aios.kernel.entry.trap import ENTRY_BYTES, MAX_WAITING_BYTES
 from aios.kernel.lib.linux import real
 from aios.kernel.sandbox.sandbox import SandboxPolicy, can_read
 from aios.kernel.storage import catalog, shares
@@ -101,8 +101,8 @@ def test_the_worst_of_a_call_takes_a_bounded_number_of_steps(
         caller.final(0)
         for call in list(turns.kernel.sessions.by_pid[caller.pid].calls.values()):
             call.cancel()
-        for birth in list(turns.kernel.lifecycle.births.values()):
-            turns.kernel.lifecycle._end(birth.process, 0, "exit")
+        for pending in list(turns.kernel.lifecycle.pending_spawns.values()):
+            turns.kernel.lifecycle._end(pending.process, 0, "exit")
         turns.turn()
 
 
@@ -175,7 +175,7 @@ def test_an_end_is_told_to_those_who_wait_for_it_alone(
 
 def test_the_items_of_maps_that_wait_count_as_what_they_take(turns: Turns) -> None:
     """Else a tree could have forty times its bytes wait for the store, and others behind it."""
-    one, most = turns.agent("one"), WAITING_BYTES // (1024 * ENTRY_BYTES)
+    one, most = turns.agent("one"), MAX_WAITING_BYTES // (1024 * ENTRY_BYTES)
     items = {str(number): 0 for number in range(1024)}
     sent = [one.send("mem.put", {"items": items}) for _ in range(most + 1)]
     turns.turn()
@@ -258,7 +258,7 @@ def test_a_spawn_whose_contexts_there_is_no_room_for_leaves_nothing(
     one, table = turns.agent("lender"), turns.kernel.table
     ctx = one.done("llm.open")["ctx"]
     one.done("llm.append", ctx=ctx, tokens=[1, 2, 3])
-    monkeypatch.setattr("aios.kernel.llm.contexts.TREE_BYTES", 1)
+    monkeypatch.setattr("aios.kernel.llm.contexts.MAX_TREE_BYTES", 1)
     before = set(table.rows)
     kind, body = one.wait(one.send("proc.spawn", {"program": "chat", "contexts": [ctx]}))
     assert (kind, body["code"]) == (FAILED, "limit")
@@ -277,9 +277,9 @@ def test_what_is_cut_off_is_told_of_the_last_that_had_the_os_pid(
         one = turns.agent(name)
         assert one.process is not None
         kernel.table.bind(one.process, os_pid)
-        kernel.lifecycle.cut_off(os_pid, f"{name} says nonsense")
+        kernel.greeter.cut_off(os_pid, f"{name} says nonsense")
         kernel.lifecycle._end(one.process, 0, "exit")
-        kernel.lifecycle.cut_off(os_pid, f"{name} said nonsense before its end")
+        kernel.greeter.cut_off(os_pid, f"{name} said nonsense before its end")
         assert told[-2:] == [one.pid, one.pid]
 
 

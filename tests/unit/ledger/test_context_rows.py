@@ -9,8 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from aios.kernel.core.protocol import Halted, Out
 from aios.kernel.ledger.context_rows import ContextRow, ContextRows, read_row
-from aios.kernel.llm.past import Turn
-from aios.kernel.llm.work import Work
+from aios.kernel.llm.context_state import Turn
+from aios.kernel.llm.generation import GenerationState
 from aios.syscalls.llm import Decoding
 
 WINDOW = 10**6
@@ -80,7 +80,9 @@ class RowsMachine(RuleBasedStateMachine):
     @rule()
     def generate(self) -> None:
         self.change().seal()
-        self.row.work = Work(call=3, decoding=Decoding(), stream=True, prompt=2, began=0.0)
+        self.row.work = GenerationState(
+            call=3, decoding=Decoding(), stream=True, prompt=2, began=0.0
+        )
 
     @precondition(lambda self: self.row.work is not None)
     @rule(token=st.integers(0, 5), digest=st.binary(max_size=3))
@@ -123,7 +125,7 @@ class RowsMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.row.work is None)
     @rule(name=names)
     def checkpoint(self, name: str) -> None:
-        self.change().checkpoints[name] = self.row.past()
+        self.change().checkpoints[name] = self.row.copy_state()
 
     @precondition(lambda self: self.row.work is None)
     @rule(name=names)
@@ -161,7 +163,7 @@ def a_long_one(kept: Kept) -> ContextRow:
     row.turns = [Turn("user", "a question " * 50) for _ in range(20)]
     row.dropped = [Turn("user", "of earlier " * 50) for _ in range(100)]
     for number in range(10):
-        row.checkpoints[f"at {number}"] = row.past()
+        row.checkpoints[f"at {number}"] = row.copy_state()
     kept.end_turn()
     return row
 
@@ -173,7 +175,7 @@ def test_an_append_costs_what_it_adds() -> None:
     for number in range(50):
         row.append([number] * 10, WINDOW)
         row.turns.append(Turn("user", "short"))
-        row.checkpoints["at 3"] = row.past()
+        row.checkpoints["at 3"] = row.copy_state()
         assert kept.end_turn() < whole / 100
     assert read_row(kept.items) == row
 
@@ -182,7 +184,7 @@ def test_going_back_and_forth_between_checkpoints_costs_little() -> None:
     kept = Kept()
     row = a_long_one(kept)
     row.history, row.used = [("p", list(range(3000, 5000)))], 2000
-    row.checkpoints["other"] = row.past()
+    row.checkpoints["other"] = row.copy_state()
     kept.end_turn()
     for name in ("at 1", "other", "at 2", "other"):
         row.become(row.checkpoints[name])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +18,7 @@ from aios.kernel.index import protocol
 from aios.kernel.index.client import MAX_SEARCHES, IndexClient
 from aios.kernel.lib.coroutine import Driver
 from aios.kernel.lib.fair_queue import FairQueue
-from aios.kernel.llm.prompt import DEATHS, TEXTS, Prompts
+from aios.kernel.llm.prompt import MAX_DEATHS, MAX_TEXTS, Prompts
 from aios.syscalls.errors import AiosError, CoreFailed
 from aios.syscalls.llm import Generate
 from aios.syscalls.sto import Search
@@ -71,11 +73,11 @@ def test_texts_wait_for_no_grammar_and_for_few_texts_of_others() -> None:
     for _ in range(64):
         asker.text("/evil")
     asker.text("/good")
-    assert len(asker.core) == 1 + TEXTS
+    assert len(asker.core) == 1 + MAX_TEXTS
     asker.core.pop(0)
     while "/good" not in asker.said:
         asker.answer()
-    assert len(asker.said) <= TEXTS + 2
+    assert len(asker.said) <= MAX_TEXTS + 2
 
 
 def test_what_nobody_waits_for_is_not_asked() -> None:
@@ -92,7 +94,7 @@ def test_a_death_of_the_core_counts_against_what_it_was_asked() -> None:
     asker = Asker()
     for name in ("/evil", "/good"):
         asker.grammar(name)
-    for _ in range(DEATHS):
+    for _ in range(MAX_DEATHS):
         asker.core[:] = asker.prompts.asked()  # another core
         asker.prompts.core_gone()
     assert asker.said == [f"/evil {CoreFailed.code}"]
@@ -110,9 +112,13 @@ def test_a_core_that_is_given_up_answers_all() -> None:
     assert asker.prompts.asked() == []
 
 
-def test_searches_take_turns_and_who_cancels_them_waits_all_the_same() -> None:
+def test_searches_take_turns_and_who_cancels_them_waits_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     line = Mock()
-    link = IndexClient(Mock(), Mock(index=line), Mock(id=b"", newest=lambda: 0), Mock(), Mock())
+    monkeypatch.setattr("aios.kernel.service.Channel", lambda *_: line)
+    config, changes = Mock(path=Path()), Mock(id=b"", newest=lambda: 0)
+    link = IndexClient(config, Mock(), changes, Mock(), Mock())
     link.state = "ready"
     asker, drivers = Asker(), []
     for name in [*["/evil"] * 64, "/good"]:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from aios.kernel.core.engine import CHUNK_TOKENS
 from aios.kernel.core.history import Op, plan
 from aios.kernel.core.protocol import DECODED, PREFILLED
-from aios.kernel.llm.contexts import KEPT, ContextManager
-from aios.kernel.llm.past import DROPPED, PAST, Past
-from aios.kernel.llm.past import Turn as Message
+from aios.kernel.llm.context_state import MAX_DROPPED_CHARS, STATE_BYTES, ContextState
+from aios.kernel.llm.context_state import Turn as Message
+from aios.kernel.llm.contexts import MAX_NAMED, ContextManager
 from aios.kernel.process import Process
 from aios.syscalls.errors import BadInput, ContextBusy, ContextFull, LimitReached, NotFound
 from aios.syscalls.proc import Limits
@@ -37,7 +37,7 @@ def manager() -> tuple[ContextManager, list[int]]:
 
 
 def test_what_is_appended_before_a_generation_is_one_prefill() -> None:
-    context = Past()
+    context = ContextState()
     context.append([1, 2], WINDOW)
     context.append([], WINDOW)
     context.append([3], WINDOW)
@@ -45,7 +45,7 @@ def test_what_is_appended_before_a_generation_is_one_prefill() -> None:
 
 
 def test_the_last_token_drawn_joins_the_next_prefill() -> None:
-    context = Past()
+    context = ContextState()
     context.append([1, 2], WINDOW)
     context.seal()
     for token in (7, 8, 9):
@@ -56,7 +56,7 @@ def test_the_last_token_drawn_joins_the_next_prefill() -> None:
 
 
 def test_an_only_token_drawn_leaves_no_empty_segment() -> None:
-    context = Past()
+    context = ContextState()
     context.append([1, 2], WINDOW)
     context.seal()
     context.draw(7)
@@ -65,7 +65,7 @@ def test_an_only_token_drawn_leaves_no_empty_segment() -> None:
 
 
 def test_a_generation_that_goes_on_goes_on_decoding() -> None:
-    context = Past()
+    context = ContextState()
     context.append([1], WINDOW)
     context.seal()
     context.draw(7)
@@ -77,7 +77,7 @@ def test_a_generation_that_goes_on_goes_on_decoding() -> None:
 
 def test_a_sealed_prefill_grows_no_more() -> None:
     """A generation that drew nothing has computed with it all the same."""
-    context = Past()
+    context = ContextState()
     context.append([1, 2], WINDOW)
     context.seal()
     context.append([3], WINDOW)
@@ -85,7 +85,7 @@ def test_a_sealed_prefill_grows_no_more() -> None:
 
 
 def test_what_does_not_fit_changes_nothing() -> None:
-    context = Past()
+    context = ContextState()
     context.append([1] * (WINDOW - 1), WINDOW)
     context.seal()
     context.draw(7)
@@ -184,7 +184,7 @@ TURNS = st.lists(
 def plans_of(turns: list[Turn], *, whole: bool = False) -> list[list[Op]]:
     """The operations wherever a generation may be dispatched: at its start, and behind each token
     but its last. With `whole`, what is appended comes in one part."""
-    context = Past()
+    context = ContextState()
     plans = []
     token = 0
     for parts, drawn in turns:
@@ -248,7 +248,7 @@ def test_contexts_with_a_name_have_a_bound() -> None:
     """They sleep in the kernel's memory, and what is open alone is counted by a limit."""
     contexts = ContextManager(lambda _: None)
     owner = process()
-    for number in range(KEPT):
+    for number in range(MAX_NAMED):
         contexts.close(contexts.open(owner, None, f"n{number}"))
     with pytest.raises(LimitReached, match="forget"):
         contexts.open(owner, None, "one-more")
@@ -259,31 +259,33 @@ def test_contexts_with_a_name_have_a_bound() -> None:
 
 
 def test_the_oldest_turns_that_were_dropped_are_forgotten() -> None:
-    past = Past()
+    state = ContextState()
     for number in range(300):
-        past.drop([Message("user", f"{number} " + "x" * 1000), Message("assistant", "yes")])
-        held = sum(len(turn.text) + 64 for turn in past.dropped)
-        assert held <= DROPPED
-    assert held > DROPPED - 2000
-    assert past.dropped[-2].text.startswith("299 ")
+        state.drop([Message("user", f"{number} " + "x" * 1000), Message("assistant", "yes")])
+        held = sum(len(turn.text) + 64 for turn in state.dropped)
+        assert held <= MAX_DROPPED_CHARS
+    assert held > MAX_DROPPED_CHARS - 2000
+    assert state.dropped[-2].text.startswith("299 ")
 
 
 def test_an_answer_that_is_cut_within_a_character_keeps_its_tokens() -> None:
-    past = Past(turns=[Message("user", "Hi")], history=[("p", [1, 2]), ("d", [3, 4])], used=4)
-    past.answered("ok\N{REPLACEMENT CHARACTER}", 2)
-    assert past.turns[-1].tokens == [3, 4]
-    past.history[-1][1].extend([5, 6])
-    past.answered("\N{REPLACEMENT CHARACTER}!", 2)  # it went on from there
-    assert (past.turns[-1].tokens, past.turns[-1].drawn) == ([3, 4, 5, 6], 4)
-    past.turns.append(Message("user", "And?"))
-    past.history.append(("d", [7]))
-    past.answered("Yes.", 1)
-    assert past.turns[-1].tokens == []
+    state = ContextState(
+        turns=[Message("user", "Hi")], history=[("p", [1, 2]), ("d", [3, 4])], used=4
+    )
+    state.answered("ok\N{REPLACEMENT CHARACTER}", 2)
+    assert state.turns[-1].tokens == [3, 4]
+    state.history[-1][1].extend([5, 6])
+    state.answered("\N{REPLACEMENT CHARACTER}!", 2)  # it went on from there
+    assert (state.turns[-1].tokens, state.turns[-1].drawn) == ([3, 4, 5, 6], 4)
+    state.turns.append(Message("user", "And?"))
+    state.history.append(("d", [7]))
+    state.answered("Yes.", 1)
+    assert state.turns[-1].tokens == []
 
 
 def test_what_a_tree_holds_in_contexts_is_bounded_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checkpoints, forks and sleeping contexts of all its agents are one budget."""
-    monkeypatch.setattr("aios.kernel.llm.contexts.TREE_BYTES", 200_000)
+    monkeypatch.setattr("aios.kernel.llm.contexts.MAX_TREE_BYTES", 200_000)
     contexts = ContextManager(lambda _: None)
     contexts.window = contexts.vocab = 10_000
     owner, child, other = process(1), process(2), process(3)
@@ -309,7 +311,7 @@ def test_what_a_tree_holds_in_contexts_is_bounded_by_bytes(monkeypatch: pytest.M
             grow()
     empty = contexts.open(other, None)
     contexts.checkpoint(empty, "nothing")
-    assert contexts.trees.total("/other") == 2 * PAST
+    assert contexts.trees.total("/other") == 2 * STATE_BYTES
     contexts.append(empty, [1])  # another tree's
     contexts.rollback(context, "one")
     contexts.close(context)  # it sleeps

@@ -163,8 +163,8 @@ def test_time_suspended_is_not_waiting() -> None:
     scheduler = Scheduler("fifo", quantum=1, slots=1)
     scheduler.add(1, 0, 0.0)
     scheduler.add(2, 0, 0.0)
-    scheduler.suspend([2], 3.0)
-    scheduler.resume([2], 10.0)
+    scheduler.suspend([2], True, 3.0)
+    scheduler.suspend([2], False, 10.0)
     assert scheduler.remove(1, 11.0) == [Dispatch(2)]
     assert scheduler.tasks[2].waiting == 4.0
 
@@ -279,13 +279,13 @@ class SchedulerAndCore(RuleBasedStateMachine):
     def suspend(self, tasks: list[int]) -> None:
         chosen = [task for n in tasks if (task := self.pick(n)) is not None]
         self.suspended.update(chosen)
-        self.take(self.scheduler.suspend(chosen, self.now))
+        self.take(self.scheduler.suspend(chosen, True, self.now))
 
     @rule(tasks=st.lists(TASKS, max_size=3))
     def resume(self, tasks: list[int]) -> None:
         chosen = [task for n in tasks if (task := self.pick(n)) is not None]
         self.suspended.difference_update(chosen)
-        self.take(self.scheduler.resume(chosen, self.now))
+        self.take(self.scheduler.suspend(chosen, False, self.now))
 
     @rule(n=TASKS, nice=st.integers(-20, 19))
     def renice(self, n: int, nice: int) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from aios.kernel.lib.coroutine import Driver
 from aios.kernel.process import Process, ProcessTable
-from aios.kernel.processes.agent_logs import LOOKS, READERS, Logs
+from aios.kernel.processes.agent_logs import MAX_READERS, READERS_PER_LOOK, Logs
 from aios.syscalls.errors import LimitReached
 from aios.syscalls.proc import Limits, LogPart
 
@@ -63,15 +63,15 @@ def test_a_turn_has_a_bound_and_all_are_answered(
     calls = []
     for number in range(40):
         reader = table.add("agent", f"r{number}", 0, 0, Limits(), 0.0)
-        for _ in range(READERS):
+        for _ in range(MAX_READERS):
             calls.append(Call(reader))
             calls[-1].read(logs, (said, silent)[number % 2].pid)
     assert not any(call.ends for call in calls)
     logs.path(said.pid).write_bytes(b"said")
-    for _ in range(len(calls) // LOOKS):
+    for _ in range(len(calls) // READERS_PER_LOOK):
         looks.clear()
         logs.look()
-        assert len(looks) == LOOKS
+        assert len(looks) == READERS_PER_LOOK
     answered = [call for call in calls if call.ends]
     assert len(answered) == len(calls) // 2
     assert all(call.ends[0].data == b"said" for call in answered)
@@ -84,7 +84,7 @@ def test_one_process_waits_with_so_many_calls_and_no_more(
     logs = Logs(tmp_path, table, lambda *_: Timer())
     one, other = (table.add("agent", name, 0, 0, Limits(), 0.0) for name in "ab")
     mine, theirs = Call(one), Call(other)
-    waiting = [mine.read(logs, other.pid) for _ in range(READERS)]
+    waiting = [mine.read(logs, other.pid) for _ in range(MAX_READERS)]
     assert mine.ends == []
     mine.read(logs, other.pid)
     assert isinstance(mine.ends.pop(), LimitReached)

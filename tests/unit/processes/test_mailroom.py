@@ -173,7 +173,7 @@ def test_what_a_tree_has_others_keep_is_bounded_by_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many names its agents have, and whoever they send to."""
-    monkeypatch.setattr("aios.kernel.processes.mailbox.UNREAD_BYTES", 100_000)
+    monkeypatch.setattr("aios.kernel.processes.mailbox.MAX_UNREAD_BYTES", 100_000)
     office = Office(tmp_path, queue=None)
     ann, bob, cat = (office.process(name) for name in ("ann", "bob", "cat"))
     child = office.table.add("agent", "child", ann.pid, 0, Limits(), 0.0)

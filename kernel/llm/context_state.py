@@ -1,4 +1,4 @@
-"""The content of a context: turns, and the tokens by how they entered. Pure."""
+"""The content of a context: its turns, and its tokens by how they entered. Pure."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from aios.syscalls.llm import OnFull
 
 from ..core.protocol import DECODED, PREFILLED, Segment
 
-CUT = "\N{REPLACEMENT CHARACTER}"  # stands where bytes are no whole character
-DROPPED = 1 << 17  # characters of dropped turns that may be recalled; TURN more for each
-PAST, TURN, TOKEN, CHARACTER = 512, 64, 16, 2  # bytes that each takes, about
+CUT = "\N{REPLACEMENT CHARACTER}"  # in the place of bytes that are no whole character
+MAX_DROPPED_CHARS = 1 << 17  # of dropped turns that may be recalled; TURN_BYTES more for each
+STATE_BYTES, TURN_BYTES, TOKEN_BYTES, CHAR_BYTES = 512, 64, 16, 2  # that each takes, about
 
 
 class Turn(Struct):
@@ -20,10 +20,10 @@ class Turn(Struct):
 
     role: str
     text: str
-    note: str = ""  # what was recalled for it: it is in the context, in front of the text
+    note: str = ""  # recalled for it: in the context, in front of the text
     generated: bool = False
     drawn: int = 0  # tokens of a generated one
-    tokens: list[int] = []  # these, where the text cannot say them: a character is cut in it
+    tokens: list[int] = []  # those drawn, where a character is cut in the text
 
     @property
     def content(self) -> str | None:
@@ -31,7 +31,7 @@ class Turn(Struct):
         return None if self.generated else self.note + self.text
 
 
-class Past(Struct, kw_only=True):
+class ContextState(Struct, kw_only=True):
     """The content of a context, which a checkpoint remembers and a fork begins with."""
 
     history: list[Segment] = []
@@ -41,42 +41,44 @@ class Past(Struct, kw_only=True):
     used: int = 0
     sealed: bool = True  # the last segment has been computed with: it grows no more
     on_full: OnFull = "error"
-    model: str = ""  # whose tokens they are
+    model: str = ""  # the id of the model that the tokens are of
     summary: str | None = None  # of the turns that were dropped
-    dropped: list[Turn] = []  # that may be recalled
+    dropped: list[Turn] = []  # turns that may be recalled
 
-    def past(self) -> Past:
-        """A copy."""
-        return Past(
-            history=[(how, list(tokens)) for how, tokens in self.history],
-            turns=list(self.turns),
-            mixed=self.mixed,
-            prelude=list(self.prelude),
-            used=self.used,
-            sealed=self.sealed,
-            on_full=self.on_full,
-            model=self.model,
-            summary=self.summary,
-            dropped=list(self.dropped),
+    def copy_state(self) -> ContextState:
+        """Return a copy that shares no list."""
+        copy = ContextState(
+            **{name: getattr(self, name) for name in ContextState.__struct_fields__}
         )
+        copy.history = [(how, list(tokens)) for how, tokens in self.history]
+        copy.turns, copy.prelude = list(self.turns), list(self.prelude)
+        copy.dropped = list(self.dropped)
+        return copy
 
-    def become(self, past: Past) -> None:
-        for name, value in msgspec.structs.asdict(past.past()).items():
+    def become(self, state: ContextState) -> None:
+        """Take over the content of another state."""
+        for name, value in msgspec.structs.asdict(state.copy_state()).items():
             setattr(self, name, value)
 
     @property
     def size(self) -> int:
-        """About what it takes, in memory as in the journal."""
+        """The bytes that it takes in memory or in the journal, about."""
         turns = (*self.turns, *self.dropped, *self.prelude)
         characters = sum(len(turn.text) + len(turn.note) for turn in turns)
-        return PAST + TOKEN * self.used + TURN * len(turns) + CHARACTER * characters
+        return (
+            STATE_BYTES
+            + TOKEN_BYTES * self.used
+            + TURN_BYTES * len(turns)
+            + CHAR_BYTES * characters
+        )
 
     @property
     def tokens(self) -> list[int]:
         return [token for _, tokens in self.history for token in tokens]
 
     def append(self, tokens: list[int], window: int) -> None:
-        """Raises ContextFull where `tokens` do not fit, and changes nothing then."""
+        """Enter tokens to be prefilled. Raise ContextFull, with nothing changed, where they do not
+        fit."""
         if self.used + len(tokens) > window:
             raise ContextFull(
                 f"{len(tokens)} tokens do not fit: {self.used} of {window} are used",
@@ -90,6 +92,7 @@ class Past(Struct, kw_only=True):
             self.sealed = False
 
     def _undecoded(self) -> list[int]:
+        """Remove and return the token that was drawn last, which was never computed."""
         if not self.history or self.history[-1][0] == PREFILLED:
             return []
         drawn = self.history[-1][1]
@@ -99,11 +102,11 @@ class Past(Struct, kw_only=True):
         return [last]
 
     def seal(self) -> None:
-        """A generation starts: where the next prefill's chunks begin is decided by this."""
+        """End the last segment, as a generation starts: the next prefill's chunks begin anew."""
         self.sealed = True
 
     def draw(self, token: int) -> None:
-        """A generation drew `token`."""
+        """Enter a token that a generation has drawn."""
         if self.history[-1][0] == PREFILLED:
             self.history.append((DECODED, [token]))
         else:
@@ -111,11 +114,11 @@ class Past(Struct, kw_only=True):
         self.used += 1
 
     def drop(self, turns: list[Turn]) -> None:
-        """These may be recalled from now on; the oldest are forgotten where they are too many."""
+        """Keep turns that have left, to be recalled; forget the oldest of too many."""
         self.dropped += turns
-        held = sum(len(turn.text) + TURN for turn in self.dropped)
-        while held > DROPPED:
-            held -= len(self.dropped.pop(0).text) + TURN
+        held = sum(len(turn.text) + TURN_BYTES for turn in self.dropped)
+        while held > MAX_DROPPED_CHARS:
+            held -= len(self.dropped.pop(0).text) + TURN_BYTES
 
     def answered(self, text: str, drawn: int) -> None:
         """Make a turn of the newest tokens, which were generated, if this is a conversation."""

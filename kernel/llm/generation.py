@@ -1,4 +1,4 @@
-"""A generation: its request, what it has done so far, and its result."""
+"""A generation: its request, its progress, and its result."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _encode = msgpack.Encoder().encode
 
 
 def packed(asked: D) -> D:
-    """Return the same with its schema as bytes: as objects that may take seventy times the room."""
+    """Return a request with its schema as bytes: objects may take seventy times the room."""
     return replace(asked, schema=asked.schema and Raw(_encode(asked.schema)))
 
 
-class Work(Struct, kw_only=True):
+class GenerationState(Struct, kw_only=True):
     """A generation's request and progress, from which it goes on after the kernel's death."""
 
-    call: int  # its id; 0: the kernel itself needs it, on the way of a call
+    call: int  # its id; 0: the kernel itself needs the answer, while it serves a call
     decoding: Decoding
     stream: bool
     prompt: int  # tokens that the call appended
@@ -44,7 +44,7 @@ class Work(Struct, kw_only=True):
     held: str = ""  # text that the core held back, while preempted
     cancelled: bool = False
     moved: Moved | None = None
-    given: list[PastMessage] = []  # what the answer follows, for the interaction log
+    given: list[PastMessage] = []  # messages before the answer, for the interaction log
 
     @property
     def text(self) -> str:
@@ -55,7 +55,7 @@ class Work(Struct, kw_only=True):
         return sum(len(piece.tokens) for piece in self.pieces)
 
     def take(self, out: Out) -> Piece | None:
-        """Take the output of one step of the core."""
+        """Add the output of one step of the core, and return the piece for the caller, if any."""
         if out.digest:
             self.digest = out.digest
         if out.token is None:
@@ -72,49 +72,49 @@ class Work(Struct, kw_only=True):
 class Generation:
     """A generation that a call waits for."""
 
-    run: int  # what the core still reports of an earlier run in this context has another
+    run: int  # reports of the core about an earlier run in this context have another
     call: Call
     end: Wait[Result]
     context: Context
-    work: Work
+    state: GenerationState
     task: Task
     turn: float | None = None  # when its turn began, while it has one
-    prefetched: bool = False  # since that
+    prefetched: bool = False  # since its turn ended
     tail: str = ""  # text that came with its end
-    deaths: int = 0  # of the core while it had a slot, since its last token
+    deaths: int = 0  # of cores under it, since its last token
     finish: Finish | Literal["failed"] = "failed"
 
     def stop_clock(self, now: float) -> None:
         """Account for the time of this turn."""
         if self.turn is not None:
-            if self.work.ttft is None:
-                self.work.prefill += now - self.turn
+            if self.state.ttft is None:
+                self.state.prefill += now - self.turn
             else:
-                self.work.decode += now - self.turn
+                self.state.decode += now - self.turn
         self.turn = None
 
     def result(self, finish: Finish, now: float) -> Result:
         """Return the final reply of its call."""
-        work = self.work
-        logprobs = [each for piece in work.pieces for each in piece.logprobs or []]
+        state = self.state
+        logprobs = [each for piece in state.pieces for each in piece.logprobs or []]
         return Result(
-            text=work.text + self.tail,
-            tokens=[token for piece in work.pieces for token in piece.tokens],
+            text=state.text + self.tail,
+            tokens=[token for piece in state.pieces for token in piece.tokens],
             finish=finish,
             usage=self.usage(),
             timings=Timings(
                 waiting=self.task.waited(now),
-                prefill=work.prefill,
-                decode=work.decode,
-                ttft=work.ttft,
-                turnaround=now - work.began,
+                prefill=state.prefill,
+                decode=state.decode,
+                ttft=state.ttft,
+                turnaround=now - state.began,
                 switches=self.task.switches,
             ),
-            digest=work.digest.hex() or None,
-            moved=work.moved,
-            logprobs=UNSET if work.decoding.logprobs is None else logprobs,
+            digest=state.digest.hex() or None,
+            moved=state.moved,
+            logprobs=UNSET if state.decoding.logprobs is None else logprobs,
         )
 
     def usage(self) -> Usage:
         used = self.context.used
-        return Usage(prompt=self.work.prompt, completion=self.work.drawn, context=used)
+        return Usage(prompt=self.state.prompt, completion=self.state.drawn, context=used)
