@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from aios.agents import Agent
+from aios.examples._texts import as_task
+
+
+class Stage(msgspec.Struct, forbid_unknown_fields=True):
+    reads: str
+    writes: str
+    prompt: str | list[dict[str, str]]
+    max_tokens: int
+    to: int
 
 
 class PipelineStage(Agent):
@@ -16,18 +27,17 @@ class PipelineStage(Agent):
 
     name = "pipeline_stage"
 
-    def run(self, task: dict[str, Any]) -> int:
+    def run(self, task: Any) -> int:
+        stage = as_task(self, task, Stage)
         cards = 0
         while card := self.aios.recv().body:
-            prompt = filled(task["prompt"], card[task["reads"]])
-            answer = self.aios.generate(
-                prompt, raw=True, max_tokens=task["max_tokens"], stop=["\n"]
-            )
-            card[task["writes"]] = answer.text.strip()
-            print(f"{card['number']}: {card[task['writes']]}")
-            self.aios.send(task["to"], card)
+            prompt = filled(stage.prompt, card[stage.reads])
+            answer = self.aios.generate(prompt, raw=True, max_tokens=stage.max_tokens, stop=["\n"])
+            card[stage.writes] = answer.text.strip()
+            print(f"{card['number']}: {card[stage.writes]}")
+            self.aios.send(stage.to, card)
             cards += 1
-        self.aios.send(task["to"], {})
+        self.aios.send(stage.to, {})
         return cards
 
 

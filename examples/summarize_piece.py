@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from aios.agents import Agent, Aios
+from aios.examples._texts import as_task
 
 # The one wording of those tried that a 135M model follows without inventing a story of its own.
 INSTRUCTION = (
@@ -23,9 +25,11 @@ def shorten(aios: Aios, text: str, max_tokens: int = 64) -> str:
 
 
 class SummarizePiece(Agent):
+    """Its task is a text; its result that text, shorter."""
+
     name = "summarize_piece"
 
-    def run(self, task: str) -> str:
-        summary = shorten(self.aios, task)
+    def run(self, task: Any) -> str:
+        summary = shorten(self.aios, as_task(self, task, str))
         print(summary)
         return summary

@@ -204,6 +204,9 @@ def test_a_file_that_is_no_text_is_named(
         ("chat", {"turns": "hello"}, "Expected `array | null`, got `str` - at `$.turns`"),
         ("extract", {"fields": "name"}, "Expected `array`, got `str` - at `$.fields`"),
         ("pipeline", {"items": "name"}, "Expected `array`, got `str` - at `$.items`"),
+        ("pipeline_stage", None, "Object missing required field `reads`"),
+        ("summarize_piece", None, "Expected `str`, got `object`"),
+        ("demo_worker", [1], "Expected `object`, got `array`"),
     ],
 )
 def test_a_task_that_none_can_do_is_answered_with_what_it_takes(
