@@ -12,6 +12,7 @@ import inspect
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import TracebackType
@@ -96,14 +97,23 @@ def load(path: str, loader: SourceFileLoader | None = None) -> type[Agent]:
             f"{path}: {found[0].__name__} has no `run` that takes a task",
             "write `def run(self, task):`",
         )
+    if not takes(found[0], "aios"):
+        raise NoProgram(
+            f"{path}: {found[0].__name__} has an `__init__` that takes no connection",
+            "leave it out, or write `def __init__(self, aios): super().__init__(aios)`",
+        )
     return found[0]
 
 
 def takes_task(agent: type[Agent]) -> bool:
     if inspect.isabstract(agent) or not callable(agent.run):
         return False
+    return takes(agent.run, "self", "task")
+
+
+def takes(called: Callable[..., Any], *arguments: str) -> bool:
     try:
-        inspect.signature(agent.run).bind("self", "task")
+        inspect.signature(called).bind(*arguments)
     except TypeError:
         return False
     return True

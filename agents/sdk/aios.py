@@ -18,7 +18,7 @@ import msgspec
 
 from aios.syscalls.base import Done
 from aios.syscalls.connection import Welcome
-from aios.syscalls.errors import AiosError
+from aios.syscalls.errors import AiosError, BadInput
 from aios.syscalls.kernel import CheckReport, Event, EventKind, Policy, Stats, Status
 from aios.syscalls.llm import (
     Appended,
@@ -235,9 +235,14 @@ class Aios(MemoryCalls, StorageCalls, AccessCalls, ToolCalls):
 
 
 def as_input(prompt: Prompt, raw: bool) -> dict[str, Any]:
-    """Return `prompt` as fields of llm.append."""
+    """Return `prompt` as fields of llm.append. Raises BadInput if it is no prompt."""
     if isinstance(prompt, str):
         return {"text": prompt} if raw else {"messages": [{"role": "user", "content": prompt}]}
+    if isinstance(prompt, bytes) or not isinstance(prompt, Sequence):
+        raise BadInput(
+            f"a prompt is no {type(prompt).__name__}",
+            'give a string, a list of {"role", "content"}, or a list of token ids',
+        )
     items = list(prompt)
     return {"tokens": items} if items and isinstance(items[0], int) else {"messages": items}
 

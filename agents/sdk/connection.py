@@ -44,6 +44,7 @@ RECONNECT_S = 25.0  # to a remote kernel, which keeps its callers a little longe
 HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 5_000, 15_000  # to a remote kernel
 REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH
 EVENT = struct.Struct("=H")  # zmq_socket_monitor(3); zmq.utils.monitor has asyncio loaded
+ELSEWHERE = "start it there, and look at address and server_key: there, `aios key list` shows both"
 NO_KEY = "there, `aios key list` shows the keys that are allowed, and the kernel's own"
 
 
@@ -298,7 +299,8 @@ class Connection:
                 self._disconnect(0)
             if not self._may_return(limit):
                 what = "the kernel went away from" if self.lost else "no kernel answers at"
-                raise KernelGone(f"{what} {self.endpoint}")
+                hint = ELSEWHERE if self.remote else ""
+                raise KernelGone(f"{what} {self.endpoint}", hint)
             time.sleep(wait)
             wait = min(wait * 1.2, MAX_POLL_S)
 

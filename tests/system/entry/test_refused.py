@@ -118,6 +118,16 @@ NO_RUN = (
         ("print('up')\n", "up\naios.syscalls.errors.NoProgram: PATH defines 0 agents"),
         ("class A(Agent):\n    def run(self):\n        return 1\n", NO_RUN),
         ("class A(Agent):\n    pass\n", NO_RUN),
+        ("class A(Agent):\n    def __init__(self):\n        self.x = 1\n"
+            "    def run(self, task):\n        return 1\n",
+            "aios.syscalls.errors.NoProgram: PATH: A has an `__init__` that takes no connection"
+            " (leave it out, or write"),
+        ("class A(Agent):\n    def run(self, task):\n        self.aios.generate(5)\n",
+            'Traceback (most recent call last):\n  File "PATH", line 4, in run\n'
+            "    self.aios.generate(5)\naios.syscalls.errors.BadInput: a prompt is no int (give "),
+        ("class A(Agent):\n    def run(self, task):\n        self.aios.generate(b'hi')\n",
+            'Traceback (most recent call last):\n  File "PATH", line 4, in run\n'
+            "    self.aios.generate(b'hi')\naios.syscalls.errors.BadInput: a prompt is no bytes "),
         ("class A(Agent):\n    def run(self, task):\n        self.aios.send('nobody', 1)\n",
             'Traceback (most recent call last):\n  File "PATH", line 4, in run\n'
             "    self.aios.send('nobody', 1)\naios.syscalls.errors.NotFound: "),

@@ -195,6 +195,13 @@ def test_what_is_no_address_or_no_key_is_refused(
         connect(address=address, key=tmp_path / "key", server_key=server)
 
 
+def test_where_nobody_listens_it_says_where_to_look(tmp_path: Path) -> None:
+    pair = {"public": KEY, "secret": KEY}
+    (tmp_path / "key").write_text(json.dumps(pair))
+    with pytest.raises(KernelGone, match=r"at tcp://127.0.0.1:1 .*`aios key list` shows both"):
+        connect(address="tcp://127.0.0.1:1", key=tmp_path / "key", server_key=KEY)
+
+
 def test_no_other_gets_a_connection(server: Server) -> None:
     where = server.where(server.key("known"))
     unknown = server.key()
