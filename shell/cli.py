@@ -178,7 +178,7 @@ def file_error(error: OSError) -> AiosError:
     text = f"{about}: {error.strerror}"
     if error.errno == errno.ENOSPC:
         return DiskFull(text, "make room on its disk")
-    return BadInput(text)
+    return BadInput(text, "choose another name or folder" if error.filename else "")
 
 
 def complain(error: AiosError, as_json: bool) -> int:

@@ -150,8 +150,8 @@ def whole(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        if not device:
-            part.unlink(missing_ok=True)
+        if not device and part.exists():
+            part.unlink()
 
 
 @contextmanager

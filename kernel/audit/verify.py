@@ -127,7 +127,10 @@ def known_keys(folder: Path) -> list[PublicKey]:
     try:
         return [public_key(line) for line in (folder / "key").read_text().splitlines()]
     except OSError as error:
-        raise BadInput(f"no audit log in {folder}: {error.strerror}") from error
+        raise BadInput(
+            f"no audit log in {folder}: {error.strerror}",
+            "one is made at the first `aios start`; name the folder of another with --log",
+        ) from error
 
 
 def _signed(folder: Path, keys: Sequence[PublicKey], report: Report) -> Iterator[Checkpoint]:

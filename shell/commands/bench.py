@@ -19,7 +19,7 @@ NAMES = (
 
 
 @click.command()
-@click.argument("name", type=click.Choice(NAMES))
+@click.argument("name", metavar="BENCHMARK", type=click.Choice(NAMES))
 @click.option(
     "--model", type=click.Path(path_type=Path),
     help="A GGUF file that both sides load; default: the embedded model.",
@@ -35,6 +35,9 @@ NAMES = (
 @json_option
 def bench(name: str, model: Path | None, as_json: bool, **given: Path | None) -> int:
     """Measure AIOS against a peer.
+
+    BENCHMARK is throughput, agents, switch, exact, syscall, swap, memory, retrieval, audit, dojo,
+    seal, tools or attacks.
 
     Both are measured in one run: ratio, target, and the figures of both. `attacks` has a bound for
     each figure, and exit code 1 where one is missed.

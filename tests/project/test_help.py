@@ -79,6 +79,21 @@ def test_every_command_answers_in_json() -> None:
     assert silent == SPOKEN
 
 
+@pytest.mark.parametrize(
+    ("path", "command"), [pytest.param(*each, id=" ".join(each[0])) for each in every_command()]
+)
+def test_help_has_each_choice_in_one_piece(
+    path: tuple[str, ...], command: click.Command,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("COLUMNS", "80")
+    assert execute([*path, "--help"]) == 0
+    words = set(re.findall(r"[\w-]+", capsys.readouterr().out.lower()))
+    for parameter in command.params:
+        if isinstance(parameter.type, click.Choice):
+            assert words.issuperset(str(choice).lower() for choice in parameter.type.choices)
+
+
 @pytest.mark.parametrize("path", [path for path, _ in every_command()], ids=" ".join)
 def test_help_fits_80_columns_and_cuts_no_sentence(
     path: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

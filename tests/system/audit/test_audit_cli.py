@@ -167,6 +167,7 @@ def test_what_is_not_there_is_said(home: Path, tmp_path: Path) -> None:
         done = run(home, "audit", *command, "--log", str(tmp_path / "none"))
         assert done.returncode == 78
         assert "no audit log in" in done.stderr
+        assert "--log" in done.stderr.partition("\nhint: ")[2]
 
 
 def test_verify_says_where_it_was_changed(home: Path, tmp_path: Path) -> None:

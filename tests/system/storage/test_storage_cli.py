@@ -347,3 +347,12 @@ def test_every_script_of_the_guide_runs(home: Path, tmp_path: Path) -> None:
             capture_output=True, text=True, timeout=LIMIT, check=False,
         )  # fmt: skip
         assert done.returncode == 0, (block, done.stderr)
+
+
+def test_an_export_that_cannot_be_written_names_its_file(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    target = tmp_path / "file" / "out.tar"
+    done = sto(home, "export", str(target))
+    assert (done.returncode, done.stdout) == (78, b"")
+    said = f"aios: {target}: Not a directory\nhint: choose another name or folder\n"
+    assert done.stderr.decode() == said
