@@ -45,6 +45,7 @@ TABLES = ("meta", "done", "memory", "log", "catalog", "blobs")
 JOB_OVERHEAD_BYTES = 8192  # that a job adds to a group, about: the pages of its keys
 RESTORE = "restore a backup, or move the folder away to begin with an empty store"
 
+OF_ITS_HOME = "restore a backup, with `encrypt` and keys/data.json as its own home had them"
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
 
@@ -122,7 +123,10 @@ class Store:
     def _begin(self, txn: lmdb.Transaction, system: str) -> None:
         self.tables.update((name, self.env.open_db(name.encode(), txn=txn)) for name in TABLES)
         new = Txn(self.env, txn, self.tables, self.codec)
-        known = new.get("meta", b"format")
+        try:
+            known = new.get("meta", b"format")
+        except StoreDamaged as error:  # or it is encrypted, or is not, as its new home is not
+            raise StoreDamaged(error.message, OF_ITS_HOME) from None
         if known is not None and _decode(known) > FORMAT:
             raise StoreDamaged(
                 f"the store in {self.folder} has format {_decode(known)}, this AIOS knows up "

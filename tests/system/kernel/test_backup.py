@@ -15,7 +15,7 @@ from conftest import Boot, eventually, run_system
 
 from aios.agents import Aios, connect
 from aios.kernel.storage.backends import FolderBackend
-from aios.syscalls.errors import BadInput, Cancelled, Malformed
+from aios.syscalls.errors import BadInput, Cancelled, Malformed, StoreDamaged
 
 SMALL = {"slots": 1, "ctx": 256}
 CONTENTS = {f"n{number}": os.urandom(3000) for number in range(120)} | {"big": os.urandom(900_000)}
@@ -112,6 +112,21 @@ def test_a_backup_knows_that_its_contents_are_beside_it(
                 else:
                     with pytest.raises(BadInput, match="copy/blobs, not in"):
                         aios.sto_get("a")
+
+
+def test_a_backup_of_an_encrypted_home_says_what_it_takes(
+    boot: Boot, homes: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_bytes(bytes(range(32)))
+    system = boot(**SMALL, encrypt=True, key_file=str(tmp_path / "key"))
+    with connect(system.home) as aios:
+        aios.sto_put("a", b"here")
+        aios.sto_backup(str(tmp_path / "copy")).wait()
+    with (
+        restored(homes / "restored-in-clear", tmp_path / "copy", {}) as aios,
+        pytest.raises(StoreDamaged, match=r"`encrypt` and keys/data.json"),
+    ):
+        aios.sto_get("a")
 
 
 def test_what_is_missing_is_told_and_the_rest_is_there(boot: Boot, tmp_path: Path) -> None:
