@@ -143,6 +143,14 @@ def homes() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of its own for each run: of variants of models, and of what self-tests have found."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 def tiny(folder: Path) -> str:
     """The path of the tiny model in a folder, where it is made the first time."""
     path = folder / "tiny.gguf"

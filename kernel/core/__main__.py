@@ -30,7 +30,7 @@ from aios.syscalls.kernel import ModelInfo
 
 from ..lib.encryption import inherited_codec
 from .batcher import Batcher
-from .certify import certify
+from .certificates import certify_once
 from .disk import CodecName, Disk
 from .llama import Cache, LlamaEngine
 from .protocol import (
@@ -84,7 +84,7 @@ def main() -> int:
             cache=config.cache,
         )  # fmt: skip
         engine.check_template()
-        certified, cost = certify(engine)
+        certified, cost = certify_once(engine)
         batcher = _batcher(config, engine, certified if config.exact else 0)
     except AiosError as error:
         _open_socket(context, config, "core").send(encode(CoreUnusable(error.to_wire())))

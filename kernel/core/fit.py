@@ -9,7 +9,6 @@ On stdout one JSON object a line: any number of {"progress": ...}, then {"report
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from msgspec import Struct
 from aios.kernel.config import Config, load
 from aios.syscalls.errors import AiosError, BadInput, ModelError, NoRoom
 
+from ..lib.linux import processor
 from .certify import certify
 from .compare import SPAN_TOKENS, measure_divergence, race
 from .gguf import BINDING, FORMATS, describe, file_bytes
@@ -145,11 +145,7 @@ def pick(record: FitRecord, here: Conditions) -> str:
 
 
 def conditions(config: Config) -> Conditions:
-    text = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
-    fields = dict(re.findall(r"(.+?)\s*: (.*)", text))
-    names = ("model name", "cpu family", "model", "stepping")
-    cpu = ", ".join(fields[name] for name in names if name in fields)
-    return Conditions(cpu, BINDING, config.slots, config.threads or os.cpu_count() or 1)
+    return Conditions(processor(), BINDING, config.slots, config.threads or os.cpu_count() or 1)
 
 
 # --- measuring -----------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import ctypes
 import errno
 import os
 import platform
+import re
 import socket
 import struct
 from pathlib import Path
@@ -29,6 +30,14 @@ def give_back_blocks(size: int) -> None:
     """Have malloc give blocks of `size` bytes and more back to Linux once they are free. Otherwise
     glibc keeps those of a flood, between smaller ones that stay."""
     libc.mallopt(M_MMAP_THRESHOLD, size)
+
+
+def processor() -> str:
+    """Return the model of the first processor, as Linux names it."""
+    text = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+    fields = dict(re.findall(r"(.+?)\s*: (.*)", text))
+    names = ("model name", "cpu family", "model", "stepping")
+    return ", ".join(fields[name] for name in names if name in fields)
 
 
 def checked(result: int) -> int:
