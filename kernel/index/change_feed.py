@@ -30,8 +30,7 @@ class ChangeFeed:
 
     def newest(self) -> int:
         """Return the number of the newest change; 0 if there was none."""
-        last: int = self.store.read(lambda txn: Catalog(txn).last())
-        return last
+        return self.store.read(lambda txn: Catalog(txn).last())
 
     async def after(self, number: int, count: int, epoch: int) -> list[Change]:
         """Return up to `count` changes that follow `number`. An object whose row or content is

@@ -100,7 +100,7 @@ class LmdbBlobs:
         return [self.load(key) for key in keys]
 
     def load(self, key: bytes) -> bytes:
-        data: bytes | None = self.store.read(lambda txn: txn.get("blobs", PREFIX + key))
+        data = self.store.read(lambda txn: txn.get("blobs", PREFIX + key))
         if data is None:
             raise missing(key)
         return data

@@ -252,7 +252,7 @@ class Storage:
             self.shares.check(txn, call.process, owner, args.path, "read")
             return Catalog(txn).find(owner, args.path, args.version)
 
-        row: VersionRow = self.store.read(find)
+        row = self.store.read(find)
         if row.what == "delete":
             raise NotFound(f"version {row.version} of {args.path!r} is a deletion")
         return row
@@ -261,10 +261,9 @@ class Storage:
         """Return the scopes that a search of the caller may read. Raises as Shares.scopes does."""
         if owner:
             check_principal(owner)
-        found: list[tuple[str, str]] = self.store.read(
+        return self.store.read(
             partial(self.shares.scopes, process=call.process, owner=owner, path=path)
         )
-        return found
 
     def objects(self, call: Call, args: sto.List) -> sto.Listed:
         owner, reach = self.reachable(call, args.owner, "read")
@@ -279,8 +278,7 @@ class Storage:
                     return sto.Listed(objects=found, after=path)
             return sto.Listed(objects=found, after=None)
 
-        listed: sto.Listed = self.store.read(look)
-        return listed
+        return self.store.read(look)
 
     def history(self, call: Call, args: sto.History) -> list[sto.Version]:
         owner = self._owner(call, args.owner)
@@ -290,7 +288,7 @@ class Storage:
             rows = Catalog(txn).versions(owner, args.path, args.before)
             return [row.told(owner, args.path) for row in islice(rows, args.limit)]
 
-        versions: list[sto.Version] = self.store.read(look)
+        versions = self.store.read(look)
         if not versions and args.before is None:
             raise missing(owner, args.path)
         return versions
@@ -298,14 +296,6 @@ class Storage:
     async def watch(self, call: Call, args: sto.Watch) -> Any:
         owner, _ = self.reachable(call, args.owner, "read")
         await self.watches.follow(call, (owner, args.prefix))
-
-    def changes(self, since: int, limit: int = 1000) -> list[tuple[int, str, str]]:
-        """Return (number, owner, path) of the objects that changed after the change of a number, in
-        rising order; each object once, with its last change."""
-        found: list[tuple[int, str, str]] = self.store.read(
-            lambda txn: Catalog(txn).changes(since, limit)
-        )
-        return found
 
     # --- owners -----------------------------------------------------------------------------------
 
@@ -330,8 +320,7 @@ class Storage:
             given = self.shares.of(txn, owner)
             return given + [each for each in self.shares.to(txn, owner) if each.owner != owner]
 
-        grants: list[sto.SharedPrefix] = self.store.read(look)
-        return grants
+        return self.store.read(look)
 
     def owners(self, call: Call, args: sto.Owners) -> sto.Holdings:
         """Return the owners and their bytes: all for a person, itself alone for an agent."""
@@ -342,7 +331,7 @@ class Storage:
             cat = Catalog(txn)
             return [cat.owner(name)] if name else [*islice(cat.owners(args.after), args.limit)]
 
-        rows: list[OwnerUsage] = self.store.read(look)
+        rows = self.store.read(look)
         held = [
             sto.Holding(owner=row.name, bytes=row.used, limit=self.quota if row.name else None)
             for row in rows
@@ -369,14 +358,13 @@ class Storage:
         return call.process.principal if owner is None else owner
 
     def _reach(self, call: Call, owner: str, mode: Mode) -> list[str]:
-        reach: list[str] = self.store.read(
+        return self.store.read(
             partial(self.shares.reach, process=call.process, owner=owner, mode=mode)
         )
-        return reach
 
     def shared(self, principal: str, owner: str, path: str | None, mode: Mode) -> bool:
         """Tell whether an owner has shared a path with a principal; None stands for any path."""
-        reach: list[str] = self.store.read(
+        reach = self.store.read(
             partial(self.shares.shared, principal=principal, owner=owner, mode=mode)
         )
         return bool(reach) if path is None else any(covers(each, path) for each in reach)

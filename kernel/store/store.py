@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lmdb
 import msgspec
@@ -44,8 +44,10 @@ FORMAT = 1
 TABLES = ("meta", "done", "memory", "log", "catalog", "blobs")
 JOB_OVERHEAD_BYTES = 8192  # that a job adds to a group, about: the pages of its keys
 RESTORE = "restore a backup, or move the folder away to begin with an empty store"
-
 OF_ITS_HOME = "restore a backup, with `encrypt` and keys/data.json as its own home had them"
+
+T = TypeVar("T")
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
 
@@ -144,7 +146,7 @@ class Store:
 
     # --- use --------------------------------------------------------------------------------------
 
-    def read(self, do: Callable[[Txn], Any]) -> Any:
+    def read(self, do: Callable[[Txn], T]) -> T:
         """Run `do` over the last commit.
 
         Raises:
@@ -160,7 +162,7 @@ class Store:
             # A kept traceback would keep the transaction alive, which has one of few slots.
             raise error.with_traceback(None) from None
 
-    def _read(self, do: Callable[[Txn], Any]) -> Any:
+    def _read(self, do: Callable[[Txn], T]) -> T:
         with self.env.begin() as txn:
             return do(Txn(self.env, txn, self.tables, self.codec))
 
@@ -336,7 +338,7 @@ class NoStore:
     def __init__(self, error: AiosError) -> None:
         self.error = error
 
-    def read(self, do: Callable[[Txn], Any]) -> Any:
+    def read(self, do: Callable[[Txn], T]) -> T:
         raise self.error
 
     def write(self, do: Callable[[Txn], Any], **_options: Any) -> Wait[Any]:

@@ -389,7 +389,7 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def each_object_has_one_change(self) -> None:
-        found = self.system.storage.changes(0)
+        found = self.system.store.read(lambda txn: Catalog(txn).changes(0, 1000))
         assert [number for number, _, _ in found] == sorted(number for number, _, _ in found)
         changed = {(owner, path) for _, owner, path in found}
         assert changed == {place for place, held in self.model.items() if held.last}
