@@ -31,12 +31,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from aios.syscalls.errors import AuditDamaged, BadInput, DiskFull
 
-from ..lib.files import sync_folder
+from ..lib.files import replace
 
 ED25519 = b"\1"  # the algorithm's number in signed-note
 DASH = "— "
 KEPT = "give one checkpoint as audit/checkpoints has them, and --key if another log signed it"
 NEWEST_SUFFIX = "-newest"  # suffix of the private key's name
+
+
+def to_base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class PublicKey:
         return sha256(self.name.encode() + b"\n" + ED25519 + self.key).digest()[:4]
 
     def __str__(self) -> str:
-        return f"{self.name}+{self.id.hex()}+{_base64(ED25519 + self.key)}"
+        return f"{self.name}+{self.id.hex()}+{to_base64(ED25519 + self.key)}"
 
     def has_signed(self, text: bytes, signature: bytes) -> bool:
         try:
@@ -85,7 +89,7 @@ class Signer:
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not path.exists():
-                _write_new(path, Ed25519PrivateKey.generate().private_bytes_raw())
+                replace(path, Ed25519PrivateKey.generate().private_bytes_raw())
         except OSError as error:
             raise DiskFull(f"no key in {path}: {error.strerror}") from error
         try:
@@ -98,25 +102,14 @@ class Signer:
         self.newest = newest_of(path)
 
     def sign(self, size: int, root: bytes) -> bytes:
-        text = f"{self.public.name}\n{size}\n{_base64(root)}\n".encode()
-        signature = _base64(self.public.id + self.key.sign(text))
+        text = f"{self.public.name}\n{size}\n{to_base64(root)}\n".encode()
+        signature = to_base64(self.public.id + self.key.sign(text))
         return text + f"\n{DASH}{self.public.name} {signature}\n".encode()
 
 
 def newest_of(key: Path) -> Path:
     """Return where the newest checkpoint of a private key is kept."""
     return key.with_name(key.name + NEWEST_SUFFIX)
-
-
-def _write_new(path: Path, data: bytes) -> None:
-    temp = path.with_suffix(".new")
-    temp.touch(mode=0o600)
-    with temp.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temp.rename(path)
-    sync_folder(path.parent)
 
 
 @dataclass(frozen=True)
@@ -139,7 +132,7 @@ def open_note(note: bytes, keys: Sequence[PublicKey]) -> Checkpoint:
         for name, signature in signatures:
             data = base64.b64decode(signature, validate=True)
             for key in keys:
-                theirs = (key.name, key.name, key.id, _base64(data))
+                theirs = (key.name, key.name, key.id, to_base64(data))
                 if theirs == (origin, name, data[:4], signature) and key.has_signed(
                     f"{text}\n".encode(), data[4:]
                 ):
@@ -164,10 +157,6 @@ def split_notes(data: bytes) -> tuple[list[bytes], int]:
         found.append(data[at : end + 1])
         at = end + 2
     return found, at
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
 
 
 class Checkpoints:
@@ -211,7 +200,7 @@ class Checkpoints:
         """Sign and append a checkpoint. Return False if there is no room."""
         note = self.signer.sign(size, root)
         try:
-            _write_new(self.signer.newest, note)
+            replace(self.signer.newest, note)
         except OSError as error:
             return _only_full(error)
         if not self._append(note):
@@ -238,7 +227,7 @@ class Checkpoints:
         """
         found, _ = split_notes(self.path.read_bytes())
         stay = b"".join(note + b"\n" for note in found if int(note.split(b"\n")[1]) > kept)
-        _write_new(self.path, stay)
+        replace(self.path, stay)
         os.close(self.file)
         self.file, self.at = os.open(self.path, os.O_RDWR | os.O_CLOEXEC), len(stay)
 
@@ -258,4 +247,4 @@ def _note_key(path: Path, key: PublicKey) -> None:
     """Add a key to the file that lists all keys that have signed here, a line each."""
     lines = path.read_text().splitlines() if path.exists() else []
     if str(key) not in lines:
-        _write_new(path, "".join(f"{line}\n" for line in [*lines, str(key)]).encode())
+        replace(path, "".join(f"{line}\n" for line in [*lines, str(key)]).encode())

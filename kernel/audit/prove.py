@@ -14,7 +14,7 @@ from typing import Any
 
 from aios.syscalls.errors import AuditDamaged, BadInput, NotFound
 
-from .checkpoint import Checkpoint, PublicKey, open_kept, open_note, split_notes
+from .checkpoint import Checkpoint, PublicKey, open_kept, open_note, split_notes, to_base64
 from .merkle import (
     Peaks,
     consistency,
@@ -105,7 +105,7 @@ def prove(folder: Path, sequence: int) -> str:
     path = inclusion(sequence, checkpoint.size, LogTree(folder).root)
     if not is_included(leaf_hash(body), sequence, checkpoint.size, path, checkpoint.root):
         raise AuditDamaged("the log does not lead to its newest checkpoint")
-    lines = [PROOF, f"extra {_base64(body)}", f"index {sequence}", *map(_base64, path)]
+    lines = [PROOF, f"extra {to_base64(body)}", f"index {sequence}", *map(to_base64, path)]
     return "\n".join(lines) + "\n\n" + checkpoint.note.decode()
 
 
@@ -119,7 +119,7 @@ def prove_growth(folder: Path, size: int) -> str:
     if not 0 < size <= checkpoint.size:
         raise NotFound(f"{checkpoint.size} records are signed, not {size}")
     path = consistency(size, checkpoint.size, LogTree(folder).root)
-    return "\n".join([f"old {size}", *map(_base64, path)]) + "\n\n" + checkpoint.note.decode()
+    return "\n".join([f"old {size}", *map(to_base64, path)]) + "\n\n" + checkpoint.note.decode()
 
 
 def check(text: str, keys: Sequence[PublicKey], before: str | None) -> dict[str, Any]:
@@ -151,7 +151,3 @@ def check(text: str, keys: Sequence[PublicKey], before: str | None) -> dict[str,
     ):
         raise AuditDamaged("the proof does not lead from the one checkpoint to the other")
     return {"grown": [index, checkpoint.size]}
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
