@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field
 
-from .base import Message, Name, Pid, Reply
+from .base import Id, Message, Name, Pid, Reply
 from .rules import Argument, Effect, Group, Member, Pattern, Right
 
 
@@ -40,7 +40,7 @@ class Granted(Reply):
 class Revoke(Message):
     """Take back a grant of one's own, or one that was made by right of it."""
 
-    id: Annotated[int, Meta(ge=1, lt=2**53)]
+    id: Id
 
 
 class GrantRow(Reply):
@@ -94,7 +94,7 @@ class Answer(Message):
     A rule that denies at the time of the answer wins over it.
     """
 
-    id: Annotated[int, Meta(ge=1, lt=2**53)]
+    id: Id
     answer: Literal["once", "agent", "always", "deny"]
 
 

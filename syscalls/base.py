@@ -12,6 +12,9 @@ from msgspec import Meta, Struct
 Pid = Annotated[int, Meta(ge=0, le=2**31)]
 CtxId = Annotated[int, Meta(ge=1, le=2**31)]
 Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^(?!\.{1,2}\Z)[\w.+-]+\Z")]
+Id = Annotated[int, Meta(ge=1, lt=2**53)]  # of a grant, a question, a job
+Number = Annotated[int, Meta(ge=0, lt=2**53)]
+Principal = Annotated[str, Meta(max_length=4096)]  # "/writer/helper"; "": a person
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 
 

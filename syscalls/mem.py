@@ -6,15 +6,13 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
-from .base import Message, Name, Pid, Reply
+from .base import Message, Name, Number, Pid, Principal, Reply
 from .llm import PastMessage, Usage
 
 MAX_KEY_BYTES = 400  # in UTF-8
 MAX_SPACES = 64  # of one agent
 
 Key = Annotated[str, Meta(min_length=1, max_length=MAX_KEY_BYTES)]
-Principal = Annotated[str, Meta(max_length=4096)]
-Number = Annotated[int, Meta(ge=0, lt=2**53)]
 Place = tuple[Number, Number]  # of an entry in a log
 
 

@@ -10,18 +10,16 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, field
 
-from .base import Message, Reply, Seconds
+from .base import Message, Number, Principal, Reply, Seconds
 
 MAX_PATH_BYTES = 200  # in UTF-8
 CHUNK_BYTES = 256 * 1024  # of content that one sto.get can ask for
 
 Path = Annotated[str, Meta(min_length=1, max_length=MAX_PATH_BYTES)]
 Prefix = Annotated[str, Meta(max_length=MAX_PATH_BYTES)]  # a path and all below it; "": all
-Owner = Annotated[str, Meta(max_length=4096)]
-Tag = Annotated[str, Meta(min_length=1, max_length=64)]
+Tags = Annotated[list[Annotated[str, Meta(min_length=1, max_length=64)]], Meta(max_length=32)]
 Folder = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
 Media = Annotated[str, Meta(max_length=128)]
-Number = Annotated[int, Meta(ge=0, lt=2**53)]
 What = Literal["put", "delete", "rollback", "purge"]
 
 
@@ -32,7 +30,7 @@ class Change(Message):
     data: bytes | None = None
     upload: Number | None = None  # of sto.upload: what was sent there becomes the content
     delete: bool = False
-    tags: Annotated[list[Tag], Meta(max_length=32)] = field(default_factory=list)
+    tags: Tags = field(default_factory=list)
     media: Media = ""  # a media type
     if_version: Number | None = None  # only if this is the newest; 0: only if there is none
 
@@ -43,17 +41,17 @@ class Put(Message):
     path: Path
     data: bytes | None = None
     upload: Number | None = None
-    tags: Annotated[list[Tag], Meta(max_length=32)] = field(default_factory=list)
+    tags: Tags = field(default_factory=list)
     media: Media = ""
     if_version: Number | None = None
-    owner: Owner | None = None
+    owner: Principal | None = None
 
 
 class Batch(Message):
     """Make all of the changes, or none."""
 
     changes: Annotated[list[Change], Meta(min_length=1, max_length=256)]
-    owner: Owner | None = None
+    owner: Principal | None = None
 
 
 class Delete(Message):
@@ -61,7 +59,7 @@ class Delete(Message):
 
     path: Path
     if_version: Number | None = None
-    owner: Owner | None = None
+    owner: Principal | None = None
 
 
 class Restore(Message):
@@ -70,14 +68,14 @@ class Restore(Message):
     path: Path
     version: Annotated[int, Meta(ge=1)]
     if_version: Number | None = None
-    owner: Owner | None = None
+    owner: Principal | None = None
 
 
 class Purge(Message):
     """Drop all versions of an object; its version numbers are not given again."""
 
     path: Path
-    owner: Owner | None = None
+    owner: Principal | None = None
 
 
 class Upload(Message):
@@ -90,7 +88,7 @@ class Upload(Message):
     data: bytes
     offset: Number  # bytes sent before
     upload: Number | None = None  # none: a new one
-    owner: Owner | None = None
+    owner: Principal | None = None
 
 
 class Uploaded(Reply):
@@ -103,7 +101,7 @@ class Get(Message):
     version: Annotated[int, Meta(ge=1)] | None = None  # none: the newest
     offset: Number = 0
     count: Annotated[int, Meta(ge=0, le=CHUNK_BYTES)] = CHUNK_BYTES  # at most
-    owner: Owner | None = None
+    owner: Principal | None = None
 
 
 class Version(Reply):
@@ -131,7 +129,7 @@ class List(Message):
     after: Prefix = ""  # go on behind this path
     limit: Annotated[int, Meta(ge=1, le=500)] = 200
     deleted: bool = False  # those whose newest version is a deletion, as well
-    owner: Owner | None = None
+    owner: Principal | None = None
 
 
 class Listed(Reply):
@@ -145,7 +143,7 @@ class History(Message):
     path: Path
     before: Number | None = None  # go on below this version
     limit: Annotated[int, Meta(ge=1, le=500)] = 200
-    owner: Owner | None = None
+    owner: Principal | None = None
 
 
 class Share(Message):
@@ -157,7 +155,7 @@ class Share(Message):
     prefix: Prefix
     to: Annotated[str, Meta(min_length=1, max_length=256)]
     mode: Literal["read", "write", "none"] = "read"  # write: read as well; none: not any more
-    owner: Owner | None = None
+    owner: Principal | None = None
 
 
 class SharedPrefix(Reply):
@@ -170,13 +168,13 @@ class SharedPrefix(Reply):
 class Shares(Message):
     """List the prefixes that an owner has shared, and those that others have shared with it."""
 
-    owner: Owner | None = None
+    owner: Principal | None = None
 
 
 class Owners(Message):
     """List owners, in no particular order: one that is new while pages are read may be left out."""
 
-    after: Owner | None = None  # go on behind this owner
+    after: Principal | None = None  # go on behind this owner
     limit: Annotated[int, Meta(ge=1, le=500)] = 200
 
 
@@ -195,7 +193,7 @@ class Watch(Message):
     """Follow changes: one piece for each from now on, until cancelled."""
 
     prefix: Prefix = ""
-    owner: Owner | None = None
+    owner: Principal | None = None
 
 
 class Verify(Message):
@@ -243,7 +241,6 @@ class Compacted(Reply):
 
 Mode = Literal["words", "meaning", "fused"]
 IndexState = Literal["asleep", "starting", "ready", "failed"]
-Tags = Annotated[list[Annotated[str, Meta(min_length=1, max_length=64)]], Meta(max_length=32)]
 
 
 class Search(Message):

@@ -6,13 +6,12 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field
 
-from .base import Message, Pid, Reply
+from .base import Id, Message, Pid, Reply
 
 ToolName = Annotated[
     str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_-]*(\.[A-Za-z0-9_./-]+)?\Z", max_length=128)
 ]
 BoxName = Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_-]*\Z", max_length=48)]
-JobId = Annotated[int, Meta(ge=1, lt=2**53)]
 Amount = Annotated[float, Meta(ge=-1e18, le=1e18)]  # finite
 Schema = dict[str, Any]  # JSON Schema
 
@@ -89,7 +88,7 @@ class Job(Reply):
 
 
 class JobProgress(Message):
-    id: JobId
+    id: Id
     done: Amount
     total: Amount | None = None
     message: Annotated[str, Meta(max_length=1024)] = ""
@@ -98,7 +97,7 @@ class JobProgress(Message):
 class JobDone(Message):
     """The end of a job: a result, or what went wrong, for a model to read."""
 
-    id: JobId
+    id: Id
     value: Any = None
     stored: Annotated[str, Meta(max_length=512)] = ""
     size: Annotated[int, Meta(ge=0)] = 0
