@@ -315,9 +315,9 @@ def _mean(given: Any) -> Any:
     return sympy.Add(*items) / len(items)
 
 
-def _median(items: Any) -> Any:
-    ordered = sorted(_items(1, items))
-    return _mean(ordered[(len(items) - 1) // 2 : len(items) // 2 + 1])
+def _median(given: Any) -> Any:
+    items = sorted(_items(1, given))
+    return _mean(items[(len(items) - 1) // 2 : len(items) // 2 + 1])
 
 
 def _variance(given: Any) -> Any:
