@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from itertools import islice
 from typing import Annotated
 
@@ -44,9 +45,10 @@ def read(path: Path, job: Running, offset: Annotated[int, Meta(ge=0)] = 0) -> Pa
     if b"\0" in data:
         raise ToolFailed(f"{path} is not a text", "other tools read images and databases")
     end = offset + len(data)
-    tail = 0 if end >= size else _begun(data)  # a character that is cut comes with the next part
-    text = data[: len(data) - tail].decode(errors="replace")
-    return Part(text, size, next=None if end >= size else end - tail)
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    text = decoder.decode(data, final=end >= size)
+    cut = len(decoder.getstate()[0])  # bytes of a character that comes with the next part
+    return Part(text, size, next=None if end >= size else end - cut)
 
 
 @tool(name="files.write", effect=True)
@@ -61,13 +63,3 @@ def delete(path: Path, job: Running) -> Entry:
     """Delete a file in storage; earlier versions are kept."""
     done = job.aios.sto_delete(path)
     return Entry(done.path, done.size, done.version)
-
-
-def _begun(data: bytes) -> int:
-    """Count the bytes at the end that begin a character of UTF-8 but do not complete it."""
-    for back in range(1, min(4, len(data) + 1)):
-        byte = data[-back]
-        if byte & 0xC0 != 0x80:
-            length = 1 if byte < 0xC0 else 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
-            return back if length > back else 0
-    return 0
