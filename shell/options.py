@@ -7,6 +7,7 @@ import math
 import re
 import time
 import tomllib
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -185,11 +186,6 @@ def read_toml(path: Path, kind: type[Any]) -> Any:
         raise BadInput(f"{path}: {error}", "see docs/access.md") from error
 
 
-def manifest(_: click.Context, __: click.Parameter, path: Path | None) -> Manifest | None:
-    """The value of --manifest."""
-    return None if path is None else read_toml(path, Manifest)
-
-
 NAME = field(Spawn, "name", "a name: letters, digits and . _ + -")
 MEMBER = field(acc.Grant, "to", "/NAME, or /TEAM/* for all below")
 RIGHT = field(acc.Grant, "right", "a right, as sto.read, sto or *")
@@ -198,5 +194,23 @@ VERSION = field(sto.Get, "version")
 WAIT = field(Wait, "timeout")
 WHO = Who()
 READABLE = click.Path(exists=True, resolve_path=True, path_type=str)
+TOML_FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 QUANTUM = field(SetPolicy, "quantum")
 SLOTS = Whole(1, 64)  # a setting of the kernel: kernel/config.py
+
+
+def confining(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that bound what agents may do and use."""
+    for option in (
+        click.option("--manifest", type=TOML_FILE, metavar="FILE",
+                     callback=lambda _ctx, _param, path: path and read_toml(path, Manifest),
+                     help="TOML: what they may do; see docs/access.md."),
+        click.option("--limit", "limits", multiple=True, callback=parse_limits,
+                     metavar="NAME=NUMBER", help="A limit, as tokens=1000; may be repeated."),
+        click.option("--write", multiple=True, type=READABLE, metavar="PATH",
+                     help="A file or folder that may be read and written."),
+        click.option("--read", multiple=True, type=READABLE, metavar="PATH",
+                     help="A file or folder that may be read."),
+    ):  # fmt: skip
+        command = option(command)
+    return command

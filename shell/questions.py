@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from aios.syscalls.errors import AiosError, NotFound, TimedOut
 
 from .escape import as_json_text, folded, shown
 from .jobs import WIDTH
-from .output import choose, headline, say
+from .output import at_terminal, choose, headline, say
 
 ANSWERS = ("once", "agent", "always", "deny")
 POLL_S = 0.1  # between two looks for questions, while a prompt waits
@@ -92,7 +93,10 @@ def come(call: Pending) -> Iterator[Question]:
 
 
 def asking_in_place(aios: Aios, pid: int) -> Callable[[], None]:
-    """Asks what an agent and those below it have asked since; to be called now and then."""
+    """Return a function that asks a person, if there is one at the terminal, what an agent and
+    those below it have asked since; call it now and then."""
+    if not (sys.stdin.isatty() and at_terminal(err=True)):
+        return lambda: None
     call = aios.start("acc.ask")
 
     def below(asker: int) -> bool:

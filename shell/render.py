@@ -13,6 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from aios.syscalls.acc import GrantRow
 from aios.syscalls.kernel import Event, ModelInfo, Stats, Status, Summary
 from aios.syscalls.llm import ContextInfo
 from aios.syscalls.mem import Interaction, Memory
@@ -90,6 +91,10 @@ def counted(number: int, thing: str) -> str:
 
 def seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
+
+
+def date_and_time(unix_time: float) -> str:
+    return datetime.fromtimestamp(unix_time).strftime("%F %T")
 
 
 def age(seconds: float) -> str:
@@ -178,11 +183,22 @@ def interactions(rows: Sequence[Interaction]) -> Table:
     return columns(["turn", "time", "pid", "kind", "what"], cells, right=["turn", "pid"])
 
 
+def grants(rows: Sequence[GrantRow]) -> Table:
+    titles = ["id", "from", "to", "right", "on", "args", "expires"]
+    cells = [
+        [g.id, g.giver or "a person", g.to, g.right, " ".join(g.on),
+         as_json_text(g.args, indent=-1) if g.args else "-",
+         "-" if g.expires is None else date_and_time(g.expires)]
+        for g in rows
+    ]  # fmt: skip
+    return columns(titles, cells, right=["id"])
+
+
 def versions(rows: Sequence[Version]) -> Table:
     titles = ["path", "owner", "version", "what", "size", "time", "by", "tags"]
     cells = [
         [v.path, v.owner or "-", v.version, v.what, decimal(v.size),
-         datetime.fromtimestamp(v.time).strftime("%F %T"), v.by or "-", " ".join(v.tags)]
+         date_and_time(v.time), v.by or "-", " ".join(v.tags)]
         for v in rows
     ]  # fmt: skip
     return columns(titles, cells, right=["version", "size"])

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
-from rich.table import Table
 
 from aios.agents import connect
-from aios.syscalls.acc import Answer, Check, Grant, GrantRow, Revoke
+from aios.syscalls.acc import Answer, Check, Grant, Revoke
 from aios.syscalls.errors import NotFound
 from aios.syscalls.rules import Bounds, Group
 
 from .. import render
 from ..completion import grant_numbers, group_names, live_processes
 from ..escape import as_json_text, shown
-from ..options import MEMBER, NAME, RIGHT, WHO, Whole, field, read_toml
+from ..options import MEMBER, NAME, RIGHT, TOML_FILE, WHO, Whole, field, read_toml
 from ..output import done, json_option, say, show
 from ..questions import ANSWERS, ask_person
 from ..who import pid_of
@@ -70,10 +67,7 @@ def list_(home: Path, as_json: bool) -> None:
 @group.command("set")
 @click.argument("name", type=NAME, shell_complete=group_names)
 @click.option(
-    "--file",
-    "path",
-    type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="TOML: members, allow, ask, deny. Replaces the group.",
+    "--file", "path", type=TOML_FILE, help="TOML: members, allow, ask, deny. Replaces the group."
 )
 @click.option(
     "--member", multiple=True, type=MEMBER, metavar="/NAME",
@@ -192,10 +186,7 @@ def grant(
     """
     with connect(home, "aios-grant") as aios:
         number = aios.grant(to, right, on or "**", args=args, seconds=seconds)
-    if as_json:
-        say(as_json_text({"id": number}))
-    else:
-        say(str(number))
+    show({"id": number}, as_json, str(number))
 
 
 @click.command()
@@ -227,21 +218,7 @@ def grants(home: Path, as_json: bool) -> None:
     """
     with connect(home, "aios-grant") as aios:
         found = aios.grants()
-    show(found, as_json, listed(found))
-
-
-def listed(found: Sequence[GrantRow]) -> Table:
-    titles = ["id", "from", "to", "right", "on", "args", "expires"]
-    return render.columns(titles, map(_row, found), right=["id"])
-
-
-def _row(each: GrantRow) -> list[Any]:
-    expires = (
-        "-" if each.expires is None else datetime.fromtimestamp(each.expires).strftime("%F %T")
-    )
-    args = as_json_text(each.args, indent=-1) if each.args else "-"
-    giver = each.giver or "a person"
-    return [each.id, giver, each.to, each.right, " ".join(each.on), args, expires]
+    show(found, as_json, render.grants(found))
 
 
 # --- the rule that decides --------------------------------------------------------------------
@@ -285,14 +262,10 @@ def check(
         by_name = isinstance(who, str) and who.startswith("/")
         whom = {"principal": who} if by_name else {"pid": pid_of(aios, who)}
         verdict = aios.check_access(right, object, args=given, **whom)
-    if as_json:
-        say(as_json_text(verdict))
-    else:
-        say(f"{verdict.effect}: {shown(verdict.rule)}")
-        for label in verdict.tainted:
-            say(f"tainted by {shown(label)}")
-        for rule in verdict.fits if explain else []:
-            say(f"fits: {shown(rule)}")
+    lines = [f"{verdict.effect}: {verdict.rule}"]
+    lines += [f"tainted by {label}" for label in verdict.tainted]
+    lines += [f"fits: {rule}" for rule in verdict.fits if explain]
+    show(verdict, as_json, "\n".join(map(shown, lines)))
     return 0 if verdict.effect == "allow" else 1
 
 

@@ -25,7 +25,7 @@ from .. import helper
 from ..escape import as_json_text, folded, shown
 from ..options import When, Whole, text_of
 from ..output import at_terminal, bars, json_option, say, show, whole
-from ..render import pairs
+from ..render import date_and_time, pairs
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -138,15 +138,15 @@ def show_record(home: Path, number: int, folder: Path | None, as_json: bool) -> 
     """
     found = ask(home, folder, "show", sequence=number)
     record = found["record"]
-    rows = [(name, text(name, value)) for name, value in record.items() if value not in ("", None)]
+    wall = datetime.fromtimestamp(record["wall"] / 1e9).astimezone().isoformat()
+    rows = [
+        (name, value)
+        for name, value in (record | {"wall": wall}).items()
+        if value not in ("", None)
+    ]
     rows.append(("receipt", f"{number} {found['head']}"))
-    if found["other"]:
-        rows.append(
-            (
-                found["other"]["kind"],
-                f"record {found['other']['sequence']}: {line(found['other'])[-1]}",
-            )
-        )
+    if other := found["other"]:
+        rows.append((other["kind"], f"record {other['sequence']}: {line(other)[-1]}"))
     show(found, as_json, pairs(rows))
 
 
@@ -276,7 +276,7 @@ def row(cells: list[str]) -> str:
 
 
 def line(record: dict[str, Any]) -> list[str]:
-    at = datetime.fromtimestamp(record["wall"] / 1e9).strftime("%Y-%m-%d %H:%M:%S")
+    at = date_and_time(record["wall"] / 1e9)
     what = [record["result"], record["rule"] and f"by {record['rule']}", record["object"]]
     if record["kind"] == "outcome":
         what.append(f"of {record['intent']}" if record["intent"] else "of an earlier kernel's")
@@ -284,12 +284,6 @@ def line(record: dict[str, Any]) -> list[str]:
         str(record["sequence"]), at, str(record["pid"] or "-"), record["principal"] or "-",
         record["kind"], record["call"], "  ".join(filter(None, what)),
     ]  # fmt: skip
-
-
-def text(name: str, value: Any) -> str:
-    if name == "wall":
-        return datetime.fromtimestamp(value / 1e9).astimezone().isoformat()
-    return str(value)
 
 
 def proved(found: dict[str, Any]) -> str:
@@ -311,16 +305,10 @@ def verified(report: dict[str, Any]) -> Table | str:
     ]
     if not report["problems"]:
         return pairs([*rows, ("verdict", "as it was written")])
-    wrong = [
-        (
-            "PROBLEM",
-            f"record {each['sequence']}: {each['what']}"
-            if each["sequence"] is not None
-            else each["what"],
-        )
-        for each in report["problems"]
-    ]
-    return pairs([*rows, *wrong])
+    for each in report["problems"]:
+        where = "" if each["sequence"] is None else f"record {each['sequence']}: "
+        rows.append(("PROBLEM", where + each["what"]))
+    return pairs(rows)
 
 
 @contextmanager

@@ -14,54 +14,20 @@ from aios.syscalls.errors import BadInput
 from aios.syscalls.proc import Reach
 from aios.syscalls.rules import Manifest
 
-from ..options import READABLE, Whole, manifest, parse_limits
+from ..options import READABLE, Whole, confining
 from ..output import say
 
 
 @click.command()
 @click.option(
-    "--http",
-    "port",
-    type=Whole(0, 65535),
-    metavar="PORT",
+    "--http", "port", type=Whole(0, 65535), metavar="PORT",
     help="Streamable HTTP on 127.0.0.1 instead of stdio; 0: a port that is free.",
-)
+)  # fmt: skip
 @click.option(
-    "--agent",
-    "agents",
-    multiple=True,
-    type=READABLE,
-    metavar="FILE",
+    "--agent", "agents", multiple=True, type=READABLE, metavar="FILE",
     help="A program that may be run, besides those of `aios agents`.",
-)
-@click.option(
-    "--read",
-    multiple=True,
-    type=READABLE,
-    metavar="PATH",
-    help="A file or folder that the agents may read.",
-)
-@click.option(
-    "--write",
-    multiple=True,
-    type=READABLE,
-    metavar="PATH",
-    help="A file or folder that the agents may read and write.",
-)
-@click.option(
-    "--limit",
-    "limits",
-    multiple=True,
-    callback=parse_limits,
-    metavar="NAME=NUMBER",
-    help="A limit of each agent, as tokens=1000; may be repeated.",
-)
-@click.option(
-    "--manifest",
-    type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    callback=manifest,
-    help="TOML: what the agents may do; see docs/access.md.",
-)
+)  # fmt: skip
+@confining
 @click.pass_obj
 def mcp(
     home: Path, port: int | None, agents: tuple[str, ...], read: tuple[str, ...],
@@ -71,7 +37,8 @@ def mcp(
 
     It offers them agents, the model, memory and storage. Over stdio: name `aios mcp` as a server in
     the settings of the program. With --http the address and the token that it takes are printed;
-    AIOS_MCP_TOKEN sets the token. See docs/mcp.md.
+    AIOS_MCP_TOKEN sets the token. --read, --write, --limit and --manifest hold for each agent that
+    is run. See docs/mcp.md.
 
     \b
     Examples:

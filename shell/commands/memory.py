@@ -306,7 +306,9 @@ def import_(home: Path, who: int | str, file: BinaryIO, as_json: bool) -> None:
     with connect(home, "aios-mem") as aios:
         whose = target(aios, who)
         for space, group in groupby(items, key=lambda item: item[0]):
-            count += put_all(aios, {key: value for _, key, value in group}, space, whose)
+            for batch in batches({key: value for _, key, value in group}):
+                aios.mem_put(batch, space=space, **whose)
+                count += len(batch)
     show({"imported": count}, as_json, f"{count} imported")
 
 
@@ -324,12 +326,6 @@ def read(file: BinaryIO) -> list[tuple[str, str, Any]]:
             f"{file.name} is no export of memory, or not all of one", "`aios mem export` makes one"
         )
     return [tuple(item) for item in items]
-
-
-def put_all(aios: Aios, items: dict[str, Any], space: str, whose: dict[str, Any]) -> int:
-    for batch in batches(items):
-        aios.mem_put(batch, space=space, **whose)
-    return len(items)
 
 
 def batches(items: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,13 @@ from typing import Any
 import click
 import msgspec
 
-from aios.agents import Aios, connect
+from aios.agents import connect
 from aios.agents.runtime.runner import registered
 from aios.syscalls.proc import Exited, Reach, Spawn
 
 from .. import render
 from ..completion import files, live_processes, programs
-from ..options import NAME, READABLE, WAIT, WHO, Whole, field, json_value, manifest, parse_limits
+from ..options import NAME, WAIT, WHO, Whole, confining, field, json_value
 from ..output import Copy, at_terminal, done, json_option, say, show
 from ..questions import asking_in_place
 from ..refused import Refused
@@ -30,14 +29,7 @@ PROGRAM = field(Spawn, "program")
 def spawn_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that `run` and `spawn` share."""
     for decorate in (
-        click.option("--limit", "limits", multiple=True, callback=parse_limits,
-                     metavar="NAME=NUMBER", help="A limit, as tokens=1000; may be repeated."),
-        click.option("--manifest", type=click.Path(path_type=Path, dir_okay=False, exists=True),
-                     callback=manifest, help="TOML: what it may do; see docs/access.md."),
-        click.option("--read", multiple=True, type=READABLE, metavar="PATH",
-                     help="A file or folder it may read, as those that the task names."),
-        click.option("--write", multiple=True, type=READABLE, metavar="PATH",
-                     help="A file or folder it may read and write."),
+        confining,
         click.option("--port", "ports", multiple=True, type=Whole(1, 65535),
                      help="A TCP port it may connect to."),
         click.option("--processes", is_flag=True, help="It may start processes of its own."),
@@ -110,7 +102,7 @@ def run(home: Path, /, as_json: bool, **given: Any) -> int:
         refused = Refused(aios.start("kernel.events", kinds=["process"]))
         pid = refused.pid = aios.spawn(**as_request(**given))
         try:
-            ask = asking(aios, pid)
+            ask = asking_in_place(aios, pid)
 
             def meanwhile() -> None:
                 ask()
@@ -129,13 +121,6 @@ def run(home: Path, /, as_json: bool, **given: Any) -> int:
     for line in refused.said(home):
         say(line, err=True)
     return end.code
-
-
-def asking(aios: Aios, pid: int) -> Callable[[], None]:
-    """Return a function that asks in the terminal, if there is one (see `aios policy ask`)."""
-    if sys.stdin.isatty() and at_terminal(err=True):
-        return asking_in_place(aios, pid)
-    return lambda: None
 
 
 def report(end: Exited, as_json: bool) -> None:

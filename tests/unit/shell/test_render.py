@@ -10,7 +10,6 @@ import pytest
 from process_row import row
 
 from aios.shell import render
-from aios.shell.commands import access
 from aios.shell.output import Screen, show
 from aios.syscalls.acc import GrantRow
 from aios.syscalls.proc import ProcessInfo
@@ -77,7 +76,7 @@ def test_what_is_stored_and_what_is_granted_fit_into_80_columns(
         id=12, giver="", pid=0, to="/planner", right="proc.control", on=["/worker"],
         args={"amount": Bounds(min=0, max=100), "to": "*@shop.example.org"}, expires=0.0,
     )  # fmt: skip
-    for what in (render.versions([stored]), access.listed([granted])):
+    for what in (render.versions([stored]), render.grants([granted])):
         assert max(map(len, printed(what, monkeypatch))) <= 80
 
 
