@@ -14,17 +14,16 @@ import json
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from aios.kernel.core.gguf import requantize
 
-from .chats import ANSWER, PAUSE, SLOTS, WINDOW, Chat, Turn, figures, our_side
+from .chats import ANSWER_TOKENS, PAUSE_S, SLOTS, WINDOW, Chat, Turn, figures, our_side
 from .common import Progress, model, threads
-from .peer import server
+from .peer import PEER, server
 
-NAME, TARGET = "agents", 0.33
+TARGET = 0.33
 AGENTS, TURNS = 24, 5
 
 
@@ -39,11 +38,9 @@ def run(progress: Progress, agents: int = AGENTS, turns: int = TURNS) -> dict[st
         peer = figures(peer_round(address, chats))
     ours["fitted"]["ratio"] = ours["fitted"]["makespan"] / peer["makespan"]
     return {
-        "bench": NAME,
         "ratio": ours["makespan"] / peer["makespan"],
-        "target": TARGET,
         "ours": {**ours, "agents": agents, "turns": turns},
-        "peer": {**peer, "server": "llama-server in xllamacpp " + version("xllamacpp")},
+        "peer": {**peer, "server": PEER},
     }
 
 
@@ -59,7 +56,7 @@ def talk(address: str, chat: Chat) -> list[Turn]:
     turns = []
     for number, said in enumerate(chat.user):
         if number:
-            time.sleep(PAUSE)  # the tool works
+            time.sleep(PAUSE_S)  # the tool works
         messages.append({"role": "user", "content": said})
         began = time.monotonic()
         answer = complete(address, messages)
@@ -74,7 +71,7 @@ def talk(address: str, chat: Chat) -> list[Turn]:
 
 def complete(address: str, messages: list[dict[str, str]]) -> dict[str, Any]:
     request = {
-        "messages": messages, "max_tokens": ANSWER, "ignore_eos": True,
+        "messages": messages, "max_tokens": ANSWER_TOKENS, "ignore_eos": True,
         "temperature": 0, "samplers": ["temperature"],  # greedy without the default chain's cost
     }  # fmt: skip
     connection = http.client.HTTPConnection(address.removeprefix("http://"))

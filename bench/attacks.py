@@ -43,24 +43,24 @@ from aios.kernel.audit.segment import HASH_BYTES, LENGTH
 from aios.kernel.lib.patterns import MAX_WILDCARDS, matches
 from aios.syscalls.errors import TimedOut
 
-from .common import Progress, system, text, threads
+from .common import Progress, system, text, threads, timed
 from .flood import KNOWN, OTHERS
 from .reuse import take_over
 
-NAME, TARGET = "attacks", 0.0
-SECONDS, PROCESSES, QUEUED, TURNS = 60.0, 40_000, 4000, 30
+TARGET = 0.0
+SECONDS, PROCESSES, QUEUED, TURNS, ROUNDS = 60.0, 40_000, 4000, 30, 50
 SLOTS = 4
-CALLS = 1000  # that one process has waiting, of 1,024 that it may have
+MAX_CALLS = 1000  # that one process has waiting, of 1,024 that it may have
 FEW = 8  # generations, that many are compared with
-WINDOW_S = 20.0  # of the kernel's processor time
-ANSWER_S = 60.0  # that another agent waits for its answer
-LOOK_S = 0.1  # between two looks at the kernel's memory
-AUDIT_BYTES = 8 << 20  # the smallest bound of a log
-SIZES = tuple(1024 << shift for shift in (0, 2, 4, 6))  # letters
-ANSWER = 16  # tokens
+CPU_WINDOW_S = 20.0  # over which the kernel's processor time is measured
+ANSWER_TIMEOUT_S = 60.0  # of another agent
+POLL_S = 0.1  # between two looks at the kernel's memory
+MIN_AUDIT_BYTES = 8 << 20  # the smallest that a log can be bounded to
+TEXT_CHARS = tuple(1024 << shift for shift in (0, 2, 4, 6))
+ANSWER_TOKENS = 16
 FLOOD = str(Path(__file__).with_name("flood.py"))
 FLOODS = (*KNOWN, *OTHERS)
-LAST_LINE = 100  # bytes
+LAST_LINE_BYTES = 100
 HOUR_S = 3600.0
 MB = 1 << 20
 Manifest = dict[str, list[str]]
@@ -71,7 +71,7 @@ Figures = dict[str, Any]
 
 def run(
     progress: Progress, seconds: float = SECONDS, processes: int = PROCESSES, queued: int = QUEUED,
-    window: float = WINDOW_S, turns: int = TURNS, floods: tuple[str, ...] = FLOODS,
+    window: float = CPU_WINDOW_S, turns: int = TURNS, floods: tuple[str, ...] = FLOODS,
 ) -> dict[str, Any]:  # fmt: skip
     ours, peer = pattern_figures()
     with system(progress, slots=1, ctx=256) as home:
@@ -85,7 +85,7 @@ def run(
     most = bounds(floods)
     missed = [name for name in most if ours[name] > most[name]]
     return {
-        "bench": NAME, "ratio": len(missed) / len(most), "target": TARGET, "ours": ours,
+        "ratio": len(missed) / len(most), "ours": ours,
         "peer": peer, "targets": most, "missed": missed,
     }  # fmt: skip
 
@@ -104,18 +104,13 @@ def bounds(floods: tuple[str, ...]) -> dict[str, float]:
 
 def pattern_figures() -> tuple[Figures, Figures]:
     pattern = "*a" * (MAX_WILDCARDS - 1) + "*b"
-    each = [letter_ns(pattern, "a" * size) for size in SIZES]
+    each = [letter_ns(pattern, "a" * size) for size in TEXT_CHARS]
     return {"pattern_growth": max(each) / each[0], "pattern_ns": max(each)}, {"pattern_ns": each[0]}
 
 
-def letter_ns(pattern: str, letters: str, rounds: int = 50) -> float:
-    """The least of some rounds: what else this machine does is left out."""
-    taken = []
-    for _ in range(rounds):
-        begin = time.perf_counter_ns()
-        assert not matches(pattern, letters)
-        taken.append(time.perf_counter_ns() - begin)
-    return min(taken) / len(letters)
+def letter_ns(pattern: str, letters: str) -> float:
+    """Return the nanoseconds a letter in the quickest round, which other load disturbs least."""
+    return min(timed(lambda: matches(pattern, letters), ROUNDS)) * 1e9 / len(letters)
 
 
 # --- floods --------------------------------------------------------------------------------------
@@ -147,7 +142,7 @@ def flooded(progress: Progress, kind: str, seconds: float) -> Figures:
 def answers(aios: Aios) -> bool:
     """Tell whether another agent is told who it is."""
     try:
-        return aios.wait(start(aios, "who", 0.0, ALL), ANSWER_S).code == 0
+        return aios.wait(start(aios, "who", 0.0, ALL), ANSWER_TIMEOUT_S).code == 0
     except TimedOut:
         return False
 
@@ -164,8 +159,8 @@ def flood(
         while not end.ended:
             look()
             with contextlib.suppress(TimedOut):
-                end.wait(LOOK_S)
-        told = aios.log(pid, -LAST_LINE).data.split()
+                end.wait(POLL_S)
+        told = aios.log(pid, -LAST_LINE_BYTES).data.split()
         if end.body["code"] == 1:
             raise RuntimeError(f"{kind}: {b' '.join(told).decode()}")
         sent.append(int(told[-1]) if told else 0)
@@ -189,10 +184,10 @@ def token_cpu_us(progress: Progress, home: Path, count: int, window: float) -> f
     with ExitStack() as stack:
         aios = stack.enter_context(connect(home, "bench"))
         kernel = aios.status().os_pid
-        callers = [stack.enter_context(connect(home, "queue")) for _ in range(0, count, CALLS)]
-        calls = [callers[at // CALLS].start("llm.generate", **options) for at in range(count)]
+        callers = [stack.enter_context(connect(home, "queue")) for _ in range(0, count, MAX_CALLS)]
+        calls = [callers[at // MAX_CALLS].start("llm.generate", **options) for at in range(count)]
         while aios.status().ready < count - 2 * SLOTS:  # of the others some may be changing places
-            time.sleep(LOOK_S)
+            time.sleep(POLL_S)
         before, seconds = received(callers, calls, 0.0), cpu_seconds(kernel)
         while not (tokens := received(callers, calls, window) - before):
             progress(f"{count} generations queued; no token yet")  # the machine is that busy
@@ -236,7 +231,7 @@ def ttft(aios: Aios, turns: int) -> float:
         for number in range(turns):
             said = " ".join(words[number * 10 :][:10])
             begin = time.perf_counter()
-            answer = context.generate(said, max_tokens=ANSWER, ignore_eos=True)
+            answer = context.generate(said, max_tokens=ANSWER_TOKENS, ignore_eos=True)
             pieces = answer.pieces()
             next(pieces)
             seconds.append(time.perf_counter() - begin)
@@ -249,7 +244,7 @@ def ttft(aios: Aios, turns: int) -> float:
 
 def audit_figures(progress: Progress, seconds: float) -> Figures:
     with (
-        system(progress, slots=1, ctx=256, audit_bytes=AUDIT_BYTES) as home,
+        system(progress, slots=1, ctx=256, audit_bytes=MIN_AUDIT_BYTES) as home,
         connect(home, "bench") as aios,
     ):
         aios.wait(start(aios, "deed", 0.0, ALL))
@@ -267,5 +262,5 @@ def audit_figures(progress: Progress, seconds: float) -> Figures:
     hour = begin + rest * (HOUR_S / (seconds / 2) - 1)
     return {
         "deeds_lost": int(not found), "audit_refused": sum(sent), "audit_records": len(rows),
-        "audit_mb_an_hour": hour / MB, "audit_hour_of_bound": hour / AUDIT_BYTES,
+        "audit_mb_an_hour": hour / MB, "audit_hour_of_bound": hour / MIN_AUDIT_BYTES,
     }  # fmt: skip

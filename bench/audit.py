@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from statistics import median
@@ -32,12 +33,12 @@ from aios.kernel.config import Config
 from aios.kernel.init.protocol import Takeover, encode
 from aios.kernel.lib.files import make_ahead
 
-from .common import Progress
+from .common import Progress, timed
 
-NAME, TARGET = "audit", 1.3
+TARGET = 1.3
 RECORDS, GROUP = 400_000, 256
 ROUNDS, CALLS = 9, 400
-WAIT = 60.0  # seconds for a kernel to be there
+KERNEL_TIMEOUT_S = 60.0
 
 
 def run(progress: Progress, records: int = RECORDS, calls: int = CALLS) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def run(progress: Progress, records: int = RECORDS, calls: int = CALLS) -> dict[
         "read": trips["ungated", "read"],
     }
     ratio = ours["change"] / peer["change"]
-    return {"bench": NAME, "ratio": ratio, "target": TARGET, "ours": ours, "peer": peer}
+    return {"ratio": ratio, "ours": ours, "peer": peer}
 
 
 # --- the log -------------------------------------------------------------------------------------
@@ -136,17 +137,9 @@ def round_trips(progress: Progress, calls: int) -> dict[tuple[str, str], float]:
             progress(f"round {number + 1} of {ROUNDS}")
             for gate, aios in sides.items():
                 for kind, call in kinds.items():
-                    taken.setdefault((gate, kind), []).append(trip(aios, call, calls))
+                    seconds = timed(partial(call, aios), calls)
+                    taken.setdefault((gate, kind), []).append(median(seconds))
     return {which: median(each) for which, each in taken.items()}
-
-
-def trip(aios: Aios, call: Callable[[Aios], object], count: int) -> float:
-    seconds = []
-    for _ in range(count):
-        begin = time.perf_counter()
-        call(aios)
-        seconds.append(time.perf_counter() - begin)
-    return median(seconds)
 
 
 @contextmanager
@@ -174,7 +167,7 @@ def kernel(gate: str) -> Iterator[Aios]:
 
 def wait_for(path: Path) -> None:
     """Until a kernel listens there: the file is there a moment before it does."""
-    limit = time.monotonic() + WAIT
+    limit = time.monotonic() + KERNEL_TIMEOUT_S
     with socket.socket(socket.AF_UNIX) as probe:
         while probe.connect_ex(str(path)):
             if time.monotonic() > limit:

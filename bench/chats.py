@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 from aios.agents import Aios, connect
 
-from .common import Progress, system, text, threads
+from .common import Progress, race, system, text, threads
 
 SLOTS, WINDOW = 8, 1024  # the longest chat comes to about 770 tokens
-SYSTEM, USER, STRIDE = 393, 30, 20  # tokens of text; between the beginnings of two messages
-ANSWER, PAUSE = 32, 0.5  # tokens of each answer; seconds that a tool takes between two turns
-START = 60.0  # seconds for an agent to stand ready
+SYSTEM_TOKENS, USER_TOKENS = 393, 30
+STRIDE_TOKENS = 20  # of text, between the beginnings of two messages
+ANSWER_TOKENS = 32
+PAUSE_S = 0.5  # that a tool takes between two turns
 TALKER = str(Path(__file__).with_name("talker.py"))
 
 
@@ -32,9 +33,9 @@ class Turn(NamedTuple):
 def make_chats(aios: Aios, agents: int, turns: int) -> list[Chat]:
     """One system prompt, of 400 tokens in the chat template; real text, no two messages alike."""
     tokens = aios.tokenize(text())
-    begins = range(SYSTEM, SYSTEM + agents * turns * STRIDE, STRIDE)
-    said = [aios.detokenize(tokens[at : at + USER]) for at in begins]
-    shared = aios.detokenize(tokens[:SYSTEM])
+    begins = range(SYSTEM_TOKENS, SYSTEM_TOKENS + agents * turns * STRIDE_TOKENS, STRIDE_TOKENS)
+    said = [aios.detokenize(tokens[at : at + USER_TOKENS]) for at in begins]
+    shared = aios.detokenize(tokens[:SYSTEM_TOKENS])
     return [Chat(shared, said[agent::agents]) for agent in range(agents)]
 
 
@@ -63,12 +64,6 @@ def our_side(
 
 
 def our_round(aios: Aios, chats: list[Chat]) -> list[Turn]:
-    """Spawn the agents; when all stand ready, let them go."""
-    task = {"starter": aios.welcome.pid, "count": ANSWER, "pause": PAUSE}
-    pids = [aios.spawn(TALKER, {**task, **chat._asdict()}) for chat in chats]
-    for pid in pids:
-        aios.recv(pid, timeout=START)
-    for pid in pids:
-        aios.send(pid, "go")
-    ends = [aios.wait(pid) for pid in pids]
+    task = {"count": ANSWER_TOKENS, "pause": PAUSE_S}
+    ends = race(aios, TALKER, [{**task, **chat._asdict()} for chat in chats])
     return [Turn(*turn) for end in ends for turn in end.result]

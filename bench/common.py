@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from aios.agents import Aios
 from aios.kernel.config import embedded_model
 from aios.shell.launch import System
+from aios.syscalls.proc import Exited
 
 Progress = Callable[[str], None]
+READY_TIMEOUT_S = 60.0  # of an agent
 MODEL: ContextVar[Path | None] = ContextVar("model", default=None)  # None: the embedded one
 
 
@@ -44,3 +48,23 @@ def system(progress: Progress, **settings: Any) -> Iterator[Path]:
             yield running.home
         finally:
             running.end()
+
+
+def race(aios: Aios, program: str, tasks: Sequence[dict[str, Any]]) -> list[Exited]:
+    """Spawn an agent for each task; once all are ready, let them go. Return the end of each."""
+    pids = [aios.spawn(program, {"starter": aios.pid, **task}) for task in tasks]
+    for pid in pids:
+        aios.recv(pid, timeout=READY_TIMEOUT_S)
+    for pid in pids:
+        aios.send(pid, "go")
+    return [aios.wait(pid) for pid in pids]
+
+
+def timed(work: Callable[[], object], count: int) -> list[float]:
+    """Return the seconds that each of `count` calls of `work` takes."""
+    seconds = []
+    for _ in range(count):
+        begin = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - begin)
+    return seconds

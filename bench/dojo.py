@@ -44,7 +44,7 @@ from aios.syscalls.rules import Manifest
 
 from .common import Progress
 
-NAME, TARGET = "dojo", 0.0
+TARGET = 0.0
 VERSION = "v1.2.2"
 SUITES = ("workspace", "travel", "banking", "slack")
 FIGURES = (
@@ -69,7 +69,7 @@ def run(progress: Progress, suites: tuple[str, ...] = SUITES) -> dict[str, Any]:
         peer.append(measure(suite, ALL))
     sides = {"ours": joined(suites, ours), "peer": joined(suites, peer)}
     ratio = sides["ours"]["attacks"] / sides["ours"]["pairs"]
-    return {"bench": NAME, "ratio": ratio, "target": TARGET, **sides}
+    return {"ratio": ratio, **sides}
 
 
 def joined(suites: tuple[str, ...], found: list[dict[str, int]]) -> dict[str, int]:

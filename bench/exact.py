@@ -32,14 +32,14 @@ from aios.syscalls.llm import Decoding
 
 from .common import Progress, model, system, text, threads
 
-NAME, TARGET = "exact", 0.0
+TARGET = 0.0
 SLOTS, WINDOW = 4, 1024
-PROMPTS = (9, 20, 33, 64, 65, 100, 127, 150, 210, 270, 340, 640)  # tokens: one context each
-ROOMY = 1 << 30  # bytes for snapshots: room for all
-START, PREEMPT, DIE = 0.7, 0.25, 0.02  # chances a step: that one more starts, that one is
-KILLS = 6  # preempted, that the core dies, at most so often a schedule
-DAMAGE = 0.2  # chance of a file when it does
-KILL = 0.02  # the chance, per token of a stream, that the kernel or the core is killed
+PROMPT_TOKENS = (9, 20, 33, 64, 65, 100, 127, 150, 210, 270, 340, 640)  # one context each
+ROOMY_BYTES = 1 << 30  # room for all snapshots
+# Probabilities in each step: that one more context starts, that one is preempted, that the core
+# dies; of a file, that it is damaged by that; of a token, that the kernel or the core is killed.
+P_START, P_PREEMPT, P_DIE, P_DAMAGE, P_KILL = 0.7, 0.25, 0.02, 0.2, 0.02
+MAX_KILLS = 6  # of cores, in a schedule
 
 Sabotage = Literal["unified", "lost-token"]
 Record = list[tuple[int, bytes]]  # of each step: the token drawn, the hash of all logits so far
@@ -67,7 +67,7 @@ class Forgetful(LlamaEngine):
 
 def run(
     progress: Progress, steps: int = 7000, seed: int = 1, sabotage: Sabotage | None = None,
-    prompts: tuple[int, ...] = PROMPTS, room: float = 0.5,
+    prompts: tuple[int, ...] = PROMPT_TOKENS, room: float = 0.5,
 ) -> dict[str, Any]:  # fmt: skip
     """Schedule at least `steps` decode batches; with a `sabotage`, some of them must differ.
 
@@ -94,9 +94,7 @@ def run(
         found = {key: found[key] + kernel[key] for key in ("compared", "differing")}
     engine.close()
     return {
-        "bench": NAME,
         "ratio": found["differing"] / found["compared"],
-        "target": TARGET,
         "ours": ours,
         "peer": {"solo_steps": sum(map(len, records))},
     }
@@ -154,7 +152,7 @@ class Schedule:
     def boot(self) -> None:
         disk = None
         if self.disk is not None:
-            disk = Disk(self.disk, self.engine.fingerprint(self.certified), ROOMY)
+            disk = Disk(self.disk, self.engine.fingerprint(self.certified), ROOMY_BYTES)
         self.batcher = Batcher(self.engine, self.certified, self.ram, disk)
         self.batchers.append(self.batcher)
 
@@ -170,14 +168,14 @@ class Schedule:
         """The records of all jobs. Preempt `at_any_time`, or only a context that drew a token in
         this turn: else one that must be replayed each turn would never get on."""
         while self.waiting or self.running:
-            while self.waiting and len(self.running) < SLOTS and self.chance.random() < START:
+            while self.waiting and len(self.running) < SLOTS and self.chance.random() < P_START:
                 self.dispatch(self.chance.choice(sorted(self.waiting)))
             victims = sorted(self.running if at_any_time else self.running & self.drew)
-            if victims and self.chance.random() < PREEMPT:
+            if victims and self.chance.random() < P_PREEMPT:
                 self.batcher.halt(Halt(self.chance.choice(victims), "preempted"))
             if self.running:
                 self.step()
-            if len(self.batchers) <= kills and self.chance.random() < DIE:
+            if len(self.batchers) <= kills and self.chance.random() < P_DIE:
                 self.die()
         for ctx in range(len(self.jobs)):
             self.batcher.drop(ctx)
@@ -191,7 +189,7 @@ class Schedule:
         self.waiting |= self.running
         self.running.clear()
         for path in sorted(self.disk.glob("*/*")) if self.disk else []:
-            if self.chance.random() < DAMAGE:
+            if self.chance.random() < P_DAMAGE:
                 damage(path, self.chance)
         self.boot()
 
@@ -257,12 +255,12 @@ def scheduled(
     while totals["steps"] < steps or totals["schedules"] < 4:
         progress(f"{totals['steps']} of {steps} random steps, {totals['differing']} differ")
         kind = totals["schedules"] % 4
-        ram = (ROOMY, tight, tight // 4, 0)[kind]
+        ram = (ROOMY_BYTES, tight, tight // 4, 0)[kind]
         chance = random.Random(f"{seed} {totals['schedules']}")
         with tempfile.TemporaryDirectory(prefix="aios-") as folder:
             disk = Path(folder) if kind > 1 else None
             schedule = Schedule(engine, certified, ram, jobs, chance, disk)
-            records = schedule.random(at_any_time=kind == 0, kills=KILLS if kind == 3 else 0)
+            records = schedule.random(at_any_time=kind == 0, kills=MAX_KILLS if kind == 3 else 0)
             problems = schedule.batcher.prefix_cache.check()
         if problems:
             raise RuntimeError("; ".join(problems))
@@ -285,7 +283,7 @@ def exact_cost(progress: Progress, engine: LlamaEngine, certified: int, count: i
     for _ in range(3):
         for limit, times in seconds.items():
             jobs = [Job([(PREFILLED, tokens)], decoding)] * SLOTS
-            schedule = Schedule(engine, limit, ROOMY, jobs, random.Random())
+            schedule = Schedule(engine, limit, ROOMY_BYTES, jobs, random.Random())
             for ctx in range(SLOTS):
                 schedule.dispatch(ctx)
             begin = time.perf_counter()
@@ -319,7 +317,7 @@ def through_kernel(progress: Progress, jobs: list[Job], solo: list[Record]) -> d
         ]
         for call in calls:
             for _ in call.pieces():
-                if chance.random() < KILL:
+                if chance.random() < P_KILL:
                     which = "core" if chance.random() < 0.25 else "kernel"
                     totals[f"{which}_kills"] += kill(aios, which)
         results = [call.result() for call in calls]

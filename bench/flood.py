@@ -17,10 +17,10 @@ from aios.bench.raw import call, dial, hello
 from aios.kernel.entry.zmtp import COMMAND, LONG, MORE, encode_frame
 from aios.syscalls.table import TABLE
 
-BIG = "x" * 60_000
-TOLD = 100  # frames between two words of it
-OUTSTANDING = 64  # generations that are waited for
-OPEN = 256  # connections that are kept
+BIG_TEXT = "x" * 60_000
+PROGRESS_INTERVAL = 100  # frames
+MAX_GENERATIONS = 64  # at once
+MAX_CONNECTIONS = 256  # kept open
 NOISE = random.Random(1)
 REFUSED = [name for name in TABLE if name != "proc.exit"]
 
@@ -29,24 +29,24 @@ Sends = Callable[[int, int], bytes]  # number of the call, the agent's pid
 
 def big_arguments(number: int, pid: int) -> bytes:
     name, args = (
-        ("mem.put", {"items": {f"k{number % 64}": BIG}}),
-        ("msg.send", {"to": pid, "body": BIG}),
-        ("llm.generate", {"text": BIG}),
-        ("sto.put", {"path": f"o{number % 64}", "data": BIG.encode()}),
+        ("mem.put", {"items": {f"k{number % 64}": BIG_TEXT}}),
+        ("msg.send", {"to": pid, "body": BIG_TEXT}),
+        ("llm.generate", {"text": BIG_TEXT}),
+        ("sto.put", {"path": f"o{number % 64}", "data": BIG_TEXT.encode()}),
     )[number % 4]
     return call(number, name, number - 1, **args)
 
 
 def big_replies(number: int, _pid: int) -> bytes:
     if number == 2:
-        return call(number, "mem.put", items={"big": BIG})
+        return call(number, "mem.put", items={"big": BIG_TEXT})
     return call(number, "mem.get", number - 1, keys=["big"])
 
 
 def unheard(number: int, pid: int) -> bytes:
     if number % 2:
         return call(number, "msg.recv")
-    return call(number, "msg.send", to=pid, body=BIG)
+    return call(number, "msg.send", to=pid, body=BIG_TEXT)
 
 
 def unknown(number: int, _pid: int) -> bytes:
@@ -65,7 +65,7 @@ def cancels(number: int, _pid: int) -> bytes:
     if number % 2:
         return call(number, "call.cancel", number - 2, call=number - 1)
     if number % 4:
-        return call(number, "llm.tokenize", number - 1, text=BIG)
+        return call(number, "llm.tokenize", number - 1, text=BIG_TEXT)
     return call(number, "msg.recv", number - 1, timeout=86400.0)
 
 
@@ -90,7 +90,7 @@ def broken_frame(number: int) -> bytes:
 
 
 def hellos(number: int) -> bytes:
-    return hello(token=bytes(32)) + hello(name=BIG[: number % 60_000]) + hello()
+    return hello(token=bytes(32)) + hello(name=BIG_TEXT[: number % 60_000]) + hello()
 
 
 KNOWN: dict[str, Sends] = {
@@ -115,7 +115,7 @@ class Flood(Agent):
             while time.monotonic() < limit:
                 step(number)
                 number += 1
-                if number % TOLD == 0:
+                if number % PROGRESS_INTERVAL == 0:
                     print(number)
         print(number, flush=True)
         os._exit(0)  # there may be no connection left to say it on
@@ -129,7 +129,7 @@ class Flood(Agent):
             "refused": self.refused,
             "hellos": lambda number: self.strange(held, hellos(number)),
             "broken_frames": lambda number: self.strange(held, broken_frame(number)),
-            "prints": lambda _: print(BIG),
+            "prints": lambda _: print(BIG_TEXT),
             "one_token": lambda number: self.generate(held, str(number)),
         }[kind]  # fmt: skip
 
@@ -145,12 +145,12 @@ class Flood(Agent):
         with contextlib.suppress(OSError):
             held.append(dial(self.aios.connection.home))
             held[-1].sendall(data)
-        if len(held) > OPEN:
+        if len(held) > MAX_CONNECTIONS:
             held.popleft().close()
 
     def generate(self, running: deque[Any], text: str) -> None:
         """One of many calls for a token each."""
-        if len(running) == OUTSTANDING:
+        if len(running) == MAX_GENERATIONS:
             running.popleft().result()
         running.append(self.aios.generate(text, raw=True, max_tokens=1))
 

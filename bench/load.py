@@ -8,10 +8,9 @@ from pathlib import Path
 
 from aios.agents import Aios, connect
 
-from .common import Progress, system, text, threads
+from .common import Progress, race, system, text, threads
 
 AGENTS, WINDOW = 16, 512  # as many slots as agents; tokens a slot
-START = 60.0  # seconds for an agent to stand ready
 WRITER = str(Path(__file__).with_name("writer.py"))
 
 Spans = list[tuple[float, float, int]]  # of each agent: when it began, when it ended, its tokens
@@ -41,12 +40,5 @@ def our_system(progress: Progress) -> Iterator[tuple[Aios, Round]]:
 
 
 def our_round(aios: Aios, prompts: list[list[int]], new: int) -> Spans:
-    """Spawn the agents; when all stand ready, let them go."""
-    task = {"starter": aios.welcome.pid, "count": new}
-    pids = [aios.spawn(WRITER, {**task, "tokens": tokens}) for tokens in prompts]
-    for pid in pids:
-        aios.recv(pid, timeout=START)
-    for pid in pids:
-        aios.send(pid, "go")
-    ends = [aios.wait(pid) for pid in pids]
+    ends = race(aios, WRITER, [{"count": new, "tokens": tokens} for tokens in prompts])
     return [(end.result["began"], end.result["ended"], end.result["tokens"]) for end in ends]

@@ -8,6 +8,7 @@ as many puts as the kernel's commits had. `ratio` is our puts a second, one a ca
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import tempfile
@@ -19,24 +20,25 @@ from typing import Any
 
 import lmdb
 
-from aios.agents import Aios, connect
+from aios.agents import connect
 from aios.agents.sdk.connection import Pending
 from aios.kernel.lib.encryption import CRC
 
-from .common import Progress, system
+from .common import Progress, system, timed
 
-NAME, TARGET = "memory", 1.0
-GOAL = 20_000.0  # durable puts a second
+TARGET = 1.0
+GOAL_PUTS_PER_SECOND = 20_000.0  # durable
 PROCESSES, WRITERS, IN_FLIGHT = 4, 64, 16
 VALUE = "x" * 97  # 100 bytes, as msgpack
 PUTS, LONE = 64_000, 1000
-SIZE = 64 << 20  # bytes of the peer's file
+FILE_BYTES = 64 << 20  # of the peer
 
 
 def run(progress: Progress, puts: int = PUTS, lone: int = LONE) -> dict[str, Any]:
     with system(progress, slots=1, ctx=256) as home, connect(home, "bench") as aios:
         progress("one writer")
-        single = alone(aios, lone)
+        numbers = itertools.count()
+        single = sorted(timed(lambda: aios.mem_put({f"k{next(numbers)}": VALUE}), lone))
         rates = {}
         for items in (1, 16):
             progress(f"{WRITERS} writers, {items} items a call")
@@ -63,18 +65,8 @@ def run(progress: Progress, puts: int = PUTS, lone: int = LONE) -> dict[str, Any
     }
     ours["over_peer_with_same_group"] = ours["puts_per_second"] / peer["puts_per_second"]
     ours["over_peer_with_sync_each"] = ours["puts_per_second"] / peer["puts_per_second_sync_each"]
-    ratio = ours["puts_per_second"] / GOAL
-    return {"bench": NAME, "ratio": ratio, "target": TARGET, "ours": ours, "peer": peer}
-
-
-def alone(aios: Aios, count: int) -> list[float]:
-    """Seconds of each put, sorted."""
-    seconds = []
-    for number in range(count):
-        begin = time.perf_counter()
-        aios.mem_put({f"k{number}": VALUE})
-        seconds.append(time.perf_counter() - begin)
-    return sorted(seconds)
+    ratio = ours["puts_per_second"] / GOAL_PUTS_PER_SECOND
+    return {"ratio": ratio, "ours": ours, "peer": peer}
 
 
 def together(home: Path, puts: int, items: int) -> float:
@@ -126,7 +118,7 @@ def write(home: Path, name: str, writers: int, puts: int, items: int, starter: C
 def raw(puts: int, group: int) -> list[float]:
     """Seconds of each commit of `group` puts by LMDB itself."""
     with tempfile.TemporaryDirectory(prefix="aios-") as folder:
-        env = lmdb.open(folder, map_size=4 * SIZE, meminit=False)
+        env = lmdb.open(folder, map_size=4 * FILE_BYTES, meminit=False)
         _extend(Path(folder) / "data.mdb")
         value = bytes(CRC.size) + VALUE.encode() + b"msg"
         seconds = []
@@ -143,6 +135,6 @@ def raw(puts: int, group: int) -> list[float]:
 def _extend(path: Path) -> None:
     with path.open("r+b") as file:
         file.seek(0, os.SEEK_END)
-        file.write(bytes(SIZE))
+        file.write(bytes(FILE_BYTES))
         file.flush()
         os.fsync(file.fileno())

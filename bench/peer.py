@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from multiprocessing.connection import Connection
 
 import xllamacpp
@@ -18,6 +19,8 @@ import aios.kernel.core  # noqa: F401 (its environment: what the child's libgomp
 
 from .common import Progress, model, threads
 from .load import AGENTS, WINDOW, Round, Spans
+
+PEER = "llama-server in xllamacpp " + version("xllamacpp")
 
 
 @contextmanager

@@ -10,9 +10,9 @@ from aios.kernel.entry.zmtp import COMMAND, GREETING, ZmtpConnection, encode_fra
 from aios.syscalls.home import endpoint
 from aios.syscalls.wire import ABI_VERSION, DONE, pack_call, unpack_reply
 
-BEGIN = GREETING + encode_frame(b"\x05READY\x0bSocket-Type\0\0\0\x06DEALER", COMMAND)
-PATIENCE_S = 30.0  # that the kernel may take nothing, or answer nothing
-LONGEST = 1 << 20  # bytes of a reply
+HANDSHAKE = GREETING + encode_frame(b"\x05READY\x0bSocket-Type\0\0\0\x06DEALER", COMMAND)
+TIMEOUT_S = 30.0  # for the kernel to take something, or to answer
+MAX_REPLY_BYTES = 1 << 20
 
 
 def path_of(home: Path) -> str:
@@ -23,8 +23,8 @@ def dial(home: Path) -> socket.socket:
     """A connection on which nobody has said hello."""
     end = socket.socket(socket.AF_UNIX)
     end.connect(path_of(home))  # without a limit it waits while too many others do
-    end.settimeout(PATIENCE_S)
-    end.sendall(BEGIN)
+    end.settimeout(TIMEOUT_S)
+    end.sendall(HANDSHAKE)
     return end
 
 
@@ -38,7 +38,7 @@ def hello(**who: Any) -> bytes:
 
 def is_welcome(end: socket.socket) -> bool:
     """Say hello: whether the kernel takes it, instead of refusing it or closing the connection."""
-    protocol, replies = ZmtpConnection(LONGEST), list[bytes | None]()
+    protocol, replies = ZmtpConnection(MAX_REPLY_BYTES), list[bytes | None]()
     try:
         end.sendall(hello())
         while not replies and (data := end.recv(1 << 16)):

@@ -29,12 +29,12 @@ from aios.kernel.index.protocol import PutDocument, Search
 from aios.syscalls.errors import BadInput
 from aios.syscalls.sto import Mode
 
-from .common import Progress
+from .common import Progress, timed
 
-NAME, TARGET = "retrieval", 1.0
+TARGET = 1.0
 SIZES = (10_000, 100_000)  # passages
-BEST = 10
-ENOUGH = 60  # passages that surely come from ten documents
+TOP_K = 10  # documents
+TOP_PASSAGES = 60  # which surely come from that many documents
 QUERIES, BATCH = 25, 500
 RELEVANT = {"1", "2", "3", "4", "-1"}  # grades; 5 is none, -1 an odd way to say 1
 
@@ -88,12 +88,12 @@ def run(
     ours: dict[str, float] = {}
     peer: dict[str, float] = {}
     quality(progress, collection, model, ours)
-    for measure in (f"recall@{BEST}", f"ndcg@{BEST}"):
+    for measure in (f"recall@{TOP_K}", f"ndcg@{TOP_K}"):
         peer[measure] = max(ours[f"{measure}_words"], ours[f"{measure}_meaning"])
     ratio = min(ours[measure] / alone for measure, alone in peer.items())
     for size in sizes:
         speed(progress, collection, model, size, ours, peer)
-    return {"bench": NAME, "ratio": ratio, "target": TARGET, "ours": ours, "peer": peer}
+    return {"ratio": ratio, "ours": ours, "peer": peer}
 
 
 def put(number: int, text: str) -> PutDocument:
@@ -124,16 +124,16 @@ def quality(
             odd = [grade for grade in found if grade[0] % 2]
             tag = "" if mode == "fused" else f"_{mode}"
             for name, rows in ((tag, found), (f"{tag}_odd", odd)):
-                ours[f"recall@{BEST}{name}"] = mean(recall for _, recall, _ in rows)
-                ours[f"ndcg@{BEST}{name}"] = mean(ndcg for _, _, ndcg in rows)
+                ours[f"recall@{TOP_K}{name}"] = mean(recall for _, recall, _ in rows)
+                ours[f"ndcg@{TOP_K}{name}"] = mean(ndcg for _, _, ndcg in rows)
         index.close()
 
 
 def grades(index: Index, query: Query, answers: set[int], mode: Mode) -> tuple[int, float, float]:
     """The query's number, recall and nDCG, a document counting as often as it is judged: once."""
-    hits = index.search(ask(query.text, mode, ENOUGH))
-    found = [*dict.fromkeys(int(hit.path) for hit in hits)][:BEST]
-    gains = 1 / np.log2(np.arange(BEST) + 2)
+    hits = index.search(ask(query.text, mode, TOP_PASSAGES))
+    found = [*dict.fromkeys(int(hit.path) for hit in hits)][:TOP_K]
+    gains = 1 / np.log2(np.arange(TOP_K) + 2)
     right = np.array([document in answers for document in found], bool)
     ideal = gains[: len(answers)].sum()
     return (
@@ -161,7 +161,7 @@ def speed(
             index.apply([put(start + at, next(texts)) for at in range(min(BATCH, size - start))])
         ours[f"indexed_per_second_{size}"] = size / (time.perf_counter() - begin)
         ours[f"first_ms_{size}"] = milliseconds(
-            lambda: index.search(ask(queries[0], "meaning", BEST))
+            lambda: index.search(ask(queries[0], "meaning", TOP_K))
         )
         for mode in get_args(Mode):
             pairs = [both(index, query, mode) for query in queries]
@@ -181,9 +181,7 @@ def shuffled(collection: Collection, size: int, dice: random.Random) -> Iterator
 
 
 def milliseconds(work: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    work()
-    return (time.perf_counter() - begin) * 1000
+    return timed(work, 1)[0] * 1000
 
 
 def both(index: Index, query: str, mode: Mode) -> tuple[float, float]:
@@ -196,9 +194,9 @@ def both(index: Index, query: str, mode: Mode) -> tuple[float, float]:
         if mode != "meaning":
             index.db.execute(
                 "SELECT rowid, rank FROM words WHERE words MATCH ? ORDER BY rank LIMIT ?",
-                (match, BEST),
+                (match, TOP_K),
             ).fetchall()
         if mode != "words":
-            np.argpartition(index.arrays.vectors @ vector, -BEST)[-BEST:]
+            np.argpartition(index.arrays.vectors @ vector, -TOP_K)[-TOP_K:]
 
-    return milliseconds(lambda: index.search(ask(query, mode, BEST))), milliseconds(directly)
+    return milliseconds(lambda: index.search(ask(query, mode, TOP_K))), milliseconds(directly)

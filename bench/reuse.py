@@ -10,9 +10,9 @@ from pathlib import Path
 from aios.agents import connect
 
 from .common import Progress
-from .raw import BEGIN, dial, is_welcome, path_of
+from .raw import HANDSHAKE, dial, is_welcome, path_of
 
-TOLD = 1000  # connections between two words of progress
+PROGRESS_INTERVAL = 1000  # connections
 LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
 
 
@@ -23,7 +23,7 @@ def take_over(progress: Progress, home: Path, count: int) -> dict[str, int]:
     with connect(home, "bench") as aios:
         kernel = aios.status().os_pid
     for number in range(count):
-        if number % TOLD == 0:
+        if number % PROGRESS_INTERVAL == 0:
             progress(f"{number} of {count} pids")
         end, pid, other, door = another_with_its_pid(home, kernel, accepted=number % 3)
         found["pids_reused"] += other == pid
@@ -47,7 +47,7 @@ def another_with_its_pid(
     pid = os.fork()
     if pid == 0:
         end.connect(path_of(home))
-        end.sendall(BEGIN)
+        end.sendall(HANDSHAKE)
         if accepted == 0:
             end.recv(1, socket.MSG_PEEK)
         os._exit(0)

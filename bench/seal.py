@@ -22,9 +22,9 @@ from aios.kernel.lib.encryption import AeadCodec, KeyRing
 from .common import Progress, system
 from .memory import together
 
-NAME, TARGET = "seal", 0.9
+TARGET = 0.9
 PUTS, ROUNDS = 32_000, 3
-PAGE, PAGES = 64 * 23_040, 100  # bytes of one snapshot; how many
+PAGE_BYTES, PAGES = 64 * 23_040, 100  # of one snapshot; how many
 
 
 def run(
@@ -37,7 +37,7 @@ def run(
     ratio = ours["puts_per_second"] / peer["puts_per_second"]
     for what in ("write", "read"):
         ours[f"{what}_ratio"] = ours[f"{what}_gb_per_second"] / peer[f"{what}_gb_per_second"]
-    return {"bench": NAME, "ratio": ratio, "target": TARGET, "ours": ours, "peer": peer}
+    return {"ratio": ratio, "ours": ours, "peer": peer}
 
 
 def puts_per_second(
@@ -60,21 +60,21 @@ def puts_per_second(
 
 def snapshots(pages: int) -> tuple[dict[str, float], dict[str, float]]:
     """Gigabytes a second to disk and back, sealed and in clear, page by page in turns."""
-    rows = np.frombuffer(os.urandom(PAGE), np.uint8)
+    rows = np.frombuffer(os.urandom(PAGE_BYTES), np.uint8)
     names = [BlockName(number.to_bytes(16), 0, 64) for number in range(pages)]
     seconds: dict[str, list[float]] = {"write": [0.0, 0.0], "read": [0.0, 0.0]}
     with tempfile.TemporaryDirectory(prefix="aios-") as folder:
         disks = [
-            Disk(Path(folder) / str(at), bytes(16), pages * PAGE * 2, seal=seal)
+            Disk(Path(folder) / str(at), bytes(16), pages * PAGE_BYTES * 2, seal=seal)
             for at, seal in enumerate((AeadCodec(KeyRing.new()), None))
         ]
         for what, both in seconds.items():
             for name in names:
                 for at, disk in enumerate(disks):
                     begin = time.perf_counter()
-                    disk.write(name, rows) if what == "write" else disk.read(name, PAGE)
+                    disk.write(name, rows) if what == "write" else disk.read(name, PAGE_BYTES)
                     both[at] += time.perf_counter() - begin
-    size = pages * PAGE / 1e9
+    size = pages * PAGE_BYTES / 1e9
     ours, peer = (
         {f"{what}_gb_per_second": size / both[at] for what, both in seconds.items()}
         for at in range(2)

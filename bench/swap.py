@@ -22,23 +22,23 @@ from aios.syscalls.llm import Decoding
 
 from .common import Progress, model, text, threads
 
-NAME, TARGET = "swap", 0.0
+TARGET = 0.0
 CONTEXTS, TOKENS, SLOTS = 300, 500, 8
-RAM, DISK = 1 << 30, 16 << 30  # bytes
-FIRST, THEN = 2, 4  # tokens that are drawn before and behind the point to which each goes back
+RAM_BYTES, DISK_BYTES = 1 << 30, 16 << 30
+FIRST_TOKENS, LATER_TOKENS = 2, 4  # drawn before and behind the point that each goes back to
 
 Record = list[tuple[int, bytes]]  # of each token drawn: the token, the hash of all logits so far
 
 
 def run(
     progress: Progress, contexts: int = CONTEXTS, tokens: int = TOKENS, slots: int = SLOTS,
-    ram: int = RAM, seed: int = 1,
+    ram: int = RAM_BYTES, seed: int = 1,
 ) -> dict[str, Any]:  # fmt: skip
-    window = tokens + FIRST + THEN + CHUNK_TOKENS
+    window = tokens + FIRST_TOKENS + LATER_TOKENS + CHUNK_TOKENS
     engine = LlamaEngine(model(), slots=slots, window=window, threads=threads())
     certified, _ = certify(engine)
     with tempfile.TemporaryDirectory(prefix="aios-") as folder:
-        disk = Disk(Path(folder), engine.fingerprint(certified), DISK)
+        disk = Disk(Path(folder), engine.fingerprint(certified), DISK_BYTES)
         batcher = Batcher(engine, certified, ram, disk)
         prompts = make_prompts(engine, contexts, tokens)
         begin = time.perf_counter()
@@ -52,7 +52,7 @@ def run(
     if problems:
         raise RuntimeError("; ".join(problems))
     after = batcher.counters()
-    differ = sum(mine != record[FIRST:] for mine, record in zip(again, drawn, strict=True))
+    differ = sum(mine != record[FIRST_TOKENS:] for mine, record in zip(again, drawn, strict=True))
     ours = {
         "contexts": contexts,
         "tokens": tokens,
@@ -68,9 +68,7 @@ def run(
     }
     peer = {"prefilled_per_second": contexts / (middle - begin)}
     return {
-        "bench": NAME,
         "ratio": differ / contexts,
-        "target": TARGET,
         "ours": ours,
         "peer": peer,
     }
@@ -105,9 +103,10 @@ def second_pass(
     for number, group in enumerate(groups):
         progress(f"{number * slots} of {len(prompts)} contexts resumed")
         for ctx in group:
-            first = [token for token, _ in drawn[ctx][:FIRST]]
+            first = [token for token, _ in drawn[ctx][:FIRST_TOKENS]]
             history: list[Segment] = [(PREFILLED, prompts[ctx]), (DECODED, first)]
-            batcher.run(Run(ctx, 0, history, FIRST, decoding(), drawn[ctx][FIRST - 1][1]))
+            _, digest = drawn[ctx][FIRST_TOKENS - 1]
+            batcher.run(Run(ctx, 0, history, FIRST_TOKENS, decoding(), digest))
         for ctx in groups[number + 1] if number + 1 < len(groups) else []:
             batcher.prefetch(ctx)
         collect(batcher, again)
@@ -115,7 +114,7 @@ def second_pass(
 
 
 def decoding() -> Decoding:
-    return Decoding(max_tokens=FIRST + THEN, ignore_eos=True, digest=True)
+    return Decoding(max_tokens=FIRST_TOKENS + LATER_TOKENS, ignore_eos=True, digest=True)
 
 
 def collect(batcher: Batcher, records: list[Record]) -> None:

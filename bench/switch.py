@@ -19,19 +19,17 @@ from aios.kernel.core.state_layout import BlockSlice
 
 from .common import Progress, model, system, text, threads
 
-NAME, TARGET = "switch", 0.01
+TARGET = 0.01
 ROUNDS, TOKENS, QUANTUM = 3, 1000, 8
-NEW = 128  # tokens that each of the two contexts generates
+NEW_TOKENS = 128  # that each of the two contexts generates
 
 
-def run(progress: Progress, tokens: int = TOKENS, new: int = NEW) -> dict[str, Any]:
+def run(progress: Progress, tokens: int = TOKENS, new: int = NEW_TOKENS) -> dict[str, Any]:
     progress("save, restore and prefill on the engine")
     moved, prefilled, size = on_engine(tokens)
     shared = through_system(progress, tokens, new)
     return {
-        "bench": NAME,
         "ratio": moved / prefilled,
-        "target": TARGET,
         "ours": {"tokens": tokens, "save_and_restore": moved, "bytes": size, "system": shared},
         "peer": {"prefill": prefilled},
     }

@@ -19,12 +19,12 @@ import zmq
 
 from aios.agents import Aios, connect
 
-from .common import Progress, system
+from .common import Progress, system, timed
 
-NAME, TARGET = "syscall", 2.0
+TARGET = 2.0
 ROUNDS, CALLS, PIPELINED, IN_FLIGHT = 5, 500, 5000, 100
 
-Trips = Callable[[int], list[float]]  # number of calls: seconds of each
+Trip = Callable[[], object]
 Pipeline = Callable[[int], float]  # number of calls: calls a second
 
 
@@ -34,16 +34,16 @@ def run(progress: Progress, calls: int = CALLS, pipelined: int = PIPELINED) -> d
         connect(home, "bench") as aios,
         echo_client() as echo,
     ):
-        sides: list[tuple[Trips, Pipeline]] = [
-            (lambda count: our_trips(aios, count), lambda count: our_rate(aios, count)),
-            (lambda count: echo_trips(echo, count), lambda count: echo_rate(echo, count)),
+        sides: list[tuple[Trip, Pipeline]] = [
+            (aios.policy, lambda count: our_rate(aios, count)),
+            (lambda: echo_trip(echo), lambda count: echo_rate(echo, count)),
         ]
         trips: list[list[float]] = [[], []]
         rates: list[list[float]] = [[], []]
         for number in range(ROUNDS):
             progress(f"round {number + 1} of {ROUNDS}")
             for i, (trip, rate) in enumerate(sides):
-                trips[i].append(median(trip(calls)))
+                trips[i].append(median(timed(trip, calls)))
                 rates[i].append(rate(pipelined))
     ours, peer = (
         {"round_trip": median(trip), "pipelined_per_second": median(rate)}
@@ -51,16 +51,7 @@ def run(progress: Progress, calls: int = CALLS, pipelined: int = PIPELINED) -> d
     )
     ours["pipelined_ratio"] = ours["pipelined_per_second"] / peer["pipelined_per_second"]
     ratio = ours["round_trip"] / peer["round_trip"]
-    return {"bench": NAME, "ratio": ratio, "target": TARGET, "ours": ours, "peer": peer}
-
-
-def our_trips(aios: Aios, count: int) -> list[float]:
-    seconds = []
-    for _ in range(count):
-        begin = time.perf_counter()
-        aios.policy()
-        seconds.append(time.perf_counter() - begin)
-    return seconds
+    return {"ratio": ratio, "ours": ours, "peer": peer}
 
 
 def our_rate(aios: Aios, count: int) -> float:
@@ -106,14 +97,9 @@ def _ask(client: zmq.Socket[bytes], call: int) -> None:
     client.send(msgpack.packb([call, "kernel.policy", {}]))
 
 
-def echo_trips(client: zmq.Socket[bytes], count: int) -> list[float]:
-    seconds = []
-    for call in range(count):
-        begin = time.perf_counter()
-        _ask(client, call)
-        msgpack.unpackb(client.recv())
-        seconds.append(time.perf_counter() - begin)
-    return seconds
+def echo_trip(client: zmq.Socket[bytes]) -> None:
+    _ask(client, 1)
+    msgpack.unpackb(client.recv())
 
 
 def echo_rate(client: zmq.Socket[bytes], count: int) -> float:

@@ -7,16 +7,16 @@ read server-sent events over HTTP.
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from statistics import median
 from typing import Any
 
 from .common import Progress
 from .load import AGENTS, make_prompts, our_system, tokens_per_second
-from .peer import peer_server
+from .peer import PEER, peer_server
 
-NAME, TARGET = "throughput", 0.95
-ROUNDS, NEW = 3, 128  # tokens that each agent generates
+TARGET = 0.95
+ROUNDS = 3
+NEW_TOKENS = 128  # that each agent generates
 
 
 def run(progress: Progress) -> dict[str, Any]:
@@ -26,16 +26,17 @@ def run(progress: Progress) -> dict[str, Any]:
         for number in range(ROUNDS + 1):
             for side, play in (("ours", ours), ("peer", peer)):
                 progress(f"round {number} of {ROUNDS}: {side}")
-                rate = tokens_per_second(play(prompts, NEW))
+                rate = tokens_per_second(play(prompts, NEW_TOKENS))
                 if number:  # round 0 warms up
                     rates[side].append(rate)
     middle = {side: median(rounds) for side, rounds in rates.items()}
-    load = {"agents": AGENTS, "prompt_tokens": sum(map(len, prompts)), "new_tokens": AGENTS * NEW}
-    server = "llama-server in xllamacpp " + version("xllamacpp")
+    load = {
+        "agents": AGENTS,
+        "prompt_tokens": sum(map(len, prompts)),
+        "new_tokens": AGENTS * NEW_TOKENS,
+    }
     return {
-        "bench": NAME,
         "ratio": middle["ours"] / middle["peer"],
-        "target": TARGET,
         "ours": {"tokens_per_second": middle["ours"], "rounds": rates["ours"], **load},
-        "peer": {"tokens_per_second": middle["peer"], "rounds": rates["peer"], "server": server},
+        "peer": {"tokens_per_second": middle["peer"], "rounds": rates["peer"], "server": PEER},
     }

@@ -19,11 +19,11 @@ from aios.agents.reasoning.tool_dialogue import ToolDialogue
 from aios.agents.tools.time import now
 from aios.syscalls.tool import Spec
 
-from .common import Progress, system
+from .common import Progress, system, timed
 
-NAME, TARGET = "tools", 4.0
+TARGET = 4.0
 ROUNDS, CALLS, IN_FLIGHT = 5, 400, 8
-WRITTEN, LONGEST = 200, 200  # calls of the model; tokens of an answer
+WRITTEN, ANSWER_TOKENS = 200, 200  # calls of the model; at most, of an answer
 TASKS = (
     "What is 17 times 23?", "Which ships are longer than 200 metres? The database is ships.db.",
     "Save the sentence 'buy milk' as notes/shopping.txt.", "What time is it in Tokyo?",
@@ -44,7 +44,7 @@ def run(
         calls_of_model = write_calls(progress, aios, written, tasks)
     ratio = (ours["call"] - peer["function"]) / peer["system_call"]
     ours |= {"added": ours["call"] - peer["function"], **calls_of_model}
-    return {"bench": NAME, "ratio": ratio, "target": TARGET, "ours": ours, "peer": peer}
+    return {"ratio": ratio, "ours": ours, "peer": peer}
 
 
 # --- a call's cost --------------------------------------------------------------------------------
@@ -65,20 +65,11 @@ def round_trips(
     for number in range(ROUNDS):
         progress(f"round {number + 1} of {ROUNDS}")
         for kind, act in kinds.items():
-            taken[kind].append(trip(act, calls))
+            taken[kind].append(median(timed(act, calls)))
         rates.append(rate(aios, calls))
     found = {kind: median(each) for kind, each in taken.items()}
     ours = {"call": found.pop("call"), "calls_per_second": median(rates)}
     return ours, found
-
-
-def trip(act: Callable[[], object], count: int) -> float:
-    seconds = []
-    for _ in range(count):
-        begin = time.perf_counter()
-        act()
-        seconds.append(time.perf_counter() - begin)
-    return median(seconds)
 
 
 def rate(aios: Aios, count: int) -> float:
@@ -108,12 +99,8 @@ def write_calls(
     counts = {"written": 0, "valid": 0, "cut": 0}
     while counts["written"] < wanted:
         copies = [context.fork() for context in asked]
-        options: dict[str, Any] = {
-            "temperature": 1.0,
-            "seed": counts["written"],
-            "max_tokens": LONGEST,
-        }
-        answers = [copy.generate(grammar=grammar, **options) for copy in copies]
+        options: dict[str, Any] = {"seed": counts["written"], "max_tokens": ANSWER_TOKENS}
+        answers = [copy.generate(grammar=grammar, temperature=1.0, **options) for copy in copies]
         for copy, answer in zip(copies, answers, strict=True):
             result = answer.result()
             copy.close()

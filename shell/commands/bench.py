@@ -61,7 +61,8 @@ def bench(name: str, model: Path | None, as_json: bool, **given: Path | None) ->
         ) from error
     importlib.import_module("aios.bench.common").MODEL.set(model)
     with progress(plain=not as_json) as tell:
-        measured = module.run(tell, **options)
+        found = module.run(tell, **options)
+    measured = {"bench": name, "target": module.TARGET, **found}
     show(measured, as_json, render.bench(measured))
     return 1 if measured.get("missed") else 0
 
