@@ -45,7 +45,7 @@ def run(progress: Progress, agents: int = AGENTS, turns: int = TURNS) -> dict[st
 
 
 def peer_round(address: str, chats: list[Chat]) -> list[Turn]:
-    """A client a chat, each a thread."""
+    """Let a client hold each chat, in a thread of its own."""
     with ThreadPoolExecutor(len(chats)) as clients:
         talks = clients.map(lambda chat: talk(address, chat), chats)
         return [turn for turns in talks for turn in turns]

@@ -150,7 +150,8 @@ def answers(aios: Aios) -> bool:
 def flood(
     aios: Aios, kind: str, seconds: float, manifest: Manifest, look: Callable[[], object]
 ) -> list[int]:
-    """One agent after the other, as often as the kernel ends them; how much each has sent."""
+    """Run one agent after the other, as often as the kernel ends them. Return how many frames each
+    has sent."""
     sent = []
     limit = time.monotonic() + seconds
     while (left := limit - time.monotonic()) > 0:
@@ -178,7 +179,8 @@ def queue_figures(progress: Progress, queued: int, window: float) -> tuple[Figur
 
 
 def token_cpu_us(progress: Progress, home: Path, count: int, window: float) -> float:
-    """Microseconds of the kernel's processor time for each token of so many generations."""
+    """Return the microseconds of the kernel's processor time for each token, with `count`
+    generations queued."""
     progress(f"{count} generations queued")
     options = {"text": "Once upon a time", "max_tokens": 900, "ignore_eos": True}
     with ExitStack() as stack:
@@ -201,7 +203,7 @@ def cpu_seconds(os_pid: int) -> float:
 
 
 def received(callers: list[Aios], calls: list[Pending], seconds: float) -> int:
-    """How many tokens have come after so long."""
+    """Wait `seconds`, and return how many tokens have come."""
     time.sleep(seconds)
     for aios in callers:
         with contextlib.suppress(TimedOut):
@@ -224,7 +226,7 @@ def turn_figures(progress: Progress, turns: int) -> tuple[Figures, Figures]:
 
 
 def ttft(aios: Aios, turns: int) -> float:
-    """Median seconds to the first token of a turn."""
+    """Return the median seconds to the first token of a turn."""
     words = text().split()
     seconds = []
     with aios.open("You are helpful.") as context:

@@ -73,7 +73,7 @@ def run(progress: Progress, records: int = RECORDS, calls: int = CALLS) -> dict[
 
 
 def ours_appended(home: Path, records: int) -> tuple[float, float]:
-    """Seconds, and bytes of a record."""
+    """Append records to an audit log. Return the seconds it took, and the bytes of a record."""
     log = AuditLog(home / "audit", Signer(home / "key"), lambda run: run(), boot=b"boot" * 2)
     args = sha256(b"").digest()
     begin = time.perf_counter()
@@ -90,7 +90,8 @@ def ours_appended(home: Path, records: int) -> tuple[float, float]:
 
 
 def raw_appended(path: Path, records: int, size: float) -> float:
-    """Seconds for as many writes of that size into a file made ahead, with as many syncs."""
+    """Write as many times `size` bytes into a file made ahead, with as many syncs. Return the
+    seconds."""
     data = bytes(round(size))
     file = make_ahead(path, len(data) * records)
     begin = time.perf_counter()
@@ -113,7 +114,7 @@ def ours_verified(home: Path, records: int) -> float:
 
 
 def hash_all(records: int, size: float) -> float:
-    """Seconds for one SHA-256 of each record, in one process."""
+    """Compute a SHA-256 for each record, in one process. Return the seconds."""
     data = bytes(round(size))
     begin = time.perf_counter()
     for _ in range(records):
@@ -125,7 +126,7 @@ def hash_all(records: int, size: float) -> float:
 
 
 def round_trips(progress: Progress, calls: int) -> dict[tuple[str, str], float]:
-    """Median seconds of a call, by kernel and kind."""
+    """Return the median seconds of a call, by kernel and kind."""
     kinds: dict[str, Callable[[Aios], object]] = {
         "change": lambda aios: aios.limits(limits={}),  # both are decided by a rule
         "read": lambda aios: aios.ps(),
@@ -144,7 +145,7 @@ def round_trips(progress: Progress, calls: int) -> dict[tuple[str, str], float]:
 
 @contextmanager
 def kernel(gate: str) -> Iterator[Aios]:
-    """A connection to a kernel without a model, whose init is this process."""
+    """Yield a connection to a kernel without a model, whose init is this process."""
     with tempfile.TemporaryDirectory(prefix="aios-") as folder:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for name in ("agents", "log", "run"):
@@ -166,7 +167,7 @@ def kernel(gate: str) -> Iterator[Aios]:
 
 
 def wait_for(path: Path) -> None:
-    """Until a kernel listens there: the file is there a moment before it does."""
+    """Wait until a kernel listens at `path`; the file appears a moment before."""
     limit = time.monotonic() + KERNEL_TIMEOUT_S
     with socket.socket(socket.AF_UNIX) as probe:
         while probe.connect_ex(str(path)):

@@ -31,7 +31,8 @@ class Turn(NamedTuple):
 
 
 def make_chats(aios: Aios, agents: int, turns: int) -> list[Chat]:
-    """One system prompt, of 400 tokens in the chat template; real text, no two messages alike."""
+    """Make a chat for each agent: with one system prompt, of 400 tokens in the chat template, and
+    messages of real text, no two alike."""
     tokens = aios.tokenize(text())
     begins = range(SYSTEM_TOKENS, SYSTEM_TOKENS + agents * turns * STRIDE_TOKENS, STRIDE_TOKENS)
     said = [aios.detokenize(tokens[at : at + USER_TOKENS]) for at in begins]
@@ -40,7 +41,7 @@ def make_chats(aios: Aios, agents: int, turns: int) -> list[Chat]:
 
 
 def figures(turns: list[Turn]) -> dict[str, Any]:
-    """Seconds and tokens, over all chats."""
+    """Return the seconds and tokens of all chats together."""
     return {
         "makespan": max(turn.ended for turn in turns) - min(turn.began for turn in turns),
         "turn_p50": median(turn.ended - turn.began for turn in turns),
@@ -52,7 +53,7 @@ def figures(turns: list[Turn]) -> dict[str, Any]:
 def our_side(
     progress: Progress, agents: int, turns: int, **settings: Any
 ) -> tuple[list[Chat], dict[str, Any]]:
-    """The chats, and what came of them; `settings` go above those of the bench."""
+    """Return the chats, and their figures on our side; `settings` override those of the bench."""
     settings = {"slots": SLOTS, "ctx": WINDOW, "threads": threads(), **settings}
     with system(progress, **settings) as home, connect(home, "bench") as aios:
         chats = make_chats(aios, agents, turns)

@@ -23,12 +23,12 @@ MODEL: ContextVar[Path | None] = ContextVar("model", default=None)  # None: the 
 
 
 def model() -> Path:
-    """The file that both sides of a bench load."""
+    """Return the model's file, which both sides of a bench load."""
     return MODEL.get() or embedded_model()
 
 
 def text() -> str:
-    """The first chapter of Alice's Adventures in Wonderland, about 2,900 tokens."""
+    """Return the first chapter of Alice's Adventures in Wonderland, about 2,900 tokens."""
     return files("aios.examples").joinpath("alice.txt").read_text()
 
 
@@ -40,7 +40,7 @@ def threads() -> int:
 
 @contextmanager
 def system(progress: Progress, **settings: Any) -> Iterator[Path]:
-    """The home of a system that runs as long as the block does."""
+    """Yield the home of a system that runs as long as the block does."""
     with tempfile.TemporaryDirectory(prefix="aios-") as home:
         running = System(Path(home), {"model": str(model()), **settings}, detach=False)
         try:

@@ -73,7 +73,7 @@ def run(progress: Progress, suites: tuple[str, ...] = SUITES) -> dict[str, Any]:
 
 
 def joined(suites: tuple[str, ...], found: list[dict[str, int]]) -> dict[str, int]:
-    """The sums, then what makes them up."""
+    """Return the sums over all suites, then the figures of each."""
     sums = {figure: sum(each[figure] for each in found) for figure in found[0]}
     return sums | {
         f"{figure}_{name}": each[figure]
@@ -128,7 +128,7 @@ class Agent:
         self.asked = 0
 
     def work(self) -> bool:
-        """Do the user's task; whether it is done."""
+        """Do the user's task. Return whether it is done."""
         before = deepcopy(self.environment)
         made = [call for call in self.task.ground_truth(before) if self.makes(call)]
         ends = self.task.GROUND_TRUTH_OUTPUT, before, self.environment
@@ -136,7 +136,7 @@ class Agent:
         return bool(self.task.utility(*ends) if done is None else done)
 
     def attacked(self, attack: Any) -> Iterator[str]:
-        """Do what an attack says, in a copy; the figures that it counts in."""
+        """Do what an attack says, in a copy. Yield the figures that it counts in."""
         calls = attack.ground_truth(self.environment)
         twin = copy(self)
         twin.environment = deepcopy(self.environment) if calls else self.environment

@@ -71,8 +71,9 @@ def run(
 ) -> dict[str, Any]:  # fmt: skip
     """Schedule at least `steps` decode batches; with a `sabotage`, some of them must differ.
 
-    One of four schedules has room for all snapshots in RAM, one for `room` of all tokens and no
-    disk, one for a quarter of that and a disk, and one for none, and its core is killed.
+    The first of four schedules has room for all snapshots in RAM, the second for `room` of all
+    tokens, without a disk, the third for a quarter of that and a disk, the last for none, and its
+    core is killed.
     """
     kind = Forgetful if sabotage == "lost-token" else LlamaEngine
     engine = kind(
@@ -101,8 +102,8 @@ def run(
 
 
 def make_jobs(engine: LlamaEngine, prompts: tuple[int, ...], steps: int) -> list[Job]:
-    """Greedy, sampled, and with penalties; so long that a few schedules make up `steps`. Every
-    second prompt begins as the one before."""
+    """Make greedy and sampled jobs, some with penalties, so long that a few schedules make up
+    `steps`. Every second prompt begins as the one before."""
     tokens = engine.tokenize(text(), start=True)
     jobs = []
     for number, length in enumerate(prompts):
@@ -120,8 +121,8 @@ def make_jobs(engine: LlamaEngine, prompts: tuple[int, ...], steps: int) -> list
 
 
 def make_forks(jobs: list[Job], solo: list[Record]) -> list[Job]:
-    """Contexts that begin as others, up to the middle of what those generated: of each third a
-    second attempt with another seed, and one that is told something else."""
+    """Make jobs that begin as others, up to the middle of what those generated: for each third job
+    another attempt with another seed, and one that is told something else."""
     forks = []
     for (history, decoding), record in list(zip(jobs, solo, strict=True))[1::3]:
         drawn = [token for token, _ in record[: len(record) // 2]]
@@ -165,8 +166,9 @@ class Schedule:
         return self.records[0]
 
     def random(self, *, at_any_time: bool, kills: int = 0) -> list[Record]:
-        """The records of all jobs. Preempt `at_any_time`, or only a context that drew a token in
-        this turn: else one that must be replayed each turn would never get on."""
+        """Run all jobs on random slots and return their records. Preempt `at_any_time`, or only a
+        context that drew a token in this turn: one that must be replayed each turn would never get
+        on."""
         while self.waiting or self.running:
             while self.waiting and len(self.running) < SLOTS and self.chance.random() < P_START:
                 self.dispatch(self.chance.choice(sorted(self.waiting)))
@@ -182,7 +184,7 @@ class Schedule:
         return self.records
 
     def die(self) -> None:
-        """Nothing is left of the core but its files, and some of them are damaged."""
+        """Drop all of the core but its files, damage some of these, and boot another."""
         self.batcher.prefix_cache.tiers.writer.shutdown(cancel_futures=True)
         for slot in range(SLOTS):
             self.engine.clear(slot)
@@ -247,7 +249,8 @@ def scheduled(
     progress: Progress, engine: LlamaEngine, certified: int, jobs: list[Job], solo: list[Record],
     steps: int, seed: int, room: float,
 ) -> dict[str, int]:  # fmt: skip
-    """Random schedules of the four kinds in turn, until `steps` are done."""
+    """Run random schedules of the four kinds in turn, until `steps` are done. Return their
+    totals."""
     totals = dict.fromkeys(("schedules", "kills", "compared", "differing", *COUNTERS), 0)
     token_bytes = engine.cache_bytes // (engine.cells * engine.streams)
     longest = [sum(len(t) for _, t in job.history) + job.decoding.max_tokens for job in jobs]
@@ -275,7 +278,8 @@ def scheduled(
 
 
 def exact_cost(progress: Progress, engine: LlamaEngine, certified: int, count: int) -> float:
-    """Time of decoding on all slots within the certified limit, over the same without a limit."""
+    """Return the time of decoding on all slots within the certified limit, over the time without a
+    limit."""
     progress("what exactness costs")
     tokens = engine.tokenize(text(), start=True)[:32]
     decoding = Decoding(max_tokens=count, ignore_eos=True)
@@ -299,8 +303,9 @@ def exact_cost(progress: Progress, engine: LlamaEngine, certified: int, count: i
 
 
 def through_kernel(progress: Progress, jobs: list[Job], solo: list[Record]) -> dict[str, int]:
-    """The same contexts all at once by llm.generate, preempted by quantum, swapped to disk, under a
-    kernel and a core that are killed. A result that is not the solo run's counts in whole."""
+    """Run the same contexts all at once by llm.generate: preempted by quantum, swapped to disk,
+    under a kernel and a core that are killed. A result that is not the solo run's counts in
+    whole."""
     progress("through system calls")
     chance = random.Random(len(jobs))
     totals = {"compared": 0, "differing": 0, "switches": 0, "kernel_kills": 0, "core_kills": 0}
@@ -331,7 +336,8 @@ def through_kernel(progress: Progress, jobs: list[Job], solo: list[Record]) -> d
 
 
 def kill(aios: Aios, which: str) -> int:
-    """How many it killed: none, while the one before has not been taken note of."""
+    """Kill the core or the kernel. Return how many were killed: none, while init has not replaced
+    the one before."""
     module = f"aios.kernel{'.core' if which == 'core' else ''}"
     killed = 0
     for child in init_of(aios.status()).children():

@@ -70,7 +70,7 @@ def cancels(number: int, _pid: int) -> bytes:
 
 
 def events(number: int, _pid: int) -> bytes:
-    """As many followers as it may have, and then what they follow."""
+    """Open as many followers as the agent may have, then make what they follow happen."""
     if number < 20:
         return call(number, ("kernel.events", "sto.watch")[number % 2])
     name = ("sto.put", "llm.generate")[number % 2]
@@ -104,7 +104,8 @@ class Flood(Agent):
     name = "flood"
 
     def run(self, task: Any) -> Any:
-        """`task`: which `kind`, and for how many `seconds`. Its log ends with how often."""
+        """Send frames of a `kind` for some `seconds`, as `task` says. The log ends with their
+        number."""
         kind, limit = task["kind"], time.monotonic() + task["seconds"]
         if kind == "who":
             return self.aios.whoami().pid
@@ -134,14 +135,14 @@ class Flood(Agent):
         }[kind]  # fmt: skip
 
     def known(self) -> socket.socket:
-        """A connection that takes the place of this agent's own."""
+        """Open a connection that takes the place of this agent's own."""
         me = self.aios.welcome
         end = dial(self.aios.connection.home)
         end.sendall(hello(back={"pid": me.pid, "secret": me.secret}))
         return end
 
     def strange(self, held: deque[socket.socket], data: bytes) -> None:
-        """On one of many connections."""
+        """Send data on a new connection, one of many that stay open."""
         with contextlib.suppress(OSError):
             held.append(dial(self.aios.connection.home))
             held[-1].sendall(data)
@@ -149,14 +150,15 @@ class Flood(Agent):
             held.popleft().close()
 
     def generate(self, running: deque[Any], text: str) -> None:
-        """One of many calls for a token each."""
+        """Start a call for one token, beside many others."""
         if len(running) == MAX_GENERATIONS:
             running.popleft().result()
         running.append(self.aios.generate(text, raw=True, max_tokens=1))
 
     def refused(self, number: int) -> None:
-        """All that is left to who may do nothing: each call there is, some that are not, and what
-        Linux refuses. It reads what is answered, or the kernel would end it."""
+        """Do all that is left to an agent that may do nothing: make each call there is, some
+        that do not exist, and what Linux refuses. Read the answers, or the kernel would end the
+        agent."""
         names = (*REFUSED, f"no.{number}")
         args = {"call": number + 1} if number % 3 else {}
         with contextlib.suppress(AiosError):

@@ -18,14 +18,14 @@ Round = Callable[[list[list[int]], int], Spans]  # prompts, tokens to generate f
 
 
 def make_prompts(aios: Aios) -> list[list[int]]:
-    """Real text of 50 to 150 tokens, no two prompts alike."""
+    """Make prompts of real text, of 50 to 150 tokens, no two alike."""
     tokens = aios.tokenize(text())
     lengths = [50 + agent * 37 % 101 for agent in range(AGENTS)]
     return [tokens[agent * 150 :][:length] for agent, length in enumerate(lengths)]
 
 
 def tokens_per_second(spans: Spans) -> float:
-    """From the first that began to the last that ended, prefill and all."""
+    """Return the rate from the first beginning to the last end, prefill included."""
     began, ended, counts = zip(*spans, strict=True)
     return float(sum(counts) / (max(ended) - min(began)))
 

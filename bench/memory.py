@@ -70,7 +70,8 @@ def run(progress: Progress, puts: int = PUTS, lone: int = LONE) -> dict[str, Any
 
 
 def together(home: Path, puts: int, items: int) -> float:
-    """Puts a second, of all writers, from the word to the last acknowledgement."""
+    """Return the puts a second of all writers, from the start signal to the last
+    acknowledgement."""
     spawn = multiprocessing.get_context("spawn")
     ends: list[Connection] = []
     processes = []
@@ -97,7 +98,7 @@ def together(home: Path, puts: int, items: int) -> float:
 
 
 def write(home: Path, name: str, writers: int, puts: int, items: int, starter: Connection) -> None:
-    """The process of some writers, in turns."""
+    """Run some of the writers in turns, in a process of their own."""
     connections = [connect(home, f"{name}-{number}") for number in range(writers)]
     flying: list[deque[Pending]] = [deque() for _ in connections]
     starter.send("ready")
@@ -116,7 +117,7 @@ def write(home: Path, name: str, writers: int, puts: int, items: int, starter: C
 
 
 def raw(puts: int, group: int) -> list[float]:
-    """Seconds of each commit of `group` puts by LMDB itself."""
+    """Return the seconds of each commit of `group` puts by LMDB itself."""
     with tempfile.TemporaryDirectory(prefix="aios-") as folder:
         env = lmdb.open(folder, map_size=4 * FILE_BYTES, meminit=False)
         _extend(Path(folder) / "data.mdb")

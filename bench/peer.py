@@ -25,14 +25,14 @@ PEER = "llama-server in xllamacpp " + version("xllamacpp")
 
 @contextmanager
 def peer_server(progress: Progress) -> Iterator[Round]:
-    """The throughput bench's rounds."""
+    """Yield the function that plays the throughput bench's rounds."""
     with server(progress, AGENTS, WINDOW) as address:
         yield lambda prompts, new: peer_round(address, prompts, new)
 
 
 @contextmanager
 def server(progress: Progress, slots: int, window: int) -> Iterator[str]:
-    """The address of a llama-server, in a process of its own, with the embedded model.
+    """Yield the address of a llama-server, in a process of its own, with the embedded model.
 
     Its threads wait at barriers as those of our core do (aios.kernel.core says why): with libgomp's
     defaults a round of it took minutes here.
@@ -54,7 +54,7 @@ def server(progress: Progress, slots: int, window: int) -> Iterator[str]:
 def serve_peer(pipe: Connection, model: str, slots: int, window: int, n_threads: int) -> None:
     """Run the server until killed; its address goes into `pipe`.
 
-    All else is llama-server's default, which cost the least: continuous batching,
+    All other settings are llama-server's defaults, which cost the least: continuous batching,
     flash attention, a KV stream a slot, batches of 2,048 in parts of 512. Mean processor time of
     three rounds of this load, on a busy machine: 20.1 s; with one KV cache for all (kv_unified)
     20.5 s; with batches of 64 20.7 s; with flash attention forced instead of automatic 20.2 s.
@@ -92,7 +92,7 @@ def peer_round(address: str, prompts: list[list[int]], new: int) -> Spans:
 
 
 def complete(address: str, tokens: list[int], new: int) -> tuple[float, float, int]:
-    """One streamed completion: when it began, when it ended, its tokens."""
+    """Stream one completion. Return when it began, when it ended, and its tokens."""
     began = time.monotonic()
     connection = http.client.HTTPConnection(address.removeprefix("http://"))
     request = {

@@ -20,7 +20,7 @@ def path_of(home: Path) -> str:
 
 
 def dial(home: Path) -> socket.socket:
-    """A connection on which nobody has said hello."""
+    """Open a connection, and do not say hello on it."""
     end = socket.socket(socket.AF_UNIX)
     end.connect(path_of(home))  # without a limit it waits while too many others do
     end.settimeout(TIMEOUT_S)
@@ -37,7 +37,8 @@ def hello(**who: Any) -> bytes:
 
 
 def is_welcome(end: socket.socket) -> bool:
-    """Say hello: whether the kernel takes it, instead of refusing it or closing the connection."""
+    """Say hello. Return whether the kernel takes it, rather than refusing it or closing the
+    connection."""
     protocol, replies = ZmtpConnection(MAX_REPLY_BYTES), list[bytes | None]()
     try:
         end.sendall(hello())

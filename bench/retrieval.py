@@ -130,7 +130,7 @@ def quality(
 
 
 def grades(index: Index, query: Query, answers: set[int], mode: Mode) -> tuple[int, float, float]:
-    """The query's number, recall and nDCG, a document counting as often as it is judged: once."""
+    """Return the query's number, recall and nDCG. A document counts once, as it is judged once."""
     hits = index.search(ask(query.text, mode, TOP_PASSAGES))
     found = [*dict.fromkeys(int(hit.path) for hit in hits)][:TOP_K]
     gains = 1 / np.log2(np.arange(TOP_K) + 2)
@@ -172,7 +172,7 @@ def speed(
 
 
 def shuffled(collection: Collection, size: int, dice: random.Random) -> Iterator[str]:
-    """Texts of 200 words, from two documents each."""
+    """Yield texts of 200 words, from two documents each."""
     words = [document.text.split() for document in collection.documents]
     for _ in range(size):
         text = (dice.choice(words) + dice.choice(words))[:200]
@@ -185,7 +185,7 @@ def milliseconds(work: Callable[[], object]) -> float:
 
 
 def both(index: Index, query: str, mode: Mode) -> tuple[float, float]:
-    """Milliseconds of the search, and of the libraries called for the same."""
+    """Return the milliseconds of the search, and of the libraries called for the same."""
     vector = index.embedder.query(query)
     words = dict.fromkeys(WORD.findall(query.lower()))
     match = " OR ".join(f'"{word}"' for word in words if word not in STOP_WORDS.split())

@@ -37,9 +37,10 @@ def take_over(progress: Progress, home: Path, count: int) -> dict[str, int]:
 def another_with_its_pid(
     home: Path, kernel: int, accepted: int
 ) -> tuple[socket.socket, int, int, int]:
-    """A connection, the process that made it and has ended, another that says hello by itself and
-    ends when the last is closed. The kernel accepts it before that end (0), about then (1), or when
-    the other is there (2)."""
+    """Return a connection, the process that made it and has ended, another one with its pid, and a
+    pipe. The other one says hello on a connection of its own, and ends when the pipe is closed. The
+    kernel accepts the first connection before its maker's end (0), about then (1), or when the
+    other one is there (2)."""
     end = socket.socket(socket.AF_UNIX)
     end.settimeout(30)
     if accepted == 2:
@@ -66,7 +67,7 @@ def another_with_its_pid(
 
 
 def fork_as(pid: int) -> int:
-    """os.fork; the child has that pid, if Linux lets us choose and nobody else was quicker."""
+    """Fork. The child gets the given pid, if Linux lets us choose and nobody else was quicker."""
     if os.access(LAST_PID, os.W_OK):
         LAST_PID.write_text(str(pid - 1))
     return os.fork()

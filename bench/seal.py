@@ -59,7 +59,8 @@ def puts_per_second(
 
 
 def snapshots(pages: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Gigabytes a second to disk and back, sealed and in clear, page by page in turns."""
+    """Return the gigabytes a second to disk and back, sealed and in clear, page by page in
+    turns."""
     rows = np.frombuffer(os.urandom(PAGE_BYTES), np.uint8)
     names = [BlockName(number.to_bytes(16), 0, 64) for number in range(pages)]
     seconds: dict[str, list[float]] = {"write": [0.0, 0.0], "read": [0.0, 0.0]}

@@ -75,7 +75,7 @@ def run(
 
 
 def make_prompts(engine: LlamaEngine, contexts: int, tokens: int) -> list[list[int]]:
-    """Each with another first token, so that none has a beginning in common with another."""
+    """Make prompts that each begin with another token, so that no two share a prefix."""
     story = engine.tokenize(text(), start=True)
     return [[1000 + at, *story[at : at + tokens - 1]] for at in range(contexts)]
 
@@ -96,7 +96,8 @@ def second_pass(
     progress: Progress, batcher: Batcher, prompts: list[list[int]], drawn: list[Record],
     slots: int, chance: random.Random,
 ) -> list[Record]:  # fmt: skip
-    """While one group runs, the next is read ahead."""
+    """Resume all contexts in random order, in groups. While one group runs, the next is read
+    ahead."""
     order = chance.sample(range(len(prompts)), len(prompts))
     groups = [order[at : at + slots] for at in range(0, len(order), slots)]
     again: list[Record] = [[] for _ in prompts]

@@ -36,7 +36,8 @@ def run(progress: Progress, tokens: int = TOKENS, new: int = NEW_TOKENS) -> dict
 
 
 def on_engine(tokens: int) -> tuple[float, float, int]:
-    """Seconds for save + restore, seconds for the prefill, bytes of the snapshot."""
+    """Return the seconds to save and restore, the seconds of the prefill, and the snapshot's
+    bytes."""
     engine = LlamaEngine(model(), slots=2, window=tokens + CHUNK_TOKENS, threads=threads())
     prompt = tuple(engine.tokenize(text(), start=True)[:tokens])
     spans = [(pos, min(CHUNK_TOKENS, tokens - pos)) for pos in range(0, tokens, CHUNK_TOKENS)]
@@ -59,7 +60,8 @@ def on_engine(tokens: int) -> tuple[float, float, int]:
 
 
 def through_system(progress: Progress, tokens: int, new: int) -> dict[str, float]:
-    """Seconds to the next token: of the same context (step), of the other one (switch)."""
+    """Return the seconds to the next token: of the same context (step), of the other one
+    (switch)."""
     with (
         system(
             progress, slots=1, ctx=tokens + new + CHUNK_TOKENS, policy="rr", quantum=QUANTUM

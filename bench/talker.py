@@ -12,9 +12,10 @@ class Talker(Agent):
     name = "talker"
 
     def run(self, task: Any) -> list[tuple[float, float, int, int]]:
-        """`task`: pid of the `starter`, the `system` prompt, what the `user` says turn by turn, the
-        `count` to generate each time, the `pause` between. For each turn: when it began, when it
-        ended, tokens generated, tokens that entered."""
+        """Hold a chat. `task` has the pid of the `starter`, the `system` prompt, the messages of
+        the `user`, the `count` of tokens to generate each time, and the `pause` between turns.
+        Return for each turn when it began, when it ended, the tokens generated, and the tokens that
+        entered."""
         self.aios.send(task["starter"], "ready")
         self.aios.recv()
         turns = []

@@ -53,7 +53,8 @@ def run(
 def round_trips(
     progress: Progress, aios: Aios, calls: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Median seconds of a call, of the function and of a system call, in turns; calls a second."""
+    """Return the median seconds of a call, of the function and of a system call, measured in turns;
+    and the calls a second."""
     aios.call_tool(now.name).result()  # its worker is there, and warm
     kinds: dict[str, Callable[[], object]] = {
         "call": lambda: aios.call_tool(now.name).result(),
@@ -89,7 +90,8 @@ def rate(aios: Aios, count: int) -> float:
 def write_calls(
     progress: Progress, aios: Aios, wanted: int, tasks: Sequence[str]
 ) -> dict[str, int]:
-    """How many calls fit their schemas, of how many; and answers that were cut, which have none."""
+    """Have the model write calls. Return how many fit their schemas, of how many, and how many
+    answers were cut, which have none."""
     specs = {spec.name: spec for spec in aios.tools() if spec.name in TOOLS}
     talk = ToolDialogue(aios, [specs[name] for name in TOOLS], parallel=2)
     grammar = talk.grammar("call")

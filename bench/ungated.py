@@ -64,7 +64,7 @@ class NoGate:
 
 
 def hello(kernel: Kernel, session: Session, args: Any) -> Welcome:
-    """The bench is an agent to the gate: of a person it asks nothing."""
+    """Greet the bench as an agent: the gate asks nothing of a person."""
     welcome = kernel.greeter.hello(session, args)
     assert session.process is not None
     session.process.kind, session.process.principal = "agent", "/bench"

@@ -12,7 +12,8 @@ class Writer(Agent):
     name = "writer"
 
     def run(self, task: Any) -> dict[str, Any]:
-        """`task`: pid of the `starter`, the prompt's `tokens`, the `count` to generate."""
+        """Wait for the word, and generate. `task` has the pid of the `starter`, the prompt's
+        `tokens`, and the `count` of tokens to generate."""
         self.aios.send(task["starter"], "ready")
         self.aios.recv()
         began = time.monotonic()

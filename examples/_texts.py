@@ -12,8 +12,8 @@ import msgspec
 from aios.agents import Agent
 
 ALICE = Path(__file__).with_name("alice.txt")
-PIECE = 800  # bytes, about: of longer pieces the model keeps only the beginning
-LONGEST = 2 * PIECE  # bytes of a part: as many tokens fit into a context, whatever they are
+PIECE_BYTES = 800  # about: of longer pieces the model keeps only the beginning
+MAX_PART_BYTES = 2 * PIECE_BYTES  # as many tokens fit into a context, whatever they are
 GAPS = (r"(?<=\n)(?=\s*\n)", r"(?<=[.!?])(?=\s)", r"(?=\s)", "")  # the last: anywhere
 
 T = TypeVar("T")
@@ -61,8 +61,8 @@ def cut(text: str, wanted: int | None = None) -> list[str]:
     for gap in GAPS:
         parts = [part for part in re.split(gap, text.strip()) if part]
         sizes = [len(part.encode()) for part in parts]
-        count = wanted or max(1, round(sum(sizes) / PIECE))
-        if len(parts) >= count and max(sizes) <= LONGEST:
+        count = wanted or max(1, round(sum(sizes) / PIECE_BYTES))
+        if len(parts) >= count and max(sizes) <= MAX_PART_BYTES:
             break
     pieces: list[list[str]] = [[] for _ in range(count)]
     begin = 0

@@ -33,8 +33,8 @@ class Librarian(Agent):
     [question, ...]}; its result a list of {"tool", "args", "found": [line, ...]}.
 
     The database is asked first, the texts where it knows nothing. The model writes each call, held
-    to the tool and its schema. The answer is what is found: a model of 135 million parameters asks
-    better than it retells. It does not know whether the right thing was asked.
+    to the tool and its schema. The answer is what the call finds: a model of 135 million parameters
+    asks better than it retells. It does not know whether it has asked for the right thing.
     """
 
     name = "librarian"

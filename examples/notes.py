@@ -16,7 +16,7 @@ from aios.agents import Agent
 from aios.examples._texts import as_task, usage
 from aios.syscalls.errors import NotJson
 
-NEAR = 0.35  # cosine from which on two notes are neighbours
+MIN_COSINE = 0.35  # of two notes that are neighbours
 TAGS = {
     "type": "array", "minItems": 1, "maxItems": 3,
     "items": {"type": "string", "pattern": "^[a-z]{3,16}$"},
@@ -44,7 +44,7 @@ class Notes(Agent):
         return {"notes": noted, "found": found}
 
     def learn(self, text: str) -> tuple[str, dict[str, list[str]]]:
-        """Note a text; its name, tags and links."""
+        """Store a note. Return its name, tags and links."""
         number = sum(1 for _ in self.aios.sto_list("notes/"))
         name, tags, near = f"{number:04}", self.tags(text), self.near(text)
         changes: list[dict[str, Any]] = [
@@ -59,7 +59,7 @@ class Notes(Agent):
         return name, {"tags": tags, "links": near}
 
     def ask(self, question: str) -> list[str]:
-        """The note that answers best, and those that it links to."""
+        """Return the note that answers best, and those that it links to."""
         hits = self.aios.sto_search(question, path="notes", count=1, fresh=True).hits
         names = [hit.path.removeprefix("notes/") for hit in hits]
         linked = [other for name in names for other in self.links(name)]
@@ -75,7 +75,7 @@ class Notes(Agent):
 
     def near(self, text: str) -> list[str]:
         hits = self.aios.sto_search(text, mode="meaning", path="notes", fresh=True).hits
-        paths = {hit.path for hit in hits if hit.score >= NEAR}
+        paths = {hit.path for hit in hits if hit.score >= MIN_COSINE}
         return sorted(path.removeprefix("notes/") for path in paths)
 
     def links(self, name: str) -> list[str]:

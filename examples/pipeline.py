@@ -11,8 +11,8 @@ from aios.examples._texts import ALICE, as_task, cut, read_text
 from aios.examples.summarize_piece import INSTRUCTION
 from aios.syscalls.errors import TimedOut
 
-AHEAD = 8  # items on their way at once: mailboxes are bounded
-LOOK = 1.0  # seconds without a card until a look at whether all stages live
+MAX_AHEAD = 8  # items on their way: mailboxes are bounded
+CHECK_INTERVAL_S = 1.0  # without a card, until the stages are looked at
 
 WRECK = "The ship went down in the storm, and only two sailors reached the shore."
 DOOR = "Nobody in the village knew who had painted the church door red."
@@ -59,7 +59,7 @@ class Pipeline(Agent):
             stages.insert(0, to)
         cards: list[dict[str, Any]] = []
         for number, text in enumerate(items):
-            if number >= AHEAD:
+            if number >= MAX_AHEAD:
                 cards.append(self.card(stages))
             self.aios.send(stages[0], {"number": number, "text": text})
         while len(cards) < len(items):
@@ -70,16 +70,17 @@ class Pipeline(Agent):
         return {"cards": cards, "stages": stages}
 
     def card(self, stages: list[int]) -> dict[str, Any]:
-        """The next card of the last stage. Raises RuntimeError if a stage ends before it comes."""
+        """Return the next card of the last stage. Raises RuntimeError if a stage ends before it
+        comes."""
         while True:
             try:
-                card: dict[str, Any] = self.aios.recv(stages[-1], timeout=LOOK).body
+                card: dict[str, Any] = self.aios.recv(stages[-1], timeout=CHECK_INTERVAL_S).body
                 print({field: card[field] for field in card if field != "text"})
                 return card
             except TimedOut:
-                self.look(stages)
+                self.check(stages)
 
-    def look(self, stages: list[int]) -> None:
+    def check(self, stages: list[int]) -> None:
         alive = {process.pid for process in self.aios.ps()}
         for pid in reversed(stages):  # one that ends takes those before it along
             if pid not in alive:
@@ -88,8 +89,8 @@ class Pipeline(Agent):
 
 
 def paragraphs(text: str, count: int = 6) -> list[str]:
-    """The first `count` that are neither a line of speech nor longer than the model grasps; the
-    first pieces of the text if there are none."""
+    """Return the first `count` paragraphs that are neither a line of speech nor longer than the
+    model grasps; without any, the first pieces of the text."""
     found = [" ".join(part.split()) for part in text.split("\n\n")]
     short = [part for part in found if 300 < len(part) < 1000][:count]
     return short or [piece for part in found for piece in cut(part)][:count]

@@ -11,8 +11,8 @@ from aios.agents import Agent
 from aios.examples._texts import ALICE, as_task, cut, read_text
 from aios.examples.summarize_piece import shorten
 
-WORKERS = 4  # alive at once
-MERGE = 1800  # bytes of partial summaries that one generation merges
+MAX_WORKERS = 4  # at a time
+MERGE_BYTES = 1800  # of partial summaries that one generation merges
 
 
 class Task(msgspec.Struct, forbid_unknown_fields=True):
@@ -39,18 +39,18 @@ class Summarize(Agent):
         if job.pieces is not None and job.pieces < 1:
             sys.exit(f"{job.pieces} pieces: give 1 or more")
         parts = self.shorten_all(cut(text, job.pieces))
-        while len((merged := _joined(parts)).encode()) > MERGE:
+        while len((merged := _joined(parts)).encode()) > MERGE_BYTES:
             parts = self.shorten_all(cut(merged))
         summary = shorten(self.aios, merged, max_tokens=96)
         print(f"\n{summary}")
         return {"summary": summary, "pieces": parts}
 
     def shorten_all(self, texts: list[str]) -> list[dict[str, Any]]:
-        """A worker for each text; not more than WORKERS of them at a time."""
+        """Start a worker for each text, at most MAX_WORKERS at a time."""
         pieces: list[dict[str, Any]] = []
         waiting: set[int] = set()
         for number, text in enumerate(texts, 1):
-            if len(waiting) == WORKERS:
+            if len(waiting) == MAX_WORKERS:
                 self.collect(waiting, pieces)
             pid = self.aios.spawn("summarize_piece", text, name=f"piece-{number}")
             waiting.add(pid)

@@ -8,7 +8,7 @@ from typing import Any
 from aios.agents import Agent, Aios
 from aios.examples._texts import as_task
 
-# The one wording of those tried that a 135M model follows without inventing a story of its own.
+# The only wording found that a 135M model follows without inventing a story of its own.
 INSTRUCTION = (
     "You're an AI assistant for text re-writing. Rewrite the input text to make it more concise "
     "while preserving its core meaning."
@@ -17,7 +17,8 @@ WHOLE = re.compile(r".*[.!?]['\"]?(?=\s|$)", re.DOTALL)  # up to the end of the 
 
 
 def shorten(aios: Aios, text: str, max_tokens: int = 64) -> str:
-    """`text` in the model's shorter words; a sentence that max_tokens cut off is left out."""
+    """Return the text in the model's shorter words, without a last sentence that max_tokens cut
+    off."""
     prompt = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": text}]
     answer = aios.generate(prompt, max_tokens=max_tokens, stop=["\n"]).text.strip()
     whole = WHOLE.match(answer)

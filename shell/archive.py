@@ -63,8 +63,8 @@ class Piped(io.RawIOBase):
 
 @contextlib.contextmanager
 def reading(file: IO[bytes]) -> Iterator[Iterator[tuple[dict[str, Any], IO[bytes]]]]:
-    """The objects in it: their `fields` and contents. Raises BadInput, also while contents are
-    read, where `file` is none that `export` has written, or not all of it."""
+    """Yield the objects in a file, with their `fields` and contents. Raises BadInput, also while
+    contents are read, if `export` did not write the file, or not all of it is there."""
     try:
         with tarfile.open(fileobj=file, mode="r:*" if file.seekable() else "r|*") as tar:
             yield members(tar, file)

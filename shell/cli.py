@@ -148,7 +148,8 @@ cli.params.insert(
 
 
 def execute(args: Sequence[str]) -> int:
-    """Run one command line in this process; its exit code. Errors are printed to stderr."""
+    """Run one command line in this process, and return its exit code. Errors are printed to
+    stderr."""
     as_json = "--json" in (args[: args.index("--")] if "--" in args else args)
     try:
         code = cli.main(args, prog_name="aios", standalone_mode=False)

@@ -28,8 +28,8 @@ def item(text: str, about: str = "") -> CompletionItem[str]:
 
 
 def asking(ask: Callable[[Aios, str], Iterable[tuple[str, str]]]) -> Complete:
-    """Completes to what the running kernel knows, each with a word about it; to nothing when no
-    kernel answers."""
+    """Complete to what the running kernel knows, each with a word about it; to nothing if no kernel
+    answers."""
 
     def complete(
         ctx: click.Context, _: click.Parameter, incomplete: str
@@ -45,7 +45,7 @@ def asking(ask: Callable[[Aios, str], Iterable[tuple[str, str]]]) -> Complete:
 
 
 def processes(aios: Aios, incomplete: str) -> Iterator[tuple[str, str]]:
-    """Agents by PID or, once there is a letter, by those names that one of them alone has."""
+    """Complete agents by PID or, once there is a letter, by names that only one of them has."""
     rows = [row for row in aios.ps() if not row.tool]
     names = Counter(row.name for row in rows)
     for row in rows:
@@ -66,7 +66,7 @@ def files(_: click.Context, __: click.Parameter, incomplete: str) -> list[Comple
 
 
 def programs(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
-    """Registered agents, .py files, and folders on the way to some."""
+    """Complete registered agents, .py files, and folders on the way to some."""
     names = registered().items()
     found = [item(name, about) for name, about in names if name.startswith(incomplete)]
     folder, slash, begin = incomplete.rpartition("/")

@@ -16,11 +16,12 @@ from .output import say
 
 
 def said(module: str, request: dict[str, Any], does: str) -> Iterator[tuple[str, Any]]:
-    """Yield what it says, a kind and what, each in a line of JSON, until its report. The request
-    is its stdin: an argument holds 128 KiB. Whatever ends this ends that process.
+    """Run a program of the kernel, and yield what it says: a kind and a body for each line of JSON,
+    up to its report. The request goes to its stdin, since an argument holds 128 KiB. Whatever ends
+    this ends that process.
 
     Raises:
-        AiosError: what it could not do, and why.
+        AiosError: what the program could not do, and why.
     """
     with tempfile.TemporaryFile() as errors, memory_file(json.dumps(request)) as given:
         process = subprocess.Popen(
@@ -47,7 +48,7 @@ def said(module: str, request: dict[str, Any], does: str) -> Iterator[tuple[str,
 
 
 def report(said: Iterator[tuple[str, Any]], step: Callable[[Any], None]) -> dict[str, Any]:
-    """Return its report; `step` gets what it says before that."""
+    """Return a program's report; `step` is called with what it says before that."""
     for kind, what in said:
         if kind == "report":
             return dict(what)

@@ -17,7 +17,7 @@ WIDTH = 76  # columns of a job's output: longer lines are shown in parts
 
 
 def cut(text: str, width: int) -> tuple[list[str], str]:
-    """The lines of `text` that can be shown, each at most `width` wide, and what is left over."""
+    """Split `text` into the lines that can be shown, each at most `width` wide, and the rest."""
     lines: list[str] = []
     while True:
         at = text.find("\n", 0, width + 1)
@@ -76,12 +76,12 @@ class BackgroundJob:
         return not self.ended.is_set()
 
     def wait(self) -> int:
-        """Until it has ended and all its output is shown; its exit code."""
+        """Wait until the job has ended and all its output is shown. Return its exit code."""
         self.ended.wait()
         return exit_code(self.process)
 
     def end(self) -> int:
-        """As Ctrl-C in the foreground: it ends what it started."""
+        """End the job as Ctrl-C in the foreground does: it ends what it started."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         return self.wait()

@@ -46,7 +46,8 @@ Progress = Callable[[str], None]
 
 
 def init_of(status: Status) -> psutil.Process:
-    """The init above a running kernel. Raises psutil.NoSuchProcess when that kernel is gone."""
+    """Return the init above a running kernel. Raises psutil.NoSuchProcess if that kernel is
+    gone."""
     return psutil.Process(psutil.Process(status.os_pid).ppid())
 
 
@@ -110,7 +111,7 @@ class System:
         raise TimedOut(f"the system was not ready after {START_TIMEOUT_S:g} s", f"see {self.log}")
 
     def _is_ours(self, status: Status) -> bool:
-        """In a busy home it is another init's kernel that answers."""
+        """Return whether it is our kernel that answers: in a busy home it is another init's."""
         return init_of(status).pid == self.process.pid
 
     def _core_ready(self, aios: Aios, limit: float, progress: Progress) -> Status:
@@ -125,7 +126,7 @@ class System:
         raise TimedOut("the model is still loading", f"see the logs in {self.home / 'log'}")
 
     def _why(self) -> AiosError:
-        """The error that init left as its last line, or else the kernel."""
+        """Return the error that init left as its last line, or else the kernel."""
         tail = ""
         for path, start in self.logs.items():
             text = path.read_bytes() if path.exists() else b""
@@ -153,7 +154,7 @@ class System:
 
 
 def exit_code(process: subprocess.Popen[Any]) -> int:
-    """Wait for its end; its exit code, of a signal as a shell says it."""
+    """Wait for a process's end. Return its exit code, 128 + N for signal N as a shell does."""
     code = process.wait()
     return 128 - code if code < 0 else code
 
@@ -164,7 +165,7 @@ def size_of(path: Path) -> int:
 
 @contextlib.contextmanager
 def usable(home: Path) -> Iterator[None]:
-    """Make it, if need be; the block writes to it.
+    """Make the home, if need be, for the block to write to.
 
     Raises:
         BadInput: it cannot be made, or written to.
@@ -180,7 +181,7 @@ def usable(home: Path) -> Iterator[None]:
 
 
 def appending(path: Path) -> BinaryIO:
-    """A file for this user alone, to be appended to; not one that a link in its place leads to."""
+    """Open a file for appending, for this user alone, and not through a link in its place."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.fdopen(os.open(path, flags, 0o600), "ab")
 
@@ -197,7 +198,7 @@ def open_environment() -> dict[str, str]:
 
 
 def memory_file(text: str) -> BinaryIO:
-    """A file with `text` that is on no disk, to be read from its beginning."""
+    """Return a file with `text` that is on no disk, to be read from its beginning."""
     file = os.fdopen(os.memfd_create("aios"), "w+b")
     file.write(text.encode())
     file.seek(0)

@@ -134,7 +134,8 @@ def json_value(text: str, option: str) -> Any:
 
 
 def field(message: type[msgspec.Struct], name: str, says: str = "") -> click.ParamType[Any]:
-    """The type of an option that becomes the field `name` of `message`, or an item of that list."""
+    """Return the type of an option that becomes the field `name` of `message`, or an item of that
+    list."""
     info = inspect.type_info(message)
     assert isinstance(info, inspect.StructType)
     return _click_type(next(each.type for each in info.fields if each.name == name), says)
@@ -164,7 +165,7 @@ def _click_type(kind: inspect.Type, says: str) -> click.ParamType[Any]:
 def parse_limits(
     ctx: click.Context, param: click.Parameter, given: tuple[str, ...]
 ) -> dict[str, Any]:
-    """`tokens=1000` and the like, each within the range that the ABI has for it."""
+    """Parse limits such as `tokens=1000`, each within the range that the ABI has for it."""
     limits = {}
     for item in given:
         name, equals, value = item.partition("=")
@@ -179,7 +180,7 @@ def parse_limits(
 
 
 def read_toml(path: Path, kind: type[Any]) -> Any:
-    """A manifest or a group out of a TOML file. Raises BadInput."""
+    """Read a manifest or a group out of a TOML file. Raises BadInput."""
     try:
         return msgspec.convert(tomllib.loads(path.read_text()), kind)
     except (OSError, ValueError) as error:

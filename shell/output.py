@@ -156,7 +156,7 @@ def whole(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def stdout() -> Iterator[BinaryIO]:
-    """Where a content goes byte by byte; in a terminal escaped, with its last line ended."""
+    """Open stdout for a content, byte by byte; in a terminal escaped, with its last line ended."""
     if at_terminal():
         copy = Copy()
         yield cast(BinaryIO, copy)
@@ -190,7 +190,7 @@ def progress(*, plain: bool = False) -> Iterator[Callable[[str], None]]:
 def bars(
     label: str, *columns: ProgressColumn, transient: bool = False, screen: Screen | None = None
 ) -> Progress:
-    """Bars on stderr, each behind its `label`; nothing where that is no terminal."""
+    """Show bars on stderr, each behind its `label`; nothing if that is no terminal."""
     screen = screen or Screen(err=True)
     return Progress(
         TextColumn(label, markup=False), *columns,
@@ -199,7 +199,7 @@ def bars(
 
 
 def live() -> Live:
-    """A part of the terminal on stderr that is drawn anew."""
+    """Return a part of the terminal, on stderr, that can be drawn anew."""
     return Live(console=Screen(err=True), auto_refresh=False)
 
 

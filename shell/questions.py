@@ -38,9 +38,9 @@ def heading(question: Question) -> str:
 
 
 def in_words(question: Question, width: int, longest: int) -> tuple[list[str], bool]:
-    """The lines of a question below its heading, and whether some were left out of the middle of a
-    part with more than `longest`. No agent's words begin a line, or are mistaken for the shell's:
-    each line of them is marked, and folded by the shell, not by the terminal."""
+    """Return the lines of a question below its heading, and whether some were left out of the
+    middle of a part with more than `longest`. No agent's words begin a line, or are mistaken for
+    the shell's: each line of them is marked, and folded by the shell, not by the terminal."""
     parts = [
         ("agent", question.principal), ("on", "\n".join(question.objects)),
         ("with", as_json_text(legible(question.args)) if question.args else ""),
@@ -61,7 +61,8 @@ def in_words(question: Question, width: int, longest: int) -> tuple[list[str], b
 
 
 def legible(value: Any) -> Any:
-    """The same with bytes as text where they are UTF-8: what a person is asked to let through."""
+    """Return a value with bytes as text if they are UTF-8: it is what a person is asked to
+    allow."""
     if isinstance(value, bytes):
         with contextlib.suppress(UnicodeDecodeError):
             return value.decode()
@@ -71,7 +72,7 @@ def legible(value: Any) -> Any:
 
 
 def ask_person(aios: Aios, question: Question) -> None:
-    """In the terminal. Raises click.Abort at Ctrl-C."""
+    """Ask a question in the terminal, and pass the answer on. Raises click.Abort at Ctrl-C."""
     longest = LONG
     answer: Any = "all"
     while answer == "all":
@@ -87,7 +88,7 @@ def ask_person(aios: Aios, question: Question) -> None:
 
 
 def come(call: Pending) -> Iterator[Question]:
-    """The questions that have come, of a call of acc.ask."""
+    """Yield the questions that have come, of a call of acc.ask."""
     while call.pieces:
         yield msgspec.convert(call.pieces.popleft(), Question)
 
@@ -134,7 +135,7 @@ class Notices:
             self.ended.wait(KERNEL_POLL_S)
 
     def _follow(self, aios: Aios) -> None:
-        """At each prompt what still waits, each question once."""
+        """Tell at each prompt what still waits, each question once."""
         told: set[int] = set()
         while not self.ended.is_set():
             if not self.prompting.wait(POLL_S):

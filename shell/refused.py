@@ -35,7 +35,7 @@ class Refused:
                     self.found[detail["call"], detail["object"], detail.get("needs", "")] = None
 
     def said(self, home: Path) -> Iterator[str]:
-        """Lines for whoever has run it, in the system of `home`."""
+        """Yield lines about the refusals, in the system of `home`."""
         every = list(dict.fromkeys(line(*found, home) for found in self.found))
         for each in every[:LINES]:
             yield f"aios: refused: {each}"
@@ -78,7 +78,7 @@ def option(path: Path, needs: str, home: Path) -> str:
 
 
 def is_there(path: Path) -> bool:
-    """Also where this user may not look."""
+    """Return whether there is a file, also if this user may not look."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):

@@ -54,7 +54,7 @@ class Listing(Table):
 def columns(
     titles: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()
 ) -> Listing:
-    """A table without lines. No cell is cut: those that are wide are folded."""
+    """Make a table without lines. No cell is cut: wide ones are folded."""
     cells = [[Text(shown(str(cell))) for cell in row] for row in rows]
     table = Listing(box=None, pad_edge=False, header_style="bold")
     table.cells = cells
@@ -98,7 +98,7 @@ def date_and_time(unix_time: float) -> str:
 
 
 def age(seconds: float) -> str:
-    """A span of time in its largest unit: 45 s, 12 min, 3.5 h, 2.1 days."""
+    """Return a span of time in its largest unit: 45 s, 12 min, 3.5 h, 2.1 days."""
     for name, length in (("days", 86400), ("h", 3600)):
         if seconds >= length:
             return f"{seconds / length:.1f} {name}"
@@ -106,7 +106,7 @@ def age(seconds: float) -> str:
 
 
 def in_tree(rows: Sequence[ProcessInfo]) -> list[ProcessInfo]:
-    """The same rows, each behind its parent, if that is among them."""
+    """Return the rows, each behind its parent, if that is among them."""
     pids = {row.pid for row in rows}
     below = defaultdict(list)
     for row in rows:
@@ -120,7 +120,8 @@ def in_tree(rows: Sequence[ProcessInfo]) -> list[ProcessInfo]:
 
 
 def processes(rows: Sequence[ProcessInfo], shape: Shape = "short", *, tree: bool = False) -> Table:
-    """ "short" and "all", which says how the dead ended, fit into 80 columns."""
+    """Make a table of processes. "short" and "all", which says how the dead ended, fit into 80
+    columns."""
     depth: dict[int, int] = {}
     for p in rows:
         depth[p.pid] = depth.get(p.parent, -1) + 1
@@ -157,7 +158,7 @@ def contexts(rows: Sequence[ContextInfo]) -> Table:
 
 
 def memories(rows: Sequence[Memory]) -> Table:
-    """One row a space."""
+    """Make a table with a row for each space."""
     titles = ["agent", "pid", "kept", "space", "items", "bytes", "of", "in RAM"]
     cells = [
         [m.principal or "(a client)", m.pid or "", "yes" if m.keep else "", space.name, space.count,
@@ -205,7 +206,7 @@ def versions(rows: Sequence[Version]) -> Table:
 
 
 def hits(found: Hits) -> Group:
-    """Each passage below its source."""
+    """Show each passage below its source."""
     parts: list[RenderableType] = []
     for hit in found.hits:
         source = f"{hit.owner or 'a person'}:{hit.path}, version {hit.version} ({hit.score:.2f})"
@@ -276,7 +277,7 @@ def status(answer: Status) -> Table:
 
 
 def fitted(model: ModelInfo) -> list[tuple[str, object]]:
-    """How the file that is loaded came to be; nothing about an original that was asked for."""
+    """Describe how the loaded file was made; nothing for an original that was asked for."""
     if model.refused:
         return [("fitted", f"no: {model.refused}")]
     if model.fitted is None:
@@ -342,7 +343,7 @@ def value(result: Any) -> str:
 
 
 def bench(measured: dict[str, Any]) -> Table:
-    """One row for each figure that either side has, and what it is to be at most."""
+    """Make a table with a row for each figure of either side, and its bound."""
     ours, peer, targets = measured["ours"], measured["peer"], measured.get("targets", {})
     missed = measured.get("missed", ())
     rows = [

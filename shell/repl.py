@@ -42,7 +42,7 @@ class Line(NamedTuple):
 
 
 def parse(text: str) -> Line:
-    """Words as a POSIX shell splits them; a & at the end is for the background.
+    """Split a line into words as a POSIX shell does; a & at the end is for the background.
 
     Raises:
         ValueError: a quote is not closed.
@@ -55,7 +55,7 @@ def parse(text: str) -> Line:
 
 
 def split_at_cursor(text: str) -> tuple[list[str], str]:
-    """The whole words before the cursor, and the one that it is in."""
+    """Return the whole words before the cursor, and the one that it is in."""
     try:
         words = shlex.split(text)
     except ValueError:  # in a quoted word: there is nothing to complete
@@ -102,7 +102,7 @@ class Shell:
         self.printing = threading.Lock()  # jobs print while the prompt comes and goes
 
     def interactive(self) -> int:
-        """Until `exit` or Ctrl-D; the exit code of the last command.
+        """Read and run commands until `exit` or Ctrl-D. Return the exit code of the last one.
 
         Raises:
             BadInput: the home is no folder that can be written to.
@@ -131,7 +131,7 @@ class Shell:
             self._end_jobs()
 
     def batch(self, lines: Iterable[str]) -> int:
-        """Run every line, then wait for the jobs; the exit code of the last line."""
+        """Run every line, then wait for the jobs. Return the exit code of the last line."""
         code = 0
         try:
             for line in lines:
@@ -161,7 +161,7 @@ class Shell:
             say(line)
 
     def run(self, text: str) -> int:
-        """Run one line; its exit code. Raises EOFError for `exit`."""
+        """Run one line, and return its exit code. Raises EOFError for `exit`."""
         try:
             line = parse(text)
         except ValueError as error:

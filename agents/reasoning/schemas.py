@@ -87,7 +87,7 @@ class Narrowing:
         return BadGrammar(f"{message}: no grammar can keep that", "leave this tool out")
 
     def of(self, schema: Any) -> Any:
-        """Narrowing a part of the schema."""
+        """Narrow a part of the schema."""
         if schema is False or (self.mixed and schema in (True, {})):
             return schema
         if not isinstance(schema, dict):

@@ -256,7 +256,7 @@ class Connection:
     # --- the kernel's death ---------------------------------------------------------------------
 
     def _notice_loss(self) -> None:
-        """Notice that the connection is lost, and take what received been sent before."""
+        """Notice that the connection is lost, and take the replies that were sent before."""
         if self.socket.closed:  # it did not come back
             return
         while self.monitor.poll(0):

@@ -145,8 +145,8 @@ def _sqlite(path: Path, query: str, count: int) -> Rows:
 
 
 def _sqlite_tables(path: Path) -> list[Table]:
-    """Each by itself: a view may be of what is gone, a virtual table of a module that is not
-    there."""
+    """List tables, each by itself: a view may be of what is gone, a virtual table of a module that
+    is missing."""
     found: list[Table] = []
     room = MAX_COLUMNS
     with _connected(path) as connection:
@@ -165,7 +165,8 @@ def _sqlite_tables(path: Path) -> list[Table]:
 
 
 def _address(path: Path) -> str:
-    """A journal that nobody has open would have to be made, which takes a folder to write to."""
+    """Return the URI of a database. With an idle write-ahead journal it is immutable: else SQLite
+    would make files beside it."""
     with path.open("rb") as file:
         journal = file.read(20)[18:20] == b"\2\2"  # write-ahead
     idle = journal and not path.with_name(path.name + "-wal").exists()
@@ -213,7 +214,7 @@ def _rows(columns: list[str], found: Iterator[Any], count: int) -> Rows:
 
 
 def _cell(value: Any) -> Any:
-    """As JSON has it; a text that is too long is cut."""
+    """Return a value as JSON has it, a long text cut."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int) and abs(value) < 2**63:

@@ -46,7 +46,7 @@ def group() -> None:
 @json_option
 @click.pass_obj
 def list_(home: Path, as_json: bool) -> None:
-    """All groups, with their members and rules.
+    """List all groups, with their members and rules.
 
     \b
     Examples:
@@ -140,7 +140,8 @@ def remove(
 
 
 def parse_args(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, Any]:
-    """`to=*@example.org`; `amount=0..100` is a number in bounds."""
+    """Parse conditions on arguments: `to=*@example.org`, or `amount=0..100` for a number in
+    bounds."""
     found: dict[str, Any] = {}
     for item in given:
         name, equals, value = item.partition("=")
@@ -209,7 +210,7 @@ def revoke(home: Path, number: int, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def grants(home: Path, as_json: bool) -> None:
-    """All grants that stand.
+    """List all grants that stand.
 
     \b
     Examples:

@@ -53,7 +53,7 @@ def audit() -> None:
 
 
 def filters(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of a filter."""
+    """Add the options of a filter."""
     for option in (
         click.option("--until", type=When(), help="Before this time."),
         click.option("--since", type=When(), help="From this time on: 2026-01-31T12:00, 10m, 2h."),
@@ -229,7 +229,7 @@ def ask(
 
 
 def read_receipts(path: Path | None) -> list[list[Any]]:
-    """Raises BadInput where the file holds something else."""
+    """Read the receipts in a file. Raises BadInput if it holds something else."""
     if path is None:
         return []
     try:
@@ -249,7 +249,7 @@ BELOW = " " * (WIDTHS[0] + 1)
 
 
 def lines(said: Iterator[tuple[str, Any]], as_json: bool, nothing: str) -> None:
-    """A line a record, as it comes."""
+    """Print each record in a line, as it comes."""
     count = 0
     for kind, record in said:
         if kind != "record":
@@ -266,7 +266,8 @@ def lines(said: Iterator[tuple[str, Any]], as_json: bool, nothing: str) -> None:
 
 
 def row(cells: list[str]) -> str:
-    """One line; in a terminal that is too narrow for it, the last cell is below the others."""
+    """Join cells to a line. In a terminal that is too narrow, the last cell goes below the
+    others."""
     padded = [shown(cell).ljust(width) for cell, width in zip(cells, WIDTHS, strict=True)]
     whole = " ".join(padded).rstrip()
     columns = get_terminal_size().columns
@@ -313,7 +314,7 @@ def verified(report: dict[str, Any]) -> Table | str:
 
 @contextmanager
 def bar(as_json: bool) -> Iterator[Callable[[dict[str, int]], None]]:
-    """On stderr, in a terminal: how many segments are done."""
+    """Show on stderr, in a terminal, how many segments are done."""
     if as_json or not at_terminal(err=True):
         yield lambda _: None
         return

@@ -37,7 +37,7 @@ def _grammar(_ctx: click.Context, _param: click.Parameter, value: str | None) ->
 
 
 def sampling(name: str, about: str) -> Callable[..., Any]:
-    """An option that is a number of llm.generate."""
+    """Make an option of a number that llm.generate takes."""
     option = f"--{name.replace('_', '-')}"
     return click.option(option, type=field(Generate, name), metavar="N", help=about)
 

@@ -168,7 +168,7 @@ def rotate(home: Path, new_key_file: Path | None, new_passphrase: bool, as_json:
 
 
 def keyring(command: str, home: Path, request: dict[str, Any]) -> None:
-    """Have it done in a process of its own. Raises what that says."""
+    """Run a command of the keyring in a process of its own. Raises the error that it reports."""
     done = subprocess.run(
         [sys.executable, "-P", "-m", "aios.kernel.init.keyring", command, str(home)],
         input=json.dumps(request).encode(), capture_output=True, check=False,
@@ -182,7 +182,7 @@ def keyring(command: str, home: Path, request: dict[str, Any]) -> None:
 
 
 def passphrase(home: Path) -> str:
-    """Asked of a person; twice where it is new."""
+    """Ask for a passphrase, twice if it is new."""
     return secret("Passphrase", twice=not (home / "keys" / "data.json").exists())
 
 

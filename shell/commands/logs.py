@@ -99,8 +99,8 @@ def agent_log(
 
 
 def file_log(home: Path, name: str, *, follow: bool) -> Iterator[bytes]:
-    """As `agent_log`, of a part of the system: a file that may be emptied at any time, and has no
-    end."""
+    """Yield the log of a part of the system, as `agent_log` does: from a file that may be emptied
+    at any time, and has no end."""
     path = home / LOG_FILES[name]
     if not path.exists():
         raise NotFound(f"there is no log {path}", f"it begins when {name} first runs in this home")

@@ -34,8 +34,8 @@ space_option = click.option("--space", type=SPACE, default="main", show_default=
 
 
 def target(aios: Aios, who: int | str) -> dict[str, Any]:
-    """WHO as arguments of the SDK: a PID, or names like /writer/helper. Raises NotFound where no
-    agent that is alive has the name."""
+    """Return `who` as arguments of the SDK: a PID, or names like /writer/helper. Raises NotFound if
+    no agent that is alive has the name."""
     if isinstance(who, str) and who.startswith("/"):
         return {"principal": who}
     try:
@@ -313,7 +313,7 @@ def import_(home: Path, who: int | str, file: BinaryIO, as_json: bool) -> None:
 
 
 def read(file: BinaryIO) -> list[tuple[str, str, Any]]:
-    """Raises BadInput for what is no export, or not all of one."""
+    """Read the items of an export. Raises BadInput if it is none, or not all of one."""
     try:
         head, *items, count = msgpack.Unpacker(file, strict_map_key=False)
         good = (head, count) == (FORMAT, len(items)) and all(
@@ -329,7 +329,7 @@ def read(file: BinaryIO) -> list[tuple[str, str, Any]]:
 
 
 def batches(items: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """As many at once as a call takes."""
+    """Split items into as many at once as a call takes."""
     batch: dict[str, Any] = {}
     size = 0
     for key, value in items.items():

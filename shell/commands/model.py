@@ -124,7 +124,8 @@ def agreed(name: str, as_json: bool) -> bool:
 def ask(
     home: Path, model: Path | None, action: str, formats: Any = (), step: Step = lambda _: None
 ) -> dict[str, Any]:
-    """Its report. Whatever ends this ends that process, and an unfinished file has no name.
+    """Have a process measure or choose, and return its report. Whatever ends this ends that
+    process, and an unfinished file has no name.
 
     Raises:
         AiosError: what it could not do, and why.
@@ -139,7 +140,8 @@ def ask(
 
 @contextmanager
 def steps(*, plain: bool) -> Iterator[Step]:
-    """On stderr: a bar for each thing done in a terminal, else a line for each if `plain`."""
+    """Show steps on stderr: a bar for each activity in a terminal, else a line for each if
+    `plain`."""
     if not at_terminal(err=True):
         with progress(plain=plain) as line:
             yield lambda step: line(step["what"])
@@ -179,7 +181,7 @@ def loaded(report: dict[str, Any]) -> str:
 
 
 def elsewhere(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Which figures are not of this machine and its settings, and what of."""
+    """Yield the formats whose figures are of another machine or other settings, and of which."""
     for version in report["versions"]:
         if version["measured"] != report["here"]:
             there = ", ".join(f"{name} {value}" for name, value in version["measured"].items())
@@ -187,7 +189,7 @@ def elsewhere(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def table(report: dict[str, Any]) -> Table:
-    """Speeds in tokens/s, and over the original's; a file's distance from it."""
+    """Show speeds in tokens/s and over the original's, and the distance from it."""
     titles = ["format", "MB", "prefill", "decode", "turns", "exact", "kl", "max", "same", "ppl"]
     cells = [row(version) for version in [report["original"], *report["versions"]]]
     return columns(titles, cells, right=titles[1:])

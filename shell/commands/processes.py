@@ -48,8 +48,8 @@ def as_request(
     read: tuple[str, ...], write: tuple[str, ...], ports: tuple[int, ...], processes: bool,
     **rest: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """The arguments of Aios.spawn. An agent takes one task, an executable any arguments; files
-    that are named so are theirs to read."""
+    """Return the arguments of Aios.spawn. An agent takes one task, an executable any arguments. It
+    may read the files that these name."""
     is_path = "/" in program or program.endswith(".py")
     named = [str(Path(word).absolute()) for word in task if is_file(word)]
     request = rest | {

@@ -161,7 +161,7 @@ def backup(home: Path, folder: Path, as_json: bool) -> int:
 
 
 def followed(aios: Aios, call: Pending, as_json: bool) -> Any:
-    """Its final reply; on the way, how far it is. Ctrl-C ends it in the kernel as well."""
+    """Show how far a call is, and return its final reply. Ctrl-C ends it in the kernel as well."""
     with progress(plain=not as_json) as tell:
         try:
             for piece in call:

@@ -102,7 +102,7 @@ def about_format(status: Status) -> None:
 
 
 def wind_up(launched: System) -> int:
-    """Wait for its end. Another Ctrl-C has it end at once: then raises Abort."""
+    """Wait for the system's end. Another Ctrl-C ends it at once, and raises Abort."""
     try:
         say("stopping", err=True)
         return exit_code(launched.process)
@@ -156,7 +156,7 @@ def status(home: Path, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def stats(home: Path, as_json: bool) -> None:
-    """Counters and timings since the kernel started.
+    """Show counters and timings since the kernel started.
 
     \b
     Example:

@@ -27,7 +27,7 @@ MAX_ABOUT_CHARS = 320  # of a description in a list
 
 
 def about(spec: Spec) -> str:
-    """The first paragraph of its description, or how it begins."""
+    """Return the first paragraph of a tool's description, or how it begins."""
     return brief(spec.description.strip().partition("\n\n")[0], MAX_ABOUT_CHARS)
 
 
@@ -49,7 +49,7 @@ def tool() -> None:
 @json_option
 @click.pass_obj
 def list_(home: Path, as_json: bool) -> None:
-    """All tools, and the toolboxes that did not start.
+    """List all tools, and the toolboxes that did not start.
 
     \b
     Examples:
@@ -138,7 +138,7 @@ def toolboxes(aios: Aios) -> Tools:
 
 
 def find(aios: Aios, name: str) -> Spec:
-    """Raises NotFound, and ToolFailed where its toolbox did not start."""
+    """Find a tool by name. Raises NotFound, or ToolFailed if its toolbox did not start."""
     found = toolboxes(aios)
     for spec in found.tools:
         if spec.name == name:
@@ -147,7 +147,7 @@ def find(aios: Aios, name: str) -> Spec:
 
 
 def arguments_of(spec: Spec, pairs: tuple[str, ...], given: str | None) -> dict[str, Any]:
-    """Raises BadInput."""
+    """Parse the arguments of a tool. Raises BadInput."""
     text = sys.stdin.read() if given == "-" else given
     try:
         args = json.loads(text) if text else {}
@@ -173,7 +173,7 @@ def value_of(schema: Any, text: str) -> Any:
 
 
 def takes_text(schema: Any, text: str) -> bool:
-    """And nothing else but null."""
+    """Return whether a schema takes `text` as it is, rather than as JSON."""
     if not isinstance(schema, dict):  # true: it takes anything
         return False
     if "anyOf" in schema:

@@ -53,7 +53,7 @@ def measure(jobs: Sequence[DemoJob], settings: dict[str, Any]) -> Report:
 
 @contextmanager
 def temporary_system(settings: dict[str, Any]) -> Iterator[tuple[Path, Status]]:
-    """A system that ends with the block, and of which nothing is left."""
+    """Run a system that ends with the block and leaves nothing behind."""
     with tempfile.TemporaryDirectory(prefix="aios-demo-") as folder:
         system = System(Path(folder), settings, detach=False)
         try:
@@ -111,7 +111,7 @@ def result_of(aios: Aios, end: Exited) -> Result:
 
 @contextmanager
 def display(status: Status) -> Iterator[Draw]:
-    """A live table on stderr in a terminal; else a line for each agent that is done."""
+    """Show a live table on stderr in a terminal; else a line for each agent that is done."""
     if not at_terminal(err=True):
         shown: set[int] = set()
 

@@ -117,8 +117,8 @@ def heading(status: Status) -> str:
 
 
 def live(status: Status, runners: Sequence[Runner], now: float, width: int, height: int) -> Group:
-    """A line for each agent, within `width` columns and `height` lines: of more agents than that
-    has room for, those that are not done come first, and how many there are besides is said."""
+    """Show each agent in a line, within `width` columns and `height` lines. If there are too many,
+    those that are not done come first, and the others are counted."""
     room = height - 3  # below the heading and the titles, and above the cursor
     listed, rest = list(runners), ""
     if len(runners) > room:
@@ -142,7 +142,7 @@ def live(status: Status, runners: Sequence[Runner], now: float, width: int, heig
 
 
 def last_words(text: str, width: int) -> str:
-    """The end of `text` in one line of at most `width` columns."""
+    """Return the end of `text` in one line of at most `width` columns."""
     line = shown(" ".join(text.split()))[-width:] if width else ""
     while cell_len(line) > width:
         line = line[1:]

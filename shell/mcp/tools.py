@@ -52,7 +52,8 @@ class Kernel:
 
     @asynccontextmanager
     async def __call__(self) -> AsyncIterator[AsyncCalls]:
-        """Raises ToolError, for the model to read."""
+        """Yield the connection, made anew if the last one is lost. Raises ToolError, for the model
+        to read."""
         try:
             if self._calls is None or self._calls.lost:
                 self._calls = AsyncCalls(connect(self.home, "aios-mcp"))
@@ -108,7 +109,7 @@ class ServedTools:
         return {"result": msgspec.to_builtins(end.result), "printed": log}
 
     async def _follow(self, aios: AsyncCalls, ctx: Context[Any], pid: int) -> str:
-        """The end of its log, once it has ended. The lines are reported as they come."""
+        """Report an agent's lines as they come. Return the end of its log, once it has ended."""
         log, offset, ended = b"", 0, False
         while not ended:
             part = await aios.call(LogPart, "proc.log", pid=pid, offset=offset, wait=LOG_WAIT_S)
@@ -126,7 +127,8 @@ class ServedTools:
                 await aios.call(Done, "proc.kill", pid=pid, signal="KILL")
 
     async def list_agents(self) -> dict[str, Any]:
-        """The agents that run_agent can run, with a line about each, and those that run now."""
+        """List the agents that run_agent can run, with a line about each, and those that run
+        now."""
         async with self.kernel() as aios:
             rows = await aios.call(list[ProcessInfo], "proc.ps")
         running = [
@@ -142,7 +144,7 @@ class ServedTools:
         self, ctx: Context[Any], prompt: str, system: str | None = None, max_tokens: int = 256,
         temperature: float = 0.0, seed: int = 0, schema: dict[str, Any] | None = None,
     ) -> dict[str, Any]:  # fmt: skip
-        """An answer of the local model to a prompt. With a JSON schema the answer fits it."""
+        """Answer a prompt by the local model. With a JSON schema the answer fits it."""
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": prompt})
         async with self.kernel() as aios:
@@ -168,7 +170,7 @@ class ServedTools:
         return f"{len(items)} stored"
 
     async def memory_get(self, agent: str, keys: list[str], space: str = "main") -> dict[str, Any]:
-        """The values of those keys of an agent's memory that are there."""
+        """Read values of an agent's memory, of those keys that are there."""
         found: dict[str, Any] = {}
         async with self.kernel() as aios:
             while keys:
@@ -179,8 +181,8 @@ class ServedTools:
     async def memory_scan(
         self, agent: str, prefix: str = "", space: str = "main", after: str | None = None
     ) -> dict[str, Any]:
-        """Items of an agent's memory in the order of their keys; `after` of the answer, if any, is
-        what to ask the next page with."""
+        """Read items of an agent's memory in the order of their keys; `after` of the answer, if
+        any, is what to ask the next page with."""
         async with self.kernel() as aios:
             page = await aios.call(
                 m.Scanned, "mem.scan", prefix=prefix, space=space, after=after, principal=agent
@@ -223,8 +225,8 @@ class ServedTools:
     async def storage_list(
         self, prefix: str = "", owner: str = "", after: str = ""
     ) -> dict[str, Any]:
-        """The objects below a prefix; `after` of the answer, if any, is what to ask the next page
-        with."""
+        """List the objects below a prefix; `after` of the answer, if any, is what to ask the next
+        page with."""
         async with self.kernel() as aios:
             page = await aios.call(s.Listed, "sto.list", prefix=prefix, owner=owner, after=after)
         rows = [
@@ -237,7 +239,7 @@ class ServedTools:
         self, query: str, count: int = 5, owner: str | None = None, path: str = "",
         mode: Literal["words", "meaning", "fused"] = "fused",
     ) -> dict[str, Any]:  # fmt: skip
-        """The passages of stored texts that fit a query best, by words and by meaning."""
+        """Find the passages of stored texts that fit a query best, by words and by meaning."""
         async with self.kernel() as aios:
             found = await aios.call(
                 Hits, "sto.search", query=query, count=count, mode=mode, owner=owner, path=path
@@ -249,7 +251,7 @@ class ServedTools:
         return {"passages": rows, "not_indexed_yet": found.behind}
 
     async def stored(self, path: str) -> str | bytes:
-        """An object of the person's own."""
+        """Read an object of the person's own."""
         try:
             async with self.kernel() as calls:
                 aios = calls.aios
@@ -265,8 +267,8 @@ class ServedTools:
 
 
 def decoded(data: bytes) -> tuple[dict[str, str], int]:
-    """A part of a content as text, without a character that is cut, or else as base64; how many
-    bytes that is."""
+    """Decode a part of a content as text, without a character that is cut, or else as base64.
+    Return also how many bytes that is."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
         text = decoder.decode(data)

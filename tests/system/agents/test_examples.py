@@ -14,10 +14,10 @@ from conftest import eventually
 
 from aios.agents import Aios, connect
 from aios.agents.runtime.runner import load, registered, resolve
-from aios.examples._texts import LONGEST, cut
+from aios.examples._texts import MAX_PART_BYTES, cut
 from aios.examples.chat import TOO_LONG
 from aios.examples.pipeline import paragraphs
-from aios.examples.summarize import WORKERS
+from aios.examples.summarize import MAX_WORKERS
 from aios.shell.launch import System
 from aios.syscalls.kernel import Event
 from aios.syscalls.proc import Exited
@@ -149,7 +149,7 @@ def test_summarize_gives_each_piece_a_worker_and_merges(
 
 
 def test_summarize_bounds_the_workers_alive_at_once(aios: Aios, watched: Any) -> None:
-    count = WORKERS + 2
+    count = MAX_WORKERS + 2
     end = run(aios, "summarize", {"text": "Tom fed the cat. " * count, "pieces": count})
     workers = {piece["pid"] for piece in end.result["pieces"]}
     assert len(workers) == count
@@ -158,7 +158,7 @@ def test_summarize_bounds_the_workers_alive_at_once(aios: Aios, watched: Any) ->
         if event.pid in workers:
             alive += {"started": 1, "ended": -1}.get(event.what, 0)
             most = max(most, alive)
-    assert 1 < most <= WORKERS and alive == 0
+    assert 1 < most <= MAX_WORKERS and alive == 0
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_a_task_that_none_can_do_is_answered_with_what_it_takes(
 @pytest.mark.parametrize("text", ["word " * 1_000, "\u65e5\u672c" * 800, "So it was. " * 400])
 def test_a_long_text_is_cut_where_it_has_no_paragraphs(text: str) -> None:
     pieces = cut(text)
-    assert all(0 < len(piece.encode()) <= 2 * LONGEST for piece in pieces)
+    assert all(0 < len(piece.encode()) <= 2 * MAX_PART_BYTES for piece in pieces)
     assert "".join("".join(pieces).split()) == "".join(text.split())
     assert len(cut(text, 3)) == 3
 
@@ -238,7 +238,7 @@ def test_what_is_too_long_for_extract_is_said_in_one_line(aios: Aios) -> None:
 def test_pipeline_takes_the_first_pieces_of_a_text_without_paragraphs() -> None:
     items = paragraphs("Tom fed the cat. " * 6_000)
     assert len(items) == 6
-    assert all(len(item) <= LONGEST for item in items)
+    assert all(len(item) <= MAX_PART_BYTES for item in items)
 
 
 # --- files that the command line names ---------------------------------------------------------
