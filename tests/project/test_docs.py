@@ -161,6 +161,20 @@ def test_the_methods_that_pages_name_are_there() -> None:
         assert named <= known, (page, named - known)
 
 
+def test_the_classes_that_pages_name_are_there() -> None:
+    known = {
+        node.name
+        for part in ("agents", "kernel", "syscalls")
+        for file in (PROJECT / part).rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ClassDef)
+    }
+    inside = (PROJECT / "docs" / "internals").glob("*.md")
+    for page in [PROJECT / "ARCHITECTURE.md", PROJECT / "CONTRIBUTING.md", *inside]:
+        named = set(re.findall(r"`([A-Z]\w*[a-z]\w*)`", page.read_text()))
+        assert named <= known, (page, named - known)
+
+
 def test_the_files_that_docstrings_name_are_beside_them() -> None:
     for part in ("agents", "kernel", "shell", "syscalls"):
         files = list((PROJECT / part).rglob("*.py"))
