@@ -52,7 +52,7 @@ class Encoder:
         ctx = ll.llama_init_from_model(self.model, params)
         if not ctx:
             raise ModelError(
-                f"llama.cpp cannot embed with this model: {'; '.join(log.errors)}",
+                f"llama.cpp cannot embed with this model: {log}",
                 "name an embedding model with --embedder",
             )
         return ctx
@@ -77,7 +77,7 @@ class Encoder:
             ll.llama_memory_clear(self.memory, False)
         code = ll.llama_decode(self.ctx, batch)
         if code != 0:
-            raise Internal(f"llama_decode failed with {code}: {'; '.join(log.errors)}")
+            raise Internal(f"llama_decode failed with {code}: {log}")
         pointer = ll.llama_get_embeddings_seq(self.ctx, 0)
         found: NDArray[np.float32] = np.ctypeslib.as_array(pointer, shape=(self.dim,))
         return found / max(float(np.linalg.norm(found)), 1e-12)

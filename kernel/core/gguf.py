@@ -33,7 +33,7 @@ FIRST_PART = re.compile(r"(.+-)00001(-of-(\d{5})\.gguf)")
 
 
 class ErrorLog:
-    """Keeps the last errors that llama.cpp logged, for the exception that follows."""
+    """The last errors that llama.cpp logged, as text for the exception that follows."""
 
     def __init__(self) -> None:
         self.errors: list[str] = []
@@ -42,6 +42,9 @@ class ErrorLog:
     def _take(self, level: int, text: bytes, _user: Any) -> None:
         if level >= 3 and level != 5:
             self.errors = [*self.errors[-4:], text.decode(errors="replace").strip()]
+
+    def __str__(self) -> str:
+        return "; ".join(self.errors) or "no reason given"
 
 
 # ggml prints a backtrace when it aborts, and that hangs if two threads do: aborting must end us.
@@ -70,7 +73,7 @@ def load(path: Path, option: str = "--model") -> Any:
     model = ll.llama_model_load_from_file(os.fsencode(path), params)
     if not model:
         raise ModelError(
-            f"llama.cpp cannot load {path}: {'; '.join(log.errors) or 'no reason given'}",
+            f"llama.cpp cannot load {path}: {log}",
             f"name a language model with {option}, whole and of a kind that llama.cpp knows: no "
             "adapter or projector, and of one in several files the first",
         )
@@ -139,7 +142,7 @@ def requantize(source: Path, target: Path, name: str, threads: int) -> None:
     params.ftype, params.allow_requantize, params.nthread = FORMATS[name][0], True, threads
     code = ll.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params))
     if code != 0:
-        raise ModelError(f"llama.cpp cannot write {source} as {name}: {'; '.join(log.errors)}")
+        raise ModelError(f"llama.cpp cannot write {source} as {name}: {log}")
 
 
 def describe(path: Path) -> tuple[str, int]:

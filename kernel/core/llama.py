@@ -149,7 +149,7 @@ class LlamaEngine(LlamaVocabulary):
         context = ll.llama_init_from_model(self.model, params)
         if not context:
             raise NoRoom(
-                f"llama.cpp cannot make the context: {'; '.join(log.errors)}",
+                f"llama.cpp cannot make the context: {log}",
                 "start with fewer --slots or a smaller --ctx",
             )
         return context
@@ -165,8 +165,7 @@ class LlamaEngine(LlamaVocabulary):
             context = self._context(256, 1, 2)
         except NoRoom as error:  # it is not for lack of memory: the context is tiny
             raise ModelError(
-                f"llama.cpp cannot run {self.path} with keys and values in {self.cache}: "
-                f"{log.errors[-1] if log.errors else 'no reason given'}",
+                f"llama.cpp cannot run {self.path} with keys and values in {self.cache}: {log}",
                 'use another model, or cache = "f16" in config.toml',
             ) from error
         if not ll.llama_get_memory(context):
@@ -185,9 +184,7 @@ class LlamaEngine(LlamaVocabulary):
         ll.llama_batch_free(batch)
         ll.llama_free(context)
         if code != 0:
-            raise ModelError(
-                f"llama.cpp cannot run {self.path}: {'; '.join(log.errors)}", "use another model"
-            )
+            raise ModelError(f"llama.cpp cannot run {self.path}: {log}", "use another model")
         return sizes[1] - sizes[0]
 
     def description(self) -> str:
@@ -253,7 +250,7 @@ class LlamaEngine(LlamaVocabulary):
         self.batch.n_tokens = count
         code = ll.llama_decode(self.ctx, self.batch)
         if code != 0:
-            raise Internal(f"llama_decode failed with {code}: {'; '.join(log.errors)}")
+            raise Internal(f"llama_decode failed with {code}: {log}")
 
     def logits(self, index: int) -> NDArray[np.float32]:
         """Return a view, shape (n_vocab,), valid until the next prefill or decode."""

@@ -50,7 +50,7 @@ from .catalog import (
     missing,
 )
 from .changes import Step, changed, purged, rolled_back
-from .shares import Shares, covers
+from .shares import SHARE_HINT, Shares, covers
 from .turns import WriteTurns
 from .uploads import Upload, Uploads
 from .watches import Watches
@@ -59,11 +59,11 @@ MAX_SCANNED_ROWS = 500  # by a list, for one page
 
 
 class Storage:
-    """The objects of all owners. `quota`: bytes of an agent's objects and of all below it; `place`:
-    the setting `blobs`."""
+    """The objects of all owners. `quota` bounds the bytes of an agent with all below it; the
+    setting `blobs` is `blobs_url`."""
 
     def __init__(
-        self, store: Store | NoStore, blobs: Blobs, shares: Shares, quota: int, place: str
+        self, store: Store | NoStore, blobs: Blobs, shares: Shares, quota: int, blobs_url: str
     ) -> None:
         self.store, self.blobs, self.shares, self.quota = store, blobs, shares, quota
         self.changed: Callable[[str, str], None] = ignore
@@ -73,17 +73,17 @@ class Storage:
         self.trees = Trees()  # bytes, in the writer's thread
         self.wrong: AiosError | None = None  # the error of every call, if none can be served
         try:
-            self._begin(place)
+            self._begin(blobs_url)
         except AiosError as error:
             self.wrong = error
 
-    def _begin(self, place: str) -> None:
+    def _begin(self, blobs_url: str) -> None:
         """Store the setting `blobs`, and end the uploads of the kernel before."""
-        before = (self.store.read(lambda txn: txn.get(TABLE, b"b")) or place.encode()).decode()
-        restored = before == IN_BACKUP and place != "lmdb"
-        if before != place and not restored and self.store.read(has_chunks):
+        before = (self.store.read(lambda txn: txn.get(TABLE, b"b")) or blobs_url.encode()).decode()
+        restored = before == IN_BACKUP and blobs_url != "lmdb"
+        if before != blobs_url and not restored and self.store.read(has_chunks):
             raise BadInput(
-                f"the contents of this store are in {before}, not in {place}",
+                f"the contents of this store are in {before}, not in {blobs_url}",
                 "set `blobs` to that; `aios sto export` and `import` move objects",
             )
 
@@ -92,7 +92,7 @@ class Storage:
         self.store.read(self.shares.load)
 
         def begin(cat: Catalog) -> None:
-            cat.txn.put(TABLE, b"b", place.encode())
+            cat.txn.put(TABLE, b"b", blobs_url.encode())
             cat.release()
 
         background(self.write({}, begin), self._fail_all)
@@ -377,7 +377,7 @@ class Storage:
         if not reach:
             raise Denied(
                 f"{call.process.principal!r} may {mode} nothing of {at!r}",
-                "its owner can share it: `sto.share`",
+                SHARE_HINT,
             )
         return at, reach
 

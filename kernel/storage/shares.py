@@ -18,6 +18,7 @@ from ..store.transaction import Txn
 from .catalog import TABLE, Catalog, key, short
 
 MAX_SHARES, MAX_OF_TREE = 256, 1024  # of one owner; of a tree of agents, read by whom they are to
+SHARE_HINT = "its owner can share it: `sto.share`"
 MAX_TO_BYTES = 200  # of the name that a share is to
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -62,7 +63,7 @@ class Shares:
         if not any(covers(prefix, path) for prefix in self.reach(txn, process, owner, mode)):
             raise Denied(
                 f"{process.principal!r} may not {mode} {path!r} of {owner!r}",
-                "its owner can share it: `sto.share`",
+                SHARE_HINT,
             )
 
     def scopes(
@@ -92,7 +93,7 @@ class Shares:
         if not found and owner is not None:
             raise Denied(
                 f"{process.principal!r} may read nothing of {owner!r} there",
-                "its owner can share it: `sto.share`",
+                SHARE_HINT,
             )
         return found
 
