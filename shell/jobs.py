@@ -14,6 +14,7 @@ from pathlib import Path
 from .launch import exit_code
 
 WIDTH = 76  # columns of a job's output: longer lines are shown in parts
+READ_BYTES = 4096  # of output at once
 
 
 def cut(text: str, width: int) -> tuple[list[str], str]:
@@ -48,28 +49,25 @@ class BackgroundJob:
         )  # fmt: skip
         # Not a join: a Ctrl-C in that has Python 3.11 take the thread for ended.
         self.ended = threading.Event()
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def _run(self) -> None:
-        try:
-            self._relay()
-        finally:
-            self.ended.set()
+        threading.Thread(target=self._relay, daemon=True).start()
 
     def _relay(self) -> None:
         assert self.process.stdout is not None
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         rest = ""
-        with self.process.stdout as output:
-            while data := os.read(output.fileno(), 4096):
-                lines, rest = cut(rest + decoder.decode(data), WIDTH)
-                for line in lines:
-                    self.emit(f"[{self.number}] {line}")
-        if rest:
-            self.emit(f"[{self.number}] {rest}")
-        code = exit_code(self.process)
-        how = "done" if code == 0 else f"exit code {code}"
-        self.emit(f"[{self.number}] {how}: {self.command}")
+        try:
+            with self.process.stdout as output:
+                while data := os.read(output.fileno(), READ_BYTES):
+                    lines, rest = cut(rest + decoder.decode(data), WIDTH)
+                    for line in lines:
+                        self.emit(f"[{self.number}] {line}")
+            if rest:
+                self.emit(f"[{self.number}] {rest}")
+            code = exit_code(self.process)
+            how = "done" if code == 0 else f"exit code {code}"
+            self.emit(f"[{self.number}] {how}: {self.command}")
+        finally:
+            self.ended.set()
 
     @property
     def running(self) -> bool:

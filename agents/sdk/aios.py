@@ -19,6 +19,7 @@ import msgspec
 from aios.syscalls.base import Done
 from aios.syscalls.connection import Welcome
 from aios.syscalls.errors import AiosError, BadInput
+from aios.syscalls.home import default_home
 from aios.syscalls.kernel import CheckReport, Event, EventKind, Policy, Stats, Status
 from aios.syscalls.llm import (
     Appended,
@@ -45,7 +46,7 @@ from aios.syscalls.wire import Receipt
 
 from .access import AccessCalls
 from .calls import several
-from .connection import say_hello
+from .connection import Connection, inherited_token
 from .contexts import Context, Generation, Prompt
 from .declared import declared_name
 from .memory import MemoryCalls
@@ -74,7 +75,9 @@ def connect(
     if address is None and home is None:
         address = address_from_environment()
     remote = None if address is None else remote_kernel(address, key, server_key)
-    connection = say_hello(home, name, remote, receipts=receipts)
+    connection = Connection(
+        home or default_home(), inherited_token(), name, remote, receipts=receipts
+    )
     return Aios(connection, msgspec.convert(connection.welcome, Welcome))
 
 
@@ -245,6 +248,3 @@ def as_input(prompt: Prompt, raw: bool) -> dict[str, Any]:
         )
     items = list(prompt)
     return {"tokens": items} if items and isinstance(items[0], int) else {"messages": items}
-
-
-__all__ = ["Aios", "AiosError", "Context", "Generation", "connect"]

@@ -31,7 +31,7 @@ from aios.syscalls.errors import (
     TimedOut,
     from_wire,
 )
-from aios.syscalls.home import default_home, endpoint, init_runs
+from aios.syscalls.home import endpoint, init_runs
 from aios.syscalls.table import TABLE
 
 from .remote import RemoteKernel
@@ -161,7 +161,7 @@ class Connection:
         exactly_once = name in TABLE and TABLE[name].exactly_once
         call = Pending(self, self.last, data, exactly_once=exactly_once)
         self.pending[self.last] = call
-        self._send(call)
+        self.socket.send(call.data)
         return call
 
     def pump(
@@ -278,10 +278,7 @@ class Connection:
         self.lost = False
         for call in self.pending.values():
             call.resend()
-            self._send(call)
-
-    def _send(self, call: Pending) -> None:
-        self.socket.send(call.data)
+            self.socket.send(call.data)
 
     def _connect(self, who: dict[str, Any]) -> dict[str, Any]:
         """Say hello to the present kernel, or to the next one; return its welcome."""
@@ -379,10 +376,3 @@ def inherited_token() -> bytes | None:
         return None
     with os.fdopen(int(fd), "rb") as pipe:
         return pipe.read() or None
-
-
-def say_hello(
-    home: Path | None, name: str | None, remote: RemoteKernel | None, *, receipts: bool = False
-) -> Connection:
-    """Connect as the agent that init started, as a client, or as the owner of a key."""
-    return Connection(home or default_home(), inherited_token(), name, remote, receipts=receipts)
