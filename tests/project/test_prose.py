@@ -15,6 +15,7 @@ from places import PROJECT
 from source_files import imports, sources
 
 PARTS = ("kernel", "agents", "shell", "syscalls", "bench", "examples", "tests")
+PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "STYLE.md", "bench/RESULTS.md")
 RIDDLE = re.compile(r"(?:^|[.!?]\s+)(?:What|Whether|Of|Those|Likewise)\b")
 MAX_FUNCTION_LINES, MAX_FILE_LINES = 50, 400
 PROCESSES = (
@@ -52,6 +53,15 @@ def test_no_sentence_is_a_riddle(part: str) -> None:
         for text in texts(path)
         if RIDDLE.search(text)
     ] == []
+
+
+@pytest.mark.parametrize("page", [*PAGES, "docs"])
+def test_no_page_is_a_riddle(page: str) -> None:
+    for path in (PROJECT / page).rglob("*.md") if (PROJECT / page).is_dir() else [PROJECT / page]:
+        text = re.sub(r"```.*?```|^#.*$", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+        parts = re.split(r"\n\s*\n|\n(?=\s*[-*|] |\d+\. )", text)
+        plain = [re.sub(r"^[\s|*-]+|\*", "", part) for part in parts]
+        assert [part for part in plain if RIDDLE.search(part)] == [], path
 
 
 def test_a_riddle_is_found_wherever_it_is() -> None:
