@@ -215,15 +215,14 @@ class StateLayout:
                 of these.
         """
         places = self._places(state, slot, cells)
-        start = max(first for _, _, first, _ in places)
-        if any(first < start for first, _ in spans):
+        if any(first < begin for first, _ in spans for _, _, begin, _ in places):
             raise ValueError("the state does not have all of the rows")
         found = [np.empty(count * self.row_bytes, np.uint8) for _, count in spans]
         before = 0  # bytes of a token's rows in the caches before
-        for cache, at, start, here in places:
+        for cache, at, begin, here in places:
             for rows, (first, count) in zip(found, spans, strict=True):
                 part = BlockSlice(rows, count, 0, count)
-                cache.copy(state, at, here, first - start, part, before * count, into=False)
+                cache.copy(state, at, here, first - begin, part, before * count, into=False)
             before += cache.row_bytes
         return found
 
