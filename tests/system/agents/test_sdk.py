@@ -20,14 +20,16 @@ from aios.syscalls.errors import BadInput, KernelGone
 
 def test_leaving_a_context_cancels_what_runs_in_it(aios: Aios, system: System) -> None:
     context = aios.open()
-    with connect(system.home) as other, ThreadPoolExecutor(1) as thread:
+    with (
+        connect(system.home) as other, ThreadPoolExecutor(1) as thread,
+        core_stopped(system),  # or the answer may end by itself
+    ):  # fmt: skip
+        answer = context.generate([7] * 9, max_tokens=900, ignore_eos=True)
+        eventually(lambda: other.status().running == 1)
         before = other.stats().calls.get("call.cancel", 0)
-        answer = context.generate("Tell me a story.", max_tokens=900, ignore_eos=True)
-        next(iter(answer))
-        with core_stopped(system):  # or the answer may end by itself
-            leaving = thread.submit(context.__exit__)
-            eventually(lambda: other.stats().calls.get("call.cancel", 0) > before)
-        leaving.result()
+        leaving = thread.submit(context.__exit__)
+        eventually(lambda: other.stats().calls.get("call.cancel", 0) > before)
+    leaving.result()
     assert answer.finish == "cancelled"
     assert aios.status().contexts == 0
 
