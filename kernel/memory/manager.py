@@ -21,6 +21,7 @@ from aios.syscalls.errors import AiosError, BadInput, Conflict, StoreDamaged
 
 from ..entry.call import Call
 from ..lib.coroutine import Wait
+from ..lib.trees import root
 from ..process import Process
 from ..store.transaction import Txn
 from .owners import MemoryOwner, Owners
@@ -55,8 +56,13 @@ class Memory:
                 raise BadInput(f"a key of over {mem.MAX_KEY_BYTES} bytes", "shorten it")
         owner = self.owners.find(call, args, make=True)
         data = {key: _encode(value) for key, value in args.items.items()}
-        early = args.ack == "accepted" and owner.accepted < MAX_ACCEPTED_PUTS
-        put = PendingPut(owner, args.space, data, early)
+        tree = root(owner.principal)
+        early = (
+            args.ack == "accepted"
+            and owner.accepted < MAX_ACCEPTED_PUTS
+            and not self.batch.is_full(tree)
+        )
+        put = PendingPut(owner, tree, args.space, data, early)
         self.batch.add(put)
         return Done() if early and not put.end.is_over else put.end  # there may be no store
 
@@ -117,14 +123,14 @@ class Memory:
         self, owner: MemoryOwner, names: list[Name], do: Callable[[Txn], Any], **options: Any
     ) -> Any:
         """Write these items, or all of an owner's where none are named. Reads of them wait."""
-        self.batch.flush()
         owner.stored = True
         owner.busy += not names
         for name in names:
             owner.begin_write(name)
-
         try:
-            return await self.store.write(do, **options)
+            return await self.batch.run(
+                owner, lambda: self.store.write(do, **options), items=len(names)
+            )
         finally:
             owner.busy -= not names
             for name in names:
@@ -132,17 +138,19 @@ class Memory:
 
     def ended(self, process: Process) -> None:
         """Write the puts that wait, then end the memory of a process."""
+        owner = self.owners.by_pid.get(process.pid)
+        if owner is not None and not owner.keep:
+            self.batch.drop(owner)
         self.batch.flush()
         self.owners.ended(process)
 
     # --- reading ----------------------------------------------------------------------------------
 
-    async def _read(self, do: Callable[[Txn], T], *, settled: bool) -> T:
+    async def _read(self, owner: MemoryOwner, do: Callable[[Txn], T], *, settled: bool) -> T:
         """Read at once where `settled`, else behind the writes under way."""
-        if not settled:
-            self.batch.flush()
-        read: T = self.store.read(do) if settled else await self.store.write(do)
-        return read
+        if settled:
+            return self.store.read(do)
+        return await self.batch.run(owner, lambda: self.store.write(do))
 
     async def get(self, call: Call, args: mem.GetItems) -> mem.Items:
         """Get items. Raises StoreDamaged where a value fails its checksum."""
@@ -157,7 +165,9 @@ class Memory:
         away = [key for key in args.keys if key not in found]
         read: dict[str, bytes | None] = {}
         if away:
-            read = await self._read(partial(self._fetch, owner, args.space, away), settled=settled)
+            read = await self._read(
+                owner, partial(self._fetch, owner, args.space, away), settled=settled
+            )
         for key, data in read.items():
             if data is not None:
                 owner.cache.put((args.space, key), data)
@@ -181,7 +191,7 @@ class Memory:
 
     async def scan(self, call: Call, args: mem.Scan) -> mem.Scanned:
         owner = self.owners.find(call, args)
-        return await self._read(partial(self._scan, owner, args), settled=owner.is_settled())
+        return await self._read(owner, partial(self._scan, owner, args), settled=owner.is_settled())
 
     def _scan(self, owner: MemoryOwner, args: mem.Scan, txn: Txn) -> mem.Scanned:
         page = mem.Scanned(items=[], damaged=[], after=None)
@@ -212,7 +222,11 @@ class Memory:
         def do(txn: Txn) -> list[mem.Memory]:
             return [self._info(owner, self.owners.row(txn, owner)) for owner in shown]
 
-        return await self._read(do, settled=all(owner.is_settled() for owner in shown))
+        if all(owner.is_settled() for owner in shown):
+            return self.store.read(do)
+        self.batch.flush()
+        infos: list[mem.Memory] = await self.store.write(do)
+        return infos
 
     def _info(self, owner: MemoryOwner, row: OwnerRow) -> mem.Memory:
         holder = self.owners.kept.get(owner.principal)

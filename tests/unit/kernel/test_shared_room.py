@@ -9,10 +9,12 @@ import pytest
 from turns import Caller, Turns
 
 from aios.kernel.init.protocol import Started, StartFailed
+from aios.kernel.memory.write_batch import MAX_TREE_BYTES, PendingPut
 from aios.kernel.processes.starts import MAX_STARTS
 from aios.kernel.storage import catalog
 from aios.kernel.storage.turns import MAX_WRITES
 from aios.syscalls.errors import Internal
+from aios.syscalls.wire import DONE, FAILED
 
 
 @pytest.fixture
@@ -75,3 +77,103 @@ def test_trees_take_turns_at_the_parts_of_purges(
         greedy.send("sto.purge", {"path": "a"})
     assert len(turns.kernel.storage.turns.waiting) == MAX_WRITES
     other.done("sto.put", path="b", data=b"x")
+
+
+# --- puts of memory ---------------------------------------------------------------------------
+
+LARGE = b"x" * 60_000  # a call holds 65,536 bytes
+FULL = MAX_TREE_BYTES // len(LARGE)  # puts that fill what a tree may have with the store
+
+
+def fill(caller: Caller, puts: int) -> list[int]:
+    """Send puts of one key, numbered; none is answered yet."""
+    return [
+        caller.send("mem.put", {"items": {"last": number, "large": LARGE}})
+        for number in range(puts)
+    ]
+
+
+def settled(turns: Turns) -> bool:
+    batch = turns.kernel.memory.batch
+    return not (batch.backlog or batch.held or batch.waiting or batch.batches)
+
+
+def test_puts_beyond_a_part_of_the_store_wait_and_those_of_others_do_not(turns: Turns) -> None:
+    batch, greedy, other = turns.kernel.memory.batch, turns.agent("greedy"), turns.agent("other")
+    calls = fill(greedy, 3 * FULL)
+    child = turns.agent("child", parent=greedy.pid)
+    child.send("mem.put", {"items": {"small": 1}})
+    assert set(batch.backlog) == {"/greedy"}
+    assert len(batch.backlog["/greedy"]) > 2 * FULL
+    assert MAX_TREE_BYTES <= batch.held["/greedy"] < MAX_TREE_BYTES + 2 * len(LARGE)
+    call = other.send("mem.put", {"items": {"mine": 1}})
+    assert set(batch.backlog) == {"/greedy"}
+    assert other.wait(call)[0] == DONE
+    assert greedy.wait(calls[-1])[0] == DONE
+    while not settled(turns):
+        turns.turn(0.01)
+
+
+def test_small_items_count_as_the_work_that_they_are(turns: Turns) -> None:
+    batch, greedy = turns.kernel.memory.batch, turns.agent("greedy")
+    items = {str(number): 0 for number in range(1024)}
+    for _ in range(8):
+        greedy.send("mem.put", {"items": items})
+    assert len(batch.backlog["/greedy"]) >= 5
+
+
+def test_what_waits_in_a_backlog_keeps_its_order(turns: Turns) -> None:
+    batch, greedy = turns.kernel.memory.batch, turns.agent("greedy")
+    fill(greedy, 2 * FULL)
+    first = greedy.send("mem.get", {"keys": ["last"]})
+    deleted = greedy.send("mem.delete", {"keys": ["last"]})
+    second = greedy.send("mem.get", {"keys": ["last"]})
+    again = greedy.send("mem.put", {"items": {"last": "new"}, "ack": "accepted"})
+    third = greedy.send("mem.get", {"keys": ["last"]})
+    assert batch.backlog
+    ends: dict[int, object] = {}
+    while len(ends) < 2 * FULL + 5:
+        turns.turn(0.01)
+        for number, _, body in turns.replies.pop(greedy.route, []):
+            ends[number] = body
+    assert ends[first] == {"items": {"last": 2 * FULL - 1}, "rest": []}
+    assert ends[deleted] == {"count": 1}
+    assert ends[second] == {"items": {}, "rest": []}
+    assert again in ends
+    assert ends[third] == {"items": {"last": "new"}, "rest": []}
+    assert settled(turns)
+
+
+def test_a_call_in_a_backlog_can_be_cancelled(turns: Turns) -> None:
+    greedy = turns.agent("greedy")
+    calls = fill(greedy, 2 * FULL)
+    waiting = greedy.send("mem.get", {"keys": ["last"]})
+    greedy.send("call.cancel", {"call": waiting})
+    kind, body = greedy.wait(waiting)
+    assert (kind, body["code"]) == (FAILED, "call.cancelled")
+    assert greedy.wait(calls[-1])[0] == DONE
+    while not settled(turns):
+        turns.turn(0.01)
+
+
+def test_with_an_agent_its_backlog_ends(turns: Turns) -> None:
+    batch, greedy = turns.kernel.memory.batch, turns.agent("greedy")
+    child = turns.agent("child", parent=greedy.pid)
+    fill(child, 3 * FULL)
+    child.send("mem.get", {"keys": ["last"]})
+    call = greedy.send("mem.put", {"items": {"mine": 1}})
+    end(turns, child)
+    assert len(batch.backlog.get("/greedy", ())) <= 1
+    assert greedy.wait(call)[0] == DONE
+    while not settled(turns):
+        turns.turn(0.01)
+    assert turns.kernel.owners.check() == []
+
+
+def test_what_was_acknowledged_is_never_in_a_backlog(turns: Turns) -> None:
+    greedy = turns.agent("greedy")
+    for number in range(2 * FULL):
+        greedy.send("mem.put", {"items": {str(number): LARGE}, "ack": "accepted"})
+    waits = list(turns.kernel.memory.batch.backlog["/greedy"])
+    assert waits
+    assert not any(put.early for put in waits if isinstance(put, PendingPut))
