@@ -7,6 +7,7 @@ processor's time alone.
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import os
 import socket
@@ -133,7 +134,8 @@ class Caller:
 
 @contextlib.contextmanager
 def counted(most: int) -> Iterator[Callable[[], int]]:
-    """Steps that this thread takes meanwhile. Raises TooMuch at `most`."""
+    """Steps that this thread takes meanwhile. Raises TooMuch at `most`. Garbage of other tests,
+    which may run code when it is collected, stays until then."""
     steps = 0
 
     def each(frame: Any, event: str, _arg: object) -> Any:
@@ -148,8 +150,10 @@ def counted(most: int) -> Iterator[Callable[[], int]]:
         return each
 
     before = sys.gettrace()
+    gc.disable()
     sys.settrace(each)
     try:
         yield lambda: steps
     finally:
         sys.settrace(before)
+        gc.enable()
