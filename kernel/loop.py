@@ -173,7 +173,8 @@ class Loop:
             # News from init about a caller come before its calls.
             poll.wait(0.0 if self.lost or more else wait, first=self.init.fileno())
             for listener in self.listeners:
-                listener.resume()
+                if listener.taken_s or listener.waiting:
+                    listener.resume()
             self._run_timers()
             while self.lost:
                 self.on_lost(*self.lost.popitem())

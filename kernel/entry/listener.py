@@ -19,7 +19,6 @@ import os
 import resource
 import socket
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -70,7 +69,7 @@ class Listener:
         )
         self.is_busy, self.tree_of = lambda: False, bytes.hex
         self.turn_s = TURN_S if bounded else math.inf
-        self.taken_s: defaultdict[str, float] = defaultdict(float)  # of this turn, by tree
+        self.taken_s: dict[str, float] = {}  # of this turn, by tree
         self.peers: dict[bytes, Peer] = {}
         self.strangers: dict[bytes, Peer] = {}  # oldest first, with some that are known by now
         self.to_flush: dict[bytes, Peer] = {}
@@ -256,7 +255,8 @@ class Listener:
         self.waiting = {route: p for route, p in left.items() if route in self.peers} | self.waiting
 
     def _has_to_wait(self, route: bytes) -> bool:
-        return self.is_busy() or self.taken_s[self.tree_of(route)] >= self.turn_s
+        taken_s = self.taken_s.get(self.tree_of(route), 0.0) if self.taken_s else 0.0
+        return self.is_busy() or taken_s >= self.turn_s
 
     def _ready(self, peer: Peer, events: int) -> None:
         if events & WRITE:
@@ -287,16 +287,16 @@ class Listener:
     def _receive(self, peer: Peer, data: bytes | memoryview) -> None:
         """Handle received data, within the limits of one turn."""
         protocol, route = peer.protocol, peer.route
-        began, tree, is_over = time.perf_counter(), self.tree_of(route), False
+        tree, is_over = self.tree_of(route), False
+        began = time.perf_counter() - self.taken_s.get(tree, 0.0)
         try:
             while True:
                 for message in protocol.receive(data):
                     self.on_message(route, peer.os_pid, message)
-                    now = time.perf_counter()
-                    self.taken_s[tree] += now - began
-                    began, is_over = now, self.taken_s[tree] >= self.turn_s
                     if protocol.max_frame_bytes < self.max_frame_bytes and self.is_known(route):
                         protocol.max_frame_bytes = self.max_frame_bytes
+                    self.taken_s[tree] = time.perf_counter() - began
+                    is_over = self.taken_s[tree] >= self.turn_s
                     if is_over or route not in self.peers or (self.bounded and self.is_busy()):
                         break
                 data = b""

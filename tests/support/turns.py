@@ -70,6 +70,15 @@ class Turns:
             while self.init.recv(1 << 20):
                 pass
 
+    def settle(self) -> None:
+        """Turn until all that was to be written is on disk, and whoever waited for it knows."""
+        batch = self.kernel.memory.batch
+        while batch.backlog or batch.waiting or batch.batches:
+            self.turn(0.01)
+        last = self.kernel.store.write(lambda _: None)
+        while not last.is_over:
+            self.turn(0.01)
+
     def person(self) -> Caller:
         caller = Caller(self, next(self.routes).to_bytes(8, "big"))
         caller.done("hello", version=ABI_VERSION)

@@ -110,8 +110,8 @@ def test_puts_beyond_a_part_of_the_store_wait_and_those_of_others_do_not(turns: 
     assert set(batch.backlog) == {"/greedy"}
     assert other.wait(call)[0] == DONE
     assert greedy.wait(calls[-1])[0] == DONE
-    while not settled(turns):
-        turns.turn(0.01)
+    turns.settle()
+    assert settled(turns)
 
 
 def test_small_items_count_as_the_work_that_they_are(turns: Turns) -> None:
@@ -152,8 +152,8 @@ def test_a_call_in_a_backlog_can_be_cancelled(turns: Turns) -> None:
     kind, body = greedy.wait(waiting)
     assert (kind, body["code"]) == (FAILED, "call.cancelled")
     assert greedy.wait(calls[-1])[0] == DONE
-    while not settled(turns):
-        turns.turn(0.01)
+    turns.settle()
+    assert settled(turns)
 
 
 def test_with_an_agent_its_backlog_ends(turns: Turns) -> None:
@@ -165,8 +165,8 @@ def test_with_an_agent_its_backlog_ends(turns: Turns) -> None:
     end(turns, child)
     assert len(batch.backlog.get("/greedy", ())) <= 1
     assert greedy.wait(call)[0] == DONE
-    while not settled(turns):
-        turns.turn(0.01)
+    turns.settle()
+    assert settled(turns)
     assert turns.kernel.owners.check() == []
 
 

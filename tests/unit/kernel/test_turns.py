@@ -65,7 +65,9 @@ def turns(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Turns]:
 
 @pytest.fixture
 def caller(turns: Turns) -> Iterator[Caller]:
-    """The one that is below all others."""
+    """The one that is below all others. Nothing is left to do of what others began, which would be
+    counted as its work."""
+    turns.settle()
     above = max(process.pid for process in turns.kernel.table.live() if process.kind == "agent")
     one = turns.agent("evil", parent=above)
     yield one
@@ -103,7 +105,7 @@ def test_the_worst_of_a_call_takes_a_bounded_number_of_steps(
             call.cancel()
         for pending in list(turns.kernel.lifecycle.pending_spawns.values()):
             turns.kernel.lifecycle._end(pending.process, 0, "exit")
-        turns.turn()
+        turns.settle()
 
 
 def test_what_may_be_said_in_one_turn_takes_as_long_as_its_calls(
