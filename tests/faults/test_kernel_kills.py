@@ -25,7 +25,14 @@ with aios.open("Be brief.", name=f"story{task}") as context:
             digest=True,
         )
         seen = [token for piece in answer.pieces() for token in piece.tokens]
-        aios.send("collector", [task, number, seen, answer.tokens, answer.digest])
+        while True:
+            try:
+                aios.send("collector", [task, number, seen, answer.tokens, answer.digest])
+                break
+            except AiosError as error:
+                if error.code != "limit":  # its share of the mailbox is full
+                    raise
+                time.sleep(0.05)
         number += 1
         if answer.usage.context > 350:
             context.rollback("start")

@@ -3,6 +3,7 @@ all of it fits a terminal of 80 columns."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -18,6 +19,7 @@ from models import tiny_model
 
 from aios.agents import Aios, connect
 from aios.shell.cli import cli, execute
+from aios.syscalls.errors import ProcessGone
 from aios.syscalls.rules import Group
 
 ECHO = """
@@ -149,7 +151,8 @@ def prepared(line: str, aios: Aios, home: Path, folder: Path) -> dict[str, str]:
     alive = {row.name: row.pid for row in aios.ps() if row.state in ("starting", "running")}
     for row in aios.ps():
         if not row.tool and (row.name not in AGENTS or alive.get(row.name) != row.pid):
-            aios.kill(row.pid, "KILL")  # but no worker, which the next call may wait for
+            with contextlib.suppress(ProcessGone):  # it has ended by itself meanwhile
+                aios.kill(row.pid, "KILL")  # but no worker, which the next call may wait for
     for name in AGENTS:
         if name not in alive:
             alive[name] = aios.spawn(str(folder / "echo.py"), name=name)

@@ -20,7 +20,7 @@ from aios.kernel.entry.envelope import MAX_DEPTH, arguments
 from aios.kernel.entry.followers import MAX_OF_PROCESS, MAX_OF_TREE
 from aios.kernel.entry.trap import ENTRY_BYTES, MAX_WAITING_BYTES
 from aios.kernel.lib.linux import real
-from aios.kernel.sandbox.sandbox import SandboxPolicy, can_read
+from aios.kernel.sandbox.sandbox import SandboxPolicy, can_read, real_shared_paths
 from aios.kernel.storage import catalog, shares
 from aios.kernel.storage import uploads as upload
 from aios.kernel.storage.turns import MAX_WRITES
@@ -45,6 +45,7 @@ def turns(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Turns]:
     """A kernel in which something is there already."""
     made = Turns(tmp_path_factory.mktemp("turns"), ctx=1024)
     kernel = made.kernel
+    real_shared_paths(kernel.config.path)  # they are found once, and not for each spawn
     kernel.contexts.model, kernel.contexts.window, kernel.contexts.vocab = "none", 1024, 1000
     person = made.person()
     for number in range(64):
