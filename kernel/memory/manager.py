@@ -21,7 +21,6 @@ from aios.syscalls.errors import AiosError, BadInput, Conflict, StoreDamaged
 
 from ..entry.call import Call
 from ..lib.coroutine import Wait
-from ..lib.trees import root
 from ..process import Process
 from ..store.transaction import Txn
 from .owners import MemoryOwner, Owners
@@ -56,13 +55,12 @@ class Memory:
                 raise BadInput(f"a key of over {mem.MAX_KEY_BYTES} bytes", "shorten it")
         owner = self.owners.find(call, args, make=True)
         data = {key: _encode(value) for key, value in args.items.items()}
-        tree = root(owner.principal)
         early = (
             args.ack == "accepted"
             and owner.accepted < MAX_ACCEPTED_PUTS
-            and not self.batch.is_full(tree)
+            and not self.batch.is_full(owner.tree)
         )
-        put = PendingPut(owner, tree, args.space, data, early)
+        put = PendingPut(owner, args.space, data, early)
         self.batch.add(put)
         return Done() if early and not put.end.is_over else put.end  # there may be no store
 

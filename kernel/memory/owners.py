@@ -50,6 +50,10 @@ class MemoryOwner:
     accepted: int = 0  # puts under way that were acknowledged
     failed: int = 0
     fetched: int = 0  # items read back from the store
+    tree: str = field(init=False)  # of agents
+
+    def __post_init__(self) -> None:
+        self.tree = root(self.principal)
 
     @property
     def key(self) -> bytes:
@@ -310,7 +314,7 @@ class Owners:
             self._forget(owner)
 
     def _note_ended(self, owner: MemoryOwner) -> None:
-        self.ended_ones.setdefault(root(owner.principal), deque()).append(owner)
+        self.ended_ones.setdefault(owner.tree, deque()).append(owner)
         self.ended_count += 1
 
     def _forget_oldest(self) -> None:

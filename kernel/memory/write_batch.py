@@ -22,14 +22,13 @@ from aios.syscalls.base import Done
 from aios.syscalls.errors import AiosError, NotFound
 
 from ..lib.coroutine import Wait, background
-from ..lib.trees import root
 from ..store.transaction import Txn
 from .owners import MemoryOwner, Owners
 from .rows import OwnerRow, item_key
 
 MAX_BATCH_BYTES = 1 << 20  # of values, about
-MAX_TREE_BYTES = 2 << 20  # that the store has at once of one tree of agents
-ITEM_BYTES, JOB_BYTES = 1 << 10, 1 << 18  # that an item, and a job that is no put, count besides
+MAX_TREE_BYTES = 8 << 20  # that the store has at once of one tree of agents
+ITEM_BYTES, JOB_BYTES = 1 << 10, 1 << 20  # that an item, and a job that is no put, count besides
 
 T = TypeVar("T")
 
@@ -39,20 +38,17 @@ class PendingPut:
     """A put that waits to be written, and then its outcome."""
 
     owner: MemoryOwner
-    tree: str  # of agents, that it counts for
     space: str
     data: dict[str, bytes]  # values as msgpack
     early: bool  # it was acknowledged already
     end: Wait[Done] = field(default_factory=Wait)
     error: AiosError | None = None
     size: int = field(init=False)
+    counted: int = field(init=False)  # bytes that it takes of its tree's part
 
     def __post_init__(self) -> None:
         self.size = sum(map(len, self.data.values()))
-
-    @property
-    def counted(self) -> int:
-        return self.size + ITEM_BYTES * len(self.data)
+        self.counted = self.size + ITEM_BYTES * len(self.data)
 
 
 class PendingJob(NamedTuple):
@@ -84,13 +80,13 @@ class WriteBatch:
         for key in put.data:
             owner.begin_write((put.space, key))
         owner.accepted += put.early
-        if self.is_full(put.tree):
-            self.backlog.setdefault(put.tree, deque()).append(put)
+        if self.is_full(owner.tree):
+            self.backlog.setdefault(owner.tree, deque()).append(put)
         else:
             self._admit(put)
 
     def _admit(self, put: PendingPut) -> None:
-        self.held[put.tree] += put.counted
+        self.held[put.owner.tree] += put.counted
         self.waiting.append(put)
         self.size += put.size
         if not self.batches or self.size > MAX_BATCH_BYTES:
@@ -98,7 +94,7 @@ class WriteBatch:
 
     async def run(self, owner: MemoryOwner, job: Callable[[], Awaitable[T]], items: int = 0) -> T:
         """Run a job, about so many items, after all that was written to the memory before."""
-        tree, counted = root(owner.principal), JOB_BYTES + ITEM_BYTES * items
+        tree, counted = owner.tree, JOB_BYTES + ITEM_BYTES * items
         if self.is_full(tree):
             turn = PendingJob(owner, Wait())
             self.backlog.setdefault(tree, deque()).append(turn)
@@ -135,7 +131,7 @@ class WriteBatch:
 
     def drop(self, owner: MemoryOwner) -> None:
         """Fail what is in the backlog for memory that is going. No put of it was acknowledged."""
-        tree, gone = root(owner.principal), NotFound("the memory is gone with its process")
+        tree, gone = owner.tree, NotFound("the memory is gone with its process")
         for entry in [each for each in self.backlog.get(tree, ()) if each.owner is owner]:
             self.backlog[tree].remove(entry)
             if isinstance(entry, PendingPut):
@@ -159,10 +155,12 @@ class WriteBatch:
 
     def _end(self, puts: list[PendingPut], error: AiosError | None = None) -> None:
         self.batches -= 1
+        written: Counter[str] = Counter()
         for put in puts:
             _settle(put, error or put.error)
-        for put in puts:
-            self._release(put.tree, put.counted)
+            written[put.owner.tree] += put.counted
+        for tree, counted in written.items():
+            self._release(tree, counted)
         if not self.batches:
             self.flush()
 
