@@ -70,6 +70,7 @@ class Process:
     path: list[ProcessState] = field(default_factory=list)  # its last states
     code: int | None = None
     reason: str = ""
+    output_lost: int = 0  # bytes that it printed and a full disk had no room for
     result: bytes = NOTHING  # in msgpack
     reported: bool = False  # proc.exit has set code and result
     waited: bool = False  # a wait for any child has returned it

@@ -334,7 +334,11 @@ def event(what: Event) -> str:
 
 def ending(end: Exited) -> str:
     name, reason = shown(end.name), shown(end.reason)
-    return f"process {end.pid} ({name}) ended with code {end.code}: {reason}"
+    lost = f"; {end.output_lost:,} bytes that it printed are lost, the disk is full"
+    return (
+        f"process {end.pid} ({name}) ended with code {end.code}: {reason}"
+        f"{lost if end.output_lost else ''}"
+    )
 
 
 def value(result: Any) -> str:

@@ -97,6 +97,7 @@ class Exited(Reply):
     code: int  # as a shell gives it: 128 + signal for a death by signal
     reason: str  # "exit", "signal KILL", "limit wall", "parent gone", "not reading", ...
     result: Any = None
+    output_lost: int = 0  # bytes that it printed and a full disk had no room for
 
 
 class Kill(Message):

@@ -268,9 +268,9 @@ class Init:
             elif os_pid in self.children:
                 key = self.children.pop(os_pid)
                 signal_group(os_pid, signal.SIGKILL)  # processes that it left in its group
-                self.outputs.ended(key)
+                lost = self.outputs.ended(key)
                 name = signal.Signals(number).name.removeprefix("SIG") if number else ""
-                self.ended[os_pid] = Gone(key, os_pid, code, name)
+                self.ended[os_pid] = Gone(key, os_pid, code, name, lost)
                 self.sandbox_host.release(key)
                 self.tell(self.ended[os_pid])
             self.kill_strays()

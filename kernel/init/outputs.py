@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +27,7 @@ class Output:
     def __init__(self, path: Path, reader: int) -> None:
         self.path, self.reader = path, reader
         self.size = self.dropped = 0  # bytes of the log, and bytes freed at its beginning
+        self.lost = 0  # bytes that a full disk had no room for
 
     def take(self) -> bool:
         """Append one piece of what was printed to the log. Return False if there is nothing to
@@ -36,15 +38,18 @@ class Output:
         except BlockingIOError:
             return False
         if data:
-            with contextlib.suppress(OSError):  # the disk is full: this output is lost
+            with contextlib.suppress(OSError):  # the disk is full
                 self._append(data)
         return bool(data)
 
     def _append(self, data: bytes) -> None:
+        self.lost += len(data)  # until it is written
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         log = os.open(self.path, flags, 0o600)
         try:
-            self.size += os.write(log, data)
+            written = os.write(log, data)
+            self.size += written
+            self.lost -= written
             if self.size - self.dropped > MAX_LOG_BYTES + HOLE_BYTES:
                 self._drop(log)
         finally:
@@ -65,6 +70,7 @@ class Outputs:
     def __init__(self, selector: selectors.BaseSelector) -> None:
         self.selector = selector
         self.outputs: dict[int, Output] = {}
+        self.lost: Counter[int] = Counter()  # bytes, of those that are closed and have not ended
 
     def open(self, key: int, path: str) -> int:
         """Create an agent's log, and return the descriptor it prints to. The caller closes that.
@@ -84,16 +90,18 @@ class Outputs:
         if not output.take():
             self._close(key)  # all writers are gone
 
-    def ended(self, key: int) -> None:
-        """Append the rest of the pipe to the log of an agent that has ended.
+    def ended(self, key: int) -> int:
+        """Append the rest of the pipe to the log of an agent that has ended. Return how many bytes
+        of all that it printed the disk had no room for.
 
-        Its own children may live on for a moment; what they print is lost.
+        Its own children may live on for a moment; nobody reads what they print.
         """
         if key in self.outputs:
             for _ in range(MAX_PIPE_BYTES // READ_BYTES + 1):
                 if not self.outputs[key].take():
                     break
             self._close(key)
+        return self.lost.pop(key, 0)
 
     def close(self) -> None:
         """Close the outputs of all agents. They have ended."""
@@ -102,5 +110,7 @@ class Outputs:
 
     def _close(self, key: int) -> None:
         output = self.outputs.pop(key)
+        if output.lost:
+            self.lost[key] = output.lost
         self.selector.unregister(output.reader)
         os.close(output.reader)

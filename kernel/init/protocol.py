@@ -81,6 +81,7 @@ class Gone(InitFrame):
     os_pid: int
     code: int
     signal: str  # "" or a name like "KILL"
+    lost: int = 0  # bytes of its output that a full disk had no room for
 
 
 class Paused(InitFrame):

@@ -206,6 +206,7 @@ class Lifecycle:
         process = self.table.rows.get(frame.key)
         if process is not None and process.alive:
             reason = f"signal {frame.signal}" if frame.signal else "exit"
+            process.output_lost = frame.lost
             self._end(process, frame.code, reason)
         self.to_init(ExitAcknowledged(frame.os_pid))
 

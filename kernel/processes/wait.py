@@ -116,4 +116,5 @@ def exited(process: Process) -> Exited:
         code=process.code if process.code is not None else -1,
         reason=process.reason,
         result=msgspec.Raw(process.result),
+        output_lost=process.output_lost,
     )

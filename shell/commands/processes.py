@@ -81,7 +81,7 @@ def is_file(word: str) -> bool:
 @json_option
 @click.pass_obj
 def run(home: Path, /, as_json: bool, **given: Any) -> int:
-    """Run an agent, and exit with its code.
+    """Run an agent, and exit with its code: with 1 if a full disk lost what it printed.
 
     Its log is printed as it comes, then its result, then what Linux refused to it, and the option
     that lets it. It starts in the folder that you are in, and sees of that what it was given.
@@ -120,7 +120,7 @@ def run(home: Path, /, as_json: bool, **given: Any) -> int:
     report(end, as_json)
     for line in refused.said(home):
         say(line, err=True)
-    return end.code
+    return end.code or int(end.output_lost > 0)
 
 
 def report(end: Exited, as_json: bool) -> None:
@@ -128,7 +128,7 @@ def report(end: Exited, as_json: bool) -> None:
     told = isinstance(end.result, dict) and end.result.keys() == {"error"}
     if as_json or not (end.result is None or (end.code and told)):
         show(end, as_json, render.value(end.result))
-    if end.code and not as_json:
+    if (end.code or end.output_lost) and not as_json:
         say(f"aios: {render.ending(end)}", err=True)
 
 

@@ -106,7 +106,8 @@ class ServedTools:
                 raise
         if end.code:
             raise ToolError(f"{render.ending(end)}; it printed: {log}")
-        return {"result": msgspec.to_builtins(end.result), "printed": log}
+        answer = {"result": msgspec.to_builtins(end.result), "printed": log}
+        return answer | ({"output_lost": end.output_lost} if end.output_lost else {})
 
     async def _follow(self, aios: AsyncCalls, ctx: Context[Any], pid: int) -> str:
         """Report an agent's lines as they come. Return the end of its log, once it has ended."""

@@ -5,7 +5,9 @@ again."""
 from __future__ import annotations
 
 import io
+import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -214,6 +216,26 @@ def test_what_ends_something_is_served_on_a_full_disk(
                 ballast.unlink()
                 eventually(lambda: is_served(aios))
                 assert aios.check() == []
+
+
+def test_who_runs_an_agent_hears_that_its_output_is_lost(
+    homes: Path, program: Callable[[str], str]
+) -> None:
+    path = program("print('x' * 7_999_999)\nreturn 'the result'")
+    with small_disk(homes / "fp", 96 << 20) as home:
+        for _ in run_system(home, {"slots": 1, "ctx": 256}):
+            ballast = fill(home)
+            os.truncate(ballast, ballast.stat().st_size - (4 << 20))
+            done = commands.run(home, "run", path)
+            assert done.returncode == 1
+            assert done.stdout.endswith("the result\n")
+            [lost] = re.findall(r"ended with code 0: exit; ([\d,]+) bytes that it", done.stderr)
+            assert int(lost.replace(",", "")) == 8_000_000 - done.stdout.count("x")
+            told = json.loads(commands.run(home, "run", path, "--json").stdout)
+            assert told["output_lost"] > 4_000_000
+            ballast.unlink()
+            done = commands.run(home, "run", path)
+            assert (done.returncode, done.stderr) == (0, "")
 
 
 def is_served(aios: Aios) -> bool:

@@ -107,3 +107,24 @@ def test_a_log_of_an_earlier_boot_or_a_link_is_replaced(tmp_path: Path) -> None:
     init.close()
     assert init.log.read_bytes() == b"new"
     assert (tmp_path / "elsewhere").read_bytes() == b"kept"
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_the_bytes_that_a_full_disk_had_no_room_for_are_counted(init: Init, closed: bool) -> None:
+    """Also when all that could print have closed the pipe before the end is known."""
+    output = init.outputs.outputs[1]
+    os.write(init.writer, b"first\n")
+    init.turn()
+    output.path = Path("/dev/full")
+    os.write(init.writer, b"second\n")
+    init.turn()
+    output.path = init.log
+    os.write(init.writer, b"third\n")
+    init.turn()
+    if closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), init.writer)
+        init.turn()
+        assert init.outputs.outputs == {}
+    assert init.outputs.ended(1) == len(b"second\n")
+    assert init.outputs.ended(1) == 0
+    assert init.log.read_bytes() == b"first\nthird\n"
