@@ -57,7 +57,9 @@ from .protocol import (
 )
 from .sandbox_host import SandboxHost
 
-RUNNER = "aios.agents.runtime.runner"  # by name: the kernel may not import the SDK
+# By name: the kernel may not import the SDK.
+RUNNER = "aios.agents.runtime.runner"
+MCP_CONNECTION = "aios.agents.mcp.connection"
 AGENT_FDS, SPARE_FDS = 4, 64  # descriptors of init for each agent, and for all else
 BACKOFF_S, MAX_BACKOFF_S, HEALTHY_S = 0.05, 5.0, 10.0
 MAX_CRASHES = 3  # in a row, until the journal is set aside
@@ -98,11 +100,11 @@ class Init:
 
     def run(self) -> int:
         """Run until the kernel ends by itself, and return its exit code."""
-        gc.freeze()  # forks then share these pages
         self.selector.register(self.wake, selectors.EVENT_READ)
         for name in ("kernel", "core", "index", "gateway"):  # of an earlier system
             Path(self.log(name)).unlink(missing_ok=True)
         self.start_kernel()
+        self.preload_mcp()
         while True:
             for key, events in self.selector.select():
                 if key.data is not None:  # a callback of the sandbox host or of the outputs
@@ -120,6 +122,14 @@ class Init:
             code = self.reap()
             if code is not None:
                 return code
+
+    def preload_mcp(self) -> None:
+        """Import what each worker of an MCP server needs, while the kernel starts: it takes longer
+        than all else that a worker does before it can serve."""
+        if self.config.mcp:
+            with contextlib.suppress(Exception):  # a worker that imports it says why it cannot
+                importlib.import_module(MCP_CONNECTION)
+        gc.freeze()  # forks then share these pages
 
     def from_kernel(self) -> bool:
         """Serve one request of the kernel. Return False if there is none."""
