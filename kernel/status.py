@@ -42,6 +42,8 @@ def status(k: Kernel, call: Call, args: Empty) -> Status:
         walls=k.walls,
         audit=k.audit.info(),
         missing=k.config.missing,
+        gateway=k.gateway.state,
+        gateway_error=k.gateway.error,
     )
 
 

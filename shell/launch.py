@@ -106,7 +106,7 @@ class System:
                 connect(self.home, "aios-start") as aios,
             ):
                 if self._is_ours(aios.status()):
-                    return self._core_ready(aios, limit, progress)
+                    return self._all_ready(aios, limit, progress)
             time.sleep(POLL_S)
         raise TimedOut(f"the system was not ready after {START_TIMEOUT_S:g} s", f"see {self.log}")
 
@@ -114,16 +114,19 @@ class System:
         """Return whether it is our kernel that answers: in a busy home it is another init's."""
         return init_of(status).pid == self.process.pid
 
-    def _core_ready(self, aios: Aios, limit: float, progress: Progress) -> Status:
+    def _all_ready(self, aios: Aios, limit: float, progress: Progress) -> Status:
+        waits = ""
         while time.monotonic() < limit:
             status = aios.status()
-            if status.core == "ready":
+            if status.core == "ready" and status.gateway != "starting":
                 return status
             if status.core_error is not None:
                 raise from_wire(status.core_error)
-            progress("loading the model, and testing that it is exact")
+            loading = status.core != "ready"
+            waits = "loading the model" if loading else "waiting for its gateway to listen"
+            progress(f"{waits}, and testing that it is exact" if loading else waits)
             time.sleep(POLL_S)
-        raise TimedOut("the model is still loading", f"see the logs in {self.home / 'log'}")
+        raise TimedOut(f"the system is still {waits}", f"see the logs in {self.home / 'log'}")
 
     def _why(self) -> AiosError:
         """Return the error that init left as its last line, or else the kernel."""

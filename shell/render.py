@@ -270,6 +270,9 @@ def status(answer: Status) -> Table:
     missing = [name for name, how in answer.walls.items() if not how]
     if missing:
         rows.append(("", f"this Linux has no wall for {', '.join(missing)}: docs/walls.md"))
+    if answer.gateway != "off":
+        error = answer.gateway_error
+        rows.append(("gateway", answer.gateway if error is None else error["message"]))
     rows += [("missing", f"{what}: {how}") for what, how in answer.missing.items()]
     if answer.audit.trouble:
         rows.append(("", f"DAMAGED: {answer.audit.trouble}; see `aios audit verify`"))

@@ -44,6 +44,9 @@ class AuditInfo(Reply):
     trouble: str  # what was wrong with the log when the kernel started
 
 
+GatewayState = Literal["off", "starting", "listening", "failed"]
+
+
 class Status(Reply):
     version: str
     abi: int
@@ -66,6 +69,8 @@ class Status(Reply):
     walls: dict[str, str]  # around agents: by what is kept in, how; "" where this Linux cannot
     audit: AuditInfo
     missing: dict[str, str] = {}  # what is not there for want of a package: how to install it
+    gateway: GatewayState = "off"  # for callers from elsewhere
+    gateway_error: dict[str, str] | None = None  # why it cannot listen
 
 
 class Summary(Reply):

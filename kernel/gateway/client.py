@@ -16,6 +16,7 @@ import msgspec
 
 from aios.syscalls import acc
 from aios.syscalls.errors import BadInput, Denied, DiskFull, NotFound
+from aios.syscalls.kernel import GatewayState
 
 from ..config import Config
 from ..entry.call import Session
@@ -80,6 +81,14 @@ class GatewayClient:
         self.keys = {each.public: each for each in read_keys(self.path)}
         self.listening = Listening("", "")
         self.error: dict[str, str] | None = None
+
+    @property
+    def state(self) -> GatewayState:
+        if not self.config.listen:
+            return "off"
+        if self.error is not None:
+            return "failed"
+        return "listening" if self.listening.address else "starting"
 
     # --- keys -------------------------------------------------------------------------------------
 

@@ -83,6 +83,10 @@ def start(home: Path, /, detach: bool, as_json: bool, **given: Any) -> int:
             status = launched.ready(tell)
     try:
         show(status, as_json, render.ready_line(status))
+        if status.gateway_error is not None:
+            say(
+                f"aios: nobody can call from elsewhere: {status.gateway_error['message']}", err=True
+            )
         if not as_json:
             about_format(status)
         return 0 if detach else exit_code(launched.process)

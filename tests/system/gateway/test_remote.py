@@ -16,7 +16,7 @@ import psutil
 import pytest
 import zmq
 from commands import run as run_aios
-from conftest import Boot, eventually, run_system
+from conftest import Boot, eventually, run_system, tiny
 from helpers import kill_kernel
 from zmq.utils.monitor import recv_monitor_message
 
@@ -282,11 +282,29 @@ def test_an_address_that_cannot_be_had_is_said_and_keeps_nothing_else_from_runni
 ) -> None:
     other = boot(listen=fixed.aios.keys().address, slots=1, ctx=256)
     with connect(other.home, "here") as aios:
-        error = eventually(lambda: aios.keys().error)
-        assert "cannot listen" in error["message"]
+        status = aios.status()  # a start waits for what is known of it
+        assert status.gateway == "failed"
+        assert status.gateway_error is not None
+        assert "cannot listen" in status.gateway_error["message"]
+        assert aios.keys().error == status.gateway_error
         assert aios.generate("Hello", max_tokens=2, ignore_eos=True).tokens
-    listed = run_aios(other.home, "key", "list")
-    assert "cannot listen" in listed.stdout
+    for command in (("key", "list"), ("status",)):
+        assert "cannot listen" in run_aios(other.home, *command).stdout
+
+
+def test_a_start_says_that_it_cannot_listen(fixed: Server, homes: Path) -> None:
+    home = homes / "unheard"
+    home.mkdir()
+    address = fixed.aios.keys().address
+    settings = f"model = '{tiny(homes)}'\nlisten = '{address}'\nslots = 1\n"
+    (home / "config.toml").write_text(settings)
+    started = run_aios(home, "start", "--detach")
+    assert run_aios(home, "stop").returncode == 0
+    assert started.returncode == 0
+    assert started.stdout.startswith("ready: ")
+    assert started.stderr.startswith(
+        f"aios: nobody can call from elsewhere: cannot listen at {address}"
+    )
 
 
 def test_the_commands(server: Server) -> None:

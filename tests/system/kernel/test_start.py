@@ -8,20 +8,16 @@ import os
 import shutil
 import signal
 import struct
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from unittest.mock import Mock
 
 import gguf
+import psutil
 import pytest
 from commands import LIMIT, answer, line_of, run, started
 from conftest import eventually, left_of, tiny
 from models import tiny_model
 
-from aios.shell import render
-from aios.shell.cli import execute
-from aios.shell.commands import system
 from aios.shell.launch import System
 from aios.syscalls.errors import AiosError, StoreDamaged
 
@@ -85,14 +81,15 @@ def test_a_killed_starter_leaves_nothing_behind(homes: Path) -> None:
         eventually(lambda: left_of(home) == [])
 
 
-def test_a_system_that_a_signal_ended_has_the_code_of_a_shell(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    process = subprocess.Popen(["sh", "-c", "kill -KILL $$"])
-    monkeypatch.setattr(system, "System", lambda *_, **__: Mock(process=process))
-    monkeypatch.setattr(system, "show", lambda *_: None)
-    monkeypatch.setattr(render, "ready_line", str)
-    assert execute(["--home", str(tmp_path), "start", "--json"]) == 137
+def test_a_system_that_a_signal_ended_has_the_code_of_a_shell(homes: Path) -> None:
+    home = homes / "signalled"
+    with started(home, "start", "--slots", "1", "--ctx", "512", "--model", tiny(homes)) as system:
+        assert line_of(system).startswith("ready: ")
+        [init] = psutil.Process(system.pid).children()
+        init.kill()
+        assert system.wait(LIMIT) == 137
+        eventually(lambda: left_of(home) == [])
+    shutil.rmtree(home)  # with its sockets
 
 
 def test_an_error_of_an_earlier_system_is_not_told_again(tmp_path: Path) -> None:
