@@ -43,7 +43,7 @@ test: .venv/testing
 
 faults: .venv/testing .venv/conformance
 	$(BIN)/python -m pytest --faults tests/faults
-	$(BIN)/python -m pytest --faults $$(grep -rl --include='test_*.py' RuleBasedStateMachine tests/unit tests/system)
+	$(BIN)/python -m pytest --faults $$(grep -rl --include='test_*.py' '\.TestCase' tests/unit tests/system)
 
 .venv/conformance: .venv/testing .ci/conformance/package-lock.json
 	mkdir -p $@ && cp .ci/conformance/*.json $@/

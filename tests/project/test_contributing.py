@@ -101,7 +101,8 @@ def test_a_scheduling_policy_takes_one_file(tree: Tree) -> None:
     edited = tree.follow("A scheduling policy")
     assert len(edited) == 1, edited
     assert tree.changed() - edited == {"tests/unit/llm/test_strict.py"}
-    tree.test("tests/unit/llm/test_strict.py", "tests/unit/llm/test_scheduler.py")
+    names = ("test_strict", "test_scheduler", "test_scheduler_machine")
+    tree.test(*(f"tests/unit/llm/{name}.py" for name in names))
 
 
 def test_a_tool_takes_four_files_with_its_test(tree: Tree) -> None:
