@@ -1,9 +1,8 @@
-"""Grammars: compiled, enforced, and exact whatever interrupts the answer."""
+"""Grammars and schemas on the embedded model: enforced, exact whatever interrupts the answer."""
 
 from __future__ import annotations
 
 import json
-import random
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -12,21 +11,17 @@ import jsonschema
 import numpy as np
 import pytest
 from batcher_harness import PLENTY, CheckedBatcher, Job, at_random, finish, report, run_solo
-from byte_grammar import BYTES, takes
+from byte_grammar import takes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llama_cpp import llama_grammar
-from models import merges
 
-from aios.agents.reasoning.tool_dialogue import BARE, TAGS, CallFormat
 from aios.kernel.config import embedded_model
-from aios.kernel.core.grammar import Grammars, to_lark
+from aios.kernel.core.grammar import Grammars
 from aios.kernel.core.llama import LlamaEngine
 from aios.kernel.core.protocol import Compile, Halt
-from aios.syscalls.errors import BadGrammar
 from aios.syscalls.llm import Decoding
 
-Pair = tuple[str, str]  # a piece of GBNF, and a regular expression of the same meaning
 PERSON = {
     "type": "object",
     "properties": {
@@ -52,12 +47,6 @@ def ask(engine: LlamaEngine, text: str) -> list[int]:
     )
 
 
-@pytest.mark.parametrize("schema", ['{"type": }', '{"type": "integer"', "{" * 5000])
-def test_a_schema_in_a_grammar_that_is_no_json(schema: str) -> None:
-    with pytest.raises(BadGrammar, match="a schema in the grammar is not JSON"):
-        to_lark(f"root ::= %json {schema}")
-
-
 def refusal(engine: LlamaEngine, **asked: Any) -> str:
     error = engine.grammars.answer(Compile(7, **({"schema": None, "grammar": None} | asked))).error
     assert error is not None
@@ -66,87 +55,6 @@ def refusal(engine: LlamaEngine, **asked: Any) -> str:
 
 
 # --- GBNF ---------------------------------------------------------------------------------------
-
-
-def _quoted(text: str) -> Pair:
-    return json.dumps(text, ensure_ascii=False), re.escape(text)
-
-
-def _either(parts: list[Pair]) -> Pair:
-    return f"({' | '.join(p[0] for p in parts)})", f"(?:{'|'.join(p[1] for p in parts)})"
-
-
-def _both(parts: list[Pair]) -> Pair:
-    return " ".join(p[0] for p in parts), "".join(p[1] for p in parts)
-
-
-def _many(part: Pair, times: str) -> Pair:
-    return f"({part[0]}){times}", f"(?:{part[1]}){times}"
-
-
-ATOMS = st.text("ab\N{LATIN SMALL LETTER E WITH ACUTE}\n", max_size=3).map(
-    _quoted
-) | st.sampled_from(
-    [
-        ("[a-c]", "[a-c]"),
-        ("[^a\\n]", "[^a\\n]"),
-        ("[-a\\]]", "[-a\\]]"),
-        ("[\\x61\\u00e9-\\u00EA]", "[aéê]"),
-        (".", "(?s:.)"),
-        ('"\\u0062\\x63"', "bc"),
-    ]
-)
-EXPRESSIONS = st.recursive(
-    ATOMS,
-    lambda inner: (
-        st.lists(inner, min_size=1, max_size=3).map(_either)
-        | st.lists(inner, min_size=2, max_size=3).map(_both)
-        | st.tuples(inner, st.sampled_from(["*", "+", "?", "{2}", "{1,}", "{0,2}"])).map(
-            lambda got: _many(*got)
-        )
-    ),
-    max_leaves=6,
-)
-
-
-@given(EXPRESSIONS, st.lists(st.text("abcé-]\n", max_size=5), min_size=4, max_size=4))
-def test_a_grammar_takes_what_it_says_and_nothing_else(pair: Pair, texts: list[str]) -> None:
-    gbnf, expression = pair
-    for text in [*texts, ""]:
-        fits = re.fullmatch(expression, text) is not None
-        assert takes(text, grammar=f"root ::= {gbnf}") == fits, text
-
-
-@pytest.mark.parametrize(
-    ("gbnf", "good", "bad"),
-    [
-        (
-            'root ::= "a " one\none ::= %json {"items": {"$ref": "#/$defs/n"}, "maxItems": 2, '
-            '"type": "array", "$defs": {"n": {"type": "integer"}}} "!"',
-            ["a []!", "a [1, -2]!"],
-            ["a [1,2]!", "a [1, 2, 3]!", "a []", 'a ["1"]!'],
-        ),
-        ('root ::= word "b"\nword ::= [a-z]+', ["ab", "aab"], ["b", "ba"]),
-        ('root ::= ("if" | id) " " id\nid ::= [a-z]+', ["if x", "iffy if"], ["if "]),
-        ('root ::= Ab ab\nAb ::= "x" ab?\nab ::= "y" Ab?', ["xyy", "xyxy"], ["xx"]),
-        ('root ::= "(" root? ")" | root root', ["(())", "()()"], ["(()"]),
-        ('# all\nroot ::= (\n "a" | # one\n "b"\n)\n  x-1\n\nx-1 ::=\n "c" |', ["ac", "b"], ["c"]),
-        ('root ::= ""', [""], ["a"]),
-        ('root ::= [^.]++ "."', ["a.", "ab c."], [".", "a", "a.."]),
-        ('root ::= [a-z]++ ("x" | "!")', ["ab!", "x!"], ["abx", "!"]),  # nothing is given back
-        ('root ::= "a" (.++)?', ["a", "ab\n<"], ["", "b"]),
-        (f"root ::= {TAGS.text}", ["a", "a < b", "<<x", "<table", "a\n<"[:2]], ["", "a<", "a <to"]),
-        (f"root ::= {BARE.text}", ["a", "a {\n"], ["", "{", " a", "\na"]),
-        (
-            f'root ::= ({TAGS.text})? "<tool_call>"',
-            ["a<tool_call>", "<tool_call>", "<<b<tool_call>"],
-            ["a<tool_call", "a<<tool_call>"],
-        ),
-    ],
-)
-def test_rules(gbnf: str, good: list[str], bad: list[str]) -> None:
-    for text in good + bad:
-        assert takes(text, grammar=gbnf) == (text in good), text
 
 
 @pytest.mark.parametrize(
@@ -204,27 +112,6 @@ def test_a_defect_of_the_compiler_is_an_answer_too(
     assert error["code"] == "internal"
 
 
-@pytest.mark.parametrize("form", [TAGS, BARE], ids=["tags", "bare"])
-def test_calls_can_be_chosen_from_a_large_vocabulary(form: CallFormat) -> None:
-    """The vocabulary is as large as Qwen2.5's; an answer is any text, or a call."""
-    dice = random.Random(1)
-    parts = [pair.replace(" ", "").replace("\u0120", " ") for pair in merges()]
-    parts = [part for part in parts if part.isascii()] + ["<"] * 8  # beginnings of calls, of tags
-    words = {"".join(dice.choices(parts, k=dice.randint(1, 3))) for _ in range(320_000)}
-    pieces = [*(bytes([byte]) for byte in range(256)), b""]
-    pieces += [word.encode() for word in sorted(words)][: 152_000 - len(pieces)]
-    assert len(pieces) == 152_000
-    schema = '{"type": "object", "properties": {}, "additionalProperties": false}'
-    call = f'{json.dumps(form.opens)} "{{" %json {schema} "}}" {json.dumps(form.closes)}'
-    for gbnf in (f"root ::= text | {call}\ntext ::= {form.text}", 'root ::= [^<]* "<"'):
-        grammars = Grammars(pieces, [256], list)
-        assert grammars.answer(Compile(1, None, gbnf)).error is None
-        grammar = grammars.start(Decoding(grammar=gbnf), [])
-        for token in b"Hello, you.":
-            assert len(grammar.allowed()) > 10_000
-            grammar.accept(token)
-
-
 def test_text_that_is_forced_is_written_in_the_vocabulary_s_own_tokens(engine: LlamaEngine) -> None:
     """Also where the tokenizer adds a blank in front, as those of some models do."""
     blank = Grammars([bytes([byte]) for byte in range(256)], [0], lambda text: [32, *text])
@@ -236,18 +123,6 @@ def test_text_that_is_forced_is_written_in_the_vocabulary_s_own_tokens(engine: L
     for control in ("<|im_end|>", "<|im_start|>"):
         decoding = Decoding(grammar=f'root ::= "{control}"', max_tokens=20)
         assert run_solo(engine, ask(engine, "Go"), decoding).text == control
-
-
-@given(st.text(st.sampled_from('ab"[]()|*+?{},.:=\\xu0- \n#é\ud800'), max_size=40))
-def test_no_text_is_a_defect(text: str) -> None:
-    """A malformed grammar is refused, in words; what is accepted can begin."""
-    try:
-        allowed = BYTES.start(Decoding(grammar=f"root ::= {text}"), []).allowed()
-    except BadGrammar as error:
-        assert error.message
-        assert error.hint
-    else:
-        assert allowed.size
 
 
 # --- JSON Schema --------------------------------------------------------------------------------

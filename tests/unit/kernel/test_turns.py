@@ -4,28 +4,21 @@ meanwhile: in steps, and bounded by the steps of a plain call."""
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from turns import Caller, TooMuch, Turns, counted
 from worst import worst_of
 
 from aios.kernel.access import approvals
 from aios.kernel.access.grants import MAX_GRANTS
-from aios.kernel.entry.envelope import MAX_DEPTH, arguments
 from aios.kernel.entry.followers import MAX_OF_PROCESS, MAX_OF_TREE
 from aios.kernel.entry.trap import ENTRY_BYTES, MAX_WAITING_BYTES
-from aios.kernel.lib.linux import real
-from aios.kernel.sandbox.sandbox import SandboxPolicy, can_read, real_shared_paths
+from aios.kernel.sandbox.sandbox import real_shared_paths
 from aios.kernel.storage import catalog, shares
 from aios.kernel.storage import uploads as upload
 from aios.kernel.storage.turns import MAX_WRITES
-from aios.shell.escape import as_json_text
-from aios.syscalls.errors import Malformed
 from aios.syscalls.rules import Manifest
 from aios.syscalls.table import TABLE
 from aios.syscalls.wire import DONE, FAILED
@@ -337,60 +330,6 @@ def test_what_a_tree_has_granted_is_bounded_and_goes_at_once(
             turns.turn()
             assert steps() < 20 * plain
     assert turns.kernel.grants.by_id == {}
-
-
-# --- what it does not cost any more ---------------------------------------------------------------
-
-
-def test_a_program_behind_many_links_is_looked_for_as_linux_does(tmp_path: Path) -> None:
-    """Each leads back to the folder, by a long way: Python would go all of them."""
-    way = f"{tmp_path}/" + "./" * 1500
-    for number in range(200):
-        (tmp_path / f"{number:x}").symlink_to(way)
-    path = f"{tmp_path}/" + "/".join(f"{number:x}" for number in range(200))
-    walls = SandboxPolicy(read=[f"{path}/of"], write=[str(tmp_path)])
-    assert can_read(walls, tmp_path, 1, str(tmp_path))
-    with counted(20_000):
-        assert real(path) == ""
-        assert real(f"{tmp_path}/1/2/3") == str(tmp_path)
-        assert real(f"{tmp_path}/1/none") == f"{tmp_path}/none"
-        assert real(f"{tmp_path}/none/none") == ""
-        assert real(f"{tmp_path}/none/..") == ""
-        assert real("\0") == ""
-        assert not can_read(walls, tmp_path, 1, "/none/of/those")
-
-
-def checked(value: Any) -> str:
-    row = TABLE["msg.send"]
-    try:
-        arguments(row, msgspec.Raw(msgspec.msgpack.encode({"to": 1, "body": value})))
-    except Malformed as error:
-        return error.message
-    return ""
-
-
-@pytest.mark.parametrize(
-    "make", [lambda inner: [inner], lambda inner: {"a": inner}, lambda inner: {1: [inner]}]
-)
-def test_plain_values_are_let_through_to_a_depth(make: Any) -> None:
-    value: Any = None
-    levels = 2 if isinstance(make(None), dict) and 1 in make(None) else 1
-    for depth in range(levels, MAX_DEPTH + 1, levels):
-        value = make(value)
-        assert checked(value) == "", depth
-    assert checked(make(value)) == f"msg.send: nested deeper than {MAX_DEPTH}"
-
-
-def test_what_is_not_plain_is_refused_wherever_it_is() -> None:
-    nan = math.nan
-    value: Any
-    for value in (nan, [nan], {"a": [1, {"b": nan}]}, [[[0.5, nan]]]):
-        assert checked(value) == "msg.send: holds what is not plain: nan"
-    for value in ({1.5: 1}, [{None: 1}], {"a": {b"x": 1}}, {True: 1}):
-        assert "keys are strings or integers" in checked(value)
-    for value in (None, True, 1, -1.5, "x", b"x", [], {}, [{}, []], {"a": {1: {"b": []}}}):
-        assert as_json_text(value)
-        assert checked(value) == ""
 
 
 def test_the_rules_of_an_agent_are_kept_once_whatever_it_asks_for(turns: Turns) -> None:
