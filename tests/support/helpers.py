@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,14 @@ SAMPLED: dict[str, Any] = {"temperature": 0.9, "seed": 11, "ignore_eos": True}
 
 def run(aios: Aios, prompt: Any = STORY, **options: Any) -> Result:
     return aios.generate(prompt, **{"max_tokens": 12, **options}).result()
+
+
+def result_of(aios: Aios, program: str, task: Any = None, **options: Any) -> Any:
+    """Run an agent; return its result."""
+    pid = aios.spawn(program, task, **options)
+    exited = aios.wait(pid, timeout=60)
+    assert exited.code == 0, aios.log(pid).data.decode()
+    return exited.result
 
 
 def first_piece(generation: Generation) -> None:
@@ -68,3 +77,16 @@ def talk(context: Context, turns: int, **options: Any) -> list[Moved | None]:
         assert answer.finish == "length"
         moved.append(answer.moved)
     return moved
+
+
+def left_empty(aios: Aios) -> Iterator[Aios]:
+    """A person's connection, with nothing stored before and nothing wrong afterwards."""
+    yield aios
+    assert aios.sto_verify().wait()["problems"] == []
+    for holding in aios.sto_owners():
+        for info in list(aios.sto_list(deleted=True, owner=holding.owner)):
+            aios.sto_purge(info.path, info.owner)
+        for grant in aios.sto_shares(holding.owner):
+            if grant.owner == holding.owner:
+                aios.sto_share(grant.prefix, grant.to, "none", owner=grant.owner)
+    assert aios.sto_verify().wait()["chunks"] == 0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -89,3 +90,23 @@ class Raw:
             self.start("proc.exit")
             self.socket.setsockopt(zmq.LINGER, 500)
         self.close()
+
+
+@contextlib.contextmanager
+def made_again(
+    home: Path, calls: Sequence[tuple[str, dict[str, Any]]], meanwhile: Callable[[], None]
+) -> Iterator[Raw]:
+    """Make the calls, and after `meanwhile` the same again, as if no reply had come: each has the
+    reply that it had. The process that has made them is yielded, as it has come back."""
+    with Raw(home, hello=False) as raw:
+        welcome = raw.done("hello", version=ABI_VERSION, name="raw")
+        first = next(raw.ids) + 1
+        replies = [raw.final(raw.start(name, **args)) for name, args in calls]
+        assert [kind for kind, _ in replies] == [DONE] * len(calls)
+        meanwhile()
+        with Raw(home, hello=False, first=first - 1) as again:
+            back = {"pid": welcome["pid"], "secret": welcome["secret"]}
+            assert again.done("hello", version=ABI_VERSION, back=back)["pid"] == welcome["pid"]
+            for (name, args), reply in zip(calls, replies, strict=True):
+                assert again.final(again.start(name, **args)) == reply
+            yield again

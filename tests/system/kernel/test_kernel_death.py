@@ -15,15 +15,15 @@ import msgpack
 import psutil
 import pytest
 import zmq
-from conftest import Boot, eventually, of_core, on_tiny
+from conftest import Boot, eventually, of_core, on_tiny, run_system
 from helpers import first_piece, kill_kernel, running
-from raw import Raw
+from raw import Raw, made_again
 
 from aios.agents import connect
 from aios.shell.launch import System
 from aios.syscalls.errors import AiosError, ContextForeign, NotFound
 from aios.syscalls.llm import Piece
-from aios.syscalls.wire import ABI_VERSION, DONE
+from aios.syscalls.wire import ABI_VERSION
 
 Program = Callable[[str], str]
 OPTIONS: dict[str, Any] = {
@@ -123,20 +123,8 @@ def test_a_call_that_is_sent_again_has_its_effect_once(boot: Boot, program: Prog
         ("llm.open", {"system": "Be brief."}),
         ("llm.generate", {"text": "One, two,", "max_tokens": 3, "ignore_eos": True}),
     ]
-    with connect(system.home) as aios, Raw(system.home, hello=False) as raw:
-        welcome = raw.done("hello", version=ABI_VERSION, name="raw")
-        first = next(raw.ids) + 1
-        replies = [raw.final(raw.start(name, **args)) for name, args in calls]
-        assert [kind for kind, _ in replies] == [DONE] * len(calls)
-        kill_kernel(aios)
-        with Raw(system.home, hello=False, first=first) as again:
-            back = {"pid": welcome["pid"], "secret": welcome["secret"]}
-            hello = again.ids
-            again.ids = itertools.count(900)
-            assert again.done("hello", version=ABI_VERSION, back=back)["pid"] == welcome["pid"]
-            again.ids = hello
-            for (name, args), reply in zip(calls, replies, strict=True):
-                assert again.final(again.start(name, **args)) == reply
+    with connect(system.home) as aios:
+        with made_again(system.home, calls, lambda: kill_kernel(aios)) as again:
             again.ids = itertools.count(1000)
             assert again.done("msg.recv", timeout=0)["body"] == "once"
             assert again.error("msg.recv", timeout=0)["code"] == "call.timed_out"
@@ -270,20 +258,17 @@ def end(system: System, how: signal.Signals) -> None:
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_context_with_a_name_outlives_the_system(homes: Path, how: signal.Signals) -> None:
     home = homes / f"again{how}"
-    settings = on_tiny(home, slots=2, ctx=512, grace=0.5)
-    first = System(home, settings, detach=True)
-    first.ready()
-    with connect(home, "me") as aios:
-        other = aios.open("Be brief.")
-        context = aios.open("Be brief.", name="chat")
-        for each in (other, context):
-            each.generate("The number is 42.", max_tokens=12).result()
-        context.checkpoint("early")
-        wanted = other.generate("Which number?", max_tokens=12, digest=True).result()
-        end(first, how)
-    second = System(home, settings, detach=True)
-    try:
-        second.ready()
+    settings = {"slots": 2, "ctx": 512, "grace": 0.5}
+    for first in run_system(home, settings):
+        with connect(home, "me") as aios:
+            other = aios.open("Be brief.")
+            context = aios.open("Be brief.", name="chat")
+            for each in (other, context):
+                each.generate("The number is 42.", max_tokens=12).result()
+            context.checkpoint("early")
+            wanted = other.generate("Which number?", max_tokens=12, digest=True).result()
+            end(first, how)
+    for _ in run_system(home, settings):
         with connect(home, "me") as aios:
             (info,) = aios.contexts()
             assert (info.name, info.state, info.owner) == ("chat", "asleep", "me")
@@ -296,26 +281,21 @@ def test_a_context_with_a_name_outlives_the_system(homes: Path, how: signal.Sign
             with pytest.raises(NotFound):
                 context.append("gone")
             assert aios.check() == []
-    finally:
-        second.end()
 
 
 def test_a_history_of_another_model_is_refused_and_kept(homes: Path) -> None:
     home = homes / "foreign"
     settings = on_tiny(home, slots=1, ctx=256)
-    first = System(home, settings, detach=True)
-    first.ready()
-    with connect(home, "me") as aios:
-        context = aios.open(name="chat")
-        context.append("One, two,", raw=True)
-        context.generate(max_tokens=3).result()
-    end(first, signal.SIGTERM)
+    for first in run_system(home, settings):
+        with connect(home, "me") as aios:
+            context = aios.open(name="chat")
+            context.append("One, two,", raw=True)
+            context.generate(max_tokens=3).result()
+        end(first, signal.SIGTERM)
     other = homes / "other.gguf"
     other.write_bytes(Path(settings["model"]).read_bytes() + bytes(32))
     for model, foreign in ((str(other), True), (settings["model"], False)):
-        system = System(home, settings | {"model": model}, detach=True)
-        try:
-            system.ready()
+        for _ in run_system(home, settings | {"model": model}):
             with connect(home, "me") as aios:
                 context = aios.open(name="chat")
                 if foreign:
@@ -326,28 +306,21 @@ def test_a_history_of_another_model_is_refused_and_kept(homes: Path) -> None:
                 else:
                     assert context.generate(max_tokens=3, ignore_eos=True).tokens
                 assert aios.check() == []
-        finally:
-            system.end()
 
 
 def test_a_journal_that_no_kernel_can_read_is_set_aside(homes: Path) -> None:
     home = homes / "broken"
-    settings = on_tiny(home, slots=1, ctx=256)
-    first = System(home, settings, detach=True)
-    first.ready()
-    end(first, signal.SIGTERM)
+    settings = {"slots": 1, "ctx": 256}
+    for first in run_system(home, settings):
+        end(first, signal.SIGTERM)
     journal = home / "journal"
     for path in journal.iterdir():
         path.unlink()
     # A whole frame, whose rows no kernel of this version wrote.
     body = msgpack.packb([[0, "context/1", b"\xc1"]])
     (journal / "base-1").write_bytes(struct.pack("<II", len(body), zlib.crc32(body)) + body)
-    second = System(home, settings, detach=True)
-    try:
-        second.ready()
+    for _ in run_system(home, settings):
         assert "set its journal aside" in (home / "init.log").read_text()
         with connect(home) as aios:
             assert aios.generate("Hi", max_tokens=2).tokens
-    finally:
-        second.end()
     assert len(list(home.glob("journal-*"))) == 1

@@ -1,33 +1,22 @@
-"""Storage through the real kernel, by agents and by a person."""
+"""Storage through the real kernel: objects, conditions, watches, uploads."""
 
 from __future__ import annotations
 
 import io
 import os
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Boot, eventually, on_tiny, run_system
-from helpers import kill_kernel
+from conftest import eventually, run_system
+from helpers import left_empty, result_of
 from raw import Raw
 
 from aios.agents import Aios, connect
 from aios.shell.launch import System
 from aios.syscalls import sto
-from aios.syscalls.errors import (
-    AiosError,
-    BadInput,
-    Conflict,
-    LimitReached,
-    NotFound,
-    StoreDamaged,
-    StoreFull,
-    UploadGone,
-)
-from aios.syscalls.wire import ABI_VERSION, DONE, FAILED
+from aios.syscalls.errors import BadInput, Conflict, NotFound, UploadGone
 
 Program = Callable[[str], str]
 BIG = os.urandom(1 << 20) * 5
@@ -41,24 +30,7 @@ def shared(homes: Path) -> Iterator[System]:
 
 @pytest.fixture
 def storage(aios: Aios) -> Iterator[Aios]:
-    """A person's connection, with nothing stored before and nothing wrong afterwards."""
-    yield aios
-    assert aios.sto_verify().wait()["problems"] == []
-    for holding in aios.sto_owners():
-        for info in list(aios.sto_list(deleted=True, owner=holding.owner)):
-            aios.sto_purge(info.path, info.owner)
-        for grant in aios.sto_shares(holding.owner):
-            if grant.owner == holding.owner:
-                aios.sto_share(grant.prefix, grant.to, "none", owner=grant.owner)
-    assert aios.sto_verify().wait()["chunks"] == 0
-
-
-def done(aios: Aios, program: str, *task: Any, name: str | None = None) -> Any:
-    """Run an agent; return its result."""
-    pid = aios.spawn(program, *task, name=name)
-    exited = aios.wait(pid, timeout=60)
-    assert exited.code == 0, aios.log(pid).data.decode()
-    return exited.result
+    yield from left_empty(aios)
 
 
 # --- objects --------------------------------------------------------------------------------------
@@ -150,7 +122,7 @@ def test_owners_come_in_pages(storage: Aios) -> None:
 def test_an_agent_hears_of_itself_alone(storage: Aios, program: Program) -> None:
     storage.sto_put("a", b"1")
     path = program("return [holding.owner for holding in aios.sto_owners()]")
-    assert done(storage, path, name="lonely") == ["/lonely"]
+    assert result_of(storage, path, name="lonely") == ["/lonely"]
 
 
 def test_equal_contents_of_one_owner_are_stored_once(storage: Aios) -> None:
@@ -191,7 +163,7 @@ def test_an_agent_follows_so_much_and_no_more(storage: Aios, program: Program) -
         "aios.whoami()\naios.sto_put('again/x', 'heard')\n"
         "return [refused, next(iter(again))['path']]"
     )
-    assert done(storage, path) == ["limit", "again/x"]
+    assert result_of(storage, path) == ["limit", "again/x"]
 
 
 def test_many_who_swap_lose_nothing(storage: Aios, program: Program) -> None:
@@ -275,145 +247,6 @@ def test_what_is_not_shared_any_more_is_not_heard_of(storage: Aios, program: Pro
     assert storage.wait(pid, timeout=30).result == ["w/1", "call.cancelled"], storage.log(pid)
 
 
-# --- who may --------------------------------------------------------------------------------------
-
-ACTS = {
-    "read": ["sto_get('{p}', owner=o)", "sto_history('{p}', owner=o)", "sto_list('{d}', owner=o)",
-             "sto_watch('{d}', owner=o)"],
-    "write": ["sto_put('{p}', b'x', owner=o)", "sto_put('{p}', bytes(300000), owner=o)",
-              "sto_delete('{p}', owner=o)", "sto_rollback('{p}', 1, owner=o)",
-              "sto_batch([{{'path': '{p}', 'data': b'y'}}], owner=o)"],
-    "own": ["sto_purge('{p}', owner=o)", "sto_share('{p}', '/x', owner=o)", "sto_shares(owner=o)"],
-}  # fmt: skip
-TRY = """
-aios.sto_put('open/a', 'of ' + task['me'])
-aios.sto_put('closed/a', 'of ' + task['me'])
-aios.sto_share('open', '/all/*', 'write')
-aios.send('test', 'ready')
-aios.recv()
-found = []
-for o in task['others']:
-    for act in task['acts']:
-        try:
-            if not act.startswith(('sto_list', 'sto_history', 'sto_watch')):
-                eval('aios.' + act)
-            else:
-                call = eval('aios.' + act)
-                if act.startswith('sto_watch'):
-                    aios.cancel(call.gi_frame.f_locals['call'].id)
-                list(call)
-            found.append([o, act, 'done'])
-        except AiosError as error:
-            found.append([o, act, error.code])
-aios.send('test', found)
-aios.recv()
-"""
-
-
-def test_every_agent_against_every_other_s_objects(storage: Aios, program: Program) -> None:
-    """Each tries everything on each other's, a child's, a parent's and a person's objects."""
-    storage.sto_put("closed/a", b"a person's")
-    path = program(TRY)
-    acts = [act.format(p="closed/a", d="closed/") for kind in ACTS.values() for act in kind]
-    names = ["ann", "bob", "cy"]
-    owners = [f"/{name}" for name in names]
-    pids = [
-        storage.spawn(
-            path, {"me": name, "others": ["", "/nobody", *owners], "acts": acts}, name=name
-        )
-        for name in names
-    ]
-    for pid in pids:
-        storage.recv(sender=pid, timeout=30)
-    for pid, own in zip(pids, owners, strict=True):  # one by one: what is purged is its own
-        storage.send(pid, "go")
-        for owner, act, outcome in storage.recv(sender=pid, timeout=60).body:
-            if owner != own:
-                assert outcome == "access.denied", (own, owner, act, outcome)
-            else:
-                assert outcome in ("done", "call.cancelled"), (own, owner, act, outcome)
-        for pid_, owner in zip(pids, owners, strict=True):
-            if pid_ > pid:
-                assert storage.sto_get("closed/a", owner=owner) == f"of {owner[1:]}".encode()
-    for pid in pids:
-        storage.send(pid, "end")
-        storage.wait(pid, timeout=30)
-
-
-@pytest.mark.parametrize(
-    ("mode", "allowed"), [("read", ["read"]), ("write", ["read", "write"]), ("none", [])]
-)
-def test_what_is_shared_can_be_reached_so_far_and_no_further(
-    storage: Aios, program: Program, mode: str, allowed: list[str]
-) -> None:
-    giver = f"/giver-{mode}"
-    done(storage, program("aios.sto_put('d/a', b'1')\naios.sto_put('d2', b'1')"), name=giver[1:])
-    if mode == "none":
-        storage.sto_share("d", "/taker", "write", owner=giver)
-    storage.sto_share("d", "/taker", mode, owner=giver)
-    body = TRY[TRY.index("found") :].replace(
-        "aios.send('test', found)\naios.recv()", "return found"
-    )
-    for kind, forms in ACTS.items():
-        task = {"others": [giver], "acts": [form.format(p="d/a", d="d/") for form in forms]}
-        for _, act, outcome in done(storage, program(body), task, name="taker"):
-            expected = ["done", "call.cancelled"] if kind in allowed else ["access.denied"]
-            assert outcome in expected, (mode, act, outcome)
-        task["acts"] = [form.format(p="d2", d="d2") for form in forms if "{p}" in form]
-        for _, act, outcome in done(storage, program(body), task, name="taker"):
-            assert outcome == "access.denied", (mode, act)
-
-
-def test_subtrees_and_groups(boot: Boot, program: Program) -> None:
-    system = boot()
-    read = program(
-        "try:\n    return aios.sto_get('a', owner='').decode()\n"
-        "except AiosError as error:\n    return error.code"
-    )
-    below = program(f"pid = aios.spawn({read!r}, name='bob')\nreturn aios.wait(pid).result")
-    with connect(system.home) as aios:
-        aios.sto_put("a", b"1")
-        aios.set_group("readers", {"members": ["/ann", "/team/*"]})
-        for to, who in [
-            ("/ann", ["1", "access.denied", "access.denied"]),
-            ("/team/*", ["access.denied", "access.denied", "1"]),
-            ("readers", ["1", "access.denied", "1"]),
-        ]:
-            aios.sto_share("a", to)
-            assert [grant.to for grant in aios.sto_shares()] == [to]
-            found = [done(aios, read, name="ann"), done(aios, read, name="team"),
-                     done(aios, below, name="team")]  # fmt: skip
-            assert found == who, to
-            aios.sto_share("a", to, "none")
-        with pytest.raises(NotFound, match="no group"):
-            aios.sto_share("a", "writers")
-        with pytest.raises(NotFound, match="not shared"):
-            aios.sto_share("a", "readers", "none")
-
-
-def test_shares_are_listed_for_both_sides(storage: Aios, program: Program) -> None:
-    storage.sto_put("a", b"")
-    storage.sto_share("", "/reader")
-    path = program("return [[g.owner, g.prefix, g.to, g.mode] for g in aios.sto_shares()]")
-    assert done(storage, path, name="reader") == [["", "", "/reader", "read"]]
-    assert done(storage, path, name="other") == []
-
-
-def test_what_one_shares_with_oneself_is_listed_once(storage: Aios, program: Program) -> None:
-    path = program(
-        "for to in ('/self', '/*'):\n    aios.sto_share('a', to)\n"
-        "return [[g.prefix, g.to] for g in aios.sto_shares()]"
-    )
-    assert done(storage, path, name="self") == [["a", "/*"], ["a", "/self"]]
-
-
-def test_an_agent_s_objects_are_there_when_it_comes_back(storage: Aios, program: Program) -> None:
-    done(storage, program("aios.sto_put('a', b'kept')"), name="back")
-    assert done(storage, program("return aios.sto_get('a')"), name="back") == b"kept"
-    assert storage.sto_get("a", owner="/back") == b"kept"
-    assert storage.sto_read("a", owner="/back").info.by == "/back"
-
-
 # --- bad input ------------------------------------------------------------------------------------
 
 
@@ -465,107 +298,6 @@ def test_a_change_says_one_thing(storage: Aios) -> None:
             storage.sto_batch([{"path": "a", **change}])
 
 
-def test_past_its_quota_an_agent_reads_on(boot: Boot, program: Program) -> None:
-    system = boot(storage_bytes=1 << 20)
-    path = program(
-        "found = []\n"
-        "for number, size in enumerate(task):\n"
-        "    try:\n        found.append(aios.sto_put(str(number), os.urandom(size)).version)\n"
-        "    except AiosError as error:\n        found.append(error.code)\n"
-        "found.append(len(aios.sto_get('0')))\naios.sto_purge('0')\n"
-        "aios.sto_put('again', os.urandom(600_000))\n"
-        "return found"
-    )
-    with connect(system.home) as aios:
-        sizes = [600_000, 600_000, 50_000, 10_000_000, 50_000]
-        found = done(aios, path, sizes, name="greedy")
-        assert found == [1, "limit", 1, "limit", 1, 600_000]
-        (holding,) = aios.sto_owners()
-        assert holding.owner == "/greedy"
-        assert 700_000 < holding.bytes < 710_000
-        heirs = program(
-            "spawn = lambda n: aios.spawn(task, [200_000], name=f'n{n}')\n"
-            "found = [aios.wait(spawn(n)).result for n in range(2)]\n"
-            "return [first[0] for first in found]"
-        )
-        child = program("try:\n    return [aios.sto_put('0', os.urandom(task[0])).version]\n"
-                        "except AiosError as error:\n    return [error.code]")  # fmt: skip
-        assert done(aios, heirs, child, name="greedy") == [1, "limit"]
-        aios.sto_put("a person has none", bytes(2 << 20))
-        assert aios.sto_verify().wait()["problems"] == []
-
-
-def test_what_a_version_says_of_itself_counts_against_the_quota(
-    boot: Boot, program: Program
-) -> None:
-    path = program(
-        "tags = [chr(0x20000 + n) * 64 for n in range(32)]\nput = 0\n"
-        "try:\n    while True:\n"
-        "        aios.sto_batch([{'path': 'a', 'data': b'', 'tags': tags}] * 4)\n        put += 4\n"
-        "except AiosError as error:\n    aios.sto_purge('a')\n    return [put, error.code]"
-    )
-    with connect(boot(storage_bytes=1 << 20).home) as aios:
-        put, code = done(aios, path, name="wordy")
-        assert (100 < put < 128, code) == (True, "limit")
-        assert [holding.bytes for holding in aios.sto_owners()] == [256]  # purged: the path alone
-        assert aios.sto_verify().wait()["problems"] == []
-
-
-def test_a_full_store_refuses_and_reads_on(boot: Boot) -> None:
-    system = boot(store_bytes=1 << 25)
-    with connect(system.home) as aios:
-        kept = 0
-        with pytest.raises(AiosError) as refused:
-            while kept < 100:
-                aios.sto_put(f"a{kept}", os.urandom(1 << 20))
-                kept += 1
-        assert refused.value.code == "store.full"
-        assert kept > 15
-        assert len(aios.sto_get("a0")) == 1 << 20
-        for number in range(4):
-            aios.sto_purge(f"a{number}")
-        assert aios.sto_put("b", b"x" * 100).version == 1
-        assert aios.sto_verify().wait()["problems"] == []
-
-
-@pytest.mark.parametrize("place", ["lmdb", "folder"])
-def test_rows_alone_do_not_fill_a_store_for_good(boot: Boot, tmp_path: Path, place: str) -> None:
-    """Adding rows is refused while there is still room in which to remove some."""
-    blobs = "lmdb" if place == "lmdb" else f"file://{tmp_path}/blobs"
-    system = boot(store_bytes=1 << 25, blobs=blobs)
-    tags = [f"{number:02}" + "t" * 62 for number in range(32)]
-    with connect(system.home) as aios:
-        count = 0
-        with pytest.raises(StoreFull):
-            while True:
-                aios.sto_batch(
-                    [{"path": f"{count}/{n}", "data": b"", "tags": tags} for n in range(20)]
-                )
-                count += 1
-        assert count > 100
-        for adds in (  # each fills up what a small row may still have fitted in
-            lambda n: aios.sto_put("0/0", b"", tags=tags),
-            lambda n: aios.sto_delete(f"{n // 20}/{n % 20}"),
-            lambda n: aios.sto_rollback("0/0", 1),
-            lambda n: aios.sto_share("0", f"/x{n}"),
-            lambda n: aios.sto_upload(io.BytesIO(bytes(300_000))),
-            lambda n: aios.mem_put({f"a{n}": "x" * 9000}, principal="/w"),
-        ):
-            with pytest.raises((StoreFull, LimitReached)):  # of uploads 16 may fit
-                for number in range(1000):
-                    adds(number)
-        for number in range(count):
-            aios.sto_purge(f"{number}/0")
-        assert aios.sto_compact(1).wait()["chunks"] == 0
-        for number in range(count):
-            purges = [aios.start("sto.purge", path=f"{number}/{n}") for n in range(1, 20)]
-            for purge in purges:
-                purge.wait()
-        aios.mem_put({"a": "x" * 9000}, principal="/w")
-        aios.sto_put("0/0", b"", tags=tags)
-        assert aios.sto_verify().wait()["problems"] == []
-
-
 def test_uploads_have_an_order_and_a_number(storage: Aios, system: System) -> None:
     with Raw(system.home) as raw:
         first = raw.done("sto.upload", data=b"abc", offset=0)
@@ -598,103 +330,7 @@ def test_what_was_not_put_goes_with_its_process(storage: Aios, system: System) -
     eventually(lambda: storage.sto_verify().wait()["chunks"] == 0)
 
 
-# --- the kernel's death ---------------------------------------------------------------------------
-
-
-def test_a_put_whose_reply_was_lost_is_done_once(boot: Boot) -> None:
-    """By hand: the same bytes to the next kernel."""
-    system = boot()
-    calls: list[tuple[str, dict[str, Any]]] = [
-        ("sto.put", {"path": "a", "data": b"1"}),
-        ("sto.batch", {"changes": [{"path": "a", "data": b"2"}, {"path": "b", "data": b"2"}]}),
-        ("sto.rollback", {"path": "a", "version": 1}),
-        ("sto.delete", {"path": "b"}),
-        ("sto.put", {"path": "c", "data": b"1", "if_version": 0}),
-        ("sto.share", {"prefix": "a", "to": "/x"}),
-        ("sto.purge", {"path": "c"}),
-    ]
-    with connect(system.home) as aios, Raw(system.home, hello=False) as raw:
-        welcome = raw.done("hello", version=ABI_VERSION, name="raw")
-        first = next(raw.ids) + 1
-        replies = [raw.final(raw.start(name, **args)) for name, args in calls]
-        assert [kind for kind, _ in replies] == [DONE] * len(calls)
-        kill_kernel(aios)
-        with Raw(system.home, hello=False, first=first - 1) as again:
-            back = {"pid": welcome["pid"], "secret": welcome["secret"]}
-            again.done("hello", version=ABI_VERSION, back=back)
-            for (name, args), reply in zip(calls, replies, strict=True):
-                assert again.final(again.start(name, **args)) == reply
-        assert [info.version for info in aios.sto_history("a")] == [3, 2, 1]
-        assert [info.version for info in aios.sto_history("b")] == [2, 1]
-        assert aios.sto_verify().wait()["problems"] == []
-        assert aios.check() == []
-
-
-def test_kernels_killed_while_agents_put(boot: Boot, program: Program) -> None:
-    """Each version that was acknowledged is there once, and nothing beside them."""
-    system = boot()
-    path = program(
-        "versions = []\n"
-        "for number in range(300):\n"
-        "    info = aios.sto_put(f'p/{number % 7}', b'%d of ' % number + task.encode() * 50)\n"
-        "    versions.append([number, info.path, info.version])\n"
-        "return versions"
-    )
-    with connect(system.home) as aios:
-        names = [f"w{number}" for number in range(4)]
-        pids = [aios.spawn(path, name, name=name) for name in names]
-        for _ in range(3):
-            at = [_count(aios, name) for name in names]
-            eventually(partial(_further, aios, names, pids, at))
-            kill_kernel(aios)
-        for name, pid in zip(names, pids, strict=True):
-            exited = aios.wait(pid, timeout=60)
-            assert exited.code == 0, aios.log(pid).data
-            for number, where, version in exited.result:
-                content = aios.sto_get(where, version, owner=f"/{name}")
-                assert content == b"%d of " % number + name.encode() * 50
-            assert _count(aios, name) == 300
-        assert aios.sto_verify().wait()["problems"] == []
-
-
-def _count(aios: Aios, name: str) -> int:
-    return sum(info.version for info in aios.sto_list(owner=f"/{name}"))
-
-
-def _further(aios: Aios, names: list[str], pids: list[int], at: list[int]) -> bool:
-    """Tell whether each writer that is alive has put more objects."""
-    alive = {row.pid for row in aios.ps()}
-    return all(
-        pid not in alive or _count(aios, name) > before + 10
-        for name, pid, before in zip(names, pids, at, strict=True)
-    )
-
-
-def test_a_kernel_killed_under_an_upload(boot: Boot) -> None:
-    """The pieces sent are gone; the SDK sends them again, and a raw caller gets an error."""
-    system = boot()
-    with connect(system.home) as aios, connect(system.home, "second") as second:
-        upload = second.sto_upload(io.BytesIO(BIG))
-        reads = 0
-
-        class Killing(io.BytesIO):
-            def read(self, size: int | None = -1, /) -> bytes:
-                nonlocal reads
-                reads += 1
-                if reads == 40:
-                    kill_kernel(aios)
-                return super().read(size)
-
-        assert second.sto_put("big", Killing(BIG)).version == 1
-        assert second.sto_get("big") == BIG
-        with pytest.raises(UploadGone):
-            second.sto_batch([{"path": "x", "upload": upload}])
-        found = aios.sto_verify().wait()
-        assert (found["problems"], found["bytes"]) == ([], 1 << 20)
-        assert aios.check() == []
-
-
-# --- maintenance ----------------------------------------------------------------------------------
+# --- compaction -----------------------------------------------------------------------------------
 
 
 def test_compact_drops_old_versions(storage: Aios) -> None:
@@ -707,62 +343,3 @@ def test_compact_drops_old_versions(storage: Aios) -> None:
     assert [info.what for info in storage.sto_history("cb")] == ["delete", "put"]
     assert storage.sto_get("ca", 4) == b"3" * 1000
     assert storage.sto_compact(keep=1).wait()["versions"] == 2
-
-
-def test_maintenance_is_a_person_s(aios: Aios, program: Program) -> None:
-    path = program(
-        "found = []\n"
-        "for call in (aios.sto_verify(), aios.sto_compact(1), aios.sto_backup('/tmp/x')):\n"
-        "    try:\n        call.wait()\n"
-        "    except AiosError as error:\n        found.append(error.code)\nreturn found"
-    )
-    assert done(aios, path) == ["access.denied"] * 3
-
-
-def test_a_damaged_content_is_found_and_harms_no_other(homes: Path) -> None:
-    home = homes / "damaged"
-    settings = on_tiny(home, slots=1, ctx=256)
-    first = System(home, settings, detach=True)
-    first.ready()
-    with connect(home) as aios:
-        aios.sto_put("bad", b"remarkable " * 400)
-        aios.sto_put("good", b"fine " * 400)
-    first.end()
-    path = home / "store" / "data.mdb"
-    data = path.read_bytes()
-    path.write_bytes(data.replace(b"remarkable ", b"Remarkable "))
-    second = System(home, settings, detach=True)
-    try:
-        second.ready()
-        with connect(home) as aios:
-            with pytest.raises(StoreDamaged):
-                aios.sto_get("bad")
-            assert aios.sto_get("good") == b"fine " * 400
-            (problem,) = aios.sto_verify().wait()["problems"]
-            assert "damaged" in problem
-            aios.sto_purge("bad")
-            assert aios.sto_verify().wait()["problems"] == []
-    finally:
-        second.end()
-
-
-def test_maintenance_that_runs_is_cancelled_and_alone(boot: Boot) -> None:
-    system = boot()
-    with connect(system.home) as aios, Raw(system.home) as raw:
-        for at in range(0, 4000, 250):
-            aios.sto_batch([{"path": f"{number}", "data": b""} for number in range(at, at + 250)])
-        running = raw.start("sto.verify")
-        assert raw.error("sto.compact")["code"] == "limit"
-        assert raw.done("call.cancel", call=running)["found"]
-        kind, body = raw.final(running)
-        assert (kind, body["code"]) == (FAILED, "call.cancelled")
-        assert aios.sto_verify().wait()["versions"] == 4000
-        assert aios.check() == []
-
-
-def test_too_many_grants(storage: Aios) -> None:
-    for number in range(256):
-        storage.sto_share("a", f"/x{number}")
-    with pytest.raises(LimitReached):
-        storage.sto_share("a", "/more")
-    storage.sto_share("a", "/x0", "write")
