@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from aios.syscalls.errors import BadInput, LimitReached, NotFound
-from aios.syscalls.proc import Kind, Limits, ProcessInfo, ProcessState, Reach
+from aios.syscalls.proc import Kind, Limits, ProcessInfo, ProcessState, SandboxGrants
 from aios.syscalls.rules import Manifest
 
 from .lib.callbacks import ignore
@@ -46,7 +46,7 @@ class IllegalMove(AssertionError):
 NOTHING = msgspec.msgpack.encode(None)
 
 
-class Letter(msgspec.Struct):
+class QueuedMessage(msgspec.Struct):
     """A message in a mailbox, still encoded: decoded objects may take forty times the space."""
 
     sender: int
@@ -85,12 +85,14 @@ class Process:
     first_tokens: int = 0  # generations that have drawn a token
     switches: int = 0
     contexts: set[int] = field(default_factory=set)
-    mailbox: dict[int, Letter] = field(default_factory=dict)  # by number, the oldest first
+    mailbox: dict[int, QueuedMessage] = field(default_factory=dict)  # by number, the oldest first
     children: set[int] = field(default_factory=set)
     ended: float = 0.0
     principal: str = ""  # owner of memory and storage: its name below its ancestors'
     manifest: Manifest | None = None  # its rights; None: those of the group "agents"
-    reach: Reach = field(default_factory=Reach)  # its sandbox grants, besides those of all
+    reach: SandboxGrants = field(
+        default_factory=SandboxGrants
+    )  # its sandbox grants, besides those of all
     labels: set[str] = field(default_factory=set)  # taint labels of what it has read from others
     key: str = ""  # of a remote process, in Z85
     tool: str = ""  # the toolbox, of a worker

@@ -49,7 +49,7 @@ class NewLimits(Message):
 AbsolutePath = Annotated[str, Meta(pattern=r"^/[^\0]*\Z", max_length=4096)]
 
 
-class Reach(Message, kw_only=True):
+class SandboxGrants(Message, kw_only=True):
     """The files and ports that the sandbox lets an agent's process use."""
 
     read: Annotated[list[AbsolutePath], Meta(max_length=256)] = []  # files and folders
@@ -74,7 +74,9 @@ class Spawn(Message):
     cwd: Annotated[str, Meta(max_length=4096)] | None = None  # its own folder unless given
     contexts: Annotated[list[CtxId], Meta(max_length=64)] = []  # of the caller: it gets forks
     manifest: Manifest | None = None  # what it may do, of what the caller may
-    reach: Reach | None = None  # besides what all agents reach; of an agent, part of its own
+    reach: SandboxGrants | None = (
+        None  # besides what all agents reach; of an agent, part of its own
+    )
 
 
 class Spawned(Reply):

@@ -37,7 +37,7 @@ from aios.syscalls.proc import (
     LogPart,
     NiceReply,
     ProcessInfo,
-    Reach,
+    SandboxGrants,
     Signal,
     Spawned,
 )
@@ -96,7 +96,7 @@ class Aios(MemoryCalls, StorageCalls, AccessCalls, ToolCalls):
         self, program: str, task: Any = None, *, args: Sequence[str] = (), name: str | None = None,
         limits: dict[str, Any] | None = None, nice: int | None = None, cwd: str | None = None,
         contexts: Sequence[Context] = (), manifest: Manifest | Mapping[str, Any] | None = None,
-        reach: Reach | Mapping[str, Any] | None = None,
+        reach: SandboxGrants | Mapping[str, Any] | None = None,
     ) -> int:  # fmt: skip
         """Start an agent and return its pid. It gets forks of `contexts`: Aios.inherited. It may do
         what its `manifest` allows, within the rights of the caller. `reach` names files and ports

@@ -99,7 +99,7 @@ class SandboxRefusal(InitFrame, tag="Refused"):
     key: int
     call: str
     object: str  # a path or address, or the arguments that were refused
-    needs: str = ""  # the field of Reach that would grant it
+    needs: str = ""  # the field of SandboxGrants that would grant it
 
 
 class WindUp(InitFrame):

@@ -6,7 +6,7 @@ import msgspec
 from msgspec import UNSET
 
 from aios.syscalls.errors import Denied, NoProgram
-from aios.syscalls.proc import Limits, NewLimits, Reach, Spawn
+from aios.syscalls.proc import Limits, NewLimits, SandboxGrants, Spawn
 
 from ..config import Config
 from ..process import Process
@@ -40,7 +40,7 @@ def tightened(above: Limits, wanted: Limits) -> Limits:
     return Limits(**fields)
 
 
-def reach_of(config: Config, parent: Process | None, args: Spawn) -> Reach:
+def reach_of(config: Config, parent: Process | None, args: Spawn) -> SandboxGrants:
     """Return the sandbox grants of a process spawned by an agent, or with None by a person, whose
     process may also read its program and the files beside it.
 
@@ -49,16 +49,16 @@ def reach_of(config: Config, parent: Process | None, args: Spawn) -> Reach:
         Denied: an agent hands on a grant that it does not have itself, word for word.
     """
     if parent is None:
-        given = args.reach or Reach()
+        given = args.reach or SandboxGrants()
         own = program_paths(args.program, config.path) if args.program.startswith("/") else []
-        return merge_grants(given, Reach(read=own)) if own else given
+        return merge_grants(given, SandboxGrants(read=own)) if own else given
     around = merge_grants(config.walls, parent.reach)
     for path in (args.program, args.cwd or ""):  # init finds every file of this user
         if "/" in path and not can_read(around, config.path, parent.pid, path):
             raise NoProgram(f"there is no {path} that the agent can_read", MORE)
     if args.reach is None:
         return parent.reach
-    for name in Reach.__struct_fields__:
+    for name in SandboxGrants.__struct_fields__:
         had, wanted = getattr(parent.reach, name), getattr(args.reach, name)
         more = set(wanted) - set(had) if isinstance(wanted, list) else wanted and not had
         if more and name != "all_walls":

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from aios.syscalls.errors import Denied, LimitReached, ProcessGone, from_wire
-from aios.syscalls.proc import NewLimits, Reach, Spawn, Spawned
+from aios.syscalls.proc import NewLimits, SandboxGrants, Spawn, Spawned
 
 from ..config import Config
 from ..entry.call import Call, Session
@@ -135,7 +135,9 @@ class Lifecycle:
         """
         self._check_running()
         args = box.spawn(name, self.config.path)
-        reach = merge_grants(caller.reach if caller is not None else Reach(), args.reach or Reach())
+        reach = merge_grants(
+            caller.reach if caller is not None else SandboxGrants(), args.reach or SandboxGrants()
+        )
         above = caller if caller is not None and caller.kind != "client" else None
         limits = self.config.limits if above is None else above.limits
         nice = 0 if caller is None else caller.nice

@@ -18,12 +18,12 @@ from ..journal import PutRow
 from ..lib.callbacks import ignore
 from ..lib.coroutine import Wait, within
 from ..lib.trees import Trees, check_tree, leaves_room, root
-from ..process import Letter, Process
+from ..process import Process, QueuedMessage
 
 MAX_UNREAD_BYTES = 64 << 20  # of messages that one tree of agents has sent
 
 _encode = msgspec.msgpack.Encoder().encode
-_letter = msgspec.msgpack.Decoder(Letter).decode
+_decode = msgspec.msgpack.Decoder(QueuedMessage).decode
 _mail = msgspec.msgpack.Decoder(Mail).decode
 
 
@@ -98,11 +98,11 @@ class Mailroom:
     def keep(self, receiver: Process, number: int, data: bytes) -> None:
         """Keep a message, an encoded Mail, until it is read."""
         self.last = max(self.last, number)
-        letter = receiver.mailbox[number] = _letter(data)
-        letter.data = data
+        message = receiver.mailbox[number] = _decode(data)
+        message.data = data
         self.unread[number] = len(data)
-        self.trees.add(letter.principal, len(data))
-        self.shares[receiver.pid, root(letter.principal)] += 1
+        self.trees.add(message.principal, len(data))
+        self.shares[receiver.pid, root(message.principal)] += 1
 
     async def receive(self, call: Call, sender: int | None, timeout: float | None) -> Mail:
         """Return the oldest message, or the oldest from `sender`; wait for one if there is none.
@@ -112,9 +112,9 @@ class Mailroom:
             TimedOut: none has come within `timeout` seconds.
         """
         mailbox = call.process.mailbox
-        for number, letter in mailbox.items():
-            if sender in (None, letter.sender):
-                mail = _mail(letter.data)
+        for number, message in mailbox.items():
+            if sender in (None, message.sender):
+                mail = _mail(message.data)
                 self._remove(call.process, number)
                 self._hand_out(call.process, mail)
                 return mail
@@ -138,9 +138,9 @@ class Mailroom:
         self.on_received(receiver, mail)
 
     def _remove(self, process: Process, number: int) -> None:
-        letter = process.mailbox.pop(number)
-        self.trees.add(letter.principal, -self.unread.pop(number))
-        share = process.pid, root(letter.principal)
+        message = process.mailbox.pop(number)
+        self.trees.add(message.principal, -self.unread.pop(number))
+        share = process.pid, root(message.principal)
         self.shares[share] -= 1
         if not self.shares[share]:
             del self.shares[share]
@@ -166,8 +166,8 @@ class Mailroom:
             counted[kept[number].principal] += self.unread[number]
         problems = [f"message {number} is counted or in a mailbox, not both" for number in apart]
         shares = Counter(
-            (each.pid, root(letter.principal))
-            for each in processes for letter in each.mailbox.values()
+            (each.pid, root(message.principal))
+            for each in processes for message in each.mailbox.values()
         )  # fmt: skip
         wrong = (counted, shares) != (self.trees.held, self.shares)
         return problems + ["the bytes of messages, or their shares, are miscounted"] * wrong

@@ -20,7 +20,7 @@ from msgspec import Meta
 
 from aios.syscalls.errors import Denied, LimitReached
 from aios.syscalls.home import CERTIFICATE_VARIABLES
-from aios.syscalls.proc import Reach
+from aios.syscalls.proc import SandboxGrants
 
 from ..lib.linux import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, drop_capabilities, prctl, real
 from ..lib.sweeper import remove
@@ -53,10 +53,10 @@ USER_NAMESPACE = "user namespace"
 MAX_ENTRIES, MAX_PATH_BYTES = 256, 48 << 10  # entries of each list; bytes of all paths
 FEWER = "name a folder in the place of what is in it"
 LANDLOCK_NEEDS = {"files": 3, "ports": 4, "signals": 6}  # the first version of its ABI
-R = TypeVar("R", bound=Reach)
+R = TypeVar("R", bound=SandboxGrants)
 
 
-class SandboxPolicy(Reach, kw_only=True):
+class SandboxPolicy(SandboxGrants, kw_only=True):
     """The limits of all agents, and what all of them are granted: the setting `walls`."""
 
     off: bool = False  # no sandbox: an agent can do whatever its user can
@@ -67,14 +67,14 @@ class SandboxPolicy(Reach, kw_only=True):
     shm_bytes: Annotated[int, Meta(ge=1 << 12)] = 64 << 20  # of the memory that its processes share
 
 
-def merge_grants(one: R, other: Reach) -> R:
+def merge_grants(one: R, other: SandboxGrants) -> R:
     """Return `one` with what `other` grants.
 
     Raises:
         LimitReached: it is more than init or the kernel's journal would accept.
     """
     both: dict[str, Any] = {}
-    for name in Reach.__struct_fields__:
+    for name in SandboxGrants.__struct_fields__:
         a, b = getattr(one, name), getattr(other, name)
         both[name] = list(dict.fromkeys([*a, *b])) if isinstance(a, list) else a or b
     paths = [*both["read"], *both["write"]]

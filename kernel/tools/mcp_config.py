@@ -22,7 +22,7 @@ import msgspec
 from msgspec import Meta, Struct, field, to_builtins
 
 from aios.syscalls.errors import BadInput
-from aios.syscalls.proc import Reach
+from aios.syscalls.proc import SandboxGrants
 from aios.syscalls.tool import McpServer
 
 from .toolbox import MCP, SHIPPED, Box
@@ -36,7 +36,7 @@ PORTS = {"http": 80, "https": 443}
 DNS_PORT = 53
 
 
-class Own(Reach, forbid_unknown_fields=True, kw_only=True):
+class Own(SandboxGrants, forbid_unknown_fields=True, kw_only=True):
     """Settings of a server that are for AIOS alone; other programs ignore them."""
 
     limit: Annotated[int, Meta(ge=1, le=1024)] = 8  # of each of its tools run at once
@@ -65,7 +65,7 @@ class Found(Struct, frozen=True):
     """A server as its worker is told, and the sandbox grants of both."""
 
     server: McpServer
-    reach: Reach
+    reach: SandboxGrants
 
 
 def open_block(path: str) -> int:
@@ -121,7 +121,7 @@ def servers(path: Path, data: bytes, variables: Mapping[str, str]) -> dict[str, 
             found[short] = server_of(short, entry_of(on[name], variables))
         except (msgspec.ValidationError, ValueError) as error:
             wrong = f"{path}, MCP server {name!r}: {error} (see docs/mcp.md)"
-            found[short] = Found(McpServer(name=short, wrong=wrong), Reach())
+            found[short] = Found(McpServer(name=short, wrong=wrong), SandboxGrants())
     return found
 
 
@@ -217,7 +217,7 @@ def server_of(name: str, entry: Entry) -> Found:
     return Found(server, reach_of(server, entry.aios))
 
 
-def reach_of(server: McpServer, own: Own) -> Reach:
+def reach_of(server: McpServer, own: Own) -> SandboxGrants:
     """Return the sandbox grants that a server was given, and those it does not run without.
 
     Raises:
@@ -225,7 +225,7 @@ def reach_of(server: McpServer, own: Own) -> Reach:
     """
     ports = [*own.ports, *([port_of(server.url)] if server.url else [])]
     read = [*own.read, *(str(path) for path in named(server))]
-    return Reach(
+    return SandboxGrants(
         read=list(dict.fromkeys(read)), write=own.write, ports=[*ports, DNS_PORT] if ports else [],
         processes=not server.url, all_walls=own.all_walls,
     )  # fmt: skip

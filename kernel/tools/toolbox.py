@@ -11,7 +11,7 @@ from typing import Annotated, Any, Protocol
 
 from msgspec import Meta, Struct, field, structs
 
-from aios.syscalls.proc import Reach, Spawn
+from aios.syscalls.proc import SandboxGrants, Spawn
 from aios.syscalls.rules import Manifest, Rule, Rules
 
 from ..manifests import check_rules
@@ -29,7 +29,7 @@ class Box(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     program: Annotated[str, Meta(max_length=4096)]  # a file, or the name of one that ships
     allow: Rules = []  # of system calls; the caller's own rules bind it as well
-    reach: Reach = field(default_factory=Reach)  # besides the caller's
+    reach: SandboxGrants = field(default_factory=SandboxGrants)  # besides the caller's
     workers: Annotated[int, Meta(ge=1, le=64)] = 4  # for one caller, at once
     fresh: bool = False  # a worker does one job, and ends
     idle: Annotated[float, Meta(ge=0)] = 30.0  # seconds that one is kept without a job
@@ -76,7 +76,7 @@ def origin(module: str) -> str:
     return spec.origin
 
 
-WEB = Reach(ports=[53, 80, 443])
+WEB = SandboxGrants(ports=[53, 80, 443])
 OWN: Rules = ["sto.read", "sto.write", "sto.upload"]
 SHIPPED: dict[str, Box] = {
     "calculate": Box(program="calculate"),
@@ -85,7 +85,7 @@ SHIPPED: dict[str, Box] = {
     "image": Box(program="image", allow=OWN),
     "python": Box(program="python", fresh=True),
     "search": Box(program="search", allow=["sto.read"]),
-    "shell": Box(program="shell", fresh=True, reach=Reach(processes=True)),
+    "shell": Box(program="shell", fresh=True, reach=SandboxGrants(processes=True)),
     "sql": Box(program="sql", allow=["sto.read"]),
     "time": Box(program="time"),
     "web": Box(program="web", allow=["sto.read"], reach=WEB),

@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from aios.syscalls.errors import BadInput
-from aios.syscalls.proc import Reach
+from aios.syscalls.proc import SandboxGrants
 from aios.syscalls.rules import Manifest
 
 from ..options import READABLE, Whole, confining
@@ -53,7 +53,7 @@ def mcp(
     from ..mcp.server import serve_http, serve_stdio  # noqa: PLC0415 (half a second, for this alone)
     from ..mcp.tools import ServedTools  # noqa: PLC0415
 
-    reach = Reach(read=list(read), write=list(write))
+    reach = SandboxGrants(read=list(read), write=list(write))
     spawn = msgspec.to_builtins({"reach": reach, "limits": limits or None, "manifest": manifest})
     server = ServedTools(home, programs, spawn).server()
     if port is None:

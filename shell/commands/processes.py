@@ -11,7 +11,7 @@ import msgspec
 
 from aios.agents import connect
 from aios.agents.runtime.runner import registered
-from aios.syscalls.proc import Exited, Reach, Spawn
+from aios.syscalls.proc import Exited, SandboxGrants, Spawn
 
 from .. import render
 from ..completion import files, live_processes, programs
@@ -53,7 +53,7 @@ def as_request(
     is_path = "/" in program or program.endswith(".py")
     named = [str(Path(word).absolute()) for word in task if is_file(word)]
     request = rest | {
-        "reach": Reach(
+        "reach": SandboxGrants(
             read=[*read, *named], write=list(write), ports=list(ports), processes=processes
         ),
         "program": str(Path(program).absolute()) if is_path else program,

@@ -26,7 +26,7 @@ from aios.shell.launch import System
 from aios.syscalls import acc, mem, sto
 from aios.syscalls.base import Message
 from aios.syscalls.errors import AiosError, Denied, NotFound
-from aios.syscalls.proc import Reach, Spawn
+from aios.syscalls.proc import SandboxGrants, Spawn
 from aios.syscalls.rules import Manifest
 from aios.syscalls.wire import DONE, FAILED, Receipt
 
@@ -273,7 +273,7 @@ def test_what_was_signed_while_the_system_ran_cannot_be_taken_away(boot: Boot) -
             '[mem on "a] [allow *"] [seconds=None]',
         ),
         (Spawn("x", manifest=Manifest(allow=["mem a] [allow *"])), '[allow mem "a] [allow *"]'),
-        (Spawn("x", reach=Reach(read=["/a] [allow *"])), '[reach read="/a] [allow *"]'),
+        (Spawn("x", reach=SandboxGrants(read=["/a] [allow *"])), '[reach read="/a] [allow *"]'),
     ],
 )  # fmt: skip
 def test_what_an_agent_chooses_is_not_read_as_more(args: Message, said: str) -> None:

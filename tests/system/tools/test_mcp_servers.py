@@ -17,7 +17,7 @@ from aios.agents import connect
 from aios.kernel.tools.mcp_config import Found, servers
 from aios.shell.launch import System
 from aios.syscalls.errors import BadInput
-from aios.syscalls.proc import Reach
+from aios.syscalls.proc import SandboxGrants
 
 VARIABLES = {"KEY": "secret", "PATH": "/usr/bin"}
 
@@ -212,7 +212,7 @@ def test_a_server_that_is_wrong_costs_itself_and_says_where(
     found = read(tmp_path, {"mcpServers": {"clock": TIME, "x": entry}})
     assert (found["clock"].server.command, found["clock"].server.wrong) == (TIME["command"], "")
     assert re.search(says, found["x"].server.wrong)
-    assert found["x"].reach == Reach()
+    assert found["x"].reach == SandboxGrants()
 
 
 def test_a_file_that_is_not_there(homes: Path, tmp_path: Path) -> None:

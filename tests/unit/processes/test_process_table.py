@@ -11,7 +11,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from aios.kernel.process import MOVES, IllegalMove, Letter, Process, ProcessTable, named_by
+from aios.kernel.process import MOVES, IllegalMove, Process, ProcessTable, QueuedMessage, named_by
 from aios.syscalls.base import Name
 from aios.syscalls.errors import LimitReached, NotFound
 from aios.syscalls.proc import Kind, Limits, ProcessState
@@ -158,7 +158,7 @@ def test_ending_frees_the_mailbox_and_the_os_pid() -> None:
     table = new_table()
     process = add(table)
     table.bind(process, 4242)
-    process.mailbox[1] = Letter(sender=1)
+    process.mailbox[1] = QueuedMessage(sender=1)
     table.end(process, 0, "exit", 1.0)
     assert not process.mailbox
     assert 4242 not in table.by_os_pid
