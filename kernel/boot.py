@@ -164,7 +164,7 @@ class Kernel:
         owners = (self.core, self.index, self.gateway)
         self.services = {owner.service.key: owner.service for owner in owners}
         self.logs = Logs(config.path / "log", self.table, loop.after)
-        self.mailroom = Mailroom(loop.after, self.table.is_alive, self.journal.put)
+        self.mailroom = Mailroom(loop.after, self.table, self.journal.put)
         self.waiters = Waiters(self.table, loop.after)
         self.sessions = Sessions(Replies(self.journal.put))
         self.lifecycle = Lifecycle(

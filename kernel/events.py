@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from aios.syscalls.kernel import Event
+from aios.syscalls.kernel import Event, Events
 
 from .entry.call import Call
 from .entry.followers import Followers
@@ -21,8 +21,9 @@ class EventLog:
         self.note = note
         self.followers: Followers[frozenset[str]] = Followers()
 
-    async def follow(self, call: Call, kinds: list[str]) -> Any:
-        await self.followers.follow(call, frozenset(kinds))
+    async def follow(self, call: Call, args: Events) -> Any:
+        """Send the events of some kinds, of all where none is named, until the caller cancels."""
+        await self.followers.follow(call, frozenset(args.kinds))
 
     def publish(self, kind: str, what: str, pid: int = 0, **detail: Any) -> None:
         if kind != "generation":

@@ -1,26 +1,23 @@
 """The handlers of system calls: which part of the kernel serves which call.
 
-A handler returns the body of the final reply; or, where that comes later, a coroutine or a Wait.
+A handler takes a call and its arguments. It returns the body of the final reply; or, where that
+comes later, a coroutine or a Wait.
 """
 
 from __future__ import annotations
 
 import time
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from aios.syscalls import acc, connection, kernel, llm, msg, proc, sto, tool
+from aios.syscalls import connection, kernel, llm, proc, sto
 from aios.syscalls.base import Done, Empty
 from aios.syscalls.errors import BadInput
 
-from .core.protocol import TokenizeRequest
 from .entry.call import Call
 from .entry.trap import Handler
 from .llm.contexts import Context
-from .process import Process, check_principal
+from .process import check_principal
 from .status import stats, status
 
 if TYPE_CHECKING:
@@ -29,7 +26,7 @@ if TYPE_CHECKING:
 
 def handlers(k: Kernel) -> dict[str, Handler]:
     """Return the handlers by call: a method of the manager whose call it is, or a function below,
-    where the manager does not know it as a call."""
+    where several parts serve it, or the manager does not know it as a call."""
     return {
         **_process_calls(k), **_model_calls(k), **_data_calls(k), **_access_calls(k),
         **_kernel_calls(k),
@@ -38,18 +35,18 @@ def handlers(k: Kernel) -> dict[str, Handler]:
 
 def _process_calls(k: Kernel) -> dict[str, Handler]:
     return {
-        "call.cancel": partial(call_cancel, k),
+        "call.cancel": call_cancel,
         "proc.spawn": k.lifecycle.spawn,
-        "proc.exit": partial(proc_exit, k),
+        "proc.exit": k.lifecycle.exit,
         "proc.wait": k.waiters.wait,
-        "proc.kill": partial(proc_kill, k),
+        "proc.kill": k.lifecycle.kill,
         "proc.nice": partial(proc_nice, k),
-        "proc.limits": partial(proc_limits, k),
+        "proc.limits": k.limits.set_limits,
         "proc.ps": partial(proc_ps, k),
-        "proc.whoami": partial(proc_whoami, k),
-        "proc.log": partial(proc_log, k),
-        "msg.send": partial(msg_send, k),
-        "msg.recv": partial(msg_recv, k),
+        "proc.whoami": proc_whoami,
+        "proc.log": k.logs.read,
+        "msg.send": k.mailroom.send,
+        "msg.recv": k.mailroom.receive,
     }
 
 
@@ -58,8 +55,8 @@ def _model_calls(k: Kernel) -> dict[str, Handler]:
         "llm.open": partial(llm_open, k),
         "llm.append": k.generations.append,
         "llm.generate": k.generations.generate,
-        "llm.tokenize": partial(llm_tokenize, k),
-        "llm.detokenize": partial(llm_detokenize, k),
+        "llm.tokenize": k.prompts.tokenize,
+        "llm.detokenize": k.prompts.detokenize,
         "llm.fork": partial(llm_fork, k),
         "llm.checkpoint": partial(llm_checkpoint, k),
         "llm.rollback": partial(llm_rollback, k),
@@ -78,47 +75,47 @@ def _data_calls(k: Kernel) -> dict[str, Handler]:
         "mem.spaces": k.memory.spaces,
         "mem.keep": k.memory.keep,
         "mem.log": k.interactions.read,
-        "sto.put": partial(sto_put, k),
-        "sto.batch": partial(sto_batch, k),
+        "sto.put": k.storage.put,
+        "sto.batch": k.storage.batch,
         "sto.upload": k.storage.uploads.append,
         "sto.get": k.storage.get,
         "sto.list": k.storage.objects,
         "sto.history": k.storage.history,
-        "sto.delete": partial(sto_delete, k),
+        "sto.delete": k.storage.delete,
         "sto.rollback": k.storage.rollback,
         "sto.purge": k.storage.purge,
         "sto.share": k.storage.share,
         "sto.shares": k.storage.list_shares,
         "sto.owners": k.storage.owners,
         "sto.watch": k.storage.watch,
-        "sto.verify": partial(sto_verify, k),
-        "sto.compact": partial(sto_compact, k),
-        "sto.backup": partial(sto_backup, k),
+        "sto.verify": k.maintenance.verify,
+        "sto.compact": k.maintenance.compact,
+        "sto.backup": k.maintenance.backup,
         "sto.search": partial(sto_search, k),
-        "sto.index": partial(sto_index, k),
-        "sto.reindex": partial(sto_reindex, k),
+        "sto.index": k.index.report,
+        "sto.reindex": k.index.reindex,
     }
 
 
 def _access_calls(k: Kernel) -> dict[str, Handler]:
     return {
-        "tool.list": partial(tool_list, k),
+        "tool.list": k.tools.tell,
         "tool.call": k.tools.call,
-        "tool.offer": partial(tool_offer, k),
+        "tool.offer": k.tools.offer,
         "tool.serve": k.tools.serve,
-        "tool.progress": partial(tool_progress, k),
-        "tool.done": partial(tool_done, k),
-        "acc.groups": partial(acc_groups, k),
-        "acc.set": partial(acc_set, k),
-        "acc.grant": partial(acc_grant, k),
-        "acc.revoke": partial(acc_revoke, k),
-        "acc.grants": partial(acc_grants, k),
-        "acc.check": partial(acc_check, k),
-        "acc.ask": partial(acc_ask, k),
+        "tool.progress": k.tools.progress,
+        "tool.done": k.tools.done,
+        "acc.groups": k.grants.list_groups,
+        "acc.set": k.grants.set_group,
+        "acc.grant": k.gate.grant,
+        "acc.revoke": k.grants.revoke,
+        "acc.grants": k.grants.visible,
+        "acc.check": k.gate.explain,
+        "acc.ask": k.approvals.follow,
         "acc.answer": k.approvals.answer,
-        "key.allow": partial(key_allow, k),
-        "key.remove": partial(key_remove, k),
-        "key.list": partial(key_list, k),
+        "key.allow": k.gateway.allow,
+        "key.remove": k.gateway.remove,
+        "key.list": k.gateway.list_keys,
     }
 
 
@@ -126,18 +123,14 @@ def _kernel_calls(k: Kernel) -> dict[str, Handler]:
     return {
         "kernel.status": partial(status, k),
         "kernel.stats": partial(stats, k),
-        "kernel.events": partial(kernel_events, k),
+        "kernel.events": k.events.follow,
         "kernel.policy": partial(kernel_policy, k),
         "kernel.check": partial(kernel_check, k),
         "kernel.stop": partial(kernel_stop, k),
     }
 
 
-def _target(k: Kernel, call: Call, pid: int | None) -> Process:
-    return call.process if pid is None else k.table.get(pid)
-
-
-def call_cancel(k: Kernel, call: Call, args: connection.Cancel) -> connection.CancelReply:
+def call_cancel(call: Call, args: connection.Cancel) -> connection.CancelReply:
     other = call.session.calls.get(args.call)
     if other is None or other is call:
         return connection.CancelReply(found=False)
@@ -145,33 +138,12 @@ def call_cancel(k: Kernel, call: Call, args: connection.Cancel) -> connection.Ca
     return connection.CancelReply(found=True)
 
 
-def proc_exit(k: Kernel, call: Call, args: proc.Exit) -> Done:
-    call.process.code = args.code
-    call.process.result = msgspec.msgpack.encode(args.result)
-    call.process.reported = True
-    call.process.touch()
-    k.lifecycle.leave(call)
-    return Done()
-
-
-def proc_kill(k: Kernel, call: Call, args: proc.Kill) -> Done:
-    k.lifecycle.signal(k.table.get(args.pid), args.signal)
-    return Done()
-
-
 def proc_nice(k: Kernel, call: Call, args: proc.SetNice) -> proc.NiceReply:
-    process = _target(k, call, args.pid)
+    process = call.process if args.pid is None else k.table.get(args.pid)
     process.nice = args.nice
     process.touch()
     k.scheduler.renice(process.contexts, args.nice)
     return proc.NiceReply(nice=args.nice)
-
-
-def proc_limits(k: Kernel, call: Call, args: proc.SetLimits) -> proc.Limits:
-    process = _target(k, call, args.pid)
-    if args.limits is not None:
-        k.lifecycle.set_limits(call.process, process, args.limits)
-    return process.limits
 
 
 def proc_ps(k: Kernel, call: Call, args: proc.Ps) -> list[proc.ProcessInfo]:
@@ -180,13 +152,8 @@ def proc_ps(k: Kernel, call: Call, args: proc.Ps) -> list[proc.ProcessInfo]:
     return [process.info(now) for process in shown]
 
 
-def proc_whoami(k: Kernel, call: Call, args: Empty) -> proc.ProcessInfo:
+def proc_whoami(call: Call, args: Empty) -> proc.ProcessInfo:
     return call.process.info(time.monotonic())
-
-
-def proc_log(k: Kernel, call: Call, args: proc.Log) -> Any:
-    call.process.hear(k.table.get(args.pid))
-    return k.logs.read(call, args.pid, args.offset, args.wait)
 
 
 def llm_open(k: Kernel, call: Call, args: llm.Open) -> llm.Opened:
@@ -231,20 +198,6 @@ def llm_contexts(k: Kernel, call: Call, args: Empty) -> list[llm.ContextInfo]:
     return [context.info() for context in k.contexts.visible(call.process)]
 
 
-async def llm_tokenize(k: Kernel, call: Call, args: llm.Tokenize) -> llm.Tokens:
-    if (args.text is None) == (args.messages is None):
-        raise BadInput("give text or messages, one of them")
-    messages: list[tuple[str, str]] = [
-        (message.role, message.content) for message in args.messages or []
-    ]
-    encoded = await k.prompts.question(call.process, TokenizeRequest, args.text, messages)
-    return llm.Tokens(tokens=encoded.tokens)
-
-
-async def llm_detokenize(k: Kernel, call: Call, args: llm.Detokenize) -> llm.Text:
-    return llm.Text(text=await k.prompts.detokenize(call.process, args.tokens))
-
-
 def llm_close(k: Kernel, call: Call, args: llm.Close) -> Done:
     context = k.contexts.get(call.process, args.ctx)
     call.durable = context.name is not None
@@ -252,124 +205,9 @@ def llm_close(k: Kernel, call: Call, args: llm.Close) -> Done:
     return Done()
 
 
-def msg_send(k: Kernel, call: Call, args: msg.Send) -> Done:
-    receiver = k.table.find(args.to, call.process.principal)
-    k.mailroom.send(call.process, receiver, args.body)
-    return Done()
-
-
-def msg_recv(k: Kernel, call: Call, args: msg.Recv) -> Any:
-    return k.mailroom.receive(call, args.sender, args.timeout)
-
-
-def sto_put(k: Kernel, call: Call, args: sto.Put) -> Any:
-    change = sto.Change(
-        path=args.path, data=args.data, upload=args.upload, tags=args.tags, media=args.media,
-        if_version=args.if_version,
-    )  # fmt: skip
-    return k.storage.change_one(call, args.owner, change)
-
-
-def sto_batch(k: Kernel, call: Call, args: sto.Batch) -> Any:
-    return k.storage.change(call, args.owner, args.changes)
-
-
-def sto_delete(k: Kernel, call: Call, args: sto.Delete) -> Any:
-    change = sto.Change(args.path, delete=True, if_version=args.if_version)
-    return k.storage.change_one(call, args.owner, change)
-
-
-def sto_verify(k: Kernel, call: Call, args: sto.Verify) -> Any:
-    return k.maintenance.verify(call)
-
-
-def sto_compact(k: Kernel, call: Call, args: sto.Compact) -> Any:
-    return k.maintenance.compact(call, args.keep)
-
-
-def sto_backup(k: Kernel, call: Call, args: sto.Backup) -> Any:
-    return k.maintenance.backup(call, Path(args.target))
-
-
 def sto_search(k: Kernel, call: Call, args: sto.Search) -> Any:
     scopes = k.storage.scopes(call, args.owner, args.path)
     return k.index.search(call, args, k.gate.readable(call.process, scopes))
-
-
-def sto_index(k: Kernel, call: Call, args: sto.Index) -> sto.IndexReport:
-    return k.index.report()
-
-
-def sto_reindex(k: Kernel, call: Call, args: sto.Reindex) -> Done:
-    k.index.rebuild()
-    return Done()
-
-
-def tool_list(k: Kernel, call: Call, args: Empty) -> Any:
-    return k.tools.tell(call)
-
-
-def tool_offer(k: Kernel, call: Call, args: tool.Offer) -> Done:
-    k.tools.offer(call.process, args)
-    return Done()
-
-
-def tool_progress(k: Kernel, call: Call, args: tool.JobProgress) -> Done:
-    k.tools.progress(call.process, args)
-    return Done()
-
-
-def tool_done(k: Kernel, call: Call, args: tool.JobDone) -> Done:
-    k.tools.done(call.process, args)
-    return Done()
-
-
-def acc_groups(k: Kernel, call: Call, args: Empty) -> acc.Groups:
-    return acc.Groups(groups=k.grants.groups)
-
-
-def acc_set(k: Kernel, call: Call, args: acc.SetGroup) -> Done:
-    k.grants.set_group(args.name, args.group)
-    return Done()
-
-
-def acc_grant(k: Kernel, call: Call, args: acc.Grant) -> acc.Granted:
-    return k.gate.grant(call.process, args)
-
-
-def acc_revoke(k: Kernel, call: Call, args: acc.Revoke) -> Done:
-    k.grants.revoke(call.process, args.id)
-    return Done()
-
-
-def acc_grants(k: Kernel, call: Call, args: Empty) -> list[acc.GrantRow]:
-    return k.grants.visible(call.process)
-
-
-def acc_check(k: Kernel, call: Call, args: acc.Check) -> acc.Verdict:
-    return k.gate.explain(call.process, args)
-
-
-def acc_ask(k: Kernel, call: Call, args: acc.Questions) -> Any:
-    return k.approvals.follow(call)
-
-
-def key_allow(k: Kernel, call: Call, args: acc.KeyAllow) -> Done:
-    k.gateway.allow(args)
-    return Done()
-
-
-def key_remove(k: Kernel, call: Call, args: acc.KeyRemove) -> Done:
-    k.gateway.remove(args.name)
-    return Done()
-
-
-def key_list(k: Kernel, call: Call, args: Empty) -> acc.Keys:
-    return k.gateway.list_keys()
-
-
-def kernel_events(k: Kernel, call: Call, args: kernel.Events) -> Any:
-    return k.events.follow(call, list(args.kinds))
 
 
 def kernel_policy(k: Kernel, call: Call, args: kernel.SetPolicy) -> kernel.Policy:

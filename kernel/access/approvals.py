@@ -104,7 +104,7 @@ class Approvals:
             late = f"nobody has answered within {self.timeout:g} s: {approval.question.rule}"
             approval.answer.fail(Denied(late, "`aios policy ask`"))
 
-    async def follow(self, call: Call) -> Any:
+    async def follow(self, call: Call, args: acc.Questions) -> Any:
         """Send the pending questions, then each new one, until the caller cancels."""
         with self.followers.following(call, None):
             for approval in self.pending.values():

@@ -21,6 +21,7 @@ from aios.syscalls.proc import Kill, Log, SetLimits, SetNice, Spawn
 from aios.syscalls.rules import Group, Rule
 from aios.syscalls.table import Syscall
 
+from ..entry.call import Call
 from ..lib.patterns import TooLong
 from ..manifests import SourcedRule, check_right, check_rules, rules_of
 from ..process import Process, ProcessTable
@@ -195,22 +196,23 @@ class Gate:
             found += (each for each in objects if may_ever(subject, right, each, evaluation))
         return found
 
-    def grant(self, process: Process, args: acc.Grant) -> acc.Granted:
+    def grant(self, call: Call, args: acc.Grant) -> acc.Granted:
         """Grant a right. Raises BadInput for storage, which is shared by its owner instead."""
         if args.right.split(".")[0] in ("sto", "*"):
             raise BadInput("a grant of storage does nothing", "its owner shares it: `sto.share`")
         check_right(args.right)
         rule = Rule(args.right, args.on, args.args)
         check_rules([Group(allow=[rule], members=[args.to])])
-        return acc.Granted(id=self.grants.give(process, args.to, rule, args.seconds))
+        return acc.Granted(id=self.grants.give(call.process, args.to, rule, args.seconds))
 
-    def explain(self, process: Process, args: acc.Check) -> acc.Verdict:
+    def explain(self, call: Call, args: acc.Check) -> acc.Verdict:
         """Explain how the rules decide, as if the object were the caller's own.
 
         Raises:
             Denied: an agent asks about another. BadInput: no call needs that right.
         """
         check_right(args.right)
+        process = call.process
         if process.kind != "client" and (args.principal or args.pid not in (None, process.pid)):
             raise Denied("an agent asks of itself only")
         target = process if args.pid is None else self.table.get(args.pid)

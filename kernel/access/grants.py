@@ -12,9 +12,11 @@ from pathlib import Path
 import msgspec
 
 from aios.syscalls import acc
+from aios.syscalls.base import Done, Empty
 from aios.syscalls.errors import BadInput, DiskFull, NotFound
 from aios.syscalls.rules import Group, Rule
 
+from ..entry.call import Call
 from ..journal import PutRow
 from ..lib import files
 from ..lib.callbacks import ignore
@@ -65,13 +67,16 @@ class Grants:
 
     # --- groups ---------------------------------------------------------------------------------
 
-    def set_group(self, name: str, group: Group | None) -> None:
+    def list_groups(self, call: Call, args: Empty) -> acc.Groups:
+        return acc.Groups(groups=self.groups)
+
+    def set_group(self, call: Call, args: acc.SetGroup) -> Done:
         """Create or replace a group, or remove it where `group` is None.
 
         Raises:
             BadInput: a rule is malformed. NotFound: there is no such group to remove. DiskFull.
         """
-        groups = dict(self.groups)
+        groups, name, group = dict(self.groups), args.name, args.group
         if group is not None:
             check_rules([group])
             check_rights([group])
@@ -83,6 +88,7 @@ class Grants:
         self._write(groups, self.by_id)
         self.groups = groups
         self.changed()
+        return Done()
 
     # --- grants ---------------------------------------------------------------------------------
 
@@ -107,15 +113,16 @@ class Grants:
         self._insert(grant)
         return grant.id
 
-    def revoke(self, process: Process, number: int) -> None:
+    def revoke(self, call: Call, args: acc.Revoke) -> Done:
         """Revoke a grant. Its giver may, all above the giver, and a person; for others the grant is
         not there: NotFound."""
-        grant = self.by_id.get(number)
+        process, grant = call.process, self.by_id.get(args.id)
         giver = self.table.rows.get(grant.pid) if grant is not None else None
         above = giver is not None and (giver is process or self.table.is_above(process.pid, giver))
         if grant is None or not (process.kind == "client" or above):
-            raise NotFound(f"no grant {number} that you could revoke", "`aios grants` lists them")
+            raise NotFound(f"no grant {args.id} that you could revoke", "`aios grants` lists them")
         self._remove(grant)
+        return Done()
 
     def ended(self, process: Process) -> None:
         """Remove the grants that a process has given, and those to it alone."""
@@ -149,8 +156,9 @@ class Grants:
             with suppress(DiskFull):  # the next change writes the file, and readers look at times
                 self._write(self.groups, self.by_id)
 
-    def visible(self, process: Process) -> list[acc.GrantRow]:
+    def visible(self, call: Call, args: Empty) -> list[acc.GrantRow]:
         """List the grants: for a person all, for an agent those that it has given or was given."""
+        process = call.process
         names = names_of(process.principal) | {f"#{process.pid}"}
         self.expire()
         return [

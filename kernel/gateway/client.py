@@ -15,11 +15,12 @@ from pathlib import Path
 import msgspec
 
 from aios.syscalls import acc
+from aios.syscalls.base import Done, Empty
 from aios.syscalls.errors import BadInput, Denied, DiskFull, NotFound
 from aios.syscalls.kernel import GatewayState
 
 from ..config import Config
-from ..entry.call import Session
+from ..entry.call import Call, Session
 from ..entry.listener import TURN_S
 from ..entry.trap import Trap
 from ..events import EventLog
@@ -98,21 +99,24 @@ class GatewayClient:
             raise Denied("this key is not allowed", "`aios key allow` there")
         return self.keys[key]
 
-    def allow(self, args: acc.KeyAllow) -> None:
+    def allow(self, call: Call, args: acc.KeyAllow) -> Done:
         """Add a key. Raises BadInput if its name or the key is in the list already."""
         for each in self.keys.values():
             if each.name == args.name or each.public == args.public:
                 raise BadInput(f"{each.name!r} has the key {each.public}", "remove it first")
         self._write([*self.keys.values(), AllowedKey(args.name, args.public, args.person)])
+        return Done()
 
-    def remove(self, name: str) -> None:
+    def remove(self, call: Call, args: acc.KeyRemove) -> Done:
         """Remove a key and close its connections. Raises NotFound."""
+        name = args.name
         found = [each for each in self.keys.values() if each.name == name]
         if not found:
             raise NotFound(f"no key of {name!r}", "`aios key list` lists them")
         self._write([each for each in self.keys.values() if each.name != name])
         for process in self._processes(found[0].public):
             self.on_lost(self.trap.sessions.by_pid[process.pid], "its key was removed")
+        return Done()
 
     def _write(self, keys: list[AllowedKey]) -> None:
         """Replace the list of keys. Raises DiskFull."""
@@ -125,7 +129,7 @@ class GatewayClient:
         self.keys = {each.public: each for each in keys}
         self._send_keys()
 
-    def list_keys(self) -> acc.Keys:
+    def list_keys(self, call: Call, args: Empty) -> acc.Keys:
         rows = [
             acc.Key(
                 name=each.name, public=each.public, person=each.person,

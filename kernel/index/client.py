@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from aios.syscalls import sto
+from aios.syscalls.base import Done
 from aios.syscalls.errors import AiosError, IndexFailed, from_wire
 from aios.syscalls.sto import Hit, Hits, IndexReport, IndexState
 
@@ -120,14 +121,20 @@ class IndexClient:
         self.tell_read(call.process, [(hit.owner, hit.path, hit.version) for hit in found])
         return Hits(hits=found, behind=self._behind())
 
-    def rebuild(self) -> None:
+    def reindex(self, call: Call, args: sto.Reindex) -> Done:
+        """Have the index made anew."""
+        self._rebuild()
+        return Done()
+
+    def _rebuild(self) -> None:
         self.drop = True
         if self.state == "ready":
             self._connected()
         elif self.state != "starting":
             self._start()
 
-    def report(self) -> IndexReport:
+    def report(self, call: Call, args: sto.Index) -> IndexReport:
+        """Return the state of the index."""
         at = self.position
         return IndexReport(
             state=self.state, position=at.seq, behind=self._behind(), documents=at.documents,
@@ -233,7 +240,7 @@ class IndexClient:
         if report.seq > self.newest_known:  # it is about a store that a backup has replaced
             self.rebuilt_because = "the store is an earlier one than what was indexed"
             self.events.publish("index", "begun again", why=self.rebuilt_because)
-            self.rebuild()
+            self._rebuild()
             return
         self._fail_if_troubled()
         self._feed()

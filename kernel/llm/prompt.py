@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from aios.syscalls.errors import AiosError, BadInput, CoreFailed, from_wire
-from aios.syscalls.llm import Decoding
+from aios.syscalls.llm import Decoding, Detokenize, Text, Tokenize, Tokens
 
 from ..core.protocol import Compile, DetokenizeRequest, Question, Tokenized, TokenizeRequest
+from ..entry.call import Call
 from ..lib.coroutine import Wait
 from ..lib.fair_queue import FairQueue
 from ..lib.trees import root
@@ -138,8 +139,17 @@ class Prompts:
         )
         return new.tokens or encoded.tokens
 
-    async def detokenize(self, process: Process, tokens: list[int]) -> str:
-        return (await self.question(process, DetokenizeRequest, tokens)).text
+    async def tokenize(self, call: Call, args: Tokenize) -> Tokens:
+        """Return the tokens of text or messages. Raises BadInput for both, or for neither."""
+        if (args.text is None) == (args.messages is None):
+            raise BadInput("give text or messages, one of them")
+        messages = [(message.role, message.content) for message in args.messages or []]
+        answer = await self.question(call.process, TokenizeRequest, args.text, messages)
+        return Tokens(tokens=answer.tokens)
+
+    async def detokenize(self, call: Call, args: Detokenize) -> Text:
+        answer = await self.question(call.process, DetokenizeRequest, args.tokens)
+        return Text(text=answer.text)
 
     def check_core(self) -> None:
         if self.core_error is not None:

@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable
 from aios.syscalls.errors import BadInput, ContextFull
 from aios.syscalls.llm import Append, Decoding, Generate, Moved, PastMessage
 
-from ..core.protocol import PREFILLED
+from ..core.protocol import PREFILLED, DetokenizeRequest
 from ..entry.call import Call
 from ..process import Process
 from .context_state import ContextState, Turn
@@ -166,7 +166,7 @@ class Windows:
             raise ContextFull(f"{room} tokens do not fit: the window holds {window}")
         cut = slice(first, max(first, len(old) - newest))
 
-        text = await self.prompts.detokenize(process, old[cut])
+        text = (await self.prompts.question(process, DetokenizeRequest, old[cut])).text
         self._replace(context, old[: cut.start] + old[cut.stop :])
         gone = [PastMessage(role="text", content=text)]
         return Moved(tokens=cut.stop - cut.start, dropped=gone, summary=None, recalled=[])

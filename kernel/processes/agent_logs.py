@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from aios.syscalls.errors import AiosError, LimitReached
-from aios.syscalls.proc import LogPart
+from aios.syscalls.proc import Log, LogPart
 
 from ..entry.call import Call
 from ..init.outputs import MAX_LOG_BYTES
@@ -43,24 +43,25 @@ class Logs:
     def path(self, pid: int) -> Path:
         return self.folder / f"agent-{pid}.log"
 
-    async def read(self, call: Call, pid: int, offset: int, wait_s: float) -> LogPart:
+    async def read(self, call: Call, args: Log) -> LogPart:
         """Return a part of a log; where there is nothing to read yet, wait for it.
 
         Raises:
             LimitReached: too many calls of the process wait already.
         """
-        part = self._part(pid, offset)
-        if part.data or part.ended or wait_s == 0:
+        call.process.hear(self.table.get(args.pid))
+        part = self._part(args.pid, args.offset)
+        if part.data or part.ended or args.wait == 0:
             return part
         if sum(other.call.process is call.process for other in self.readers) >= MAX_READERS:
             raise LimitReached(
                 f"{MAX_READERS} calls of process {call.process.pid} wait for logs",
                 "wait for one of them, or cancel it",
             )
-        reader = Reader(pid, part.offset, call, Wait())
+        reader = Reader(args.pid, part.offset, call, Wait())
         self.readers.append(reader)
         try:
-            return await within(reader.wait, wait_s, self.after, partial(reader.wait.done, part))
+            return await within(reader.wait, args.wait, self.after, partial(reader.wait.done, part))
         finally:
             self.readers.remove(reader)
 

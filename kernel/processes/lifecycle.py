@@ -9,8 +9,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import msgspec
+
+from aios.syscalls.base import Done
 from aios.syscalls.errors import Denied, LimitReached, ProcessGone, from_wire
-from aios.syscalls.proc import NewLimits, SandboxGrants, Spawn, Spawned
+from aios.syscalls.proc import Exit, Kill, SandboxGrants, Spawn, Spawned
 
 from ..config import Config
 from ..entry.call import Call, Session
@@ -37,7 +40,7 @@ from ..process import Process, ProcessTable, named_by
 from ..sandbox.sandbox import merge_grants
 from ..tools.toolbox import Box
 from .agent_logs import Logs
-from .inherited import changed, limits_of, reach_of, tightened
+from .inherited import limits_of, reach_of
 from .leftovers import Leftovers
 from .mailbox import Mailroom
 from .pending_spawn import PendingSpawn
@@ -57,11 +60,10 @@ class Lifecycle:
         events: EventLog, logs: Logs, sessions: Sessions,
         to_init: Callable[[ToInit], None], after: Callable[[float, Callable[[], None]], Any],
     ) -> None:  # fmt: skip
-        self.config = config
+        self.config, self.sessions = config, sessions
         self.table, self.contexts, self.generations = table, contexts, generations
         self.mailroom, self.waiters, self.events, self.logs = mailroom, waiters, events, logs
         self.to_init, self.after = to_init, after
-        self.sessions = sessions
         self.ended: list[Callable[[Process], object]] = [mailroom.ended]
         self.pending_spawns: dict[int, PendingSpawn] = {}  # by pid
         self.starts = Starts(to_init)
@@ -274,14 +276,18 @@ class Lifecycle:
         if process.alive and process.state != "ending":
             self.terminate(process, why)
 
-    def leave(self, call: Call) -> None:
-        """Handle proc.exit: an agent has the grace to end in, a client ends now."""
+    def exit(self, call: Call, args: Exit) -> Done:
+        """Take the report of a process. An agent has the grace to end in, a client ends now."""
         process = call.process
+        process.code, process.result = args.code, msgspec.msgpack.encode(args.result)
+        process.reported = True
+        process.touch()
         if process.kind != "agent":
             self.after(0, partial(self.lost, call.session, "exit"))
         elif process.state != "ending":
             process.move("ending")
             self.after(self.config.grace, partial(self._kill_if_alive, process))
+        return Done()
 
     def _end(self, process: Process, code: int, reason: str) -> None:
         """End a process, and with it its calls, contexts, messages and children."""
@@ -323,6 +329,10 @@ class Lifecycle:
         return [process for process in self.table.live() if process.kind == "agent"]
 
     # --- signals and limits ---------------------------------------------------------------------
+
+    def kill(self, call: Call, args: Kill) -> Done:
+        self.signal(self.table.get(args.pid), args.signal)
+        return Done()
 
     def signal(self, process: Process, name: str) -> None:
         """Send a signal. Raise ProcessGone where there is no such agent."""
@@ -380,12 +390,6 @@ class Lifecycle:
             self.terminate(process, f"limit {which}")
         elif process.kind == "remote":
             self._end(process, 0, f"limit {which}")
-
-    def set_limits(self, caller: Process, process: Process, new: NewLimits) -> None:
-        """Change limits. An agent sets none above its own."""
-        limits = changed(process.limits, new)
-        process.limits = limits if caller.kind == "client" else tightened(caller.limits, limits)
-        process.touch()
 
     def check(self) -> list[str]:
         """List each broken invariant in words."""

@@ -1,4 +1,4 @@
-"""Enforce limits on time and memory: measure processes, and end those that are over a limit."""
+"""Read, set and enforce limits: measure processes, and end those that are over a limit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import time
 
 import psutil
 
+from aios.syscalls.proc import Limits, SetLimits
+
+from ..entry.call import Call
 from ..process import Process
+from .inherited import changed, tightened
 from .lifecycle import Lifecycle
 
 PROCESSES_PER_SWEEP = 25  # that are measured
@@ -23,6 +27,16 @@ class LimitEnforcer:
 
     def _forget(self, process: Process) -> None:
         self.figures.pop(process.pid, None)
+
+    def set_limits(self, call: Call, args: SetLimits) -> Limits:
+        """Return the limits of a process, changed first if the call says how. An agent sets none
+        above its own."""
+        process = call.process if args.pid is None else self.lifecycle.table.get(args.pid)
+        if args.limits is not None:
+            wanted, caller = changed(process.limits, args.limits), call.process
+            process.limits = wanted if caller.kind == "client" else tightened(caller.limits, wanted)
+            process.touch()
+        return process.limits
 
     def sweep(self) -> None:
         """Check the time of all processes, and measure some."""

@@ -10,15 +10,16 @@ from typing import Any
 
 import msgspec
 
+from aios.syscalls.base import Done
 from aios.syscalls.errors import LimitReached, ProcessGone, TimedOut
-from aios.syscalls.msg import Mail
+from aios.syscalls.msg import Mail, Recv, Send
 
 from ..entry.call import Call
 from ..journal import PutRow
 from ..lib.callbacks import ignore
 from ..lib.coroutine import Wait, within
 from ..lib.trees import Trees, check_tree, leaves_room, root
-from ..process import Process, QueuedMessage
+from ..process import Process, ProcessTable, QueuedMessage
 
 MAX_UNREAD_BYTES = 64 << 20  # of messages that one tree of agents has sent
 
@@ -30,17 +31,15 @@ _mail = msgspec.msgpack.Decoder(Mail).decode
 class Mailroom:
     """Hands messages to receivers that wait, and keeps them for others.
 
-    `after(seconds, run)` starts a timer that can be cancelled; `is_alive` knows processes by pid;
-    `put_row` journals a message in a mailbox, or its removal.
+    `after(seconds, run)` starts a timer that can be cancelled; `put_row` journals a message in a
+    mailbox, or its removal.
     """
 
     def __init__(
-        self, after: Callable[[float, Callable[[], None]], Any], is_alive: Callable[[int], bool],
+        self, after: Callable[[float, Callable[[], None]], Any], table: ProcessTable,
         put_row: PutRow,
     ) -> None:  # fmt: skip
-        self.after = after
-        self.is_alive = is_alive
-        self.put_row = put_row
+        self.after, self.table, self.put_row = after, table, put_row
         self.on_sent: Callable[[Process, Process, Any], None] = ignore
         self.on_received: Callable[[Process, Mail], None] = ignore
         self.last = 0
@@ -50,8 +49,15 @@ class Mailroom:
         # By pid of the receiver: from whom, if not from anyone.
         self.waiting: dict[int, deque[tuple[int | None, Wait[Mail]]]] = {}
 
-    def send(self, sender: Process, receiver: Process, body: Any) -> None:
-        """Send a message. Raise LimitReached where the mailbox, or a share of it, is full."""
+    def send(self, call: Call, args: Send) -> Done:
+        """Send a message.
+
+        Raises:
+            NotFound: there is no such receiver. LimitReached: its mailbox, or a share of it, is
+                full.
+        """
+        sender, body = call.process, args.body
+        receiver = self.table.find(args.to, sender.principal)
         mail = Mail(
             sender=sender.pid, name=sender.name, principal=sender.principal, body=body,
             labels=sorted(sender.marks),
@@ -61,7 +67,7 @@ class Mailroom:
                 self.on_sent(sender, receiver, body)
                 self._hand_out(receiver, mail)
                 wait.done(mail)
-                return
+                return Done()
         self._check_room(receiver, mail.principal)
         if mail.principal:
             check_tree(
@@ -73,6 +79,7 @@ class Mailroom:
         self.keep(receiver, self.last, data)
         self.put_row(f"mail/{receiver.pid}/{self.last}", data)
         self.on_sent(sender, receiver, body)
+        return Done()
 
     def _check_room(self, receiver: Process, sender: str) -> None:
         """Raise LimitReached where a mailbox has no room for a message of this sender.
@@ -104,21 +111,21 @@ class Mailroom:
         self.trees.add(message.principal, len(data))
         self.shares[receiver.pid, root(message.principal)] += 1
 
-    async def receive(self, call: Call, sender: int | None, timeout: float | None) -> Mail:
-        """Return the oldest message, or the oldest from `sender`; wait for one if there is none.
+    async def receive(self, call: Call, args: Recv) -> Mail:
+        """Return the oldest message, or the oldest from a sender; wait for one if there is none.
 
         Raises:
             ProcessGone: the sender is not alive.
             TimedOut: none has come within `timeout` seconds.
         """
-        mailbox = call.process.mailbox
+        sender, timeout, mailbox = args.sender, args.timeout, call.process.mailbox
         for number, message in mailbox.items():
             if sender in (None, message.sender):
                 mail = _mail(message.data)
                 self._remove(call.process, number)
                 self._hand_out(call.process, mail)
                 return mail
-        if sender is not None and not self.is_alive(sender):
+        if sender is not None and not self.table.is_alive(sender):
             raise _gone(sender)
         waiting = self.waiting.setdefault(call.process.pid, deque())
         wait = Wait[Mail]()

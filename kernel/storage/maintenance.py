@@ -84,13 +84,14 @@ class Maintenance:
         self.task: BackgroundTask | None = None
         self.thread = threading.Thread()
 
-    async def verify(self, call: Call) -> sto.Verified:
+    async def verify(self, call: Call, args: sto.Verify) -> sto.Verified:
         return await self._run(call, lambda task: Verification(self.storage, task.step).run())
 
-    async def compact(self, call: Call, keep: int | None) -> sto.Compacted:
-        return await self._run(call, lambda task: self._compact(task, keep))
+    async def compact(self, call: Call, args: sto.Compact) -> sto.Compacted:
+        return await self._run(call, lambda task: self._compact(task, args.keep))
 
-    async def backup(self, call: Call, target: Path) -> sto.BackedUp:
+    async def backup(self, call: Call, args: sto.Backup) -> sto.BackedUp:
+        target = Path(args.target)
         if not target.is_absolute():
             raise BadInput(f"{target} is a relative path", "name a folder from the root on")
         return await self._run(

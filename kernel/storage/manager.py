@@ -102,26 +102,32 @@ class Storage:
 
     # --- changes ----------------------------------------------------------------------------------
 
-    async def change_one(self, call: Call, owner: str | None, change: sto.Change) -> sto.Version:
-        return (await self.change(call, owner, [change]))[0]
+    async def put(self, call: Call, args: sto.Put) -> sto.Version:
+        change = sto.Change(
+            path=args.path, data=args.data, upload=args.upload, tags=args.tags, media=args.media,
+            if_version=args.if_version,
+        )  # fmt: skip
+        return (await self.batch(call, sto.Batch([change], args.owner)))[0]
 
-    async def change(
-        self, call: Call, owner: str | None, changes: list[sto.Change]
-    ) -> list[sto.Version]:
-        """Make all of these changes, or none."""
-        at, by, now = self._owner(call, owner), call.process.principal, time.time()
+    async def delete(self, call: Call, args: sto.Delete) -> sto.Version:
+        change = sto.Change(args.path, delete=True, if_version=args.if_version)
+        return (await self.batch(call, sto.Batch([change], args.owner)))[0]
+
+    async def batch(self, call: Call, args: sto.Batch) -> list[sto.Version]:
+        """Make all of the changes, or none."""
+        at, by, now = self._owner(call, args.owner), call.process.principal, time.time()
         labels = sorted(call.process.labels)
         chunks: dict[bytes, bytes] = {}
         steps = []
-        for change in changes:
+        for change in args.changes:
             what: sto.What = "delete" if change.delete else "put"
             row = VersionRow(0, what, 0, now, by, change.tags, change.media, b"", labels)
             upload = self._fill(call, at, change, row, chunks)
             steps.append(changed(at, change, row, upload))
 
-        paths = [change.path for change in changes]
+        paths = [change.path for change in args.changes]
         versions = await self._commit(call, at, paths, "write", steps, chunks)
-        for change in changes:
+        for change in args.changes:
             self.uploads.rows.pop(change.upload or 0, None)
         return versions
 

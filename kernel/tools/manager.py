@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from aios.syscalls import tool as m
-from aios.syscalls.base import Done
+from aios.syscalls.base import Done, Empty
 from aios.syscalls.errors import (
     AiosError,
     Denied,
@@ -51,24 +51,22 @@ class Tools:
 
     def __init__(
         self, boxes: dict[str, Box], most: int, starter: Starter, gate: Gate,
-        after: Callable[[float, Callable[[], None]], Any],
-        put_row: PutRow,
+        after: Callable[[float, Callable[[], None]], Any], put_row: PutRow,
     ) -> None:  # fmt: skip
-        self.most, self.starter, self.gate, self.after = most, starter, gate, after
-        self.put_row = put_row
+        self.most, self.starter, self.gate = most, starter, gate
+        self.after, self.put_row = after, put_row
         self.states = {name: State(box) for name, box in boxes.items()}
         self.workers: dict[int, Worker] = {}  # by pid
         self.pools: dict[Pool, list[Worker]] = {}
-        self.queue = JobQueue()
+        self.queue, self.concurrency = JobQueue(), Concurrency()
         self.running: dict[int, Job] = {}
-        self.concurrency = Concurrency()
         self.listing: list[tuple[Call, Wait[m.Tools]]] = []
         self.is_assigning = self.assign_again = False
         self.last = time.time_ns() // 1000  # the last job, above those of earlier kernels
 
     # --- callers ----------------------------------------------------------------------------------
 
-    async def tell(self, call: Call) -> m.Tools:
+    async def tell(self, call: Call, args: Empty) -> m.Tools:
         """List all tools, once each toolbox has offered its own, or could not be started."""
         for state in self.states.values():
             state.look_again()
@@ -273,15 +271,16 @@ class Tools:
             raise Denied("only a toolbox's worker may", "tools are files with @tool: docs/tools.md")
         return self.workers[process.pid]
 
-    def offer(self, process: Process, args: m.Offer) -> None:
+    def offer(self, call: Call, args: m.Offer) -> Done:
         """Take the tools that a worker offers: before it serves, or later if it is shared. Raises
         Denied, BadInput."""
-        worker = self._worker(process)
+        worker = self._worker(call.process)
         if worker.at_once and not worker.state.box.shared:
             raise Denied("what it serves, a worker says before it does", "see docs/tools.md")
         worker.offer(args)
         if worker.at_once:
             worker.state.specs = worker.offered
+        return Done()
 
     async def serve(self, call: Call, args: m.Serve) -> Done:
         """Give a worker jobs by this call, until it makes another. Raises Denied."""
@@ -318,30 +317,31 @@ class Tools:
             if is_old and other.is_free:  # a busy one ends after its job
                 self.starter.end_now(other.process, "its toolbox has changed")
 
-    def progress(self, process: Process, args: m.JobProgress) -> None:
+    def progress(self, call: Call, args: m.JobProgress) -> Done:
         """Tell the caller how far a job is; reports that come too often are left out.
 
         Raises:
             Denied, NotFound.
         """
-        job, now = self._job(process, args.id), time.monotonic()
+        job, now = self._job(call.process, args.id), time.monotonic()
         if job.may_report(now):
             body = m.ToolProgress(done=args.done, total=args.total, message=args.message)
-            self._taint_caller(job, process)
+            self._taint_caller(job, call.process)
             job.call.piece(body, keep=False)
+        return Done()
 
-    def done(self, process: Process, args: m.JobDone) -> None:
+    def done(self, call: Call, args: m.JobDone) -> Done:
         """End a job by its worker's answer. Raises Denied, NotFound."""
-        worker = self._worker(process)
-        over = worker.unfinished.pop(args.id, None)
+        over = self._worker(call.process).unfinished.pop(args.id, None)
         if over is not None:
             self.concurrency.end(over)
             self._assign()
-            return
-        job = self._job(process, args.id)
+            return Done()
+        job = self._job(call.process, args.id)
         job.answered = True
-        self._taint_caller(job, process)
-        job.end_with(args, process.principal)
+        self._taint_caller(job, call.process)
+        job.end_with(args, call.process.principal)
+        return Done()
 
     def _taint_caller(self, job: Job, process: Process) -> None:
         """Taint the caller of a job, which is about to read what the worker says."""

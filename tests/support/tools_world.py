@@ -20,6 +20,7 @@ from aios.kernel.tools.jobs import JobRow
 from aios.kernel.tools.manager import Tools
 from aios.kernel.tools.toolbox import Box
 from aios.syscalls import tool as m
+from aios.syscalls.base import Empty
 from aios.syscalls.errors import Denied, NotFound, ProcessGone, ToolUnknown
 from aios.syscalls.proc import Limits
 
@@ -110,7 +111,7 @@ class World(RuleBasedStateMachine):
     def list_(self, who: int) -> None:
         call = Call(self.callers[who])
         self.calls.append(call)
-        call.run(self.tools.tell(call))  # type: ignore[arg-type]
+        call.run(self.tools.tell(call, Empty()))  # type: ignore[arg-type]
 
     @precondition(lambda self: self.calls)
     @rule(data=st.data())
@@ -133,7 +134,7 @@ class World(RuleBasedStateMachine):
         process.move("running")
         for each in SPECS.values():
             if each.name.startswith(process.tool + "."):
-                self.tools.offer(process, m.Offer(tools=[each]))
+                self.tools.offer(Call(process), m.Offer(tools=[each]))  # type: ignore[arg-type]
         self._say_serve(process, at_once)
 
     def _say_serve(self, process: Process, at_once: int) -> None:
@@ -178,11 +179,12 @@ class World(RuleBasedStateMachine):
         self._done(pid, data.draw(st.sampled_from(sorted(self.doing[pid]))), ok)
 
     def _done(self, pid: int, job: int, ok: bool = True) -> None:
-        process = self.table.rows[pid]
+        call = Call(self.table.rows[pid])
+        args = m.JobDone(id=job, value=1, error=None if ok else "no")
         del self.doing[pid][job]
         over = job not in self.tools.running
         try:
-            self.tools.done(process, m.JobDone(id=job, value=1, error=None if ok else "no"))
+            self.tools.done(call, args)  # type: ignore[arg-type]
         except (NotFound, Denied):
             assert over
 
@@ -191,9 +193,10 @@ class World(RuleBasedStateMachine):
     def progress(self, data: st.DataObject) -> None:
         pid = data.draw(st.sampled_from(self.busy()))
         job = data.draw(st.sampled_from(sorted(self.doing[pid])))
+        call, args = Call(self.table.rows[pid]), m.JobProgress(id=job, done=1)
         over = job not in self.tools.running
         try:
-            self.tools.progress(self.table.rows[pid], m.JobProgress(id=job, done=1))
+            self.tools.progress(call, args)  # type: ignore[arg-type]
         except (NotFound, Denied):
             assert over
 
@@ -273,7 +276,7 @@ class World(RuleBasedStateMachine):
                 call.fail(ToolUnknown("the kernel died"))
             elif call.args is None:
                 self.calls.append(call)
-                call.run(self.tools.tell(call))  # type: ignore[arg-type]
+                call.run(self.tools.tell(call, Empty()))  # type: ignore[arg-type]
             else:
                 self._call(call)
 

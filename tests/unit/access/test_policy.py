@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from aios.kernel.lib.patterns import (
 from aios.kernel.manifests import check_rules, rules_of
 from aios.kernel.process import ProcessTable
 from aios.kernel.rules import AccessRequest, Evaluation, Grant, RuleEvaluator, Subject, covers
+from aios.syscalls.base import Empty
 from aios.syscalls.errors import BadInput, LimitReached
 from aios.syscalls.proc import Limits
 from aios.syscalls.rules import Argument, Bounds, Group, Manifest, Rule
@@ -214,7 +216,8 @@ def test_what_has_expired_is_gone(tmp_path: Path) -> None:
         size = len((tmp_path / "policy.json").read_bytes()) // 4096
         now[0] += 8
     grants.expire()
-    assert grants.visible(person) == []
+    call: Any = SimpleNamespace(process=person)
+    assert grants.visible(call, Empty()) == []
     assert True not in notes.values()
     assert opened().by_id == {} and b'"grants": []' in (tmp_path / "policy.json").read_bytes()
     grants.give(person, "/x", Rule("llm"), 8)

@@ -20,7 +20,7 @@ from aios.kernel.lib.coroutine import Driver
 from aios.kernel.lib.fair_queue import FairQueue
 from aios.kernel.llm.prompt import MAX_DEATHS, MAX_TEXTS, Prompts
 from aios.syscalls.errors import AiosError, CoreFailed
-from aios.syscalls.llm import Generate
+from aios.syscalls.llm import Detokenize, Generate
 from aios.syscalls.sto import Search
 
 
@@ -46,7 +46,8 @@ class Asker:
         return self.run(principal, self.prompts.compile(process(principal), wanted))
 
     def text(self, principal: str) -> None:
-        self.run(principal, self.prompts.detokenize(process(principal), [1]))
+        call: Any = SimpleNamespace(process=process(principal))
+        self.run(principal, self.prompts.detokenize(call, Detokenize([1])))
 
     def answer(self) -> None:
         self.prompts.answered(Tokenized(self.core.pop(0).req))

@@ -13,7 +13,7 @@ from aios.kernel.lib.coroutine import Driver
 from aios.kernel.process import Process, ProcessTable
 from aios.kernel.processes.agent_logs import MAX_READERS, READERS_PER_LOOK, Logs
 from aios.syscalls.errors import LimitReached
-from aios.syscalls.proc import Limits, LogPart
+from aios.syscalls.proc import Limits, Log, LogPart
 
 
 class Timer:
@@ -30,7 +30,7 @@ class Call:
 
     def read(self, logs: Logs, pid: int, wait_s: float = 9.0) -> Driver:
         """Run it; what it ends with is in `ends`."""
-        work = logs.read(self, pid, 0, wait_s)  # type: ignore[arg-type]
+        work = logs.read(self, Log(pid, 0, wait_s))  # type: ignore[arg-type]
         driver = Driver(work, self.ends.append, self.ends.append)
         driver.go_on()
         return driver

@@ -26,6 +26,7 @@ from aios.kernel.process import Process, ProcessTable
 from aios.kernel.processes.mailbox import Mailroom
 from aios.syscalls import wire
 from aios.syscalls.errors import Cancelled, LimitReached
+from aios.syscalls.msg import Recv, Send
 from aios.syscalls.proc import Limits
 from aios.syscalls.table import TABLE
 
@@ -73,7 +74,7 @@ class Office:
             audit,
             sessions,
         )
-        self.mailroom = Mailroom(self.after, self.table.is_alive, journal.put)
+        self.mailroom = Mailroom(self.after, self.table, journal.put)
 
     def after(self, seconds: float, run: Callable[[], None]) -> Timer:
         self.timers.append(Timer(seconds, run))
@@ -91,11 +92,17 @@ class Office:
         self, process: Process, sender: int | None = None, timeout: float | None = None
     ) -> Call:
         """A msg.recv; its reply, if there is one already, is in `replies`."""
+        call = self.call(process, "msg.recv")
+        call.run(self.mailroom.receive(call, Recv(sender, timeout)))
+        return call
+
+    def send(self, sender: Process, receiver: Process, body: Any) -> None:
+        self.mailroom.send(self.call(sender, "msg.send"), Send(receiver.pid, body))
+
+    def call(self, process: Process, name: str) -> Call:
         self.last += 1
         session = Session(b"%d" % process.pid, process.pid, process)
-        call = Call(self.trap, session, process, self.last, TABLE["msg.recv"])
-        call.run(self.mailroom.receive(call, sender, timeout))
-        return call
+        return Call(self.trap, session, process, self.last, TABLE[name])
 
     def body(self, call: Call) -> Any:
         kind, body = self.replies[call.id]
@@ -111,13 +118,13 @@ def office(tmp_path: Path) -> Office:
 def test_messages_come_in_the_order_in_which_they_were_sent(office: Office) -> None:
     ann, bob = office.process("ann"), office.process("bob")
     for body in ("one", "two", "three"):
-        office.mailroom.send(ann, bob, body)
+        office.send(ann, bob, body)
     assert [office.body(office.receive(bob)) for _ in range(3)] == ["one", "two", "three"]
 
 
 def test_mail_says_who_sent_it(office: Office) -> None:
     ann, bob = office.process("ann"), office.process("bob")
-    office.mailroom.send(ann, bob, {"x": [1]})
+    office.send(ann, bob, {"x": [1]})
     call = office.receive(bob)
     assert office.replies[call.id] == (
         wire.DONE,
@@ -135,11 +142,11 @@ def test_a_full_mailbox_refuses_and_keeps_what_it_has(office: Office) -> None:
     bob = office.process("bob")
     ann = office.table.add("agent", "ann", bob.pid, 0, Limits(), 0.0)
     for body in range(6):
-        office.mailroom.send(ann, bob, body)
+        office.send(ann, bob, body)
     with pytest.raises(LimitReached, match="mailbox of process 1 is full: 6 messages"):
-        office.mailroom.send(ann, bob, 6)
+        office.send(ann, bob, 6)
     assert office.body(office.receive(bob)) == 0
-    office.mailroom.send(ann, bob, 7)
+    office.send(ann, bob, 7)
     assert [office.body(office.receive(bob)) for _ in range(6)] == [1, 2, 3, 4, 5, 7]
 
 
@@ -151,19 +158,19 @@ def test_a_tree_of_agents_never_fills_the_mailbox_of_another(tmp_path: Path) -> 
     own = office.table.add("agent", "own", bob.pid, 0, Limits(), 0.0)
     person = office.table.add("client", "person", 0, 0, Limits(), 0.0)
     for number in range(4):
-        office.mailroom.send((evil, helper)[number % 2], bob, "junk")
+        office.send((evil, helper)[number % 2], bob, "junk")
     for one in (evil, helper):
         with pytest.raises(LimitReached, match="/evil and all below it have 4 messages in the mai"):
-            office.mailroom.send(one, bob, "junk")
-    office.mailroom.send(third, bob, "from another tree")
-    office.mailroom.send(own, bob, "from its child")
-    office.mailroom.send(person, bob, "from a person")
+            office.send(one, bob, "junk")
+    office.send(third, bob, "from another tree")
+    office.send(own, bob, "from its child")
+    office.send(person, bob, "from a person")
     assert office.body(office.receive(bob, person.pid)) == "from a person"
     assert office.body(office.receive(bob, evil.pid)) == "junk"
     with pytest.raises(LimitReached):  # the others have two
-        office.mailroom.send(evil, bob, "junk")
+        office.send(evil, bob, "junk")
     office.receive(bob, evil.pid)
-    office.mailroom.send(evil, bob, "again")
+    office.send(evil, bob, "again")
     assert office.mailroom.check([bob]) == []
     office.mailroom.ended(bob)
     assert office.mailroom.shares == {}
@@ -180,14 +187,14 @@ def test_what_a_tree_has_others_keep_is_bounded_by_bytes(
     sent = 0
     with pytest.raises(LimitReached, match=r"/ann and all below it have \d+ bytes of messages"):
         while True:
-            office.mailroom.send((ann, child)[sent % 2], (bob, cat)[sent % 2], "x" * 10_000)
+            office.send((ann, child)[sent % 2], (bob, cat)[sent % 2], "x" * 10_000)
             sent += 1
     assert sent == 10
-    office.mailroom.send(cat, bob, "x" * 60_000)  # another tree's
+    office.send(cat, bob, "x" * 60_000)  # another tree's
     with pytest.raises(LimitReached):
-        office.mailroom.send(ann, cat, "x" * 10_000)
+        office.send(ann, cat, "x" * 10_000)
     office.receive(bob)
-    office.mailroom.send(child, cat, "x" * 10_000)
+    office.send(child, cat, "x" * 10_000)
     office.mailroom.ended(bob)
     office.mailroom.ended(cat)
     assert (office.mailroom.trees.held, office.mailroom.unread) == ({}, {})
@@ -200,7 +207,7 @@ def test_a_message_takes_as_much_memory_as_it_has_bytes(tmp_path: Path) -> None:
     tracemalloc.start()
     try:
         for _ in range(20):
-            office.mailroom.send(ann, ann, [[] for _ in range(20_000)])
+            office.send(ann, ann, [[] for _ in range(20_000)])
         held = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
@@ -213,14 +220,14 @@ def test_no_limit_is_no_limit(tmp_path: Path) -> None:
     office = Office(tmp_path, queue=None)
     ann = office.process("ann")
     for body in range(1000):
-        office.mailroom.send(ann, ann, body)
+        office.send(ann, ann, body)
     assert len(ann.mailbox) == 1000
 
 
 def test_a_receiver_may_pick_a_sender(office: Office) -> None:
     ann, bob, cat = (office.process(name) for name in ("ann", "bob", "cat"))
     for sender, body in ((ann, "a1"), (bob, "b1"), (ann, "a2")):
-        office.mailroom.send(sender, cat, body)
+        office.send(sender, cat, body)
     assert office.body(office.receive(cat, sender=bob.pid)) == "b1"
     assert office.receive(cat, sender=bob.pid).id not in office.replies
     assert [office.body(office.receive(cat)) for _ in range(2)] == ["a1", "a2"]
@@ -231,12 +238,12 @@ def test_who_waits_gets_it_at_once_and_first_come_first_served(office: Office) -
     picky = office.receive(cat, sender=bob.pid)
     first, second = office.receive(cat), office.receive(cat)
     assert office.replies == {}
-    office.mailroom.send(ann, cat, "a")
+    office.send(ann, cat, "a")
     assert list(office.replies) == [first.id]
     assert office.body(first) == "a"
-    office.mailroom.send(bob, cat, "b")
+    office.send(bob, cat, "b")
     assert office.body(picky) == "b"
-    office.mailroom.send(bob, cat, "c")
+    office.send(bob, cat, "c")
     assert office.body(second) == "c"
     assert office.mailroom.waiting == {}
     assert not cat.mailbox
@@ -246,9 +253,9 @@ def test_who_waits_takes_no_room_in_the_mailbox(tmp_path: Path) -> None:
     office = Office(tmp_path, queue=0)
     ann = office.process("ann")
     with pytest.raises(LimitReached):
-        office.mailroom.send(ann, ann, "nobody waits")
+        office.send(ann, ann, "nobody waits")
     call = office.receive(ann)
-    office.mailroom.send(ann, ann, "now")
+    office.send(ann, ann, "now")
     assert office.body(call) == "now"
 
 
@@ -262,14 +269,14 @@ def test_a_timeout_ends_the_wait_and_later_mail_is_kept(office: Office) -> None:
     assert (kind, error["code"]) == (wire.FAILED, "call.timed_out")
     assert error["message"] == "no message within 2.5 s"
     assert office.mailroom.waiting == {}
-    office.mailroom.send(ann, ann, "late")
+    office.send(ann, ann, "late")
     assert office.body(office.receive(ann)) == "late"
 
 
 def test_a_message_stops_the_clock(office: Office) -> None:
     ann = office.process("ann")
     call = office.receive(ann, timeout=9.0)
-    office.mailroom.send(ann, ann, "in time")
+    office.send(ann, ann, "in time")
     [timer] = office.timers
     assert timer.cancelled
     timer.run()  # even if it was on its way already
@@ -281,13 +288,13 @@ def test_a_wait_that_is_cancelled_takes_no_mail(office: Office) -> None:
     call = office.receive(ann, timeout=9.0)
     call.fail(Cancelled("asked to"))
     assert office.timers[0].cancelled
-    office.mailroom.send(ann, ann, "for the next")
+    office.send(ann, ann, "for the next")
     assert office.body(office.receive(ann)) == "for the next"
 
 
 def test_mail_that_is_there_is_had_even_with_no_time_to_wait(office: Office) -> None:
     ann = office.process("ann")
-    office.mailroom.send(ann, ann, "there")
+    office.send(ann, ann, "there")
     assert office.body(office.receive(ann, timeout=0.0)) == "there"
     assert office.timers == []
 
@@ -302,5 +309,5 @@ def test_nobody_waits_for_a_process_that_has_ended(office: Office) -> None:
     assert office.replies[before.id][1]["code"] == "process.gone"
     late = office.receive(reader, sender=writer.pid)
     assert office.replies[late.id][1]["code"] == "process.gone"
-    office.mailroom.send(other, reader, "still")
+    office.send(other, reader, "still")
     assert office.replies[anyone.id][1]["body"] == "still"

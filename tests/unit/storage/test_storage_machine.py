@@ -89,10 +89,8 @@ class Machine(RuleBasedStateMachine):
     def put(self, who: str, owner: str, path: str, content: bytes, if_version: int | None) -> None:
         if len(content) > wire.MAX_CALL_BYTES:
             return self.put_upload(who, owner, path, content)
-        change = sto.Change(path=path, data=content, if_version=if_version)
-        answer = self.system.ask(
-            who, lambda call: self.system.storage.change_one(call, owner, change)
-        )
+        put = sto.Put(path, content, if_version=if_version, owner=owner)
+        answer = self.system.ask(who, lambda call: self.system.storage.put(call, put))
         denied = not self.may(who, owner, path, "write")
         expected = "access.denied" if denied else self.outcome(owner, path, if_version)
         if self.agree(answer, expected):
@@ -125,10 +123,8 @@ class Machine(RuleBasedStateMachine):
             assert upload.code in ("limit", "access.denied")
             assert upload.code == "limit" or not self.may(who, owner, path, "write")
             return
-        change = sto.Change(path=path, upload=upload)
-        answer = self.system.ask(
-            who, lambda call: self.system.storage.change_one(call, owner, change)
-        )
+        put = sto.Put(path, upload=upload, owner=owner)
+        answer = self.system.ask(who, lambda call: self.system.storage.put(call, put))
         denied = not self.may(who, owner, path, "write")
         if self.agree(answer, "access.denied" if denied else ""):
             self.new(owner, path, content)
@@ -150,7 +146,8 @@ class Machine(RuleBasedStateMachine):
         asked = [
             sto.Change(path=path, data=content, delete=content is None) for path, content in changes
         ]
-        answer = self.system.ask(who, lambda call: self.system.storage.change(call, owner, asked))
+        args = sto.Batch(asked, owner)
+        answer = self.system.ask(who, lambda call: self.system.storage.batch(call, args))
         live = {path: self.model[owner, path].live for path, _ in changes}
         expected = ""
         for path, content in changes:
@@ -211,7 +208,8 @@ class Machine(RuleBasedStateMachine):
 
     @rule(keep=st.integers(1, 3))
     def compact(self, keep: int) -> None:
-        answer = self.system.ask(PERSON, lambda call: self.system.maintenance.compact(call, keep))
+        args = sto.Compact(keep)
+        answer = self.system.ask(PERSON, lambda call: self.system.maintenance.compact(call, args))
         dropped = 0
         for held in self.model.values():
             for version in sorted(held.versions)[:-keep]:
@@ -228,10 +226,8 @@ class Machine(RuleBasedStateMachine):
     def crash(self, owner: str, path: str, content: bytes, staged: bytes) -> None:
         """The file is copied while a put may be on its way, and an upload is open."""
         self.stage(owner, owner, staged)
-        change = sto.Change(path=path, data=content)
-        call = self.system.start(
-            owner, lambda call: self.system.storage.change_one(call, owner, change)
-        )
+        put = sto.Put(path, content, owner=owner)
+        call = self.system.start(owner, lambda call: self.system.storage.put(call, put))
         self.copies += 1
         copy = self.base / str(self.copies)
         copy.mkdir()
@@ -334,12 +330,12 @@ def test_a_right_that_is_taken_back_first_is_gone(tmp_path: Path) -> None:
         given = sto.Share(prefix="x", to="/c", mode=mode)
         return lambda call: system.storage.share(call, given)
 
-    change = sto.Change(path="x", data=b"1")
+    args = sto.Put("x", b"1", owner="/a")
     assert not isinstance(system.ask("/a", share("write")), AiosError)
     block = threading.Event()
     system.store.write(lambda _: block.wait(LIMIT))
     taken = system.start("/a", share("none"))
-    put = system.start("/c", lambda call: system.storage.change_one(call, "/a", change))
+    put = system.start("/c", lambda call: system.storage.put(call, args))
     block.set()
     while not put.ended:
         system.posted.get(timeout=LIMIT)()
