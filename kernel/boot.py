@@ -22,8 +22,6 @@ from .audit.coalesce import WINDOW_S
 from .audit.log import AuditLog
 from .audit.recorder import AuditRecorder, in_a_line
 from .config import Config
-from .core.protocol import Command, Drop, encode
-from .entry.replies import Replies
 from .entry.sessions import Sessions
 from .entry.trap import Trap
 from .events import EventLog
@@ -59,7 +57,7 @@ from .loop import Loop
 from .memory.interactions import InteractionLog
 from .memory.manager import Memory
 from .memory.owners import Owners
-from .process import Process, ProcessTable
+from .process import ProcessTable
 from .processes.agent_logs import Logs
 from .processes.lifecycle import Lifecycle
 from .processes.limits import LimitEnforcer
@@ -112,6 +110,7 @@ class Kernel:
         self._make_stores(config, takeover.system)
         self._make_llm(config)
         self._make_processes(config, mcp)
+        self._make_entry(config)
         self._connect()
         self._recover(takeover)
 
@@ -123,9 +122,11 @@ class Kernel:
         )
         policy = config.path / "policy.json"
         self.grants = self._or_close(Grants, policy, self.table, self.journal.put, sync, steady())
+        feed = ChangeFeed(self.store, self.blobs)
+        self.index = IndexClient(config, self.loop, feed, self.events)
         self.storage = Storage(
             self.store, self.blobs, Shares(lambda: self.grants.groups), config.storage_bytes,
-            config.blobs,
+            config.blobs, self.index.changed,
         )  # fmt: skip
         self.gate = Gate(self.table, self.grants, self.storage.shared)
         self.approvals = Approvals(self.gate, config.ask_timeout, self.loop.after)
@@ -133,87 +134,75 @@ class Kernel:
         self.owners = self._owners(system)
         self.memory = Memory(self.owners)
         self.interactions = InteractionLog(self.owners, config.log_bytes)
-        changes = ChangeFeed(self.store, self.blobs)
-        self.index = IndexClient(
-            config, self.loop, changes, self.events, self.storage.tell_read
-        )  # fmt: skip
 
     def _make_llm(self, config: Config) -> None:
         self.stats = Statistics()
-        self.contexts = ContextManager(self._drop_context)
+        self.core = CoreLink(config, self.loop, self.events)
+        self.contexts = ContextManager(self.core.drop)
         self.scheduler = self._or_close(Scheduler, config.policy, config.quantum)
-        self.prompts = Prompts(self.contexts)
+        self.prompts = Prompts(self.contexts, self.core.ask)
         self.generations = Generations(
-            self.scheduler, self.contexts, self.prompts, self.stats, self.events,
-            self._to_core, self.journal.check_running,
+            self.scheduler, self.contexts, self.prompts, self.stats, self.events, self.core.send,
+            self.journal.check_running, self.interactions.generated,
         )  # fmt: skip
-        self.core = CoreLink(config, self.loop, self.generations, self.events)
-
-    def _drop_context(self, ctx: int) -> None:
-        self._to_core(Drop(ctx))
-
-    def _to_core(self, command: Command) -> None:
-        self.core.work.send(encode(command))
+        self.core.generations = self.generations
 
     def _make_processes(self, config: Config, mcp: bytes) -> None:
-        """Build the parts that serve callers and their calls."""
+        """Build the parts that start, end and connect processes, and the tools that some serve."""
         loop = self.loop
-        self.gateway = self._or_close(
-            GatewayClient, config, loop, self.table, self.events, self.audit.log.sync
-        )
-        owners = (self.core, self.index, self.gateway)
-        self.services = {owner.service.key: owner.service for owner in owners}
         self.logs = Logs(config.path / "log", self.table, loop.after)
-        self.mailroom = Mailroom(loop.after, self.table, self.journal.put)
+        self.mailroom = Mailroom(
+            loop.after, self.table, self.journal.put, self.interactions.sent,
+            self.interactions.received,
+        )  # fmt: skip
         self.waiters = Waiters(self.table, loop.after)
-        self.sessions = Sessions(Replies(self.journal.put))
+        self.sessions = Sessions(self.journal.put, loop.calls.make_stranger)
+        ended = [
+            self.mailroom.ended, self.storage.uploads.ended, self.memory.ended, self.gate.ended,
+            self.grants.ended, lambda process: self.store.forget(process.pid),
+        ]  # fmt: skip
         self.lifecycle = Lifecycle(
-            config, self.table, self.contexts, self.generations, self.mailroom, self.waiters,
-            self.events, self.logs, self.sessions, self.outbox.send_init, loop.after,
+            config, self.table, self.contexts, self.generations, self.waiters, self.events,
+            self.logs, self.sessions, self.outbox.send_init, loop.after, ended,
         )  # fmt: skip
         self.limits = LimitEnforcer(self.lifecycle)
-        self.greeter = Greeter(config, self.boot, self.lifecycle, self.gateway, loop.calls.is_here)
         servers = self._or_close(mcp_boxes, config.mcp, mcp)
         self.tools = Tools(
             boxes_of(servers | config.tools), config.tool_workers, self.lifecycle, self.gate,
             loop.after, self.journal.put,
         )  # fmt: skip
+        self.lifecycle.ended.append(self.tools.ended)  # it starts and ends their workers
+
+    def _make_entry(self, config: Config) -> None:
+        """Build the parts by which calls come in, and by which what they change is kept."""
+        loop = self.loop
+        self.gateway = self._or_close(
+            GatewayClient, config, loop, self.table, self.sessions, self.events,
+            self.lifecycle.lost, self.audit.log.sync,
+        )  # fmt: skip
+        owners = (self.core, self.index, self.gateway)
+        self.services = {owner.service.key: owner.service for owner in owners}
+        self.greeter = Greeter(config, self.boot, self.lifecycle, self.gateway, loop.calls.is_here)
         self.trap = Trap(
             self.table, handlers(self), loop.send, self.greeter.hello, self.gate,
             self.approvals.ask, self.journal, self.outbox.send_synced, self.audit, self.sessions,
             self.lifecycle.settle,
         )  # fmt: skip
-
-    def _connect(self) -> None:
-        """Tie parts that know each other both ways to each other and to the loop."""
-        loop = self.loop
-        self.prompts.ask = self.core.ask
-        self.storage.changed = lambda _owner, _path: self.index.changed()
-        self.generations.on_end = self.interactions.generated
-        self.mailroom.on_sent = self.interactions.sent
-        self.mailroom.on_received = self.interactions.received
-        self.gateway.trap = self.trap
-        self.gateway.on_lost, self.sessions.on_parted = (
-            self.lifecycle.lost,
-            loop.calls.make_stranger,
-        )
-        self.lifecycle.ended += [
-            self.storage.uploads.ended, self.memory.ended, self.tools.ended, self.gate.ended,
-            self.grants.ended,
-            self._forget_replies,
-        ]  # fmt: skip
+        self.gateway.on_call = self.trap.receive
         self.ledger = Ledger(
             self.journal, self.outbox, self.audit.log, self.table, self.contexts, self.generations,
             self.scheduler, self.lifecycle.pending_spawns,
         )  # fmt: skip
-        loop.on_turn, loop.is_waiting = self.ledger.end_turn, self.journal.is_waiting
-        loop.on_call, loop.calls.is_known = self.trap.receive, self.sessions.by_route.__contains__
-        loop.calls.tree_of = self.sessions.tree_of
-        loop.on_lost, loop.on_closed = self._lost, self._closed
-        loop.calls.on_refused, loop.on_init = self.greeter.cut_off, self._from_init
 
-    def _forget_replies(self, process: Process) -> None:
-        self.store.forget(process.pid)
+    def _connect(self) -> None:
+        """Tell the loop whom it calls: it was made first, since all others send by it."""
+        loop, callers = self.loop, self.loop.calls
+        loop.on_turn, loop.is_waiting = self.ledger.end_turn, self.journal.is_waiting
+        loop.on_call, loop.on_init = self.trap.receive, self._from_init
+        loop.on_lost, loop.on_closed = self._lost, self._closed
+        loop.say_remote = self.gateway.send
+        callers.is_known = self.sessions.by_route.__contains__
+        callers.tree_of, callers.on_refused = self.sessions.tree_of, self.greeter.cut_off
 
     def _recover(self, takeover: Takeover) -> None:
         """Recover what the last kernel of this system left."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aios.syscalls import connection, kernel, llm, proc, sto
 from aios.syscalls.base import Done, Empty
@@ -205,9 +205,11 @@ def llm_close(k: Kernel, call: Call, args: llm.Close) -> Done:
     return Done()
 
 
-def sto_search(k: Kernel, call: Call, args: sto.Search) -> Any:
+async def sto_search(k: Kernel, call: Call, args: sto.Search) -> sto.Hits:
     scopes = k.storage.scopes(call, args.owner, args.path)
-    return k.index.search(call, args, k.gate.readable(call.process, scopes))
+    found = await k.index.search(call, args, k.gate.readable(call.process, scopes))
+    k.storage.tell_read(call.process, ((hit.owner, hit.path, hit.version) for hit in found.hits))
+    return found
 
 
 def kernel_policy(k: Kernel, call: Call, args: kernel.SetPolicy) -> kernel.Policy:

@@ -8,7 +8,7 @@ import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -30,10 +30,10 @@ class Channel:
     when it connects to this kernel after another.
     """
 
-    on_data: Callable[[bytes], None]
-    on_here: Callable[[], None]
-
-    def __init__(self, path: Path, loop: Loop) -> None:
+    def __init__(
+        self, path: Path, loop: Loop, on_here: Callable[[], None], on_data: Callable[[bytes], None]
+    ) -> None:
+        self.on_here, self.on_data = on_here, on_data
         self.listener = Listener(path, loop.peers, UNBOUNDED, bounded=False)
         self.listener.on_message = self._receive
         self.listener.is_known = lambda route: route == self.route
@@ -63,43 +63,57 @@ class Channel:
         self.os_pid, self.route = 0, None
 
 
+class ServiceOwner(Protocol):
+    """Whoever has a service."""
+
+    def start(self) -> None:
+        """Call `launch` with the settings of the process."""
+
+    def died(self, how: str, frame: Gone) -> None:
+        """Hear how the process ended."""
+
+    def not_started(self, frame: StartFailed) -> None:
+        """Hear that init could not fork: there was no memory, say."""
+
+
 class Service:
-    """Keeps a process running. `start` has its owner call `launch`; `on_died` is told how it ended.
-
-    `channels` are those to the process, by the names of their sockets.
-    """
-
-    start: Callable[[], None]
-    on_died: Callable[[str, Gone], None]
-    on_not_started: Callable[[StartFailed], None]  # init could not fork: no memory, say
+    """Keeps a process running, and has channels to it."""
 
     def __init__(
-        self, key: int, name: str, config: Config, loop: Loop, *sockets: str, ring: bool = False
-    ) -> None:
+        self, key: int, name: str, config: Config, loop: Loop, owner: ServiceOwner, *,
+        ring: bool = False,
+    ) -> None:  # fmt: skip
         """`key` is below those of agents. `ring`: give it the keys of an encrypted home."""
-        self.key, self.name, self.ring = key, name, ring
-        self.home = config.path
-        self.channels = [Channel(self.home / f"{socket}.sock", loop) for socket in sockets]
-        self.to_init, self.after = loop.send_init, loop.after
+        self.key, self.name, self.owner, self.ring = key, name, owner, ring
+        self.home, self.loop = config.path, loop
+        self.channels: list[Channel] = []
         self.restarts = 0
         self.backoff_s = BACKOFF_S
+
+    def channel(
+        self, name: str, on_here: Callable[[], None], on_data: Callable[[bytes], None]
+    ) -> Channel:
+        """Open a socket for the process."""
+        channel = Channel(self.home / f"{name}.sock", self.loop, on_here, on_data)
+        self.channels.append(channel)
+        return channel
 
     def launch(self, settings: dict[str, Any]) -> None:
         module = f"aios.kernel.{self.name}"
         argv = [sys.executable, "-m", module, msgspec.json.encode(settings).decode()]
         log = str(self.home / "log" / f"{self.name}.log")
-        self.to_init(StartService(self.key, argv, log, ring=self.ring))
+        self.loop.send_init(StartService(self.key, argv, log, ring=self.ring))
 
     def launch_later(self, longest_s: float = MAX_BACKOFF_S) -> None:
         self.restarts += 1
-        self.after(self.backoff_s, self.start)
+        self.loop.after(self.backoff_s, self.owner.start)
         self.backoff_s = min(self.backoff_s * 2, longest_s)
 
     def left_running(self, takeover: Takeover) -> int:
         """Return the OS pid of the process that the kernel before this one has started, or 0."""
         for frame in takeover.gone:
             if frame.key == self.key:
-                self.to_init(ExitAcknowledged(frame.os_pid))
+                self.loop.send_init(ExitAcknowledged(frame.os_pid))
         running = [os_pid for os_pid, key in takeover.children.items() if key == self.key]
         return running[0] if running else 0
 
@@ -114,10 +128,11 @@ class Service:
         self.adopt(frame.os_pid)
 
     def start_failed(self, frame: StartFailed) -> None:
-        self.on_not_started(frame)
+        self.owner.not_started(frame)
 
     def gone(self, frame: Gone) -> None:
-        self.to_init(ExitAcknowledged(frame.os_pid))
+        self.loop.send_init(ExitAcknowledged(frame.os_pid))
         for channel in self.channels:
             channel.gone()
-        self.on_died(f"signal {frame.signal}" if frame.signal else f"exit code {frame.code}", frame)
+        how = f"signal {frame.signal}" if frame.signal else f"exit code {frame.code}"
+        self.owner.died(how, frame)

@@ -46,11 +46,11 @@ class Unacknowledged:
 
 
 class Replies:
-    """The kept replies of all callers. `put_row` journals a reply, or its removal."""
+    """The kept replies of all callers. `put_row` journals a reply, or its removal; `tree_of` tells
+    the tree of agents that a pid is of."""
 
-    def __init__(self, put_row: PutRow) -> None:
-        self.put_row = put_row
-        self.tree_of: Callable[[int], str] = str  # of agents, by pid; set by the sessions
+    def __init__(self, put_row: PutRow, tree_of: Callable[[int], str] = str) -> None:
+        self.put_row, self.tree_of = put_row, tree_of
         self.callers: dict[int, Unacknowledged] = {}
         self.bytes = 0
 

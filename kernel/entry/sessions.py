@@ -8,6 +8,7 @@ from collections.abc import Callable
 from aios.syscalls.connection import Return
 from aios.syscalls.errors import AiosError, BadToken, Cancelled, OutOfOrder, ProcessGone
 
+from ..journal import PutRow
 from ..lib.callbacks import ignore
 from ..lib.trees import root
 from ..process import Process
@@ -16,15 +17,14 @@ from .replies import Replies
 
 
 class Sessions:
-    """All sessions, from hello on. `on_parted` hears of a connection that nobody uses any more."""
+    """All sessions, from hello on. `put_row` journals a kept reply, or its removal; `on_parted`
+    hears of a connection that nobody uses any more."""
 
-    def __init__(self, replies: Replies) -> None:
-        self.replies = replies
-        replies.tree_of = self._tree_of_pid
+    def __init__(self, put_row: PutRow, on_parted: Callable[[bytes], None] = ignore) -> None:
+        self.replies, self.on_parted = Replies(put_row, self._tree_of_pid), on_parted
         self.by_route: dict[bytes, Session] = {}
         self.by_pid: dict[int, Session] = {}
         self.greeted: set[bytes] = set()  # connections of this machine on which somebody said hello
-        self.on_parted: Callable[[bytes], None] = ignore
 
     def tree_of(self, route: bytes) -> str:
         """Return the tree of agents that speaks there; all others have a name of their own."""

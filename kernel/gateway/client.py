@@ -22,11 +22,10 @@ from aios.syscalls.kernel import GatewayState
 from ..config import Config
 from ..entry.call import Call, Session
 from ..entry.listener import TURN_S
-from ..entry.trap import Trap
+from ..entry.sessions import Sessions
 from ..events import EventLog
 from ..init.protocol import Gone, SignalChild, StartFailed, Takeover
 from ..lib import files
-from ..lib.callbacks import ignore
 from ..loop import REMOTE, Loop
 from ..process import Process, ProcessTable
 from ..service import BACKOFF_S, Service
@@ -54,30 +53,27 @@ class AllowedKey(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class GatewayClient:
-    """`barrier` makes durable what has to be before the list of keys is written.
+    """`on_lost` hears of a session whose peer is gone; `barrier` makes durable what has to be
+    before the list of keys is written.
 
     Raises:
         BadInput: the list cannot be read. Nothing is served then.
     """
 
-    trap: Trap  # set by the boot, with on_lost
-    on_lost: Callable[[Session, str], None]
+    # Serves a message: route, OS pid, frames, key. Set by the boot: the trap knows the keys here.
+    on_call: Callable[[bytes, int, list[bytes], str], None]
 
     def __init__(
-        self, config: Config, loop: Loop, table: ProcessTable, events: EventLog,
-        barrier: Callable[[], None] = ignore,
+        self, config: Config, loop: Loop, table: ProcessTable, sessions: Sessions,
+        events: EventLog, on_lost: Callable[[Session, str], None], barrier: Callable[[], None],
     ) -> None:  # fmt: skip
-        self.config, self.table, self.events, self.barrier = config, table, events, barrier
+        self.config, self.table, self.sessions, self.events = config, table, sessions, events
+        self.on_lost, self.barrier = on_lost, barrier
         self.to_init, self.after = loop.send_init, loop.after
-        self.service = Service(GATEWAY_KEY, "gateway", config, loop, "gate")
-        (self.channel,) = self.service.channels
-        self.service.start = self._start
-        self.service.on_died, self.service.on_not_started = self._died, self._not_started
-        self.channel.on_here = self._send_keys
-        self.channel.on_data = self._report
+        self.service = Service(GATEWAY_KEY, "gateway", config, loop, self)
+        self.channel = self.service.channel("gate", self._send_keys, self._report)
         self.channel.listener.turn_s = TURN_S  # what comes is of callers, and not the kernel's own
         self.channel.listener.is_busy = loop.calls.is_busy
-        loop.say_remote = lambda route, data: self.channel.send(encode(SendReply(route, data)))
         self.path = config.path / "keys" / "allowed.json"
         self.keys = {each.public: each for each in read_keys(self.path)}
         self.listening = Listening("", "")
@@ -115,7 +111,7 @@ class GatewayClient:
             raise NotFound(f"no key of {name!r}", "`aios key list` lists them")
         self._write([each for each in self.keys.values() if each.name != name])
         for process in self._processes(found[0].public):
-            self.on_lost(self.trap.sessions.by_pid[process.pid], "its key was removed")
+            self.on_lost(self.sessions.by_pid[process.pid], "its key was removed")
         return Done()
 
     def _write(self, keys: list[AllowedKey]) -> None:
@@ -149,17 +145,21 @@ class GatewayClient:
 
     # --- callers ----------------------------------------------------------------------------------
 
+    def send(self, route: bytes, data: bytes) -> None:
+        """Send to a remote caller."""
+        self.channel.send(encode(SendReply(route, data)))
+
     def _send_keys(self) -> None:
         self.channel.send(encode(Allow(list(self.keys))))
 
     def _report(self, data: bytes) -> None:
         match decode_report(data):
             case MessageReceived() as message if message.key in self.keys:
-                self.trap.receive(REMOTE + message.route, 0, message.frames, message.key)
+                self.on_call(REMOTE + message.route, 0, message.frames, message.key)
             case MessageReceived():
                 pass  # the key was removed meanwhile
             case PeerClosed() as closed:
-                session = self.trap.sessions.by_route.get(REMOTE + closed.route)
+                session = self.sessions.by_route.get(REMOTE + closed.route)
                 if session is not None:
                     self.on_lost(session, closed.why)
             case Listening() as listening:
@@ -181,16 +181,16 @@ class GatewayClient:
             self.to_init(SignalChild(running, signal.SIGKILL))
         self._await_reconnects()
         if not running:
-            self._start()
+            self.start()
 
-    def _start(self) -> None:
+    def start(self) -> None:
         if self.config.listen:
             self.service.launch({"home": self.config.home, "address": self.config.listen})
 
-    def _not_started(self, _frame: StartFailed) -> None:
+    def not_started(self, frame: StartFailed) -> None:
         self.service.launch_later()
 
-    def _died(self, _how: str, _frame: Gone) -> None:
+    def died(self, how: str, frame: Gone) -> None:
         self.listening = Listening("", "")
         if self.error is None:  # otherwise the next one would fail as well
             self._await_reconnects()
@@ -202,11 +202,11 @@ class GatewayClient:
         """
         for process in self.table.live():
             if process.key:
-                self.trap.sessions.part(self.trap.sessions.by_pid[process.pid])
+                self.sessions.part(self.sessions.by_pid[process.pid])
                 self.after(RECONNECT_S, partial(self._check_reconnected, process))
 
     def _check_reconnected(self, process: Process) -> None:
-        session = self.trap.sessions.by_pid.get(process.pid)
+        session = self.sessions.by_pid.get(process.pid)
         if session is not None and session.closed:
             self.on_lost(session, "did not come back")
 

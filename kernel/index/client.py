@@ -9,7 +9,6 @@ position are sent next.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from aios.syscalls import sto
@@ -61,20 +60,13 @@ class PendingSearch:
 class IndexClient:
     """Keeps the index running, up to date, and busy with the searches of callers."""
 
-    def __init__(
-        self, config: Config, loop: Loop, changes: ChangeFeed, events: EventLog,
-        tell_read: Callable[[Process, list[tuple[str, str, int]]], None],
-    ) -> None:  # fmt: skip
-        """Connect to the index; `tell_read(process, found)` notes the versions a process reads."""
+    def __init__(self, config: Config, loop: Loop, changes: ChangeFeed, events: EventLog) -> None:
         self.config, self.changes, self.events = config, changes, events
-        self.tell_read = tell_read
         self.after = loop.after
-        self.service = Service(INDEX_KEY, "index", config, loop, "index")
-        (self.channel,) = self.service.channels
-        self.service.start = self._start
-        self.service.on_died, self.service.on_not_started = self._ended, self._not_started
-        self.channel.on_here = self._connected
-        self.channel.on_data = lambda data: self._on_report(decode_report(data))
+        self.service = Service(INDEX_KEY, "index", config, loop, self)
+        self.channel = self.service.channel(
+            "index", self._connected, lambda data: self._on_report(decode_report(data))
+        )
         self.state: IndexState = "asleep"
         self.error: AiosError | None = None
         self.epoch = time.monotonic_ns()  # above those of the kernels before
@@ -93,7 +85,7 @@ class IndexClient:
     def changed(self) -> None:
         """Send what was committed to storage; start the index if it sleeps."""
         if self.state == "asleep":
-            self._start()
+            self.start()
         self._feed()
 
     async def search(self, call: Call, args: sto.Search, scopes: list[tuple[str, str]]) -> Hits:
@@ -111,14 +103,13 @@ class IndexClient:
         try:
             if self.state in ("asleep", "failed"):
                 self.deaths = 0
-                self._start()
+                self.start()
             self._queue_searches()
             self._fail_if_troubled()
             found = await pending.hits
         finally:
             self.pending.pop(number)
             self.queue.drop(number)
-        self.tell_read(call.process, [(hit.owner, hit.path, hit.version) for hit in found])
         return Hits(hits=found, behind=self._behind())
 
     def reindex(self, call: Call, args: sto.Reindex) -> Done:
@@ -131,7 +122,7 @@ class IndexClient:
         if self.state == "ready":
             self._connected()
         elif self.state != "starting":
-            self._start()
+            self.start()
 
     def report(self, call: Call, args: sto.Index) -> IndexReport:
         """Return the state of the index."""
@@ -259,7 +250,7 @@ class IndexClient:
 
     # --- its process ------------------------------------------------------------------------------
 
-    def _start(self) -> None:
+    def start(self) -> None:
         self.state = "starting"
         home = self.config.path
         self.service.launch({
@@ -275,15 +266,15 @@ class IndexClient:
             self.service.adopt(running)
             self.state = "starting"
         elif self._newest():
-            self._start()
+            self.start()
 
-    def _not_started(self, frame: StartFailed) -> None:
-        self._died(frame.error["message"])
+    def not_started(self, frame: StartFailed) -> None:
+        self._ended(frame.error["message"])
 
-    def _ended(self, how: str, _frame: Gone) -> None:
-        self._died(how)
+    def died(self, how: str, frame: Gone) -> None:
+        self._ended(how)
 
-    def _died(self, how: str) -> None:
+    def _ended(self, how: str) -> None:
         self.state = "starting"
         self.deaths += 1
         self.events.publish("index", "died", how=how)

@@ -10,8 +10,10 @@ from aios.syscalls.kernel import ModelInfo
 
 from ..config import Config
 from ..core.protocol import (
+    Command,
     CoreUnusable,
     Counters,
+    Drop,
     Question,
     Ready,
     Report,
@@ -39,18 +41,18 @@ REBUILD_HINT = (
 class CoreLink:
     """Keeps a core running, and passes its reports on."""
 
-    def __init__(
-        self, config: Config, loop: Loop, generations: Generations, events: EventLog
-    ) -> None:
-        self.config, self.generations, self.events = config, generations, events
-        self.service = Service(CORE_KEY, "core", config, loop, "core", "text", ring=config.encrypt)
-        self.work, self.text = self.service.channels
-        self.service.start = self.start
-        self.service.on_died, self.service.on_not_started = self._died, self._not_started
-        self.work.on_here = self._here
-        self.work.on_data = lambda data: self.report(decode_report(data))
-        self.text.on_here = self._ask_again
-        self.text.on_data = lambda data: generations.prompts.answered(decode_tokenized(data))
+    generations: Generations  # set by the boot: they send by this link, and hear from it
+
+    def __init__(self, config: Config, loop: Loop, events: EventLog) -> None:
+        self.config, self.events = config, events
+        self.service = Service(CORE_KEY, "core", config, loop, self, ring=config.encrypt)
+        self.work = self.service.channel(
+            "core", self._here, lambda data: self.report(decode_report(data))
+        )
+        self.text = self.service.channel(
+            "text", self._ask_again,
+            lambda data: self.generations.prompts.answered(decode_tokenized(data)),
+        )  # fmt: skip
         self.state: Literal["loading", "ready", "failed"] = "loading"
         self.model: ModelInfo | None = None
         self.error: AiosError | None = None  # why there is no core
@@ -96,7 +98,14 @@ class CoreLink:
         if self.state == "ready":  # the connection was lost, not the core
             self.generations.core_gone(None)
         self._load()
-        self.work.send(encode(ResetCore(list(self.generations.contexts.contexts))))
+        self.send(ResetCore(list(self.generations.contexts.contexts)))
+
+    def send(self, command: Command) -> None:
+        self.work.send(encode(command))
+
+    def drop(self, ctx: int) -> None:
+        """Have the core forget a context."""
+        self.send(Drop(ctx))
 
     def ask(self, question: Question) -> None:
         """Send a question. A core that is not ready is asked when it is."""
@@ -133,7 +142,7 @@ class CoreLink:
                 self.events.publish("core", name.replace("_", " "), count=count)
         self.counters = counters
 
-    def _died(self, how: str, frame: Gone) -> None:
+    def died(self, how: str, frame: Gone) -> None:
         if self.is_final:
             return
         was_ready = self.state == "ready"
@@ -157,7 +166,7 @@ class CoreLink:
         """Expect a core. Nobody waits for one after a failure, until it is ready."""
         self.state = "loading" if self.error is None else "failed"
 
-    def _not_started(self, frame: StartFailed) -> None:
+    def not_started(self, frame: StartFailed) -> None:
         self.events.publish("core", "not started", error=frame.error)
         self._start_later()
 

@@ -34,7 +34,6 @@ from aios.syscalls.llm import (
 from ..core.protocol import Command, Halt, Halted, Out, Prefetch, Run, Step
 from ..entry.call import Call
 from ..events import EventLog
-from ..lib.callbacks import ignore
 from ..lib.coroutine import Wait
 from ..lib.trees import root
 from ..process import Process
@@ -50,7 +49,8 @@ from .window import Windows
 class Generations:
     """All generations, by context id.
 
-    `send` takes commands to the core; `check_room` raises DiskFull where the journal has no room.
+    `send` takes commands to the core; `check_room` raises DiskFull where the journal has no room;
+    `on_end` hears of each that a caller has asked for.
     """
 
     def __init__(
@@ -62,8 +62,9 @@ class Generations:
         events: EventLog,
         send: Callable[[Command], None],
         check_room: Callable[[], None],
+        on_end: Callable[[Generation], None],
     ) -> None:
-        self.check_room = check_room
+        self.check_room, self.on_end = check_room, on_end
         # Reports of the core in this turn, by context: the ledger writes them before anyone is
         # shown what follows from them.
         self.reports: dict[int, list[Out | Halted]] = {}
@@ -75,7 +76,6 @@ class Generations:
         self.send = send
         self.windows = Windows(contexts, prompts, self._generate_for)
         self.active: dict[int, Generation] = {}
-        self.on_end: Callable[[Generation], None] = ignore
         self.last_run = time.monotonic_ns()  # a core may still run what another kernel sent
 
     # --- calls ----------------------------------------------------------------------------------

@@ -46,13 +46,11 @@ class Prompts:
     """Questions to the core; those on their way when a core dies are asked again.
 
     The core answers one after the other. A long text takes tens of milliseconds, a grammar half a
-    second, so trees of agents take turns.
+    second, so trees of agents take turns. `ask` asks it, once it is ready.
     """
 
-    ask: Callable[[Question], None]  # the core; set by the boot
-
-    def __init__(self, contexts: ContextManager) -> None:
-        self.contexts = contexts
+    def __init__(self, contexts: ContextManager, ask: Callable[[Question], None]) -> None:
+        self.contexts, self.ask = contexts, ask
         self.questions: dict[int, PendingQuestion] = {}
         self.grammars, self.texts = FairQueue(MAX_GRAMMARS), FairQueue(MAX_TEXTS)
         self.last = time.monotonic_ns()  # a core may still answer what another kernel asked

@@ -42,7 +42,6 @@ from ..tools.toolbox import Box
 from .agent_logs import Logs
 from .inherited import limits_of, reach_of
 from .leftovers import Leftovers
-from .mailbox import Mailroom
 from .pending_spawn import PendingSpawn
 from .starts import Starts
 from .wait import Waiters
@@ -56,15 +55,14 @@ class Lifecycle:
 
     def __init__(
         self, config: Config, table: ProcessTable, contexts: ContextManager,
-        generations: Generations, mailroom: Mailroom, waiters: Waiters,
-        events: EventLog, logs: Logs, sessions: Sessions,
-        to_init: Callable[[ToInit], None], after: Callable[[float, Callable[[], None]], Any],
+        generations: Generations, waiters: Waiters, events: EventLog, logs: Logs,
+        sessions: Sessions, to_init: Callable[[ToInit], None],
+        after: Callable[[float, Callable[[], None]], Any], ended: list[Callable[[Process], None]],
     ) -> None:  # fmt: skip
         self.config, self.sessions = config, sessions
         self.table, self.contexts, self.generations = table, contexts, generations
-        self.mailroom, self.waiters, self.events, self.logs = mailroom, waiters, events, logs
-        self.to_init, self.after = to_init, after
-        self.ended: list[Callable[[Process], object]] = [mailroom.ended]
+        self.waiters, self.events, self.logs = waiters, events, logs
+        self.to_init, self.after, self.ended = to_init, after, ended
         self.pending_spawns: dict[int, PendingSpawn] = {}  # by pid
         self.starts = Starts(to_init)
         self.leftovers = Leftovers(config.path, table, logs)

@@ -32,16 +32,16 @@ class Mailroom:
     """Hands messages to receivers that wait, and keeps them for others.
 
     `after(seconds, run)` starts a timer that can be cancelled; `put_row` journals a message in a
-    mailbox, or its removal.
+    mailbox, or its removal; `on_sent` and `on_received` hear of each message.
     """
 
     def __init__(
         self, after: Callable[[float, Callable[[], None]], Any], table: ProcessTable,
-        put_row: PutRow,
+        put_row: PutRow, on_sent: Callable[[Process, Process, Any], None] = ignore,
+        on_received: Callable[[Process, Mail], None] = ignore,
     ) -> None:  # fmt: skip
         self.after, self.table, self.put_row = after, table, put_row
-        self.on_sent: Callable[[Process, Process, Any], None] = ignore
-        self.on_received: Callable[[Process, Mail], None] = ignore
+        self.on_sent, self.on_received = on_sent, on_received
         self.last = 0
         self.unread: dict[int, int] = {}  # bytes, by number
         self.trees = Trees()  # these bytes, by sender

@@ -60,13 +60,14 @@ MAX_SCANNED_ROWS = 500  # by a list, for one page
 
 class Storage:
     """The objects of all owners. `quota` bounds the bytes of an agent with all below it; the
-    setting `blobs` is `blobs_url`."""
+    setting `blobs` is `blobs_url`; `changed` hears of each commit."""
 
     def __init__(
-        self, store: Store | NoStore, blobs: Blobs, shares: Shares, quota: int, blobs_url: str
-    ) -> None:
+        self, store: Store | NoStore, blobs: Blobs, shares: Shares, quota: int, blobs_url: str,
+        changed: Callable[[], None] = ignore,
+    ) -> None:  # fmt: skip
         self.store, self.blobs, self.shares, self.quota = store, blobs, shares, quota
-        self.changed: Callable[[str, str], None] = ignore
+        self.changed = changed
         self.uploads = Uploads(self)
         self.watches = Watches(self._reach)
         self.turns = WriteTurns()
@@ -210,8 +211,7 @@ class Storage:
 
     def _tell(self, versions: list[sto.Version]) -> None:
         """Tell the index and the watching calls of one commit, which is one owner's."""
-        for version in versions:
-            self.changed(version.owner, version.path)
+        self.changed()
         self.watches.tell(versions)
 
     # --- reading ----------------------------------------------------------------------------------

@@ -85,8 +85,7 @@ def test_where_all_have_too_much_the_oldest_go_of_the_tree_that_has_most(
 ) -> None:
     """Else one with many children, each with little, pushes out what another has not heard."""
     monkeypatch.setattr(replies, "MAX_ALL_BYTES", 2000)
-    kept = Replies(Journal().put)
-    kept.tree_of = lambda pid: "/one" if pid == 1 else "/many"
+    kept = Replies(Journal().put, lambda pid: "/one" if pid == 1 else "/many")
     kept.keep(1, 1, DONE, bytes(500), [], None)
     for pid in range(2, 40):
         kept.keep(pid, 1, DONE, bytes(100), [], None)

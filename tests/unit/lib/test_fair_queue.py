@@ -29,8 +29,7 @@ class Asker:
 
     def __init__(self) -> None:
         self.core: list[Question] = []
-        self.prompts = Prompts(Mock(window=1))
-        self.prompts.ask = self.core.append
+        self.prompts = Prompts(Mock(window=1), self.core.append)
         self.said: list[str] = []
 
     def run(self, principal: str, work: Awaitable[object]) -> Driver:
@@ -117,9 +116,10 @@ def test_searches_take_turns_and_who_cancels_them_waits_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     line = Mock()
-    monkeypatch.setattr("aios.kernel.service.Channel", lambda *_: line)
+    monkeypatch.setattr("aios.kernel.service.Channel", line)
     config, changes = Mock(path=Path()), Mock(id=b"", newest=lambda: 0)
-    link = IndexClient(config, Mock(), changes, Mock(), Mock())
+    link = IndexClient(config, Mock(), changes, Mock())
+    *_, on_data = line.call_args.args
     link.state = "ready"
     asker, drivers = Asker(), []
     for name in [*["/evil"] * 64, "/good"]:
@@ -130,13 +130,14 @@ def test_searches_take_turns_and_who_cancels_them_waits_all_the_same(
     assert len(link.queue.trees) == len(link.pending) == 55
 
     def sent() -> list[protocol.Command]:
-        return [protocol.decode_command(each.args[0]) for each in line.send.call_args_list]
+        sent = line.return_value.send.call_args_list
+        return [protocol.decode_command(each.args[0]) for each in sent]
 
     before = sent()
     assert len(before) == MAX_SEARCHES
     for search in before:
         assert isinstance(search, protocol.Search)
-        line.on_data(protocol.encode(protocol.SearchResults(search.req, [])))
+        on_data(protocol.encode(protocol.SearchResults(search.req, [])))
     assert [getattr(each, "query", "") for each in sent()[MAX_SEARCHES:]] == ["/evil", "/good"]
 
 

@@ -18,7 +18,6 @@ from aios.kernel.audit.checkpoint import Signer
 from aios.kernel.audit.log import AuditLog
 from aios.kernel.audit.recorder import AuditRecorder
 from aios.kernel.entry.call import Call, Session
-from aios.kernel.entry.replies import Replies
 from aios.kernel.entry.sessions import Sessions
 from aios.kernel.entry.trap import Trap
 from aios.kernel.journal import Journal
@@ -61,7 +60,7 @@ class Office:
         grants = Grants(self.folder / "policy.json", self.table, journal.put)
         gate = Gate(self.table, grants, lambda *_: False)
         ask = Approvals(gate, 60.0, self.after).ask
-        sessions = Sessions(Replies(journal.put))
+        sessions = Sessions(journal.put)
         self.trap = Trap(
             self.table,
             {},
