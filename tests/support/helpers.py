@@ -17,6 +17,7 @@ from aios.syscalls.proc import ProcessInfo
 
 STORY = "Tell me a short story about a fox."
 FACT = "My sister's parrot is called Zanzibar and it is nine years old."
+UNTIL_TOLD = "print('up', flush=True)\nprint(aios.recv().body)"  # the body of an agent
 WINDOW = 256  # of the systems whose windows are to be full
 SAMPLED: dict[str, Any] = {"temperature": 0.9, "seed": 11, "ignore_eos": True}
 

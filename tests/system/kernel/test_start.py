@@ -22,7 +22,6 @@ from aios.shell.launch import System
 from aios.syscalls.errors import AiosError, StoreDamaged
 
 Program = Callable[[str], str]
-UNTIL_TOLD = "print('up', flush=True)\nprint(aios.recv().body)"
 
 
 def test_start_status_stop(homes: Path) -> None:

@@ -1,4 +1,4 @@
-"""Memory through the real kernel: agents' own spaces, their limits, their end, their log."""
+"""Memory through the real kernel: agents' own spaces, their limits, their end."""
 
 from __future__ import annotations
 
@@ -12,31 +12,16 @@ from typing import Any
 import pytest
 from commands import run as command
 from conftest import Boot, eventually, on_tiny
-from helpers import end
+from helpers import end, result_of
 
 from aios.agents import Aios, connect
 from aios.shell.launch import System
-from aios.syscalls.errors import (
-    BadInput,
-    Conflict,
-    LimitReached,
-    Malformed,
-    NotFound,
-    StoreDamaged,
-)
+from aios.syscalls.errors import BadInput, Conflict, LimitReached, Malformed, NotFound, StoreDamaged
 from aios.syscalls.mem import MAX_KEY_BYTES, Memory
 
 Program = Callable[[str], str]
 PLAIN = {"n": None, "b": b"\x00\xff", "i": -(2**63), "f": 0.5, "l": [1, {"a": [True]}], "s": "é\0"}
 IDLE = "aios.mem_put({'mine': task})\naios.recv()"
-
-
-def run(aios: Aios, program: Program, body: str, task: Any = None, **options: Any) -> Any:
-    """Run an agent of this body; return its result."""
-    pid = aios.spawn(program(body), task, **options)
-    exited = aios.wait(pid, timeout=60)
-    assert exited.code == 0, aios.log(pid).data.decode()
-    return exited.result
 
 
 def own(aios: Aios, pid: int) -> Memory:
@@ -54,7 +39,7 @@ def test_what_is_put_comes_back_as_it_was(aios: Aios, program: Program) -> None:
         "return [aios.mem_get([*task, 'none']), aios.mem_get(['s'], space='two'),"
         " aios.mem_delete(['n', 'none']), aios.mem_get(['n'])]"
     )
-    assert run(aios, program, body, PLAIN) == [PLAIN, {"s": "other"}, 1, {}]
+    assert result_of(aios, program(body), PLAIN) == [PLAIN, {"s": "other"}, 1, {}]
 
 
 def test_pages_in_order_of_keys_both_ways(aios: Aios) -> None:
@@ -139,7 +124,7 @@ aios.mem_put({"a": "x" * 500})
 aios.mem_put({"c": "y" * 400})
 return [code, found, aios.mem_spaces()[0].bytes]
 """
-    code, found, size = run(aios, program, body, limits={"mem_bytes": 1000})
+    code, found, size = result_of(aios, program(body), limits={"mem_bytes": 1000})
     assert (code, found) == (LimitReached.code, {"a": "x" * 600, "b": 1})
     assert size == 1 + 503 + 1 + 1 + 1 + 403
 
@@ -195,7 +180,8 @@ def test_without_a_store_all_else_goes_on(homes: Path, program: Program) -> None
         ):
             with pytest.raises(StoreDamaged, match="cannot open"):
                 refused()
-        assert run(aios, program, "return aios.generate('Hi', max_tokens=2).finish") == "length"
+        body = "return aios.generate('Hi', max_tokens=2).finish"
+        assert result_of(aios, program(body)) == "length"
         assert aios.check() == []
     system.end()
 
@@ -272,19 +258,19 @@ def test_a_person_reaches_every_agents_memory(aios: Aios, program: Program) -> N
 
 def test_memory_ends_with_its_agent_unless_it_is_kept(aios: Aios, program: Program) -> None:
     body = "before = aios.mem_get(['n'])\naios.mem_put({'n': task})\nreturn before"
-    assert run(aios, program, body, 1, name="gone") == {}
-    assert run(aios, program, body, 2, name="gone") == {}
+    assert result_of(aios, program(body), 1, name="gone") == {}
+    assert result_of(aios, program(body), 2, name="gone") == {}
     keep = body.replace("return", "aios.mem_keep()\nreturn")
-    assert run(aios, program, keep, 1, name="kept") == {}
-    assert run(aios, program, body, 2, name="kept") == {"n": 1}  # it stays kept
-    assert run(aios, program, body, 3, name="kept") == {"n": 2}
+    assert result_of(aios, program(keep), 1, name="kept") == {}
+    assert result_of(aios, program(body), 2, name="kept") == {"n": 1}  # it stays kept
+    assert result_of(aios, program(body), 3, name="kept") == {"n": 2}
     assert aios.mem_get(["n"], principal="/kept") == {"n": 3}
     aios.mem_keep(False, principal="/kept")
     with pytest.raises(NotFound):
         aios.mem_keep(False, principal="/kept")
     with pytest.raises(NotFound):
         aios.mem_clear(principal="/kept")
-    assert run(aios, program, body, 4, name="kept") == {}
+    assert result_of(aios, program(body), 4, name="kept") == {}
     assert aios.check() == []
 
 
@@ -334,68 +320,3 @@ def test_memory_survives_the_kernel_and_a_restart_if_kept(boot: Boot, program: P
             aios.mem_get(["mine"], principal="/lost")
         assert aios.check() == []
     again.end()
-
-
-# --- the interaction log --------------------------------------------------------------------------
-
-
-def test_the_kernel_logs_generations_and_messages(aios: Aios, program: Program) -> None:
-    body = """
-aios.generate("Say yes.", max_tokens=4).text
-with aios.open("Be brief.") as context:
-    context.generate([{"role": "user", "content": "w" * 100}], max_tokens=3).text
-aios.recv()
-aios.send("test", {"n": "x" * 9000})
-try:
-    aios.generate("w " * 5000).text
-except AiosError:
-    pass
-page = aios.mem_log()
-return [[[e.turn, e.kind] for e in page.entries], page.after]
-"""
-    pid = aios.spawn(program(body), name="logged")
-    aios.send(pid, ["hello"])
-    result = aios.wait(pid, timeout=60).result
-    kinds = ["generation", "generation", "received", "sent"]
-    assert result == [[[turn, kind] for turn, kind in enumerate(kinds, start=1)], None]
-    entries = aios.mem_log(pid=pid).entries
-    yes, brief, got, sent = entries
-    assert [(m.role, m.content) for m in yes.prompt][-1] == ("user", "Say yes.")  # type: ignore[union-attr]
-    assert yes.answer
-    assert (yes.finish, yes.usage.completion) == ("length", 4)  # type: ignore[union-attr]
-    assert [m.role for m in brief.prompt] == ["system", "user"]  # type: ignore[union-attr]
-    assert (got.peer, got.name, got.body) == (aios.pid, "test", ["hello"])
-    assert (sent.peer, sent.cut) == (aios.pid, {"body": 9008})
-    assert len(sent.body) == 4096
-    assert [e.time for e in entries] == sorted(e.time for e in entries)
-    aios.recv(timeout=60)
-
-
-def test_the_log_outlives_its_agent_and_is_paged(aios: Aios, program: Program) -> None:
-    body = "for _ in range(5):\n    aios.send(aios.pid, _)\n    aios.recv()"
-    for _ in range(2):
-        run(aios, program, body, name="chatty")
-    first = aios.mem_log(principal="/chatty", limit=7)
-    rest = aios.mem_log(principal="/chatty", limit=30, after=first.after)
-    assert [len(first.entries), len(rest.entries), rest.after] == [7, 13, None]
-    every = first.entries + rest.entries
-    assert [e.turn for e in every] == [*range(1, 11), *range(1, 11)]
-    newest = aios.mem_log(principal="/chatty", back=True, limit=3)
-    assert newest.entries == every[:-4:-1]
-    older = aios.mem_log(principal="/chatty", back=True, limit=20, after=newest.after)
-    assert newest.entries + older.entries == every[::-1]
-
-
-def test_old_entries_and_old_logs_go(boot: Boot, program: Program) -> None:
-    with connect(boot(log_bytes=4096, logs=2).home, "test") as aios:
-        body = "for n in range(100):\n    aios.send(aios.pid, 'x' * 100)\n    aios.recv()"
-        for number in range(4):
-            run(aios, program, body, name=f"a{number}")
-        page = aios.mem_log(principal="/a3", limit=256)
-        assert [page.entries[-1].turn, page.after] == [200, None]
-        assert 10 < len(page.entries) < 40
-        for gone in ("/a0", "/a1"):
-            with pytest.raises(NotFound):
-                aios.mem_log(principal=gone)
-        assert aios.mem_log(principal="/a2").entries
-        assert aios.check() == []

@@ -12,6 +12,7 @@ import pexpect
 import pytest
 from commands import AIOS, LIMIT, environment, line_of, run, started
 from conftest import eventually
+from helpers import UNTIL_TOLD
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,7 +25,6 @@ from aios.shell.repl import BUILTINS, Line, Shell, parse, split_at_cursor
 from aios.syscalls.errors import BadVersion
 
 Open = Callable[[Path], Any]
-UNTIL_TOLD = "print('up', flush=True)\nprint(aios.recv().body)"
 # Sent once a prompt has the terminal in raw mode. "aios>" is no sign of that: the line just entered
 # is drawn again with it, and a Ctrl-D typed before the next prompt is lost.
 PROMPT = "\x1b[?2004h"
