@@ -16,6 +16,7 @@ import psutil
 import pytest
 from commands import LIMIT, answer, line_of, run, started
 from conftest import eventually, left_of, tiny
+from helpers import UNTIL_TOLD
 from models import tiny_model
 
 from aios.shell.launch import System
