@@ -17,6 +17,7 @@ import msgpack
 import psutil
 import pytest
 from conftest import Boot, eventually, on_tiny, run_system
+from helpers import result_of
 from models import write_bert
 from places import DOCS
 
@@ -55,10 +56,13 @@ def index_of(system: System) -> psutil.Process | None:
     return found[0] if found else None
 
 
-def run(aios: Aios, program: str, name: str, **task: Any) -> Any:
-    ended = aios.wait(aios.spawn(program, task, name=name), timeout=60)
-    assert ended.code == 0, ended
-    return ended.result
+def umbrella_found(system: System, aios: Aios) -> psutil.Process:
+    """Store an object, find it, and return the process of the index."""
+    aios.sto_put("one", "an umbrella against the rain")
+    assert paths(aios.sto_search("umbrella", fresh=True)) == ["one"]
+    index = index_of(system)
+    assert index is not None
+    return index
 
 
 def paths(found: Hits) -> list[str]:
@@ -118,15 +122,18 @@ def test_nobody_finds_what_it_may_not_read(own: tuple[System, Aios], program: Pr
     names = ["ann", "ben", "cid"]
     write, search = program(WRITE), program(SEARCH)
     for name in names:
-        run(aios, write, name, texts={f"of-{name}": f"the secret word of {name} is xylophone"})
-    run(aios, write, "dan", texts={"of-dan": "a xylophone, which dan shares"}, share=["/ben"])
+        texts = {f"of-{name}": f"the secret word of {name} is xylophone"}
+        result_of(aios, write, {"texts": texts}, name=name)
+    texts = {"of-dan": "a xylophone, which dan shares"}
+    result_of(aios, write, {"texts": texts, "share": ["/ben"]}, name="dan")
     expected = {name: {f"/{name}"} for name in names}
     expected["ben"].add("/dan")
     for name in names:
-        found = run(aios, search, name, query="secret xylophone")
+        found = result_of(aios, search, {"query": "secret xylophone"}, name=name)
         assert {owner for owner, _ in found} == expected[name]
-    assert run(aios, search, "ann", query="xylophone", owner="/dan") == Denied.code
-    assert run(aios, search, "ben", query="xylophone", owner="/dan") == [["/dan", "of-dan"]]
+    task = {"query": "xylophone", "owner": "/dan"}
+    assert result_of(aios, search, task, name="ann") == Denied.code
+    assert result_of(aios, search, task, name="ben") == [["/dan", "of-dan"]]
     everything = aios.sto_search("xylophone")
     assert {hit.owner for hit in everything.hits} == {"/ann", "/ben", "/cid", "/dan"}
 
@@ -139,7 +146,7 @@ try:
 except AiosError as error:
     return error.code
 """
-    assert run(aios, program(refused), "agent") == Denied.code
+    assert result_of(aios, program(refused), {}, name="agent") == Denied.code
 
 
 @pytest.mark.parametrize("query", ["", "x" * 5000])
@@ -243,10 +250,7 @@ def test_an_index_that_dies_is_started_again_and_searches_go_on(own: tuple[Syste
 
 def test_the_kernels_death_leaves_the_index_and_nothing_out(own: tuple[System, Aios]) -> None:
     system, aios = own
-    aios.sto_put("one", "an umbrella against the rain")
-    assert paths(aios.sto_search("umbrella", fresh=True)) == ["one"]
-    index = index_of(system)
-    assert index is not None
+    index = umbrella_found(system, aios)
     psutil.Process(aios.status().os_pid).kill()
     aios.sto_put("two", "a lighthouse on the rocks")
     assert paths(aios.sto_search("lighthouse", fresh=True))[0] == "two"
@@ -256,10 +260,7 @@ def test_the_kernels_death_leaves_the_index_and_nothing_out(own: tuple[System, A
 
 def test_a_damaged_index_is_made_anew_and_said_so(own: tuple[System, Aios]) -> None:
     system, aios = own
-    aios.sto_put("one", "an umbrella against the rain")
-    assert paths(aios.sto_search("umbrella", fresh=True)) == ["one"]
-    index = index_of(system)
-    assert index is not None
+    index = umbrella_found(system, aios)
     file = next((system.home / "index").glob("*.db"))
     index.suspend()
     file.write_bytes(b"no index " * 1000)
@@ -361,8 +362,7 @@ def test_an_index_that_is_ahead_of_its_store_is_made_anew_and_said_so(
 
 def test_without_a_store_the_rest_goes_on_though_the_index_lives(own: tuple[System, Aios]) -> None:
     system, aios = own
-    aios.sto_put("one", "an umbrella against the rain")
-    assert paths(aios.sto_search("umbrella", fresh=True)) == ["one"]
+    umbrella_found(system, aios)
     kernel = psutil.Process(aios.status().os_pid)
     kernel.suspend()
     os.truncate(system.home / "store" / "data.mdb", 5000)
@@ -373,57 +373,3 @@ def test_without_a_store_the_rest_goes_on_though_the_index_lives(own: tuple[Syst
     os_pid = aios.status().os_pid
     aios.sto_index()
     assert aios.status().os_pid == os_pid != kernel.pid
-
-
-# --- recall ---------------------------------------------------------------------------------------
-
-TOLD = [
-    "The key to the boathouse hangs behind the green door.",
-    "My sister Marta plays the cello in Lisbon.",
-    "The meeting moved to Thursday at nine.",
-]
-LISTEN = """
-with aios.open("Answer in one word.") as context:
-    for number, fact in enumerate(task["told"]):
-        context.generate(fact, max_tokens=8).result()
-        aios.sto_put(f"facts/{number}", fact)
-aios.sto_share("facts", "/reader")
-return True
-"""
-ANSWER = """
-before = aios.generate(task["question"], max_tokens=24).text
-with aios.open() as context:
-    hits = context.recall(task["question"], owner=task["owner"], count=1, fresh=True)
-    after = context.generate(task["question"], max_tokens=24).text
-return [hits[0].owner, hits[0].path, hits[0].text, before, after]
-"""
-TRY = """
-try:
-    with aios.open() as context:
-        context.recall(task["question"], owner=task["owner"])
-except AiosError as error:
-    return error.code
-"""
-
-
-def test_told_by_one_recalled_by_another_denied_to_a_third(boot: Boot, program: Program) -> None:
-    """An agent is told facts over three turns and ends; in another run of the system a second one,
-    which may read them, answers from them; a third one may not."""
-    first = boot()
-    with connect(first.home) as aios:
-        run(aios, program(LISTEN), "listener", told=TOLD)
-        aios.stop()
-    first.process.wait()
-    second = System(first.home, {"slots": 2, "ctx": 1024, "grace": 0.5}, detach=True)
-    try:
-        second.ready()
-        with connect(second.home) as aios:
-            question = "What does Marta play?"
-            task = {"question": question, "owner": "/listener"}
-            *hit, before, after = run(aios, program(ANSWER), "reader", **task)
-            assert hit == ["/listener", "facts/1", TOLD[1]]
-            assert "cello" not in before
-            assert "cello" in after
-            assert run(aios, program(TRY), "stranger", **task) == Denied.code
-    finally:
-        second.end()
