@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import stat
@@ -11,7 +12,8 @@ from typing import Any
 
 from conftest import eventually
 
-from aios.agents import Aios, Context, Generation
+from aios.agents import Aios, Context, Generation, connect
+from aios.shell.launch import System
 from aios.syscalls.llm import Moved, Result
 from aios.syscalls.proc import ProcessInfo
 
@@ -32,6 +34,11 @@ def result_of(aios: Aios, program: str, task: Any = None, **options: Any) -> Any
     exited = aios.wait(pid, timeout=60)
     assert exited.code == 0, aios.log(pid).data.decode()
     return exited.result
+
+
+def call(aios: Aios, name: str, /, **args: Any) -> Any:
+    """Call a tool; return its value."""
+    return aios.call_tool(name, args).result(60).value
 
 
 def first_piece(generation: Generation) -> None:
@@ -91,3 +98,13 @@ def left_empty(aios: Aios) -> Iterator[Aios]:
             if grant.owner == holding.owner:
                 aios.sto_share(grant.prefix, grant.to, "none", owner=grant.owner)
     assert aios.sto_verify().wait()["chunks"] == 0
+
+
+@contextlib.contextmanager
+def visiting(system: System) -> Iterator[Aios]:
+    """A person's connection, with which all ends that was started by it, workers of tools too."""
+    with connect(system.home, "test") as aios:
+        yield aios
+        assert aios.check() == []
+    with connect(system.home) as after:
+        eventually(lambda: not after.ps())

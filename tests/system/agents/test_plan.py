@@ -12,12 +12,13 @@ import msgspec
 import pytest
 from byte_grammar import drawn
 from conftest import eventually, run_system
+from helpers import visiting
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import SUPPORT
 from school import add, capital, divide, note, story
 
-from aios.agents import Aios, connect
+from aios.agents import Aios
 from aios.agents.reasoning.plan import Plan, Step, check, grammar
 from aios.agents.reasoning.planner import Planner, StepResult
 from aios.shell.launch import System
@@ -50,11 +51,8 @@ def school(homes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sy
 
 @pytest.fixture
 def aios(school: System) -> Iterator[Aios]:
-    with connect(school.home, "test") as aios:
+    with visiting(school) as aios:
         yield aios
-        assert aios.check() == []
-    with connect(school.home) as after:
-        eventually(lambda: not after.ps())
 
 
 # --- what a plan is -----------------------------------------------------------------------------

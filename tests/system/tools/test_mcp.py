@@ -22,6 +22,7 @@ import public_servers
 import pytest
 from commands import answer, run
 from conftest import eventually, run_system
+from helpers import call
 from places import DOCS, SUPPORT
 
 from aios.agents import Aios, connect
@@ -102,10 +103,6 @@ def aios(home: Path, place: Path) -> Iterator[Aios]:
 
 def boxes(aios: Aios) -> dict[str, Any]:
     return {box.name: box for box in aios.toolboxes().boxes}
-
-
-def call(aios: Aios, name: str, /, **args: Any) -> Any:
-    return aios.call_tool(name, args).result(60).value
 
 
 def worker(aios: Aios, box: str) -> int:

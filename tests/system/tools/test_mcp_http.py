@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from commands import line_of, started
 from conftest import Boot, eventually
+from helpers import call
 
 from aios.agents import Aios, connect
 from aios.agents.mcp.connection import connected
@@ -24,10 +25,6 @@ from aios.syscalls.errors import AiosError, ToolCrashed, ToolFailed, ToolUnknown
 from aios.syscalls.tool import McpServer
 
 TOKEN = "a token of the test"
-
-
-def call(aios: Aios, name: str, /, **args: Any) -> Any:
-    return aios.call_tool(name, args).result(60).value
 
 
 def refused(aios: Aios) -> str:

@@ -45,3 +45,13 @@ def test_what_is_not_plain_is_refused_wherever_it_is() -> None:
     for value in (None, True, 1, -1.5, "x", b"x", [], {}, [{}, []], {"a": {1: {"b": []}}}):
         assert as_json_text(value)
         assert checked(value) == ""
+
+
+def test_a_worker_says_nothing_that_is_nested_too_deep_for_who_reads_it() -> None:
+    deep: Any = 0
+    for _ in range(100):
+        deep = [deep]
+    spec = {"name": "lab.deep", "description": "", "schema": {"default": deep}}
+    for name, args in (("tool.done", {"id": 1, "value": deep}), ("tool.offer", {"tools": [spec]})):
+        with pytest.raises(Malformed, match="nested deeper"):
+            arguments(TABLE[name], msgspec.Raw(msgspec.msgpack.encode(args)))
