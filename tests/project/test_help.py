@@ -14,7 +14,8 @@ from pathlib import Path
 import click
 import pytest
 from commands import AIOS, LEAVES, LIMIT, environment, every_command
-from conftest import eventually, kill_agents, run_system
+from conftest import eventually, run_system
+from helpers import end_agents
 from models import tiny_model
 
 from aios.agents import Aios, connect
@@ -141,9 +142,7 @@ def home(homes: Path, folder: Path) -> Iterator[Path]:
 def aios(home: Path) -> Iterator[Aios]:
     with connect(home, "test") as aios:
         yield aios
-        kill_agents(aios)
-        eventually(lambda: not aios.ps())
-        assert aios.check() == []
+        end_agents(aios)
 
 
 def prepared(line: str, aios: Aios, home: Path, folder: Path) -> dict[str, str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from conftest import eventually
+from conftest import eventually, kill_agents
 
 from aios.agents import Aios, Context, Generation, connect
 from aios.shell.launch import System
@@ -59,6 +59,13 @@ def running(aios: Aios, pid: int) -> ProcessInfo:
 def end(aios: Aios, pid: int) -> None:
     aios.kill(pid, "KILL")
     aios.wait(pid, timeout=60)
+
+
+def end_agents(aios: Aios) -> None:
+    """Leave nothing running, and the kernel whole."""
+    kill_agents(aios)
+    eventually(lambda: not aios.ps())
+    assert aios.check() == []
 
 
 def kill_kernel(aios: Aios) -> None:

@@ -17,7 +17,8 @@ import pexpect
 import pytest
 from click.shell_completion import get_completion_class
 from commands import AIOS, LEAVES, LIMIT, environment, started
-from conftest import eventually, kill_agents, run_system
+from conftest import run_system
+from helpers import end_agents
 from hostile import EVIL, RAW
 from places import SUPPORT
 
@@ -144,9 +145,7 @@ def pids(aios: Aios) -> Iterator[dict[str, int]]:
     while aios.recv(stay, timeout=LIMIT).body == EVIL:
         pass
     yield {"ended": ended, "stay": stay}
-    kill_agents(aios)
-    eventually(lambda: not aios.ps())
-    assert aios.check() == []
+    end_agents(aios)
 
 
 def harmless(said: str) -> None:

@@ -6,51 +6,30 @@ the sandbox is what stops it.
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
-import itertools
 import json
 import os
 import platform
 import re
-import selectors
-import signal
-import socket
-import struct
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-from conftest import eventually, left_of, run_system
-from helpers import end, row
-from places import SUPPORT
+from conftest import eventually, left_of
 from probes.attacks import TABLES
-from probes.base import call as linux
+from sandbox_harness import ATTACKER, BOUNDS, PROBES, Place, got, kept, recorded
 
-from aios.agents import Aios, connect
-from aios.agents.sdk.connection import Pending
-from aios.kernel.audit.read import Filter, entries
-from aios.kernel.sandbox import seccomp
+from aios.agents import connect
 from aios.kernel.sandbox.cgroup import pids_mounts
-from aios.kernel.sandbox.path_observer import PathObserver
-from aios.kernel.sandbox.sandbox import SandboxPolicy, check, drop_privileges, seccomp_filter
-from aios.kernel.sandbox.seccomp_notify import SeccompNotifications, send_listener
+from aios.kernel.sandbox.sandbox import SandboxPolicy, check
 from aios.shell.launch import System
 from aios.syscalls.errors import Denied
 
-PROBES = SUPPORT / "probes"
-ATTACKER, SIBLING = str(PROBES / "attacks.py"), str(PROBES / "sibling.py")
-TESTS = str(SUPPORT)
 ON_X86 = platform.machine() == "x86_64"
 IS_ROOT = os.getuid() == 0
 # Only root may do these without a sandbox, or other users only to files of their own.
@@ -64,12 +43,6 @@ NEEDS_ROOT = set() if IS_ROOT else {
 UNTOLD = set() if IS_ROOT else {
     "read after fchdir", "read by a symlink", "read through /proc/self/root",
 }  # fmt: skip
-SECRET_VARIABLES = (  # that begin as others do which agents have
-    "PERSONS_TOKEN", "AIOS_MCP_TOKEN", "AIOS_KEY", "AIOS_SERVER_KEY", "AIOS_ADDRESS", "AIOS_TOKEN",
-    "USER_TOKEN", "PATH_TOKEN", "LANG_TOKEN", "LC_TOKEN", "TERM_TOKEN", "SHELL_TOKEN", "TZ_TOKEN",
-    "PYTHON_TOKEN", "OMP_TOKEN", "SSL_CERT_PASSWORD",
-)  # fmt: skip
-BOUNDS = {"tasks": 48, "files": 64, "file_bytes": 1 << 20, "memory": 1 << 30}
 # Attempts that each mechanism stops by itself, without any of the others.
 ALONE: dict[str, set[str]] = {
     "none": set(),
@@ -104,100 +77,6 @@ ALONE: dict[str, set[str]] = {
 }  # fmt: skip
 
 
-@dataclass
-class Place:
-    """A running system, things to reach in it, and an agent that others go on talking to."""
-
-    aios: Aios
-    targets: dict[str, Any]
-    waits: list[float] = field(default_factory=list)
-    numbers: Iterator[int] = field(default_factory=itertools.count)
-
-    def attack(self, table: str, only: str | None = None, **targets: Any) -> dict[str, str]:
-        """Run all attempts in an agent with a name of its own, as agents of one name share a part
-        of the log.
-        """
-        task = {"table": table, "only": only, "targets": self.targets | targets}
-        pid = self.aios.spawn(ATTACKER, task, name=f"attack-{next(self.numbers)}")
-        exited = self.talked(self.aios.start("proc.wait", pid=pid))
-        assert exited["code"] == 0, (exited, self.aios.log(pid).data.decode())
-        return dict(exited["result"])
-
-    def attack_by_tool(self, table: str) -> dict[str, str]:
-        """Run all attempts in a tool that a person has called."""
-        args = {"table": table, "targets": self.targets}
-        result = self.talked(self.aios.start("tool.call", name="probes", args=args))
-        return dict(result["value"])
-
-    def talked(self, waiting: Pending) -> Any:
-        """Return how a call ends while the sibling answers all the time."""
-        while not waiting.ended:
-            begin = time.monotonic()
-            self.aios.send(self.targets["pid"], begin)
-            assert self.aios.recv(timeout=60).body == begin
-            self.waits.append(time.monotonic() - begin)
-        return waiting.wait()
-
-
-@contextlib.contextmanager
-def listeners(folder: Path) -> Iterator[dict[str, Any]]:
-    """Open a person's sockets: a named one, an abstract one, and two ports."""
-    with contextlib.ExitStack() as open_:
-        targets: dict[str, Any] = {
-            "unix": str(folder / "sock"), "abstract": f"\0{folder}", "tcp": 0, "other": 0,
-        }  # fmt: skip
-        for name, address in targets.items():
-            family = socket.AF_UNIX if address else socket.AF_INET
-            end = open_.enter_context(socket.socket(family))
-            end.bind(address or ("127.0.0.1", 0))
-            end.listen(16)
-            targets[name] = address or end.getsockname()[1]
-        yield targets
-
-
-def place(
-    home: Path, folder: Path, walls: dict[str, Any], *, grant: bool = False
-) -> Iterator[Place]:
-    """Run a system with the setting `walls`; with `grant` agents reach one of the ports and
-    folders.
-    """
-    for name in ("private", "lent", "given"):
-        (folder / name).mkdir(parents=True)
-    secret, loose = folder / "private" / "secret", folder / "loose"
-    for path in (secret, loose, folder / "lent" / "file"):
-        path.write_text("what is in there")
-    with listeners(folder) as targets:
-        walls = {"read": [TESTS]} | walls
-        if grant:
-            walls["read"].append(str(folder / "lent"))
-            walls |= {"write": [str(folder / "given")], "ports": [targets["tcp"]]}
-        tools = {"probes": {"program": str(PROBES / "tool.py")}}
-        settings = {"slots": 1, "ctx": 256, "grace": 0.5, "walls": walls, "tools": tools}
-        steps = run_system(home, settings)
-        with pytest.MonkeyPatch.context() as patch:
-            for name in SECRET_VARIABLES:
-                patch.setenv(name, "hunter2-of-a-person")
-            system = next(steps)
-        with connect(home) as aios:
-            pid = aios.spawn(SIBLING)
-            aios.send(pid, "who are you?")
-            address, own, word = aios.recv(timeout=20).body
-            yield Place(aios, targets | {
-                "secret": str(secret), "loose": str(loose), "folder": str(folder),
-                "home": str(home), "person": os.getpid(), "kernel": aios.status().os_pid,
-                "init": system.process.pid, "sibling": row(aios, pid).os_pid, "pid": pid,
-                "sibling_folder": own, "address": address, "word": word,
-                "processors": sorted(os.sched_getaffinity(0)),
-            })  # fmt: skip
-            end(aios, pid)
-            assert aios.check() == []
-        assert next(steps, None) is None
-
-
-def kept(home: Path, walls: dict[str, Any], *, grant: bool = False) -> Iterator[Place]:
-    yield from place(home, home.with_name(home.name + "-person"), walls, grant=grant)
-
-
 @pytest.fixture(scope="module")
 def walled(homes: Path) -> Iterator[Place]:
     yield from kept(homes / "walled", {"all_walls": True})
@@ -213,10 +92,6 @@ def granted(homes: Path) -> Iterator[Place]:
     """A system whose agents may start processes, and reach a port and two folders."""
     walls = {"all_walls": True, "processes": True, **BOUNDS}
     yield from kept(homes / "granted", walls, grant=True)
-
-
-def got(found: dict[str, str]) -> set[str]:
-    return {name for name, what in found.items() if what.startswith("got")}
 
 
 @pytest.mark.parametrize("table", ["files", "others", "sockets", "linux", "identity"])
@@ -258,21 +133,6 @@ def test_each_wall_stops_what_is_its_own_to_stop(walled: Place, tmp_path: Path, 
 
 # These look at their own process alone: nothing is asked for that could be refused.
 LOOKS = {"a setuid program", "be dumpable", "the environment of the person's shell"}
-
-
-def recorded(place: Place, attack: Callable[[], object]) -> list[str]:
-    """Return the records of what agents were refused during an attack."""
-    folder = Path(place.targets["home"]) / "audit"
-    before = place.aios.status().audit.records
-    attack()
-    after = place.aios.status().audit.records
-    eventually(lambda: len(found := list(entries(folder, before))) >= after - before and found)
-    return [
-        f"{record.call} {record.object}"
-        for record, _, _ in entries(folder, before)
-        if Filter(decision="denied").matches(record)
-        and not re.match(r"\d+ more, as record", record.object)  # which is told already
-    ]
 
 
 @pytest.mark.parametrize("table", ["files", "others", "sockets", "linux", "identity"])
@@ -331,111 +191,6 @@ def test_what_is_tried_in_a_tool_is_recorded_as_of_an_agent(walled: Place, table
     assert [*map(_without_its_own, tool)] == [*map(_without_its_own, agent)]
 
 
-def test_without_a_view_nobody_changes_modes_and_it_is_told(tmp_path: Path) -> None:
-    """Where Linux forbids mounts, seccomp alone keeps an agent from it."""
-    path = tmp_path / "file"
-    path.touch(mode=0o644)
-
-    def change() -> int:
-        try:
-            path.chmod(0o777)
-        except PermissionError:
-            return 7
-        return 0
-
-    code, told = behind_seccomp(change, [str(tmp_path)], processes=False, signals=True)
-    assert code == 7
-    assert path.stat().st_mode & 0o777 == 0o644
-    assert {call for call, *_ in told} <= {"chmod", "fchmodat"}
-    assert told
-
-
-def behind_seccomp(
-    run: Callable[[], int], write: list[str], *, processes: bool, signals: bool
-) -> tuple[int, list[tuple[str, ...]]]:
-    """Return the exit code of a process that has seccomp alone, and what was reported of it."""
-    told: list[tuple[str, ...]] = []
-    with selectors.DefaultSelector() as selector:
-        notifications = SeccompNotifications(selector, seccomp.observed_calls(modes=False))
-        channel = notifications.expect(PathObserver([], write, []), lambda *said: told.append(said))
-        eyes = os.open("/proc/self/mem", os.O_RDONLY), os.open("/", os.O_PATH)
-        os_pid = os.fork()
-        if os_pid == 0:
-            os.setsid()
-            drop_privileges()
-            code = seccomp_filter(network=False, processes=processes, modes=False, signals=signals)
-            code += seccomp.assemble(seccomp.signal_rules(os.getpid()), notify=True)
-            send_listener(channel.fileno(), seccomp.install(code, listen=True), *eyes)
-            try:
-                os._exit(run())
-            except BaseException:  # noqa: BLE001 (nothing of the test may run on in there)
-                os._exit(99)
-        channel.close()
-        for fd in eyes:
-            os.close(fd)
-        while selector.get_map():
-            for key, _ in selector.select(10):
-                key.data()
-    return os.waitstatus_to_exitcode(os.waitpid(os_pid, 0)[1]), told
-
-
-def test_signals_reach_what_an_agent_started_and_nobody_else_on_any_linux() -> None:
-    """Without Landlock, which controls signals from Linux 6.12 on."""
-    other, by_descriptor = os.getpid(), os.pidfd_open(os.getpid())
-    own, theirs = socket.socketpair()
-    ways: dict[str, Callable[[int], object]] = {
-        "kill": lambda whom: os.kill(whom, 0),
-        "group": lambda whom: os.killpg(os.getpgid(whom), 0),
-        "tgkill": lambda whom: linux(234, 131, whom, whom, 0),
-        "tkill": lambda whom: linux(200, 130, whom, 0),
-        "pidfd_open": os.pidfd_open,
-    }
-    ways_to_others: dict[str, Callable[[int], object]] = {
-        "everybody": lambda _: os.kill(-1, 0),
-        "pidfd": lambda _: signal.pidfd_send_signal(by_descriptor, 0),
-        "F_SETOWN": lambda whom: fcntl.fcntl(own, fcntl.F_SETOWN, whom),
-        "FIOSETOWN": lambda whom: fcntl.ioctl(own, 0x8901, struct.pack("i", whom)),
-    }
-
-    def refused(way: Callable[[int], object], whom: int) -> int:
-        try:
-            way(whom)
-        except OSError as error:
-            return error.errno or 0
-        return 0
-
-    def tries() -> int:
-        child = os.fork()
-        if child == 0:
-            os.setpgid(0, 0)
-            grandchild = os.fork()
-            if not grandchild:
-                signal.pause()
-            os._exit(0)
-        os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # its group has the orphan alone
-        wrong = [name for name, way in ways.items() if refused(way, other) != errno.EPERM]
-        wrong += [
-            name for name, way in ways_to_others.items() if refused(way, other) != errno.EPERM
-        ]
-        wrong += [f"own {name}" for name, way in ways.items() if refused(way, child)]
-        wrong += ["itself"] if refused(ways["tkill"], threading.get_native_id()) else []
-        gone = 2**22 - 1
-        for nobody in (gone, -gone):  # a pid, a group
-            wrong += [f"{nobody}"] if refused(ways["kill"], nobody) != errno.ESRCH else []
-        os.killpg(child, signal.SIGKILL)
-        print(wrong, file=sys.stderr)
-        return len(wrong)
-
-    code, told = behind_seccomp(tries, [], processes=True, signals=False)
-    own.close()
-    theirs.close()
-    os.close(by_descriptor)
-    assert code == 0
-    assert {call for call, *_ in told} == {
-        "kill", "tgkill", "tkill", "pidfd_open", "pidfd_send_signal", "fcntl", "ioctl",
-    }  # fmt: skip
-
-
 SERVICE = """
 import os
 from aios.kernel.init.child import exec_service
@@ -467,7 +222,6 @@ def test_without_walls_modes_are_changed_of_others(bare: Place) -> None:
 
 
 # --- what the kernel can be made to hold ---------------------------------------------------------
-
 
 TOLD = {
     "endless": "a message without an end", "unread": "os_pid=", "long_frame": "a frame of",
@@ -603,63 +357,6 @@ def test_of_what_it_does_not_reach_spawn_says_the_same(
     assert exited.result == [
         [["process.no_program", "there is no PATH that the agent can_read"]], 0
     ], exited  # fmt: skip
-
-
-# --- what a program finds ------------------------------------------------------------------------
-
-
-SHARED_TOOL = """
-import helper
-from aios.agents.tools import tool
-
-
-@tool
-def word() -> str:
-    'What the module beside says.'
-    return helper.WORD
-"""
-
-
-def test_a_program_imports_what_is_beside_it(
-    boot: Callable[..., System], program: Callable[[str], str], tmp_path: Path, homes: Path
-) -> None:
-    (tmp_path / "helper.py").write_text("WORD = 'beside'\n")
-    (tmp_path / "box.py").write_text(SHARED_TOOL)
-    path = Path(program("import helper\nreturn helper.WORD"))
-    (homes / "link.py").symlink_to(path)
-    (homes / "alone.py").write_text(path.read_text())
-    system = boot(slots=1, ctx=256, tools={"word": {"program": str(tmp_path / "box.py")}})
-    with connect(system.home) as aios:
-        for each in (path, homes / "link.py"):
-            assert aios.wait(aios.spawn(str(each)), timeout=20).result == "beside"
-        assert aios.call_tool("word").result().value == "beside"
-        pid = aios.spawn(str(homes / "alone.py"))  # a home is below that folder
-        assert "No module named 'helper'" in aios.wait(pid, timeout=20).result["error"]
-        assert "put all of them into a folder of their own" in aios.log(pid).data.decode()
-
-
-CERTIFICATES = """
-from pathlib import Path
-return Path(os.environ["SSL_CERT_FILE"]).read_text(), os.listdir(os.environ["SSL_CERT_DIR"])
-"""
-
-
-def test_certificates_that_the_person_named_are_read(
-    boot: Callable[..., System], program: Callable[[str], str], tmp_path: Path, homes: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    certificates = tmp_path / "certificates"
-    certificates.mkdir()
-    (certificates / "own.pem").write_text("whom to trust")
-    monkeypatch.chdir(certificates)
-    monkeypatch.setenv("SSL_CERT_FILE", "own.pem")
-    monkeypatch.setenv("SSL_CERT_DIR", str(certificates))
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(homes))
-    system = boot(slots=1, ctx=256)
-    with connect(system.home) as aios:
-        end_ = aios.wait(aios.spawn(program(CERTIFICATES)), timeout=20)
-    assert end_.result == ["whom to trust", ["own.pem"]]
-    assert f"init: no agent reads {homes}, which has a home in it" in system.log.read_text()
 
 
 # --- levels and grants ---------------------------------------------------------------------------
