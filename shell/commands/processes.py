@@ -81,10 +81,11 @@ def is_file(word: str) -> bool:
 @json_option
 @click.pass_obj
 def run(home: Path, /, as_json: bool, **given: Any) -> int:
-    """Run an agent, and exit with its code: with 1 if a full disk lost what it printed.
+    """Run an agent, and exit with its code.
 
     Its log is printed as it comes, then its result, then what Linux refused to it, and the option
-    that lets it. It starts in the folder that you are in, and sees of that what it was given.
+    that lets it. The code is 1 if a full disk lost what it printed. It starts in the folder that
+    you are in, and sees of that what it was given.
 
     PROGRAM is a registered name (see `aios agents`), a .py file that defines an Agent, or an
     executable. TASK is what the agent makes of it: of summarize and extract the name of a file, of
