@@ -35,8 +35,9 @@ EMBEDDED = ""  # the setting `model`
 LONG = {
     "test_docs", "test_librarian", "test_demo", "test_model", "test_kernel_death",
     "test_backup", "test_retrieval", "test_mcp_serve", "test_start", "test_react",
-    "test_exactness", "test_certify", "test_recovery", "test_bench", "test_processes",
-    "test_grammar", "test_mcp", "test_storage",
+    "test_exactness", "test_certify", "test_recovery", "test_bench", "test_grammar",
+    "test_mcp", "test_storage", "test_storage_limits", "test_mcp_serve_process", "test_fit",
+    "test_sandbox", "test_help",
 }  # fmt: skip
 
 # A run in the background of a script has SIGINT ignored, and all that it starts would inherit that.
