@@ -90,9 +90,7 @@ class Process:
     ended: float = 0.0
     principal: str = ""  # owner of memory and storage: its name below its ancestors'
     manifest: Manifest | None = None  # its rights; None: those of the group "agents"
-    reach: SandboxGrants = field(
-        default_factory=SandboxGrants
-    )  # its sandbox grants, besides those of all
+    reach: SandboxGrants = field(default_factory=SandboxGrants)  # besides those of all agents
     labels: set[str] = field(default_factory=set)  # taint labels of what it has read from others
     key: str = ""  # of a remote process, in Z85
     tool: str = ""  # the toolbox, of a worker

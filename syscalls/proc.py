@@ -74,9 +74,7 @@ class Spawn(Message):
     cwd: Annotated[str, Meta(max_length=4096)] | None = None  # its own folder unless given
     contexts: Annotated[list[CtxId], Meta(max_length=64)] = []  # of the caller: it gets forks
     manifest: Manifest | None = None  # what it may do, of what the caller may
-    reach: SandboxGrants | None = (
-        None  # besides what all agents reach; of an agent, part of its own
-    )
+    reach: SandboxGrants | None = None  # besides those of all agents; of an agent, part of its own
 
 
 class Spawned(Reply):

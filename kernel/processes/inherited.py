@@ -40,7 +40,7 @@ def tightened(above: Limits, wanted: Limits) -> Limits:
     return Limits(**fields)
 
 
-def reach_of(config: Config, parent: Process | None, args: Spawn) -> SandboxGrants:
+def grants_of(config: Config, parent: Process | None, args: Spawn) -> SandboxGrants:
     """Return the sandbox grants of a process spawned by an agent, or with None by a person, whose
     process may also read its program and the files beside it.
 

@@ -40,7 +40,7 @@ from ..process import Process, ProcessTable, named_by
 from ..sandbox.sandbox import merge_grants
 from ..tools.toolbox import Box
 from .agent_logs import Logs
-from .inherited import limits_of, reach_of
+from .inherited import grants_of, limits_of
 from .leftovers import Leftovers
 from .pending_spawn import PendingSpawn
 from .starts import Starts
@@ -107,12 +107,12 @@ class Lifecycle:
         if args.manifest is not None:
             check_rules([args.manifest])
             check_rights([args.manifest])
-        reach = reach_of(self.config, above, args)
-        merge_grants(self.config.walls, reach)  # a wrong one is refused before anything is there
+        grants = grants_of(self.config, above, args)
+        merge_grants(self.config.walls, grants)  # a wrong one is refused before anything is there
         parent = 0 if above is None else above.pid
         process = self.table.add("agent", name, parent, nice, limits, time.monotonic())
         process.manifest, process.labels = args.manifest, set(call.process.labels)
-        process.reach = reach
+        process.reach = grants
         try:
             for context in lent:
                 self.contexts.fork(context, process)
@@ -135,17 +135,17 @@ class Lifecycle:
         """
         self._check_running()
         args = box.spawn(name, self.config.path)
-        reach = merge_grants(
+        grants = merge_grants(
             caller.reach if caller is not None else SandboxGrants(), args.reach or SandboxGrants()
         )
         above = caller if caller is not None and caller.kind != "client" else None
         limits = self.config.limits if above is None else above.limits
         nice = 0 if caller is None else caller.nice
         parent = 0 if above is None else above.pid
-        merge_grants(self.config.walls, reach)
+        merge_grants(self.config.walls, grants)
         now = time.monotonic()
         process = self.table.add("agent", name, parent, nice, limits, now, tool=name)
-        process.manifest, process.reach = args.manifest, reach
+        process.manifest, process.reach = args.manifest, grants
         if caller is not None:
             process.principal, process.labels = caller.principal, set(caller.labels)
         else:

@@ -80,11 +80,13 @@ def merge_grants(one: R, other: SandboxGrants) -> R:
     paths = [*both["read"], *both["write"]]
     if max(len(both[name]) for name in ("read", "write", "ports")) > MAX_ENTRIES:
         raise LimitReached(
-            f"its reach is too much: {MAX_ENTRIES} paths, and as many ports, are the most", FEWER
+            f"its sandbox grants are too much: at most {MAX_ENTRIES} paths, and as many ports",
+            FEWER,
         )
     if sum(len(path.encode()) for path in paths) > MAX_PATH_BYTES:
         raise LimitReached(
-            f"its reach is too much: the paths have more than {MAX_PATH_BYTES} bytes", FEWER
+            f"its sandbox grants are too much: the paths have more than {MAX_PATH_BYTES} bytes",
+            FEWER,
         )
     return msgspec.structs.replace(one, **both)
 

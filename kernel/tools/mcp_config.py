@@ -65,7 +65,7 @@ class Found(Struct, frozen=True):
     """A server as its worker is told, and the sandbox grants of both."""
 
     server: McpServer
-    reach: SandboxGrants
+    grants: SandboxGrants
 
 
 def open_block(path: str) -> int:
@@ -94,7 +94,7 @@ def mcp_boxes(path: str, data: bytes) -> dict[str, Box]:
         raise BadInput("MCP servers take the package mcp", "pip install 'aios-system[mcp]'")
     found = servers(Path(path).expanduser(), data, os.environ)
     return {
-        name: Box(program=MCP, shared=True, task=to_builtins(each.server), reach=each.reach)
+        name: Box(program=MCP, shared=True, task=to_builtins(each.server), reach=each.grants)
         for name, each in found.items()
     }
 
@@ -214,10 +214,10 @@ def server_of(name: str, entry: Entry) -> Found:
         "limit": entry.aios.limit, "timeout": entry.aios.timeout,
     }  # fmt: skip
     server = msgspec.convert(fields, McpServer)
-    return Found(server, reach_of(server, entry.aios))
+    return Found(server, grants_of(server, entry.aios))
 
 
-def reach_of(server: McpServer, own: Own) -> SandboxGrants:
+def grants_of(server: McpServer, own: Own) -> SandboxGrants:
     """Return the sandbox grants that a server was given, and those it does not run without.
 
     Raises:

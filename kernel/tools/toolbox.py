@@ -54,7 +54,7 @@ class Box(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         read what is beside it."""
         own = "/" in self.program
         read = [*self.reach.read, *(program_paths(self.program, home) if own else ())]
-        reach = structs.replace(self.reach, read=read)
+        grants = structs.replace(self.reach, read=read)
         task = {
             "box": name, "program": self.program, "task": self.task,
             "beside": import_folder(self.program, home) if own else "",
@@ -63,7 +63,7 @@ class Box(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         allow: Rules = [*self.allow, results, "sto.upload", *(["sto.own"] if self.shared else [])]
         program = origin(MCP_WORKER if self.program == MCP else WORKER)
         return Spawn(
-            program=program, task=task, name=name, reach=reach,
+            program=program, task=task, name=name, reach=grants,
             manifest=Manifest(allow=allow),
         )  # fmt: skip
 

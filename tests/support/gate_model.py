@@ -183,7 +183,7 @@ def leaf_fits(wanted: Any, value: Any) -> bool:
 
 
 def glob(pattern: str, text: str) -> bool:
-    """QueuedMessage by letter."""
+    """Letter by letter."""
     if pattern == "/**":
         return text == "" or text[0] == "/"
     if pattern == "":

@@ -114,13 +114,13 @@ def test_streamable_http(tmp_path: Path) -> None:
     )
     assert (found.server.url, found.server.command) == ("https://mcp.example/v1", "")
     assert found.server.headers == {"Authorization": "secret"}
-    assert (found.reach.ports, found.reach.processes) == ([443, 53], False)
+    assert (found.grants.ports, found.grants.processes) == ([443, 53], False)
     for kind in ("streamable_http", "streamable-http", "streamableHttp", "HTTP"):
         assert one(tmp_path, type=kind, url="https://a").server.url == "https://a"
     both = one(tmp_path, type="sse", url="https://a/sse", httpUrl="https://a/mcp").server
     assert (both.url, both.wrong) == ("https://a/mcp", "")
     assert one(tmp_path, command="", url="https://a").server.url == "https://a"
-    assert one(tmp_path, serverUrl="http://127.0.0.1:8080/mcp").reach.ports == [8080, 53]
+    assert one(tmp_path, serverUrl="http://127.0.0.1:8080/mcp").grants.ports == [8080, 53]
 
 
 def test_what_it_reaches_is_what_is_said_and_what_it_stands_on(tmp_path: Path) -> None:
@@ -133,22 +133,22 @@ def test_what_it_reaches_is_what_is_said_and_what_it_stands_on(tmp_path: Path) -
     docs = str(tmp_path / "docs")
 
     found = one(tmp_path, command="sh", args=[str(script), f"--root={docs}", "/not/there", "-v"])
-    assert str(tmp_path / "app" / "node_modules") in found.reach.read
-    assert docs in found.reach.read
-    assert found.reach.processes
-    assert (found.reach.write, found.reach.ports) == ([], [])
-    assert not any(path.startswith("/not") for path in found.reach.read)
+    assert str(tmp_path / "app" / "node_modules") in found.grants.read
+    assert docs in found.grants.read
+    assert found.grants.processes
+    assert (found.grants.write, found.grants.ports) == ([], [])
+    assert not any(path.startswith("/not") for path in found.grants.read)
 
     found = one(
         tmp_path, command=str(venv / "bin" / "serve"),
         aios={"write": [docs], "ports": [5432], "limit": 2, "timeout": 5},
     )  # fmt: skip
-    assert found.reach.read == [str(venv), "/opt/python"]
-    assert (found.reach.write, found.reach.ports) == ([docs], [5432, 53])
+    assert found.grants.read == [str(venv), "/opt/python"]
+    assert (found.grants.write, found.grants.ports) == ([docs], [5432, 53])
     assert (found.server.limit, found.server.timeout) == (2, 5.0)
 
     prefix = str(Path(sys.executable).resolve().parent.parent)
-    assert prefix in one(tmp_path, command=sys.executable).reach.read
+    assert prefix in one(tmp_path, command=sys.executable).grants.read
 
 
 def test_a_file_in_the_home_does_not_open_the_home(
@@ -156,7 +156,7 @@ def test_a_file_in_the_home_does_not_open_the_home(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "notes.txt").touch()
-    assert one(tmp_path, command="x", args=[f"{tmp_path}/notes.txt"]).reach.read == [
+    assert one(tmp_path, command="x", args=[f"{tmp_path}/notes.txt"]).grants.read == [
         f"{tmp_path}/notes.txt"
     ]
 
@@ -164,7 +164,7 @@ def test_a_file_in_the_home_does_not_open_the_home(
 def test_words_that_no_path_can_be_are_none(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     words = ["/" + "x" * 300, f"--rule=/{'x' * 5000}", f"{tmp_path}/file/below", "/a\0b"]
-    assert one(tmp_path, command="x", args=words, cwd=words[0]).reach.read == []
+    assert one(tmp_path, command="x", args=words, cwd=words[0]).grants.read == []
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_a_server_that_is_wrong_costs_itself_and_says_where(
     found = read(tmp_path, {"mcpServers": {"clock": TIME, "x": entry}})
     assert (found["clock"].server.command, found["clock"].server.wrong) == (TIME["command"], "")
     assert re.search(says, found["x"].server.wrong)
-    assert found["x"].reach == SandboxGrants()
+    assert found["x"].grants == SandboxGrants()
 
 
 def test_a_file_that_is_not_there(homes: Path, tmp_path: Path) -> None:

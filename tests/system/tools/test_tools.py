@@ -375,14 +375,16 @@ def test_a_long_result_that_cannot_be_stored_is_not_called_undone(aios: Aios, pr
     assert "may not sto" in said
 
 
-def test_a_reach_that_is_too_much_is_refused(aios: Aios, program: Any, tmp_path: Path) -> None:
+def test_sandbox_grants_that_are_too_much_are_refused(
+    aios: Aios, program: Any, tmp_path: Path
+) -> None:
     """Or init could not read it, nor a kernel in the journal."""
     calls = program("return aios.call_tool('lab.add', {'a': 1}).result().value")
     paths = [f"{tmp_path}/{number}" for number in range(256)]
     pid = aios.spawn(calls, manifest={"allow": ["tool"]}, reach={"read": paths[:254]})
-    assert "its reach is too much" in aios.wait(pid, timeout=30).result["error"]
+    assert "its sandbox grants are too much" in aios.wait(pid, timeout=30).result["error"]
     for read in (paths, [f"/{'x' * 4000}{number}" for number in range(13)]):
-        with pytest.raises(LimitReached, match="its reach is too much"):
+        with pytest.raises(LimitReached, match="its sandbox grants are too much"):
             aios.spawn(calls, reach={"read": read})
     for reach in ({"read": ["/a\0b"]}, {"write": ["/\0"]}):
         with pytest.raises(Malformed, match="matching regex"):
