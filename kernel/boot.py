@@ -51,7 +51,7 @@ from .llm.contexts import ContextManager
 from .llm.core_client import CoreLink
 from .llm.generations import Generations
 from .llm.prompt import Prompts
-from .llm.scheduler import Scheduler
+from .llm.scheduler.scheduler import Scheduler
 from .llm.statistics import Statistics
 from .loop import Loop
 from .memory.interactions import InteractionLog

@@ -12,7 +12,7 @@ from aios.syscalls.base import Empty
 from aios.syscalls.kernel import Stats, Status
 
 from .entry.call import Call
-from .llm.scheduler import POLICIES
+from .llm.scheduler.policies import POLICIES
 
 if TYPE_CHECKING:
     from .boot import Kernel

@@ -31,7 +31,7 @@ from ..journal import Journal
 from ..llm.context_state import ContextState
 from ..llm.contexts import ContextManager
 from ..llm.generations import Generations
-from ..llm.scheduler import Scheduler
+from ..llm.scheduler.scheduler import Scheduler
 from ..process import Process, ProcessTable
 from ..processes.pending_spawn import PendingSpawn
 from .context_rows import ContextRow, ContextRows

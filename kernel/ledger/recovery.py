@@ -11,7 +11,7 @@ from ..entry.trap import Trap
 from ..journal import Journal
 from ..llm.contexts import Context, ContextManager
 from ..llm.generations import Generations
-from ..llm.scheduler import Scheduler
+from ..llm.scheduler.scheduler import Scheduler
 from ..process import Process, ProcessTable
 from ..processes.lifecycle import Lifecycle
 from ..processes.mailbox import Mailroom

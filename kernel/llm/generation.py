@@ -14,7 +14,7 @@ from ..core.protocol import Out
 from ..entry.call import Call
 from ..lib.coroutine import Wait
 from .contexts import Context
-from .scheduler import Task
+from .scheduler.task import Task
 
 D = TypeVar("D", bound=Decoding)
 

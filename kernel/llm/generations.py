@@ -41,7 +41,8 @@ from .context_state import Turn
 from .contexts import Context, ContextManager
 from .generation import Generation, GenerationState, packed
 from .prompt import MAX_DEATHS, PromptInput, Prompts
-from .scheduler import Decision, Dispatch, Scheduler
+from .scheduler.scheduler import Decision, Dispatch, Scheduler
+from .scheduler.task import Task
 from .statistics import Statistics
 from .window import Windows
 
@@ -178,12 +179,13 @@ class Generations:
     ) -> list[Decision]:
         suspended = call.process.state == "stopped"
         now = time.monotonic()
-        owner = root(call.process.principal) or f"pid {call.process.pid}"
-        decisions = self.scheduler.add(
-            context.id, call.process.nice, now, owner=owner, suspended=suspended
-        )
-        task = self.scheduler.tasks[context.id]
-        task.waiting, task.switches = state.waiting, state.switches
+        agent = call.process.principal or f"pid {call.process.pid}"
+        task = Task(
+            context.id, agent, root(agent), call.process.nice, state.prompt,
+            state.decoding.max_tokens, suspended, decoded=state.drawn, waiting=state.waiting,
+            switches=state.switches,
+        )  # fmt: skip
+        decisions = self.scheduler.add(task, now)
         self.last_run += 1
         self.active[context.id] = Generation(self.last_run, call, end, context, state, task)
         return decisions
@@ -291,9 +293,11 @@ class Generations:
             gen = self.active.get(halted.ctx)
             if gen is not None and gen.run == halted.run:
                 self._halted(gen, halted)
+        self.apply(self.scheduler.decide(time.monotonic()))
 
     def _out(self, gen: Generation, out: Out) -> None:
         now = time.monotonic()
+        drawn = len(gen.state.pieces)
         piece = gen.state.take(out)
         if piece is not None or out.digest:
             self.reports.setdefault(out.ctx, []).append(out)
@@ -311,7 +315,10 @@ class Generations:
             gen.call.process.spend(1)
             if gen.state.stream:
                 gen.call.piece(piece)
-        self.apply(self.scheduler.served(out.ctx, out.fed, now, again=out.again))
+        prefilled = out.fed if drawn == 0 else 0
+        self.scheduler.served(
+            out.ctx, now, prefilled=prefilled, decoded=out.fed - prefilled, again=out.again
+        )
 
     def _first_token(self, gen: Generation, now: float) -> None:
         if gen.turn is not None:
@@ -330,7 +337,7 @@ class Generations:
         elif halted.why == "preempted" and not gen.state.cancelled:
             gen.state.held = halted.text
             self.reports.setdefault(halted.ctx, []).append(halted)
-            self.apply(self.scheduler.halted(halted.ctx, now))
+            self.scheduler.halted(halted.ctx, now)
         else:
             why: Finish = "cancelled" if halted.why == "preempted" else halted.why
             self._finish(gen, why, halted.text)

@@ -71,7 +71,7 @@ HOMES = {
     },
 }
 PURE = (
-    "kernel/llm/scheduler.py",
+    *(path.relative_to(PROJECT).as_posix() for path in sources("kernel/llm/scheduler")),
     "kernel/process.py",
     "kernel/entry/zmtp.py",
     "kernel/llm/contexts.py",

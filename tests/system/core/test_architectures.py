@@ -25,7 +25,8 @@ from aios.kernel.core.disk import Disk
 from aios.kernel.core.engine import CHUNK_TOKENS
 from aios.kernel.core.llama import PAD_FROM_TOKENS, LlamaEngine
 from aios.kernel.core.protocol import Halt
-from aios.kernel.llm.scheduler import Dispatch, Preempt, Scheduler
+from aios.kernel.llm.scheduler.scheduler import Dispatch, Preempt, Scheduler
+from aios.kernel.llm.scheduler.task import Task
 from aios.syscalls.errors import ModelError
 from aios.syscalls.llm import Decoding
 
@@ -153,7 +154,7 @@ def test_a_turn_is_worth_what_it_takes_to_resume(load: Load) -> None:
     engine.row_bytes = 0
     jobs = {at: Job(at, prompt(engine, 100 * at, at), some(80)) for at in range(1, 6)}
     batcher, scheduler = CheckedBatcher(engine, 2, 0), Scheduler("rr", 4, slots=2)
-    waiting = deque(decision for ctx in jobs for decision in scheduler.add(ctx, 0, 0.0))
+    waiting = deque(decision for ctx in jobs for decision in scheduler.add(Task(ctx), 0.0))
     while scheduler.tasks:
         while waiting:
             match waiting.popleft():
@@ -164,10 +165,13 @@ def test_a_turn_is_worth_what_it_takes_to_resume(load: Load) -> None:
         step = batcher.step()
         for out in step.outs:
             jobs[out.ctx].take(out)
-            waiting += scheduler.served(out.ctx, out.fed, 0.0, again=out.again)
+            scheduler.served(out.ctx, 0.0, decoded=out.fed, again=out.again)
         for halted in step.halted:
-            change = scheduler.halted if halted.why == "preempted" else scheduler.remove
-            waiting += change(halted.ctx, 0.0)
+            if halted.why == "preempted":
+                scheduler.halted(halted.ctx, 0.0)
+            else:
+                waiting += scheduler.remove(halted.ctx, 0.0)
+        waiting += scheduler.decide(0.0)
     useful = sum(len(job.prompt) + len(job.tokens) for job in jobs.values())
     # Each turn is worth it but the last, which the end of the answer cuts.
     assert 0 < batcher.replayed <= 2 * useful

@@ -26,7 +26,7 @@ from aios.kernel.ledger.ledger import Ledger
 from aios.kernel.ledger.outbox import Outbox
 from aios.kernel.lib.coroutine import background
 from aios.kernel.llm.contexts import ContextManager
-from aios.kernel.llm.scheduler import Scheduler
+from aios.kernel.llm.scheduler.scheduler import Scheduler
 from aios.kernel.process import ProcessTable
 from aios.kernel.store.store import Store
 from aios.syscalls.errors import AuditDamaged, DiskFull

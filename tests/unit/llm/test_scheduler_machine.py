@@ -7,8 +7,13 @@ from collections import Counter, deque
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from aios.kernel.llm.scheduler import POLICIES, Decision, Dispatch, Preempt, Scheduler
+from aios.kernel.llm.scheduler.fair_share import FairShare
+from aios.kernel.llm.scheduler.policies import POLICIES
+from aios.kernel.llm.scheduler.round_robin import RoundRobin
+from aios.kernel.llm.scheduler.scheduler import Decision, Dispatch, Preempt, Scheduler
+from aios.kernel.llm.scheduler.task import Task
 
+TO_COMPLETION = ("fifo", "sjf")  # policies that preempt nobody
 TASKS = st.integers(0, 5)  # the n-th oldest task, modulo how many there are
 
 
@@ -51,7 +56,7 @@ class SchedulerAndCore(RuleBasedStateMachine):
                 self.turn_of(task)
         needless = [d for d in decisions if isinstance(d, Preempt) and d.task not in self.suspended]
         assert len(needless) <= sum(isinstance(d, Dispatch) for d in decisions)
-        assert not needless or self.scheduler.policy_name == "rr"
+        assert not needless or self.scheduler.policy_name not in TO_COMPLETION
 
     def turn_of(self, task: int) -> None:
         self.passed.pop(task, None)
@@ -71,9 +76,9 @@ class SchedulerAndCore(RuleBasedStateMachine):
 
     @rule(
         nice=st.integers(-20, 19), length=st.integers(1, 40), suspended=st.booleans(),
-        owner=st.sampled_from(["/a", "/a", "/b"]),
+        owner=st.sampled_from(["/a", "/a/child", "/b"]), prompt=st.integers(0, 40),
     )  # fmt: skip
-    def arrive(self, nice: int, length: int, suspended: bool, owner: str) -> None:
+    def arrive(self, nice: int, length: int, suspended: bool, owner: str, prompt: int) -> None:
         self.last += 1
         self.states[self.last] = "ready"
         self.left[self.last] = length
@@ -81,7 +86,8 @@ class SchedulerAndCore(RuleBasedStateMachine):
         if suspended:
             self.suspended.add(self.last)
         self.owners[self.last] = owner
-        self.take(self.scheduler.add(self.last, nice, self.now, owner=owner, suspended=suspended))
+        task = Task(self.last, owner, owner[:2], nice, prompt, length, suspended)
+        self.take(self.scheduler.add(task, self.now))
 
     @rule(seconds=st.integers(0, 9))
     def time_passes(self, seconds: int) -> None:
@@ -126,11 +132,13 @@ class SchedulerAndCore(RuleBasedStateMachine):
     def read_report(self) -> None:
         what, task, tokens = self.reports.popleft()
         if what == "served":
-            self.take(self.scheduler.served(task, tokens, self.now))
+            self.scheduler.served(task, self.now, prefilled=tokens // 2, decoded=-(-tokens // 2))
+            self.take(self.scheduler.decide(self.now))
         elif what == "halted":
             if task in self.states:
                 self.states[task] = "ready"
-            self.take(self.scheduler.halted(task, self.now))
+            self.scheduler.halted(task, self.now)
+            self.take(self.scheduler.decide(self.now))
         else:
             self.gone(task)
             self.take(self.scheduler.remove(task, self.now))
@@ -194,7 +202,29 @@ class SchedulerAndCore(RuleBasedStateMachine):
     @invariant()
     def states_are_as_decided(self) -> None:
         assert self.states == {i: task.state for i, task in self.scheduler.tasks.items()}
-        assert self.scheduler.owners.keys() == {self.owners[task] for task in self.states}
+
+    @invariant()
+    def shares_are_those_of_the_tasks(self) -> None:
+        policy = self.scheduler.policy
+        if isinstance(policy, RoundRobin | FairShare):
+            counters = policy.turns if isinstance(policy, RoundRobin) else policy.tokens
+            paths = [(owner[:2], owner) for task in self.states for owner in [self.owners[task]]]
+            counted = Counter(part for path in paths for part in ((), path[:1], path))
+            assert +counters.tasks == counted
+        if isinstance(policy, FairShare):
+            running = {task for task, state in self.states.items() if state == "running"}
+            assert policy.advances.keys() == running
+            assert policy.ahead.keys() == {
+                part for path, _ in policy.advances.values() for part in (path[:1], path)
+            }
+
+    @invariant()
+    def the_queue_has_who_can_be_dispatched(self) -> None:
+        ready = self.scheduler.ready
+        waits = {task for task, state in self.states.items() if state == "ready"} - self.suspended
+        assert ready.paths.keys() == waits
+        assert sorted(ready.first(len(waits) + 1)) == sorted(waits)
+        assert ready.first(1) == ready.first(9)[:1]
 
     @invariant()
     def never_more_run_than_there_are_slots(self) -> None:
