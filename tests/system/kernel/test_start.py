@@ -154,7 +154,7 @@ def test_a_model_that_ends_llama_cpp_is_named(homes: Path, tmp_path: Path) -> No
     ("toml", "args", "says"),
     [
         ("slots = 0", [], "slots"),
-        ("", ["--policy", "nonsense"], "one of fifo, rr"),
+        ("", ["--policy", "nonsense"], "one of fair, fifo"),
         ("nonsense = 1", [], "nonsense"),
         ("slots = ", [], "config.toml"),
         ('listen = "7777"', [], "tcp://ADDRESS:PORT"),

@@ -69,7 +69,7 @@ def _change_the_policy(aios: Aios) -> None:
         first_piece(calls[0])
         assert aios.policy("rr", 5).quantum == 5
         assert sum(call.result().timings.switches for call in calls) > 6
-        with pytest.raises(BadInput, match="fifo, rr"):
+        with pytest.raises(BadInput, match="fair, fifo, las"):
             aios.policy("none")
     finally:
         aios.policy(before.policy, before.quantum)

@@ -119,7 +119,7 @@ def test_wrong_usage(
         (["logs", "nobody"], 1, "no agent is named 'nobody'"),
         (["kill", "999999"], 1, "no process 999999"),
         (["nice", "-5", "999999"], 1, "no process 999999"),
-        (["sched", "nonsense"], 78, "one of fifo, rr"),
+        (["sched", "nonsense"], 78, "one of fair, fifo"),
         (["generate", "hi " * 2000], 1, "do not fit"),
     ],
 )
