@@ -30,7 +30,7 @@ def test_completion_in_bash(system: System, aios: Aios, program: Program) -> Non
     assert complete("aios kill ", 2) == [str(pid)]
     assert complete("aios kill s", 2) == ["sleeper"]
     assert complete("aios logs k", 2) == ["kernel"]
-    assert complete("aios sched ", 2) == ["fifo", "rr"]
+    assert complete("aios sched f", 2) == ["fair", "fifo"]
     assert complete(f"aios kill --home {system.home} s", 4) == ["sleeper"]
     aios.kill(pid)
     aios.wait(pid)
