@@ -70,7 +70,9 @@ lint: .venv/linters
 	touch $@
 
 bench: .venv/peers
-	for name in throughput agents switch exact syscall swap memory seal audit tools dojo attacks; do $(BIN)/aios bench $$name || exit 1; done
+	missed=; for name in throughput agents switch exact syscall swap memory seal audit tools dojo attacks decide; do \
+		$(BIN)/aios bench $$name || missed="$$missed $$name"; done; \
+	[ -z "$$missed" ] || { echo "missed:$$missed" >&2; exit 1; }
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -27,6 +27,7 @@ from aios.kernel.lib.encryption import CRC
 from .common import Progress, system, timed
 
 TARGET = 1.0
+AT_LEAST = True  # the target is a lower bound
 GOAL_PUTS_PER_SECOND = 20_000.0  # durable
 PROCESSES, WRITERS, IN_FLIGHT = 4, 64, 16
 VALUE = "x" * 97  # 100 bytes, as msgpack

@@ -23,6 +23,7 @@ from .common import Progress, system
 from .memory import together
 
 TARGET = 0.9
+AT_LEAST = True  # the target is a lower bound
 PUTS, ROUNDS = 32_000, 3
 PAGE_BYTES, PAGES = 64 * 23_040, 100  # of one snapshot; how many
 

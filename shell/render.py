@@ -352,11 +352,14 @@ def value(result: Any) -> str:
 def bench(measured: dict[str, Any]) -> Table:
     """Make a table with a row for each figure of either side, and its bound."""
     ours, peer, targets = measured["ours"], measured["peer"], measured.get("targets", {})
-    missed = measured.get("missed", ())
+
+    def bound(name: str, figure: object, sign: str = "") -> str:
+        return f"{sign}{figure}{' missed' if name in measured['missed'] else ''}"
+
     rows = [
-        (name, ours.get(name, "-"), peer.get(name, "-"),
-         f"{targets.get(name, '')}{' missed' if name in missed else ''}")
+        (name, ours.get(name, "-"), peer.get(name, "-"), bound(name, targets.get(name, "")))
         for name in {**ours, **peer}
-    ]  # fmt: skip
-    rows.append(("ratio", measured["ratio"], "", measured["target"]))
+    ]
+    sign = ">= " if measured["at_least"] else "<= "
+    rows.append(("ratio", measured["ratio"], "", bound("ratio", measured["target"], sign)))
     return columns([measured["bench"], "ours", "peer", "target"], rows)

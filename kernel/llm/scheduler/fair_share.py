@@ -18,6 +18,8 @@ class FairShare(Policy):
     """A turn counts as had when it begins, and is settled by what it comes to. So slots that are
     free at once go to several shares, and not all to the one that has had least."""
 
+    charges = True
+
     def __init__(self, quantum: int) -> None:
         super().__init__(quantum)
         self.turn = DECODE * quantum

@@ -19,6 +19,7 @@ class Policy:
     """
 
     turn = 0.0  # that a turn adds to a share
+    charges = False  # whether tokens move shares, and not turns alone
 
     def __init__(self, quantum: int) -> None:
         self.quantum = quantum  # tokens of a turn

@@ -90,8 +90,17 @@ class ReadyQueue:
             if part in self.shares:
                 self.shares[part[:-1]].put(part[-1], self.policy.share(part))
 
+    def next(self) -> int:
+        """Return the task that is next. There is one."""
+        path: Path = ()
+        while isinstance(item := self.shares[path].first().item, str):
+            path = (*path, item)
+        return item
+
     def first(self, count: int) -> list[int]:
         """Return the tasks that are next, in order, as if each had its turn at once."""
+        if count == 1:
+            return [self.next()] if self.paths else []
         taken: list[tuple[Heap, Place]] = []
         found = list(islice(self._in_order((), taken), count))
         for heap, entry in taken:

@@ -97,7 +97,7 @@ class Scheduler:
         task.prefilled += prefilled
         task.decoded += decoded
         self.policy.served(task, prefilled, decoded, now)
-        if self.ready.paths:
+        if self.policy.charges and self.ready.paths:
             self.ready.refresh(self.policy.path(task))
 
     def halted(self, task_id: int, now: float) -> None:
@@ -150,15 +150,16 @@ class Scheduler:
         if not self.ready.paths:
             return decisions
         free = self.slots - len(self.running)
+        rivals = self.ready.first(free + 1)
         for task in sorted(self.running.values(), key=self.policy.yields, reverse=True):
-            if len(self.ready) <= free:
+            if len(rivals) <= free:
                 break
-            rival = self.tasks[self.ready.first(free + 1)[-1]]
-            if not self.policy.keep(task, rival, now):
+            if not self.policy.keep(task, self.tasks[rivals[free]], now):
                 decisions.append(self._preempt(task, now))
                 free += 1
+                rivals = self.ready.first(free + 1)
         while self.ready.paths and len(self.running) < self.slots:
-            decisions.append(self._dispatch(self.tasks[self.ready.first(1)[0]], now))
+            decisions.append(self._dispatch(self.tasks[self.ready.next()], now))
         return decisions
 
     def _preempt(self, task: Task, now: float) -> Preempt:

@@ -20,6 +20,7 @@ from aios.bench import (
     attacks,
     audit,
     common,
+    decide,
     exact,
     memory,
     retrieval,
@@ -32,6 +33,7 @@ from aios.bench import (
 from aios.bench.chats import ANSWER_TOKENS, our_side
 from aios.bench.load import AGENTS, make_prompts, our_system, tokens_per_second
 from aios.kernel.core.engine import CHUNK_TOKENS
+from aios.kernel.llm.scheduler.policies import POLICIES
 from aios.syscalls.errors import BadInput
 
 ROW = 256  # bytes of KV a token, of the tiny model
@@ -99,6 +101,15 @@ def test_audit_measures_both_sides() -> None:
     for side, rate in ((ours, "verified_per_second"), (peer, "hashed_per_second")):
         assert side["durable_per_second"] > 0
         assert side[rate] > 0
+
+
+def test_decide_measures_each_policy_at_each_size() -> None:
+    report = decide.run(quiet, sizes=(5, 50), rounds=1, steps=20)
+    check_shape(report)
+    ours = report["ours"]
+    assert ours.keys() == {f"{policy}_us_{size}" for policy in POLICIES for size in (5, 50)}
+    assert report["ratio"] == max(ours[f"{each}_us_50"] / ours[f"{each}_us_5"] for each in POLICIES)
+    assert report["peer"]["heap_us_50"] > 0
 
 
 def test_attacks_measures_each_and_names_what_is_missed() -> None:

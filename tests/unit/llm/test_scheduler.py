@@ -89,18 +89,25 @@ def test_a_token_costs_the_same_however_many_wait(
     def cost(waiting: int) -> int:
         nonlocal compared
         core = Stepwise(policy, quantum=2, slots=4)
-        for task in range(waiting):
+
+        def add(task: int) -> None:
             core.add(task, agent=f"/{task % 50}/a{task % 7}", program=f"/{task % 50}")
+
+        for task in range(waiting):
+            add(task)
         compared = 0
         for token in range(200):
-            for task in list(core.scheduler.running):
-                for decision in core.served(task, 1, float(token)):
+            for each in list(core.scheduler.running.values()):
+                for decision in core.served(each.id, 1, float(token)):
                     if isinstance(decision, Preempt):
                         core.halted(decision.task, float(token))
                     core.scheduler.upcoming()
+                if each.decoded == 8 and each.state == "running":
+                    core.remove(each.id, float(token))
+                    add(each.id)
         return compared
 
-    assert cost(4000) <= 3 * cost(100) + 400
+    assert cost(4000) <= 4 * cost(100)  # of 40 times as many
 
 
 @pytest.mark.parametrize(("nice", "turn"), [(-20, 867.4), (-4, 24.4), (0, 10), (4, 4.1), (19, 1)])
