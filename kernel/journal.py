@@ -31,7 +31,7 @@ import msgspec
 
 from aios.syscalls.errors import DiskFull, StoreDamaged
 
-from .lib.callbacks import ignore
+from .lib.callbacks import Post, ignore
 from .lib.encryption import AeadCodec, Damaged
 from .lib.files import make_ahead, sync_folder
 
@@ -59,7 +59,7 @@ class Journal:
     """
 
     def __init__(
-        self, folder: Path, post: Callable[[Callable[[], None]], None], log_bytes: int = LOG_BYTES,
+        self, folder: Path, post: Post, log_bytes: int = LOG_BYTES,
         codec: AeadCodec | None = None, before_sync: Callable[[], None] = ignore,
     ) -> None:  # fmt: skip
         self.folder, self.post, self.log_bytes, self.codec = folder, post, log_bytes, codec

@@ -7,7 +7,7 @@ their time is over: a person reads each, and cancelling is quicker than reading.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from aios.syscalls.rules import MAX_PATTERN_CHARS, MAX_PATTERNS, Rule
 
 from ..entry.call import Call
 from ..entry.followers import Followers
+from ..lib.callbacks import After
 from ..lib.coroutine import Wait
 from ..lib.trees import Trees, check_tree, root
 from ..manifests import in_words
@@ -51,12 +52,9 @@ class PendingApproval:
 
 
 class Approvals:
-    """The pending approvals. `timeout` is in seconds; `after(seconds, run)` starts a timer that can
-    be cancelled."""
+    """The pending approvals. `timeout` is in seconds."""
 
-    def __init__(
-        self, gate: Gate, timeout: float, after: Callable[[float, Callable[[], None]], Any]
-    ) -> None:
+    def __init__(self, gate: Gate, timeout: float, after: After) -> None:
         self.gate, self.timeout, self.after = gate, timeout, after
         self.last = 0
         self.pending: dict[int, PendingApproval] = {}

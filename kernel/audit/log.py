@@ -22,6 +22,7 @@ from pathlib import Path
 from aios.syscalls.errors import DiskFull
 from aios.syscalls.wire import Receipt
 
+from ..lib.callbacks import Post
 from ..lib.files import make_ahead, sync_folder, write_zeros
 from . import segment
 from .checkpoint import Checkpoints, Signer
@@ -47,7 +48,7 @@ class AuditLog:
     """
 
     def __init__(
-        self, folder: Path, signer: Signer, post: Callable[[Callable[[], None]], None], *,
+        self, folder: Path, signer: Signer, post: Post, *,
         boot: bytes, keep: int = 1 << 30,
     ) -> None:  # fmt: skip
         self.folder, self.post, self.boot, self.keep = folder, post, boot, keep

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Callable
 from functools import partial
 
 from aios.syscalls.errors import Internal
@@ -37,12 +36,12 @@ class Batcher:
 
     def __init__(
         self, engine: Engine, certified: int, snapshot_bytes: int, disk: Disk | None = None,
-        idle_ttl: float = 60.0, clock: Callable[[], float] = time.monotonic,
+        idle_ttl: float = 60.0,
     ) -> None:  # fmt: skip
         self.engine = engine
         self.max_batch = certified or engine.slots
-        self.prefix_cache = PrefixCache(snapshot_bytes, engine.row_bytes, disk, clock)
-        self.idle_ttl, self.clock = idle_ttl, clock
+        self.prefix_cache = PrefixCache(snapshot_bytes, engine.row_bytes, disk)
+        self.idle_ttl = idle_ttl
         self.slots: list[Sequence | None] = [None] * engine.slots
         self.sequences: dict[int, Sequence] = {}  # by context
         self.running: dict[int, ActiveRun] = {}  # by slot
@@ -128,7 +127,7 @@ class Batcher:
             return POLL_S
         if tiers.disk is None or not self.idle_since:
             return None
-        return max(0.0, next(iter(self.idle_since.values())) + self.idle_ttl - self.clock())
+        return max(0.0, next(iter(self.idle_since.values())) + self.idle_ttl - time.monotonic())
 
     def idle_step(self) -> Step:
         """Do what is due while nothing runs: complete reads and writes, offload idle sequences."""
@@ -188,7 +187,7 @@ class Batcher:
             if active.ended is not None:
                 self.halted.append(active.close())
                 if active.ended != "preempted":
-                    self.idle_since[active.sequence.ctx] = self.clock()
+                    self.idle_since[active.sequence.ctx] = time.monotonic()
                 del self.running[slot]
 
     # --- slots ----------------------------------------------------------------------------------
@@ -245,7 +244,7 @@ class Batcher:
         a time, since the disk may be slow."""
         if self.prefix_cache.tiers.disk is None:
             return
-        now = self.clock()
+        now = time.monotonic()
         while self.idle_since and not self.prefix_cache.tiers.writing:
             ctx, since = next(iter(self.idle_since.items()))
             if now - since <= self.idle_ttl:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlite3
 import sys
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -47,12 +49,23 @@ class IndexDamaged(Exception):
 DAMAGE_CODES = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT}
 
 
-def is_damage(error: sqlite3.Error) -> bool:
+def _is_damage(error: sqlite3.Error) -> bool:
     """Return whether the file is at fault, and not a full disk, a lock or a failing device.
 
     An error without a code is the sqlite3 module's own: a text that is not UTF-8 any more.
     """
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF in DAMAGE_CODES
+
+
+@contextmanager
+def damage_raised() -> Iterator[None]:
+    """Raise IndexDamaged for an error of SQLite's that is damage."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        if _is_damage(error):
+            raise IndexDamaged(str(error)) from error
+        raise
 
 
 def connect(path: Path | str, embedder: str) -> sqlite3.Connection:
@@ -63,7 +76,7 @@ def connect(path: Path | str, embedder: str) -> sqlite3.Connection:
         IndexDamaged: it is no index, or another version's or another model's.
         sqlite3.OperationalError: it is locked, or the disk is full.
     """
-    try:
+    with damage_raised():
         db = sqlite3.connect(path, isolation_level=None, timeout=1)
         try:
             db.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -75,10 +88,6 @@ def connect(path: Path | str, embedder: str) -> sqlite3.Connection:
         except BaseException:
             db.close()
             raise
-    except sqlite3.Error as error:
-        if is_damage(error):
-            raise IndexDamaged(str(error)) from error
-        raise
     return db
 
 

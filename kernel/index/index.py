@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from aios.syscalls.sto import Hit, Standing
 
 from ..lib.callbacks import ignore
 from . import ranking
-from .database import FILE_NAME, IndexDamaged, checksum, connect, is_damage, remove, set_aside
+from .database import FILE_NAME, IndexDamaged, checksum, connect, damage_raised, remove, set_aside
 from .embedder import Embedder, WordsOnly
 from .passage_arrays import PassageArrays
 from .passages import cut
@@ -83,7 +82,7 @@ class Index:
         file = ":memory:" if self.folder is None else self.folder / FILE_NAME
         self.db = connect(file, self.embedder.name)
         try:
-            with _damage_raised():
+            with damage_raised():
                 self._load()
         except BaseException:
             self.db.close()
@@ -202,7 +201,7 @@ class Index:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with _damage_raised():
+        with damage_raised():
             self.db.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -222,7 +221,7 @@ class Index:
             ModelError: there is no model, and the search is not by words only.
         """
         query = search.query[:MAX_QUERY_CHARS]
-        with _damage_raised():
+        with damage_raised():
             ids = self._readable(search)
             if not len(ids):
                 return []
@@ -325,13 +324,3 @@ def _standing(scores: Scores, at: int) -> Standing | None:
     if scores[at] <= 0:
         return None
     return Standing(score=float(scores[at]), rank=int((scores > scores[at]).sum()) + 1)
-
-
-@contextmanager
-def _damage_raised() -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        if is_damage(error):
-            raise IndexDamaged(str(error)) from error
-        raise

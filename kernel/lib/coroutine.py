@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 from aios.syscalls.errors import AiosError
 
 from . import defects
+from .callbacks import After
 
 T = TypeVar("T")
 
@@ -79,10 +80,10 @@ class Wait(Generic[T]):
 
 
 async def within(
-    wait: Wait[T], seconds: float | None, after: Callable[[float, Callable[[], None]], Any],
+    wait: Wait[T], seconds: float | None, after: After,
     late: Callable[[], None],
 ) -> T:  # fmt: skip
-    """Await it, and have `late` end it in so many seconds; `after` starts a timer."""
+    """Await it, and have `late` end it in so many seconds."""
     timer = None if seconds is None else after(seconds, late)
     try:
         return await wait

@@ -43,13 +43,14 @@ def make_ahead(path: Path, size: int) -> int:
     return fd
 
 
-def replace(path: Path, data: bytes) -> None:
+def replace(path: Path, data: bytes, temp: Path | None = None) -> None:
     """Replace the contents of a file, for this user alone. After a crash it is either old or new.
+    The new file is written as `temp`, beside the old one unless given.
 
     Raises:
         OSError: the file is as it was before.
     """
-    temp = path.with_suffix(".new")
+    temp = temp or path.with_suffix(".new")
     try:
         with open(temp, "wb", opener=_private) as file:
             file.write(data)

@@ -17,10 +17,11 @@ class Poll:
         self.run: dict[int, Callable[[int], None]] = {}
         self.events: dict[int, int] = {}  # by descriptor, as epoll has them
 
-    def watch(self, fd: int, run: Callable[[int], None], events: int = READ) -> None:
-        """Watch a descriptor. `run` gets READ, WRITE, both, or neither if the other end is gone."""
-        self.run[fd], self.events[fd] = run, events
-        self.epoll.register(fd, events)
+    def watch(self, fd: int, run: Callable[[int], None]) -> None:
+        """Watch a descriptor, to read. `run` gets READ, WRITE, both, or neither if the other end is
+        gone."""
+        self.run[fd], self.events[fd] = run, READ
+        self.epoll.register(fd, READ)
 
     def change(self, fd: int, events: int) -> None:
         if events != self.events[fd]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from aios.syscalls.errors import AiosError, LimitReached
 from aios.syscalls.proc import Log, LogPart
 
 from ..entry.call import Call
 from ..init.outputs import MAX_LOG_BYTES
+from ..lib.callbacks import After
 from ..lib.coroutine import Wait, within
 from ..process import ProcessTable
 
@@ -32,11 +32,9 @@ class Reader(NamedTuple):
 
 
 class Logs:
-    """All logs. `folder` has a file for each agent; `after(seconds, run)` starts a timer."""
+    """All logs. `folder` has a file for each agent."""
 
-    def __init__(
-        self, folder: Path, table: ProcessTable, after: Callable[[float, Callable[[], None]], Any]
-    ) -> None:
+    def __init__(self, folder: Path, table: ProcessTable, after: After) -> None:
         self.folder, self.table, self.after = folder, table, after
         self.readers: list[Reader] = []
 

@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import msgspec
 
@@ -31,6 +30,7 @@ from ..init.protocol import (
     Takeover,
     ToInit,
 )
+from ..lib.callbacks import After
 from ..lib.patterns import check_visible
 from ..lib.trees import root
 from ..llm.contexts import ContextManager
@@ -56,8 +56,8 @@ class Lifecycle:
     def __init__(
         self, config: Config, table: ProcessTable, contexts: ContextManager,
         generations: Generations, waiters: Waiters, events: EventLog, logs: Logs,
-        sessions: Sessions, to_init: Callable[[ToInit], None],
-        after: Callable[[float, Callable[[], None]], Any], ended: list[Callable[[Process], None]],
+        sessions: Sessions, to_init: Callable[[ToInit], None], after: After,
+        ended: list[Callable[[Process], None]],
     ) -> None:  # fmt: skip
         self.config, self.sessions = config, sessions
         self.table, self.contexts, self.generations = table, contexts, generations

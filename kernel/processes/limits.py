@@ -31,7 +31,7 @@ class LimitEnforcer:
     def set_limits(self, call: Call, args: SetLimits) -> Limits:
         """Return the limits of a process, changed first if the call says how. An agent sets none
         above its own."""
-        process = call.process if args.pid is None else self.lifecycle.table.get(args.pid)
+        process = call.process if args.pid is None else self.table.get(args.pid)
         if args.limits is not None:
             wanted, caller = changed(process.limits, args.limits), call.process
             process.limits = wanted if caller.kind == "client" else tightened(caller.limits, wanted)

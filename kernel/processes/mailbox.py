@@ -16,7 +16,7 @@ from aios.syscalls.msg import Mail, Recv, Send
 
 from ..entry.call import Call
 from ..journal import PutRow
-from ..lib.callbacks import ignore
+from ..lib.callbacks import After, ignore
 from ..lib.coroutine import Wait, within
 from ..lib.trees import Trees, check_tree, leaves_room, root
 from ..process import Process, ProcessTable, QueuedMessage
@@ -31,13 +31,13 @@ _mail = msgspec.msgpack.Decoder(Mail).decode
 class Mailroom:
     """Hands messages to receivers that wait, and keeps them for others.
 
-    `after(seconds, run)` starts a timer that can be cancelled; `put_row` journals a message in a
-    mailbox, or its removal; `on_sent` and `on_received` hear of each message.
+    `put_row` journals a message in a mailbox, or its removal; `on_sent` and `on_received` hear of
+    each message.
     """
 
     def __init__(
-        self, after: Callable[[float, Callable[[], None]], Any], table: ProcessTable,
-        put_row: PutRow, on_sent: Callable[[Process, Process, Any], None] = ignore,
+        self, after: After, table: ProcessTable, put_row: PutRow,
+        on_sent: Callable[[Process, Process, Any], None] = ignore,
         on_received: Callable[[Process, Mail], None] = ignore,
     ) -> None:  # fmt: skip
         self.after, self.table, self.put_row = after, table, put_row

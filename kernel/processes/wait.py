@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -12,6 +11,7 @@ from aios.syscalls.errors import AiosError, BadInput, Denied, ProcessGone, Timed
 from aios.syscalls.proc import Exited
 
 from ..entry.call import Call
+from ..lib.callbacks import After
 from ..lib.coroutine import Wait, within
 from ..process import Process, ProcessTable
 
@@ -25,11 +25,9 @@ class Waiter(NamedTuple):
 
 
 class Waiters:
-    """All calls that wait. `after(seconds, run)` starts a timer that can be cancelled."""
+    """All calls that wait."""
 
-    def __init__(
-        self, table: ProcessTable, after: Callable[[float, Callable[[], None]], Any]
-    ) -> None:
+    def __init__(self, table: ProcessTable, after: After) -> None:
         self.table, self.after = table, after
         # By the pid of the process that is to end; by minus its parent's where it is any child.
         self.waiters: dict[int, dict[int, Waiter]] = {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Protocol
 from aios.syscalls.errors import BackendDown, BadInput, DiskFull, StoreDamaged
 
 from ..lib.encryption import AeadCodec, Damaged
-from ..lib.files import sync_folder
+from ..lib.files import replace, sync_folder
 
 BUCKET_TIMEOUT = timedelta(seconds=10)  # of all tries of a request together
 
@@ -50,18 +49,8 @@ class FolderBackend:
             raise BadInput(f"cannot keep blobs in {path}: {error.strerror}") from error
 
     def put(self, name: str, data: bytes) -> None:
-        temp = self.new / name
         with _translated(f"cannot write to {self.path}"):
-            try:
-                with temp.open("wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                temp.rename(self._file(name))
-            except OSError:
-                temp.unlink(missing_ok=True)
-                raise
-            sync_folder(self._file(name).parent)
+            replace(self._file(name), data, self.new / name)
 
     def get(self, name: str) -> bytes | None:
         with _translated(f"cannot read {self.path}"):

@@ -26,6 +26,7 @@ from aios.syscalls.errors import (
     StoreDamaged,
 )
 
+from ..lib.callbacks import Post
 from ..lib.coroutine import Wait, background
 from ..lib.encryption import AeadCodec
 from ..store.done_calls import CallId
@@ -135,12 +136,7 @@ class ExternalBlobs:
 
     external = True
 
-    def __init__(
-        self,
-        store: Store | NoStore,
-        backend: BlobBackend,
-        post: Callable[[Callable[[], None]], None],
-    ) -> None:
+    def __init__(self, store: Store | NoStore, backend: BlobBackend, post: Post) -> None:
         self.store, self.backend, self.post = store, backend, post
         self.pins: Counter[bytes] = Counter()  # chunks of writes that are not committed yet
         self.holds = 0
@@ -245,8 +241,8 @@ def _left_over(error: AiosError) -> None:
 
 
 def open_blobs(
-    url: str, options: Mapping[str, str], store: Store | NoStore,
-    post: Callable[[Callable[[], None]], None], seal: AeadCodec | None = None,
+    url: str, options: Mapping[str, str], store: Store | NoStore, post: Post,
+    seal: AeadCodec | None = None,
 ) -> Blobs:  # fmt: skip
     """Open the chunks that the setting `blobs` names: "lmdb", file:///a/folder, s3://bucket/prefix.
 

@@ -22,7 +22,7 @@ from aios.syscalls.errors import (
 
 from ..entry.call import Call
 from ..lib import defects
-from ..lib.callbacks import ignore
+from ..lib.callbacks import Post, ignore
 from ..lib.coroutine import Driver, Wait
 from ..lib.encryption import AeadCodec
 from ..store.store import NoStore, Store
@@ -42,7 +42,7 @@ T = TypeVar("T")
 class BackgroundTask:
     """A call that is served in a thread. The work calls `step` between any two small parts."""
 
-    def __init__(self, call: Call, post: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(self, call: Call, post: Post) -> None:
         self.call, self.post = call, post
         self.stop = threading.Event()
         self.began = self.told = time.monotonic()
@@ -77,9 +77,8 @@ class BackgroundTask:
 
 class Maintenance:
     def __init__(
-        self, storage: Storage, store: Store | NoStore,
-        post: Callable[[Callable[[], None]], None], seal: AeadCodec | None = None,
-    ) -> None:  # fmt: skip
+        self, storage: Storage, store: Store | NoStore, post: Post, seal: AeadCodec | None = None
+    ) -> None:
         self.storage, self.store, self.post, self.seal = storage, store, post, seal
         self.task: BackgroundTask | None = None
         self.thread = threading.Thread()

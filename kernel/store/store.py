@@ -33,7 +33,7 @@ from aios.syscalls.errors import (
 )
 
 from ..lib import defects
-from ..lib.callbacks import ignore
+from ..lib.callbacks import Post, ignore
 from ..lib.coroutine import Wait, background
 from ..lib.encryption import ChecksumCodec, ValueCodec
 from .done_calls import CallId, DoneCalls
@@ -77,7 +77,7 @@ class Store:
     """
 
     def __init__(
-        self, folder: Path, post: Callable[[Callable[[], None]], None], *, limit: int = 8 << 30,
+        self, folder: Path, post: Post, *, limit: int = 8 << 30,
         system: str = "", barrier: Callable[[], None] = ignore,
         codec: ValueCodec = ChecksumCodec(),  # noqa: B008 (it has no state)
     ) -> None:  # fmt: skip

@@ -11,9 +11,8 @@ is not done again.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import msgspec
 
@@ -32,6 +31,7 @@ from aios.syscalls.errors import (
 from ..access.gate import Gate
 from ..entry.call import Call
 from ..journal import PutRow
+from ..lib.callbacks import After
 from ..lib.coroutine import Wait
 from ..lib.trees import leaves_room, root
 from ..process import Process
@@ -51,7 +51,7 @@ class Tools:
 
     def __init__(
         self, boxes: dict[str, Box], most: int, starter: Starter, gate: Gate,
-        after: Callable[[float, Callable[[], None]], Any], put_row: PutRow,
+        after: After, put_row: PutRow,
     ) -> None:  # fmt: skip
         self.most, self.starter, self.gate = most, starter, gate
         self.after, self.put_row = after, put_row
