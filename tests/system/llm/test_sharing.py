@@ -37,6 +37,20 @@ def test_round_robin_switches_and_nobody_can_tell(talking: Aios) -> None:
     assert stats.replayed == before.replayed
 
 
+def test_nobody_can_tell_from_the_answers_which_policy_runs(aios: Aios) -> None:
+    said, before = prompts(9), aios.policy()
+    options: dict[str, Any] = {"max_tokens": 60, "ignore_eos": True, "digest": True}
+    alone = [run(aios, prompt, **options).digest for prompt in said]
+    try:
+        for policy in aios.status().policies:
+            aios.policy(policy, 4)
+            together = [aios.generate(prompt, **options) for prompt in said]
+            assert [call.result().digest for call in together] == alone, policy
+            assert aios.check() == []
+    finally:
+        aios.policy(before.policy, before.quantum)
+
+
 def test_turns_get_on_where_no_snapshot_is_kept(boot: Boot) -> None:
     """Each turn replays all that was there: it must still come to something new."""
     system = boot(model=EMBEDDED, slots=1, quantum=8, snapshot_bytes=0, disk_bytes=0)
