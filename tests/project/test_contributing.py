@@ -63,8 +63,8 @@ class Tree:
         return name
 
     def changed(self) -> set[str]:
-        """The files that are others than in the project."""
-        files = (file for file in self.root.rglob("*") if file.is_file())
+        """The files that are others than in the project, but for compiled ones."""
+        files = (file for file in self.root.rglob("*") if file.is_file() and file.suffix != ".pyc")
         names = (file.relative_to(self.root).as_posix() for file in files)
         return {name for name in names if not same(self.root / name, PROJECT / name)}
 

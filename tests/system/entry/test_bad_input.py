@@ -101,7 +101,7 @@ def test_a_cache_larger_than_memory_is_refused(homes: Path, tmp_path: Path) -> N
         ("slots = 0", "slots"),
         ("slots = 'many'", "slots"),
         ("slotz = 4", "slotz"),
-        ("policy = 'fair'", "fair"),
+        ("policy = 'lottery'", "lottery"),
         ("[limits]\ntokens = -1", "limits.tokens"),
         ("[tools.'a.b']\nprogram = '/a.py'", "tools"),  # no tool could be named so
         ("[tools.lab]\nprogram = './lab.py'", "'./lab.py' is no absolute path"),
