@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 import pexpect
+import psutil
 import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner
@@ -243,6 +244,13 @@ def terminal() -> Iterator[Open]:
         each.close(force=True)
 
 
+def interrupt(shell: Any) -> None:
+    """Press Ctrl-C once the program sleeps: where CPython has written a prompt and does not wait in
+    its select yet, a signal is first seen with the next key."""
+    eventually(lambda: psutil.Process(shell.pid).status() == psutil.STATUS_SLEEPING)
+    shell.sendcontrol("c")
+
+
 def ended(shell: Any) -> int:
     shell.expect(pexpect.EOF)
     shell.close()
@@ -261,7 +269,7 @@ def test_ask_asks_until_it_is_answered(home: Path, asker: list[str], terminal: O
         assert agent.wait(LIMIT) == 0
     with started(home, "run", *asker) as agent:
         asking.expect_exact("answer (once, agent, always, deny)")
-        asking.sendcontrol("c")
+        interrupt(asking)
         assert ended(asking) == 130
         with connect(home) as aios:  # nobody has answered
             aios.answer(next(aios.questions()).id, "deny")
@@ -277,7 +285,7 @@ def test_run_asks_in_its_terminal(home: Path, asker: list[str], terminal: Open) 
     assert ended(asked) == 0
     asked = terminal(home, "run", *asker)
     asked.expect_exact("answer (once, agent, always, deny)")
-    asked.sendcontrol("c")
+    interrupt(asked)
     assert ended(asked) == 130
     with connect(home) as aios:
         eventually(lambda: aios.ps() == [])
