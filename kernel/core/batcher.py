@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
+from collections.abc import Callable
 from functools import partial
 
 from aios.syscalls.errors import Internal
@@ -36,12 +37,12 @@ class Batcher:
 
     def __init__(
         self, engine: Engine, certified: int, snapshot_bytes: int, disk: Disk | None = None,
-        idle_ttl: float = 60.0,
+        idle_ttl: float = 60.0, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self.engine = engine
         self.max_batch = certified or engine.slots
-        self.prefix_cache = PrefixCache(snapshot_bytes, engine.row_bytes, disk)
-        self.idle_ttl = idle_ttl
+        self.prefix_cache = PrefixCache(snapshot_bytes, engine.row_bytes, disk, clock)
+        self.idle_ttl, self.clock = idle_ttl, clock
         self.slots: list[Sequence | None] = [None] * engine.slots
         self.sequences: dict[int, Sequence] = {}  # by context
         self.running: dict[int, ActiveRun] = {}  # by slot
@@ -127,7 +128,7 @@ class Batcher:
             return POLL_S
         if tiers.disk is None or not self.idle_since:
             return None
-        return max(0.0, next(iter(self.idle_since.values())) + self.idle_ttl - time.monotonic())
+        return max(0.0, next(iter(self.idle_since.values())) + self.idle_ttl - self.clock())
 
     def idle_step(self) -> Step:
         """Do what is due while nothing runs: complete reads and writes, offload idle sequences."""
@@ -187,7 +188,7 @@ class Batcher:
             if active.ended is not None:
                 self.halted.append(active.close())
                 if active.ended != "preempted":
-                    self.idle_since[active.sequence.ctx] = time.monotonic()
+                    self.idle_since[active.sequence.ctx] = self.clock()
                 del self.running[slot]
 
     # --- slots ----------------------------------------------------------------------------------
@@ -244,7 +245,7 @@ class Batcher:
         a time, since the disk may be slow."""
         if self.prefix_cache.tiers.disk is None:
             return
-        now = time.monotonic()
+        now = self.clock()
         while self.idle_since and not self.prefix_cache.tiers.writing:
             ctx, since = next(iter(self.idle_since.items()))
             if now - since <= self.idle_ttl:
