@@ -20,10 +20,10 @@ from typing import Any
 from aios.kernel.core.gguf import requantize
 
 from .chats import ANSWER_TOKENS, PAUSE_S, SLOTS, WINDOW, Chat, Turn, figures, our_side
-from .common import Progress, model, threads
+from .common import Progress, Target, model, threads
 from .peer import PEER, server
 
-TARGET = 0.33
+TARGET = Target(0.33)
 AGENTS, TURNS = 24, 5
 
 

@@ -43,11 +43,11 @@ from aios.kernel.audit.segment import HASH_BYTES, LENGTH
 from aios.kernel.lib.patterns import MAX_WILDCARDS, matches
 from aios.syscalls.errors import TimedOut
 
-from .common import Progress, system, text, threads, timed
+from .common import Progress, Target, system, text, threads, timed
 from .flood import KNOWN, OTHERS
 from .reuse import take_over
 
-TARGET = 0.0
+TARGET = Target(0.0)
 SECONDS, PROCESSES, QUEUED, TURNS, ROUNDS = 60.0, 40_000, 4000, 30, 50
 SLOTS = 4
 MAX_CALLS = 1000  # that one process has waiting, of 1,024 that it may have

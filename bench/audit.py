@@ -33,9 +33,9 @@ from aios.kernel.config import Config
 from aios.kernel.init.protocol import Takeover, encode
 from aios.kernel.lib.files import make_ahead
 
-from .common import Progress, timed
+from .common import Progress, Target, timed
 
-TARGET = 1.3
+TARGET = Target(1.3)
 RECORDS, GROUP = 400_000, 256
 ROUNDS, CALLS = 9, 400
 KERNEL_TIMEOUT_S = 60.0

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from aios.agents import Aios
 from aios.kernel.config import embedded_model
@@ -18,6 +18,18 @@ from aios.shell.launch import System
 from aios.syscalls.proc import Exited
 
 Progress = Callable[[str], None]
+
+
+class Target(NamedTuple):
+    """The bound of a bench's ratio, from above unless it is to be at least so much."""
+
+    bound: float
+    at_least: bool = False
+
+    def missed(self, ratio: float) -> bool:
+        return ratio < self.bound if self.at_least else ratio > self.bound
+
+
 READY_TIMEOUT_S = 60.0  # of an agent
 MODEL: ContextVar[Path | None] = ContextVar("model", default=None)  # None: the embedded one
 

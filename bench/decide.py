@@ -2,9 +2,8 @@
 
 A step books a token of each task that runs on 8 slots, confirms who was to make room, and decides.
 An answer has 100 tokens; another call comes for each that ends. The calls are of 200 agents in 50
-trees. `ratio` is the time of a step with 10,000 over that with
-10, of the policy of which it is most. The peer is a heap of as many entries, from which the first
-is taken and put back at the end as often.
+trees. `ratio` is the time of a step with 10,000 over that with 10, of the policy of which it is
+most. The peer is a heap of as many entries, of which the first goes to the end as often.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from aios.kernel.llm.scheduler.policies import POLICIES
 from aios.kernel.llm.scheduler.scheduler import Decision, Preempt, Scheduler
 from aios.kernel.llm.scheduler.task import Task
 
-from .common import Progress
+from .common import Progress, Target
 
-TARGET = 2.0
+TARGET = Target(2.0)
 SIZES = (10, 1_000, 10_000)  # calls that wait
 SLOTS, QUANTUM, ANSWER_TOKENS = 8, 32, 100
 ROUNDS, STEPS = 15, 400

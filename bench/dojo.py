@@ -42,9 +42,9 @@ from aios.kernel.rules import AccessRequest, RuleEvaluator, Subject
 from aios.syscalls.errors import AiosError
 from aios.syscalls.rules import Manifest
 
-from .common import Progress
+from .common import Progress, Target
 
-TARGET = 0.0
+TARGET = Target(0.0)
 VERSION = "v1.2.2"
 SUITES = ("workspace", "travel", "banking", "slack")
 FIGURES = (

@@ -30,9 +30,9 @@ from aios.kernel.core.state_layout import BlockSlice
 from aios.shell.launch import init_of
 from aios.syscalls.llm import Decoding
 
-from .common import Progress, model, system, text, threads
+from .common import Progress, Target, model, system, text, threads
 
-TARGET = 0.0
+TARGET = Target(0.0)
 SLOTS, WINDOW = 4, 1024
 PROMPT_TOKENS = (9, 20, 33, 64, 65, 100, 127, 150, 210, 270, 340, 640)  # one context each
 ROOMY_BYTES = 1 << 30  # room for all snapshots

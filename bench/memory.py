@@ -24,10 +24,9 @@ from aios.agents import connect
 from aios.agents.sdk.connection import Pending
 from aios.kernel.lib.encryption import CRC
 
-from .common import Progress, system, timed
+from .common import Progress, Target, system, timed
 
-TARGET = 1.0
-AT_LEAST = True  # the target is a lower bound
+TARGET = Target(1.0, at_least=True)
 GOAL_PUTS_PER_SECOND = 20_000.0  # durable
 PROCESSES, WRITERS, IN_FLIGHT = 4, 64, 16
 VALUE = "x" * 97  # 100 bytes, as msgpack

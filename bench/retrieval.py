@@ -29,10 +29,9 @@ from aios.kernel.index.protocol import PutDocument, Search
 from aios.syscalls.errors import BadInput
 from aios.syscalls.sto import Mode
 
-from .common import Progress, timed
+from .common import Progress, Target, timed
 
-TARGET = 1.0
-AT_LEAST = True  # the target is a lower bound
+TARGET = Target(1.0, at_least=True)
 SIZES = (10_000, 100_000)  # passages
 TOP_K = 10  # documents
 TOP_PASSAGES = 60  # which surely come from that many documents

@@ -19,11 +19,10 @@ import numpy as np
 from aios.kernel.core.disk import BlockName, Disk
 from aios.kernel.lib.encryption import AeadCodec, KeyRing
 
-from .common import Progress, system
+from .common import Progress, Target, system
 from .memory import together
 
-TARGET = 0.9
-AT_LEAST = True  # the target is a lower bound
+TARGET = Target(0.9, at_least=True)
 PUTS, ROUNDS = 32_000, 3
 PAGE_BYTES, PAGES = 64 * 23_040, 100  # of one snapshot; how many
 

@@ -20,9 +20,9 @@ from aios.kernel.core.llama import LlamaEngine
 from aios.kernel.core.protocol import DECODED, PREFILLED, Run, Segment
 from aios.syscalls.llm import Decoding
 
-from .common import Progress, model, text, threads
+from .common import Progress, Target, model, text, threads
 
-TARGET = 0.0
+TARGET = Target(0.0)
 CONTEXTS, TOKENS, SLOTS = 300, 500, 8
 RAM_BYTES, DISK_BYTES = 1 << 30, 16 << 30
 FIRST_TOKENS, LATER_TOKENS = 2, 4  # drawn before and behind the point that each goes back to

@@ -17,9 +17,9 @@ from aios.kernel.core.engine import CHUNK_TOKENS
 from aios.kernel.core.llama import LlamaEngine
 from aios.kernel.core.state_layout import BlockSlice
 
-from .common import Progress, model, system, text, threads
+from .common import Progress, Target, model, system, text, threads
 
-TARGET = 0.01
+TARGET = Target(0.01)
 ROUNDS, TOKENS, QUANTUM = 3, 1000, 8
 NEW_TOKENS = 128  # that each of the two contexts generates
 

@@ -19,9 +19,9 @@ import zmq
 
 from aios.agents import Aios, connect
 
-from .common import Progress, system, timed
+from .common import Progress, Target, system, timed
 
-TARGET = 2.0
+TARGET = Target(2.0)
 ROUNDS, CALLS, PIPELINED, IN_FLIGHT = 5, 500, 5000, 100
 
 Trip = Callable[[], object]

@@ -10,12 +10,11 @@ from __future__ import annotations
 from statistics import median
 from typing import Any
 
-from .common import Progress
+from .common import Progress, Target
 from .load import AGENTS, make_prompts, our_system, tokens_per_second
 from .peer import PEER, peer_server
 
-TARGET = 0.95
-AT_LEAST = True  # the target is a lower bound
+TARGET = Target(0.95, at_least=True)
 ROUNDS = 3
 NEW_TOKENS = 128  # that each agent generates
 

@@ -19,9 +19,9 @@ from aios.agents.reasoning.tool_dialogue import ToolDialogue
 from aios.agents.tools.time import now
 from aios.syscalls.tool import Spec
 
-from .common import Progress, system, timed
+from .common import Progress, Target, system, timed
 
-TARGET = 4.0
+TARGET = Target(4.0)
 ROUNDS, CALLS, IN_FLIGHT = 5, 400, 8
 WRITTEN, ANSWER_TOKENS = 200, 200  # calls of the model; at most, of an answer
 TASKS = (

@@ -122,9 +122,10 @@ class System:
                 return status
             if status.core_error is not None:
                 raise from_wire(status.core_error)
-            loading = status.core != "ready"
-            waits = "loading the model" if loading else "waiting for its gateway to listen"
-            progress(f"{waits}, and testing that it is exact" if loading else waits)
+            waits = "waiting for its gateway to listen"
+            if status.core != "ready":
+                waits = "loading the model, and testing that it is exact"
+            progress(waits)
             time.sleep(POLL_S)
         raise TimedOut(f"the system is still {waits}", f"see the logs in {self.home / 'log'}")
 

@@ -105,6 +105,7 @@ class Init:
             Path(self.log(name)).unlink(missing_ok=True)
         self.start_kernel()
         self.preload_mcp()
+        gc.freeze()  # forks then share these pages
         while True:
             for key, events in self.selector.select():
                 if key.data is not None:  # a callback of the sandbox host or of the outputs
@@ -129,7 +130,6 @@ class Init:
         if self.config.mcp:
             with contextlib.suppress(Exception):  # a worker that imports it says why it cannot
                 importlib.import_module(MCP_CONNECTION)
-        gc.freeze()  # forks then share these pages
 
     def from_kernel(self) -> bool:
         """Serve one request of the kernel. Return False if there is none."""

@@ -62,10 +62,10 @@ def bench(name: str, model: Path | None, as_json: bool, **given: Path | None) ->
     importlib.import_module("aios.bench.common").MODEL.set(model)
     with progress(plain=not as_json) as tell:
         found = module.run(tell, **options)
-    at_least = getattr(module, "AT_LEAST", False)
-    ratio, target = found["ratio"], module.TARGET
-    missed = found.pop("missed", []) + ["ratio"] * (ratio < target if at_least else ratio > target)
-    measured = {"bench": name, "target": target, "at_least": at_least, **found, "missed": missed}
+    target = module.TARGET
+    missed = found.pop("missed", []) + ["ratio"] * target.missed(found["ratio"])
+    measured = {"bench": name, "target": target.bound, "at_least": target.at_least, **found}
+    measured["missed"] = missed
     show(measured, as_json, render.bench(measured))
     return 1 if missed else 0
 

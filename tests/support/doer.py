@@ -1,10 +1,14 @@
-"""An agent that does what a test tells it to."""
+"""An agent that does what a test tells it to, and the person who tells it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from aios.agents import Aios
+from aios.agents import Aios, connect
+from aios.shell.launch import System
+
+Boot = Callable[..., System]
 
 # Does each of the acts that it is sent, and says what came of it.
 DOER = """
@@ -17,6 +21,13 @@ while True:
         said = error.code
     aios.send('test', json.loads(json.dumps(said, default=repr)))
 """
+
+
+def person_alone(boot: Boot) -> Iterator[Aios]:
+    """Yield a person's connection to a system that nobody else uses, and that is left whole."""
+    with connect(boot(slots=1).home, "test") as aios:
+        yield aios
+        assert aios.check() == []
 
 
 class Agent:

@@ -33,6 +33,10 @@ class Heard:
         self.listener.on_closed = self.closed.append
         self.listener.on_refused = lambda _os_pid, why: self.refused.append(why)
 
+    def close(self) -> None:
+        self.listener.close()
+        self.poll.close()
+
     def _take(self, route: bytes, os_pid: int, data: bytes | None) -> None:
         self.messages.append((route, os_pid, data))
         self.answer(route)

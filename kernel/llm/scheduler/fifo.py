@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from .policy import Policy
-from .task import Task
 
 
 class Fifo(Policy):
-    def key(self, task: Task) -> float:
-        return task.arrived
+    """The base, as it is."""

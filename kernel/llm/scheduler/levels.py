@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from .policy import Policy
 from .task import Task
 
@@ -9,12 +11,12 @@ LEVELS = 8
 AGING_S = 10.0  # a task that has waited so long stands as one of the next level that comes then
 
 
-class Levels(Policy):
+class Levels(Policy, ABC):
     """The base of policies with levels, of which each has turns twice as long as the one above."""
 
+    @abstractmethod
     def level(self, task: Task) -> int:
         """Return the level of a task, 0 to LEVELS - 1."""
-        raise NotImplementedError
 
     def level_of(self, tokens: float) -> int:
         """Return the first level of which a turn has so many tokens."""
@@ -24,8 +26,10 @@ class Levels(Policy):
         return task.queued_at + AGING_S * self.level(task)
 
     def keep(self, task: Task, rival: Task, now: float) -> bool:
-        """A task makes room at the end of its turn, and for one of a higher level at once."""
-        if self.level(rival) < self.level(task):
+        """A task makes room at the end of its turn, and at once for one of a higher level, unless
+        its own waiting stands against that as in the queue: else an old task would have a token,
+        and wait as long again."""
+        if self.level(rival) < self.level(task) and self.key(rival) < self.key(task):
             return task.used < task.again
         return self.in_turn(task, self.quantum * 2 ** self.level(task))
 

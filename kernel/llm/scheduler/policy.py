@@ -11,7 +11,8 @@ NICE_STEP = 1.25  # how much more a step of nice counts for, as in Linux
 
 
 class Policy:
-    """The base of all policies, which runs each task to completion. The Scheduler does the rest.
+    """The base of all policies: each task runs to completion, in the order of arrival. All else is
+    the Scheduler's.
 
     Tasks are ordered below the shares that they count for: the share with the smallest `share` has
     the next turn, and of its own shares and tasks again the first. A hook is told of each event
@@ -37,7 +38,7 @@ class Policy:
     def key(self, task: Task) -> float:
         """Return a task's place among the ready ones of its share. It is asked for as the task
         enters the queue."""
-        raise NotImplementedError
+        return task.arrived
 
     # --- preemption ---------------------------------------------------------------------------
 

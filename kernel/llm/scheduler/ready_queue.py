@@ -99,7 +99,7 @@ class ReadyQueue:
 
     def first(self, count: int) -> list[int]:
         """Return the tasks that are next, in order, as if each had its turn at once."""
-        if count == 1:
+        if count == 1:  # at most steps: nothing has to be taken out for it
             return [self.next()] if self.paths else []
         taken: list[tuple[Heap, Place]] = []
         found = list(islice(self._in_order((), taken), count))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from conftest import Boot
-from doer import DOER, Agent
+from doer import DOER, Agent, person_alone
 
 from aios.agents import Aios, connect
 from aios.syscalls.errors import BadInput, NotFound
@@ -17,10 +17,7 @@ Program = Callable[[str], str]
 
 @pytest.fixture
 def person(boot: Boot) -> Iterator[Aios]:
-    system = boot(slots=1)
-    with connect(system.home, "test") as aios:
-        yield aios
-        assert aios.check() == []
+    yield from person_alone(boot)
 
 
 @pytest.fixture

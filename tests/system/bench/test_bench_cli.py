@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from aios.bench.common import Target
 from aios.shell.cli import execute
 
 
@@ -27,7 +28,7 @@ def test_bench_prints_what_was_measured(
         return measured
 
     module = types.ModuleType("aios.bench.switch")
-    module.__dict__.update(run=fake, TARGET=0.01)
+    module.__dict__.update(run=fake, TARGET=Target(0.01))
     monkeypatch.setitem(sys.modules, "aios.bench.switch", module)
     assert execute(["bench", "switch", "--json"]) == 0
     shown = capsys.readouterr()
@@ -39,7 +40,7 @@ def test_bench_prints_what_was_measured(
     table = r"^SWITCH +OURS +PEER +TARGET\n.*^ratio +0.004 +<= 0.01$"
     assert re.search(table, shown.out, re.M | re.S)
     assert shown.err == "measuring\n"
-    module.__dict__.update(AT_LEAST=True)
+    module.__dict__.update(TARGET=Target(0.01, at_least=True))
     assert execute(["bench", "switch"]) == 1
     assert re.search(r"^ratio +0.004 +>= 0.01 missed$", capsys.readouterr().out, re.M)
     measured |= {"ratio": 0.01, "targets": {"seconds": 0.001}, "missed": ["seconds"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import socket
@@ -27,10 +28,8 @@ LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
 
 @pytest.fixture
 def heard(homes: Path) -> Iterator[Heard]:
-    made = Heard(homes / "peers.sock")
-    yield made
-    made.listener.close()
-    made.poll.close()
+    with contextlib.closing(Heard(homes / "peers.sock")) as heard:
+        yield heard
 
 
 def by_another(path: Path) -> tuple[socket.socket, int]:

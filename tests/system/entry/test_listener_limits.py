@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import resource
@@ -30,10 +31,8 @@ from aios.syscalls.wire import ABI_VERSION
 
 @pytest.fixture
 def heard(homes: Path) -> Iterator[Heard]:
-    made = Heard(homes / "peers.sock")
-    yield made
-    made.listener.close()
-    made.poll.close()
+    with contextlib.closing(Heard(homes / "peers.sock")) as heard:
+        yield heard
 
 
 PING = encode_frame(b"\x04PING\0\0" + bytes(16), COMMAND)

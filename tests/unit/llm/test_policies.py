@@ -247,6 +247,22 @@ def test_the_lowest_level_waits_so_long_at_most(policy: str) -> None:
     assert core.order() == [3, 2, 4]
 
 
+@pytest.mark.parametrize("policy", ["mlfq", "las"])
+def test_who_has_waited_for_a_turn_has_it_whatever_comes_then(policy: str) -> None:
+    """Or the turn would end with its first token, and the waiting begin anew."""
+    waited = (LEVELS - 1) * AGING_S + 1
+    core = Stepwise(policy, quantum=4)
+    core.add(0, program="/long")
+    core.served(0, 10**6)
+    core.remove(0)
+    core.add(1, program="/new")
+    core.add(2, prompt=10**6, program="/long")
+    assert core.remove(1, waited) == [Dispatch(2)]
+    assert core.add(3, waited, program="/b") == []
+    assert core.served(2, 1, waited) == []
+    assert core.served(2, 4 * 2 ** (LEVELS - 1), waited) == [Preempt(2), Dispatch(3)]
+
+
 def test_so_many_programs_are_remembered() -> None:
     core = Stepwise("las", quantum=32)
     for number in range(5000):
